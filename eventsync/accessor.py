@@ -1,0 +1,601 @@
+"""The accessor: how one store reads and writes the records of one type.
+
+It owns the contract that a new kind of store fulfils, and what every accessor gets from it: the
+version gate, batch apply, local edits and the capture of edits made behind eventsync's back. It
+knows nothing of queues, envelopes on the wire or of other stores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from eventsync.query import Query
+
+from eventsync import value
+from eventsync.change import DELETE, PATCH, PUT, Change, Known
+from eventsync.clock import Clock, Version
+from eventsync.errors import (
+    AlreadyExistsError,
+    ChangeRefusedError,
+    ConfigError,
+    NotFoundError,
+    RecordError,
+    StoreUnavailableError,
+)
+from eventsync.gate import UNVERSIONED, Decision, Verdict, decide, decide_put_or_delete
+from eventsync.index import Entry, Index, IndexTransaction, Intent, Presence
+from eventsync.record import Record
+from eventsync.view import View
+
+__all__ = ["Accessor", "Edit", "Write"]
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(slots=True, frozen=True)
+class Write:
+    """Field values to write to one record.
+
+    ``whole``: ``values`` are all fields the store holds, so the record can be added if it is not
+    there; otherwise they are the changed ones of a record that is.
+    """
+
+    key: str
+    values: Mapping[str, Any]
+    whole: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Edit:
+    """A local edit: what a user of the store wants to happen to one record.
+
+    ``op`` is what was asked: ``add`` fails when the record is there, ``update`` when it is not,
+    ``upsert`` never, ``remove`` when it is not. ``values``: the record's field values; ``None`` for
+    ``remove``. ``touched``: the fields that an update is about, ``None`` for all of ``values``.
+    """
+
+    op: str
+    key: str
+    values: Mapping[str, Any] | None = None
+    touched: frozenset[str] | None = None
+
+
+class Accessor(ABC, Generic[R]):
+    """Reads and writes the records of one type in one store.
+
+    To write one for a new kind of store, extend ``add``, ``update``, ``get``, ``find``, ``count``
+    and ``remove``; override ``record_to_data`` and ``data_to_record`` if your store's records are
+    not dicts. Everything else works from these. Override ``read_rows`` and ``write_rows`` where the
+    store can do many at once.
+
+    The six are called by one thread at a time in each process, under the index's lock when they
+    write. Raise ``RejectedError`` for a record that the store will never take, and
+    ``StoreUnavailableError`` (or any ``OSError``) for what may work later.
+    """
+
+    atomic: ClassVar[bool] = False
+    """Whether ``write_rows`` takes effect whole or not at all, even if the process dies in it."""
+
+    def __init__(self, record_type: type[R], *, view: View | None = None) -> None:
+        self.record_class = record_type
+        self.type = record_type.__record__
+        self.view = (view or View()).bind(self.type)
+        self._index: Index | None = None
+
+    @property
+    def index(self) -> Index:
+        """The version index that this accessor's records are in; the store provides it."""
+        if self._index is None:
+            raise ConfigError(
+                f"the accessor of {self.type.name} is not part of a store yet",
+                hint="pass it to Store(...)",
+            )
+        return self._index
+
+    def bind(self, index: Index) -> None:
+        """Become part of a store whose version index is ``index``. Called by ``Store``."""
+        self._index = index
+
+    # -- what a new kind of store implements ------------------------------------------------
+
+    @abstractmethod
+    def add(self, record: R) -> None:
+        """Write a record that is not there. May overwrite one that is."""
+
+    @abstractmethod
+    def update(self, record: R) -> None:
+        """Write ``record.dirty``, the changed fields (or all fields) of a record that is there."""
+
+    @abstractmethod
+    def get(self, key: str) -> R | None:
+        """The record of that key, or ``None``. ``self.type.key_values(key)`` gives its parts."""
+
+    @abstractmethod
+    def find(self, query: Query) -> Iterable[R]:
+        """The records that match, sorted and sliced. ``query.select(records)`` does it in Python."""
+
+    def count(self, query: Query) -> int:
+        """How many records match."""
+        return sum(1 for _ in self.find(query))
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Remove the record of that key. Idempotent."""
+
+    def record_to_data(self, record: R) -> Any:
+        """What the store keeps for ``record``: by default a dict by the store's own names.
+
+        The view's constants are in it for a record that is whole.
+        """
+        return dict(self.view.constant) | self.view.to_store(record.raw())
+
+    def data_to_record(self, data: Any) -> R:
+        """The record that the store's ``data`` hold; the inverse of ``record_to_data``."""
+        return self.make(self.view.to_record(data))
+
+    # -- what a store overrides if it can do many at once --------------------------------------
+
+    def read_rows(
+        self, keys: Sequence[str], transaction: IndexTransaction
+    ) -> dict[str, Mapping[str, Any]]:
+        """The field values of those of ``keys`` that are in the store."""
+        found = {}
+        for key in keys:
+            record = self.get(key)
+            if record is not None:
+                found[key] = record.raw()
+        return found
+
+    def write_rows(
+        self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
+    ) -> None:
+        """Write and remove records. Idempotent: the same call again leaves the same data."""
+        for write in writes:
+            record = self.get(write.key)
+            if record is not None:
+                for name, held in write.values.items():
+                    record[name] = held
+                if record.is_dirty:
+                    self.update(record)
+            elif write.whole:
+                self.add(self.make(write.values))
+            else:
+                raise StoreUnavailableError(
+                    f"{self.type.name} {write.key!r} vanished while it was being updated"
+                )
+        for key in removals:
+            self.remove(key)
+
+    def read_back(
+        self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """The rows just written, as the store gives them back.
+
+        A row may be left out when it is known to read back as the very values that were written.
+        """
+        return self.read_rows(list(writes), transaction)
+
+    def default_index(self) -> Index:
+        """The version index to use when the store is given none."""
+        raise ConfigError(
+            f"the store of {self.type.name} needs a version index",
+            hint='pass one: Store(..., index=FileIndex("versions.db"))',
+        )
+
+    def ensure(self) -> None:
+        """Create what the accessor needs in its store (a folder, a table). Idempotent."""
+
+    def ping(self) -> None:
+        """Raise ``StoreUnavailableError`` or ``ConfigError`` unless the store can be used now."""
+
+    def close(self) -> None:
+        """Let go of connections and files. Idempotent."""
+
+    # -- what every accessor gets ----------------------------------------------------------------
+
+    def make(self, values: Mapping[str, Any]) -> R:
+        """A record of these values, which may be some of its fields only."""
+        return self.record_class.load(values, partial=True)
+
+    def read(self, data: Iterable[Any], query: Query) -> Iterator[R]:
+        """The records that the store's ``data`` hold, for ``find`` to select from.
+
+        What does not fit its fields raises ``FieldError``, or is told to ``query.unreadable``.
+        """
+        for held in data:
+            try:
+                yield self.data_to_record(held)
+            except RecordError as error:
+                if query.unreadable is None:
+                    raise
+                query.unreadable(error)
+
+    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
+        """Pass changes through the version gate and write the winners, in one transaction.
+
+        ``batch``: the changes of each record by its key; under the per-record rule only the
+        greatest of each. Idempotent. Raises ``ChangeRefusedError`` or ``RejectedError`` if any
+        change cannot be applied, with nothing written where the store is transactional; retryable
+        errors likewise.
+        """
+        name = self.type.name
+        with self.index.transaction() as transaction:
+            self.recover(transaction)
+            keys = list(batch)
+            entries = transaction.read(name, keys)
+            if self.type.rule == "record":
+                decisions = {
+                    key: decide_put_or_delete(entries.get(key), changes[0], self.view)
+                    for key, changes in batch.items()
+                }
+            else:
+                rows = self.read_rows(keys, transaction)
+                decisions = {
+                    key: decide(entries.get(key), rows.get(key), changes, self.view, key)
+                    for key, changes in batch.items()
+                }
+            self._perform(decisions, transaction)
+        return {key: decision.verdicts for key, decision in decisions.items()}
+
+    def edit(
+        self,
+        edits: Sequence[Edit],
+        clock: Clock,
+        source: str,
+        encode: Callable[[Change], bytes] | None,
+    ) -> list[Change]:
+        """Make local edits, each at a fresh version, and queue their envelopes, in one transaction.
+
+        ``encode`` makes an envelope for the outbox; without it nothing is published. Returns the
+        changes; an edit that changes nothing makes none. Where the store is not ``atomic`` each
+        edit is its own transaction. Raises ``AlreadyExistsError``, ``NotFoundError``, and what the
+        store raises; an edit that failed publishes nothing.
+        """
+        if not self.atomic and len(edits) > 1:
+            return [change for edit in edits for change in self.edit([edit], clock, source, encode)]
+        changes: list[Change] = []
+        name = self.type.name
+        with self.index.transaction() as transaction:
+            self.recover(transaction)
+            keys = list(dict.fromkeys(edit.key for edit in edits))
+            entries = transaction.read(name, keys)
+            rows = self.read_rows(keys, transaction)
+            decisions: dict[str, Decision] = {}
+            for edit in edits:
+                if edit.key in decisions:
+                    raise ConfigError(f"{name} {edit.key!r} is edited twice in one call")
+                entry, row = entries.get(edit.key), rows.get(edit.key)
+                change = self._change_of(edit, entry, row, clock, source)
+                if change is not None:
+                    changes.append(change)
+                    decisions[edit.key] = self._decide(entry, row, change)
+            bodies = [encode(change) for change in changes] if encode else []
+            self._perform(decisions, transaction, bodies)
+        return changes
+
+    def capture(
+        self,
+        keys: Sequence[str],
+        clock: Clock,
+        source: str,
+        encode: Callable[[Change], bytes] | None,
+    ) -> list[Change]:
+        """Give a version to every edit of ``keys`` that was made behind eventsync's back.
+
+        Compares what the store holds with the echo of what eventsync last wrote there, so its own
+        writes are never taken for edits. Nothing is written to the data. Idempotent.
+        """
+        name = self.type.name
+        changes: list[Change] = []
+        with self.index.transaction() as transaction:
+            self.recover(transaction)
+            entries = transaction.read(name, keys)
+            rows = self.read_rows(keys, transaction)
+            updated: dict[str, Entry] = {}
+            for key in dict.fromkeys(keys):
+                entry, row = entries.get(key), rows.get(key)
+                change = self._captured(key, entry, row, clock, source)
+                if change is None:
+                    continue
+                changes.append(change)
+                decision = self._decide(entry, row, change)
+                if decision.entry is not None:
+                    if row is not None and decision.entry.presence is Presence.HERE:
+                        decision.entry.echo = self._echo(decision.entry, row)
+                    updated[key] = decision.entry
+            transaction.write(name, updated)
+            if encode and changes:
+                transaction.intend(name, {}, [encode(change) for change in changes])
+        return changes
+
+    def states(self, keys: Sequence[str], source: str) -> list[Change]:
+        """The whole state of each record as a change at its own version: to copy it elsewhere.
+
+        Records that the store knows only from afar (filtered out, pending) are left out.
+        """
+        name = self.type.name
+        with self.index.transaction() as transaction:
+            self.recover(transaction)
+            entries = transaction.read(name, keys)
+            here = [k for k, entry in entries.items() if entry.presence is Presence.HERE]
+            rows = self.read_rows(here, transaction)
+        changes = []
+        for key, entry in entries.items():
+            change = self._state(key, entry, rows.get(key), source)
+            if change is not None:
+                changes.append(change)
+        return changes
+
+    def complete(self, states: Mapping[str, Sequence[Change]]) -> int:
+        """Write pending records with what other stores know of them; how many became whole.
+
+        ``states``: by key, what each other store knows (``states``). What none of them knows has no
+        value and takes its default. Idempotent.
+        """
+        name = self.type.name
+        with self.index.transaction() as transaction:
+            self.recover(transaction)
+            keys = list(states)
+            entries = transaction.read(name, keys)
+            rows = self.read_rows(keys, transaction)
+            decisions = {}
+            for key, changes in states.items():
+                entry = entries.get(key)
+                if entry is None or entry.presence is not Presence.PENDING:
+                    continue
+                try:
+                    decision = decide(entry, rows.get(key), changes, self.view, key, final=True)
+                except ChangeRefusedError:
+                    continue  # a field without value and default: it goes on pending, and shows
+                assert decision.entry is not None
+                if decision.entry.presence is not Presence.PENDING:
+                    decisions[key] = decision
+            self._perform(decisions, transaction)
+        return len(decisions)
+
+    def recover(self, transaction: IndexTransaction) -> None:
+        """Finish or undo what a writer that died left half done. Called under the index's lock."""
+        name = self.type.name
+        intents = transaction.open_intents(name)
+        if not intents:
+            return
+        rows = self.read_rows(list(intents), transaction)
+        done = {}
+        for key, intent in intents.items():
+            row = rows.get(key)
+            if (None if row is None else value.digest(row)) == intent.digest:
+                if row is not None and intent.entry.presence is Presence.HERE:
+                    intent.entry.echo = self._echo(intent.entry, row)
+                done[key] = intent.entry
+        transaction.write(name, done)
+        transaction.settle(name, list(intents), send=True)
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _decide(
+        self, entry: Entry | None, row: Mapping[str, Any] | None, change: Change
+    ) -> Decision:
+        if self.type.rule == "record":
+            return decide_put_or_delete(entry, change, self.view)
+        return decide(entry, row, [change], self.view, change.key)
+
+    def _perform(
+        self,
+        decisions: Mapping[str, Decision],
+        transaction: IndexTransaction,
+        bodies: Sequence[bytes] = (),
+    ) -> None:
+        """Write what was decided: intents, data, entries, in this order."""
+        name = self.type.name
+        entries = {k: d.entry for k, d in decisions.items() if d.entry is not None}
+        if not entries:
+            return
+        writes = [
+            Write(key, d.write, whole=d.row is None)
+            for key, d in decisions.items()
+            if d.write is not None
+        ]
+        removals = [key for key, d in decisions.items() if d.remove]
+        transaction.intend(name, self._intents(decisions), bodies)
+        try:
+            if writes or removals:
+                self.write_rows(writes, removals, transaction)
+        except Exception:
+            if self.atomic or len(decisions) == 1:
+                # Nothing was written, so nothing of it is to be sent or finished.
+                transaction.settle(name, list(decisions), send=False)
+                transaction.keep()
+            raise
+        self._note_echoes(decisions, transaction)
+        transaction.write(name, entries)
+
+    def _intents(self, decisions: Mapping[str, Decision]) -> dict[str, Intent]:
+        intents = {}
+        for key, decision in decisions.items():
+            if decision.entry is None:
+                continue
+            digest = None
+            if decision.write is not None:
+                held = {**(decision.row or {}), **decision.write}
+                digest = value.digest({n: held[n] for n in self.view.fields if n in held})
+            elif decision.row is not None and not decision.remove:
+                digest = value.digest(decision.row)
+            intents[key] = Intent(decision.entry, digest)
+        return intents
+
+    def _note_echoes(
+        self, decisions: Mapping[str, Decision], transaction: IndexTransaction
+    ) -> None:
+        """Note how what was written looks in the store, which may keep it in a form of its own."""
+        writes = {key: d.write for key, d in decisions.items() if d.write is not None}
+        altered = self.read_back(writes, transaction) if writes else {}
+        for key, decision in decisions.items():
+            entry = decision.entry
+            if entry is None or entry.presence is not Presence.HERE:
+                continue
+            if key in altered:
+                entry.echo = self._echo(entry, altered[key])
+            elif self.type.rule == "field":
+                held = {**(decision.row or {}), **(decision.write or {})}
+                entry.echo = self._echo(entry, {n: held[n] for n in self.view.fields if n in held})
+
+    def _echo(self, entry: Entry, row: Mapping[str, Any]) -> bytes | None:
+        """The trace by which a later capture recognises ``row`` as eventsync's own writing."""
+        if self.type.rule == "record":
+            digest = value.digest(row)
+            return None if digest == entry.stamp.digest else digest
+        return value.pack({name: _short_digest(held) for name, held in row.items()})
+
+    def _changed_since_echo(self, entry: Entry, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of ``row`` that somebody else than eventsync has changed."""
+        if self.type.rule == "record":
+            expected = entry.echo or entry.stamp.digest
+            return {} if value.digest(row) == expected else dict(row)
+        if entry.echo is None:
+            return {}
+        echo = value.unpack(entry.echo)
+        return {
+            name: held
+            for name, held in row.items()
+            # A field without an echo came with a later version of the view: it is no edit.
+            if name in echo and echo[name] != _short_digest(held)
+        }
+
+    def _captured(
+        self,
+        key: str,
+        entry: Entry | None,
+        row: Mapping[str, Any] | None,
+        clock: Clock,
+        source: str,
+    ) -> Change | None:
+        if row is None:
+            if entry is None or entry.presence is not Presence.HERE:
+                return None
+            return self._new(key, DELETE, None, entry, clock, source)
+        if entry is None:
+            return self._first(key, row, clock, source)
+        if entry.presence is not Presence.HERE:
+            # Somebody put a record where eventsync had left none.
+            return self._new(key, PUT, dict(row), entry, clock, source)
+        changed = self._changed_since_echo(entry, row)
+        if not changed:
+            return None
+        if self.type.rule == "record":
+            return self._new(key, PUT, dict(row), entry, clock, source)
+        change = self._new(key, PATCH, changed, entry, clock, source)
+        change.known = self._known(entry, row, changed)
+        return change
+
+    def _first(self, key: str, row: Mapping[str, Any], clock: Clock, source: str) -> Change:
+        """The first version of a record that the store held before eventsync knew it.
+
+        Under the per-field rule a put would hide what other stores hold in other fields, so every
+        field gets its own version above a put that is older than all others.
+        """
+        if self.type.rule == "record":
+            return self._new(key, PUT, dict(row), None, clock, source)
+        values = {n: held for n, held in row.items() if n not in self.type.keys}
+        change = self._new(key, PATCH, values, None, clock, source)
+        change.known = Known(UNVERSIONED, {}, {})
+        return change
+
+    def _change_of(
+        self,
+        edit: Edit,
+        entry: Entry | None,
+        row: Mapping[str, Any] | None,
+        clock: Clock,
+        source: str,
+    ) -> Change | None:
+        """The change that a local edit makes, or ``None`` if it changes nothing."""
+        name, key = self.type.name, edit.key
+        if edit.op == "add" and row is not None:
+            raise AlreadyExistsError(f"{name} {key!r} is there already", hint="update it instead")
+        if edit.op in ("update", "remove") and row is None:
+            raise NotFoundError(f"{name} {key!r} is not there")
+        if edit.values is None:
+            return self._new(key, DELETE, None, entry, clock, source)
+        held = {n: edit.values[n] for n in self.view.fields if n in edit.values}
+        if row is None:
+            return self._new(key, PUT, held, entry, clock, source)
+        touched = held.keys() if edit.touched is None else edit.touched
+        changed = {n: v for n, v in held.items() if n in touched and (n not in row or row[n] != v)}
+        if not changed:
+            return None
+        if self.type.rule == "record":
+            return self._new(key, PUT, {**row, **changed}, entry, clock, source)
+        if entry is None:
+            first = self._first(key, row, clock, source)
+            entry = self._decide(None, row, first).entry
+            assert entry is not None
+        change = self._new(key, PATCH, changed, entry, clock, source)
+        change.known = self._known(entry, row, changed)
+        return change
+
+    def _new(
+        self,
+        key: str,
+        op: Any,
+        data: dict[str, Any] | None,
+        entry: Entry | None,
+        clock: Clock,
+        source: str,
+    ) -> Change:
+        """A change at a version above everything the store has seen of the record."""
+        if entry is not None and entry.version:
+            clock.observe(Version(entry.version))
+        return Change(
+            type=self.type.name,
+            key=key,
+            op=op,
+            version=clock.tick(),
+            data=data,
+            source=source,
+            schema=self.type.schema,
+        )
+
+    def _known(self, entry: Entry, row: Mapping[str, Any], changed: Iterable[str] = ()) -> Known:
+        """What this store holds beside the ``changed`` fields, with their versions."""
+        left_out = {*self.type.keys, *changed}
+        values = {n: held for n, held in row.items() if n not in left_out}
+        versions = {n: v for n, v in entry.versions.items() if n in values}
+        return Known(entry.stamp, values, versions)
+
+    def _state(
+        self, key: str, entry: Entry, row: Mapping[str, Any] | None, source: str
+    ) -> Change | None:
+        common: dict[str, Any] = {
+            "type": self.type.name,
+            "key": key,
+            "source": source,
+            "schema": self.type.schema,
+        }
+        if entry.presence is Presence.GONE:
+            return Change(op=DELETE, version=entry.stamp.version, data=None, **common)
+        if entry.presence is not Presence.HERE or row is None:
+            return None
+        if self.type.rule == "record":
+            # The digest stays that of the change as it was made, whatever the store made of it.
+            return Change(
+                op=PUT,
+                version=entry.stamp.version,
+                data=dict(row),
+                _digest=entry.stamp.digest,
+                **common,
+            )
+        return Change(
+            op=PATCH,
+            version=Version(entry.version),
+            data={},
+            known=self._known(entry, row),
+            **common,
+        )
+
+
+def _short_digest(held: Any) -> bytes:
+    return hashlib.blake2b(value.digest({"": held}), digest_size=8).digest()

@@ -1,0 +1,224 @@
+"""Apply a batch of changes to a store: refuse, hold, coalesce, gate, isolate what is poisonous.
+
+It knows nothing of transports, messages or retries: retryable errors pass through, with nothing of
+the batch's outcome decided, and the same batch may be applied again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from eventsync.accessor import Accessor
+from eventsync.change import DELETE, PATCH, PUT, Change
+from eventsync.clock import Clock
+from eventsync.errors import (
+    ChangeRefusedError,
+    ClockDriftError,
+    ConfigError,
+    EventSyncError,
+    RecordError,
+    StoreError,
+)
+from eventsync.gate import Outcome, Verdict
+from eventsync.index import Presence
+from eventsync.retry import is_retryable
+from eventsync.store import Store
+
+__all__ = ["Limits", "Settled", "apply", "complete"]
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Limits:
+    """What a store refuses to apply. Times are in seconds.
+
+    ``retention``: how long tombstones are kept; a change older than that, less ``drift``, is
+    refused, since the tombstone that would stop it may be gone. ``hops``: how often a change may be
+    passed on from store to store.
+    """
+
+    retention: float = 10 * 86_400.0
+    drift: float = 5.0
+    hops: int = 8
+
+
+@dataclass(slots=True)
+class Settled:
+    """What became of one change, and why if it was rejected or held."""
+
+    change: Change
+    outcome: Outcome
+    error: EventSyncError | None = None
+    collision: bool = False
+
+
+def apply(
+    store: Store, changes: Sequence[Change], *, clock: Clock, limits: Limits = Limits()
+) -> list[Settled]:
+    """Apply ``changes`` to ``store``; the outcome of each, in their order.
+
+    Idempotent, and any order will do. One change that cannot be applied stops no other. Blocks on
+    the store. Raises retryable errors (``StoreUnavailableError``, ``OSError``); then the whole
+    batch is to be tried again.
+    """
+    settled = [Settled(change, Outcome.HELD) for change in changes]
+    by_type: dict[str, dict[str, list[Settled]]] = {}
+    for item in settled:
+        try:
+            _admit(store, item.change, clock, limits)
+        except ClockDriftError as error:
+            item.error = error
+        except (ChangeRefusedError, RecordError) as error:
+            item.outcome, item.error = Outcome.REJECTED, error
+        else:
+            keys = by_type.setdefault(item.change.type, {})
+            keys.setdefault(item.change.key, []).append(item)
+    for type, batch in by_type.items():
+        accessor = store.accessors[type]
+        if accessor.type.rule == "record":
+            for items in batch.values():
+                _coalesce(items)
+        _apply_or_split(accessor, batch)
+    newest = max((i.change.version for i in settled if i.outcome is Outcome.APPLIED), default=None)
+    if newest is not None:
+        clock.observe(newest)
+    return settled
+
+
+def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict[str, int]:
+    """Fill in, from the stores that hold the rest, the records that are pending in ``store``.
+
+    Returns how many records of each type became whole. A field of which no peer holds a value
+    takes its default. Idempotent. Raises what reading the peers raises: while one that could know
+    more cannot be asked, the records stay pending.
+    """
+    peers = [peer for peer in peers if peer is not store]
+    completed: dict[str, int] = {}
+    for type, accessor in store.accessors.items():
+        pending = store.index.scan(type, presence=Presence.PENDING, limit=limit)
+        if not pending:
+            continue
+        states: dict[str, list[Change]] = {key: [] for key, _ in pending}
+        for peer in peers:
+            if type in peer.accessors:
+                for change in peer.accessors[type].states(list(states), peer.name):
+                    states[change.key].append(change)
+        completed[type] = accessor.complete(states)
+    return completed
+
+
+def _admit(store: Store, change: Change, clock: Clock, limits: Limits) -> None:
+    """Refuse what must not reach the gate, and bring field values into their types."""
+    accessor = store.accessors.get(change.type)
+    if accessor is None:
+        raise ChangeRefusedError(
+            f"store {store.name!r} holds no records of type {change.type!r}",
+            reason="unknown-type",
+            hint=f"it holds {', '.join(store.accessors)}; add an accessor, or correct the producer",
+        )
+    if change.hops > limits.hops:
+        raise ChangeRefusedError(
+            f"{change.type} {change.key!r} was passed on {change.hops} times; "
+            f"{limits.hops} is the limit",
+            reason="hops",
+            hint="two systems answer each other's changes; see 'Echo' in docs/concepts.md",
+        )
+    clock.check_drift(change.version)
+    age = clock.now() - change.version.millis / 1000
+    if age > limits.retention - limits.drift:
+        raise ChangeRefusedError(
+            f"{change.type} {change.key!r} was changed {age / 86_400:.1f} days ago; tombstones "
+            f"are kept for {limits.retention / 86_400:g} days, so a delete of it may be forgotten",
+            reason="too-old",
+            hint="bring the store up to date with eventsync sync",
+        )
+    _check_body(accessor, change)
+
+
+def _check_body(accessor: Accessor[Any], change: Change) -> None:
+    type = accessor.type
+    key = type.key_values(change.key)
+    if change.op == DELETE:
+        return
+    # The digest is of the body as its origin made it, whatever this store makes of the values.
+    change.digest  # noqa: B018  # computed once, then kept
+    data = type.load(change.data or {}, partial=True, unknown="ignore")
+    if any(name in data and data[name] != held for name, held in key.items()):
+        raise ChangeRefusedError(
+            f"the key fields in the data of {type.name} {change.key!r} name another record",
+            reason="key-mismatch",
+            hint="a record's key never changes: delete it and add another",
+        )
+    if change.op == PUT:
+        data |= key
+    elif change.op == PATCH:
+        data = {name: held for name, held in data.items() if name not in key}
+        if change.known is not None:
+            values = type.load(change.known.values, partial=True, unknown="ignore")
+            change.known = replace(change.known, values=values)
+    change.data = data
+
+
+def _coalesce(items: list[Settled]) -> None:
+    """Put the greatest change of one record first; the others are superseded by it."""
+    if len(items) > 1:
+        items.sort(key=lambda item: item.change.stamp, reverse=True)
+        for item in items[1:]:
+            same = item.change.stamp == items[0].change.stamp
+            item.outcome = Outcome.DUPLICATE if same else Outcome.SUPERSEDED
+
+
+def _apply_or_split(accessor: Accessor[Any], batch: Mapping[str, list[Settled]]) -> None:
+    """Apply a batch; if something in it is refused, halve it until that is alone."""
+    if not batch:
+        return
+    try:
+        verdicts = accessor.apply(
+            {key: [item.change for item in items] for key, items in batch.items()}
+        )
+    except Exception as error:
+        if is_retryable(error) or isinstance(error, ConfigError):
+            raise
+        if len(batch) == 1:
+            _isolate(accessor, *batch.items(), error=_named(error))
+            return
+        keys = list(batch)
+        middle = len(keys) // 2
+        for half in (keys[:middle], keys[middle:]):
+            _apply_or_split(accessor, {key: batch[key] for key in half})
+        return
+    for key, items in batch.items():
+        _note(items, verdicts[key])
+
+
+def _named(error: Exception) -> EventSyncError:
+    if isinstance(error, EventSyncError):
+        return error
+    # Most likely a fault in an accessor: the record is put aside with it, and can be replayed.
+    unexpected = StoreError(f"unexpected {type(error).__name__}: {error}")
+    unexpected.__cause__ = error
+    return unexpected
+
+
+def _isolate(
+    accessor: Accessor[Any], entry: tuple[str, list[Settled]], *, error: EventSyncError
+) -> None:
+    """Reject the one change of a record that is refused, and apply the others."""
+    key, items = entry
+    if len(items) == 1:
+        items[0].outcome, items[0].error = Outcome.REJECTED, error
+        return
+    if accessor.type.rule == "record":
+        # The greatest was tried, and what it superseded is worth trying after all.
+        items[0].outcome, items[0].error = Outcome.REJECTED, error
+        _apply_or_split(accessor, {key: items[1:]})
+        return
+    for item in items:
+        _apply_or_split(accessor, {key: [item]})
+
+
+def _note(items: Sequence[Settled], verdicts: Sequence[Verdict]) -> None:
+    # Under the per-record rule only the first was put to the store.
+    for item, verdict in zip(items, verdicts, strict=False):
+        item.outcome, item.collision = verdict.outcome, verdict.collision

@@ -1,0 +1,218 @@
+"""Changes of records, what is known of a record, and the rule by which knowledge is merged.
+
+This module knows nothing of stores, bytes on a wire or time: it is pure, and all of it is total.
+
+Both merge rules of the consistency model are one algebra here. What is known of a record is a
+``State``: the greatest put or delete seen (its *stamp*), and the fields patched after it. ``join``
+takes the greater stamp whole, and of each field the greatest version that lies above that stamp;
+so it is commutative, associative and idempotent, and stores converge whatever the order,
+duplication or delay. The per-record rule is the same algebra without patches: only the stamp counts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from eventsync import value
+from eventsync.clock import Version
+
+__all__ = [
+    "DELETE",
+    "PATCH",
+    "PUT",
+    "UNSTAMPED",
+    "Change",
+    "Known",
+    "Op",
+    "Stamp",
+    "State",
+    "join",
+    "new_id",
+]
+
+Op = Literal["put", "patch", "delete"]
+PUT: Final = "put"
+PATCH: Final = "patch"
+DELETE: Final = "delete"
+
+_RANK: Final[Mapping[str, bytes]] = {PATCH: b"\x00", PUT: b"\x01", DELETE: b"\x02"}
+
+
+class Stamp(bytes):
+    """The place of a put or delete in the total order: 49 bytes, compared as bytes.
+
+    Version (16), kind (1; delete above put), SHA-256 of the canonical body (32). The last two only
+    matter when two changes carry one version, which takes a bug or a forgery; they make even that
+    converge.
+    """
+
+    __slots__ = ()
+
+    @property
+    def version(self) -> Version:
+        """When the put or delete was made."""
+        return Version(self[:16])
+
+    @property
+    def deleted(self) -> bool:
+        """Whether a delete made it."""
+        return self[16:17] == _RANK[DELETE]
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of the canonical body it came with."""
+        return bytes(self[17:])
+
+
+UNSTAMPED: Final = Stamp(b"")
+"""Below every stamp: no put and no delete of the record has been seen."""
+
+
+def new_id() -> bytes:
+    """A UUIDv7 (RFC 9562) as 16 bytes: an event's name for tracing, never for order."""
+    random = bytearray(os.urandom(10))
+    random[0] = 0x70 | random[0] & 0x0F
+    random[2] = 0x80 | random[2] & 0x3F
+    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + bytes(random)
+
+
+@dataclass(slots=True, frozen=True)
+class Known:
+    """What the origin of a patch held of the record beside the patched fields.
+
+    It lets a store that lacks the record take it whole, and heals what a lost event left behind.
+    ``stamp`` is that of the put which the record stands on, ``values`` are the fields the origin
+    holds, ``versions`` those of the fields patched since (the others are as old as the stamp).
+    """
+
+    stamp: Stamp
+    values: Mapping[str, Any]
+    versions: Mapping[str, Version]
+
+
+@dataclass(slots=True, kw_only=True)
+class Change:
+    """A put, patch or delete of one record at a version. Not to be altered once made.
+
+    ``data`` holds field values for a put or patch and is ``None`` for a delete. A put lists every
+    field its origin holds; a patch lists only fields that really changed. ``key`` is the canonical
+    text of the record's key. ``known`` goes with patches only.
+    """
+
+    type: str
+    key: str
+    op: Op
+    version: Version
+    data: Mapping[str, Any] | None
+    source: str = ""
+    id: bytes = field(default_factory=new_id)
+    schema: int = 1
+    hops: int = 0
+    ext: Mapping[str, Any] = field(default_factory=dict)
+    known: Known | None = None
+    _digest: bytes | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of the canonical body. Raises ``ValueRefusedError`` if it cannot travel."""
+        if self._digest is None:
+            self._digest = value.digest(self.data)
+        return self._digest
+
+    @property
+    def stamp(self) -> Stamp:
+        """The place of this change in the total order of puts and deletes."""
+        return Stamp(self.version + _RANK[self.op] + self.digest)
+
+
+@dataclass(slots=True)
+class State:
+    """All that is known of one record somewhere.
+
+    ``stamp``: the greatest put or delete seen. ``versions``: those of the fields patched above that
+    stamp; every other field is as old as the stamp. ``values``: what is known of field values; a
+    field may have a version and no value where the value was not kept. ``whole``: the body of the
+    put was seen itself, so a field without a value has none anywhere at that version.
+    """
+
+    stamp: Stamp = UNSTAMPED
+    versions: dict[str, Version] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    whole: bool = False
+
+    @property
+    def live(self) -> bool:
+        """Whether the record exists: a put was seen, and no delete above it."""
+        return bool(self.stamp) and not self.stamp.deleted
+
+    @property
+    def version(self) -> bytes:
+        """The greatest version in it; empty when nothing is known."""
+        return max((bytes(self.stamp[:16]), *map(bytes, self.versions.values())))
+
+    def version_of(self, name: str) -> bytes:
+        """The version of one field; empty when nothing is known of it."""
+        return self.versions.get(name) or self.stamp[:16]
+
+    def visible(self) -> dict[str, Any]:
+        """The values that a reader sees: none of a record that is not live."""
+        return self.values if self.live else {}
+
+    @classmethod
+    def of(cls, change: Change) -> State:
+        """What ``change`` says by itself, without what its origin knew beside it."""
+        if change.op == PATCH:
+            assert change.data is not None
+            return cls(
+                versions=dict.fromkeys(change.data, change.version), values=dict(change.data)
+            )
+        return cls(stamp=change.stamp, values=dict(change.data or ()), whole=True)
+
+    @classmethod
+    def of_known(cls, known: Known) -> State:
+        """What the origin of a patch held beside the patch."""
+        return cls(stamp=known.stamp, versions=dict(known.versions), values=dict(known.values))
+
+
+def join(a: State, b: State) -> State:
+    """The least state that holds all that ``a`` and ``b`` hold. Neither is altered.
+
+    Commutative, associative and idempotent. Values of the older of two stamps are dropped, as are
+    patches at or below the greater stamp: no later merge could make them visible again.
+    """
+    if a.stamp < b.stamp:
+        a, b = b, a
+    same = a.stamp == b.stamp
+    floor = a.stamp[:16]
+    joined = State(stamp=a.stamp, whole=a.whole or (same and b.whole))
+    for name in a.versions.keys() | b.versions.keys() | a.values.keys() | b.values.keys():
+        ours, theirs = a.version_of(name), b.version_of(name)
+        candidates = []
+        if ours >= floor:
+            candidates.append((ours, a))
+        if theirs > floor or (same and theirs == floor):
+            candidates.append((theirs, b))
+        if not candidates:
+            continue
+        top = max(version for version, _ in candidates)
+        if top > floor:
+            joined.versions[name] = Version(top)
+        values = [
+            side.values[name]
+            for version, side in candidates
+            if version == top and name in side.values
+        ]
+        if values:
+            joined.values[name] = values[0] if len(values) == 1 else _greater(values[0], values[1])
+    return joined
+
+
+def _greater(one: Any, other: Any) -> Any:
+    """The winner of two values of one version: any fixed order will do, and digests give one."""
+    if type(one) is type(other) and one == other:
+        return one
+    return max(one, other, key=lambda item: value.digest({"": item}))

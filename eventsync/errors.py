@@ -1,0 +1,199 @@
+"""The errors of eventsync: what went wrong, what to do, and whether trying again can help.
+
+This module knows nothing of the rest of the package, so that anything may import it.
+
+The hierarchy::
+
+    EventSyncError
+    ├── ConfigError              the configuration contradicts itself or names what is not there
+    ├── RecordError              a record or its declaration is wrong
+    │   ├── FieldError           a value does not fit its field
+    │   ├── FilterError          a filter names no field, or compares what cannot be compared
+    │   └── ValueRefusedError    a value cannot travel in an envelope
+    ├── ClockDriftError          a version lies too far in the future                  (retryable)
+    ├── ChangeRefusedError       a well-formed change that must not be applied
+    ├── EnvelopeError            bytes that are not an envelope this version reads
+    │   └── SignatureError       an envelope whose signature is missing or wrong
+    ├── StoreError               a store did not do what was asked
+    │   ├── NotFoundError        no such record
+    │   ├── AlreadyExistsError   a record of that key is there already
+    │   ├── RejectedError        the store refuses this record; another try changes nothing
+    │   ├── StoreUnavailableError  the store cannot be reached or is busy              (retryable)
+    │   └── SuspiciousReadError  a source read that would delete too much
+    └── BusError                 the broker did not do what was asked
+        ├── BusUnavailableError  the broker cannot be reached                          (retryable)
+        └── UnroutableError      no queue takes the message
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "AlreadyExistsError",
+    "BusError",
+    "BusUnavailableError",
+    "ChangeRefusedError",
+    "ClockDriftError",
+    "ConfigError",
+    "EnvelopeError",
+    "EventSyncError",
+    "FieldError",
+    "FilterError",
+    "NotFoundError",
+    "RecordError",
+    "RejectedError",
+    "SignatureError",
+    "StoreError",
+    "StoreUnavailableError",
+    "SuspiciousReadError",
+    "UnroutableError",
+    "ValueRefusedError",
+]
+
+
+class EventSyncError(Exception):
+    """The base of every error that eventsync raises on purpose.
+
+    ``retryable`` says whether the same call may succeed later with nothing changed. ``reason`` is
+    the stable, machine-readable word that a dead letter or a ``--json`` answer carries. ``hint``
+    says what an operator can do; it is part of ``str(error)``.
+    """
+
+    retryable: ClassVar[bool] = False
+    reason: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(EventSyncError):
+    """The configuration contradicts itself or names what is not there."""
+
+    reason = "configuration"
+
+
+class RecordError(EventSyncError):
+    """A record, or the declaration of a record type, is wrong."""
+
+    reason = "record"
+
+
+class FieldError(RecordError):
+    """A value does not fit its field; the message names record, field, value and expectation."""
+
+    reason = "field"
+
+    def __init__(
+        self, record: str, field: str, value: Any, expected: str, *, hint: str = ""
+    ) -> None:
+        shown = repr(value)
+        if len(shown) > 120:
+            shown = f"{shown[:117]}..."
+        super().__init__(
+            f"{record}.{field}: {shown} ({type(value).__name__}) is not {expected}", hint=hint
+        )
+        self.record = record
+        self.field = field
+        self.value = value
+        self.expected = expected
+
+
+class FilterError(RecordError):
+    """A filter names a field that is not there, or an operator that does not fit it."""
+
+    reason = "filter"
+
+
+class ValueRefusedError(RecordError):
+    """A value cannot travel: its type, depth or size is outside what an envelope may carry."""
+
+    reason = "value"
+
+
+class ClockDriftError(EventSyncError):
+    """A version lies further in the future than ``max_clock_drift`` allows."""
+
+    retryable = True
+    reason = "clock-drift"
+
+
+class ChangeRefusedError(EventSyncError):
+    """A well-formed change that must not be applied; ``reason`` says which rule refuses it."""
+
+    def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason  # type: ignore[misc]  # one class, several rules
+
+
+class EnvelopeError(EventSyncError):
+    """Bytes that are not an envelope this version can read, or not one at all."""
+
+    reason = "envelope"
+
+
+class SignatureError(EnvelopeError):
+    """An envelope whose signature is missing, unknown or wrong."""
+
+    reason = "signature"
+
+
+class StoreError(EventSyncError):
+    """A store did not do what was asked."""
+
+    reason = "store"
+
+
+class NotFoundError(StoreError):
+    """No record of that key is in the store."""
+
+    reason = "not-found"
+
+
+class AlreadyExistsError(StoreError):
+    """A record of that key is in the store already."""
+
+    reason = "already-exists"
+
+
+class RejectedError(StoreError):
+    """The store refuses this record (a constraint, a type, a size): trying again changes nothing."""
+
+    reason = "rejected"
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be reached, is busy or gave up on time: the same call may succeed later."""
+
+    retryable = True
+    reason = "unavailable"
+
+
+class SuspiciousReadError(StoreError):
+    """A read of a source whose outcome would delete so much that it is more likely a failure."""
+
+    reason = "suspicious-read"
+
+
+class BusError(EventSyncError):
+    """The broker did not do what was asked."""
+
+    reason = "bus"
+
+
+class BusUnavailableError(BusError):
+    """The broker cannot be reached or does not take messages now."""
+
+    retryable = True
+    reason = "bus-unavailable"
+
+
+class UnroutableError(BusError):
+    """No queue takes the message: no store of this record type has been declared at the broker."""
+
+    reason = "unroutable"

@@ -1,0 +1,280 @@
+"""The version gate: what one record's changes do to it in one store.
+
+This module is pure: it decides, from what a store holds of a record and the changes that came, what
+to write. It knows nothing of how a store reads or writes, nor of transactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from eventsync.change import DELETE, PATCH, PUT, Change, Stamp, State, join
+from eventsync.errors import ChangeRefusedError
+from eventsync.index import Entry, Presence
+from eventsync.record import RecordType
+from eventsync.view import BoundView
+
+__all__ = ["UNVERSIONED", "Decision", "Outcome", "Verdict", "decide", "decide_put_or_delete"]
+
+UNVERSIONED: Final = Stamp(bytes(16) + b"\x01" + bytes(32))
+"""The stamp of a record that a store held before eventsync knew it: older than every change."""
+
+
+class Outcome(StrEnum):
+    """What became of one change at one store."""
+
+    APPLIED = "applied"
+    """It won; the store holds what it says, as far as it holds such fields and such records."""
+    SUPERSEDED = "superseded"
+    """A later change of the same record came in the same batch."""
+    STALE = "stale"
+    """The store holds a later change of the record already."""
+    DUPLICATE = "duplicate"
+    """The store holds this very change already."""
+    PENDING = "pending"
+    """It is kept, but the record is not known whole, so it is not written yet."""
+    HELD = "held"
+    """Its version lies in the future; it is tried again."""
+    REJECTED = "rejected"
+    """It cannot be applied; it goes to the dead letters with its reason."""
+
+
+@dataclass(slots=True, frozen=True)
+class Verdict:
+    """The outcome of one change. ``collision``: another change carries the same version."""
+
+    outcome: Outcome
+    collision: bool = False
+
+
+@dataclass(slots=True)
+class Decision:
+    """What to do about one record.
+
+    ``entry``: its new index entry, ``None`` to leave everything as it is. ``write``: field values
+    to write, those that change or, for a record that is not there, all. ``remove``: take the
+    record out of the store.
+    """
+
+    verdicts: list[Verdict]
+    entry: Entry | None = None
+    write: dict[str, Any] | None = None
+    remove: bool = False
+    row: Mapping[str, Any] | None = field(default=None, repr=False)
+
+
+_STALE: Final = Verdict(Outcome.STALE)
+_DUPLICATE: Final = Verdict(Outcome.DUPLICATE)
+_APPLIED: Final = Verdict(Outcome.APPLIED)
+
+
+def _judge(stamp: Stamp, held: Stamp) -> Verdict:
+    """The verdict on a put or delete by its place in the total order."""
+    if stamp[:16] != held[:16]:
+        return _APPLIED if stamp > held else _STALE
+    if stamp == held:
+        return _DUPLICATE
+    return Verdict(Outcome.APPLIED if stamp > held else Outcome.STALE, collision=True)
+
+
+def decide_put_or_delete(entry: Entry | None, change: Change, view: BoundView) -> Decision:
+    """The decision under the per-record rule; the same as ``decide`` gives, without reading the row.
+
+    Raises ``ChangeRefusedError`` for a patch, and for a put that lacks a field without default.
+    """
+    if change.op == PATCH:
+        raise ChangeRefusedError(
+            f"a patch of {change.type}, which is merged per record",
+            reason="patch-refused",
+            hint='declare the record type with rule="field", or publish whole records',
+        )
+    stamp = change.stamp
+    if entry is not None:
+        verdict = _judge(stamp, entry.stamp)
+        if verdict.outcome is not Outcome.APPLIED:
+            return Decision([verdict])
+    else:
+        verdict = _APPLIED
+    if change.op == DELETE:
+        return Decision([verdict], Entry(stamp, Presence.GONE), remove=True)
+    assert change.data is not None
+    values = _filled(change.data, view, change.key)
+    if not view.matches(values):
+        return Decision([verdict], Entry(stamp, Presence.AWAY), remove=True)
+    return Decision([verdict], Entry(stamp, Presence.HERE), write=values)
+
+
+def decide(
+    entry: Entry | None,
+    row: Mapping[str, Any] | None,
+    changes: Sequence[Change],
+    view: BoundView,
+    key: str,
+    *,
+    final: bool = False,
+) -> Decision:
+    """The decision under the per-field rule, on all ``changes`` of one record at once.
+
+    ``row``: the field values that the store holds of the record now, ``None`` if it does not hold
+    it. ``final``: nobody knows more than ``changes`` say, so a field without a value has none.
+    Raises ``ChangeRefusedError`` for a put that lacks a field without default.
+    """
+    before = _held(entry, row, view)
+    state, verdicts = before, []
+    for change in changes:
+        merged = join(state, State.of(change))
+        if change.known is not None:
+            merged = _take_known(merged, State.of_known(change.known), row is not None, view)
+        verdicts.append(_verdict(change, state, merged))
+        state = merged
+    if final:
+        state.whole = True
+    elif all(verdict.outcome in (Outcome.STALE, Outcome.DUPLICATE) for verdict in verdicts):
+        # Even so a value may have become known that was missing.
+        if entry is None or entry.presence is not Presence.PENDING or state == before:
+            return Decision(verdicts)
+    _keep_needed(state, view)
+    decision = _settle(state, row, verdicts, view, key)
+    if entry is None and decision.entry is not None and not state.stamp and not state.versions:
+        return Decision(verdicts)  # nothing of what this store holds was in it
+    return decision
+
+
+def _held(entry: Entry | None, row: Mapping[str, Any] | None, view: BoundView) -> State:
+    """What the store knows of the record before the changes."""
+    if entry is None:
+        if row is None:
+            return State()
+        return State(stamp=UNVERSIONED, values=_without_key(row, view), whole=True)
+    values = dict(entry.parked)
+    if row is not None:
+        values |= _without_key(row, view)
+    here = entry.presence is Presence.HERE and row is not None
+    whole = here or (entry.presence is Presence.PENDING and entry.whole)
+    return State(stamp=entry.stamp, versions=dict(entry.versions), values=values, whole=whole)
+
+
+def _without_key(values: Mapping[str, Any], view: BoundView) -> dict[str, Any]:
+    keys = view.record_type.keys
+    return {name: held for name, held in values.items() if name not in keys}
+
+
+def _take_known(state: State, known: State, here: bool, view: BoundView) -> State:
+    """Merge in what the origin of a patch held beside it, unless that makes a record less whole.
+
+    A put that this store has not seen may stand behind it; where that leaves gaps in a record that
+    is here whole, the put itself is worth waiting for.
+    """
+    merged = join(state, known)
+    if here and not _missing_fields(state, view) and merged.live and _missing_fields(merged, view):
+        return state
+    return merged
+
+
+def _verdict(change: Change, before: State, after: State) -> Verdict:
+    if change.op != PATCH:
+        return _judge(change.stamp, before.stamp)
+    if after.stamp > before.stamp:
+        return _APPLIED
+    rose = [n for n in after.versions if after.version_of(n) > before.version_of(n)]
+    if rose:
+        return _APPLIED
+    newest = all(before.version_of(name) == change.version for name in change.data or ())
+    if after.values != before.values:
+        # The same version with another value: a collision, or a value that was not kept before.
+        lost = [n for n in before.values if before.values[n] != after.values.get(n)]
+        return Verdict(Outcome.APPLIED, collision=bool(lost))
+    return _DUPLICATE if newest and change.data else _STALE
+
+
+def _missing_fields(state: State, view: BoundView) -> list[str]:
+    """The needed fields of which no value is known, and none will come by default."""
+    fields = view.record_type.fields
+    return [
+        name
+        for name in view.needed
+        if name not in state.values
+        # A field patched above the put has a value somewhere, even if it was not kept here.
+        and (not state.whole or name in state.versions or fields[name].required)
+    ]
+
+
+def _keep_needed(state: State, view: BoundView) -> None:
+    """Forget of the state what this store neither holds nor judges by."""
+    needed = frozenset(view.needed)
+    for name in [name for name in state.values if name not in needed]:
+        del state.values[name]
+    for name in [name for name in state.versions if name not in needed]:
+        del state.versions[name]
+
+
+def _settle(
+    state: State, row: Mapping[str, Any] | None, verdicts: list[Verdict], view: BoundView, key: str
+) -> Decision:
+    """Where the record goes, now that its state is known."""
+    entry = Entry(state.stamp, Presence.PENDING, state.versions, whole=state.whole)
+    decision = Decision(verdicts, entry, row=row)
+    if not state.live:
+        if state.stamp:
+            entry.presence = Presence.GONE
+            decision.remove = row is not None
+        entry.parked = {n: state.values[n] for n in state.versions if n in state.values}
+        return decision
+    if state.whole:
+        absent = [n for n in view.needed if n not in state.values and n not in state.versions]
+        _fill_defaults(state.values, absent, view, key)
+    if view.judged <= state.values.keys() | set(view.record_type.keys):
+        whole = view.record_type.key_values(key) | state.values
+        if not view.matches(whole):
+            entry.presence, entry.whole = Presence.AWAY, False
+            entry.parked = {n: state.values[n] for n in view.judged if n in state.values}
+            decision.remove = row is not None
+            return decision
+    if _missing_fields(state, view):
+        entry.parked = dict(state.values)
+        decision.verdicts = [
+            Verdict(Outcome.PENDING) if v.outcome is Outcome.APPLIED else v for v in verdicts
+        ]
+        return decision
+    entry.presence, entry.whole = Presence.HERE, True
+    entry.parked = {n: state.values[n] for n in state.values if n not in view.names}
+    held = {n: state.values[n] for n in view.fields if n in state.values}
+    if row is None:
+        decision.write = view.record_type.key_values(key) | held
+    else:
+        changed = {n: v for n, v in held.items() if n not in row or not _same(row[n], v)}
+        decision.write = changed or None
+    return decision
+
+
+def _same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and one == other
+
+
+def _filled(data: Mapping[str, Any], view: BoundView, key: str) -> dict[str, Any]:
+    """The whole record that a put says, its key and the defaults of absent fields included."""
+    values = dict(data)
+    fields = view.record_type.fields
+    if len(values) < len(fields) or not fields.keys() <= values.keys():
+        values |= view.record_type.key_values(key)
+        _fill_defaults(values, [name for name in view.needed if name not in values], view, key)
+    return values
+
+
+def _fill_defaults(
+    values: dict[str, Any], absent: Iterable[str], view: BoundView, key: str
+) -> None:
+    """Give the fields that a put does not name their defaults."""
+    record_type: RecordType = view.record_type
+    for name in absent:
+        if record_type.fields[name].required:
+            raise ChangeRefusedError(
+                f"a {PUT} of {record_type.name} {key!r} lacks the field {name!r}, "
+                "which this store holds and which has no default",
+                reason="incomplete",
+                hint=f"give {name!r} a default, or publish the record with it",
+            )
+        values[name] = record_type.default_for(name)

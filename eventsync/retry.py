@@ -1,0 +1,58 @@
+"""When to try again: one policy and one classification for the whole package.
+
+This module is the only user of tenacity. It knows nothing of what is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+from eventsync.errors import EventSyncError
+
+__all__ = ["is_retryable", "retrying"]
+
+T = TypeVar("T")
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether the same call may succeed later with nothing changed."""
+    if isinstance(error, EventSyncError):
+        return error.retryable
+    # A connection refused, a disk full, a time-out: what the operating system may grant later.
+    return isinstance(error, OSError)
+
+
+def retrying(
+    call: Callable[[], T],
+    *,
+    budget: float,
+    wait: Callable[[float], None],
+    give_up: Callable[[], bool] = lambda: False,
+    before_wait: Callable[[BaseException, int, float], None] = lambda error, attempt, seconds: None,
+) -> T:
+    """The result of ``call``, tried again while it fails retryably, for at most ``budget`` seconds.
+
+    ``wait`` sleeps for so many seconds, and may return early; ``give_up`` is asked before each new
+    attempt; ``before_wait`` is told the error, the attempt's number and the coming wait. Raises the
+    last error when the budget is spent or the error is not retryable.
+    """
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        assert state.outcome is not None and state.next_action is not None
+        error = state.outcome.exception()
+        assert error is not None
+        before_wait(error, state.attempt_number, state.next_action.sleep)
+
+    stop = tenacity.stop_any(tenacity.stop_before_delay(budget), lambda state: give_up())
+    retryer = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_retryable),
+        wait=tenacity.wait_random_exponential(multiplier=0.05, max=5.0),
+        stop=stop,
+        sleep=wait,
+        before_sleep=tell,
+        reraise=True,
+    )
+    return retryer(call)

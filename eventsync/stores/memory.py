@@ -1,0 +1,64 @@
+"""Records in memory: for tests, and for what may be forgotten when the process ends.
+
+It knows nothing of other stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from eventsync.query import Query
+
+from eventsync.accessor import Accessor, Write
+from eventsync.index import Index, IndexTransaction, MemoryIndex
+from eventsync.record import Record
+from eventsync.value import freeze
+from eventsync.view import View
+
+__all__ = ["MemoryAccessor"]
+
+R = TypeVar("R", bound=Record)
+
+
+class MemoryAccessor(Accessor[R]):
+    """Records of one type in a dict of this process.
+
+    ``data`` maps a record's key to what is kept of it, by the view's names; a caller may look at
+    it, and alter it to act as somebody who edits behind eventsync's back.
+    """
+
+    atomic: ClassVar[bool] = True
+
+    def __init__(self, record_type: type[R], *, view: View | None = None) -> None:
+        super().__init__(record_type, view=view)
+        self.data: dict[str, dict[str, Any]] = {}
+
+    def default_index(self) -> Index:
+        return MemoryIndex()
+
+    def add(self, record: R) -> None:
+        self.data[record.key] = freeze(self.record_to_data(record))
+
+    def update(self, record: R) -> None:
+        self.data[record.key] |= freeze(self.record_to_data(record))
+
+    def get(self, key: str) -> R | None:
+        held = self.data.get(key)
+        return None if held is None else self.data_to_record(freeze(held))
+
+    def find(self, query: Query) -> Iterable[R]:
+        return query.select(self.read(freeze(list(self.data.values())), query))
+
+    def remove(self, key: str) -> None:
+        self.data.pop(key, None)
+
+    def write_rows(
+        self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
+    ) -> None:
+        before = dict(self.data)
+        try:
+            super().write_rows(writes, removals, transaction)
+        except BaseException:
+            self.data = before
+            raise

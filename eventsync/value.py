@@ -1,0 +1,303 @@
+"""The values that a record may carry, and their one encoding as msgpack bytes.
+
+This module is the only user of msgpack. It knows nothing of records, versions or stores.
+
+Native msgpack: nil, bool, integers of 64 bits, float 64, str, bin, array, map with string keys.
+Everything else travels as an extension type whose payload other languages can read without help:
+
+==== ======================= ===========================================================
+code type                    payload
+==== ======================= ===========================================================
+1    decimal                 ASCII text, as ``-12.340`` or ``1E+3``; finite, at most 1,024
+                             characters, and its first digit at most 1,024 places from the point
+2    date                    ASCII text, ISO 8601: ``2026-11-24``
+3    time                    ASCII text, ISO 8601: ``10:15:30.250000``, offset when it has one
+4    datetime without zone   ASCII text, ISO 8601: ``2026-11-24T10:15:30``
+5    datetime with zone      ASCII text, ISO 8601 in UTC: ``2026-11-24T09:15:30+00:00``
+6    UUID                    16 bytes, big-endian
+7    integer beyond 64 bits  two's complement, big-endian, as short as possible; 512 bytes at most
+==== ======================= ===========================================================
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+import msgpack
+
+from eventsync.errors import ValueRefusedError
+
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_ENTRIES",
+    "NO_BODY",
+    "check",
+    "digest",
+    "freeze",
+    "pack",
+    "unpack",
+    "unpack_flat",
+    "unpack_parts",
+]
+
+MAX_DEPTH: Final = 16
+"""How deep maps and arrays may nest."""
+
+MAX_ENTRIES: Final = 1024
+"""How many entries one map or array may have."""
+
+NO_BODY: Final = bytes(32)
+"""The digest of a body that is not there (a delete's)."""
+
+# Bounds that keep a few bytes on the wire from becoming gigabytes where they are written out.
+_MAX_DECIMAL: Final = 1024
+_MAX_BIGINT: Final = 512
+
+_DECIMAL, _DATE, _TIME, _NAIVE, _AWARE, _UUID, _BIGINT = range(1, 8)
+
+# What msgpack encodes by itself and what needs no look inside. Floats are not among them: NaN.
+_PLAIN: Final = frozenset({str, int, bool, type(None), bytes, dt.date, UUID})
+# What needs no look inside once it has been decoded.
+_SOUND: Final = frozenset({Decimal, dt.datetime, dt.time})
+_UTC: Final = dt.UTC
+_NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([Ee][+-]?[0-9]+)?")
+# Exact, unlike the context of the running thread, which rounds to 28 digits.
+_EXACT: Final = decimal.Context(
+    prec=decimal.MAX_PREC, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX, traps=[]
+)
+
+
+def _refuse(message: str) -> ValueRefusedError:
+    return ValueRefusedError(message, hint="see 'Values' in docs/envelope.md for what may travel")
+
+
+def check(value: Any, *, depth: int = 0) -> None:
+    """Raise ``ValueRefusedError`` unless ``value`` and all inside it may travel.
+
+    ``depth`` is how many maps and arrays already surround it.
+    """
+    kind = type(value)
+    if kind in _PLAIN:
+        return
+    if kind is float:
+        if value != value:
+            raise _refuse("NaN cannot travel: it is not equal to itself, so stores never agree on it")
+        return
+    if kind is dict or kind is list:
+        _check_container(value, depth + 1)
+        return
+    if kind is Decimal:
+        if not value.is_finite():
+            raise _refuse(f"Decimal {value} cannot travel: only finite decimals can")
+        if abs(value.adjusted()) > _MAX_DECIMAL or len(str(value)) > _MAX_DECIMAL:
+            raise _refuse(f"a decimal has over {_MAX_DECIMAL} digits or so large an exponent")
+        return
+    if kind is dt.datetime or kind is dt.time:
+        return
+    raise _refuse(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel")
+
+
+def _check_container(value: dict[Any, Any] | list[Any], depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise _refuse(f"values nest deeper than {MAX_DEPTH}")
+    if len(value) > MAX_ENTRIES:
+        raise _refuse(f"a map or array has {len(value)} entries; {MAX_ENTRIES} is the limit")
+    if isinstance(value, dict):
+        for key in value:
+            if type(key) is not str:
+                raise _refuse(f"a map key is {type(key).__name__}; only strings can be keys")
+        items: Any = value.values()
+    else:
+        items = value
+    for item in items:
+        if type(item) not in _PLAIN:
+            check(item, depth=depth)
+
+
+def _encode_special(value: Any) -> msgpack.ExtType:
+    """msgpack's hook for what it cannot encode by itself."""
+    kind = type(value)
+    if kind is Decimal:
+        return msgpack.ExtType(_DECIMAL, str(value).encode())
+    if kind is dt.datetime:
+        if value.tzinfo is None:
+            return msgpack.ExtType(_NAIVE, value.isoformat().encode())
+        return msgpack.ExtType(_AWARE, value.astimezone(_UTC).isoformat().encode())
+    if kind is dt.date:
+        return msgpack.ExtType(_DATE, value.isoformat().encode())
+    if kind is dt.time:
+        return msgpack.ExtType(_TIME, value.isoformat().encode())
+    if kind is UUID:
+        return msgpack.ExtType(_UUID, value.bytes)
+    if kind is int:
+        size = (value if value >= 0 else ~value).bit_length() // 8 + 1
+        if size > _MAX_BIGINT:
+            raise _refuse(f"an integer has {size} bytes; {_MAX_BIGINT} is the limit")
+        return msgpack.ExtType(_BIGINT, value.to_bytes(size, "big", signed=True))
+    raise _refuse(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel")
+
+
+def _encode_canonical(value: Any) -> msgpack.ExtType:
+    """As ``_encode_special``, but equal decimals get equal bytes (1.10 and 1.1)."""
+    if type(value) is Decimal:
+        plain = value.normalize(_EXACT)
+        # The sign of a zero and its exponent are lost by stores; they must not matter.
+        return msgpack.ExtType(_DECIMAL, str(plain).encode() if plain else b"0")
+    return _encode_special(value)
+
+
+def _text(payload: bytes) -> str:
+    return payload.decode("ascii")
+
+
+def _decode_special(code: int, payload: bytes) -> Any:
+    try:
+        if code == _DECIMAL:
+            text = _text(payload)
+            if len(text) <= _MAX_DECIMAL and _NUMBER.fullmatch(text):
+                number = Decimal(text)
+                if abs(number.adjusted()) <= _MAX_DECIMAL:
+                    return number
+        elif code == _DATE:
+            return dt.date.fromisoformat(_text(payload))
+        elif code == _TIME:
+            return dt.time.fromisoformat(_text(payload))
+        elif code == _NAIVE:
+            naive = dt.datetime.fromisoformat(_text(payload))
+            if naive.tzinfo is None:
+                return naive
+        elif code == _AWARE:
+            aware = dt.datetime.fromisoformat(_text(payload))
+            if aware.tzinfo is not None:
+                return aware.astimezone(_UTC)
+        elif code == _UUID:
+            return UUID(bytes=payload)
+        elif code == _BIGINT and 0 < len(payload) <= _MAX_BIGINT:
+            return int.from_bytes(payload, "big", signed=True)
+    except (ValueError, ArithmeticError) as error:
+        raise _refuse(f"extension type {code} has a malformed payload: {error}") from error
+    raise _refuse(f"extension type {code} is unknown or has a malformed payload")
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _refuse("a map has the same key twice")
+    return found
+
+
+def pack(value: Any) -> bytes:
+    """Encode ``value`` as msgpack bytes. Thread-safe.
+
+    Raises ``ValueRefusedError`` for what may not travel (see ``check``).
+    """
+    check(value)
+    return _packb(value, _encode_special)
+
+
+def _packb(value: Any, special: Any) -> bytes:
+    try:
+        return msgpack.Packer(default=special).pack(value)  # type: ignore[no-any-return]
+    except UnicodeEncodeError as error:
+        raise _refuse("a string holds a lone surrogate, which has no UTF-8 form") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _refuse(f"a value cannot be encoded: {error}") from error
+
+
+def unpack(raw: bytes) -> Any:
+    """Decode what ``pack`` wrote, on bytes from anywhere. Thread-safe.
+
+    Raises ``ValueRefusedError``, and nothing else, for bytes that are not one such value.
+    """
+    value = _unpackb(raw, _unique)
+    check(value)
+    return value
+
+
+def unpack_flat(raw: bytes) -> dict[str, Any] | None:
+    """As ``unpack``, for a map with no map or array inside it; ``None`` for anything else.
+
+    The quickest way for what most records are: without ``unpack``'s look for keys that come twice,
+    since the size of a map tells.
+    """
+    value = _unpackb(raw, None)
+    if type(value) is not dict:
+        return None
+    declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
+    if len(value) != declared:
+        return None
+    for key, item in value.items():
+        if type(key) is not str:
+            return None
+        kind = type(item)
+        if kind not in _PLAIN and kind not in _SOUND and (kind is not float or item != item):
+            return None
+    return value
+
+
+def unpack_parts(raw: bytes) -> Any:
+    """As ``unpack``, but the caller is to ``check`` each part itself.
+
+    For a map whose parts each have the whole of ``MAX_DEPTH`` to themselves.
+    """
+    return _unpackb(raw, _unique)
+
+
+def _unpackb(raw: bytes, pairs_hook: Callable[[list[tuple[Any, Any]]], Any] | None) -> Any:
+    try:
+        return msgpack.unpackb(
+            raw,
+            object_pairs_hook=pairs_hook,
+            ext_hook=_decode_special,
+            # Also keeps what a declared length makes msgpack allocate at once small.
+            max_array_len=MAX_ENTRIES,
+            max_map_len=MAX_ENTRIES,
+        )
+    except ValueRefusedError:
+        raise
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+        raise _refuse(f"not a msgpack value: {type(error).__name__}: {error}") from error
+
+
+def _canonical(value: Any) -> Any:
+    """``value`` with every map inside it in the order of its keys."""
+    if type(value) is dict:
+        return {key: _canonical(value[key]) for key in sorted(value)}
+    if type(value) is list:
+        return [_canonical(item) for item in value]
+    if type(value) is float:
+        # The sign of a zero again.
+        return value + 0.0
+    return value
+
+
+def digest(body: Mapping[str, Any] | None) -> bytes:
+    """The SHA-256 of the canonical form of a body: 32 bytes; ``NO_BODY`` for no body. Thread-safe.
+
+    Canonical: keys sorted by code point at every level, decimals without trailing zeros, zeros
+    without a sign, datetimes with a zone in UTC, the shortest msgpack form of everything. Equal
+    bodies have equal digests, where values of different types count as different.
+    """
+    if body is None:
+        return NO_BODY
+    ordered = {}
+    for key in sorted(body):
+        item = body[key]
+        ordered[key] = item if type(item) in _PLAIN else _canonical(item)
+    return hashlib.sha256(_packb(ordered, _encode_canonical)).digest()
+
+
+def freeze(value: Any) -> Any:
+    """A copy of ``value`` that no later change to a list or dict inside it can reach."""
+    if type(value) is dict:
+        return {key: freeze(item) for key, item in value.items()}
+    if type(value) is list:
+        return [freeze(item) for item in value]
+    return value
