@@ -8,6 +8,7 @@ knows nothing of queues, envelopes on the wire or of other stores.
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -400,7 +401,8 @@ class Accessor(ABC, Generic[R]):
             if d.write is not None
         ]
         removals = [key for key, d in decisions.items() if d.remove]
-        transaction.intend(name, self._intents(decisions), bodies)
+        intents = self._intents(decisions) if transaction.intents else {}
+        transaction.intend(name, intents, bodies)
         try:
             if writes or removals:
                 self.write_rows(writes, removals, transaction)
@@ -548,7 +550,8 @@ class Accessor(ABC, Generic[R]):
     ) -> Change:
         """A change at a version above everything the store has seen of the record."""
         if entry is not None and entry.version:
-            clock.observe(Version(entry.version))
+            # The gate has let it in, so it counts, however far ahead it lies.
+            clock.observe(Version(entry.version), max_drift=math.inf)
         return Change(
             type=self.type.name,
             key=key,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from eventsync.accessor import Accessor
-from eventsync.change import DELETE, PATCH, PUT, Change
+from eventsync.change import DELETE, PATCH, Change
 from eventsync.clock import Clock
 from eventsync.errors import (
     ChangeRefusedError,
@@ -34,7 +34,8 @@ class Limits:
     """What a store refuses to apply. Times are in seconds.
 
     ``retention``: how long tombstones are kept; a change older than that, less ``drift``, is
-    refused, since the tombstone that would stop it may be gone. ``hops``: how often a change may be
+    refused, since the tombstone that would stop it may be gone. ``drift``: how far in the future a
+    version may lie; a change beyond that is held. ``hops``: how often a change may be
     passed on from store to store.
     """
 
@@ -82,7 +83,7 @@ def apply(
         _apply_or_split(accessor, batch)
     newest = max((i.change.version for i in settled if i.outcome is Outcome.APPLIED), default=None)
     if newest is not None:
-        clock.observe(newest)
+        clock.observe(newest, max_drift=limits.drift)
     return settled
 
 
@@ -124,7 +125,7 @@ def _admit(store: Store, change: Change, clock: Clock, limits: Limits) -> None:
             reason="hops",
             hint="two systems answer each other's changes; see 'Echo' in docs/concepts.md",
         )
-    clock.check_drift(change.version)
+    clock.check_drift(change.version, max_drift=limits.drift)
     age = clock.now() - change.version.millis / 1000
     if age > limits.retention - limits.drift:
         raise ChangeRefusedError(
@@ -138,25 +139,29 @@ def _admit(store: Store, change: Change, clock: Clock, limits: Limits) -> None:
 
 def _check_body(accessor: Accessor[Any], change: Change) -> None:
     type = accessor.type
-    key = type.key_values(change.key)
     if change.op == DELETE:
+        type.key_values(change.key)  # raises if it is no key of this type
         return
     # The digest is of the body as its origin made it, whatever this store makes of the values.
     change.digest  # noqa: B018  # computed once, then kept
     data = type.load(change.data or {}, partial=True, unknown="ignore")
-    if any(name in data and data[name] != held for name, held in key.items()):
+    if change.op == PATCH:
+        key = type.key_values(change.key)
+        foreign = any(name in data and data[name] != held for name, held in key.items())
+        data = {name: held for name, held in data.items() if name not in key}
+        if change.known is not None:
+            values = type.load(change.known.values, partial=True, unknown="ignore")
+            change.known = replace(change.known, values=values)
+    else:
+        if not all(name in data for name in type.keys):
+            data = type.key_values(change.key) | data
+        foreign = type.key_text(data) != change.key
+    if foreign:
         raise ChangeRefusedError(
             f"the key fields in the data of {type.name} {change.key!r} name another record",
             reason="key-mismatch",
             hint="a record's key never changes: delete it and add another",
         )
-    if change.op == PUT:
-        data |= key
-    elif change.op == PATCH:
-        data = {name: held for name, held in data.items() if name not in key}
-        if change.known is not None:
-            values = type.load(change.known.values, partial=True, unknown="ignore")
-            change.known = replace(change.known, values=values)
     change.data = data
 
 

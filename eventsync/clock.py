@@ -172,23 +172,28 @@ class Clock:
                 self._millis.to_bytes(6, "big") + self._counter.to_bytes(2, "big") + self._node
             )
 
-    def observe(self, version: Version) -> None:
+    def observe(self, version: Version, *, max_drift: float | None = None) -> None:
         """Move past ``version``, so that what is issued next is greater.
 
         Idempotent. Raises ``ClockDriftError``, and changes nothing, when it lies too far ahead.
         """
-        self.check_drift(version)
+        self.check_drift(version, max_drift=max_drift)
+        self._after_fork()
         with self._lock:
             if (version.millis, version.counter) > (self._millis, self._counter):
                 self._advance(version.millis, version.counter)
 
-    def check_drift(self, version: Version) -> None:
-        """Raise ``ClockDriftError`` when ``version`` lies more than ``max_drift`` ahead."""
+    def check_drift(self, version: Version, *, max_drift: float | None = None) -> None:
+        """Raise ``ClockDriftError`` when ``version`` lies more than ``max_drift`` seconds ahead.
+
+        ``max_drift``: instead of the clock's own.
+        """
         ahead = version.millis / 1000 - self._now()
-        if ahead > self._max_drift:
+        allowed = self._max_drift if max_drift is None else max_drift
+        if ahead > allowed:
             raise ClockDriftError(
                 f"version {version.hex()} lies {ahead:.1f} s in the future; "
-                f"{self._max_drift:g} s is allowed",
+                f"{allowed:g} s is allowed",
                 hint="correct the clock of the node that issued it, or raise max_clock_drift",
             )
 

@@ -18,11 +18,11 @@ import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, ContextManager
+from typing import Any, ClassVar
 
 from eventsync import value
 from eventsync.change import Stamp
@@ -126,6 +126,9 @@ class IndexTransaction(ABC):
     error, except ``intend``, which is durable when it returns.
     """
 
+    intents: ClassVar[bool] = True
+    """Whether intents are of use: not where the data are part of the transaction."""
+
     @abstractmethod
     def read(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
         """The entries of those of ``keys`` that have one."""
@@ -169,7 +172,7 @@ class Index(ABC):
     """The version entries and the outbox of one store. Thread-safe and process-safe."""
 
     @abstractmethod
-    def transaction(self) -> ContextManager[IndexTransaction]:
+    def transaction(self) -> AbstractContextManager[IndexTransaction]:
         """Begin; commit at the end of the block, or undo everything if it raises.
 
         Blocks while another writer is at work. Raises ``StoreUnavailableError`` when that lasts.

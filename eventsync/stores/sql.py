@@ -211,6 +211,8 @@ class SqlIndex(Index):
 class _SqlTransaction(IndexTransaction):
     """A transaction of the database: entries, data and outbox commit together."""
 
+    intents: ClassVar[bool] = False
+
     def __init__(self, connection: sa.Connection) -> None:
         self.connection = connection
 

@@ -1,0 +1,109 @@
+"""The settings of a deployment: the only reader of the environment.
+
+It knows nothing of stores, nor of what its settings do in the end. Times are in seconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from eventsync.envelope import Keyring
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from eventsync.apply import Limits
+from eventsync.bus import Bus
+from eventsync.errors import ConfigError
+from eventsync.worker import Options
+
+__all__ = ["Settings", "load"]
+
+_Seconds = Annotated[float, Field(gt=0)]
+_Count = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Each is read from the environment variable ``EVENTSYNC_`` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="EVENTSYNC_", frozen=True, extra="ignore")
+
+    app: str = "workers:registry"
+    """Where the store registry is: a module and an attribute (or a function that returns it)."""
+    broker: SecretStr = Field(
+        default=SecretStr("sqlite:///eventsync-broker.db"),
+        validation_alias=AliasChoices("broker", "EVENTSYNC_BROKER"),
+    )
+    """The broker's URL; it may hold a password, so it is never shown."""
+    keys: SecretStr | None = None
+    """Signing keys, ``id:base64,id:base64``; the first signs, all of them verify."""
+    max_clock_drift: _Seconds = 5.0
+    """How far in the future a version may lie."""
+    hold_for: _Seconds = 300.0
+    """How long a change with a version too far in the future is tried again."""
+    tombstone_retention: _Seconds = 10 * 86_400.0
+    """How long the versions of deleted records are kept."""
+    max_hops: _Count = 8
+    """How often a change may be passed on."""
+    max_envelope: _Count = 256 * 1024
+    """The size of the largest envelope."""
+    message_envelopes: _Count = 500
+    """How many envelopes one broker message carries at most."""
+    message_bytes: _Count = 512 * 1024
+    """How large a broker message with more than one envelope may become."""
+    prefetch: _Count = 64
+    """How many messages a worker takes from the broker at a time."""
+    batch: _Count = 5000
+    """How many changes a worker applies at a time, beyond the first message."""
+    max_deliveries: _Count = 50
+    """How often a message may be taken by workers that then die, before it is put aside."""
+    lease: _Seconds = 60.0
+    """How long a message stays with a worker that shows no sign of life."""
+    retry_for: _Seconds = 30.0
+    """How long a worker tries again before it lets go of a store that is down."""
+    grace: _Seconds = 25.0
+    """How long a worker that is told to stop may take to finish what it has in hand."""
+
+    def bus(self) -> Bus:
+        """The bus that these settings describe, not yet connected. Raises ``ConfigError``."""
+        keys = self.keys.get_secret_value() if self.keys else ""
+        return Bus(
+            self.broker.get_secret_value(),
+            keys=Keyring.parse(keys) if keys else None,
+            max_envelope=self.max_envelope,
+            message_envelopes=self.message_envelopes,
+            message_bytes=self.message_bytes,
+            lease=self.lease,
+        )
+
+    def limits(self) -> Limits:
+        """What stores refuse to apply."""
+        return Limits(
+            retention=self.tombstone_retention, drift=self.max_clock_drift, hops=self.max_hops
+        )
+
+    def worker_options(self) -> Options:
+        """How workers go about their work."""
+        return Options(
+            prefetch=self.prefetch,
+            batch=self.batch,
+            retry_for=self.retry_for,
+            hold_for=self.hold_for,
+            max_deliveries=self.max_deliveries,
+            limits=self.limits(),
+        )
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings from the environment, and over them those given that are not ``None``.
+
+    Raises ``ConfigError`` that names every setting that is wrong.
+    """
+    given = {name: held for name, held in overrides.items() if held is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"EVENTSYNC_{str(part['loc'][0]).upper().removeprefix('EVENTSYNC_')}: {part['msg']}"
+            for part in error.errors(include_input=False)
+        )
+        raise ConfigError(f"wrong settings: {wrong}") from None
