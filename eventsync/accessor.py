@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from eventsync.query import Query
-
 from eventsync import value
 from eventsync.change import DELETE, PATCH, PUT, Change, Known
 from eventsync.clock import Clock, Version
@@ -29,6 +27,7 @@ from eventsync.errors import (
 )
 from eventsync.gate import UNVERSIONED, Decision, Verdict, decide, decide_put_or_delete
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Presence
+from eventsync.query import Query
 from eventsync.record import Record
 from eventsync.view import View
 

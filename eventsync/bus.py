@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import kombu
-from eventsync.deadletter import DeadLetter
 from kombu.exceptions import KombuError
 from kombu.exceptions import OperationalError as KombuOperationalError
+from kombu.utils.url import maybe_sanitize_url
 
 from eventsync import envelope, framing
 from eventsync.change import Change
+from eventsync.deadletter import DeadLetter
 from eventsync.errors import BusError, BusUnavailableError, ConfigError, EventSyncError
 from eventsync.keyring import Keyring
 from eventsync.transports import sqlite
@@ -91,7 +92,8 @@ class Bus:
         """The broker's URL without its password."""
         if self._url.startswith("sqlite:"):
             return self._url
-        return str(kombu.Connection(self._url).as_uri())
+        # By its text alone: a URL of an unknown scheme has to be shown too.
+        return ";".join(str(maybe_sanitize_url(url)) for url in self._url.split(";"))
 
     @property
     def transport(self) -> str:
@@ -244,7 +246,7 @@ class Bus:
             connection = sqlite.connect(self._url, lease=self._lease)
         else:
             connection = kombu.Connection(self._url)
-        connection.ensure_connection(max_retries=1, timeout=5.0)
+        connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5.0)
         return connection
 
     def _connected(self) -> Any:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from eventsync.envelope import Keyring
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventsync.apply import Limits
 from eventsync.bus import Bus
+from eventsync.envelope import Keyring
 from eventsync.errors import ConfigError
 from eventsync.worker import Options
 

@@ -1,33 +1,38 @@
-"""The dead letter: what could not be applied, why, and its original bytes.
+"""The dead letter: what could not be applied, as it came, with why, where and how often.
 
-It knows nothing of the queue that it lies in or of how it is replayed.
+It knows nothing of queues or of how a letter is replayed.
 """
 
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import datetime as dt
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+from uuid import UUID
 
-from eventsync import envelope, value
+from eventsync import cloudevents, envelope, value
 from eventsync.change import Change, new_id
 from eventsync.clock import Version
 from eventsync.errors import EnvelopeError, ValueRefusedError
-from eventsync.keyring import Keyring
 
 __all__ = ["DeadLetter"]
 
-_TEXTS = ("reason", "message", "store", "queue")
-_NUMBERS = ("attempts", "first_time", "last_time")
+_MAJOR: Final = 1
+_LONGEST_TEXT: Final = 4000
+_LAST_TIME: Final = 253_402_300_800.0
+_TEXTS: Final = ("reason", "message", "store", "queue", "content_type")
+_OPTIONAL_TEXTS: Final = ("type", "key", "op")
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class DeadLetter:
-    """What could not be applied.
+    """One envelope, or one whole message that is none, which a store could not apply.
 
-    ``raw``: the envelope as it was received, or the whole message where it held none. ``reason``: a
-    stable word; ``message``: for people. Times are in seconds since the epoch. ``type``, ``key``,
-    ``version`` and ``op`` are those of the change, if it could be decoded.
+    ``raw``: its bytes as they came. ``reason``: the word that the error gave (``EventSyncError``);
+    ``message``: its text. ``attempts``: how often it was tried. ``first_time`` and ``last_time``:
+    of the first and the last try, in seconds since the epoch. ``type``, ``key``, ``op`` and
+    ``version`` are those of the change, as far as it could be read.
     """
 
     reason: str
@@ -38,42 +43,105 @@ class DeadLetter:
     first_time: float
     last_time: float
     raw: bytes
-    id: bytes = field(default_factory=new_id)
     type: str | None = None
     key: str | None = None
-    version: bytes | None = None
     op: str | None = None
-    content_type: str = ""
+    version: Version | None = None
+    content_type: str = envelope.CONTENT_TYPE
+    id: bytes = field(default_factory=new_id)
 
     def encode(self) -> bytes:
-        """The letter as bytes."""
-        return value.pack(asdict(self) | {"version": self.version and bytes(self.version)})
+        """The letter as bytes. Takes any letter: a dead letter that cannot be kept would be lost.
+
+        Texts are cut at 4,000 characters, and what has no UTF-8 form in them is escaped.
+        """
+        entries: dict[str, Any] = {"v": _MAJOR}
+        for part in fields(self):
+            held = getattr(self, part.name)
+            if isinstance(held, str):
+                held = held[:_LONGEST_TEXT].encode(errors="backslashreplace").decode()
+            entries[part.name] = bytes(held) if isinstance(held, bytes) else held
+        return value.pack(entries)
 
     @classmethod
     def decode(cls, raw: bytes) -> DeadLetter:
-        """The letter that ``encode`` wrote. Raises ``EnvelopeError`` for any other bytes."""
+        """The letter that ``encode`` gave as bytes; entries of unknown names are passed over.
+
+        Raises ``EnvelopeError``, and nothing else, for bytes that are no letter.
+        """
         try:
             entries = value.unpack(raw)
         except ValueRefusedError as error:
             raise EnvelopeError(f"not a dead letter: {error.message}") from error
-        if (
-            type(entries) is not dict
-            or not all(type(entries.get(name)) is str for name in _TEXTS)
-            or not all(type(entries.get(name)) in (int, float) for name in _NUMBERS)
-            or type(entries.get("raw")) is not bytes
-        ):
-            raise EnvelopeError("not a dead letter: entries are missing or of another type")
-        known = {name: entries[name] for name in cls.__dataclass_fields__ if name in entries}
+        if type(entries) is not dict or entries.get("v") != _MAJOR:
+            raise EnvelopeError(f"not a dead letter of version {_MAJOR}")
+        known = {p.name: entries[p.name] for p in fields(cls) if p.name in entries}
+        wrong = _wrong(known)
+        if wrong:
+            raise EnvelopeError(f"a dead letter whose {', '.join(wrong)} are missing or malformed")
+        if known.get("version") is not None:
+            known["version"] = Version(known["version"])
         return cls(**known)
 
-    def change(self, keys: Keyring | None = None) -> Change:
-        """The change in it. Raises ``EnvelopeError`` when it holds none that can be read."""
-        return envelope.decode(self.raw, keys=keys)
+    def change(
+        self, *, keys: envelope.Keyring | None = None, max_bytes: int = envelope.MAX_BYTES
+    ) -> Change:
+        """The change in ``raw``. Raises ``EnvelopeError`` when it holds none that can be read.
+
+        Without ``keys`` a signature is not verified: good for a look, not for a replay.
+        """
+        return envelope.decode(self.raw, keys=keys, max_bytes=max_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """The letter for a script: bytes as hexadecimal text, ``raw`` as base64."""
-        shown = asdict(self)
-        shown["id"] = self.id.hex()
-        shown["version"] = Version(self.version).hex() if self.version else None
-        shown["raw"] = base64.b64encode(self.raw).decode("ascii")
-        return shown
+        """The letter for people and scripts, ready for ``json.dumps``.
+
+        ``event``: the change as a CloudEvent, its signature unverified; ``None`` if it cannot be
+        read. ``raw``: in base64.
+        """
+        try:
+            event = cloudevents.to_cloudevent(self.change(max_bytes=len(self.raw)))
+        except EnvelopeError:
+            # That it cannot be read is, as often as not, why it is here.
+            event = None
+        return {
+            "id": str(UUID(bytes=self.id)),
+            "reason": self.reason,
+            "message": self.message,
+            "store": self.store,
+            "queue": self.queue,
+            "attempts": self.attempts,
+            "first_time": _shown_time(self.first_time),
+            "last_time": _shown_time(self.last_time),
+            "type": self.type,
+            "key": self.key,
+            "op": self.op,
+            "version": None if self.version is None else self.version.hex(),
+            "content_type": self.content_type,
+            "size": len(self.raw),
+            "raw": base64.b64encode(self.raw).decode(),
+            "event": event,
+        }
+
+
+def _wrong(entries: dict[str, Any]) -> list[str]:
+    """The names of entries that are not what a letter holds."""
+    checks: dict[str, bool] = {name: type(entries.get(name)) is str for name in _TEXTS}
+    checks |= {n: entries.get(n) is None or type(entries[n]) is str for n in _OPTIONAL_TEXTS}
+    checks |= {n: _is_time(entries.get(n)) for n in ("first_time", "last_time")}
+    checks["attempts"] = type(entries.get("attempts")) is int and entries["attempts"] >= 0
+    checks["raw"] = type(entries.get("raw")) is bytes
+    checks["id"] = _is_bytes(entries.get("id"), 16)
+    checks["version"] = entries.get("version") is None or _is_bytes(entries["version"], 16)
+    return [name for name, sound in checks.items() if not sound]
+
+
+def _is_time(seconds: Any) -> bool:
+    return type(seconds) in (int, float) and 0 <= seconds < _LAST_TIME
+
+
+def _is_bytes(held: Any, size: int) -> bool:
+    return type(held) is bytes and len(held) == size
+
+
+def _shown_time(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds")

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from eventsync.query import Filter
-
 from eventsync.accessor import Accessor
 from eventsync.apply import Limits, Settled, apply, complete
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.errors import ConfigError
 from eventsync.gate import Outcome
+from eventsync.query import Filter
 from eventsync.record import Record
 from eventsync.store import Publisher, Store
 

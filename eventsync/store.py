@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
 
-from eventsync.query import Query
-
 from eventsync.accessor import Accessor, Edit
 from eventsync.change import Change
 from eventsync.clock import Clock, Version
 from eventsync.errors import BusUnavailableError, ConfigError, RecordError, SuspiciousReadError
 from eventsync.index import FileIndex, Index, Presence
+from eventsync.query import Query
 from eventsync.record import Record
 
 __all__ = ["Publisher", "Store"]

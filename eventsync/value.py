@@ -88,7 +88,9 @@ def check(value: Any, *, depth: int = 0) -> None:
         return
     if kind is float:
         if value != value:
-            raise _refuse("NaN cannot travel: it is not equal to itself, so stores never agree on it")
+            raise _refuse(
+                "NaN cannot travel: it is not equal to itself, so stores never agree on it"
+            )
         return
     if kind is dict or kind is list:
         _check_container(value, depth + 1)
@@ -233,9 +235,10 @@ def unpack_flat(raw: bytes) -> dict[str, Any] | None:
     declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
     if len(value) != declared:
         return None
-    for key, item in value.items():
+    for key in value:
         if type(key) is not str:
             return None
+    for item in value.values():
         kind = type(item)
         if kind not in _PLAIN and kind not in _SOUND and (kind is not float or item != item):
             return None

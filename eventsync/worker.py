@@ -19,12 +19,12 @@ from types import FrameType
 from typing import Any
 
 import structlog
-from eventsync.deadletter import DeadLetter
 
 from eventsync import envelope, framing
 from eventsync.apply import Limits, Settled, apply, complete
 from eventsync.bus import Bus, Delivery, Subscription
 from eventsync.change import Change
+from eventsync.deadletter import DeadLetter
 from eventsync.errors import (
     BusUnavailableError,
     EnvelopeError,

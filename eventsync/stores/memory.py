@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from eventsync.query import Query
-
 from eventsync.accessor import Accessor, Write
 from eventsync.index import Index, IndexTransaction, MemoryIndex
+from eventsync.query import Query
 from eventsync.record import Record
 from eventsync.value import freeze
 from eventsync.view import View

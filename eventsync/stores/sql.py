@@ -20,11 +20,10 @@ from operator import itemgetter
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
-from eventsync.query import Query
-
 from eventsync.accessor import Accessor, Write
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Outgoing, Presence
+from eventsync.query import Query
 from eventsync.record import Field, Record
 from eventsync.view import View
 

@@ -175,7 +175,9 @@ def settle(broker: Bus, registry: StoreRegistry, seconds: float) -> None:
         waiting: Counter[str] = Counter()
         for store in registry:
             states = broker.states(store.name)
-            waiting[f"queue of {store.name}"] = states["queue"].ready + (states["queue"].leased or 0)
+            waiting[f"queue of {store.name}"] = states["queue"].ready + (
+                states["queue"].leased or 0
+            )
             waiting[f"outbox of {store.name}"] = len(store.index.outgoing(1))
         if not waiting.total():
             return
@@ -209,7 +211,11 @@ def run_all(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     workers = {name: _start(work, folder, name) for name in names}
     editors = [
         _start(
-            edit, folder, name, options.seed + n, options.edits // 3 + (n < options.edits % 3),
+            edit,
+            folder,
+            name,
+            options.seed + n,
+            options.edits // 3 + (n < options.edits % 3),
             options.deletes // 3 + (n < options.deletes % 3),
         )
         for n, name in enumerate(names)

@@ -1,0 +1,166 @@
+"""Records in text: JSON Lines and CSV, read line by line, the wrong lines told and passed over.
+
+It must not know where the records go.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, BinaryIO
+
+from eventsync.errors import RecordError
+from eventsync.record import Record
+from eventsync.stores.files.text import Cells, Members, parse
+from eventsync.view import View
+
+__all__ = ["Format", "Line", "format_of", "read_lines"]
+
+
+class Format(StrEnum):
+    """How records are written down."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+@dataclass(slots=True)
+class Line:
+    """One record, or why there is none; ``number`` is that of its (last) line, from 1.
+
+    ``offset``: how many bytes were read when it was complete.
+    """
+
+    number: int
+    offset: int
+    record: Record | None = None
+    error: str = ""
+
+
+def format_of(name: str) -> Format:
+    """The format that a file's name says; JSON Lines when it says none."""
+    return Format.CSV if name.lower().endswith(".csv") else Format.JSONL
+
+
+def read_lines(
+    stream: BinaryIO,
+    format: Format,
+    record_type: type[Record],
+    *,
+    partial: bool = False,
+    key_only: bool = False,
+) -> Iterator[Line]:
+    """The records in ``stream``.
+
+    ``partial``: a line may leave fields out. ``key_only``: only the key fields are read. Values are
+    written as in the stores of files. An empty CSV cell is ``None`` in an optional field, an empty
+    text in one of text, and no value anywhere else. Raises ``RecordError`` for a CSV header that
+    does not fit the record type.
+    """
+    reader = _read_csv if format is Format.CSV else _read_json
+    names = record_type.__record__.keys
+    for line, data in reader(_Counted(stream), record_type):
+        if data is not None:
+            if key_only:
+                data = {name: data[name] for name in names if name in data}
+            try:
+                line.record = record_type.load(data, partial=partial or key_only)
+                _ = line.record.key
+            except RecordError as error:
+                line.record, line.error = None, str(error)
+        yield line
+
+
+class _Counted:
+    """The lines of a stream as text, counted, whatever bytes are in it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.number = 0
+        self.offset = 0
+        self.wrong = ""
+
+    def __iter__(self) -> Iterator[str]:
+        for raw in self._stream:
+            self.number += 1
+            self.offset += len(raw)
+            try:
+                text = raw.decode("utf-8-sig" if self.number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                self.wrong = f"not UTF-8: {error.reason} at byte {error.start + 1}"
+                text = raw.decode("utf-8", "replace")
+            yield text
+
+    def line(self, error: str = "") -> Line:
+        """The line that was just read; what was wrong in its bytes is told once."""
+        wrong, self.wrong = self.wrong, ""
+        return Line(self.number, self.offset, error=wrong or error)
+
+
+def _read_json(
+    lines: _Counted, record_type: type[Record]
+) -> Iterator[tuple[Line, Mapping[str, Any] | None]]:
+    members = Members(View().bind(record_type.__record__))
+    for text in lines:
+        if not text.strip():
+            continue
+        data, error = None, ""
+        try:
+            data = members.decode(parse(text))
+        except RecordError as problem:
+            # The line's number is told anyhow.
+            error = str(problem).replace("not JSON: line 1, column", "not JSON: column")
+        line = lines.line(error)
+        yield line, None if line.error else data
+
+
+def _read_csv(
+    lines: _Counted, record_type: type[Record]
+) -> Iterator[tuple[Line, Mapping[str, Any] | None]]:
+    cells = Cells(View().bind(record_type.__record__), null="")
+    reader = csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    while True:
+        data, error = None, ""
+        try:
+            row = next(reader)
+            if not row:
+                continue
+            if header is None:
+                header = _checked(row, record_type)
+                continue
+            if len(row) != len(header):
+                error = f"{len(row)} cells, but the header has {len(header)}"
+            else:
+                data = cells.decode(_filled(dict(zip(header, row, strict=True)), record_type))
+        except StopIteration:
+            return
+        except csv.Error as problem:
+            error = f"not CSV: {problem}"
+        except RecordError as problem:
+            if header is None:
+                raise
+            error = str(problem)
+        line = lines.line(error)
+        yield line, None if line.error else data
+
+
+def _checked(header: list[str], record_type: type[Record]) -> list[str]:
+    unknown = [name for name in header if name not in record_type.__record__.fields]
+    if unknown:
+        raise record_type.__record__.unknown(unknown)
+    if len(set(header)) < len(header):
+        raise RecordError(f"the CSV header names a column twice: {', '.join(header)}")
+    return header
+
+
+def _filled(row: Mapping[str, str], record_type: type[Record]) -> dict[str, str]:
+    """The cells that hold a value: an empty one does where it says ``None`` or an empty text."""
+    fields = record_type.__record__.fields
+    return {
+        name: cell
+        for name, cell in row.items()
+        if cell or fields[name].optional or fields[name].type in (str, bytes)
+    }

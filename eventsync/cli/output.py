@@ -1,0 +1,184 @@
+"""How commands speak: tables, JSON, notes and progress, on a terminal and off it.
+
+Results go to standard output, everything else to standard error. Off a terminal there is no
+colour, no progress and no small talk. It must not know what is shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import typer
+
+__all__ = [
+    "ago",
+    "note",
+    "plural",
+    "print_json",
+    "print_table",
+    "progress",
+    "shown",
+    "to_json",
+    "warn",
+]
+
+_LONGEST_CELL = 60
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document: indented on a terminal, on one line off it."""
+    indent = 2 if sys.stdout.isatty() else None
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=indent, default=to_json))
+
+
+def to_json(value: Any) -> Any:
+    """``json.dumps``'s hook: what ``publish`` reads back where JSON has no such type."""
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID):
+        return str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def shown(value: Any) -> str:
+    """A field value as a table shows it."""
+    if value is None:
+        return "∅"
+    text = (
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=to_json)
+    )
+    if not isinstance(value, str | list | dict | bool):
+        text = text.strip('"')
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
+
+
+def ago(seconds: float | None) -> str:
+    """A span of time for people."""
+    if seconds is None:
+        return "–"
+    for size, unit in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """``1 record``, ``2,000 records``."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def warn(text: str) -> None:
+    """Tell something that matters, on standard error."""
+    typer.echo(f"eventsync: {text}", err=True)
+
+
+def note(text: str) -> None:
+    """Tell something that helps a person at a terminal, on standard error."""
+    if sys.stderr.isatty():
+        typer.echo(text, err=True)
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Iterable[int] = (),
+    marked: Callable[[int, int], str | None] = lambda row, column: None,
+) -> None:
+    """Print a table: drawn on a terminal, in plain aligned columns off it.
+
+    ``right``: the numbers of the columns set flush right. ``marked``: a colour for a cell.
+    """
+    listed = [list(row) for row in rows]
+    flush_right = frozenset(right)
+    if not sys.stdout.isatty():
+        _print_plain(columns, listed, flush_right)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(
+            column, justify="right" if number in flush_right else "left", overflow="fold"
+        )
+    for row_number, row in enumerate(listed):
+        table.add_row(
+            *(Text(cell, style=marked(row_number, column) or "") for column, cell in enumerate(row))
+        )
+    Console(highlight=False).print(table)
+
+
+def _print_plain(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int]
+) -> None:
+    lines = [list(columns), *rows]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if n in right else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        typer.echo("  ".join(cells).rstrip())
+
+
+@contextmanager
+def progress(what: str, *, total: float | None = None, unit: str = "") -> Iterator[Advance]:
+    """A progress bar on standard error while the block runs; nothing off a terminal."""
+    if not sys.stderr.isatty():
+        yield Advance(None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %" if total else ""),
+        TextColumn("{task.fields[count]}" + unit),
+        TimeElapsedColumn(),
+    ]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total, count="")
+
+        def show(done: float, of: float | None, count: str, description: str | None) -> None:
+            changes: dict[str, Any] = {"completed": done, "count": count}
+            if of is not None:
+                changes["total"] = of
+            if description is not None:
+                changes["description"] = description
+            bar.update(task, **changes)
+
+        yield Advance(show)
+
+
+class Advance:
+    """What moves a progress bar, or does nothing where there is none."""
+
+    def __init__(self, show: Callable[[float, float | None, str, str | None], None] | None) -> None:
+        self._show = show
+
+    def __call__(
+        self,
+        done: float,
+        *,
+        total: float | None = None,
+        count: str = "",
+        description: str | None = None,
+    ) -> None:
+        """Show that ``done`` of the total is done, with ``count`` beside the bar."""
+        if self._show is not None:
+            self._show(done, total, count, description)

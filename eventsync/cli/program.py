@@ -1,0 +1,69 @@
+"""The program: all commands under one name.
+
+It owns their order and grouping. It must not know what any of them does.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from eventsync.cli import check, demo, dlq, find, project, publish, status, sync, worker
+from eventsync.cli.command import EXIT_CODES, help_of
+
+__all__ = ["program"]
+
+_BEGIN, _RUN, _RECORDS = "Begin", "Run and watch", "Records"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from eventsync import __version__
+
+        typer.echo(f"eventsync {__version__}")
+        raise typer.Exit
+
+
+def _eventsync(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit.")
+    ] = False,
+) -> None:
+    """Keep the same records consistent across databases, files and services.
+
+    Stores publish their changes to a queue; workers, some per store, apply them. The last write
+    wins everywhere. Your stores are in a module of yours, workers by default, in the folder you
+    are in; what it takes is written there by eventsync init.
+
+    Examples:
+      eventsync demo                        see it work, in 30 seconds
+      eventsync init shop                   start a project of your own
+      eventsync worker crm                  apply to store crm what others change
+      eventsync status                      queues and stores at a glance
+      eventsync find Customer               all stores side by side
+    """
+
+
+def _program() -> typer.Typer:
+    app = typer.Typer(
+        name="eventsync",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(help=help_of(_eventsync), epilog=EXIT_CODES)(_eventsync)
+    for panel, commands in (
+        (_BEGIN, (demo.demo, project.init, check.check)),
+        (_RUN, (worker.worker, status.status)),
+        (_RECORDS, (publish.publish, sync.sync, find.get, find.find, find.verify)),
+    ):
+        for function in commands:
+            app.command(help=help_of(function), rich_help_panel=panel, epilog=EXIT_CODES)(function)
+    app.add_typer(dlq.letters(), name="dlq", rich_help_panel=_RUN)
+    return app
+
+
+program = _program()
+"""The command line as a Typer application; calling it runs the process's command."""

@@ -1,0 +1,219 @@
+"""Records of several stores side by side, for people and as JSON.
+
+It owns how differences are shown. It must not know how they are found.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from eventsync.cli.output import plural, print_table, shown
+
+if TYPE_CHECKING:
+    from eventsync.record import Record
+    from eventsync.schema import RecordType
+    from eventsync.verify import Comparison, Difference, SideBySide, Sight
+
+__all__ = ["comparison_json", "print_comparison", "print_record", "print_records", "row_json"]
+
+_ABSENT: Final = "·"
+_NOT_THERE: Final = "–"
+_TOLD: Final = 50
+_STATES: Final = {1: "here", 2: "deleted", 3: "filtered out", 4: "pending"}  # by Presence
+
+
+# -- one record ------------------------------------------------------------------------------------
+
+
+def print_record(row: SideBySide, record_type: type[Record]) -> None:
+    """One record: a row for each field, a column for each store."""
+    wrong = {(found.field, found.store) for found in row.differences if found.field}
+    lines = []
+    for name, field in record_type.__record__.fields.items():
+        cells = [name]
+        for store, sight in row.stores.items():
+            cell = _NOT_THERE
+            if sight.values is not None:
+                cell = _cell(sight.values, name, secret=field.secret)
+            cells.append(f"! {cell}" if (name, store) in wrong else cell)
+        lines.append(cells)
+    lines.append(["version", *(_version(sight) for sight in row.stores.values())])
+    lines.append(["state", *(_state(sight) for sight in row.stores.values())])
+    print_table(
+        [f"{row.type} {row.key}", *row.stores],
+        lines,
+        marked=lambda line, column: _colour(lines[line][column]),
+    )
+    for found in row.differences:
+        if found.detail:
+            typer.echo(f"{found.store}: {found.detail}")
+
+
+def _cell(values: Mapping[str, Any], name: str, *, secret: bool) -> str:
+    if name not in values:
+        return _ABSENT
+    return "***" if secret else shown(values[name])
+
+
+def _version(sight: Sight) -> str:
+    if sight.version is None:
+        return _NOT_THERE
+    if not sight.version.millis:
+        return "before all"
+    moment = f"{sight.version.time:%Y-%m-%d %H:%M:%S.%f}"[:-3]
+    return f"{moment}+{sight.version.counter}" if sight.version.counter else moment
+
+
+def _state(sight: Sight) -> str:
+    if sight.differences:
+        return f"! {sight.differences[0].kind}"
+    if sight.presence is None:
+        return "not seen yet" if sight.values is not None else "not known"
+    return _STATES[sight.presence]
+
+
+def _colour(cell: str) -> str | None:
+    if cell.startswith("!"):
+        return "bold red"
+    return "dim" if cell in (_ABSENT, _NOT_THERE, "=") else None
+
+
+# -- many records ----------------------------------------------------------------------------------
+
+
+def print_records(
+    rows: Sequence[SideBySide], record_type: type[Record], names: Sequence[str] | None
+) -> None:
+    """A row for each record: the winner's values, then what each store makes of it.
+
+    ``names``: the fields to show, ``None`` for those that fit.
+    """
+    if not rows:
+        typer.echo("No store holds such a record.")
+        return
+    described = record_type.__record__
+    stores = list(rows[0].stores)
+    columns = {"/".join(described.keys): [row.key for row in rows]}
+    fields = [name for name in described.fields if name not in described.keys]
+    columns |= {name: _column(rows, described, name) for name in names or fields}
+    columns |= {f"={store}": [_mark(row.stores[store]) for row in rows] for store in stores}
+    kept = list(columns) if names else _fitting(columns, fields)
+    lines = [list(line) for line in zip(*(columns[name] for name in kept), strict=True)]
+    print_table(
+        [name.removeprefix("=") for name in kept],
+        lines,
+        marked=lambda line, column: _colour(lines[line][column]),
+    )
+    left_out = [name for name in fields if name not in kept]
+    if left_out and not names:
+        typer.echo(f"\nNot shown: {', '.join(left_out)} (--fields shows them)", err=True)
+
+
+def _column(rows: Sequence[SideBySide], described: RecordType, name: str) -> list[str]:
+    secret = described.field(name).secret
+    return [
+        _NOT_THERE if row.merged is None else _cell(row.merged, name, secret=secret) for row in rows
+    ]
+
+
+def _fitting(columns: Mapping[str, Sequence[str]], fields: Sequence[str]) -> list[str]:
+    """The columns that fit the terminal, with the last fields left out first; all off it."""
+    kept = list(columns)
+    if not sys.stdout.isatty():
+        return kept
+    width = {name: max(len(name), *map(len, cells)) + 2 for name, cells in columns.items()}
+    room = shutil.get_terminal_size().columns
+    for name in reversed(fields):
+        if sum(width[kept_name] for kept_name in kept) <= room:
+            break
+        kept.remove(name)
+    return kept
+
+
+def _mark(sight: Sight) -> str:
+    if not sight.differences:
+        return "=" if sight.values is not None else _NOT_THERE
+    words = [
+        f"{found.field}={shown(found.held)}" if found.field else str(found.kind)
+        for found in sight.differences
+    ]
+    return f"! {', '.join(words)}"
+
+
+# -- whole stores ----------------------------------------------------------------------------------
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """What was compared in each store, and the first of the differences."""
+    rows = [
+        [store, type, *(f"{tally[name]:,}" for name in _TALLY)]
+        for store, types in comparison.stores.items()
+        for type, tally in ((type, asdict(tally)) for type, tally in types.items())
+    ]
+    print_table(["store", "type", *_TALLY], rows, right=range(2, 2 + len(_TALLY)))
+    for found in comparison.differences[:_TOLD]:
+        typer.echo(_told(found))
+    if comparison.total > _TOLD:
+        typer.echo(f"... and {comparison.total - _TOLD:,} more")
+    if comparison:
+        typer.echo("\nThe stores agree.")
+    else:
+        typer.echo(f"\nThe stores differ: {plural(comparison.total, 'difference')}.")
+
+
+_TALLY: Final = ("records", "fields", "differing", "missing", "extra", "unreadable")
+
+
+def _told(found: Difference) -> str:
+    about = f"{found.store}: {found.type} {found.key}"
+    if found.field:
+        return f"{about}.{found.field} is {shown(found.held)}, not {shown(found.expected)}"
+    return f"{about} is {found.kind}" + (f" ({found.detail})" if found.detail else "")
+
+
+# -- JSON ------------------------------------------------------------------------------------------
+
+
+def row_json(row: SideBySide) -> dict[str, Any]:
+    """One record in all stores."""
+    return {
+        "type": row.type,
+        "key": row.key,
+        "version": row.version.hex() if row.version else None,
+        "merged": row.merged,
+        "stores": {
+            name: {
+                "values": sight.values,
+                "state": _STATES[sight.presence] if sight.presence else None,
+                "version": sight.version.hex() if sight.version else None,
+                "field_versions": {n: v.hex() for n, v in sight.versions.items()},
+                "differences": [_difference_json(found) for found in sight.differences],
+            }
+            for name, sight in row.stores.items()
+        },
+    }
+
+
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """A whole comparison."""
+    return {
+        "agree": bool(comparison),
+        "records": comparison.records,
+        "stores": {
+            store: {type: asdict(tally) for type, tally in types.items()}
+            for store, types in comparison.stores.items()
+        },
+        "total": comparison.total,
+        "differences": [_difference_json(found) for found in comparison.differences],
+    }
+
+
+def _difference_json(found: Difference) -> dict[str, Any]:
+    said = asdict(found)
+    return {name: held for name, held in said.items() if held != "" or name == "key"}

@@ -1,0 +1,273 @@
+"""Changes as CloudEvents 1.0 in JSON, structured or binary mode, both ways.
+
+It knows nothing of how events travel. The mapping is described in docs/envelope.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+from eventsync.change import DELETE, PATCH, PUT, Change, Known, Op, Stamp
+from eventsync.clock import Version
+from eventsync.envelope import encode
+from eventsync.errors import ValueRefusedError
+from eventsync.interchange import dumps, from_json, loads, malformed, to_json, version_at
+
+__all__ = ["CONTENT_TYPE", "from_cloudevent", "from_headers", "to_cloudevent", "to_headers"]
+
+CONTENT_TYPE: Final = "application/cloudevents+json"
+"""The content type of a CloudEvent in structured mode."""
+
+_PREFIX: Final = "eventsync."
+_OPS: Final[Mapping[str, Op]] = {PUT: PUT, PATCH: PATCH, DELETE: DELETE}
+_NO_SOURCE: Final = "urn:eventsync:unknown"
+# Where a change keeps, within ``ext``, the attributes of an event that mean nothing here.
+_FOREIGN: Final = "cloudevents"
+_OURS: Final = frozenset(
+    {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema"}
+    | {"data", "data_base64"}
+    | {"recordversion", "recordschema", "recordhops", "recordext", "recordknown"}
+)
+_JSON: Final = re.compile(r"application/([a-z0-9.!#$&^_-]+\+)?json\s*(;.*)?", re.IGNORECASE)
+_ATTRIBUTE: Final = re.compile(r"[a-z0-9]+")
+
+
+def to_cloudevent(change: Change) -> dict[str, Any]:
+    """``change`` as a CloudEvent in structured mode, ready for ``json.dumps``; lossless."""
+    ext = dict(change.ext)
+    foreign = ext.pop(_FOREIGN) if _are_attributes(ext.get(_FOREIGN)) else {}
+    event: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": str(UUID(bytes=change.id)),
+        "source": quote(change.source, safe="/:@!$&'()*+,;=?#[]~") or _NO_SOURCE,
+        "type": f"{_PREFIX}{change.type}.{change.op}",
+        "subject": change.key,
+        "time": _rfc3339(change.version.time),
+        "recordversion": change.version.hex(),
+        "recordschema": str(change.schema),
+        "recordhops": str(change.hops),
+    }
+    event |= foreign
+    if ext:
+        event["recordext"] = dumps(to_json(ext))
+    if change.known is not None:
+        known = change.known
+        event["recordknown"] = dumps(
+            {
+                "stamp": known.stamp.hex(),
+                "values": {name: to_json(held) for name, held in known.values.items()},
+                "versions": {name: version.hex() for name, version in known.versions.items()},
+            }
+        )
+    if change.data is not None:
+        event["datacontenttype"] = "application/json"
+        event["data"] = {name: to_json(held) for name, held in change.data.items()}
+    return event
+
+
+def from_cloudevent(
+    event: Mapping[str, Any] | str | bytes, *, type: str | None = None, op: Op | None = None
+) -> Change:
+    """The change that a CloudEvent in structured mode tells of.
+
+    An event of type ``eventsync.<record type>.<op>`` says itself what it is; for any other ``type``
+    and ``op`` are needed, and its data is taken as it is, without tagged values. ``subject`` is the
+    record's key. Without ``recordversion`` the version comes from ``time`` and ``source``, so that
+    the same event gives the same version each time.
+
+    Raises ``EnvelopeError`` for what is not such an event, and nothing else.
+    """
+    found = event if isinstance(event, Mapping) else loads(event)
+    if not isinstance(found, Mapping) or found.get("specversion") != "1.0":
+        raise malformed("not a CloudEvent of version 1.0", reason="envelope")
+    event_type, event_id = _text(found, "type"), _text(found, "id")
+    source, key = _text(found, "source"), _text(found, "subject")
+    own_type, _, own_op = event_type.removeprefix(_PREFIX).rpartition(".")
+    ours = event_type.startswith(_PREFIX) and own_op in _OPS
+    if ours:
+        type, op = type or own_type, op or _OPS[own_op]
+    if type is None or op is None:
+        raise malformed(
+            f"a CloudEvent of type {event_type[:80]!r} does not say what it does to which record",
+            hint="give type and op, or name it eventsync.<record type>.<put, patch or delete>",
+        )
+    data = None if op == DELETE else _data(found)
+    if op != DELETE and not isinstance(data, Mapping):
+        raise malformed("the data of the CloudEvent is not an object")
+    if data is not None and ours:
+        data = {name: from_json(held) for name, held in data.items()}
+    change = Change(
+        type=type,
+        key=key,
+        op=op,
+        version=_version(found, source),
+        data=None if data is None else dict(data),
+        source="" if source == _NO_SOURCE else unquote(source),
+        id=_id(event_id, source),
+        schema=_uint(found, "recordschema", 1),
+        hops=_uint(found, "recordhops", 0),
+        ext=_ext(found),
+        known=_known(found),
+    )
+    try:
+        # Whatever came in, it keeps the rules of an envelope from here on.
+        encode(change)
+    except ValueRefusedError as error:
+        raise malformed(f"malformed CloudEvent: {error.message}", hint=error.hint) from error
+    return change
+
+
+def to_headers(change: Change, *, prefix: str = "ce-") -> tuple[dict[str, str], bytes]:
+    """``change`` as a CloudEvent in binary mode: headers, and the body they go with.
+
+    ``prefix``: that of the protocol's binding: ``ce-`` for HTTP, ``ce_`` for Kafka. Values are
+    percent-encoded as the HTTP binding says, whatever the protocol.
+    """
+    event = to_cloudevent(change)
+    content_type = event.pop("datacontenttype", None)
+    body = dumps(event.pop("data")).encode() if change.data is not None else b""
+    headers = {f"{prefix}{name}": _quoted(held) for name, held in event.items()}
+    if content_type is not None:
+        headers["content-type"] = content_type
+    return headers, body
+
+
+def from_headers(
+    headers: Mapping[str, Any],
+    body: bytes,
+    *,
+    prefix: str = "ce-",
+    type: str | None = None,
+    op: Op | None = None,
+) -> Change:
+    """The change that a CloudEvent in binary mode tells of; as ``from_cloudevent`` otherwise.
+
+    Headers' names may be in any case; other headers are passed over.
+    """
+    event: dict[str, Any] = {}
+    for name, held in headers.items():
+        lower = name.lower()
+        if lower == "content-type":
+            event["datacontenttype"] = held
+        elif lower.startswith(prefix.lower()):
+            event[lower[len(prefix) :]] = unquote(held) if isinstance(held, str) else held
+    if body:
+        _check_json(event)
+        event["data"] = loads(body)
+    return from_cloudevent(event, type=type, op=op)
+
+
+def _quoted(held: Any) -> str:
+    text = str(held).lower() if isinstance(held, bool) else str(held)
+    # All that is not printable ASCII, and space, double quote and percent.
+    return quote(text, safe="!#$&'()*+,/:;<=>?@[\\]^`{|}~")
+
+
+def _rfc3339(moment: dt.datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _text(event: Mapping[str, Any], name: str) -> str:
+    found = event.get(name)
+    if not isinstance(found, str) or not found:
+        raise malformed(f"the CloudEvent has no {name}")
+    return found
+
+
+def _uint(event: Mapping[str, Any], name: str, default: int) -> int:
+    found = event.get(name, default)
+    if isinstance(found, str) and found.isascii() and found.isdigit() and len(found) < 20:
+        return int(found)
+    if isinstance(found, int) and not isinstance(found, bool):
+        return found
+    raise malformed(f"{name} of the CloudEvent is not a number")
+
+
+def _check_json(event: Mapping[str, Any]) -> None:
+    content_type = event.get("datacontenttype")
+    if content_type is not None and not (
+        isinstance(content_type, str) and _JSON.fullmatch(content_type)
+    ):
+        raise malformed(f"the data of the CloudEvent is {str(content_type)[:60]!r}, not JSON")
+
+
+def _data(event: Mapping[str, Any]) -> Any:
+    _check_json(event)
+    encoded = event.get("data_base64")
+    if encoded is None:
+        return event.get("data")
+    try:
+        return loads(base64.b64decode(encoded, validate=True))
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise malformed("data_base64 of the CloudEvent is not base64") from error
+
+
+def _id(text: str, source: str) -> bytes:
+    try:
+        return UUID(text).bytes
+    except ValueError:
+        # Another system's id; with the source it names the event, so they make ours.
+        return hashlib.sha256(f"{source}\n{text}".encode(errors="replace")).digest()[:16]
+
+
+def _version(event: Mapping[str, Any], source: str) -> Version:
+    text = event.get("recordversion")
+    try:
+        if text is not None:
+            return Version.parse(text)
+    except (ValueError, TypeError) as error:
+        raise malformed("recordversion of the CloudEvent is not 32 hexadecimal digits") from error
+    try:
+        moment = dt.datetime.fromisoformat(_text(event, "time").upper())
+    except ValueError as error:
+        raise malformed("time of the CloudEvent is not as RFC 3339 has it") from error
+    if moment.tzinfo is None:
+        raise malformed("time of the CloudEvent has no offset")
+    micros = (moment - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1)
+    node = hashlib.sha256(source.encode(errors="replace")).digest()[:8]
+    return version_at(micros, int.from_bytes(node, "big"))
+
+
+def _ext(event: Mapping[str, Any]) -> dict[str, Any]:
+    ext: dict[str, Any] = {}
+    if event.get("recordext") is not None:
+        found = from_json(loads(_text(event, "recordext")))
+        if not isinstance(found, dict):
+            raise malformed("recordext of the CloudEvent is not an object")
+        ext = found
+    foreign = {n: held for n, held in event.items() if n not in _OURS and held is not None}
+    if not foreign:
+        return ext
+    if not _are_attributes(foreign):
+        raise malformed(
+            f"the CloudEvent has attributes of no allowed name or type among {sorted(foreign)[:9]}"
+        )
+    return {**ext, _FOREIGN: foreign}
+
+
+def _are_attributes(held: Any) -> bool:
+    """Whether ``held`` are extension attributes that an event may have, and that are not ours."""
+    return isinstance(held, Mapping) and all(
+        _ATTRIBUTE.fullmatch(name) and name not in _OURS and isinstance(attribute, str | int)
+        for name, attribute in held.items()
+    )
+
+
+def _known(event: Mapping[str, Any]) -> Known | None:
+    if event.get("recordknown") is None:
+        return None
+    found = loads(_text(event, "recordknown"))
+    try:
+        values = {name: from_json(held) for name, held in found["values"].items()}
+        versions = {name: Version.parse(text) for name, text in found["versions"].items()}
+        return Known(Stamp(bytes.fromhex(found["stamp"])), values, versions)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise malformed("recordknown of the CloudEvent is malformed") from error

@@ -1,0 +1,290 @@
+"""Changes from the events of Debezium's connectors for relational databases.
+
+It knows nothing of how the events travel. The mapping is described in docs/envelope.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from eventsync.change import DELETE, PUT, Change, Op
+from eventsync.clock import Version
+from eventsync.entry import shown
+from eventsync.envelope import encode
+from eventsync.errors import ChangeRefusedError, EnvelopeError, ValueRefusedError
+from eventsync.interchange import loads, malformed, version_at
+
+__all__ = ["from_debezium", "version_of"]
+
+_OPS: Final[Mapping[str, Op]] = {"c": PUT, "u": PUT, "r": PUT, "d": DELETE}
+# What a connector sends in place of a large value that did not change and that it did not get.
+_UNAVAILABLE: Final = "__debezium_unavailable_value"
+_EPOCH_DAY: Final = dt.date(1970, 1, 1)
+_EPOCH: Final = dt.datetime(1970, 1, 1)
+_MIDNIGHT_ERROR: Final = "a time of day beyond 24 hours"
+
+
+def from_debezium(
+    event: Mapping[str, Any] | str | bytes | None,
+    key: Mapping[str, Any] | str | bytes | None = None,
+    *,
+    key_text: Callable[[Mapping[str, Any]], str],
+    type: str | None = None,
+    version: Callable[[Mapping[str, Any]], Version] | None = None,
+) -> Change | None:
+    """The change that a Debezium event tells of, or ``None`` for a tombstone. Idempotent.
+
+    ``event`` and ``key``: value and key of the message, as JSON, with or without their schema.
+    ``key_text`` makes the record's key of the key's columns, or of the row's when there is no
+    ``key``. ``type``: the record type; by default the table's name. ``version`` makes the version
+    of the event's ``source`` block; by default ``version_of`` does.
+
+    With their schema dates, times, decimals, UUIDs and bytes come as what they are; without, as
+    what JSON makes of them, for the record type to convert.
+
+    Raises ``EnvelopeError`` for what is no such event, ``ChangeRefusedError`` for one that cannot
+    be a change (a truncated table, a row of which columns are missing), and what ``key_text`` and
+    ``version`` raise of eventsync's errors.
+    """
+    payload, schema = _unwrapped(event)
+    if payload is None:
+        return None
+    op, source = _op(payload), payload.get("source")
+    if not isinstance(source, Mapping):
+        raise malformed("the Debezium event has no source")
+    side = "before" if op == DELETE else "after"
+    row = _row(payload.get(side), _field(schema, side))
+    columns = _key_columns(key) or row
+    if columns is None:
+        raise malformed(
+            "the Debezium event has neither key nor row to make the record's key of",
+            hint="pass the message's key, or give the table a full replica identity",
+        )
+    name = type if type is not None else source.get("table")
+    try:
+        text = key_text(columns)
+    except (LookupError, ValueError, TypeError) as error:
+        raise malformed(f"the Debezium event gives no key of a {shown(name)}: {error!r}") from error
+    change = Change(
+        type=name if isinstance(name, str) else "",
+        key=text,
+        op=op,
+        version=version(source) if version is not None else version_of(source, payload),
+        data=None if op == DELETE else _whole(row, name),
+        source=str(source.get("name") or source.get("connector") or "debezium"),
+    )
+    seed = f"{change.source}\n{change.version.hex()}\n{change.type}\n{change.key}"
+    change.id = hashlib.sha256(seed.encode(errors="replace")).digest()[:16]
+    try:
+        # Whatever came in, it keeps the rules of an envelope from here on.
+        encode(change)
+    except ValueRefusedError as error:
+        raise malformed(f"malformed Debezium event: {error.message}", hint=error.hint) from error
+    return change
+
+
+def version_of(source: Mapping[str, Any], payload: Mapping[str, Any] | None = None) -> Version:
+    """The version of a change by its ``source`` block; ``payload`` is what the block stands in.
+
+    Milliseconds and counter are those of the change in its database; the node is made of its place
+    in the database's log (48 bits), so that changes of one instant keep the log's order, and of the
+    connector's name (16 bits). For the connectors for PostgreSQL, MySQL, MariaDB, SQL Server, Db2
+    and Oracle. Raises ``EnvelopeError`` where the block has no time or no such place.
+    """
+    micros = _micros(source) or _micros(payload or {})
+    place = _place(source)
+    if micros is None or place is None:
+        raise malformed(
+            "the source of the Debezium event has no time, or no place in a log that is known here",
+            hint="pass version, a function that makes a version of the source",
+        )
+    name = str(source.get("name", "")).encode(errors="replace")
+    tag = int.from_bytes(hashlib.sha256(name).digest()[:2], "big")
+    return version_at(micros, (place & (1 << 48) - 1) << 16 | tag)
+
+
+# -- the parts of an event -------------------------------------------------------------------------
+
+
+def _unwrapped(event: Mapping[str, Any] | str | bytes | None) -> tuple[Any, Any]:
+    """The payload of an event or key, and its schema or ``None``."""
+    found = loads(event) if isinstance(event, str | bytes) and event else event
+    if not found:
+        return None, None
+    if not isinstance(found, Mapping):
+        raise malformed("a Debezium event or key is not an object", reason="envelope")
+    if "payload" not in found:
+        return found, None
+    payload, schema = found["payload"], found.get("schema")
+    if payload is not None and not isinstance(payload, Mapping):
+        raise malformed("the payload of a Debezium event or key is not an object")
+    return payload, schema if isinstance(schema, Mapping) else None
+
+
+def _op(payload: Mapping[str, Any]) -> Op:
+    code = payload.get("op")
+    if isinstance(code, str) and code in _OPS:
+        return _OPS[code]
+    if code in ("t", "m"):
+        what = "a truncated table" if code == "t" else "a message in the log"
+        raise ChangeRefusedError(
+            f"{what} is not a change of one record",
+            reason="unsupported-operation",
+            hint="skip it at the connector (skipped.operations), or synchronize the table anew",
+        )
+    raise malformed(
+        f"a Debezium event with the operation {shown(code)}",
+        reason="envelope",
+        hint="events must come whole: not flattened by ExtractNewRecordState",
+    )
+
+
+def _key_columns(key: Mapping[str, Any] | str | bytes | None) -> dict[str, Any] | None:
+    payload, schema = _unwrapped(key)
+    return _row(payload, schema)
+
+
+def _row(row: Any, schema: Any) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    if not isinstance(row, Mapping):
+        raise malformed(
+            f"a row is {shown(row)}, not an object",
+            hint="only the connectors for relational databases are understood",
+        )
+    return {name: _column(name, held, _field(schema, name)) for name, held in row.items()}
+
+
+def _whole(row: dict[str, Any] | None, type: Any) -> dict[str, Any]:
+    if row is None:
+        raise malformed("a Debezium event of a put has no row after it")
+    missing = [n for n, held in row.items() if held in (_UNAVAILABLE, _UNAVAILABLE.encode())]
+    if missing:
+        raise ChangeRefusedError(
+            f"a row of {type} comes without its columns {', '.join(missing)}",
+            reason="incomplete-row",
+            hint="give the table a full replica identity",
+        )
+    return row
+
+
+def _micros(block: Mapping[str, Any]) -> int | None:
+    """The time in a block, in microseconds; ``None`` where there is none, or 0 stands for it."""
+    for name, up, down in (("ts_ns", 1, 1000), ("ts_us", 1, 1), ("ts_ms", 1000, 1)):
+        found = block.get(name)
+        if isinstance(found, int) and not isinstance(found, bool) and found:
+            return found * up // down
+    return None
+
+
+def _place(source: Mapping[str, Any]) -> int | None:
+    """The place in the database's log, as a number that grows along it."""
+    found: Any = source.get("lsn")
+    if found is None and source.get("pos") is not None:
+        try:
+            file = int(str(source.get("file") or "").rpartition(".")[2] or 0)
+            pos, row = int(source["pos"]), int(source.get("row") or 0)
+        except (ValueError, TypeError) as error:
+            raise malformed("the place in the log of the Debezium event is malformed") from error
+        return (file & 0xF) << 44 | (pos & 0xFFFF_FFFF) << 12 | row & 0xFFF
+    if found is None:
+        found = source.get("change_lsn") or source.get("scn")
+    if found is None or isinstance(found, bool):
+        return None
+    try:
+        # SQL Server and Db2 write three hexadecimal numbers, Oracle one decimal number.
+        text = str(found)
+        return int(text.replace(":", ""), 16) if ":" in text else int(text)
+    except ValueError as error:
+        raise malformed("the place in the log of the Debezium event is malformed") from error
+
+
+# -- columns ---------------------------------------------------------------------------------------
+
+
+def _field(schema: Any, name: str) -> Any:
+    """The schema of a field of a struct, or ``None``."""
+    fields = schema.get("fields") if isinstance(schema, Mapping) else None
+    for field in fields if isinstance(fields, list) else ():
+        if isinstance(field, Mapping) and field.get("field") == name:
+            return field
+    return None
+
+
+def _column(name: str, held: Any, schema: Any) -> Any:
+    try:
+        return _value(held, schema)
+    except EnvelopeError:
+        raise
+    except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
+        raise malformed(f"column {name[:60]!r} does not hold what its schema says") from error
+
+
+def _value(held: Any, schema: Any) -> Any:
+    if held is None or not isinstance(schema, Mapping) or held == _UNAVAILABLE:
+        return held
+    kind, logical = schema.get("type"), schema.get("name")
+    if logical == "org.apache.kafka.connect.data.Decimal":
+        return _decimal(held, int(schema["parameters"]["scale"]))
+    if logical == "io.debezium.data.VariableScaleDecimal":
+        return _decimal(held["value"], int(held["scale"]))
+    if isinstance(logical, str) and logical in _LOGICAL:
+        return _LOGICAL[logical](held)
+    if kind == "bytes":
+        return base64.b64decode(held, validate=True)
+    if kind == "array":
+        return [_value(item, schema.get("items")) for item in held]
+    if kind == "struct":
+        return {name: _value(item, _field(schema, name)) for name, item in held.items()}
+    return held
+
+
+def _decimal(encoded: Any, scale: int) -> Decimal:
+    unscaled = int.from_bytes(base64.b64decode(encoded, validate=True), "big", signed=True)
+    # Built of text, so that no decimal context rounds it.
+    return Decimal(f"{unscaled}E{-scale}")
+
+
+def _date(days: int) -> dt.date:
+    return _EPOCH_DAY + dt.timedelta(days=days)
+
+
+def _moment(micros: int) -> dt.datetime:
+    return _EPOCH + dt.timedelta(microseconds=micros)
+
+
+def _time(micros: int) -> dt.time:
+    if not 0 <= micros < 86_400_000_000:
+        raise ValueError(_MIDNIGHT_ERROR)
+    return _moment(micros).time()
+
+
+def _zoned(text: str) -> dt.datetime:
+    moment = dt.datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a zoned timestamp without its zone")
+    return moment.astimezone(dt.UTC)
+
+
+_LOGICAL: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "io.debezium.time.Date": _date,
+    "io.debezium.time.Time": lambda millis: _time(millis * 1000),
+    "io.debezium.time.MicroTime": _time,
+    "io.debezium.time.NanoTime": lambda nanos: _time(nanos // 1000),
+    "io.debezium.time.ZonedTime": dt.time.fromisoformat,
+    "io.debezium.time.Timestamp": lambda millis: _moment(millis * 1000),
+    "io.debezium.time.MicroTimestamp": _moment,
+    "io.debezium.time.NanoTimestamp": lambda nanos: _moment(nanos // 1000),
+    "io.debezium.time.ZonedTimestamp": _zoned,
+    "io.debezium.data.Json": loads,
+    "io.debezium.data.Uuid": UUID,
+    "org.apache.kafka.connect.data.Date": _date,
+    "org.apache.kafka.connect.data.Time": lambda millis: _time(millis * 1000),
+    "org.apache.kafka.connect.data.Timestamp": lambda millis: _moment(millis * 1000),
+}

@@ -1,0 +1,178 @@
+"""Changes as bytes: one envelope a change.
+
+It knows nothing of brokers or stores. docs/envelope.md is the specification of what it writes and
+reads. How many envelopes go into one message (``framing``) and how they are signed (``keyring``)
+is part of that, and to be had from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from eventsync import layout, value
+from eventsync.change import Change, Known, Stamp
+from eventsync.clock import Version
+from eventsync.entry import MAX_KEY, MAX_NAME, check_body, check_head, shown
+from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError
+from eventsync.framing import MAX_COUNT, batches, framed_size, join_batch, split_batch
+from eventsync.keyring import Keyring
+
+__all__ = [
+    "CONTENT_TYPE",
+    "MAX_BYTES",
+    "MAX_COUNT",
+    "MAX_KEY",
+    "MAX_NAME",
+    "Keyring",
+    "batches",
+    "decode",
+    "encode",
+    "framed_size",
+    "join_batch",
+    "split_batch",
+]
+
+CONTENT_TYPE: Final = "application/x-eventsync"
+"""The content type of a message that carries envelopes."""
+
+MAX_BYTES: Final = 256 * 1024
+"""How large one envelope may be, unless another limit is given."""
+
+
+def encode(change: Change, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES) -> bytes:
+    """The envelope of ``change``, signed if there are ``keys``. Pure, thread-safe.
+
+    Raises ``ValueRefusedError`` for a change that may not travel. What it takes ``decode`` takes.
+    """
+    check_body(change)
+    raw = layout.write(change, signed=keys is not None)
+    if keys is not None:
+        raw = keys.sign(raw)
+    if len(raw) > max_bytes:
+        raise ValueRefusedError(
+            f"the envelope of {change.type} {change.key!r} has {len(raw)} bytes; "
+            f"{max_bytes} is the limit",
+            hint="keep large content elsewhere, and a reference to it in the record",
+        )
+    return raw
+
+
+def decode(raw: bytes, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES) -> Change:
+    """The change in an envelope. Pure, thread-safe; for bytes from anywhere.
+
+    With ``keys`` a signature is demanded, and verified before anything else is looked at; without,
+    it is ignored. Entries that this version does not know are kept in ``ext`` under the empty name
+    and encoded again with the rest.
+
+    Raises ``EnvelopeError``, and nothing else; its ``reason`` is ``too-large``, ``signature`` (then
+    it is a ``SignatureError``), ``envelope`` (not one at all), ``envelope-version`` (of a later
+    major version) or ``malformed`` (an entry breaks its rule).
+    """
+    if len(raw) > max_bytes:
+        raise _refuse(f"{len(raw)} bytes; {max_bytes} is the limit", "too-large")
+    if keys is None:
+        return layout.read(raw, len(raw)) or _read_any(raw)
+    kid, end = keys.verify(raw)
+    return layout.read(raw, end) or _read_any(raw, kid)
+
+
+def _read_any(raw: bytes, kid: str | None = None) -> Change:
+    """The change in an envelope laid out in any order; ``kid``: whose signature was verified."""
+    try:
+        entries = value.unpack_parts(raw)
+    except ValueRefusedError as error:
+        raise _refuse(f"not an envelope: {error.message}", "envelope") from error
+    if type(entries) is not dict or "v" not in entries:
+        raise _refuse("not an envelope: no map with an entry v", "envelope")
+    major = entries.pop("v")
+    if type(major) is int and major >= 0 and major != layout.MAJOR:
+        raise _refuse(
+            f"an envelope of version {shown(major)}; this eventsync reads {layout.MAJOR}",
+            "envelope-version",
+            hint="upgrade the consumers before the producers, then replay it",
+        )
+    signer, signature = entries.pop("kid", None), entries.pop("sig", None)
+    if kid is not None and (signer != kid or signature != raw[-32:]):
+        # What was verified are bytes that look like a signature, somewhere deeper.
+        raise SignatureError("the signature is not the last entry of the envelope")
+    try:
+        if type(major) is not int or major != layout.MAJOR:
+            raise ValueRefusedError(f"v is {shown(major)}, not an integer from 0")
+        return _change_of(entries)
+    except ValueRefusedError as error:
+        raise _refuse(f"malformed envelope: {error.message}", "malformed", error.hint) from error
+
+
+def _change_of(entries: dict[Any, Any]) -> Change:
+    """The change that these entries describe; those of unknown names go with it."""
+    for name in ("id", "type", "key", "op", "ver", "data"):
+        if name not in entries:
+            raise ValueRefusedError(f"{name} is missing")
+    source, type_, op = entries.pop("src", ""), entries.pop("type"), entries.pop("op")
+    schema, hops = entries.pop("schema", 1), entries.pop("hops", 0)
+    check_head(source, type_, op, schema, hops)
+    data = entries.pop("data")
+    if data is not None:
+        _check_map("data", data)
+    ext = entries.pop("ext", {})
+    _check_map("ext", ext)
+    if layout.UNKNOWN in ext:
+        raise ValueRefusedError("ext holds the empty name, which is reserved")
+    change = Change(
+        type=type_,
+        key=entries.pop("key"),
+        op=op,
+        version=Version(_bytes_of("ver", entries.pop("ver"), 16)),
+        data=data,
+        source=source,
+        id=entries.pop("id"),
+        schema=schema,
+        hops=hops,
+        ext=ext,
+        known=_known_of(entries.pop("known")) if "known" in entries else None,
+    )
+    check_body(change)
+    if entries:
+        for name, item in entries.items():
+            if type(name) is not str or len(name) > value.MAX_ENTRIES:
+                raise ValueRefusedError(f"an entry's name is {shown(name)}, not a short text")
+            value.check(item)
+        change.ext = {**ext, layout.UNKNOWN: entries}
+    return change
+
+
+def _known_of(entries: Any) -> Known:
+    # Its maps have, like ``data``, the whole depth to themselves.
+    _check_map("known", entries, depth=-1)
+    for name in ("stamp", "values", "versions"):
+        if name not in entries:
+            raise ValueRefusedError(f"known.{name} is missing")
+    values, versions = entries["values"], entries["versions"]
+    if type(values) is not dict or type(versions) is not dict:
+        raise ValueRefusedError("known.values and known.versions are not both maps")
+    return Known(
+        Stamp(_bytes_of("known.stamp", entries["stamp"], 49)),
+        values,
+        {
+            name: Version(_bytes_of("a version of known.versions", version, 16))
+            for name, version in versions.items()
+        },
+    )
+
+
+def _check_map(name: str, entries: Any, *, depth: int = 0) -> None:
+    if type(entries) is not dict:
+        raise ValueRefusedError(f"{name} is {shown(entries)}, not a map")
+    value.check(entries, depth=depth)
+
+
+def _bytes_of(name: str, raw: Any, size: int) -> bytes:
+    if type(raw) is not bytes or len(raw) != size:
+        raise ValueRefusedError(f"{name} is {shown(raw)}, not {size} bytes")
+    return raw
+
+
+def _refuse(message: str, reason: str, hint: str = "") -> EnvelopeError:
+    error = EnvelopeError(message, hint=hint)
+    error.reason = reason  # type: ignore[misc]  # one class, several rules
+    return error

@@ -1,0 +1,222 @@
+"""The order in which eventsync itself writes the entries of an envelope, and reads it back fast.
+
+It knows nothing of signatures or of envelopes that others have laid out; ``envelope`` reads all.
+
+What repeats from envelope to envelope (``v, src, type, op, schema, hops``) comes first, so that it
+is made, or read and checked, but once. What differs follows: ``id, ver, key``, entries that few
+envelopes have, and ``data``, which ends the envelope or is followed by its signature only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+from eventsync import value
+from eventsync.change import DELETE, Change, Known, Op, Stamp
+from eventsync.clock import Version
+from eventsync.entry import check_head, check_known, check_text
+from eventsync.errors import ValueRefusedError
+
+__all__ = ["MAJOR", "NAMES", "UNKNOWN", "read", "write"]
+
+MAJOR: Final = 1
+"""The version of the envelope that this package reads and writes."""
+
+NAMES: Final = frozenset(
+    {"v", "src", "type", "op", "schema", "hops", "id", "ver", "key", "ext", "known", "data"}
+    | {"kid", "sig"}
+)
+"""The entries that this version knows."""
+
+UNKNOWN: Final = ""
+"""Where a change carries, within ``ext``, the entries of its envelope that are not in ``NAMES``."""
+
+_ENTRIES: Final = 10
+_SIGNATURE_ENTRIES: Final = 2
+_ID: Final = b"\xa2id\xc4\x10"
+_VER: Final = b"\xa3ver\xc4\x10"
+_KEY: Final = b"\xa3key"
+_EXT: Final = b"\xa3ext"
+_KNOWN: Final = b"\xa5known\x83\xa5stamp\xc4\x31"
+_VALUES: Final = b"\xa6values"
+_VERSIONS: Final = b"\xa8versions"
+_DATA: Final = b"\xa4data"
+_NIL: Final = b"\xc0"
+# Keeps the memo of heads small, whatever is received; longer ones are read without it.
+_LONGEST_HEAD: Final = 512
+
+_Head = tuple[str, str, Op, int, int]
+
+
+def write(change: Change, *, signed: bool) -> bytes:
+    """The envelope of ``change``, or what comes before the signature when it is to be ``signed``.
+
+    The change's own entries have been checked. Raises ``ValueRefusedError`` for the rest.
+    """
+    count, extra = _write_extra(change) if change.ext or change.known is not None else (0, b"")
+    count += _ENTRIES + _SIGNATURE_ENTRIES * signed
+    data = change.data
+    return b"".join(
+        (
+            bytes((0x80 | count,)) if count < 16 else b"\xde" + count.to_bytes(2, "big"),
+            _write_head(change.source, change.type, change.op, change.schema, change.hops),
+            _ID,
+            change.id,
+            _VER,
+            change.version,
+            _KEY,
+            _write_text(change.key),
+            extra,
+            _DATA,
+            _NIL if data is None else value.pack(_as_dict(data)),
+        )
+    )
+
+
+# This and ``_read_head`` are memos of pure functions.
+@lru_cache(maxsize=1024)
+def _write_head(source: str, type: str, op: str, schema: int, hops: int) -> bytes:
+    check_head(source, type, op, schema, hops)
+    head = {"v": MAJOR, "src": source, "type": type, "op": op, "schema": schema, "hops": hops}
+    return value.pack(head)[1:]
+
+
+def _write_text(text: str) -> bytes:
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        raise ValueRefusedError("the key holds a lone surrogate, which has no UTF-8 form") from None
+    size = len(encoded)
+    if size < 32:
+        return bytes((0xA0 | size,)) + encoded
+    return bytes((0xD9, size)) + encoded if size < 256 else value.pack(text)
+
+
+def _write_extra(change: Change) -> tuple[int, bytes]:
+    """What not every envelope has: how many entries, and their bytes."""
+    count, parts = 0, []
+    ext = dict(change.ext)
+    unknown = ext.pop(UNKNOWN, {})
+    if ext:
+        count += 1
+        parts += [_EXT, value.pack(ext)]
+    if type(unknown) is not dict or not NAMES.isdisjoint(unknown):
+        raise ValueRefusedError(
+            "ext[''] is not a map of envelope entries that this version does not know",
+            hint="the empty name is reserved within ext",
+        )
+    if len(unknown) > value.MAX_ENTRIES - len(NAMES):
+        raise ValueRefusedError(f"{len(unknown)} envelope entries of unknown names are too many")
+    for name, item in unknown.items():
+        check_text("an entry's name", name, value.MAX_ENTRIES)
+        count += 1
+        parts += [value.pack(name), value.pack(item)]
+    known = change.known
+    if known is not None:
+        count += 1
+        versions = {name: bytes(version) for name, version in known.versions.items()}
+        parts += [_KNOWN, known.stamp, _VALUES, value.pack(_as_dict(known.values))]
+        parts += [_VERSIONS, value.pack(versions)]
+    return count, b"".join(parts)
+
+
+def _as_dict(body: Mapping[str, Any]) -> dict[str, Any]:
+    return body if type(body) is dict else dict(body)
+
+
+def read(raw: bytes, end: int) -> Change | None:
+    """The change in an envelope that ``write`` made and whose values are flat; ``None`` for others.
+
+    ``end``: where its own entries end, and those of a signature begin. It takes nothing that breaks
+    a rule, and reads nothing otherwise than by the letter of msgpack; it is there for speed only.
+    """
+    at = raw.find(_ID, 0, _LONGEST_HEAD)
+    if at < 0 or len(raw) < at + 49:
+        return None
+    head = _read_head(raw[1:at])
+    if head is None or raw[at + 21 : at + 27] != _VER or raw[at + 43 : at + 47] != _KEY:
+        return None
+    start, size = at + 48, raw[at + 47]
+    if 0xA0 < size <= 0xBF:
+        size &= 0x1F
+    elif size == 0xD9 and raw[start]:
+        start, size = start + 1, raw[start]
+    else:
+        return None
+    after = start + size
+    count = (raw[0] ^ 0x80) - _ENTRIES - (0 if end == len(raw) else _SIGNATURE_ENTRIES)
+    source, type_, op, schema, hops = head
+    known = None
+    try:
+        key = raw[start:after].decode()
+        if count == 1:
+            known, after = _read_known(raw, after, end)
+        elif count:
+            return None
+        body = raw[after + len(_DATA) : end]
+        data = None if op == DELETE else value.unpack_flat(body)
+    except (UnicodeDecodeError, ValueRefusedError):
+        return None
+    if raw[after : after + len(_DATA)] != _DATA:
+        return None
+    if op == DELETE:
+        if body != _NIL or known is not None:
+            return None
+    elif data is None or (known is not None and op != "patch"):
+        return None
+    return Change(
+        type=type_,
+        key=key,
+        op=op,
+        # Its length is known: ``Version`` would look again.
+        version=bytes.__new__(Version, raw[at + 27 : at + 43]),
+        data=data,
+        source=source,
+        id=raw[at + 5 : at + 21],
+        schema=schema,
+        hops=hops,
+        known=known,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _read_head(head: bytes) -> _Head | None:
+    """The first six entries of an envelope, if these bytes are they."""
+    try:
+        found = value.unpack(b"\x86" + head)
+        source, type_, op = found["src"], found["type"], found["op"]
+        schema, hops, major = found["schema"], found["hops"], found["v"]
+        check_head(source, type_, op, schema, hops)
+    except (ValueRefusedError, KeyError):
+        return None
+    return (source, type_, op, schema, hops) if type(major) is int and major == MAJOR else None
+
+
+def _read_known(raw: bytes, at: int, end: int) -> tuple[Known, int]:
+    """What follows ``key`` if it is ``known``, and where that ends.
+
+    Raises ``ValueRefusedError`` where it is not, or not flat. The names that are sought could also
+    be found inside a value; but then what lies between them is not one map, and is refused.
+    """
+    stamp = at + len(_KNOWN)
+    values = stamp + 49 + len(_VALUES)
+    values_end = raw.find(_VERSIONS, values, end)
+    versions = values_end + len(_VERSIONS)
+    versions_end = raw.find(_DATA, versions, end)
+    if values_end < 0 or versions_end < 0 or raw[at:stamp] != _KNOWN:
+        raise ValueRefusedError("known is not laid out as usual")
+    held = value.unpack_flat(raw[values:values_end])
+    of_fields = value.unpack_flat(raw[versions:versions_end])
+    if held is None or of_fields is None or raw[stamp + 49 : values] != _VALUES:
+        raise ValueRefusedError("known is not flat")
+    if not all(type(version) is bytes and len(version) == 16 for version in of_fields.values()):
+        raise ValueRefusedError("known.versions holds what is no version")
+    known = Known(
+        Stamp(raw[stamp : stamp + 49]),
+        held,
+        {name: Version(version) for name, version in of_fields.items()},
+    )
+    check_known(known)
+    return known, versions_end

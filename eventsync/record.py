@@ -1,0 +1,534 @@
+"""Records: pivot data that persists in several stores, and what changed in it since its commit.
+
+It knows nothing of versions, changes or accessors; of a store it knows three methods.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, MutableSet
+from reprlib import Repr
+from types import new_class
+from typing import (
+    Any,
+    ClassVar,
+    Protocol,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    get_origin,
+    get_type_hints,
+)
+
+from eventsync.errors import RecordError
+from eventsync.field import MISSING, Field
+from eventsync.schema import RecordType, Rule, Unknown, content_hash, same
+from eventsync.shape import Shape, guard
+
+__all__ = [
+    "AbsentFieldError",
+    "Field",
+    "Record",
+    "RecordStore",
+    "RecordType",
+    "Rule",
+    "Stores",
+    "values_of",
+]
+
+
+R = TypeVar("R", bound="Record")
+
+
+class AbsentFieldError(RecordError, AttributeError, KeyError):
+    """The field was read of a record whose store does not hold it. Absent is not ``None``."""
+
+    reason = "absent"
+
+
+class RecordStore(Protocol):
+    """What a record needs of a store it lives in."""
+
+    def update(self, record: Record, /, *, upsert: bool) -> object:
+        """Write the record; with ``upsert`` also if it is not there."""
+
+    def remove(self, record: Record, /) -> object:
+        """Remove the record."""
+
+    def record_to_data(self, record: Record, /) -> Any:
+        """What the store keeps for the record."""
+
+
+class Stores(MutableSet[Any]):
+    """The stores of a record: a set by identity, in the order in which they were added."""
+
+    __slots__ = ("_stores",)
+
+    def __init__(self, stores: Iterable[Any] = ()) -> None:
+        self._stores = {id(store): store for store in stores}
+
+    def __contains__(self, store: object) -> bool:
+        return id(store) in self._stores
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._stores.values()))
+
+    def __len__(self) -> int:
+        return len(self._stores)
+
+    def __repr__(self) -> str:
+        return f"Stores({list(self._stores.values())!r})"
+
+    def add(self, value: Any) -> None:
+        self._stores[id(value)] = value
+
+    def discard(self, value: Any) -> None:
+        self._stores.pop(id(value), None)
+
+
+class _Attribute:
+    """A field as an attribute of records; of their class, it is the ``Field`` itself."""
+
+    __slots__ = ("_field", "_member", "_name")
+
+    def __init__(self, field: Field) -> None:
+        self._field = field
+        self._name = field.name
+        self._member = field.member
+
+    def __get__(self, record: Record | None, owner: type[Record]) -> Any:
+        if record is None:
+            return self._field
+        value = record[self._name]
+        return value if self._member is None or value is None else self._member(value)
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(Field,))
+class Record:
+    """Pivot data that persists in heterogeneous stores.
+
+    Declare a type by extending this class with annotated fields::
+
+        class Customer(Record, rule="field"):
+            id: int = Field(key=True)
+            name: str = Field(length=120)
+            born: date | None = None
+
+    Class keywords: ``name``, the type's name on the wire (default: the class's); ``rule``, how
+    concurrent edits merge, ``"record"`` (default) or ``"field"``; ``schema``, the type's version
+    (default 1); ``abstract``, for a class that only lends its fields to others.
+
+    A record's values are plain: checked and coerced by its fields, enumerations as their values,
+    references to other records as their keys. ``record["status"]``, ``raw()`` and ``changes()``
+    show them as they are; the attribute ``record.status`` shows an enumeration's member.
+
+    Records are equal when type name and values are; they are hashed by content too, so do not alter
+    one that is in a set. Not thread-safe.
+    """
+
+    __slots__ = ("__weakref__", "_base", "_new", "_stores", "_values")
+
+    __record__: ClassVar[RecordType]
+    __declared__: ClassVar[Mapping[str, tuple[Field, Any]]]
+
+    _values: dict[str, Any]
+    # What ``cancel`` goes back to: the committed values, or those the record was made with.
+    _base: dict[str, Any]
+    _new: bool
+    _stores: Stores | None
+
+    def __init__(self, /, **values: Any) -> None:
+        """A new record. Raises ``FieldError`` for a wrong or missing value, ``RecordError`` for one
+        of no field."""
+        record_type = _type_of(type(self))
+        loaded = record_type.load(values)
+        self._become(loaded, record_type.copied(loaded), True, None)
+
+    def __init_subclass__(
+        cls,
+        *,
+        name: str | None = None,
+        rule: Rule = "record",
+        schema: int = 1,
+        abstract: bool = False,
+        _derived: Mapping[str, Field] | None = None,
+    ) -> None:
+        """Declare a record type. Raises ``RecordError``, ``FieldError`` for a wrong default."""
+        super().__init_subclass__()
+        # Annotations may name what is local to the function around the class statement.
+        scope = {**sys._getframe(1).f_locals, cls.__name__: cls}
+        if _derived is None:
+            cls.__declared__ = _declared_in(cls, scope)
+        else:
+            cls.__declared__ = {n: (field, None) for n, field in _derived.items()}
+        if abstract:
+            return
+        record = name or cls.__name__
+        fields = _bind(cls, record, {**_inherited(cls, scope), **cls.__declared__})
+        cls.__record__ = RecordType(cls, record, fields, rule=rule, schema=schema)
+        for field in fields.values():
+            # A derived type's field may have the name of a method, which stays what it is.
+            held = getattr(cls, field.name, field)
+            if _derived is None or isinstance(held, Field):
+                setattr(cls, field.name, _Attribute(field))
+
+    @classmethod
+    def derive(
+        cls, name: str, fields: Mapping[str, Field], *, rule: Rule = "record", schema: int = 1
+    ) -> type[Self]:
+        """A record type that no class statement declares, as for a table read as it stands.
+
+        ``fields``: each with its ``type``; any names will do. A field whose name is not an
+        identifier, or is that of a method of records, is reached as ``record["name"]``. Raises
+        ``RecordError``.
+        """
+        caller = sys._getframe(1).f_globals.get("__name__", __name__)
+        keywords = {"name": name, "rule": rule, "schema": schema, "_derived": fields}
+        return new_class(
+            name, (cls,), keywords, lambda namespace: namespace.update({"__module__": caller})
+        )
+
+    @classmethod
+    def load(
+        cls,
+        data: Mapping[str, Any],
+        *,
+        partial: bool = False,
+        stores: Iterable[RecordStore] = (),
+        unknown: Unknown = "refuse",
+    ) -> Self:
+        """A record as ``stores`` hold it: nothing in it is dirty.
+
+        ``partial``: fields that ``data`` lack are absent. ``unknown``: whether data of no field are
+        refused or ignored. Raises ``FieldError``, ``RecordError``.
+        """
+        record_type = _type_of(cls)
+        loaded = record_type.load(data, partial=partial, unknown=unknown)
+        record = cls.__new__(cls)
+        lives_in = Stores(stores) if stores else None
+        record._become(loaded, record_type.copied(loaded), False, lives_in)
+        return record
+
+    # -- values ----------------------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Any:
+        """The plain value of a field. Raises ``AbsentFieldError``, ``RecordError``."""
+        try:
+            return self._values[name]
+        except KeyError:
+            pass
+        record_type = self.__record__
+        record_type.field(name)
+        raise AbsentFieldError(
+            f"this {record_type.name} lacks {name!r}: the store it was read from does not hold it",
+            hint=f"it holds {', '.join(self._values)}",
+        )
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Set a field. Raises ``FieldError`` for a value that does not fit, ``RecordError`` for an
+        unknown field and for another key than that under which the record is committed."""
+        field = self.__record__.field(name)
+        plain = field.coerce(value)
+        if field.key and not self._new and not same(plain, self._base.get(name, plain)):
+            raise RecordError(
+                f"{field.record}.{name}: the key of a committed record cannot change",
+                hint=f"use copy({name}=...), and delete this one",
+            )
+        self._values[name] = plain
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        attribute = getattr(type(self), name, None)
+        if isinstance(attribute, Field):
+            self[name] = value
+        elif hasattr(attribute, "__set__"):
+            object.__setattr__(self, name, value)
+        else:
+            raise self.__record__.unknown([name])
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the record holds a value of that field: whether it is not absent."""
+        return name in self._values
+
+    @property
+    def key(self) -> str:
+        """The canonical key (``RecordType.key_text``). Raises ``AbsentFieldError``."""
+        for name in self.__record__.keys:
+            self[name]
+        return self.__record__.key_text(self._values)
+
+    def raw(self, dirty: bool = True, store: RecordStore | None = None) -> Any:
+        """A copy of the plain values by field, absent fields left out.
+
+        ``dirty``: as they are now; otherwise those last committed, none for a new record.
+        ``store``: what that store keeps for the record instead. Raises ``FieldError`` for what was
+        put into a list or dict and does not fit.
+        """
+        if store is not None:
+            return store.record_to_data(self)
+        if dirty:
+            return self.__record__.checked(self._values)
+        return {} if self._new else self.__record__.copied(self._base)
+
+    def copy(self, /, **changes: Any) -> Self:
+        """A new record of the same values, deeply, but for the ``changes``. It is in no store."""
+        twin = _restored(type(self), self.__record__.copied(self._values), {}, True)
+        for name, value in changes.items():
+            twin[name] = value
+        twin._base = self.__record__.copied(twin._values)
+        return twin
+
+    # -- changes ---------------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> frozenset[str]:
+        """The fields that changed since the last commit; of a new record, all it holds.
+
+        Changes inside lists and dicts count. A value that is set back is not dirty.
+        """
+        if self._new:
+            return frozenset(self._values)
+        base = self._base
+        return frozenset(
+            name for name, value in self._values.items() if not same(value, base.get(name, MISSING))
+        )
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether anything changed since the last commit; true for a new record."""
+        if self._new:
+            return True
+        base = self._base
+        return any(not same(v, base.get(name, MISSING)) for name, v in self._values.items())
+
+    def changes(self) -> dict[str, Any]:
+        """A copy of the plain values of the dirty fields. Raises ``FieldError`` as ``raw`` does."""
+        return self.__record__.checked({name: self._values[name] for name in self.dirty})
+
+    def clean(self) -> None:
+        """Take the values as committed, without writing them. For stores; idempotent."""
+        self._base = self.__record__.copied(self._values)
+        self._new = False
+
+    def cancel(self) -> None:
+        """Go back to the committed values; a new record to those it was made with. Idempotent."""
+        self._values = self.__record__.copied(self._base)
+
+    def commit(self, stores: Iterable[RecordStore] | None = None) -> None:
+        """Write the record to ``stores`` (default: its own), which it then lives in; it is clean.
+
+        Blocks on the stores. Raises what the first failing store raises: the stores before it are
+        written, the record stays dirty, and another commit completes the work.
+        """
+        base, new = self._base, self._new
+        for store in list(self.stores if stores is None else stores):
+            try:
+                store.update(self, upsert=True)
+            finally:
+                # A store may clean what it has written, but the next has to see the changes too.
+                self._base, self._new = base, new
+            self.stores.add(store)
+        self.clean()
+
+    def delete(self, stores: Iterable[RecordStore] | None = None) -> None:
+        """Remove the record from ``stores`` (default: its own). It is new once it is in none.
+
+        Blocks on the stores. Raises what the first failing store raises; ``stores`` of the record
+        are then those it is still in.
+        """
+        for store in list(self.stores if stores is None else stores):
+            store.remove(self)
+            self.stores.discard(store)
+        if not self.stores:
+            self._new = True
+
+    @property
+    def stores(self) -> Stores:
+        """The stores that the record lives in; may be altered."""
+        if self._stores is None:
+            self._stores = Stores()
+        return self._stores
+
+    # -- content ---------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Record):
+            return NotImplemented
+        return self.__record__.name == other.__record__.name and same(self._values, other._values)
+
+    def __hash__(self) -> int:
+        return hash((self.__record__.name, content_hash(self._values)))
+
+    def __repr__(self) -> str:
+        short = Repr()
+        short.maxstring = short.maxother = 40
+        fields = self.__record__.fields
+        held = [name for name in fields if name in self._values]
+        shown = [
+            f"{name}={'***' if fields[name].secret else short.repr(self._values[name])}"
+            for name in held[:8]
+        ]
+        if len(held) > len(shown):
+            shown.append("...")
+        return f"{self.__record__.name}({', '.join(shown)})"
+
+    def __copy__(self) -> Self:
+        copied = self.__record__.copied
+        return _restored(type(self), copied(self._values), copied(self._base), self._new)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self._values, self._base, self._new)
+
+    def _become(
+        self, values: dict[str, Any], base: dict[str, Any], new: bool, stores: Stores | None
+    ) -> None:
+        put = object.__setattr__
+        put(self, "_values", values)
+        put(self, "_base", base)
+        put(self, "_new", new)
+        put(self, "_stores", stores)
+
+
+def values_of(record: Record) -> Mapping[str, Any]:
+    """The plain values of a record, not copied: only to be read, and at once."""
+    return record._values
+
+
+def _restored(cls: type[R], values: dict[str, Any], base: dict[str, Any], new: bool) -> R:
+    """A record in that state and in no store: stores are not copied, nor pickled."""
+    record = cls.__new__(cls)
+    record._become(values, base, new, None)
+    return record
+
+
+def _type_of(cls: type[Record]) -> RecordType:
+    try:
+        return cls.__record__
+    except AttributeError:
+        raise RecordError(
+            f"{cls.__name__} is abstract: there are no records of it", hint="extend it"
+        ) from None
+
+
+# -- declaration -----------------------------------------------------------------------------------
+
+
+def _declared_in(cls: type[Any], scope: dict[str, Any]) -> dict[str, tuple[Field, Any]]:
+    """The fields that the body of ``cls`` declares, with their types."""
+    own = cls.__dict__
+    declared = {}
+    for name, annotation in own.get("__annotations__", {}).items():
+        declared_type = _evaluated(cls, name, annotation, scope)
+        if declared_type is ClassVar or get_origin(declared_type) is ClassVar:
+            continue
+        default = own.get(name, MISSING)
+        field = default if isinstance(default, Field) else Field(default=default)
+        declared[name] = (field, declared_type)
+    for name, field in own.items():
+        if isinstance(field, Field) and name not in declared:
+            declared[name] = (field, None)
+    for name in declared:
+        if name.startswith("_") or hasattr(Record, name):
+            raise RecordError(
+                f"{cls.__name__}.{name}: no field can be declared under that name, which records "
+                "use themselves",
+                hint="declare another name, and map it to the store's with View(rename={...})",
+            )
+    return declared
+
+
+def _inherited(cls: type[Any], scope: dict[str, Any]) -> dict[str, tuple[Field, Any]]:
+    """The fields that the bases of ``cls`` declare, be they records or not."""
+    inherited: dict[str, tuple[Field, Any]] = {}
+    for base in reversed(cls.__mro__[1:]):
+        if base is not Record and base is not object:
+            known = base.__dict__.get("__declared__")
+            inherited |= _declared_in(base, scope) if known is None else known
+    for name in inherited:
+        if name in cls.__dict__ and name not in cls.__declared__:
+            raise RecordError(
+                f"{cls.__name__}.{name} hides an inherited field",
+                hint="annotate it to declare the field anew, or choose another name",
+            )
+    return inherited
+
+
+def _evaluated(cls: type[Any], name: str, annotation: Any, scope: dict[str, Any]) -> Any:
+    holder = type(cls.__name__, (), {"__annotations__": {name: annotation}})
+    module = sys.modules.get(cls.__module__)
+    try:
+        return get_type_hints(holder, vars(module) if module else {}, scope)[name]
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        raise RecordError(
+            f"{cls.__name__}.{name}: its type {annotation!r} cannot be evaluated: {error}",
+            hint="import or declare what it names before the record type, at run time too",
+        ) from error
+
+
+def _bind(
+    cls: type[Record], record: str, declared: Mapping[str, tuple[Field, Any]]
+) -> dict[str, Field]:
+    keys = [name for name, (field, _) in declared.items() if field.key]
+    identifiers = [name for name, (field, _) in declared.items() if field.identifier]
+    if len(identifiers) > 1:
+        raise RecordError(f"{record}: {' and '.join(identifiers)} cannot both be the identifier")
+    keys = keys or identifiers
+    bound: dict[str, Field] = {}
+
+    def resolve(target: type[Any]) -> Shape | None:
+        if not issubclass(target, Record):
+            return None
+        if target is not cls:
+            known = _type_of(target)
+            return _reference(target, known.name, [known.fields[name] for name in known.keys])
+        missing = [name for name in keys if name not in bound]
+        if missing:
+            raise RecordError(f"{record}.{missing[0]}: a key cannot refer to its own record type")
+        return _reference(target, record, [bound[name] for name in keys])
+
+    # Keys first, since other fields may refer to records of this very type.
+    for name in [*keys, *(name for name in declared if name not in keys)]:
+        field, annotation = declared[name]
+        bound[name] = field.bind(record, name, annotation, resolve, key=name in keys)
+    return {name: bound[name] for name in declared}
+
+
+def _reference(target: type[Record], name: str, keys: list[Field]) -> Shape:
+    """The shape of a reference: the key's value, or the text of a composite key."""
+    single = keys[0] if len(keys) == 1 else None
+    expected = f"the key of a {name}"
+    if single is not None:
+        expected += f" ({single.expected})"
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, Record):
+            if value.__record__.name != name:
+                raise TypeError
+            return value.key if single is None else value[single.name]
+        if single is not None:
+            return single.coerce(value)
+        record_type = target.__record__
+        if isinstance(value, tuple | list | Mapping):
+            return record_type.key_of(value)
+        text = bytes(value).decode() if isinstance(value, bytes) else value
+        return record_type.key_text(record_type.key_values(text))
+
+    def key_value(value: Any) -> Any:
+        try:
+            return convert(value)
+        except RecordError:  # which speaks of the other record type
+            raise ValueError from None
+
+    return Shape(
+        kind=str if single is None else single.type,
+        convert=guard(key_value, expected),
+        expected=expected,
+        verify=_never if single is None else single.verify,
+    )
+
+
+def _never(value: Any) -> bool:
+    """A composite key's text is always checked by the type it belongs to."""
+    return False

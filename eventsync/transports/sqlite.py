@@ -1,0 +1,123 @@
+"""Owns the embedded broker: a kombu transport that keeps its queues in one SQLite file.
+
+It must not know what the bytes of a message mean, nor which stores the queues belong to.
+
+The file may be shared by any number of processes and threads of one host, containers included,
+but not over a network file system.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from urllib.parse import parse_qsl, unquote
+
+from kombu.connection import Connection
+
+from eventsync.errors import ConfigError
+from eventsync.transports.backend import Backend, LeaseSettings
+from eventsync.transports.leased import LeasedTransport
+from eventsync.transports.sqlite_backend import SQLiteBackend
+from eventsync.transports.sqlite_file import BrokerFile
+from eventsync.transports.sqlite_routing import APPLICATION_ID, SCHEMA_VERSION, create_tables
+
+__all__ = ["SQLiteSettings", "Transport", "connect"]
+
+_SCHEME = "sqlite://"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SQLiteSettings(LeaseSettings):
+    """Where the broker file is and how it is used; times in seconds.
+
+    ``synchronous``: ``full`` makes a publish survive a power failure, ``normal`` only the death
+    of processes. ``busy_timeout``: how long to wait for the file while others write to it.
+    ``polling_interval``: the longest pause between two looks at an idle queue.
+    """
+
+    path: str
+    synchronous: str = "full"
+    busy_timeout: float = 30.0
+    polling_interval: float = 0.02
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> SQLiteSettings:
+        """Return the settings of ``sqlite:///relative?name=value`` or ``sqlite:////absolute``.
+
+        In a path ``?``, ``;`` and ``%`` have to be percent-encoded. What the URL says goes before
+        ``options``. Raises: ConfigError.
+        """
+        location, _, query = url.removeprefix(_SCHEME).partition("?")
+        if not url.startswith(_SCHEME) or not location.startswith("/"):
+            raise ConfigError(
+                f"{url!r} is not the URL of a broker file",
+                hint="write sqlite:///relative/path or sqlite:////absolute/path",
+            )
+        path = unquote(location[1:])
+        if path in ("", ":memory:") or path.endswith("/"):
+            raise ConfigError(
+                f"{url!r} names no file", hint="processes share the broker, so it needs a path"
+            )
+        settings = cls.read(
+            query=dict(parse_qsl(query, keep_blank_values=True)),
+            options=options,
+            path=os.path.abspath(path),
+        )
+        if settings.synchronous not in ("full", "normal"):
+            raise ConfigError(
+                f"broker setting synchronous={settings.synchronous!r} is neither full nor normal"
+            )
+        return settings
+
+
+class Transport(LeasedTransport):
+    """kombu's view of a broker file: ``kombu.Connection(url, transport=Transport)``."""
+
+    # kombu's own parser loses the slash that tells an absolute path from a relative one.
+    can_parse_url = True
+    driver_type = "sqlite"
+    driver_name = "sqlite3"
+    default_connection_params: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        self.settings: SQLiteSettings = SQLiteSettings.from_url(
+            client.hostname, **client.transport_options
+        )
+        transport: Any = super()
+        transport.__init__(client, **kwargs)
+
+    def open_backend(self) -> Backend:
+        """See ``LeasedTransport``."""
+        file = BrokerFile(
+            self.settings.path,
+            application_id=APPLICATION_ID,
+            schema_version=SCHEMA_VERSION,
+            create_tables=create_tables,
+            synchronous=self.settings.synchronous,
+            busy_timeout=self.settings.busy_timeout,
+        )
+        return SQLiteBackend(
+            file, settings=self.settings, polling_interval=self.settings.polling_interval
+        )
+
+    def driver_version(self) -> str:
+        """Return the version of the SQLite library."""
+        return sqlite3.sqlite_version
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        """Return the URL as it is: there is no password in it."""
+        return uri
+
+
+def connect(url: str, **options: Any) -> Connection:
+    """Return a kombu connection to the broker file of ``url``; it opens on first use.
+
+    ``options`` are those of ``SQLiteSettings``, and kombu's transport options. Does not block.
+    Raises: ConfigError if the URL or an option is wrong.
+    """
+    SQLiteSettings.from_url(url, **options)
+    untyped: Any = Connection  # kombu does not annotate its constructor
+    connection: Connection = untyped(url, transport=Transport, transport_options=options)
+    return connection

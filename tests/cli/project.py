@@ -1,0 +1,159 @@
+"""A project of three stores, and the command line run in it: in this process, or in one of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
+
+RECORDS = """
+from __future__ import annotations
+
+from decimal import Decimal
+
+from eventsync import Field, Record
+
+
+class Person(Record, rule="field"):
+    id: int = Field(key=True)
+    name: str = Field(length=20)
+    city: str | None = None
+    balance: Decimal = Decimal(0)
+    photo: bytes | None = None
+    token: str | None = Field(default=None, secret=True)
+
+
+class Line(Record):
+    order: int = Field(key=True)
+    number: int = Field(key=True)
+    text: str = ""
+"""
+
+STORES = """
+from __future__ import annotations
+
+from eventsync import Store, StoreRegistry, View
+from eventsync.stores.files import CsvAccessor, JsonFolderAccessor
+from eventsync.stores.sql import SqlAccessor
+from records import Line, Person
+
+DATABASE = "sqlite:///crm.db"
+registry = StoreRegistry(
+    Store(
+        "crm",
+        SqlAccessor(Person, DATABASE, table="person", create=True),
+        SqlAccessor(Line, DATABASE, table="line", create=True),
+    ),
+    Store(
+        "documents",
+        JsonFolderAccessor(
+            Person, "documents", view=View(omit=("balance",), where={"city": "Oslo"})
+        ),
+        index="documents.db",
+    ),
+    Store(
+        "report",
+        CsvAccessor(
+            Person,
+            "report.csv",
+            view=View(only=("id", "name", "balance"), rename={"name": "who"}),
+        ),
+        index="report.db",
+    ),
+)
+
+
+def make():
+    return registry
+"""
+
+
+@dataclass
+class Ran:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Its standard output, which has to be one JSON document."""
+        return json.loads(self.out)
+
+    def check(self, code: int = 0) -> Ran:
+        """This, if the exit code is the expected one."""
+        assert self.code == code, f"exit code {self.code}, not {code}\n{self.out}\n{self.err}"
+        return self
+
+
+class Cli:
+    """The command line in a project's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *arguments: str, input: str | bytes | None = None) -> Ran:
+        """A command in this process."""
+        from eventsync.cli.program import program
+
+        _forget_project()
+        path = list(sys.path)
+        try:
+            done = CliRunner().invoke(program, list(arguments), input=input)
+        finally:
+            sys.path[:] = path
+            structlog.reset_defaults()
+            _forget_project()
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return Ran(done.exit_code, done.stdout, done.stderr)
+
+    def real(self, *arguments: str, **environment: str) -> Ran:
+        """A command in a process of its own."""
+        done = subprocess.run(
+            [sys.executable, "-m", "eventsync", *arguments],
+            cwd=self.folder,
+            env=self.environment(**environment),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """A command that goes on running."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "eventsync", *arguments],
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def environment(self, **more: str) -> dict[str, str]:
+        kept = {n: v for n, v in os.environ.items() if not n.startswith("EVENTSYNC_")}
+        return {**kept, "PYTHONPATH": str(ROOT), **more}
+
+    def drain(self, *stores: str) -> None:
+        """Have workers apply what waits, until nothing moves any more."""
+        for _ in range(2):
+            for store in stores or ("crm", "documents", "report"):
+                self("worker", store, "--drain").check()
+
+
+def _forget_project() -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("workers", "records"):
+            del sys.modules[name]

@@ -1,0 +1,97 @@
+"""The program as a whole: its help, its version, how quick it starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from cli.project import Cli
+
+COMMANDS = [
+    ("demo",),
+    ("init",),
+    ("check",),
+    ("worker",),
+    ("status",),
+    ("publish",),
+    ("sync",),
+    ("get",),
+    ("find",),
+    ("verify",),
+    ("dlq", "list"),
+    ("dlq", "show"),
+    ("dlq", "replay"),
+    ("dlq", "edit"),
+    ("dlq", "discard"),
+]
+
+
+def test_help_names_every_command_and_the_exit_codes(bare: Cli) -> None:
+    """``--help`` lists all commands and says what exit codes mean."""
+    help = bare("--help").check().out
+    for command in COMMANDS:
+        assert command[0] in help
+    assert "69" in help
+    assert "78" in help
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_each_command_shows_examples(bare: Cli, command: tuple[str, ...]) -> None:
+    """Every command's help has an example of itself, line by line, and the exit codes."""
+    help = bare(*command, "--help").check().out
+    examples = help.partition("Examples:")[2]
+    assert f"eventsync {' '.join(command)}" in examples
+    assert "Exit codes" in help or command in (("demo",), ("init",))
+
+
+def test_all_commands_are_tested_here(bare: Cli) -> None:
+    """No command is missing in the list above."""
+    from eventsync.cli.program import program
+
+    names = {function.callback.__name__ for function in program.registered_commands}
+    assert names == {command[0] for command in COMMANDS if len(command) == 1}
+    (dlq,) = program.registered_groups
+    assert {c.name for c in dlq.typer_instance.registered_commands} == {
+        command[1] for command in COMMANDS if command[0] == "dlq"
+    }
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """``--help`` is quick because brokers, databases, settings and logs are imported later."""
+    script = (
+        "import sys, eventsync.cli.program\n"
+        "heavy = {'kombu', 'sqlalchemy', 'pydantic', 'structlog', 'msgpack', 'tenacity'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    """``import eventsync`` alone loads none of its modules, hence no optional dependency."""
+    script = "import sys, eventsync; print([n for n in sys.modules if n.startswith('eventsync.')])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there() -> None:
+    """Each name in ``eventsync.__all__`` can be had, and any other is refused."""
+    import eventsync
+
+    for name in eventsync.__all__:
+        assert getattr(eventsync, name) is not None
+    with pytest.raises(AttributeError, match="Storage"):
+        eventsync.Storage  # noqa: B018  # that it raises is what is tested
+
+
+def test_version(bare: Cli) -> None:
+    """``--version`` says the version of the package, also as ``python -m eventsync``."""
+    import eventsync
+
+    ran = bare.real("--version").check()
+    assert ran.out.strip() == f"eventsync {eventsync.__version__}"
