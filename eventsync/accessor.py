@@ -116,7 +116,7 @@ class Accessor(ABC, Generic[R]):
 
     @abstractmethod
     def find(self, query: Query) -> Iterable[R]:
-        """The records that match, sorted and sliced. ``query.select(records)`` does it in Python."""
+        """The records that match, sorted and sliced; ``query.select`` does it in Python."""
 
     def count(self, query: Query) -> int:
         """How many records match."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from eventsync.accessor import Accessor
 from eventsync.change import DELETE, PATCH, Change
@@ -26,7 +26,7 @@ from eventsync.index import Presence
 from eventsync.retry import is_retryable
 from eventsync.store import Store
 
-__all__ = ["Limits", "Settled", "apply", "complete"]
+__all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply", "complete"]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -44,6 +44,9 @@ class Limits:
     hops: int = 8
 
 
+DEFAULT_LIMITS: Final = Limits()
+
+
 @dataclass(slots=True)
 class Settled:
     """What became of one change, and why if it was rejected or held."""
@@ -55,7 +58,7 @@ class Settled:
 
 
 def apply(
-    store: Store, changes: Sequence[Change], *, clock: Clock, limits: Limits = Limits()
+    store: Store, changes: Sequence[Change], *, clock: Clock, limits: Limits = DEFAULT_LIMITS
 ) -> list[Settled]:
     """Apply ``changes`` to ``store``; the outcome of each, in their order.
 

@@ -28,6 +28,7 @@ from eventsync.transports import sqlite
 __all__ = ["Bus", "Delivery", "Letters", "QueueState", "Subscription"]
 
 EXCHANGE: Final = "eventsync"
+_kombu: Any = kombu  # it does not annotate what it exports
 _DEAD_TYPE: Final = "application/x-eventsync-dead-letter"
 _ATTEMPTS: Final = "x-delivery-count"
 
@@ -82,7 +83,7 @@ class Bus:
         self._lock = threading.RLock()
         self._connection: Any = None
         self._producer: Any = None
-        self._exchange = kombu.Exchange(EXCHANGE, type="topic", durable=True)
+        self._exchange = _kombu.Exchange(EXCHANGE, type="topic", durable=True)
 
     def __repr__(self) -> str:
         return f"Bus({self.shown_url!r})"
@@ -208,7 +209,7 @@ class Bus:
         with self._errors():
             connection = self._new_connection()
             try:
-                kombu.Queue(queue, durable=True)(connection.default_channel).declare()
+                _kombu.Queue(queue, durable=True)(connection.default_channel).declare()
                 yield Letters(Subscription(connection, queue, prefetch=0))
             finally:
                 connection.close()
@@ -234,18 +235,18 @@ class Bus:
     # -- inside ------------------------------------------------------------------------------------
 
     def _queues(self, store: str, types: Iterable[str]) -> list[Any]:
-        bindings = [kombu.binding(self._exchange, routing_key=type) for type in types]
+        bindings = [_kombu.binding(self._exchange, routing_key=type) for type in types]
         return [
-            kombu.Queue(store_queue(store), bindings=bindings, durable=True),
-            kombu.Queue(held_queue(store), durable=True),
-            kombu.Queue(dead_queue(store), durable=True),
+            _kombu.Queue(store_queue(store), bindings=bindings, durable=True),
+            _kombu.Queue(held_queue(store), durable=True),
+            _kombu.Queue(dead_queue(store), durable=True),
         ]
 
     def _new_connection(self) -> Any:
         if self._url.startswith("sqlite:"):
-            connection = sqlite.connect(self._url, lease=self._lease)
+            connection: Any = sqlite.connect(self._url, lease=self._lease)
         else:
-            connection = kombu.Connection(self._url)
+            connection = _kombu.Connection(self._url)
         connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5.0)
         return connection
 
@@ -267,7 +268,7 @@ class Bus:
 
 
 class Subscription:
-    """A consumer of one queue. For one thread; the transport keeps what it holds alive meanwhile."""
+    """A consumer of one queue, for one thread. The transport keeps alive what it holds."""
 
     def __init__(self, connection: Any, queue: str, prefetch: int) -> None:
         self._connection = connection
@@ -276,9 +277,9 @@ class Subscription:
         self._channel = connection.channel()
         if prefetch:
             self._channel.basic_qos(0, prefetch, False)
-        self._consumer = kombu.Consumer(
+        self._consumer = _kombu.Consumer(
             self._channel,
-            queues=[kombu.Queue(queue, durable=True)],
+            queues=[_kombu.Queue(queue, durable=True)],
             on_message=self._receive,
             auto_declare=False,
         )

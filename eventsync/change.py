@@ -6,7 +6,7 @@ Both merge rules of the consistency model are one algebra here. What is known of
 ``State``: the greatest put or delete seen (its *stamp*), and the fields patched after it. ``join``
 takes the greater stamp whole, and of each field the greatest version that lies above that stamp;
 so it is commutative, associative and idempotent, and stores converge whatever the order,
-duplication or delay. The per-record rule is the same algebra without patches: only the stamp counts.
+duplication or delay. The per-record rule is the same algebra without patches.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class Version(bytes):
         return dt.datetime.fromtimestamp(seconds, dt.UTC)
 
     def __repr__(self) -> str:
-        return f"Version({self.time.isoformat(timespec='milliseconds')}+{self.counter}@{self.node:016x})"
+        moment = self.time.isoformat(timespec="milliseconds")
+        return f"Version({moment}+{self.counter}@{self.node:016x})"
 
     def __str__(self) -> str:
         return self.hex()
@@ -118,7 +119,7 @@ class MarkFile:
 
 
 class Clock:
-    """A hybrid logical clock: every version it issues is greater than all it has issued or observed.
+    """A hybrid logical clock: each version is greater than all it has issued or observed.
 
     Thread-safe. The node is drawn at random for each process incarnation, and again in a child
     after ``fork``. A system clock that steps back does not matter while the process lives; with a

@@ -1,6 +1,7 @@
 """The settings of a deployment: the only reader of the environment.
 
-It knows nothing of stores, nor of what its settings do in the end. Times are in seconds, sizes in bytes.
+It knows nothing of stores, nor of what its settings do in the end. Times are in seconds, sizes in
+bytes.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class AlreadyExistsError(StoreError):
 
 
 class RejectedError(StoreError):
-    """The store refuses this record (a constraint, a type, a size): trying again changes nothing."""
+    """The store refuses this record (a constraint, a type, a size); another try changes nothing."""
 
     reason = "rejected"
 

@@ -66,6 +66,7 @@ class Decision:
     row: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
+_LOST: Final = (Outcome.STALE, Outcome.DUPLICATE)
 _STALE: Final = Verdict(Outcome.STALE)
 _DUPLICATE: Final = Verdict(Outcome.DUPLICATE)
 _APPLIED: Final = Verdict(Outcome.APPLIED)
@@ -81,7 +82,7 @@ def _judge(stamp: Stamp, held: Stamp) -> Verdict:
 
 
 def decide_put_or_delete(entry: Entry | None, change: Change, view: BoundView) -> Decision:
-    """The decision under the per-record rule; the same as ``decide`` gives, without reading the row.
+    """The decision under the per-record rule: what ``decide`` gives, without reading the row.
 
     Raises ``ChangeRefusedError`` for a patch, and for a put that lacks a field without default.
     """
@@ -132,10 +133,11 @@ def decide(
         state = merged
     if final:
         state.whole = True
-    elif all(verdict.outcome in (Outcome.STALE, Outcome.DUPLICATE) for verdict in verdicts):
+    elif all(verdict.outcome in _LOST for verdict in verdicts) and (
         # Even so a value may have become known that was missing.
-        if entry is None or entry.presence is not Presence.PENDING or state == before:
-            return Decision(verdicts)
+        entry is None or entry.presence is not Presence.PENDING or state == before
+    ):
+        return Decision(verdicts)
     _keep_needed(state, view)
     decision = _settle(state, row, verdicts, view, key)
     if entry is None and decision.entry is not None and not state.stamp and not state.versions:

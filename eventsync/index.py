@@ -204,7 +204,7 @@ class Index(ABC):
     def save_mark(self, name: str, text: str) -> None:
         """Keep ``text`` under ``name`` durably; an empty text removes it."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # an index in memory has nothing to let go of
         """Let go of what the index holds open. Idempotent; it opens again when used again."""
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eventsync.accessor import Accessor
-from eventsync.apply import Limits, Settled, apply, complete
+from eventsync.apply import DEFAULT_LIMITS, Limits, Settled, apply, complete
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.errors import ConfigError
@@ -102,7 +102,7 @@ class StoreRegistry:
             for accessor in store.accessors.values()
         }
 
-    # -- CRUD on several stores ---------------------------------------------------------------------
+    # -- CRUD on several stores --------------------------------------------------
 
     def add(
         self, records: Record | Iterable[Record], *, stores: Iterable[str] | None = None
@@ -180,7 +180,7 @@ class StoreRegistry:
         among = list(self) if stores is None else [self[name] for name in stores]
         return [store for store in among if names & store.accessors.keys()]
 
-    # -- configuration ---------------------------------------------------------------------------------
+    # -- configuration --------------------------------------------------
 
     def problems(self) -> list[str]:
         """What is wrong in how the stores fit together, one sentence each; empty when nothing is.
@@ -205,18 +205,20 @@ class StoreRegistry:
                         f"store {store.name!r} does not hold {', '.join(missing)} of {name}, "
                         f'which is merged per record: declare {name} with rule="field"'
                     )
-                for field_name in accessor.view.needed:
-                    if accessor.type.fields[field_name].required and any(
-                        name in other.accessors
-                        and field_name not in other.accessors[name].view.names
-                        for other in self
-                    ):
-                        found.append(
-                            f"store {store.name!r} needs {name}.{field_name}, which other stores do "
-                            "not hold and which has no default: a record created there could not "
-                            "be written here; give the field a default"
-                        )
+                found += self._needs_default(store, accessor)
         return list(dict.fromkeys(found))
+
+    def _needs_default(self, store: Store, accessor: Accessor[Any]) -> list[str]:
+        """What is wrong with fields that a store needs and others do not hold."""
+        name = accessor.type.name
+        views = [other.accessors[name].view for other in self if name in other.accessors]
+        return [
+            f"store {store.name!r} needs {name}.{field_name}, which others do not hold and which "
+            "has no default: a record created there could not be written here; give it a default"
+            for field_name in accessor.view.needed
+            if accessor.type.fields[field_name].required
+            and any(field_name not in view.names for view in views)
+        ]
 
     def check(self) -> None:
         """Raise ``ConfigError`` when there are ``problems``."""
@@ -224,7 +226,7 @@ class StoreRegistry:
         if found:
             raise ConfigError("; ".join(found))
 
-    # -- synchronization ----------------------------------------------------------------------------------
+    # -- synchronization --------------------------------------------------
 
     def synchronize(
         self,
@@ -238,7 +240,7 @@ class StoreRegistry:
         restart: bool = False,
         deletes: float = 0.5,
         clock: Clock | None = None,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULT_LIMITS,
         progress: Callable[[Progress], None] = lambda progress: None,
     ) -> SyncReport:
         """Copy what the sources hold into the targets, deletes included. Blocks until it is done.

@@ -41,12 +41,17 @@ def retrying(
     """
 
     def tell(state: tenacity.RetryCallState) -> None:
-        assert state.outcome is not None and state.next_action is not None
+        assert state.outcome is not None
+        assert state.next_action is not None
         error = state.outcome.exception()
         assert error is not None
         before_wait(error, state.attempt_number, state.next_action.sleep)
 
-    stop = tenacity.stop_any(tenacity.stop_before_delay(budget), lambda state: give_up())
+    spent = tenacity.stop_before_delay(budget)
+
+    def stop(state: tenacity.RetryCallState) -> bool:
+        return give_up() or spent(state)
+
     retryer = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_retryable),
         wait=tenacity.wait_random_exponential(multiplier=0.05, max=5.0),

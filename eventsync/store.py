@@ -47,8 +47,8 @@ class Store:
     ``name``: also the name of the store's queue. ``index``: where record versions are kept; a path
     makes a ``FileIndex``; by default what the accessors bring (an SQL store keeps them beside its
     data). ``publisher``: without one, edits are not published. ``capture_every``: how often, in
-    seconds, the store's worker looks for edits made behind eventsync's back; ``None``: never. Usable as a context manager.
-    Thread-safe as far as its accessors are.
+    seconds, the store's worker looks for edits made behind eventsync's back; ``None``: never.
+    Usable as a context manager. Thread-safe as far as its accessors are.
     """
 
     def __init__(

@@ -16,12 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
 from eventsync import envelope, framing
-from eventsync.apply import Limits, Settled, apply, complete
+from eventsync.apply import DEFAULT_LIMITS, Limits, Settled, apply, complete
 from eventsync.bus import Bus, Delivery, Subscription
 from eventsync.change import Change
 from eventsync.deadletter import DeadLetter
@@ -59,7 +59,10 @@ class Options:
     retry_for: float = 30.0
     hold_for: float = 300.0
     max_deliveries: int = 50
-    limits: Limits = Limits()
+    limits: Limits = DEFAULT_LIMITS
+
+
+DEFAULT_OPTIONS: Final = Options()
 
 
 @dataclass(slots=True)
@@ -89,7 +92,7 @@ class Worker:
         store: Store,
         bus: Bus,
         *,
-        options: Options = Options(),
+        options: Options = DEFAULT_OPTIONS,
         peers: Iterable[Store] = (),
         log: Any = None,
     ) -> None:
@@ -149,7 +152,7 @@ class Worker:
             subscription.close()
         return settled
 
-    # -- messages ----------------------------------------------------------------------------------
+    # -- messages --------------------------------------------------
 
     def _subscribe(self) -> Subscription:
         return self.bus.subscribe(
@@ -294,7 +297,7 @@ class Worker:
             content_type=item.delivery.content_type,
         )
 
-    # -- upkeep --------------------------------------------------------------------------------------
+    # -- upkeep --------------------------------------------------
 
     def _upkeep(self, *, at_once: bool = False) -> None:
         """Do what is due. A store that is busy is left for the next time."""
@@ -355,7 +358,7 @@ class Worker:
         keep = max(self.options.limits.retention, max(ages) + self.options.limits.drift)
         self.store.collect(time.time() - keep)
 
-    # -- waiting --------------------------------------------------------------------------------------
+    # -- waiting --------------------------------------------------
 
     def _await_store(self, cause: EventSyncError) -> None:
         """The circuit is open: consume nothing until the store can be used again."""

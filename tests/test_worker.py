@@ -190,7 +190,7 @@ def test_change_from_the_far_future_becomes_a_dead_letter(bus, store):
 
 
 def test_store_away_dead_letters_nothing(bus, store):
-    """While the store is away its work waits in the broker; when it is back, all of it is applied."""
+    """While the store is away its work waits in the broker; then all of it is applied."""
     clock = Clock()
     publish(bus, *(put(clock, n) for n in range(10)))
     Fussy.away = True
@@ -255,7 +255,7 @@ def test_outbox_is_relayed(bus, tmp_path):
     assert other[Product, 1].name == "kept"
 
 
-# -- processes ---------------------------------------------------------------------------------------
+# -- processes --------------------------------------------------
 
 
 class Slow(SqlAccessor):

@@ -5,10 +5,8 @@ It owns the options. It must not know how letters are kept, nor how they are sho
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -259,6 +257,7 @@ def edit(
       eventsync dlq edit crm --id 3f2a
       eventsync dlq edit crm --id 3f2a --set 'email=ann@example.org' --set age=null
     """
+    from eventsync.cli.editor import assigned, edited
     from eventsync.cli.letter import Choice, data_of, mended
     from eventsync.clock import Clock
 
@@ -270,7 +269,7 @@ def edit(
             raise ConfigError(f"letter {one.short_id} holds no change", hint="discard it")
         target = deployment.store(store)
         before = data_of(change, target)
-        values = _assigned(before, set) if set else _edited(before)
+        values = assigned(before, set) if set else edited(before)
         new, fields = mended(change, values, target, Clock())
         deployment.declare().publish(new.type, [deployment.bus.encode(new)])
         # Only now that the change is safe at the broker.
@@ -321,27 +320,3 @@ def _only(found: list[Found], choice: Choice) -> Found:
     if len(found) > 1:
         raise ConfigError(f"{len(found)} dead letters are meant", hint="choose one with --id")
     return found[0]
-
-
-# -- editing ---------------------------------------------------------------------------------------
-
-
-def _assigned(values: Mapping[str, Any], assignments: list[str]) -> dict[str, Any]:
-    new = dict(values)
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals or not name:
-            raise typer.BadParameter(f"{assignment!r} is not FIELD=VALUE", param_hint="--set")
-        try:
-            new[name] = json.loads(text)
-        except ValueError:
-            new[name] = text
-    return new
-
-
-def _edited(values: Mapping[str, Any]) -> dict[str, Any]:
-    from eventsync.cli.editor import edited_json
-
-    if not sys.stdin.isatty():
-        raise ConfigError("there is no terminal to edit at", hint="set fields with --set")
-    return edited_json(values)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from eventsync.cli.letter import data_of, envelopes_of, now_held
-from eventsync.cli.output import ago, print_table, shown
+from eventsync.cli.output import ago, plural, print_table, say, shown
 from eventsync.errors import ConfigError, EventSyncError
 from eventsync.schema import same
 
@@ -118,38 +118,40 @@ def _prospect(change: Change, version: bytes | None) -> str:
 def print_letter(said: dict[str, Any]) -> None:
     """An explanation, for people."""
     typer.secho(f"letter {said['id'][-8:]}: {said['reason']}", bold=True)
-    typer.echo(f"  {said['message']}")
-    typer.echo(
-        f"  from queue {said['queue']}, {said['attempts']} tries, "
-        f"first {said['first_time']}, last {said['last_time']}"
+    say(f"  {said['message']}", indent=2)
+    say(
+        f"  from queue {said['queue']}, {plural(said['attempts'], 'try', 'tries')}, "
+        f"first {said['first_time']}, last {said['last_time']}",
+        indent=2,
     )
     if "excerpt" in said:
         many = f", a message of {said['changes']} changes" if said["changes"] else ", no change"
         typer.echo(f"  {said['bytes']} bytes{many}:")
         for name, text in said["excerpt"].items():
-            typer.echo(f"    {name:5} {text}")
+            say(f"    {name:5} {text}", indent=10)
         typer.echo()
         return
-    typer.echo(
-        f"  {said['op']} of {said['type']} {said['key']}, made {said['made']} by {said['source']}"
+    say(
+        f"  {said['op']} of {said['type']} {said['key']}, made {said['made']} by {said['source']}",
+        indent=2,
     )
     if "store_error" in said:
-        typer.echo(f"  {said['store']} cannot be read: {said['store_error']}")
-    rows = []
-    for name, held in (said["data"] or {}).items():
-        now = said["now"] or {}
-        rows.append(
-            [
-                f"{'!' if name in said['differs'] else ' '} {name}",
-                shown(held),
-                shown(now[name]) if name in now else "·" if said["now"] is not None else "–",
-            ]
-        )
+        say(f"  {said['store']} cannot be read: {said['store_error']}", indent=2)
+    now = said["now"]
+    rows = [
+        [
+            f"{'!' if name in said['differs'] else ' '} {name}",
+            shown(held),
+            "–" if now is None else shown(now[name]) if name in now else "·",
+        ]
+        for name, held in (said["data"] or {}).items()
+    ]
     if rows:
         typer.echo()
-        print_table(["field", "letter", f"{said['store']} now"], rows)
+        print_table(["  field", "letter", f"{said['store']} now"], rows)
         typer.echo()
-    typer.echo(f"  Replayed, {said['replay']}.\n")
+    say(f"  Replayed: {said['replay']}.", indent=2)
+    typer.echo()
 
 
 def excerpt(raw: bytes) -> dict[str, str]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -25,6 +27,7 @@ __all__ = [
     "print_json",
     "print_table",
     "progress",
+    "say",
     "shown",
     "to_json",
     "warn",
@@ -78,15 +81,29 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def say(text: str, *, indent: int = 0, colour: str | None = None, err: bool = False) -> None:
+    """Print text in as many lines as the terminal needs, and in one off it.
+
+    ``indent``: how many spaces the lines after the first begin with.
+    """
+    stream = sys.stderr if err else sys.stdout
+    lines = [text]
+    if stream.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+    for line in lines or [""]:
+        typer.secho(line, fg=colour, err=err)
+
+
 def warn(text: str) -> None:
     """Tell something that matters, on standard error."""
-    typer.echo(f"eventsync: {text}", err=True)
+    say(f"eventsync: {text}", err=True)
 
 
 def note(text: str) -> None:
     """Tell something that helps a person at a terminal, on standard error."""
     if sys.stderr.isatty():
-        typer.echo(text, err=True)
+        say(text, err=True)
 
 
 def print_table(
@@ -110,7 +127,7 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for number, column in enumerate(columns):
         table.add_column(
             column, justify="right" if number in flush_right else "left", overflow="fold"

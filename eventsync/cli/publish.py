@@ -26,20 +26,11 @@ from eventsync.cli.command import (
 )
 from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import Advance, plural, print_json, progress, warn
-from eventsync.errors import (
-    BusUnavailableError,
-    ConfigError,
-    EventSyncError,
-    RecordError,
-    StoreError,
-    StoreUnavailableError,
-)
+from eventsync.errors import BusUnavailableError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from eventsync.bus import Bus
     from eventsync.cli.lines import Line
-    from eventsync.record import Record
-    from eventsync.store import Store
+    from eventsync.cli.sink import Sink
 
 __all__ = ["publish"]
 
@@ -102,7 +93,9 @@ def publish(
       echo '{"id": 7}' | eventsync publish crm --delete
       eventsync publish --type Customer -f customers.jsonl
     """
-    sink = _sink(deployment, store, type, delete)
+    from eventsync.cli.sink import sink_for
+
+    sink = sink_for(deployment, store, type, delete=delete)
     report = _Report()
     with ExitStack() as stack:
         for path, stream, size in _inputs(file, stack):
@@ -123,7 +116,7 @@ def publish(
 
 
 def _publish_lines(
-    sink: _Sink,
+    sink: Sink,
     path: str,
     stream: BinaryIO,
     format: str | None,
@@ -209,108 +202,3 @@ class _Report:
             return
         ending = f", {plural(self.wrong, 'wrong line')} passed over" if self.wrong else ""
         typer.echo(f"{plural(self.published, 'record')} published{ending}.")
-
-
-# -- where records go ------------------------------------------------------------------------------
-
-
-class _Sink:
-    """Where records go. ``partial``: whether a record may lack fields."""
-
-    partial = True
-
-    def __init__(self, record_type: type[Record]) -> None:
-        self.record_type = record_type
-
-    def write(self, lines: Sequence[Line]) -> list[Line]:
-        """Write the records of ``lines``; those that were refused come back with their errors."""
-        raise NotImplementedError
-
-    def finish(self) -> BusUnavailableError | None:
-        """Why what was written is not published yet, if so."""
-        return None
-
-
-class _StoreSink(_Sink):
-    def __init__(self, store: Store, record_type: type[Record], delete: bool) -> None:
-        super().__init__(record_type)
-        self._store = store
-        self._delete = delete
-
-    def write(self, lines: Sequence[Line]) -> list[Line]:
-        try:
-            self._edit(lines)
-        except StoreUnavailableError:
-            raise
-        except (RecordError, StoreError) as error:
-            if len(lines) == 1:
-                lines[0].error = str(error)
-                return list(lines)
-            # What the first attempt did stands; doing it again changes nothing.
-            return [wrong for line in lines for wrong in self.write([line])]
-        return []
-
-    def _edit(self, lines: Sequence[Line]) -> None:
-        records = [line.record for line in lines if line.record is not None]
-        if self._delete:
-            self._store.remove(records)
-        else:
-            self._store.update(records, upsert=True)
-
-    def finish(self) -> BusUnavailableError | None:
-        return self._store.publish_error
-
-
-class _BusSink(_Sink):
-    def __init__(self, bus: Bus, record_type: type[Record], delete: bool) -> None:
-        from eventsync.clock import Clock
-
-        super().__init__(record_type)
-        self.partial = False
-        self._bus = bus
-        self._delete = delete
-        self._clock = Clock()
-
-    def write(self, lines: Sequence[Line]) -> list[Line]:
-        envelopes, wrong = [], []
-        for line in lines:
-            try:
-                envelopes.append(self._envelope(line.record))
-            except EventSyncError as error:
-                line.error = str(error)
-                wrong.append(line)
-        self._bus.publish(self.record_type.__record__.name, envelopes)
-        return wrong
-
-    def _envelope(self, record: Record | None) -> bytes:
-        from eventsync.change import DELETE, PUT, Change
-
-        assert record is not None
-        described = record.__record__
-        change = Change(
-            type=described.name,
-            key=record.key,
-            op=DELETE if self._delete else PUT,
-            version=self._clock.tick(),
-            data=None if self._delete else record.raw(),
-            source="eventsync-publish",
-            schema=described.schema,
-        )
-        return self._bus.encode(change)
-
-
-def _sink(deployment: Deployment, store: str | None, type: str | None, delete: bool) -> _Sink:
-    if store is None:
-        if type is None:
-            raise typer.BadParameter("say which STORE, or a record type with --type")
-        record_type = deployment.record_type(type)
-        return _BusSink(deployment.declare(), record_type, delete)
-    target = deployment.store(store)
-    if type is None and len(target.accessors) > 1:
-        raise ConfigError(
-            f"store {store!r} holds several types", hint=f"--type {'|'.join(target.accessors)}"
-        )
-    accessor = target.accessor(type or next(iter(target.accessors)))
-    deployment.try_declare()
-    target.open(publisher=deployment.bus)
-    return _StoreSink(target, accessor.record_class, delete)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from eventsync.cli.output import plural, print_table, shown
+from eventsync.cli.output import plural, print_table, say, shown
 
 if TYPE_CHECKING:
     from eventsync.record import Record
@@ -52,7 +52,7 @@ def print_record(row: SideBySide, record_type: type[Record]) -> None:
     )
     for found in row.differences:
         if found.detail:
-            typer.echo(f"{found.store}: {found.detail}")
+            say(f"{found.store}: {found.detail}")
 
 
 def _cell(values: Mapping[str, Any], name: str, *, secret: bool) -> str:
@@ -112,7 +112,8 @@ def print_records(
     )
     left_out = [name for name in fields if name not in kept]
     if left_out and not names:
-        typer.echo(f"\nNot shown: {', '.join(left_out)} (--fields shows them)", err=True)
+        typer.echo(err=True)
+        say(f"Not shown: {', '.join(left_out)} (--fields shows them)", err=True)
 
 
 def _column(rows: Sequence[SideBySide], described: RecordType, name: str) -> list[str]:
@@ -158,7 +159,7 @@ def print_comparison(comparison: Comparison) -> None:
     ]
     print_table(["store", "type", *_TALLY], rows, right=range(2, 2 + len(_TALLY)))
     for found in comparison.differences[:_TOLD]:
-        typer.echo(_told(found))
+        say(_told(found))
     if comparison.total > _TOLD:
         typer.echo(f"... and {comparison.total - _TOLD:,} more")
     if comparison:

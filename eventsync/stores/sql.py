@@ -24,7 +24,7 @@ from eventsync.accessor import Accessor, Write
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Outgoing, Presence
 from eventsync.query import Query
-from eventsync.record import Field, Record
+from eventsync.record import Field, Record, Rule
 from eventsync.view import View
 
 try:
@@ -193,7 +193,7 @@ class SqlIndex(Index):
     def close(self) -> None:
         self.engine.dispose()
 
-    def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
         self._prepare()
         with _errors("version index"), self.engine.connect() as connection:
             return connection.execute(query).all()
@@ -266,7 +266,7 @@ class _SqlTransaction(IndexTransaction):
         """Nothing, as ``settle``."""
 
 
-# -- values ------------------------------------------------------------------------------------------
+# -- values --------------------------------------------------
 
 
 def _decimal_to_number(held: Any) -> Any:
@@ -306,7 +306,7 @@ def _from_json(held: Any) -> Any:
     return json.loads(held) if isinstance(held, str) else held
 
 
-# -- accessor ----------------------------------------------------------------------------------------
+# -- accessor --------------------------------------------------
 
 
 class SqlAccessor(Accessor[R]):
@@ -350,7 +350,7 @@ class SqlAccessor(Accessor[R]):
             )
         super().bind(index)
 
-    # -- the six -------------------------------------------------------------------------------
+    # -- the six --------------------------------------------------
 
     def add(self, record: R) -> None:
         self._directly([Write(record.key, record.raw(), whole=True)], [])
@@ -382,7 +382,7 @@ class SqlAccessor(Accessor[R]):
             self.write_rows(writes, removals, _SqlTransaction(connection))
             connection.commit()
 
-    # -- many at once ---------------------------------------------------------------------------
+    # -- many at once --------------------------------------------------
 
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
@@ -434,7 +434,7 @@ class SqlAccessor(Accessor[R]):
     def close(self) -> None:
         self.engine.dispose()
 
-    # -- the table ----------------------------------------------------------------------------------
+    # -- the table --------------------------------------------------
 
     @cached_property
     def _table(self) -> sa.Table:
@@ -538,7 +538,7 @@ class SqlAccessor(Accessor[R]):
             return
         transaction.run(self._upsert_sql, rows)
 
-    # -- rows ---------------------------------------------------------------------------------------
+    # -- rows --------------------------------------------------
 
     @cached_property
     def _adapters(self) -> dict[str, Callable[[Any], Any]]:
@@ -686,7 +686,7 @@ def derive(
     *,
     name: str | None = None,
     schema: str | None = None,
-    rule: str = "record",
+    rule: Rule = "record",
 ) -> type[Record]:
     """A record type for a table as it stands: a field for each column, the primary key as key.
 

@@ -107,7 +107,7 @@ class BrokerFile:
     def snapshot(self) -> Iterator[sqlite3.Connection]:
         """Let several queries of the block see one state of the file."""
         with self.connection() as connection:
-            self._patiently(lambda: connection.execute("BEGIN"))
+            self._patiently(lambda: _begin_reading(connection))
             try:
                 yield connection
             finally:
@@ -199,18 +199,21 @@ class BrokerFile:
 
     def _check(self, connection: sqlite3.Connection) -> None:
         """Refuse what is not ours before writing to it; make the tables of a new file."""
+
+        def pragma(setting: str) -> Any:
+            return self._patiently(lambda: connection.execute(f"PRAGMA {setting}").fetchone())
+
         if self._is_new(connection):
-            connection.execute(f"PRAGMA page_size={_PAGE_SIZE}")
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        mode = self._patiently(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone()[0])
-        if mode != b"wal":
+            pragma(f"page_size={_PAGE_SIZE}")
+            pragma("auto_vacuum=INCREMENTAL")
+        if pragma("journal_mode=WAL") != (b"wal",):
             raise BusError(
                 f"the file system of {self.path} does not support SQLite's write-ahead log",
                 hint="put the broker file on a local disk",
             )
-        connection.execute("PRAGMA secure_delete=OFF")
-        connection.execute("PRAGMA cache_size=-16000")
-        connection.execute(f"PRAGMA journal_size_limit={_KEPT_BYTES}")
+        pragma("secure_delete=OFF")
+        pragma("cache_size=-16000")
+        pragma(f"journal_size_limit={_KEPT_BYTES}")
         if not self._is_new(connection):
             return
         self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
@@ -237,7 +240,7 @@ class BrokerFile:
             if connection.in_transaction:
                 return read()
             # Another process may just be making the tables: see all of that or nothing.
-            connection.execute("BEGIN")
+            _begin_reading(connection)
             try:
                 return read()
             finally:
@@ -348,6 +351,17 @@ class BrokerFile:
         for file in cls._files:
             file._lock.release()
         cls._fork_lock.release()
+
+
+def _begin_reading(connection: sqlite3.Connection) -> None:
+    """Begin a transaction and have it see the file as it is now; leave none open on failure."""
+    connection.execute("BEGIN")
+    try:
+        # BEGIN alone takes no lock; this does, and is where another connection may be in the way.
+        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
 
 
 def _file_size(path: str) -> int:

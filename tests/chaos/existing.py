@@ -1,4 +1,4 @@
-"""An existing SQLite database, as it stands, kept in sync with two other stores under edits and kills.
+"""An existing SQLite database, as it stands, kept in sync with two other stores under kills.
 
 Run it from the project's root on any database whose tables have primary keys::
 
@@ -7,8 +7,8 @@ Run it from the project's root on any database whose tables have primary keys::
 The database is copied. All its tables are declared from its schema and synchronized into a second
 database with other column names and into folders of JSON documents. Then records are edited and
 deleted on all three sides, by processes of their own, while the stores' workers run and are killed.
-In the end all three are compared field by field. It prints what it did, and exits with 1 if anything
-differs.
+In the end all three are compared field by field. It prints what it did, and exits with 1 if
+anything differs.
 """
 
 from __future__ import annotations

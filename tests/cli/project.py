@@ -1,4 +1,4 @@
-"""A project of three stores, and the command line run in it: in this process, or in one of its own."""
+"""A project of three stores, and the command line run in it, in this process or in another."""
 
 from __future__ import annotations
 

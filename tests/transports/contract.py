@@ -592,11 +592,11 @@ class TransportContract:
         """A consumer that works longer than its lease keeps its messages by the upkeep."""
         broker.declare("crm")
         broker.publish("crm", "1")
-        busy = broker.other(lease=0.3)
+        busy = broker.other(lease=0.8)
         (message,) = busy.receive("crm", 1)
-        rival = broker.other(lease=0.3)
+        rival = broker.other(lease=0.8)
         got = rival.consume("crm")
-        end = time.monotonic() + 1.0
+        end = time.monotonic() + 1.6
         rival.drain_until(lambda: time.monotonic() > end)
         assert got == []
         assert busy.channel.extend_leases() is True

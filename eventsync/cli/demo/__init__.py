@@ -5,9 +5,6 @@ It owns the command and how the story is told. It must not know the story.
 
 from __future__ import annotations
 
-import shutil
-import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,16 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eventsync.cli.command import JsonOption, reported
-from eventsync.cli.output import print_json, print_table
+from eventsync.cli.output import print_json, print_table, say
 from eventsync.errors import ConfigError
 
 if TYPE_CHECKING:
-    from eventsync.cli.demo.scenario import Result
+    from eventsync.cli.demo.result import Result
 
 __all__ = ["demo"]
 
 _DEFAULT = "eventsync-demo"
-_UNLIMITED = 10_000
 
 
 def demo(
@@ -59,7 +55,7 @@ def demo(
         if as_json:
             print_json(result.as_json())
         else:
-            _tell(result, folder or Path(where.name), narrator)
+            _tell(result, folder or Path(where.name))
     if result.problems:
         raise typer.Exit(1)
 
@@ -80,15 +76,7 @@ class _Narrator:
     def line(self, text: str, *, colour: str | None = None) -> None:
         """One thing that happened, and when."""
         at = f"{time.monotonic() - self._started:5.1f} s  "
-        self.paragraph(at + text, indent=len(at), colour=colour)
-
-    def paragraph(self, text: str, *, indent: int = 0, colour: str | None = None) -> None:
-        """Text in as many lines as the terminal needs; in one off it."""
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNLIMITED
-        for part in textwrap.wrap(
-            text, width, subsequent_indent=" " * indent, break_on_hyphens=False
-        ):
-            typer.secho(part, fg=colour, err=self._err)
+        say(at + text, indent=len(at), colour=colour, err=self._err)
 
 
 def _new_folder(folder: Path | None) -> Path:
@@ -103,7 +91,7 @@ def _new_folder(folder: Path | None) -> Path:
     return folder.resolve()
 
 
-def _tell(result: Result, folder: Path, narrator: _Narrator) -> None:
+def _tell(result: Result, folder: Path) -> None:
     columns = ("applied", "superseded", "already there", "dead-lettered", "lost")
     typer.echo()
     print_table(
@@ -129,9 +117,9 @@ def _tell(result: Result, folder: Path, narrator: _Narrator) -> None:
     )
     typer.echo()
     for text in result.summary():
-        narrator.paragraph(text)
+        say(text)
     for problem in result.problems:
-        typer.secho(f"WRONG: {problem}", fg="red", err=True)
+        say(f"WRONG: {problem}", colour="red", err=True)
     typer.echo(f"\nThe stores are yours to play with:\n\n  cd {folder}")
     typer.echo("  eventsync find Element --sort -mass --limit 10")
     typer.echo("  eventsync dlq show lab --all\n")

@@ -6,7 +6,6 @@ counted that did not happen. It must not know the story.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ _BECAME: Sequence[tuple[str, frozenset[str]]] = (
     ("already there", frozenset({Outcome.DUPLICATE})),
     ("dead-lettered", frozenset({"dead letter"})),
 )
+_WORDS = (*(word for word, _ in _BECAME), "lost")
 
 
 class CountingPublisher:
@@ -53,7 +53,7 @@ class Account:
     that are no change. ``records``, ``fields``, ``differing``: what was compared in the store.
     """
 
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_WORDS, 0))
     again: int = 0
     foreign: int = 0
     records: int = 0

@@ -8,29 +8,21 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from decimal import Decimal
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
-from eventsync.bus import Bus
-from eventsync.cli.demo.ledger import (
-    Account,
-    CountingPublisher,
-    account_of,
-    captured_in,
-    versions_in,
-)
-from eventsync.cli.demo.process import Commands, WorkerProcess, read_log
+from eventsync.cli.demo.ledger import account_of, captured_in, versions_in
+from eventsync.cli.demo.process import read_log
+from eventsync.cli.demo.result import Result
+from eventsync.cli.demo.stage import Stage
 from eventsync.cli.deployment import Deployment
 from eventsync.cli.lines import Format, read_lines
 from eventsync.cli.output import plural
 from eventsync.cli.project import write_files
 from eventsync.errors import EventSyncError
-from eventsync.index import Presence
 from eventsync.record import Record
 from eventsync.store import Store
 from eventsync.verify import compare
@@ -42,9 +34,6 @@ _KINDS = {
     "CsvAccessor": "CSV file",
     "JsonFolderAccessor": "JSON documents",
 }
-_PATIENCE = 60.0
-_POLL = 0.05
-_GRACE = 10.0
 _SHELF_ROUNDS = 12
 _BOTH_EDIT = range(21, 51)  # scandium to tin
 
@@ -59,65 +48,6 @@ class Narrator(Protocol):
         """Something happened."""
 
 
-@dataclass(slots=True)
-class Result:
-    """How it ended. ``published``: how many changes; ``problems``: what should not be so."""
-
-    folder: Path
-    published: int = 0
-    stores: dict[str, Account] = field(default_factory=dict)
-    kills: int = 0
-    in_hand: int = 0
-    differing: int = 0
-    dead_letters: int = 0
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def foreign(self) -> int:
-        """How many dead letters are no change."""
-        return sum(account.foreign for account in self.stores.values())
-
-    def total(self, word: str) -> int:
-        """How many changes came to this at all stores together."""
-        return sum(account.counts[word] for account in self.stores.values())
-
-    def summary(self) -> list[str]:
-        """The numbers in a few lines."""
-        again = sum(account.again for account in self.stores.values())
-        return [
-            f"{self.published:,} changes published to {len(self.stores)} stores: "
-            f"{self.total('applied'):,} applied, {self.total('superseded'):,} superseded, "
-            f"{self.total('already there'):,} already there, "
-            f"{self.dead_letters:,} dead-lettered ({plural(self.foreign, 'message')} of them no "
-            f"change at all), {self.total('lost'):,} lost.",
-            f"{plural(self.kills, 'worker')} killed, {plural(self.in_hand, 'message')} in hand; "
-            f"{plural(again, 'change')} came more than once, which changed nothing.",
-            f"{sum(a.fields for a in self.stores.values()):,} fields of "
-            f"{sum(a.records for a in self.stores.values()):,} records compared: "
-            f"{self.differing:,} differing.",
-            f"It took {self.seconds:.1f} seconds.",
-        ]
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it, for a script."""
-        return {
-            "folder": str(self.folder),
-            "published": self.published,
-            **{
-                word.replace(" ", "_").replace("-", "_"): self.total(word)
-                for word in ("applied", "superseded", "already there", "lost")
-            },
-            "dead_lettered": self.dead_letters,
-            "differing": self.differing,
-            "kills": self.kills,
-            "messages_in_hand_when_killed": self.in_hand,
-            "seconds": round(self.seconds, 1),
-            "stores": {name: asdict(account) for name, account in self.stores.items()},
-            "problems": self.problems,
-        }
-
-
 def play(folder: Path, narrator: Narrator) -> Result:
     """Play the whole story in ``folder``, which is empty. Changes into it meanwhile; blocks.
 
@@ -130,28 +60,23 @@ def play(folder: Path, narrator: Narrator) -> Result:
         contextlib.chdir(folder),
         Deployment(app="workers:registry", broker=broker) as deployment,
     ):
-        story = _Story(deployment, Commands(folder, broker), narrator, Result(folder))
+        stage = Stage(deployment, folder, broker)
+        story = _Story(stage, narrator, Result(folder))
         try:
             story.play()
         finally:
-            story.stop_workers()
+            stage.stop_workers()
         story.result.seconds = time.monotonic() - started
         return story.result
 
 
 class _Story:
-    def __init__(
-        self, deployment: Deployment, commands: Commands, narrator: Narrator, result: Result
-    ) -> None:
-        self.registry = deployment.registry
-        self.bus: Bus = deployment.bus
-        self.publisher = CountingPublisher(self.bus)
-        self.commands = commands
-        self.result = result
+    def __init__(self, stage: Stage, narrator: Narrator, result: Result) -> None:
+        self.stage = stage
+        self.registry = stage.registry
         self.tell = narrator
-        self.workers: dict[str, WorkerProcess] = {}
-        self.element: type[Record] = self.registry.record_types["Element"]
-        self.deployment = deployment
+        self.result = result
+        self.element: type[Record] = stage.registry.record_types["Element"]
         self.mended: list[str] = []
 
     def play(self) -> None:
@@ -167,15 +92,13 @@ class _Story:
 
     def begin(self) -> None:
         self.tell.chapter("Three stores, a queue for each, and a worker for each")
-        self.registry.open(publisher=self.publisher)
-        self.deployment.declare()
-        self.start_workers()
+        self.stage.start_workers()
         for store in self.registry:
             view = store.accessor("Element").view
             kind = _KINDS[type(store.accessor("Element")).__name__]
             fields = f"{len(view.fields)} of {len(self.element.__record__.fields)} fields"
             where = ", stable elements only" if view.where is not None else ""
-            pid = self.workers[store.name].pid
+            pid = self.stage.workers[store.name].pid
             self.tell.line(f"{store.name:10} {kind:15} {fields}{where}; worker is process {pid}")
 
     def load(self) -> None:
@@ -187,19 +110,19 @@ class _Story:
         if wrong:
             raise EventSyncError(f"elements.csv: {wrong[0]}")
         elements.append(
-            self.made(number=1000, symbol="Di", name="Didymium", remark="no element, since 1885")
+            self.made(number=1000, symbol="Di", name="Didymium", remark="an element until 1885")
         )
         lab = self.registry["lab"]
         for start in range(0, len(elements), 40):
             lab.update(elements[start : start + 40], upsert=True)
         self.tell.line(f"lab: {plural(len(elements), 'record')} written and published")
-        self.await_quiet()
+        self.stage.await_quiet()
         counts = [f"{s.name} {s.count(self.element)}" for s in self.registry]
         self.tell.line(f"all queues are empty; records: {', '.join(counts)}", colour="green")
 
     def edit_everywhere(self) -> None:
         self.tell.chapter("All workers are stopped, and all three stores are edited at once")
-        self.stop_workers()
+        self.stage.stop_workers()
         lab, stockroom, site = (self.registry[name] for name in ("lab", "stockroom", "site"))
         elements = list(lab.find(self.element))
         for number in range(_SHELF_ROUNDS):
@@ -232,23 +155,23 @@ class _Story:
         self.edit_one(stockroom, 1000, grams=Decimal(3))
         lab.remove(lab[self.element, 1000])
         self.tell.line("stockroom: weighs didymium, which is no element; lab: deletes it")
-        old = list(self.publisher.envelopes.values())[:40]
-        self.bus.publish("Element", old)
+        old = list(self.stage.publisher.envelopes.values())[:40]
+        self.stage.bus.publish("Element", old)
         self.tell.line(f"broker: delivers {len(old)} old changes once more, out of order")
         stockroom.add(self.made(number=119, symbol="U", name="Ununennium", mass=Decimal(315)))
         self.tell.line("stockroom: adds element 119 under uranium's symbol, which lab will refuse")
-        self.bus.send_to("lab", [b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n"])
+        self.stage.bus.send_to("lab", [b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n"])
         self.tell.line("somebody: sends bytes to lab that are no change at all")
-        self.tell.line(f"waiting now: {self.waiting()}")
+        self.tell.line(f"waiting now: {self.stage.waiting()}")
 
     def kill_a_worker(self) -> None:
         self.tell.chapter("The workers go to work, and one is killed in the midst of it")
         # With little in hand at a time there is much left to do when it dies.
-        self.start_workers(site={"prefetch": "2"})
-        victim = self.workers["site"]
-        self.await_that(lambda: self.half_way(victim), "the site's worker is busy")
+        self.stage.start_workers(site={"prefetch": "2"})
+        victim = self.stage.workers["site"]
+        self.stage.await_that(lambda: self.stage.half_way(victim), "the site's worker is busy")
         victim.kill()
-        state = self.bus.states("site")["queue"]
+        state = self.stage.bus.states("site")["queue"]
         self.result.kills += 1
         self.result.in_hand += state.leased or 0
         self.tell.line(
@@ -256,14 +179,14 @@ class _Story:
             f"in hand and {state.ready} more waiting",
             colour="red",
         )
-        self.start_workers("site")
-        self.tell.line(f"site: process {self.workers['site'].pid} takes over")
-        self.await_quiet()
+        self.stage.start_workers("site")
+        self.tell.line(f"site: process {self.stage.workers['site'].pid} takes over")
+        self.stage.await_quiet()
         self.tell.line("all queues are empty", colour="green")
 
     def mend(self) -> None:
         self.tell.chapter("What could not be applied is explained, and mended")
-        letters = json.loads(self.command("dlq", "list", "lab", "--json").stdout)
+        letters = self.stage.ask("dlq", "list", "lab")
         for letter in letters:
             about = f"{letter['type']} {letter['key']}" if letter["type"] else "no change"
             self.tell.line(
@@ -273,8 +196,8 @@ class _Story:
         for letter in refused:
             arguments = ["dlq", "edit", "lab", "--id", letter["id"][-8:], "--set", "symbol=Uue"]
             self.tell.line(f"$ eventsync {' '.join(arguments)}")
-            self.mended.append(json.loads(self.command(*arguments, "--json").stdout)["version"])
-        self.await_quiet()
+            self.mended.append(self.stage.ask(*arguments)["version"])
+        self.stage.await_quiet()
         found = {s.name: s.get(self.element, 119) for s in self.registry}
         symbols = [f"{name} {held['symbol']}" for name, held in found.items() if held is not None]
         self.tell.line(f"element 119 is now: {', '.join(symbols)}", colour="green")
@@ -287,19 +210,19 @@ class _Story:
         document.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         self.tell.line(f"{document}: a new remark on gold, past eventsync")
         lab = self.registry["lab"]
-        self.await_that(
+        self.stage.await_that(
             lambda: lab[self.element, 79]["remark"] == content["remark"], "the edit is in lab"
         )
-        self.await_quiet()
+        self.stage.await_quiet()
         self.tell.line("lab: the remark is there", colour="green")
 
     def compare(self) -> None:
         self.tell.chapter("All stores are compared, field by field")
-        self.stop_workers()
+        self.stage.stop_workers()
         comparison = compare(self.registry)
         result = self.result
         logs = {store.name: list(read_log(self.workers_log(store.name))) for store in self.registry}
-        published = {*self.publisher.envelopes, *self.mended}
+        published = {*self.stage.publisher.envelopes, *self.mended}
         captured = sum(captured_in(events) for events in logs.values())
         unknown = set().union(*(versions_in(events) for events in logs.values())) - published
         if len(unknown) != captured:
@@ -316,6 +239,7 @@ class _Story:
             result.stores[name] = account
         result.differing = comparison.total
         result.dead_letters = result.total("dead-lettered") + result.foreign
+        result.problems += self.stage.failed
         self.judge(captured)
         for difference in comparison.differences[:5]:
             self.tell.line(f"{difference}", colour="red")
@@ -358,73 +282,3 @@ class _Story:
     def document(self, number: int) -> Path:
         (found,) = Path("site").glob(f"{number}.json")
         return found
-
-    # -- workers -----------------------------------------------------------------------------------
-
-    def start_workers(self, *names: str, **settings: dict[str, str]) -> None:
-        for name in names or self.registry.stores:
-            self.workers[name] = self.commands.worker(name, **settings.get(name, {}))
-        for name in names or self.registry.stores:
-            worker = self.workers[name]
-            self.await_that(partial(_has_started, worker), f"the worker of {name} has started")
-
-    def stop_workers(self) -> None:
-        stopping = list(self.workers.values())
-        self.workers.clear()
-        for worker in stopping:
-            worker.terminate()
-        for worker in stopping:
-            code = worker.wait(_GRACE)
-            if code:
-                self.result.problems.append(f"the worker of {worker.store} ended with {code}")
-
-    def half_way(self, worker: WorkerProcess) -> bool:
-        """Whether a worker has settled some of its work, has more in hand, and more is waiting."""
-        state = self.bus.states(worker.store)["queue"]
-        return bool(state.leased) and any("version" in event for event in worker.said())
-
-    def command(self, *arguments: str) -> Any:
-        done = self.commands.run(*arguments)
-        if done.returncode:
-            said = done.stderr.strip()
-            raise EventSyncError(f"eventsync {arguments[0]} ended with {done.returncode}: {said}")
-        return done
-
-    # -- waiting -----------------------------------------------------------------------------------
-
-    def waiting(self) -> str:
-        ready = {s.name: self.bus.states(s.name)["queue"].ready for s in self.registry}
-        return ", ".join(f"{name} {plural(count, 'message')}" for name, count in ready.items())
-
-    def await_quiet(self) -> None:
-        self.await_that(self.quiet, "all queues are empty")
-
-    def quiet(self) -> bool:
-        """Whether nothing is under way any more."""
-        for store in self.registry:
-            states = self.bus.states(store.name)
-            if states["queue"].ready or states["queue"].leased or states["held"].ready:
-                return False
-            if store.index.outgoing(1) or store.index.counts("Element")[Presence.PENDING]:
-                return False
-        return True
-
-    def await_that(self, come_about: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while not come_about():
-            if time.monotonic() > deadline:
-                raise EventSyncError(
-                    f"after {_PATIENCE:g} seconds it is not so that {what}",
-                    hint=f"see the workers' logs in {self.result.folder / 'logs'}",
-                )
-            for worker in self.workers.values():
-                if not worker.running:
-                    raise EventSyncError(
-                        f"the worker of {worker.store} has ended",
-                        hint=f"see {self.result.folder / 'logs' / worker.store}.log",
-                    )
-            time.sleep(_POLL)
-
-
-def _has_started(worker: WorkerProcess) -> bool:
-    return any(event["event"] == "worker started" for event in worker.said())

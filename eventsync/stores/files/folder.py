@@ -228,7 +228,7 @@ class JsonFolderAccessor(disk.OnDisk[R]):
     def _found(
         self, keys: Sequence[str], transaction: IndexTransaction | None
     ) -> dict[str, _Document]:
-        """The documents of those keys that have one. Raises ``RecordError`` where it is uncertain."""
+        """The documents of those keys that have one. Raises ``RecordError`` if it is uncertain."""
         found, lost = self._find(keys)
         self.check_missing([key for key in keys if key not in found], lost, transaction)
         return found

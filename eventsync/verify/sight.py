@@ -1,12 +1,11 @@
-"""Verification: what stores hold of the same records, side by side and field by field.
+"""One record as several stores hold it, side by side, and what the winner of them all is.
 
-It owns the answer to "do the stores agree?", found from their data and versions alone. It must not
-know how changes travel, and it writes nothing but what a writer that died left half done.
+It must not know how many records there are, nor how differences are counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -17,16 +16,13 @@ from eventsync.clock import Version
 from eventsync.errors import ConfigError, RecordError, RejectedError
 from eventsync.gate import UNVERSIONED
 from eventsync.index import Entry, IndexTransaction, Presence
-from eventsync.query import Query
 from eventsync.record import Record, RecordType
 from eventsync.registry import StoreRegistry
 from eventsync.schema import same
 from eventsync.store import Store
 from eventsync.view import BoundView
 
-__all__ = ["Comparison", "Difference", "Kind", "SideBySide", "Sight", "Tally", "compare", "look"]
-
-_CHUNK = 1000
+__all__ = ["Difference", "Kind", "SideBySide", "Sight", "holding", "look"]
 
 
 class Kind(StrEnum):
@@ -96,68 +92,6 @@ class SideBySide:
         return [found for sight in self.stores.values() for found in sight.differences]
 
 
-@dataclass(slots=True)
-class Tally:
-    """What was compared in one store, and how much of it differs.
-
-    ``records`` and ``fields`` are those the store should hold; ``differing`` counts fields.
-    """
-
-    records: int = 0
-    fields: int = 0
-    missing: int = 0
-    extra: int = 0
-    differing: int = 0
-    unreadable: int = 0
-
-
-@dataclass(slots=True)
-class Comparison:
-    """What a comparison found. True when the stores agree.
-
-    ``records``: by type, how many records are alive. ``stores``: by store and type. ``total``: how
-    many differences there are; ``differences`` are the first of them.
-    """
-
-    records: dict[str, int] = field(default_factory=dict)
-    stores: dict[str, dict[str, Tally]] = field(default_factory=dict)
-    differences: list[Difference] = field(default_factory=list)
-    total: int = 0
-
-    def __bool__(self) -> bool:
-        return not self.total
-
-
-def compare(
-    registry: StoreRegistry,
-    record_types: Iterable[type[Record]] | None = None,
-    *,
-    keep: int = 1000,
-    progress: Callable[[str, int, int], None] = lambda type, done, total: None,
-) -> Comparison:
-    """Compare every store with what all stores together know of each record.
-
-    The winner of each record is merged from the stores' data and versions; each store should then
-    hold its view of it: its fields, converted, if the record matches its filter. ``record_types``:
-    default all. ``keep``: how many differences are told one by one. ``progress`` is told the type,
-    and how many of how many records are done. Blocks; idempotent. While changes are on their way,
-    what is under way shows as a difference. Raises what reading the stores raises.
-    """
-    types = registry.record_types.values() if record_types is None else record_types
-    comparison = Comparison()
-    for record_type in types:
-        name = record_type.__record__.name
-        keys = sorted({key for store in _holding(registry, name) for key in _keys(store, name)})
-        comparison.records[name] = 0
-        for store in _holding(registry, name):
-            comparison.stores.setdefault(store.name, {})[name] = Tally()
-        for start in range(0, len(keys), _CHUNK):
-            for row in look(registry, record_type, keys[start : start + _CHUNK]):
-                _count(row, comparison, keep)
-            progress(name, min(start + _CHUNK, len(keys)), len(keys))
-    return comparison
-
-
 def look(
     registry: StoreRegistry, record_type: type[Record], keys: Sequence[str]
 ) -> list[SideBySide]:
@@ -166,7 +100,7 @@ def look(
     Raises ``ConfigError`` when no store holds the type, and what reading the stores raises.
     """
     name = record_type.__record__.name
-    stores = _holding(registry, name)
+    stores = holding(registry, name)
     if not stores:
         raise ConfigError(f"no store holds records of type {name!r}")
     read = {store.name: _read(store.accessors[name], store, keys) for store in stores}
@@ -185,23 +119,9 @@ def look(
 _Held = tuple[Entry | None, Mapping[str, Any] | None, RecordError | None]
 
 
-def _holding(registry: StoreRegistry, type: str) -> list[Store]:
+def holding(registry: StoreRegistry, type: str) -> list[Store]:
+    """The stores that hold records of a type."""
     return [store for store in registry if type in store.accessors]
-
-
-def _keys(store: Store, type: str) -> Iterable[str]:
-    """All keys that the store's index or its data know."""
-    after = ""
-    while entries := store.index.scan(type, after=after, limit=_CHUNK):
-        after = entries[-1][0]
-        yield from (key for key, _ in entries)
-    accessor = store.accessors[type]
-
-    def unreadable(error: RecordError) -> None:
-        """Such a record is found by its index entry, if it has one."""
-
-    for record in accessor.find(Query.parse(accessor.type, None, unreadable=unreadable)):
-        yield record.key
 
 
 def _read(accessor: Accessor[Any], store: Store, keys: Sequence[str]) -> dict[str, _Held]:
@@ -346,25 +266,3 @@ def _judge(
         for name, expected in sight.expected.items()
         if name not in sight.values or not _agrees(view, name, sight.values[name], expected)
     ]
-
-
-def _count(row: SideBySide, comparison: Comparison, keep: int) -> None:
-    if row.merged is not None:
-        comparison.records[row.type] += 1
-    for store, sight in row.stores.items():
-        tally = comparison.stores[store][row.type]
-        if sight.expected is not None:
-            tally.records += 1
-            tally.fields += len(sight.expected)
-        for difference in sight.differences:
-            if difference.kind is Kind.FIELD:
-                tally.differing += 1
-            elif difference.kind is Kind.MISSING:
-                tally.missing += 1
-            elif difference.kind is Kind.EXTRA:
-                tally.extra += 1
-            else:
-                tally.unreadable += 1
-    found = row.differences
-    comparison.total += len(found)
-    comparison.differences += found[: max(0, keep - len(comparison.differences))]
