@@ -285,11 +285,11 @@ class Store:
                 chunk.append(record.key)
                 if len(chunk) == _CHUNK:
                     seen.update(chunk)
-                    yield self._capture(accessor, chunk, publisher)
+                    yield self._capture(accessor, chunk, publisher, unreadable)
                     chunk = []
             if chunk:
                 seen.update(chunk)
-                yield self._capture(accessor, chunk, publisher)
+                yield self._capture(accessor, chunk, publisher, unreadable)
             vanished = self._vanished(accessor, seen)
             known = self.index.counts(accessor.type.name)[Presence.HERE]
             if len(vanished) > max(10, deletes * known):
@@ -299,7 +299,8 @@ class Store:
                     hint="if they were really deleted, allow it: --allow-deletes, or deletes=1.0",
                 )
             for start in range(0, len(vanished), _CHUNK):
-                yield self._capture(accessor, vanished[start : start + _CHUNK], publisher)
+                chunk = vanished[start : start + _CHUNK]
+                yield self._capture(accessor, chunk, publisher, unreadable)
 
     def collect(self, before: float) -> int:
         """Forget the tombstones of deletes made before a time in seconds since the epoch; how many.
@@ -335,10 +336,24 @@ class Store:
         return vanished
 
     def _capture(
-        self, accessor: Accessor[Any], keys: Sequence[str], publisher: Publisher | None
+        self,
+        accessor: Accessor[Any],
+        keys: Sequence[str],
+        publisher: Publisher | None,
+        unreadable: Callable[[RecordError], None] | None,
     ) -> list[Change]:
         encode = publisher.encode if publisher else None
-        changes = accessor.capture(keys, self.clock, self.name, encode)
+        try:
+            changes = accessor.capture(keys, self.clock, self.name, encode)
+        except RecordError as error:
+            if unreadable is None:
+                raise
+            if len(keys) == 1:
+                unreadable(error)
+                return []
+            # One that became unreadable since it was listed; the others have their turn.
+            alone = [self._capture(accessor, [key], publisher, unreadable) for key in keys]
+            return [change for changes in alone for change in changes]
         if changes:
             self._try_flush(publisher)
         return changes

@@ -27,10 +27,9 @@ from eventsync.change import Change
 from eventsync.deadletter import DeadLetter
 from eventsync.errors import (
     BusUnavailableError,
+    ConfigError,
     EnvelopeError,
     EventSyncError,
-    StoreUnavailableError,
-    SuspiciousReadError,
 )
 from eventsync.gate import Outcome
 from eventsync.index import Presence
@@ -315,12 +314,11 @@ class Worker:
                 self._due[name] = now + every
                 try:
                     task()
-                except BusUnavailableError:
+                except (BusUnavailableError, ConfigError):
                     raise
-                except (StoreUnavailableError, SuspiciousReadError, OSError) as error:
-                    self._log.warning(
-                        "upkeep failed; it is tried again", task=name, error=str(error)
-                    )
+                except (EventSyncError, OSError) as error:
+                    # Upkeep must not stop the store's work; it has its turn again.
+                    self._log.warning("upkeep failed", task=name, error=str(error))
 
     def _try_held(self) -> None:
         """Try again what was held because its version lay in the future."""

@@ -82,6 +82,14 @@ class WorkerProcess:
         """What it has logged so far."""
         return read_log(self._log, self._since)
 
+    def freeze(self) -> None:
+        """Have it stand still, so that what it is at can be looked at."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have it go on."""
+        self._process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """End it with SIGKILL, in the midst of whatever it does."""
         self._process.send_signal(signal.SIGKILL)

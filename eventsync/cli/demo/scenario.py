@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from eventsync.cli.demo.ledger import account_of, captured_in, versions_in
-from eventsync.cli.demo.process import read_log
+from eventsync.cli.demo.process import WorkerProcess, read_log
 from eventsync.cli.demo.result import Result
 from eventsync.cli.demo.stage import Stage
 from eventsync.cli.deployment import Deployment
@@ -78,6 +78,7 @@ class _Story:
         self.result = result
         self.element: type[Record] = stage.registry.record_types["Element"]
         self.mended: list[str] = []
+        self.moves = 0
 
     def play(self) -> None:
         self.begin()
@@ -125,10 +126,8 @@ class _Story:
         self.stage.stop_workers()
         lab, stockroom, site = (self.registry[name] for name in ("lab", "stockroom", "site"))
         elements = list(lab.find(self.element))
-        for number in range(_SHELF_ROUNDS):
-            for element in elements:
-                element["shelf"] = f"S{(element['number'] + number) % 20}"
-            lab.update(elements)
+        for _ in range(_SHELF_ROUNDS):
+            self.move_shelves()
         self.tell.line(
             f"lab: moves all {len(elements)} elements to another shelf, {_SHELF_ROUNDS} times over"
         )
@@ -167,11 +166,13 @@ class _Story:
     def kill_a_worker(self) -> None:
         self.tell.chapter("The workers go to work, and one is killed in the midst of it")
         # With little in hand at a time there is much left to do when it dies.
-        self.stage.start_workers(site={"prefetch": "2"})
+        self.stage.start_workers(site={"prefetch": "1", "batch": "1"})
         victim = self.stage.workers["site"]
-        self.stage.await_that(lambda: self.stage.half_way(victim), "the site's worker is busy")
-        victim.kill()
+        self.stage.await_that(
+            lambda: self.caught_busy(victim), "the site's worker is busy", every=0.005
+        )
         state = self.stage.bus.states("site")["queue"]
+        victim.kill()
         self.result.kills += 1
         self.result.in_hand += state.leased or 0
         self.tell.line(
@@ -183,6 +184,14 @@ class _Story:
         self.tell.line(f"site: process {self.stage.workers['site'].pid} takes over")
         self.stage.await_quiet()
         self.tell.line("all queues are empty", colour="green")
+
+    def caught_busy(self, victim: WorkerProcess) -> bool:
+        """Whether the worker stands still in the midst of its work; if it has none, give it more."""
+        if self.stage.frozen_half_way(victim):
+            return True
+        if not self.stage.bus.states(victim.store)["queue"].ready:
+            self.move_shelves()
+        return False
 
     def mend(self) -> None:
         self.tell.chapter("What could not be applied is explained, and mended")
@@ -262,6 +271,14 @@ class _Story:
 
     def made(self, **values: Any) -> Record:
         return self.element.load({"mass": 0, **values}, partial=True)
+
+    def move_shelves(self) -> None:
+        """One change for every element in the lab."""
+        self.moves += 1
+        elements = list(self.registry["lab"].find(self.element))
+        for element in elements:
+            element["shelf"] = f"S{(element['number'] + self.moves) % 20}"
+        self.registry["lab"].update(elements)
 
     def weigh(self, store: Store, elements: Sequence[Record], grams: Decimal) -> None:
         keys = [element["number"] for element in elements]

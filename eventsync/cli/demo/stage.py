@@ -64,10 +64,15 @@ class Stage:
             if code:
                 self.failed.append(f"the worker of {worker.store} ended with {code}")
 
-    def half_way(self, worker: WorkerProcess) -> bool:
-        """Whether a worker has settled some of its work, has more in hand, and more is waiting."""
+    def frozen_half_way(self, worker: WorkerProcess) -> bool:
+        """Freeze a worker; let it go on unless it has settled some work, has more in hand, and
+        more is waiting."""
+        worker.freeze()
         state = self.bus.states(worker.store)["queue"]
-        return bool(state.leased) and any("version" in event for event in worker.said())
+        if state.leased and state.ready and any("version" in event for event in worker.said()):
+            return True
+        worker.thaw()
+        return False
 
     def ask(self, *arguments: str) -> Any:
         """The answer of a command in a process of its own. Raises ``EventSyncError``."""
@@ -98,7 +103,9 @@ class Stage:
                 return False
         return True
 
-    def await_that(self, come_about: Callable[[], bool], what: str) -> None:
+    def await_that(
+        self, come_about: Callable[[], bool], what: str, *, every: float = _POLL
+    ) -> None:
         """Wait until ``come_about``. Raises ``EventSyncError`` if it does not, or a worker ends."""
         deadline = time.monotonic() + _PATIENCE
         while not come_about():
@@ -113,7 +120,7 @@ class Stage:
                         f"the worker of {worker.store} has ended",
                         hint=f"see {self._logs / worker.store}.log",
                     )
-            time.sleep(_POLL)
+            time.sleep(every)
 
 
 def _has_started(worker: WorkerProcess) -> bool:
