@@ -186,8 +186,8 @@ class _Story:
         self.tell.line("all queues are empty", colour="green")
 
     def caught_busy(self, victim: WorkerProcess) -> bool:
-        """Whether the worker stands still in the midst of its work; if it has none, give it more."""
-        if self.stage.frozen_half_way(victim):
+        """Whether the worker stands still in the midst of its work; give it more if it has none."""
+        if self.stage.frozen_half_way(victim, _SHELF_ROUNDS):
             return True
         if not self.stage.bus.states(victim.store)["queue"].ready:
             self.move_shelves()

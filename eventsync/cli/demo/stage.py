@@ -64,12 +64,16 @@ class Stage:
             if code:
                 self.failed.append(f"the worker of {worker.store} ended with {code}")
 
-    def frozen_half_way(self, worker: WorkerProcess) -> bool:
-        """Freeze a worker; let it go on unless it has settled some work, has more in hand, and
-        more is waiting."""
+    def frozen_half_way(self, worker: WorkerProcess, most: int) -> bool:
+        """Freeze a worker; let it go on unless it has settled some work, has more in hand, and at
+        most ``most`` messages, but some, are still waiting."""
         worker.freeze()
         state = self.bus.states(worker.store)["queue"]
-        if state.leased and state.ready and any("version" in event for event in worker.said()):
+        if (
+            state.leased
+            and 0 < state.ready <= most
+            and any("version" in event for event in worker.said())
+        ):
             return True
         worker.thaw()
         return False
