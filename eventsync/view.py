@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eventsync.query import Filter
-
 from eventsync.errors import ConfigError, EventSyncError, RejectedError
+from eventsync.query import Filter
 from eventsync.record import RecordType
 
 __all__ = ["BoundView", "Convert", "View"]

@@ -9,11 +9,10 @@ import datetime as dt
 from decimal import Decimal
 from pathlib import Path
 
-from eventsync.stores.files import JsonFolderAccessor, JsonLinesAccessor
-
 from eventsync.record import Field, Record
 from eventsync.registry import StoreRegistry
 from eventsync.store import Store
+from eventsync.stores.files import JsonFolderAccessor, JsonLinesAccessor
 from eventsync.stores.sql import SqlAccessor
 from eventsync.view import Convert, View
 

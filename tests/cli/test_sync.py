@@ -1,0 +1,90 @@
+"""``eventsync sync``: copies between stores."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from cli.project import Cli
+
+PEOPLE = "".join(
+    f'{{"id": {n}, "name": "N{n}", "city": "{"Oslo" if n % 2 else "Rome"}"}}\n' for n in range(20)
+)
+
+
+@pytest.fixture
+def filled(cli: Cli) -> Cli:
+    """A project in which only ``crm`` holds people, twenty of them."""
+    cli("publish", "crm", "--type", "Person", input=PEOPLE).check()
+    return cli
+
+
+def test_dry_run_changes_nothing(filled: Cli) -> None:
+    """``--dry-run`` counts what would change, and writes nothing."""
+    ran = filled("sync", "--from", "crm", "--to", "documents,report", "--dry-run", "--json").check()
+    assert ran.json["outcomes"] == {
+        "documents": {"applied": 10, "duplicate": 10},
+        "report": {"applied": 20},
+    }
+    assert list(Path("documents").iterdir()) == []
+
+
+def test_copies_and_reports(filled: Cli) -> None:
+    """Records are copied, twice changes nothing, and the table says so."""
+    out = filled("sync", "--from", "crm", "--to", "documents", "--to", "report").check().out
+    assert out.splitlines()[0].split() == ["target", "applied"]
+    filled("verify").check()
+    again = filled("sync", "--from", "crm", "--to", "documents,report").check().out
+    assert "the same" in again
+    assert "applied" not in again
+
+
+def test_filter_and_types(filled: Cli) -> None:
+    """``--filter`` and ``--records`` restrict what is copied."""
+    filled(
+        "sync", "--from", "crm", "--to", "report", "--records", "Person",
+        "--filter", '{"id": {"$lt": 3}}',
+    ).check()  # fmt: skip
+    assert len(Path("report.csv").read_text().splitlines()) == 4
+
+
+def test_captures_edits_made_behind(filled: Cli) -> None:
+    """Edits made past eventsync in a source are found and win."""
+    filled("sync").check()
+    with sqlite3.connect("crm.db") as database:
+        database.execute("UPDATE person SET name = 'Max' WHERE id = 7")
+    database.close()
+    out = filled("sync", "--from", "crm").check().out
+    assert out.startswith("1 edit found")
+    assert (
+        filled("get", "Person", "7", "--json").json["stores"]["report"]["values"]["name"] == "Max"
+    )
+
+
+def test_vanished_records_need_a_word(filled: Cli) -> None:
+    """When most of a source has vanished nothing is deleted until that is allowed."""
+    filled("sync").check()
+    with sqlite3.connect("crm.db") as database:
+        database.execute("DELETE FROM person WHERE id > 2")
+    database.close()
+    ran = filled("sync", "--from", "crm").check(1)
+    assert "--allow-deletes" in ran.err
+    assert len(Path("report.csv").read_text().splitlines()) == 21
+    filled("sync", "--from", "crm", "--allow-deletes").check()
+    assert len(Path("report.csv").read_text().splitlines()) == 4
+
+
+def test_refused_records_are_told(filled: Cli) -> None:
+    """A record that a target refuses is told with its reason; the exit code is 1."""
+    filled("sync", "--from", "crm", "--to", "report").check()
+    filled("publish", "report", input='{"id": 5, "name": "Eve", "balance": 1}').check()
+    with sqlite3.connect("crm.db") as database:
+        database.execute(
+            "CREATE TRIGGER no_eve BEFORE UPDATE ON person WHEN NEW.name = 'Eve' "
+            "BEGIN SELECT RAISE(ABORT, 'not Eve'); END"
+        )
+    database.close()
+    ran = filled("sync", "--from", "report", "--to", "crm").check(1)
+    assert "crm refused Person 5" in ran.err
+    assert "not Eve" in ran.err
