@@ -16,14 +16,12 @@ from typing import (
     Self,
     TypeVar,
     dataclass_transform,
-    get_origin,
-    get_type_hints,
 )
 
+from eventsync.declaration import Declared, bind, declared_in, inherited
 from eventsync.errors import RecordError
 from eventsync.field import MISSING, Field
 from eventsync.schema import RecordType, Rule, Unknown, content_hash, same
-from eventsync.shape import Shape, guard
 
 __all__ = [
     "AbsentFieldError",
@@ -129,7 +127,7 @@ class Record:
     __slots__ = ("__weakref__", "_base", "_new", "_stores", "_values")
 
     __record__: ClassVar[RecordType]
-    __declared__: ClassVar[Mapping[str, tuple[Field, Any]]]
+    __declared__: ClassVar[Declared]
 
     _values: dict[str, Any]
     # What ``cancel`` goes back to: the committed values, or those the record was made with.
@@ -158,13 +156,14 @@ class Record:
         # Annotations may name what is local to the function around the class statement.
         scope = {**sys._getframe(1).f_locals, cls.__name__: cls}
         if _derived is None:
-            cls.__declared__ = _declared_in(cls, scope)
+            cls.__declared__ = declared_in(cls, scope, Record)
         else:
             cls.__declared__ = {n: (field, None) for n, field in _derived.items()}
         if abstract:
             return
         record = name or cls.__name__
-        fields = _bind(cls, record, {**_inherited(cls, scope), **cls.__declared__})
+        declared = {**inherited(cls, scope, Record), **cls.__declared__}
+        fields = bind(cls, record, declared, Record)
         cls.__record__ = RecordType(cls, record, fields, rule=rule, schema=schema)
         for field in fields.values():
             # A derived type's field may have the name of a method, which stays what it is.
@@ -410,125 +409,3 @@ def _type_of(cls: type[Record]) -> RecordType:
         raise RecordError(
             f"{cls.__name__} is abstract: there are no records of it", hint="extend it"
         ) from None
-
-
-# -- declaration -----------------------------------------------------------------------------------
-
-
-def _declared_in(cls: type[Any], scope: dict[str, Any]) -> dict[str, tuple[Field, Any]]:
-    """The fields that the body of ``cls`` declares, with their types."""
-    own = cls.__dict__
-    declared = {}
-    for name, annotation in own.get("__annotations__", {}).items():
-        declared_type = _evaluated(cls, name, annotation, scope)
-        if declared_type is ClassVar or get_origin(declared_type) is ClassVar:
-            continue
-        default = own.get(name, MISSING)
-        field = default if isinstance(default, Field) else Field(default=default)
-        declared[name] = (field, declared_type)
-    for name, field in own.items():
-        if isinstance(field, Field) and name not in declared:
-            declared[name] = (field, None)
-    for name in declared:
-        if name.startswith("_") or hasattr(Record, name):
-            raise RecordError(
-                f"{cls.__name__}.{name}: no field can be declared under that name, which records "
-                "use themselves",
-                hint="declare another name, and map it to the store's with View(rename={...})",
-            )
-    return declared
-
-
-def _inherited(cls: type[Any], scope: dict[str, Any]) -> dict[str, tuple[Field, Any]]:
-    """The fields that the bases of ``cls`` declare, be they records or not."""
-    inherited: dict[str, tuple[Field, Any]] = {}
-    for base in reversed(cls.__mro__[1:]):
-        if base is not Record and base is not object:
-            known = base.__dict__.get("__declared__")
-            inherited |= _declared_in(base, scope) if known is None else known
-    for name in inherited:
-        if name in cls.__dict__ and name not in cls.__declared__:
-            raise RecordError(
-                f"{cls.__name__}.{name} hides an inherited field",
-                hint="annotate it to declare the field anew, or choose another name",
-            )
-    return inherited
-
-
-def _evaluated(cls: type[Any], name: str, annotation: Any, scope: dict[str, Any]) -> Any:
-    holder = type(cls.__name__, (), {"__annotations__": {name: annotation}})
-    module = sys.modules.get(cls.__module__)
-    try:
-        return get_type_hints(holder, vars(module) if module else {}, scope)[name]
-    except (NameError, AttributeError, TypeError, SyntaxError) as error:
-        raise RecordError(
-            f"{cls.__name__}.{name}: its type {annotation!r} cannot be evaluated: {error}",
-            hint="import or declare what it names before the record type, at run time too",
-        ) from error
-
-
-def _bind(
-    cls: type[Record], record: str, declared: Mapping[str, tuple[Field, Any]]
-) -> dict[str, Field]:
-    keys = [name for name, (field, _) in declared.items() if field.key]
-    identifiers = [name for name, (field, _) in declared.items() if field.identifier]
-    if len(identifiers) > 1:
-        raise RecordError(f"{record}: {' and '.join(identifiers)} cannot both be the identifier")
-    keys = keys or identifiers
-    bound: dict[str, Field] = {}
-
-    def resolve(target: type[Any]) -> Shape | None:
-        if not issubclass(target, Record):
-            return None
-        if target is not cls:
-            known = _type_of(target)
-            return _reference(target, known.name, [known.fields[name] for name in known.keys])
-        missing = [name for name in keys if name not in bound]
-        if missing:
-            raise RecordError(f"{record}.{missing[0]}: a key cannot refer to its own record type")
-        return _reference(target, record, [bound[name] for name in keys])
-
-    # Keys first, since other fields may refer to records of this very type.
-    for name in [*keys, *(name for name in declared if name not in keys)]:
-        field, annotation = declared[name]
-        bound[name] = field.bind(record, name, annotation, resolve, key=name in keys)
-    return {name: bound[name] for name in declared}
-
-
-def _reference(target: type[Record], name: str, keys: list[Field]) -> Shape:
-    """The shape of a reference: the key's value, or the text of a composite key."""
-    single = keys[0] if len(keys) == 1 else None
-    expected = f"the key of a {name}"
-    if single is not None:
-        expected += f" ({single.expected})"
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, Record):
-            if value.__record__.name != name:
-                raise TypeError
-            return value.key if single is None else value[single.name]
-        if single is not None:
-            return single.coerce(value)
-        record_type = target.__record__
-        if isinstance(value, tuple | list | Mapping):
-            return record_type.key_of(value)
-        text = bytes(value).decode() if isinstance(value, bytes) else value
-        return record_type.key_text(record_type.key_values(text))
-
-    def key_value(value: Any) -> Any:
-        try:
-            return convert(value)
-        except RecordError:  # which speaks of the other record type
-            raise ValueError from None
-
-    return Shape(
-        kind=str if single is None else single.type,
-        convert=guard(key_value, expected),
-        expected=expected,
-        verify=_never if single is None else single.verify,
-    )
-
-
-def _never(value: Any) -> bool:
-    """A composite key's text is always checked by the type it belongs to."""
-    return False

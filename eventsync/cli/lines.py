@@ -63,11 +63,16 @@ def read_lines(
     names = record_type.__record__.keys
     for line, data in reader(_Counted(stream), record_type):
         if data is not None:
+            missing = [name for name in names if name not in data]
             if key_only:
                 data = {name: data[name] for name in names if name in data}
+            if missing:
+                line.error = f"the key is missing: {', '.join(missing)}"
+                yield line
+                continue
             try:
                 line.record = record_type.load(data, partial=partial or key_only)
-                _ = line.record.key
+                _ = line.record.key  # which may be too long
             except RecordError as error:
                 line.record, line.error = None, str(error)
         yield line

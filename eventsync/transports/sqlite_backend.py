@@ -67,6 +67,7 @@ class SQLiteBackend(SQLiteRouting):
         self._consumer = 0  # 0: not registered yet, which the first lease does
         self._known_labels: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self._version = (0, 0)
+        self._tidied_version = (0, 0)
         self._last_lease = time.monotonic()
 
     # -- storing -------------------------------------------------------------------------------
@@ -313,7 +314,9 @@ class SQLiteBackend(SQLiteRouting):
 
     def tidy(self) -> None:
         """See ``Backend``."""
-        self._file.compact()
+        version = self._file.version()
+        self._file.compact(quiet=version == self._tidied_version)
+        self._tidied_version = version
 
     def close(self) -> None:
         """See ``Backend``."""
@@ -328,7 +331,7 @@ class SQLiteBackend(SQLiteRouting):
                     )
                     db.execute("DELETE FROM consumer WHERE id = ?", (consumer,))
                 deadline = time.monotonic() + _LONGEST_CLEANING
-                while self._file.compact() and time.monotonic() < deadline:
+                while self._file.compact(quiet=True) and time.monotonic() < deadline:
                     pass
         finally:
             self._file.close()

@@ -26,10 +26,13 @@ _T = TypeVar("_T")
 _SQLITE_WAIT = 0.005
 _LONGEST_RETRY_PAUSE = 0.004
 _PAGE_SIZE = 8192
-# What the log, and the file beyond its pages, may keep on the disk while nothing needs it.
+# What the log may keep on the disk between two uses: cutting it shorter costs the next writer.
+_LOG_BYTES = 16 * 1024 * 1024
+# What it, and the file beyond its pages, may keep while nobody works on the file.
 _KEPT_BYTES = 4 * 1024 * 1024
-# When there are more unused pages than this, and more than used ones, compact in such steps.
+# So many unused pages, if they are most of the file, are worth compacting; in steps of so many.
 _WORTH_COMPACTING = 128
+_WORTH_DISTURBING = 2048
 _COMPACT_STEP = 1024
 _FEW_PAGES = 512
 
@@ -117,14 +120,16 @@ class BrokerFile:
         """Return a value that differs once anybody has committed to the file."""
         return self.read("PRAGMA data_version")[0][0], self.commits
 
-    def compact(self) -> bool:
+    def compact(self, *, quiet: bool) -> bool:
         """Give unused space back to the file system once it is most of the file; a bounded step.
 
-        Returns whether there is more to do. Cheap when there is nothing to do. Idempotent.
+        ``quiet`` says that nobody is working on the file: then less is worth the effort. Returns
+        whether there is more to do. Cheap when there is nothing to do. Idempotent.
         """
+        worth = _WORTH_COMPACTING if quiet else _WORTH_DISTURBING
         with self.connection() as connection:
             unused, total = self._patiently(lambda: self._pages(connection))
-            if unused > _WORTH_COMPACTING and unused > total // 2:
+            if unused > worth and unused > total // 2:
                 if total - unused <= _FEW_PAGES:
                     # Costs what is left, where the steps below cost what goes.
                     self._patiently(lambda: connection.execute("VACUUM"))
@@ -134,10 +139,10 @@ class BrokerFile:
                     self._patiently(lambda: connection.executescript(script))
                 unused, total = self._pages(connection)
             excess = _file_size(self.path) - total * _PAGE_SIZE
-            if excess > _KEPT_BYTES or _file_size(f"{self.path}-wal") > _KEPT_BYTES:
+            if quiet and max(excess, _file_size(f"{self.path}-wal")) > _KEPT_BYTES:
                 # Does nothing while others read or write; there is always a next time.
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            return unused > _WORTH_COMPACTING and unused > total // 2
+            return unused > worth and unused > total // 2
 
     def _pages(self, connection: sqlite3.Connection) -> tuple[int, int]:
         (unused,) = connection.execute("PRAGMA freelist_count").fetchone()
@@ -213,7 +218,7 @@ class BrokerFile:
             )
         pragma("secure_delete=OFF")
         pragma("cache_size=-16000")
-        pragma(f"journal_size_limit={_KEPT_BYTES}")
+        pragma(f"journal_size_limit={_LOG_BYTES}")
         if not self._is_new(connection):
             return
         self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
