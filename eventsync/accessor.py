@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -23,12 +23,14 @@ from eventsync.errors import (
     ConfigError,
     NotFoundError,
     RecordError,
+    RejectedError,
     StoreUnavailableError,
 )
 from eventsync.gate import UNVERSIONED, Decision, Verdict, decide, decide_put_or_delete
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Presence
 from eventsync.query import Query
 from eventsync.record import Record
+from eventsync.schema import same
 from eventsync.view import View
 
 __all__ = ["Accessor", "Edit", "Write"]
@@ -134,8 +136,14 @@ class Accessor(ABC, Generic[R]):
         return dict(self.view.constant) | self.view.to_store(record.raw())
 
     def data_to_record(self, data: Any) -> R:
-        """The record that the store's ``data`` hold; the inverse of ``record_to_data``."""
-        return self.make(self.view.to_record(data))
+        """The record that the store's ``data`` hold; the inverse of ``record_to_data``.
+
+        An optional field that the store holds, but of which ``data`` say nothing, is ``None``.
+        """
+        values = self.view.to_record(data)
+        for name in self.view.optional:
+            values.setdefault(name, None)
+        return self.make(values)
 
     # -- what a store overrides if it can do many at once --------------------------------------
 
@@ -214,13 +222,16 @@ class Accessor(ABC, Generic[R]):
                     raise
                 query.unreadable(error)
 
-    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
+    def apply(
+        self, batch: Mapping[str, Sequence[Change]], *, altered: Container[str] = ()
+    ) -> dict[str, list[Verdict]]:
         """Pass changes through the version gate and write the winners, in one transaction.
 
         ``batch``: the changes of each record by its key; under the per-record rule only the
-        greatest of each. Idempotent. Raises ``ChangeRefusedError`` or ``RejectedError`` if any
-        change cannot be applied, with nothing written where the store is transactional; retryable
-        errors likewise.
+        greatest of each. ``altered``: keys of records whose changes carry other values than their
+        digests are of, as a number that came as text. Idempotent. Raises ``ChangeRefusedError`` or
+        ``RejectedError`` if any change cannot be applied, with nothing written where the store is
+        transactional; retryable errors likewise.
         """
         name = self.type.name
         with self.index.transaction() as transaction:
@@ -238,6 +249,8 @@ class Accessor(ABC, Generic[R]):
                     key: decide(entries.get(key), rows.get(key), changes, self.view, key)
                     for key, changes in batch.items()
                 }
+            for key, decision in decisions.items():
+                decision.altered = decision.altered or key in altered
             self._perform(decisions, transaction)
         return {key: decision.verdicts for key, decision in decisions.items()}
 
@@ -287,7 +300,8 @@ class Accessor(ABC, Generic[R]):
         """Give a version to every edit of ``keys`` that was made behind eventsync's back.
 
         Compares what the store holds with the echo of what eventsync last wrote there, so its own
-        writes are never taken for edits. Nothing is written to the data. Idempotent.
+        writes are never taken for edits. The data stay as they are, except that a record which was
+        edited so that it no longer matches the view's filter leaves the store. Idempotent.
         """
         name = self.type.name
         changes: list[Change] = []
@@ -296,6 +310,7 @@ class Accessor(ABC, Generic[R]):
             entries = transaction.read(name, keys)
             rows = self.read_rows(keys, transaction)
             updated: dict[str, Entry] = {}
+            leaving: dict[str, Decision] = {}
             for key in dict.fromkeys(keys):
                 entry, row = entries.get(key), rows.get(key)
                 change = self._captured(key, entry, row, clock, source)
@@ -303,13 +318,19 @@ class Accessor(ABC, Generic[R]):
                     continue
                 changes.append(change)
                 decision = self._decide(entry, row, change)
-                if decision.entry is not None:
-                    if row is not None and decision.entry.presence is Presence.HERE:
-                        decision.entry.echo = self._echo(decision.entry, row)
-                    updated[key] = decision.entry
+                if decision.entry is None:
+                    continue
+                if row is not None and decision.remove:
+                    leaving[key] = decision
+                    continue
+                updated[key] = decision.entry
+                if row is not None and decision.entry.presence is Presence.HERE:
+                    decision.entry.echo = self._echo(decision.entry, row)
+            # First, for it commits its intents at once, and nothing else may be half done then.
+            self._perform(leaving, transaction)
             transaction.write(name, updated)
             if encode and changes:
-                transaction.intend(name, {}, [encode(change) for change in changes])
+                transaction.send(name, [encode(change) for change in changes])
         return changes
 
     def states(self, keys: Sequence[str], source: str) -> list[Change]:
@@ -363,10 +384,12 @@ class Accessor(ABC, Generic[R]):
         intents = transaction.open_intents(name)
         if not intents:
             return
-        rows = self.read_rows(list(intents), transaction)
+        rows, unreadable = self._readable(list(intents), transaction)
         done = {}
         for key, intent in intents.items():
             row = rows.get(key)
+            if key in unreadable:
+                continue  # nobody can tell; the change comes again, and is refused by itself
             if (None if row is None else value.digest(row)) == intent.digest:
                 if row is not None and intent.entry.presence is Presence.HERE:
                     intent.entry.echo = self._echo(intent.entry, row)
@@ -375,6 +398,23 @@ class Accessor(ABC, Generic[R]):
         transaction.settle(name, list(intents), send=True)
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _readable(
+        self, keys: Sequence[str], transaction: IndexTransaction
+    ) -> tuple[dict[str, Mapping[str, Any]], set[str]]:
+        """As ``read_rows``, and the keys of which the row cannot be read."""
+        try:
+            return self.read_rows(keys, transaction), set()
+        except (RecordError, RejectedError):
+            if len(keys) == 1:
+                return {}, set(keys)
+        rows: dict[str, Mapping[str, Any]] = {}
+        unreadable: set[str] = set()
+        for key in keys:
+            row, without = self._readable([key], transaction)
+            rows |= row
+            unreadable |= without
+        return rows, unreadable
 
     def _decide(
         self, entry: Entry | None, row: Mapping[str, Any] | None, change: Change
@@ -438,11 +478,14 @@ class Accessor(ABC, Generic[R]):
             entry = decision.entry
             if entry is None or entry.presence is not Presence.HERE:
                 continue
-            if key in altered:
-                entry.echo = self._echo(entry, altered[key])
-            elif self.type.rule == "field":
+            row = altered.get(key)
+            if row is None:
                 held = {**(decision.row or {}), **(decision.write or {})}
-                entry.echo = self._echo(entry, {n: held[n] for n in self.view.fields if n in held})
+                row = {n: held[n] for n in self.view.fields if n in held}
+            if self.type.rule == "field":
+                entry.echo = self._echo_of_fields(entry.echo, row, decision)
+            elif key in altered or decision.altered:
+                entry.echo = self._echo(entry, row)
 
     def _echo(self, entry: Entry, row: Mapping[str, Any]) -> bytes | None:
         """The trace by which a later capture recognises ``row`` as eventsync's own writing."""
@@ -450,6 +493,24 @@ class Accessor(ABC, Generic[R]):
             digest = value.digest(row)
             return None if digest == entry.stamp.digest else digest
         return value.pack({name: _short_digest(held) for name, held in row.items()})
+
+    def _echo_of_fields(
+        self, before: bytes | None, row: Mapping[str, Any], decision: Decision
+    ) -> bytes:
+        """The echo after a write: that of ``row``, but for what somebody else changed before it.
+
+        Such an edit, in a field that was not written now, is still to be captured.
+        """
+        old = value.unpack(before) if before is not None else {}
+        seen, written = decision.row or {}, decision.write or {}
+        echo = {}
+        for name, held in row.items():
+            known = old.get(name) if name in seen and name not in written else None
+            if known is not None and not same(seen[name], held):
+                # The store altered it by itself, unless it was no more what it had been.
+                known = known if known != _short_digest(seen[name]) else None
+            echo[name] = known if known is not None else _short_digest(held)
+        return value.pack(echo)
 
     def _changed_since_echo(self, entry: Entry, row: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of ``row`` that somebody else than eventsync has changed."""
@@ -478,6 +539,8 @@ class Accessor(ABC, Generic[R]):
             if entry is None or entry.presence is not Presence.HERE:
                 return None
             return self._new(key, DELETE, None, entry, clock, source)
+        if (entry is None or entry.presence is not Presence.HERE) and self._outside(row):
+            return None
         if entry is None:
             return self._first(key, row, clock, source)
         if entry.presence is not Presence.HERE:
@@ -492,6 +555,13 @@ class Accessor(ABC, Generic[R]):
         change.known = self._known(entry, row, changed)
         return change
 
+    def _outside(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row that eventsync did not put there is none of its records.
+
+        An existing table may hold more than the view's filter lets in; that is left alone.
+        """
+        return self.view.judged <= self.view.names.keys() and not self.view.matches(row)
+
     def _first(self, key: str, row: Mapping[str, Any], clock: Clock, source: str) -> Change:
         """The first version of a record that the store held before eventsync knew it.
 
@@ -501,8 +571,11 @@ class Accessor(ABC, Generic[R]):
         if self.type.rule == "record":
             return self._new(key, PUT, dict(row), None, clock, source)
         values = {n: held for n, held in row.items() if n not in self.type.keys}
+        # No value is no edit either: where another store has one, it stays.
+        nothing = {n: None for n, held in values.items() if held is None}
+        values = {n: held for n, held in values.items() if held is not None}
         change = self._new(key, PATCH, values, None, clock, source)
-        change.known = Known(UNVERSIONED, {}, {})
+        change.known = Known(UNVERSIONED, nothing, {})
         return change
 
     def _change_of(
@@ -525,7 +598,9 @@ class Accessor(ABC, Generic[R]):
         if row is None:
             return self._new(key, PUT, held, entry, clock, source)
         touched = held.keys() if edit.touched is None else edit.touched
-        changed = {n: v for n, v in held.items() if n in touched and (n not in row or row[n] != v)}
+        changed = {
+            n: v for n, v in held.items() if n in touched and (n not in row or not same(row[n], v))
+        }
         if not changed:
             return None
         if self.type.rule == "record":
@@ -535,7 +610,9 @@ class Accessor(ABC, Generic[R]):
             entry = self._decide(None, row, first).entry
             assert entry is not None
         change = self._new(key, PATCH, changed, entry, clock, source)
-        change.known = self._known(entry, row, changed)
+        # What somebody else changed meanwhile has no version yet; capture will give it one.
+        foreign = self._changed_since_echo(entry, row)
+        change.known = self._known(entry, row, [*changed, *foreign])
         return change
 
     def _new(
@@ -587,6 +664,7 @@ class Accessor(ABC, Generic[R]):
                 op=PUT,
                 version=entry.stamp.version,
                 data=dict(row),
+                exact=entry.echo is None,
                 _digest=entry.stamp.digest,
                 **common,
             )

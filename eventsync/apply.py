@@ -6,7 +6,7 @@ the batch's outcome decided, and the same batch may be applied again at any time
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from eventsync.errors import (
 from eventsync.gate import Outcome, Verdict
 from eventsync.index import Presence
 from eventsync.retry import is_retryable
+from eventsync.schema import same
 from eventsync.store import Store
 
 __all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply", "complete"]
@@ -68,9 +69,11 @@ def apply(
     """
     settled = [Settled(change, Outcome.HELD) for change in changes]
     by_type: dict[str, dict[str, list[Settled]]] = {}
+    altered: set[str] = set()
     for item in settled:
         try:
-            _admit(store, item.change, clock, limits)
+            if _admit(store, item.change, clock, limits):
+                altered.add(item.change.key)
         except ClockDriftError as error:
             item.error = error
         except (ChangeRefusedError, RecordError) as error:
@@ -83,7 +86,7 @@ def apply(
         if accessor.type.rule == "record":
             for items in batch.values():
                 _coalesce(items)
-        _apply_or_split(accessor, batch)
+        _apply_or_split(accessor, batch, altered)
     newest = max((i.change.version for i in settled if i.outcome is Outcome.APPLIED), default=None)
     if newest is not None:
         clock.observe(newest, max_drift=limits.drift)
@@ -112,8 +115,11 @@ def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict
     return completed
 
 
-def _admit(store: Store, change: Change, clock: Clock, limits: Limits) -> None:
-    """Refuse what must not reach the gate, and bring field values into their types."""
+def _admit(store: Store, change: Change, clock: Clock, limits: Limits) -> bool:
+    """Refuse what must not reach the gate, and bring field values into their types.
+
+    Returns whether that made other values of them.
+    """
     accessor = store.accessors.get(change.type)
     if accessor is None:
         raise ChangeRefusedError(
@@ -137,14 +143,14 @@ def _admit(store: Store, change: Change, clock: Clock, limits: Limits) -> None:
             reason="too-old",
             hint="bring the store up to date with eventsync sync",
         )
-    _check_body(accessor, change)
+    return _check_body(accessor, change)
 
 
-def _check_body(accessor: Accessor[Any], change: Change) -> None:
+def _check_body(accessor: Accessor[Any], change: Change) -> bool:
     type = accessor.type
     if change.op == DELETE:
         type.key_values(change.key)  # raises if it is no key of this type
-        return
+        return False
     # The digest is of the body as its origin made it, whatever this store makes of the values.
     change.digest  # noqa: B018  # computed once, then kept
     data = type.load(change.data or {}, partial=True, unknown="ignore")
@@ -165,7 +171,10 @@ def _check_body(accessor: Accessor[Any], change: Change) -> None:
             reason="key-mismatch",
             hint="a record's key never changes: delete it and add another",
         )
-    change.data = data
+    made, change.data = change.data or {}, data
+    return not change.exact or any(
+        name not in data or not same(data[name], held) for name, held in made.items()
+    )
 
 
 def _coalesce(items: list[Settled]) -> None:
@@ -177,24 +186,27 @@ def _coalesce(items: list[Settled]) -> None:
             item.outcome = Outcome.DUPLICATE if same else Outcome.SUPERSEDED
 
 
-def _apply_or_split(accessor: Accessor[Any], batch: Mapping[str, list[Settled]]) -> None:
+def _apply_or_split(
+    accessor: Accessor[Any], batch: Mapping[str, list[Settled]], altered: Container[str]
+) -> None:
     """Apply a batch; if something in it is refused, halve it until that is alone."""
     if not batch:
         return
     try:
         verdicts = accessor.apply(
-            {key: [item.change for item in items] for key, items in batch.items()}
+            {key: [item.change for item in items] for key, items in batch.items()},
+            altered=altered,
         )
     except Exception as error:
         if is_retryable(error) or isinstance(error, ConfigError):
             raise
         if len(batch) == 1:
-            _isolate(accessor, *batch.items(), error=_named(error))
+            _isolate(accessor, *batch.items(), altered=altered, error=_named(error))
             return
         keys = list(batch)
         middle = len(keys) // 2
         for half in (keys[:middle], keys[middle:]):
-            _apply_or_split(accessor, {key: batch[key] for key in half})
+            _apply_or_split(accessor, {key: batch[key] for key in half}, altered)
         return
     for key, items in batch.items():
         _note(items, verdicts[key])
@@ -210,7 +222,11 @@ def _named(error: Exception) -> EventSyncError:
 
 
 def _isolate(
-    accessor: Accessor[Any], entry: tuple[str, list[Settled]], *, error: EventSyncError
+    accessor: Accessor[Any],
+    entry: tuple[str, list[Settled]],
+    *,
+    altered: Container[str],
+    error: EventSyncError,
 ) -> None:
     """Reject the one change of a record that is refused, and apply the others."""
     key, items = entry
@@ -220,10 +236,10 @@ def _isolate(
     if accessor.type.rule == "record":
         # The greatest was tried, and what it superseded is worth trying after all.
         items[0].outcome, items[0].error = Outcome.REJECTED, error
-        _apply_or_split(accessor, {key: items[1:]})
+        _apply_or_split(accessor, {key: items[1:]}, altered)
         return
     for item in items:
-        _apply_or_split(accessor, {key: [item]})
+        _apply_or_split(accessor, {key: [item]}, altered)
 
 
 def _note(items: Sequence[Settled], verdicts: Sequence[Verdict]) -> None:

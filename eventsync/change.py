@@ -100,7 +100,8 @@ class Change:
 
     ``data`` holds field values for a put or patch and is ``None`` for a delete. A put lists every
     field its origin holds; a patch lists only fields that really changed. ``key`` is the canonical
-    text of the record's key. ``known`` goes with patches only.
+    text of the record's key. ``known`` goes with patches only. ``exact``: ``data`` are the body
+    that ``digest`` is of; not so in the copy of a state that a store keeps in a form of its own.
     """
 
     type: str
@@ -114,6 +115,7 @@ class Change:
     hops: int = 0
     ext: Mapping[str, Any] = field(default_factory=dict)
     known: Known | None = None
+    exact: bool = True
     _digest: bytes | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -15,6 +15,7 @@ from eventsync.change import DELETE, PATCH, PUT, Change, Stamp, State, join
 from eventsync.errors import ChangeRefusedError
 from eventsync.index import Entry, Presence
 from eventsync.record import RecordType
+from eventsync.schema import same
 from eventsync.view import BoundView
 
 __all__ = ["UNVERSIONED", "Decision", "Outcome", "Verdict", "decide", "decide_put_or_delete"]
@@ -56,13 +57,14 @@ class Decision:
 
     ``entry``: its new index entry, ``None`` to leave everything as it is. ``write``: field values
     to write, those that change or, for a record that is not there, all. ``remove``: take the
-    record out of the store.
+    record out of the store. ``altered``: ``write`` is not just what the body of the stamp says.
     """
 
     verdicts: list[Verdict]
     entry: Entry | None = None
     write: dict[str, Any] | None = None
     remove: bool = False
+    altered: bool = False
     row: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
@@ -105,7 +107,8 @@ def decide_put_or_delete(entry: Entry | None, change: Change, view: BoundView) -
     values = _filled(change.data, view, change.key)
     if not view.matches(values):
         return Decision([verdict], Entry(stamp, Presence.AWAY), remove=True)
-    return Decision([verdict], Entry(stamp, Presence.HERE), write=values)
+    altered = view.partial or len(values) != len(change.data)
+    return Decision([verdict], Entry(stamp, Presence.HERE), write=values, altered=altered)
 
 
 def decide(
@@ -129,7 +132,7 @@ def decide(
         merged = join(state, State.of(change))
         if change.known is not None:
             merged = _take_known(merged, State.of_known(change.known), row is not None, view)
-        verdicts.append(_verdict(change, state, merged))
+        verdicts.append(_verdict(change, state, merged, view))
         state = merged
     if final:
         state.whole = True
@@ -142,6 +145,8 @@ def decide(
     decision = _settle(state, row, verdicts, view, key)
     if entry is None and decision.entry is not None and not state.stamp and not state.versions:
         return Decision(verdicts)  # nothing of what this store holds was in it
+    if entry is not None and decision.entry is not None and row is not None:
+        decision.entry.echo = entry.echo
     return decision
 
 
@@ -176,20 +181,25 @@ def _take_known(state: State, known: State, here: bool, view: BoundView) -> Stat
     return merged
 
 
-def _verdict(change: Change, before: State, after: State) -> Verdict:
+def _verdict(change: Change, before: State, after: State, view: BoundView) -> Verdict:
     if change.op != PATCH:
         return _judge(change.stamp, before.stamp)
     if after.stamp > before.stamp:
         return _APPLIED
-    rose = [n for n in after.versions if after.version_of(n) > before.version_of(n)]
-    if rose:
+    needed = view.needed
+    told = State.of(change)
+    if change.known is not None:
+        told = join(told, State.of_known(change.known))
+    if told.versions and not any(name in told.values for name in needed):
+        return _APPLIED  # nothing in it is of this store's fields, so it holds all that concerns it
+    if any(after.version_of(name) > before.version_of(name) for name in needed):
         return _APPLIED
-    newest = all(before.version_of(name) == change.version for name in change.data or ())
-    if after.values != before.values:
+    lost = [n for n in needed if n in before.values and before.values[n] != after.values.get(n)]
+    if lost or any(name in after.values and name not in before.values for name in needed):
         # The same version with another value: a collision, or a value that was not kept before.
-        lost = [n for n in before.values if before.values[n] != after.values.get(n)]
         return Verdict(Outcome.APPLIED, collision=bool(lost))
-    return _DUPLICATE if newest and change.data else _STALE
+    alike = all(before.version_of(n) == told.version_of(n) for n in needed if n in told.values)
+    return _DUPLICATE if alike else _STALE
 
 
 def _missing_fields(state: State, view: BoundView) -> list[str]:
@@ -223,6 +233,8 @@ def _settle(
         if state.stamp:
             entry.presence = Presence.GONE
             decision.remove = row is not None
+        else:
+            decision.verdicts = _pending(verdicts)
         entry.parked = {n: state.values[n] for n in state.versions if n in state.values}
         return decision
     if state.whole:
@@ -237,9 +249,7 @@ def _settle(
             return decision
     if _missing_fields(state, view):
         entry.parked = dict(state.values)
-        decision.verdicts = [
-            Verdict(Outcome.PENDING) if v.outcome is Outcome.APPLIED else v for v in verdicts
-        ]
+        decision.verdicts = _pending(verdicts)
         return decision
     entry.presence, entry.whole = Presence.HERE, True
     entry.parked = {n: state.values[n] for n in state.values if n not in view.names}
@@ -247,13 +257,14 @@ def _settle(
     if row is None:
         decision.write = view.record_type.key_values(key) | held
     else:
-        changed = {n: v for n, v in held.items() if n not in row or not _same(row[n], v)}
+        changed = {n: v for n, v in held.items() if n not in row or not same(row[n], v)}
         decision.write = changed or None
     return decision
 
 
-def _same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and one == other
+def _pending(verdicts: list[Verdict]) -> list[Verdict]:
+    """The verdicts, if what was let in cannot be written yet."""
+    return [Verdict(Outcome.PENDING) if v.outcome is Outcome.APPLIED else v for v in verdicts]
 
 
 def _filled(data: Mapping[str, Any], view: BoundView, key: str) -> dict[str, Any]:

@@ -152,12 +152,17 @@ class IndexTransaction(ABC):
         """
 
     @abstractmethod
+    def send(self, type: str, bodies: Sequence[bytes]) -> None:
+        """Put envelopes in the outbox, with the commit."""
+
+    @abstractmethod
     def open_intents(self, type: str) -> dict[str, Intent]:
         """What a writer that died left half done; empty where that cannot happen."""
 
     @abstractmethod
     def settle(self, type: str, keys: Sequence[str], *, send: bool) -> None:
-        """Close the open intents of ``keys``; send the envelopes held back with them, or drop them.
+        """Close the open intents of ``keys``, which are all of the type; send the envelopes held
+        back with them, or drop them.
 
         After a writer died, sending is right even if it wrote nothing: the store gets its own
         change back through its queue. After a write that failed, dropping is.
@@ -269,11 +274,18 @@ class _MemoryTransaction(IndexTransaction):
     def __init__(self, index: MemoryIndex) -> None:
         self._index = index
         self._writes: dict[str, dict[str, Entry | None]] = {}
+        self._sent: list[tuple[str, bytes]] = []
+        self._settled: list[tuple[str, Sequence[str], bool]] = []
         self._intended: list[tuple[str, Sequence[str]]] = []
 
     def read(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
-        entries = self._index._entries.get(type, {})
-        return {key: entries[key] for key in keys if key in entries}
+        found: dict[str, Entry] = {}
+        written, entries = self._writes.get(type, {}), self._index._entries.get(type, {})
+        for key in keys:
+            entry = written[key] if key in written else entries.get(key)
+            if entry is not None:
+                found[key] = entry
+        return found
 
     def write(self, type: str, entries: Mapping[str, Entry]) -> None:
         self._writes.setdefault(type, {}).update(entries)
@@ -289,32 +301,38 @@ class _MemoryTransaction(IndexTransaction):
         self._index._held.extend((type, body) for body in bodies)
         self._intended.append((type, list(intents)))
 
+    def send(self, type: str, bodies: Sequence[bytes]) -> None:
+        self._sent.extend((type, body) for body in bodies)
+
     def open_intents(self, type: str) -> dict[str, Intent]:
         return dict(self._index._intents.get(type, {}))
 
     def settle(self, type: str, keys: Sequence[str], *, send: bool) -> None:
-        index = self._index
-        for key in keys:
-            index._intents.get(type, {}).pop(key, None)
-        if send:
-            for held_type, body in index._held:
-                index._number += 1
-                index._outbox[index._number] = Outgoing(index._number, held_type, body)
-        index._held.clear()
+        self._settled.append((type, keys, send))
 
     def keep(self) -> None:
         self._intended.clear()
+        self.commit()
 
     def commit(self) -> None:
+        index = self._index
         for type, entries in self._writes.items():
-            held = self._index._entries.setdefault(type, {})
+            held = index._entries.setdefault(type, {})
             for key, entry in entries.items():
                 if entry is None:
                     held.pop(key, None)
                 else:
                     held[key] = entry
-        for type, keys in self._intended:
-            self.settle(type, keys, send=True)
+        for type, keys, send in [*self._settled, *((t, k, True) for t, k in self._intended)]:
+            for key in keys:
+                index._intents.get(type, {}).pop(key, None)
+            if send:
+                self._sent += [held for held in index._held if held[0] == type]
+            index._held = [held for held in index._held if held[0] != type]
+        for type, body in self._sent:
+            index._number += 1
+            index._outbox[index._number] = Outgoing(index._number, type, body)
+        self._writes, self._sent, self._settled = {}, [], []
 
 
 _SCHEMA = """
@@ -557,6 +575,12 @@ class _FileTransaction(IndexTransaction):
         self._connection.commit()
         self._intended.append((type, list(intents)))
 
+    def send(self, type: str, bodies: Sequence[bytes]) -> None:
+        self._begin().executemany(
+            "INSERT INTO outbox (type, body, held) VALUES (?, ?, 0)",
+            [(type, body) for body in bodies],
+        )
+
     def open_intents(self, type: str) -> dict[str, Intent]:
         rows = self._connection.execute(
             "SELECT key, stamp, presence, detail, echo, digest FROM intent WHERE type = ?", [type]
@@ -568,10 +592,10 @@ class _FileTransaction(IndexTransaction):
         connection.executemany(
             "DELETE FROM intent WHERE type = ? AND key = ?", [(type, key) for key in keys]
         )
-        # Only the holder of the lock can have envelopes held back, so they are all this writer's.
-        connection.execute(
-            "UPDATE outbox SET held = 0 WHERE held" if send else "DELETE FROM outbox WHERE held"
-        )
+        # What a dead writer held back of the type is settled before there are new ones of it, so
+        # these are all of one writer.
+        action = "UPDATE outbox SET held = 0" if send else "DELETE FROM outbox"
+        connection.execute(f"{action} WHERE held AND type = ?", [type])
 
     def keep(self) -> None:
         self._connection.commit()

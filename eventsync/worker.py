@@ -154,6 +154,9 @@ class Worker:
     # -- messages --------------------------------------------------
 
     def _subscribe(self) -> Subscription:
+        # What this store publishes has to wait for stores whose workers have never run, too.
+        for peer in self._peers:
+            self.bus.declare(peer.name, peer.accessors)
         return self.bus.subscribe(
             self.store.name, self.store.accessors, prefetch=self.options.prefetch
         )

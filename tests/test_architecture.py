@@ -16,7 +16,7 @@ PACKAGE = ROOT / "eventsync"
 LAYERS = [
     {"errors"},
     {"value"},
-    {"clock", "key", "shape", "field", "schema", "record"},
+    {"clock", "key", "shape", "field", "schema", "declaration", "record"},
     {"change", "condition", "query"},
     {
         "keyring",

@@ -61,7 +61,7 @@ def read_lines(
     """
     reader = _read_csv if format is Format.CSV else _read_json
     names = record_type.__record__.keys
-    for line, data in reader(_Counted(stream), record_type):
+    for line, data in reader(_Counted(stream), record_type, key_only):
         if data is not None:
             missing = [name for name in names if name not in data]
             if key_only:
@@ -105,15 +105,20 @@ class _Counted:
 
 
 def _read_json(
-    lines: _Counted, record_type: type[Record]
+    lines: _Counted, record_type: type[Record], key_only: bool
 ) -> Iterator[tuple[Line, Mapping[str, Any] | None]]:
+    fields = record_type.__record__.fields
     members = Members(View().bind(record_type.__record__))
     for text in lines:
         if not text.strip():
             continue
         data, error = None, ""
         try:
-            data = members.decode(parse(text))
+            parsed = parse(text)
+            unknown = [name for name in parsed if name not in fields and not key_only]
+            if unknown:
+                raise record_type.__record__.unknown(unknown)
+            data = members.decode(parsed)
         except RecordError as problem:
             # The line's number is told anyhow.
             error = str(problem).replace("not JSON: line 1, column", "not JSON: column")
@@ -122,7 +127,7 @@ def _read_json(
 
 
 def _read_csv(
-    lines: _Counted, record_type: type[Record]
+    lines: _Counted, record_type: type[Record], key_only: bool
 ) -> Iterator[tuple[Line, Mapping[str, Any] | None]]:
     cells = Cells(View().bind(record_type.__record__), null="")
     reader = csv.reader(lines, strict=True)
@@ -134,7 +139,7 @@ def _read_csv(
             if not row:
                 continue
             if header is None:
-                header = _checked(row, record_type)
+                header = _checked(row, record_type, key_only)
                 continue
             if len(row) != len(header):
                 error = f"{len(row)} cells, but the header has {len(header)}"
@@ -152,9 +157,9 @@ def _read_csv(
         yield line, None if line.error else data
 
 
-def _checked(header: list[str], record_type: type[Record]) -> list[str]:
+def _checked(header: list[str], record_type: type[Record], key_only: bool) -> list[str]:
     unknown = [name for name in header if name not in record_type.__record__.fields]
-    if unknown:
+    if unknown and not key_only:
         raise record_type.__record__.unknown(unknown)
     if len(set(header)) < len(header):
         raise RecordError(f"the CSV header names a column twice: {', '.join(header)}")
@@ -167,5 +172,5 @@ def _filled(row: Mapping[str, str], record_type: type[Record]) -> dict[str, str]
     return {
         name: cell
         for name, cell in row.items()
-        if cell or fields[name].optional or fields[name].type in (str, bytes)
+        if name in fields and (cell or fields[name].optional or fields[name].type in (str, bytes))
     }

@@ -15,6 +15,7 @@ from eventsync.cli.deployment import Deployment
 from eventsync.clock import Clock
 from eventsync.errors import (
     BusUnavailableError,
+    ChangeRefusedError,
     ConfigError,
     EventSyncError,
     RecordError,
@@ -59,7 +60,7 @@ class StoreSink(Sink):
             self._edit(lines)
         except StoreUnavailableError:
             raise
-        except (RecordError, StoreError) as error:
+        except (RecordError, StoreError, ChangeRefusedError) as error:
             if len(lines) == 1:
                 lines[0].error = str(error)
                 return list(lines)

@@ -59,5 +59,7 @@ class MemoryAccessor(Accessor[R]):
         try:
             super().write_rows(writes, removals, transaction)
         except BaseException:
-            self.data = before
+            # In place: others may look at this very dict.
+            self.data.clear()
+            self.data.update(before)
             raise

@@ -25,6 +25,7 @@ from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Outgoing, Presence
 from eventsync.query import Query
 from eventsync.record import Field, Record, Rule
+from eventsync.schema import same
 from eventsync.view import View
 
 try:
@@ -256,6 +257,9 @@ class _SqlTransaction(IndexTransaction):
             [(type, body) for body in bodies],
         )
 
+    def send(self, type: str, bodies: Sequence[bytes]) -> None:
+        self.intend(type, {}, bodies)
+
     def open_intents(self, type: str) -> dict[str, Intent]:
         return {}
 
@@ -291,15 +295,34 @@ def _to_text(held: Any) -> Any:
         return held.isoformat()
     if kind is Decimal or kind is UUID:
         return str(held)
-    if kind is list or kind is dict:
-        return json.dumps(held, ensure_ascii=False, default=_json_scalar)
     return held
 
 
-def _json_scalar(held: Any) -> Any:
-    if isinstance(held, bytes):
-        return held.hex()
-    return _to_text(held)
+def _to_json(field: Field) -> Callable[[Any], Any]:
+    """What makes JSON text of the lists and dicts of a field; of others as ``_to_text``.
+
+    JSON has no dates or decimals: as text they come back only where the field says what they are.
+    """
+
+    def adapt(held: Any) -> Any:
+        if type(held) is not list and type(held) is not dict:
+            return _to_text(held)
+        foreign = False
+
+        def text_of(scalar: Any) -> Any:
+            nonlocal foreign
+            foreign = True
+            return scalar.hex() if isinstance(scalar, bytes) else _to_text(scalar)
+
+        text = json.dumps(held, ensure_ascii=False, default=text_of)
+        if foreign and not same(field.coerce(json.loads(text)), held):
+            raise RejectedError(
+                f"{field.record}.{field.name} holds a value that JSON text cannot keep",
+                hint="declare what is in it, as in dict[str, Decimal]",
+            )
+        return text
+
+    return adapt
 
 
 def _from_json(held: Any) -> Any:
@@ -548,8 +571,11 @@ class SqlAccessor(Accessor[R]):
             kind = self._table.c[column].type
             numeric = isinstance(kind, sa.Numeric | sa.Integer)
             adapters[column] = _decimal_to_number if numeric else _to_text
-        for field, column in self.view.names.items():
-            if field not in self.view.convert and self.type.fields[field].type in _NATIVE:
+        for name, column in self.view.names.items():
+            field = self.type.fields[name]
+            if not field.scalar:
+                adapters[column] = _to_json(field)
+            elif name not in self.view.convert and field.type in _NATIVE:
                 del adapters[column]
         return adapters
 

@@ -147,10 +147,9 @@ class Cli:
         return {**kept, "PYTHONPATH": str(ROOT), **more}
 
     def drain(self, *stores: str) -> None:
-        """Have workers apply what waits, until nothing moves any more."""
-        for _ in range(2):
-            for store in stores or ("crm", "documents", "report"):
-                self("worker", store, "--drain").check()
+        """Have workers apply what waits."""
+        for store in stores or ("crm", "documents", "report"):
+            self("worker", store, "--drain").check()
 
 
 def _forget_project() -> None:

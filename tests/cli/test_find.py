@@ -19,7 +19,7 @@ PEOPLE = """\
 def filled(cli: Cli) -> Cli:
     """A project whose stores hold three people, in sync."""
     cli("publish", "crm", "--type", "Person", input=PEOPLE).check()
-    cli.drain("documents", "report")
+    cli("sync", "--from", "crm").check()
     return cli
 
 

@@ -1,0 +1,181 @@
+"""The part of the conformance suite about echoes, and edits made behind eventsync's back.
+
+It knows nothing of crashes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import Mock, patch
+
+import pytest
+
+from eventsync.errors import EventSyncError, StoreUnavailableError, SuspiciousReadError
+from eventsync.gate import Outcome
+from eventsync.record import Record
+from eventsync.testing.fake import FakeBus
+from eventsync.testing.harness import Contact, Harness, Item, changed, put
+
+__all__ = ["CaptureContract"]
+
+_RULES = pytest.mark.parametrize("record_type", [Item, Contact], ids=["per record", "per field"])
+
+
+class CaptureContract(Harness):
+    """Every store: its own writes are no edits, and each edit made elsewhere is one, once."""
+
+    @_RULES
+    def test_no_echo(self, tmp_path: Path, record_type: type[Record]) -> None:
+        """What was applied or edited through eventsync is not taken for an edit."""
+        store = self.store(tmp_path, record_type, bus=FakeBus())
+        sent = [
+            put(record_type(id=1, name="Ada"), self.version(1)),
+            changed(record_type, "2", "put", self.version(2), {"name": "Bob"}),
+            changed(record_type, "3", "put", self.version(3), {"id": "3", "name": "Zoë"}),
+            put(record_type(id=4, name="Gone"), self.version(4)),
+            changed(record_type, "4", "delete", self.version(5), None),
+        ]
+        self.send(store, sent)
+        if record_type is Contact:
+            self.send(store, [changed(Contact, "1", "patch", self.version(6), {"email": None})])
+            self.send(store, [changed(Contact, "1", "patch", self.version(7), {"score": "7"})])
+        store.add(record_type(id=5, name="Eve"))
+        eve = store[record_type, 5]
+        eve["name"] = "Eva"
+        store.update(eve)
+        store.remove(store[record_type, 1])
+        assert self.captured(store) == []
+        assert self.captured(self.store(tmp_path, record_type)) == []
+
+    @_RULES
+    def test_own_changes_come_back(self, tmp_path: Path, record_type: type[Record]) -> None:
+        """The store's own changes, which its queue brings back too, change nothing."""
+        bus = FakeBus()
+        store = self.store(tmp_path, record_type, bus=bus)
+        store.add(record_type(id=1, name="Ada"))
+        ada = store[record_type, 1]
+        ada["name"] = "Ada L."
+        store.update(ada)
+        before = self.rows(store, record_type), self.entries(store, record_type)
+        outcomes = {settled.outcome for settled in self.send(store, bus.changes())}
+        assert Outcome.APPLIED not in outcomes
+        assert (self.rows(store, record_type), self.entries(store, record_type)) == before
+
+    @_RULES
+    def test_foreign_edits(self, tmp_path: Path, record_type: type[Record]) -> None:
+        """An edit, an addition and a delete made in the data are each captured exactly once."""
+        bus, other_bus = FakeBus(), FakeBus()
+        store = self.store(tmp_path, record_type, bus=bus)
+        self.send(store, [put(record_type(id=n, name="Ada"), self.version(n)) for n in (1, 2, 3)])
+        behind = self.accessor(record_type, tmp_path)
+        edited = behind.get("1")
+        assert edited is not None
+        edited["name"] = "Edited"
+        behind.update(edited)
+        behind.remove("2")
+        behind.add(record_type(id=4, name="Added"))
+        behind.close()
+        captured = {change.key: change for change in self.captured(store)}
+        assert captured.keys() == {"1", "2", "4"}
+        edit = "put" if record_type is Item else "patch"
+        assert captured["1"].op == edit
+        assert captured["2"].op == "delete"
+        assert all(change.version > self.version(3) for change in captured.values())
+        if record_type is Contact:
+            assert captured["1"].data == {"name": "Edited"}
+        # Once: not by this process, not by another, and not as an echo of what comes back.
+        assert self.captured(store) == []
+        assert self.captured(self.store(tmp_path, record_type, bus=other_bus)) == []
+        assert len(bus.changes()) == 3
+        assert other_bus.changes() == []
+        self.send(store, bus.changes())
+        assert self.captured(store) == []
+        target = self.store(self.fresh(tmp_path), record_type)
+        self.send(target, [put(record_type(id=n, name="Ada"), self.version(n)) for n in (1, 2, 3)])
+        self.send(target, bus.changes())
+        assert self.rows(target, record_type) == self.rows(store, record_type)
+
+    def test_foreign_edit_beside_a_change(self, tmp_path: Path) -> None:
+        """A change of one field that arrives first does not hide a foreign edit of another."""
+        store = self.store(tmp_path, Contact)
+        self.send(store, [put(Contact(id=1, name="Ada", score=1), self.version(1))])
+        behind = self.accessor(Contact, tmp_path)
+        ada = behind.get("1")
+        assert ada is not None
+        ada["score"] = 2
+        behind.update(ada)
+        behind.close()
+        self.send(store, [changed(Contact, "1", "patch", self.version(2), {"name": "Ada L."})])
+        ada = store[Contact, 1]
+        ada["email"] = "a@b"
+        store.update(ada)
+        (captured,) = self.captured(store)
+        assert captured.data == {"score": 2}
+        assert self.captured(store) == []
+
+    @_RULES
+    def test_before_eventsync(self, tmp_path: Path, record_type: type[Record]) -> None:
+        """Records that were there before eventsync get a version once, and then merge as others."""
+        behind = self.store(tmp_path, record_type).accessor(record_type)
+        behind.add(record_type(id=1, name="Old"))
+        store = self.store(tmp_path, record_type)
+        (captured,) = self.captured(store)
+        assert captured.key == "1"
+        assert self.captured(store) == []
+        target = self.store(self.fresh(tmp_path), record_type)
+        self.send(target, [captured])
+        assert self.rows(target, record_type) == self.rows(store, record_type)
+        self.time.advance(1)
+        later = put(record_type(id=1, name="New"), self.version(101_000))
+        for each in (store, target):
+            self.send(each, [later])
+            assert self.rows(each, record_type)["1"]["name"] == "New"
+
+    @pytest.mark.parametrize("failure", ["raises", "empty"])
+    def test_failed_read_deletes_nothing(self, tmp_path: Path, failure: str) -> None:
+        """A read of the data that fails, or comes back empty, is not taken for deletes."""
+        bus = FakeBus()
+        store = self.store(tmp_path, Item, bus=bus)
+        self.send(store, [put(Item(id=n, name="Ada"), self.version(n)) for n in range(30)])
+        accessor = store.accessor(Item)
+        before = self.entries(store, Item)
+        error = StoreUnavailableError("the disk is gone")
+        find = Mock(return_value=[], side_effect=error if failure == "raises" else None)
+        with (
+            patch.object(accessor, "find", find),
+            patch.object(accessor, "get", return_value=None),
+            patch.object(accessor, "read_rows", return_value={}),
+            pytest.raises(EventSyncError) as caught,
+        ):
+            self.captured(store)
+        assert isinstance(caught.value, SuspiciousReadError | StoreUnavailableError)
+        assert self.entries(store, Item) == before
+        assert bus.changes() == []
+        assert self.captured(store) == []
+
+    def test_deletes_by_agreement(self, tmp_path: Path) -> None:
+        """That most records vanished is believed only when the caller allows it."""
+        store = self.store(tmp_path, Item)
+        self.send(store, [put(Item(id=n, name="Ada"), self.version(n)) for n in range(12)])
+        behind = self.accessor(Item, tmp_path)
+        for number in range(11):
+            behind.remove(str(number))
+        behind.close()
+        with pytest.raises(SuspiciousReadError):
+            self.captured(store)
+        deletes = [change for changes in store.capture(deletes=1.0) for change in changes]
+        assert [change.op for change in deletes] == ["delete"] * 11
+        assert self.rows(store, Item).keys() == {"11"}
+
+    def test_broker_away(self, tmp_path: Path) -> None:
+        """While the broker is away edits stand and wait in the outbox, across a restart too."""
+        bus = FakeBus(away=True)
+        store = self.store(tmp_path, Item, bus=bus)
+        store.add(Item(id=1, name="Lamp"))
+        assert store.publish_error is not None
+        assert store[Item, 1].name == "Lamp"
+        again = self.store(tmp_path, Item, bus=bus)
+        bus.away = False
+        assert again.flush() == 1
+        assert again.flush() == 0
+        assert [change.key for change in bus.changes()] == ["1"]

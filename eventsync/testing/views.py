@@ -1,0 +1,175 @@
+"""The part of the conformance suite about stores that hold a part of the records, or of each.
+
+It knows nothing of how changes travel.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eventsync.apply import complete
+from eventsync.gate import Outcome
+from eventsync.index import Presence
+from eventsync.testing.fake import FakeBus
+from eventsync.testing.harness import Contact, Harness, Item, changed, put
+from eventsync.view import Convert, View
+
+__all__ = ["ViewContract"]
+
+_PARTIAL = View(only=("id", "name", "active"))
+_ACTIVE = View(omit=("city",), where={"active": True})
+
+
+def _loud(text: str) -> str:
+    return f"{text.upper()}!"
+
+
+def _quiet(text: str) -> str:
+    return text[:-1].lower()
+
+
+class ViewContract(Harness):
+    """Every store: names of its own, fields left out, constants, conversions, filters."""
+
+    def test_renamed_and_constant(self, tmp_path: Path) -> None:
+        """Under other names, with a constant beside them, records are the same records."""
+        view = View(rename={"id": "number", "name": "title"}, constant={"origin": "crm"})
+        store = self.store(tmp_path, Item, view=view)
+        item = Item(id=1, name="Lamp", amount=2)
+        data = store.record_to_data(item)
+        assert store.data_to_record(Item, data).raw()["name"] == "Lamp"
+        store.add([item, Item(id=2, name="Chair", note="red")])
+        chair = store[Item, 2]
+        chair.amount = 9
+        store.update(chair)
+        other = self.store(tmp_path, Item, view=view)
+        assert self.rows(other, Item) == {
+            "1": {"id": 1, "name": "Lamp", "amount": 2, "note": None},
+            "2": {"id": 2, "name": "Chair", "amount": 9, "note": "red"},
+        }
+        assert [record.id for record in other.find(Item, {"name": "Chair"})] == [2]
+        other.remove(other[Item, 1])
+        assert store.get(Item, 1) is None
+        assert self.captured(store) == []
+
+    def test_converted(self, tmp_path: Path) -> None:
+        """A conversion stands between a field and the store, in both directions."""
+        view = View(convert={"name": Convert(_loud, _quiet)})
+        store = self.store(tmp_path, Item, view=view)
+        store.add(Item(id=1, name="lamp"))
+        # A name that the conversion does not bring back as it was is no edit all the same.
+        self.send(store, [put(Item(id=2, name="Chair"), self.version(1))])
+        assert store[Item, 1].name == "lamp"
+        assert [record.id for record in store.find(Item, {"name": "lamp"})] == [1]
+        assert store[Item, 2].name == "chair"
+        assert self.captured(store) == []
+        plain = self.store(tmp_path, Item)
+        assert plain[Item, 1].name == "LAMP!"
+
+    def test_partial_update_leaves_the_rest(self, tmp_path: Path) -> None:
+        """Fields that a view leaves out are neither read nor written through it."""
+        whole = self.store(tmp_path, Contact)
+        whole.add(Contact(id=1, name="Ada", email="a@b", city="Rome"))
+        partial = self.store(tmp_path, Contact, view=_PARTIAL)
+        ada = partial[Contact, 1]
+        assert set(ada.raw()) == {"id", "name", "active"}
+        ada.name = "Ada L."
+        partial.update(ada)
+        self.send(
+            partial, [changed(Contact, "1", "patch", self.version(101_000), {"active": False})]
+        )
+        assert self.rows(whole, Contact)["1"] == {
+            "id": 1,
+            "name": "Ada L.",
+            "email": "a@b",
+            "city": "Rome",
+            "score": 0,
+            "active": False,
+        }
+
+    def test_absent_is_not_nil(self, tmp_path: Path) -> None:
+        """What a partial store publishes names no field that it does not hold."""
+        bus = FakeBus()
+        store = self.store(tmp_path, Contact, view=_PARTIAL, bus=bus)
+        store.add(Contact(id=1, name="Ada", email="a@b"))
+        store.update(Contact(id=1, name="Ada L.", email="c@d"))
+        for change in bus.changes():
+            known = change.known.values if change.known else {}
+            assert not {"email", "city", "score"} & {*(change.data or {}), *known}
+
+    def test_filter_per_record(self, tmp_path: Path) -> None:
+        """A record that a put takes out of the filter leaves, and comes back with another."""
+        store = self.store(tmp_path, Item, view=View(where={"amount": {"$gt": 0}}))
+        lamp = Item(id=1, name="Lamp", amount=1)
+        empty = Item(id=1, name="Lamp", amount=0)
+        self.send(store, [put(lamp, self.version(1))])
+        assert self.rows(store, Item) == {"1": lamp.raw()}
+        self.send(store, [put(empty, self.version(2))])
+        assert self.rows(store, Item) == {}
+        assert self.entries(store, Item)["1"].presence is Presence.AWAY
+        (late,) = self.send(store, [put(lamp, self.version(1))])
+        assert late.outcome is Outcome.STALE
+        assert self.captured(store) == []
+        self.send(store, [put(lamp, self.version(3))])
+        assert self.rows(store, Item) == {"1": lamp.raw()}
+
+    def test_filter_per_field(self, tmp_path: Path) -> None:
+        """A record that an edit elsewhere takes out of the filter leaves, and comes back whole."""
+        bus = FakeBus()
+        (tmp_path / "origin").mkdir()
+        (tmp_path / "filtered").mkdir()
+        origin = self.store(tmp_path / "origin", Contact, bus=bus, name="origin")
+        store = self.store(tmp_path / "filtered", Contact, view=_ACTIVE)
+        origin.add(Contact(id=1, name="Ada", email="a@b"))
+        ada = origin[Contact, 1]
+        for active in (False, True):
+            ada.active = active
+            origin.update(ada)
+        created, left, returned = bus.changes()
+        whole = {"id": 1, "name": "Ada", "email": "a@b", "score": 0, "active": True}
+        self.send(store, [created])
+        assert self.rows(store, Contact) == {"1": whole}
+        self.send(store, [left])
+        assert self.rows(store, Contact) == {}
+        entry = self.entries(store, Contact)["1"]
+        assert entry.presence is Presence.AWAY
+        assert entry.version == left.version
+        assert not entry.stamp.deleted
+        assert self.captured(store) == []
+        self.send(store, [returned])
+        assert self.rows(store, Contact) == {"1": whole}
+        self.send(store, [created, left])
+        assert self.rows(store, Contact) == {"1": whole}
+
+    def test_local_edit_leaves_the_filter(self, tmp_path: Path) -> None:
+        """A record that an edit made here takes out of the filter is not published as deleted."""
+        bus = FakeBus()
+        store = self.store(tmp_path, Contact, view=_ACTIVE, bus=bus)
+        store.add(Contact(id=1, name="Ada"))
+        ada = store[Contact, 1]
+        ada.active = False
+        store.update(ada)
+        assert self.rows(store, Contact) == {}
+        assert [change.op for change in bus.changes()] == ["put", "patch"]
+        assert self.captured(store) == []
+
+    def test_pending_until_whole(self, tmp_path: Path) -> None:
+        """A record of which only a part is known waits, unwritten, for the store with the rest."""
+        for name in ("origin", "store"):
+            (tmp_path / name).mkdir()
+        bus = FakeBus()
+        origin = self.store(tmp_path / "origin", Contact, name="origin", bus=bus)
+        origin.add(Contact(id=1, name="Ada", email="a@b", score=3))
+        store = self.store(tmp_path / "store", Contact, view=_ACTIVE)
+        patch = changed(Contact, "1", "patch", self.version(101_000), {"score": 9})
+        (settled,) = self.send(store, [patch])
+        assert settled.outcome is Outcome.PENDING
+        assert self.rows(store, Contact) == {}
+        assert self.entries(store, Contact)["1"].presence is Presence.PENDING
+        assert self.captured(store) == []
+        self.send(origin, [patch])
+        assert complete(store, [origin]) == {"Contact": 1}
+        whole = {"id": 1, "name": "Ada", "email": "a@b", "score": 9, "active": True}
+        assert self.rows(store, Contact) == {"1": whole}
+        self.send(store, bus.changes())
+        assert self.rows(store, Contact) == {"1": whole}

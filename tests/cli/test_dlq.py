@@ -1,0 +1,214 @@
+"""``eventsync dlq``: what a store refused, explained and dealt with."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.project import Cli
+
+TRIGGER = (
+    "CREATE TRIGGER no_eve BEFORE INSERT ON person WHEN NEW.name = 'Eve' "
+    "BEGIN SELECT RAISE(ABORT, 'not Eve'); END"
+)
+
+
+def database(statement: str) -> None:
+    with sqlite3.connect("crm.db") as connection:
+        connection.execute(statement)
+    connection.close()
+
+
+@pytest.fixture
+def refused(cli: Cli) -> Cli:
+    """A project whose ``crm`` has refused Eve, number 5, who lives in ``report``."""
+    cli("check").check()
+    database(TRIGGER)
+    people = '{"id": 4, "name": "Dan"}\n{"id": 5, "name": "Eve", "balance": 3}\n'
+    cli("publish", "report", input=people).check()
+    cli.drain("crm")
+    return cli
+
+
+def letters(cli: Cli) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = cli("dlq", "list", "crm", "--json").check().json
+    return found
+
+
+def test_list(refused: Cli) -> None:
+    """The list says which record was refused and why; the status shows how many there are."""
+    (letter,) = letters(refused)
+    assert (letter["type"], letter["key"], letter["op"]) == ("Person", "5", "put")
+    assert letter["reason"] == "rejected"
+    assert "not Eve" in letter["message"]
+    assert "not Eve" in refused("dlq", "list", "crm").out
+    assert refused("status", "--json").check(1).json["stores"]["crm"]["queues"]["dead"] == 1
+    assert refused("dlq", "list", "report").check().out == "No dead letters.\n"
+
+
+def test_looking_changes_nothing(refused: Cli) -> None:
+    """Letters are the same, under the same id, however often one looks."""
+    assert letters(refused) == letters(refused)
+
+
+def test_show(refused: Cli) -> None:
+    """A letter is shown with its change, and what the store holds instead."""
+    (letter,) = letters(refused)
+    said = refused("dlq", "show", "crm", "--id", letter["id"][-8:], "--json").check().json[0]
+    assert said["data"] == {"id": 5, "name": "Eve", "balance": "3"}
+    assert said["now"] is None
+    assert said["attempts"] >= 1
+    assert "would be tried" in said["replay"]
+    out = refused("dlq", "show", "crm", "--all").check().out
+    assert "put of Person 5" in out
+    assert "not Eve" in out
+
+
+def test_replay_when_the_cause_is_gone(refused: Cli) -> None:
+    """Once the cause is gone a replay brings the record in, and the letter is settled."""
+    database("DROP TRIGGER no_eve")
+    assert len(refused("dlq", "replay", "crm", "--all", "--json").check().json["replayed"]) == 1
+    refused.drain("crm", "report", "crm")
+    assert letters(refused) == []
+    refused("verify", "--records", "Person")
+    row = refused("get", "Person", "5", "--json").json
+    assert row["stores"]["crm"]["values"]["name"] == "Eve"
+
+
+def test_replay_in_vain(refused: Cli) -> None:
+    """A replay that fails again is one letter again, not none and not two."""
+    refused("dlq", "replay", "crm", "--reason", "rejected").check()
+    assert letters(refused) == []
+    refused.drain("crm")
+    assert [letter["key"] for letter in letters(refused)] == ["5"]
+
+
+def test_replay_of_what_was_overtaken(refused: Cli) -> None:
+    """A replayed change that was overtaken meanwhile does not come back."""
+    refused("publish", "report", input='{"id": 5, "name": "Eva"}').check()
+    refused.drain("crm")
+    refused("dlq", "replay", "crm", "--key", "5").check()
+    refused.drain("crm")
+    assert letters(refused) == []
+    values = refused("get", "Person", "5", "--json").json["stores"]["crm"]["values"]
+    assert values is None or values["name"] == "Eva"
+
+
+def test_edit_sets_a_field_everywhere(refused: Cli) -> None:
+    """A mended change goes to all stores; only the field that was set gets a new version."""
+    refused("publish", "report", input='{"id": 5, "balance": 9}').check()
+    refused.drain("crm")
+    one = letters(refused)[0]["id"]
+    answer = refused("dlq", "edit", "crm", "--id", one, "--set", "name=Eva", "--json").check().json
+    assert answer["fields"] == ["name"]
+    refused.drain()
+    merged = refused("get", "Person", "5", "--json").json
+    assert merged["merged"]["name"] == "Eva"
+    assert merged["merged"]["balance"] == "9", "what was written since has to stay"
+    assert merged["stores"]["report"]["values"]["name"] == "Eva"
+
+
+def test_edit_in_an_editor(refused: Cli) -> None:
+    """The editor gets the data as JSON; what is no JSON, or unchanged, changes nothing."""
+    import os
+    import pty
+    import subprocess
+
+    script = Path("editor.py")
+    script.write_text(
+        "import sys, pathlib\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "path.write_text(path.read_text().replace('Eve', 'Eva'))\n"
+    )
+    (letter,) = letters(refused)
+    master, slave = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "eventsync", "dlq", "edit", "crm", "--id", letter["id"]],
+            cwd=refused.folder,
+            env=refused.environment(EDITOR=f"{sys.executable} {script.resolve()}"),
+            stdin=slave,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert "Person 5 published to all stores with name." in done.stdout, done.stderr
+    assert letters(refused) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("name=Eve", "nothing was changed"),
+        ("id=7", "part of the key"),
+        ("balance=much", "Person.balance"),
+        ("nmae=Eva", "has no field 'nmae'"),
+    ],
+)
+def test_edits_that_cannot_be(refused: Cli, setting: str, said: str) -> None:
+    """An edit that changes nothing, or cannot be, is refused, and the letter stays."""
+    ran = refused("dlq", "edit", "crm", "--all", "--set", setting)
+    assert ran.code in (1, 78)
+    assert said in ran.err
+    assert len(letters(refused)) == 1
+
+
+def test_edit_under_the_per_record_rule(cli: Cli) -> None:
+    """Of a type merged per record the whole record is written anew."""
+    cli("check").check()
+    database(TRIGGER.replace("person", "line").replace("NEW.name", "NEW.text"))
+    line = '{"order": 1, "number": 2, "text": "Eve"}'
+    cli("publish", "--type", "Line", input=line).check()
+    cli.drain("crm")
+    cli("dlq", "edit", "crm", "--all", "--set", "text=ok").check()
+    cli.drain("crm")
+    assert cli("get", "Line", "1/2", "--json").check().json["merged"]["text"] == "ok"
+
+
+def test_foreign_bytes(cli: Cli) -> None:
+    """Bytes that are no change are shown as they are; they cannot be replayed, but discarded."""
+    from eventsync import Bus
+
+    cli("status")
+    with Bus("sqlite:///eventsync-broker.db") as bus:
+        bus.declare("crm", ["Person", "Line"])
+        bus.send_to("crm", [b"GET / HTTP/1.1\r\n", b"\x00\xff"])
+    cli.drain("crm")
+    shown = cli("dlq", "show", "crm", "--all").check().out
+    assert "GET / HTTP/1.1\\r\\n" in shown
+    assert "00 ff" in shown
+    ran = cli("dlq", "replay", "crm", "--all", "--json").check(1)
+    assert len(ran.json["not_a_change"]) == 2
+    assert (
+        "holds no change"
+        in cli("dlq", "edit", "crm", "--id", ran.json["not_a_change"][0], "--set", "x=1")
+        .check(78)
+        .err
+    )
+    assert len(letters(cli)) == 2
+    cli("dlq", "discard", "crm", "--all", "--yes").check()
+    assert letters(cli) == []
+
+
+def test_discard_asks(refused: Cli) -> None:
+    """Nothing is thrown away before somebody says yes."""
+    refused("dlq", "discard", "crm", "--all", input="n\n").check(1)
+    assert len(letters(refused)) == 1
+    assert (
+        "1 dead letter discarded"
+        in refused("dlq", "discard", "crm", "--all", input="y\n").check().out
+    )
+    assert letters(refused) == []
+
+
+def test_no_such_letter(refused: Cli) -> None:
+    """An id of no letter is told."""
+    for command in ("show", "replay", "edit", "discard"):
+        assert "no such dead letter" in refused("dlq", command, "crm", "--id", "0123abcd").err

@@ -1,0 +1,128 @@
+"""``eventsync worker`` as a process, and the starting project."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli.project import Cli
+
+
+def test_worker_applies_and_leaves_on_sigterm(cli: Cli) -> None:
+    """A worker logs JSON lines off a terminal, applies what comes, and leaves with 0 on SIGTERM."""
+    worker = cli.start("worker", "report", "--log-level", "debug")
+    try:
+        assert worker.stderr is not None
+        assert json.loads(worker.stderr.readline())["event"] == "worker started"
+        cli("publish", "crm", "--type", "Person", input='{"id": 1, "name": "Ann"}').check()
+        event = json.loads(worker.stderr.readline())
+        assert event["event"] == "applied"
+        assert "Ann" not in json.dumps(event)
+        worker.send_signal(signal.SIGTERM)
+        out, err = worker.communicate(timeout=20)
+    finally:
+        worker.kill()
+        worker.communicate()
+    assert worker.returncode == 0
+    assert out == ""
+    assert json.loads(err.splitlines()[-1])["event"] == "worker stopped"
+    assert "Ann" in Path("report.csv").read_text()
+
+
+def test_publishing_before_any_worker_ran(cli: Cli) -> None:
+    """What is published before a store's worker has ever run waits for it."""
+    cli("publish", "crm", "--type", "Person", input='{"id": 1, "name": "Ann"}').check()
+    cli.drain("report")
+    assert "Ann" in Path("report.csv").read_text()
+
+
+def test_init_writes_a_project_that_runs(bare: Cli) -> None:
+    """The starting project works as it stands, in real processes."""
+    bare.real("init", "shop").check()
+    bare.folder /= "shop"
+    assert {finding["level"] for finding in bare.real("check", "--json").check().json} == {
+        "ok",
+        "risk",
+    }
+    bare.real("publish", "shop", "-f", "data/products.csv").check()
+    bare.real("worker", "sheet", "--drain").check()
+    rows = bare.real("find", "Product", "--json", "--exit-code").check().json
+    assert [row["merged"]["name"] for row in rows] == ["Lamp", "Chair", "Crème brûlée dish"]
+    # The README's edit by hand comes back into the database.
+    sheet = Path("shop", "data", "sheet.csv")
+    sheet.write_text(sheet.read_text(encoding="utf-8").replace("19.90", "24.90"), encoding="utf-8")
+    bare.real("worker", "sheet", "--drain").check()
+    bare.real("worker", "shop", "--drain").check()
+    row = bare.real("get", "Product", "1", "--json").check().json
+    assert row["stores"]["shop"]["values"]["price"] == "24.90"
+
+
+def test_the_starting_project_is_clean(bare: Cli) -> None:
+    """What ``init`` writes passes the linter, and its README's Python runs."""
+    bare("init").check()
+    config = Path(__file__).parents[2] / "pyproject.toml"
+    ruff = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "--config", str(config), "."],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ruff.returncode == 0, ruff.stdout
+    bare.real("publish", "shop", "-f", "data/products.csv").check()
+    code = Path("README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=bare.environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert bare.real("get", "Product", "1", "--json").json["merged"]["stock"] == 39
+
+
+def test_init_overwrites_nothing(bare: Cli) -> None:
+    """``init`` refuses a folder that holds one of its files, and leaves all as it was."""
+    Path("records.py").write_text("mine")
+    assert "records.py already" in bare("init").check(78).err
+    assert [path.name for path in Path().iterdir()] == ["records.py"]
+    assert Path("records.py").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("eventsync worker ", {"crm", "documents", "report"}), ("eventsync find P", {"Person"})],
+)
+def test_completion(cli: Cli, words: str, found: set[str]) -> None:
+    """A shell that completes gets the names of stores and record types."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from eventsync.cli import main; main()"],
+        cwd=cli.folder,
+        env=cli.environment(
+            _EVENTSYNC_COMPLETE="complete_bash",
+            COMP_WORDS=words,
+            COMP_CWORD=str(len(words.split(" ")) - 1),
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert set(done.stdout.split()) == found, done.stderr
+
+
+def test_completion_without_a_project(bare: Cli) -> None:
+    """Where there is no project completion offers nothing, and says nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from eventsync.cli import main; main()"],
+        cwd=bare.folder,
+        env=bare.environment(
+            _EVENTSYNC_COMPLETE="complete_bash",
+            COMP_WORDS="eventsync worker ",
+            COMP_CWORD="2",
+            EVENTSYNC_APP="nothing.here:registry",
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("", "")

@@ -1,0 +1,49 @@
+"""What capture leaves alone, and what it takes away: stores that hold only some records."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from eventsync.index import Presence
+from eventsync.record import Field, Record
+from eventsync.store import Store
+from eventsync.stores.sql import SqlAccessor
+from eventsync.view import View
+
+
+class Task(Record):
+    id: int = Field(key=True)
+    title: str
+    open: bool = True
+
+
+def test_rows_outside_the_filter_are_left_alone(tmp_path):
+    """Rows of an existing table that the filter does not let in are neither taken nor removed."""
+    path = tmp_path / "tasks.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE Task (id INTEGER PRIMARY KEY, title TEXT, open INTEGER)")
+        connection.execute("INSERT INTO Task VALUES (1, 'mine', 1), (2, 'foreign', 0)")
+    connection.close()
+    accessor = SqlAccessor(Task, f"sqlite:///{path}", view=View(where={"open": True}))
+    with Store("tasks", accessor) as store:
+        changes = [change for chunk in store.capture() for change in chunk]
+        assert [change.key for change in changes] == ["1"]
+        assert {record.key for record in store.find(Task)} == {"1", "2"}
+        assert store.index.counts("Task")[Presence.HERE] == 1
+
+
+def test_record_edited_out_of_the_filter_leaves(tmp_path):
+    """A record edited directly so that it no longer matches leaves the store, and says so once."""
+    path = tmp_path / "tasks.db"
+    view = View(where={"open": True})
+    accessor = SqlAccessor(Task, f"sqlite:///{path}", view=view, create=True)
+    with Store("tasks", accessor) as store:
+        store.add(Task(id=1, title="mine"))
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE Task SET open = 0")
+        connection.close()
+        changes = [change for chunk in store.capture() for change in chunk]
+        assert [(change.op, change.data["open"]) for change in changes] == [("put", False)]
+        assert store.count(Task) == 0
+        assert store.index.counts("Task")[Presence.AWAY] == 1
+        assert [change for chunk in store.capture() for change in chunk] == []
