@@ -737,7 +737,8 @@ def derive(
         key = column.primary_key
         optional = bool(column.nullable) and not key
         kind = _field_type(column.type)
-        fields[column.name] = Field(type=kind | None if optional else kind, key=key)
+        # SQLAlchemy's names are of a class of their own, which cannot travel.
+        fields[str(column.name)] = Field(type=kind | None if optional else kind, key=key)
     return Record.derive(name or table, fields, rule=rule)
 
 

@@ -223,7 +223,7 @@ class Harness:
         return self.report
 
     def _start(self, target: Callable[..., None], *arguments: Any) -> Any:
-        process = _context.Process(target=target, args=arguments)
+        process = _context.Process(target=target, args=arguments, daemon=True)
         process.start()
         return process
 

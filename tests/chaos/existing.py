@@ -253,7 +253,7 @@ def run_all(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _start(target: Any, *arguments: Any) -> Any:
-    process = _context.Process(target=target, args=arguments)
+    process = _context.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process
 
