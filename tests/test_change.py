@@ -1,0 +1,152 @@
+"""The merge rule: an algebra that no order, duplication or grouping of changes can upset."""
+
+from __future__ import annotations
+
+import random
+
+import strategies
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventsync.change import DELETE, PATCH, PUT, Change, State, join
+from eventsync.clock import Version
+
+
+def fold(changes):
+    """All that the changes say, joined one after another."""
+    state = State()
+    for change in changes:
+        state = join(state, State.of(change))
+        if change.known is not None:
+            state = join(state, State.of_known(change.known))
+    return state
+
+
+states = strategies.per_field.map(fold)
+
+
+@given(states, states)
+def test_join_is_commutative(a, b):
+    """Whichever comes first."""
+    assert join(a, b) == join(b, a)
+
+
+@given(states, states, states)
+def test_join_is_associative(a, b, c):
+    """However they are grouped."""
+    assert join(a, join(b, c)) == join(join(a, b), c)
+
+
+@given(states)
+def test_join_is_idempotent(a):
+    """However often it comes."""
+    assert join(a, a) == a
+
+
+@given(states, states)
+def test_join_alters_neither(a, b):
+    """What is joined stays what it was."""
+    before = (State(a.stamp, dict(a.versions), dict(a.values), a.whole), fold([]))
+    join(a, b)
+    assert a == before[0]
+
+
+@given(states, states)
+def test_nothing_falls(a, b):
+    """No version in a join is below one that went in, but for what can never be visible again."""
+    joined = join(a, b)
+    for side in (a, b):
+        assert joined.stamp >= side.stamp
+        for name in side.versions:
+            assert joined.version_of(name) >= side.versions[name]
+
+
+@given(strategies.per_field, st.randoms(use_true_random=False))
+def test_any_order_converges(changes, rng):
+    """Shuffled, with duplicates, changes come to the same state under both rules."""
+    again = [*changes, *(rng.choice(changes) for _ in changes)]
+    rng.shuffle(again)
+    assert fold(again) == fold(changes)
+
+
+@given(strategies.per_record)
+def test_per_record_rule_is_the_greatest_stamp(changes):
+    """Without patches the winner is the greatest (version, kind, digest), and it wins whole."""
+    state = fold(changes)
+    if not changes:
+        assert not state.stamp
+        return
+    best = max(changes, key=lambda c: (c.version, {PUT: 1, DELETE: 2}[c.op], c.digest))
+    assert state.stamp == best.stamp
+    assert state.live == (best.op == PUT)
+    assert state.visible() == dict(best.data or {})
+
+
+@given(strategies.per_field)
+def test_per_field_rule_is_registers(changes):
+    """The visible fields are those that registers for put, delete and each field give.
+
+    Straight from the text: C last put, D last delete, V_f version of a field; live iff C > D; a
+    field is visible iff the record is live and V_f >= C. Versions are made distinct, since the
+    normal form differs from plain registers where a patch carries the version of the put.
+    """
+    distinct = [
+        Change(
+            type="T",
+            key="k",
+            op=change.op,
+            version=Version.of(change.version.millis, change.version.counter, number),
+            data=change.data,
+        )
+        for number, change in enumerate(changes, start=2)
+    ]
+    put = max((c.version for c in distinct if c.op == PUT), default=b"")
+    deleted = max((c.version for c in distinct if c.op == DELETE), default=b"")
+    registers: dict[str, tuple[bytes, object]] = {}
+    for change in distinct:
+        for name, held in (change.data or {}).items():
+            if change.version > registers.get(name, (b"",))[0]:
+                registers[name] = (change.version, held)
+    live = put > deleted
+    visible = {n: held for n, (version, held) in registers.items() if live and version >= put}
+    state = fold(distinct)
+    assert state.live == live
+    assert state.visible() == visible
+
+
+@given(strategies.per_field, strategies.versions)
+def test_no_resurrection(changes, version):
+    """After a delete, nothing at or below its version brings the record back, in any order."""
+    older = [c for c in changes if c.version <= version and c.known is None]
+    delete = strategies.change(DELETE, version, None)
+    rng = random.Random(len(older))
+    for _ in range(3):
+        mixed = [*older, delete]
+        rng.shuffle(mixed)
+        assert not fold(mixed).live
+
+
+@given(strategies.per_field)
+def test_patch_never_resurrects(changes):
+    """Patches alone never make a record, and never bring one back."""
+    for state in (fold([]), fold([c for c in changes if c.op == DELETE])):
+        for change in changes:
+            if change.op == PATCH:
+                state = join(state, State.of(change))
+        assert not state.live
+
+
+def test_delete_wins_a_tie():
+    """Of a put and a delete of one version the delete wins, whichever comes first."""
+    version = Version.of(1)
+    put = strategies.change(PUT, version, {"a": 1})
+    delete = strategies.change(DELETE, version, None)
+    assert not fold([put, delete]).live
+    assert not fold([delete, put]).live
+
+
+def test_recreation_after_a_delete_lives():
+    """A put after a delete makes the record anew: deletes do not win regardless of time."""
+    delete = strategies.change(DELETE, Version.of(1), None)
+    put = strategies.change(PUT, Version.of(2), {"a": 1})
+    assert fold([put, delete]).visible() == {"a": 1}
