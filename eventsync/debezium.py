@@ -114,8 +114,9 @@ def version_of(source: Mapping[str, Any], payload: Mapping[str, Any] | None = No
 
 def _unwrapped(event: Mapping[str, Any] | str | bytes | None) -> tuple[Any, Any]:
     """The payload of an event or key, and its schema or ``None``."""
+    # Kafka's tombstones come as nothing, or as no bytes at all; nothing else is one.
     found = loads(event) if isinstance(event, str | bytes) and event else event
-    if not found:
+    if found is None or found in ("", b""):
         return None, None
     if not isinstance(found, Mapping):
         raise malformed("a Debezium event or key is not an object", reason="envelope")

@@ -1,0 +1,261 @@
+"""The envelope: what goes in comes out, and no bytes raise anything but its own error.
+
+The long run tries 100,000 cases of each: ``pytest tests/test_envelope.py
+--hypothesis-profile=long``.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from uuid import uuid4
+
+import pytest
+import strategies
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventsync import envelope, value
+from eventsync.change import DELETE, PATCH, PUT, Change, Known, Stamp
+from eventsync.clock import Version
+from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError
+from eventsync.keyring import Keyring
+from eventsync.schema import same
+
+KEYS = Keyring.parse("new:QUJDREVGR0hJSktMTU5PUA==,old:MDEyMzQ1Njc4OWFiY2RlZg==")
+OLD = Keyring.parse("old:MDEyMzQ1Njc4OWFiY2RlZg==")
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+@st.composite
+def changes(draw):
+    """A change as any producer may make it."""
+    op = draw(st.sampled_from([PUT, PATCH, DELETE]))
+    known = None
+    if op == PATCH and draw(st.booleans()):
+        stamp = Stamp(
+            Version.of(draw(st.integers(0, 9)))
+            + b"\x01"
+            + draw(st.binary(min_size=32, max_size=32))
+        )
+        known = Known(
+            stamp,
+            draw(strategies.bodies),
+            draw(st.dictionaries(names, st.builds(Version.of, st.integers(10, 99)), max_size=3)),
+        )
+    return Change(
+        type=draw(names),
+        key=draw(names),
+        op=op,
+        version=Version(draw(st.binary(min_size=16, max_size=16))),
+        data=None if op == DELETE else draw(strategies.bodies),
+        source=draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=20)),
+        id=uuid4().bytes,
+        schema=draw(st.integers(0, 2**63 - 1)),
+        hops=draw(st.integers(0, 99)),
+        ext=draw(strategies.bodies.filter(lambda ext: "" not in ext)),
+        known=known,
+    )
+
+
+def outcome(raw, keys=None):
+    """The reason for which ``raw`` is refused, ``None`` if it is read; any other error is raised."""
+    try:
+        envelope.decode(raw, keys=keys)
+    except EnvelopeError as error:
+        return error.reason
+    return None
+
+
+PLAIN = Change(type="T", key="1", op=PUT, version=Version.of(5), data={"a": 1, "b": "é"})
+
+
+def entries(**more):
+    """The entries of a plain envelope, some of them replaced; those that are ``...`` left out."""
+    found = {
+        "v": 1, "id": bytes(16), "src": "s", "type": "T", "key": "1", "op": "put",
+        "ver": bytes(15) + b"\x01", "data": {"a": 1}, "schema": 1, "hops": 0, "ext": {},
+    } | more  # fmt: skip
+    return {name: held for name, held in found.items() if held is not ...}
+
+
+@given(changes(), st.sampled_from([None, KEYS]))
+def test_round_trip(change, keys):
+    """A change comes back as it went, signed or not."""
+    back = envelope.decode(envelope.encode(change, keys=keys), keys=keys)
+    assert back == change
+    assert same(dict(back.data or {}), dict(change.data or {}))
+    assert back.digest == change.digest
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes(raw):
+    """Any bytes are an envelope or an ``EnvelopeError``."""
+    assert outcome(raw) in {None, "envelope", "envelope-version", "malformed"}
+
+
+@given(changes(), st.data(), st.sampled_from([None, KEYS]))
+def test_mutated_envelopes(change, data, keys):
+    """Envelopes that are cut, flipped or spliced raise ``EnvelopeError`` or are read; no more."""
+    raw = bytearray(envelope.encode(change, keys=keys))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(raw) - 1)) if raw else 0
+        kind = data.draw(st.sampled_from(["flip", "cut", "insert"]))
+        if kind == "flip" and raw:
+            raw[at] ^= 1 << data.draw(st.integers(0, 7))
+        elif kind == "cut":
+            del raw[at : at + data.draw(st.integers(1, 9))]
+        else:
+            raw[at:at] = data.draw(st.binary(max_size=6))
+    outcome(bytes(raw), keys)
+
+
+@given(changes(), st.data())
+def test_any_flipped_bit_breaks_the_signature(change, data):
+    """No bit of a signed envelope can be altered unnoticed."""
+    raw = bytearray(envelope.encode(change, keys=KEYS))
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(SignatureError):
+        envelope.decode(bytes(raw), keys=KEYS)
+
+
+def test_keys_rotate():
+    """What an older key signed is read while that key is configured, and no longer."""
+    raw = envelope.encode(PLAIN, keys=OLD)
+    assert envelope.decode(raw, keys=KEYS) == PLAIN
+    with pytest.raises(SignatureError, match="not known here"):
+        envelope.decode(raw, keys=Keyring.parse("new:QUJDREVGR0hJSktMTU5PUA=="))
+
+
+def test_signature_is_demanded_when_keys_are_configured():
+    """An unsigned envelope is refused where signatures are required."""
+    with pytest.raises(SignatureError):
+        envelope.decode(envelope.encode(PLAIN), keys=KEYS)
+
+
+def test_secrets_are_never_shown():
+    """No key appears in a keyring's text, nor in the error about a wrong one."""
+    assert "QUJD" not in repr(KEYS)
+    assert "ABCDEFGH" not in repr(KEYS)
+    with pytest.raises(Exception, match="kid") as caught:
+        Keyring.parse("kid:not base64 QUJDREVG")
+    assert "QUJDREVG" not in str(caught.value)
+
+
+WRONG = {
+    "later major": ({"v": 2}, "envelope-version"),
+    "no major": ({"v": ...}, "envelope"),
+    "major is a bool": ({"v": True}, "malformed"),
+    "no type": ({"type": ...}, "malformed"),
+    "empty type": ({"type": ""}, "malformed"),
+    "long type": ({"type": "T" * 129}, "malformed"),
+    "empty key": ({"key": ""}, "malformed"),
+    "long key": ({"key": "k" * 513}, "malformed"),
+    "key is a number": ({"key": 1}, "malformed"),
+    "long source": ({"src": "s" * 129}, "malformed"),
+    "unknown op": ({"op": "upsert"}, "malformed"),
+    "short version": ({"ver": bytes(15)}, "malformed"),
+    "version as text": ({"ver": "0" * 16}, "malformed"),
+    "short id": ({"id": b"1"}, "malformed"),
+    "put without data": ({"data": None}, "malformed"),
+    "put with absent data": ({"data": ...}, "malformed"),
+    "delete with data": ({"op": "delete"}, "malformed"),
+    "data is a list": ({"data": []}, "malformed"),
+    "schema is negative": ({"schema": -1}, "malformed"),
+    "hops is a bool": ({"hops": True}, "malformed"),
+    "ext is a list": ({"ext": []}, "malformed"),
+    "known with a put": (
+        {"known": {"stamp": bytes(49), "values": {}, "versions": {}}},
+        "malformed",
+    ),
+    "known of a delete": (
+        {
+            "op": "patch",
+            "known": {"stamp": bytes(16) + b"\x02" + bytes(32), "values": {}, "versions": {}},
+        },
+        "malformed",
+    ),
+    "known with a version below its stamp": (
+        {
+            "op": "patch",
+            "known": {
+                "stamp": b"\x01" * 16 + b"\x01" + bytes(32),
+                "values": {},
+                "versions": {"a": bytes(16)},
+            },
+        },
+        "malformed",
+    ),
+}
+
+
+@pytest.mark.parametrize(("more", "reason"), WRONG.values(), ids=WRONG)
+def test_broken_rules_are_told(more, reason):
+    """Each rule of the envelope, broken, is an error with its reason."""
+    with pytest.raises(EnvelopeError) as caught:
+        envelope.decode(value.pack(entries(**more)))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("name", ["schema", "hops", "ext", "src"])
+def test_absent_entries_take_their_defaults(name):
+    """Entries that may be left out are, and mean the default."""
+    change = envelope.decode(value.pack(entries(**{name: ...})))
+    assert (change.schema, change.hops, change.source in ("", "s")) == (1, 0, True)
+
+
+def test_unknown_entries_are_kept_and_passed_on():
+    """What a later minor version adds is ignored here, and still there when it is sent on."""
+    raw = value.pack(entries(extra={"a": [1]}, more="x"))
+    again = value.unpack(envelope.encode(envelope.decode(raw)))
+    assert (again["extra"], again["more"]) == ({"a": [1]}, "x")
+
+
+def test_absent_is_not_nil():
+    """A field that is not named and a field that is nil stay two things."""
+    for data in ({"a": None}, {}):
+        change = Change(type="T", key="1", op=PATCH, version=Version.of(1), data=data)
+        assert envelope.decode(envelope.encode(change)).data == data
+
+
+def test_size_is_checked_first():
+    """What is too large is refused when it is sent, and when it comes."""
+    large = Change(type="T", key="1", op=PUT, version=Version.of(1), data={"a": "x" * 300_000})
+    with pytest.raises(ValueRefusedError, match="limit"):
+        envelope.encode(large)
+    with pytest.raises(EnvelopeError) as caught:
+        envelope.decode(envelope.encode(large, max_bytes=10**6))
+    assert caught.value.reason == "too-large"
+
+
+def test_hostile_envelopes_take_no_memory():
+    """Envelopes that declare gigabytes are refused without getting them."""
+    tracemalloc.start()
+    for raw in (b"\xdf\xff\xff\xff\xff", b"\x81\xa1v\xc6\xff\xff\xff\xff", b"\x91" * 200_000):
+        with pytest.raises(EnvelopeError):
+            envelope.decode(raw)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000_000
+
+
+@given(st.lists(st.binary(min_size=1, max_size=400), max_size=30), st.integers(1, 8))
+def test_framing_round_trip(envelopes, count):
+    """Envelopes come out of messages as they were put in, in their order, within the bounds."""
+    bodies = list(envelope.batches(envelopes, max_count=count, max_bytes=600))
+    split = [envelope.split_batch(body) for body in bodies]
+    assert [raw for batch in split for raw in batch] == envelopes
+    assert all(len(batch) <= count for batch in split)
+    assert all(
+        len(body) <= 600 or len(batch) == 1 for body, batch in zip(bodies, split, strict=True)
+    )
+
+
+@given(st.binary(max_size=120))
+def test_foreign_messages(raw):
+    """Any bytes are a batch or an ``EnvelopeError``."""
+    try:
+        envelopes = envelope.split_batch(raw)
+    except EnvelopeError:
+        return
+    assert all(type(item) is bytes for item in envelopes)
