@@ -59,7 +59,7 @@ def changes(draw):
 
 
 def outcome(raw, keys=None):
-    """The reason for which ``raw`` is refused, ``None`` if it is read; any other error is raised."""
+    """The reason for which ``raw`` is refused, ``None`` if it is read."""
     try:
         envelope.decode(raw, keys=keys)
     except EnvelopeError as error:
