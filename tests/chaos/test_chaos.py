@@ -1,0 +1,69 @@
+"""The chaos harnesses, in short: seeded faults, and nothing lost or differing in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def run(script, *arguments):
+    """Run a harness as the documentation says; its report."""
+    command = [sys.executable, str(HERE / script), *map(str, arguments)]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, cwd=HERE.parent.parent
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_killed_workers_lose_nothing():
+    """Workers killed at random moments over three unlike stores: all equal the model."""
+    report = run("chaos.py", "--events", 2000, "--kills", 15, "--seed", 11)
+    assert report["kills"] == 15
+    assert report["published"] > 1500
+    assert (report["differing"], report["pending"], report["sound"]) == (0, 0, True)
+
+
+@pytest.mark.slow
+def test_existing_database(tmp_path):
+    """A database as it stands, edited on three sides while workers are killed."""
+    database = tmp_path / "music.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.executescript(
+            "CREATE TABLE Artist (ArtistId INTEGER PRIMARY KEY, Name NVARCHAR(120));"
+            'CREATE TABLE "Play List" (list INT, place INT, Price NUMERIC(10,2) NOT NULL,'
+            " Added DATETIME, Note TEXT, PRIMARY KEY (list, place));"
+        )
+        connection.executemany(
+            "INSERT INTO Artist VALUES (?, ?)", [(n, f"Ärtist {n}") for n in range(40)]
+        )
+        connection.executemany(
+            'INSERT INTO "Play List" VALUES (?, ?, ?, ?, ?)',
+            [(n % 7, n, n / 100, "2009-01-01 00:00:00", None) for n in range(60)],
+        )
+        connection.commit()
+    report = run(
+        "existing.py",
+        "--database",
+        database,
+        "--edits",
+        90,
+        "--deletes",
+        9,
+        "--kills",
+        4,
+        "--seed",
+        3,
+    )
+    assert (report["records"], report["tables"]) == (100, 2)
+    assert (report["differing_after_sync"], report["differing"]) == (0, 0)
+    assert report["kills"] >= 4

@@ -1,0 +1,122 @@
+"""The documentation: its examples run, its vectors are right, its links lead somewhere."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import re
+import shlex
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from eventsync import envelope
+from eventsync.change import DELETE, PATCH, PUT
+from eventsync.clock import Version
+from eventsync.errors import SignatureError
+from eventsync.keyring import Keyring
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page, language):
+    """The code blocks of a page in a language."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def run(arguments, folder):
+    """Run a command in ``folder`` as a user would; what it printed."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("EVENTSYNC_")}
+    environment["PYTHONPATH"] = str(ROOT)
+    ran = subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md"])
+def test_python_examples_run(page, tmp_path):
+    """The examples of a page run as they stand, one after another."""
+    script = tmp_path / "example.py"
+    script.write_text("\n".join(blocks(page, "python")), encoding="utf-8")
+    printed = run([sys.executable, script.name], tmp_path)
+    if page == "README.md":
+        assert "Lamp" in printed
+        assert (tmp_path / "products.csv").read_text(encoding="utf-8").splitlines() == [
+            "id,title,price",
+            "1,Lamp,19.90",
+        ]
+
+
+def test_quickstart_runs(tmp_path):
+    """The commands of the quickstart work in a fresh folder, in their order."""
+    folder = tmp_path
+    lines = "".join(blocks("docs/quickstart.md", "console")).splitlines()
+    commands = [shlex.split(line[2:]) for line in lines if line.startswith("$ ")]
+    assert len(commands) > 8
+    for command in commands:
+        if command[0] == "cd":
+            folder = folder / command[1]
+        elif command[0] == "eventsync":
+            run([sys.executable, "-m", *command], folder)
+        else:
+            assert command[:2] == ["pip", "install"]
+
+
+@pytest.mark.slow
+def test_accessor_of_the_documentation_passes_the_suite(tmp_path):
+    """The accessor that is shown passes the conformance suite that is shown."""
+    for code in blocks("docs/accessor.md", "python"):
+        name = re.match(r"# (\w+\.py)\n", code)
+        assert name is not None
+        (tmp_path / name[1]).write_text(code, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_ini.py"]
+    printed = run(command, tmp_path)
+    assert re.search(r"^\d\d+ passed", printed, re.MULTILINE), printed
+
+
+def test_envelope_vectors():
+    """The vectors of the specification are what this implementation writes and reads."""
+    raws = {
+        name: bytes.fromhex("".join(blocks("docs/envelope.md", f"hex {name}")))
+        for name in (PUT, PATCH, DELETE)
+    }
+    put = envelope.decode(raws[PUT])
+    assert put.data == {
+        "id": 1,
+        "name": "Lämp",
+        "price": Decimal("19.90"),
+        "since": dt.date(2026, 11, 24),
+    }
+    assert put.version == Version.of(1_764_000_000_000, 0, 7)
+    assert envelope.encode(put) == raws[PUT]
+    assert put.digest.hex() in (ROOT / "docs/envelope.md").read_text(encoding="utf-8")
+    patch = envelope.decode(raws[PATCH])
+    assert patch.data == {"price": Decimal(21)}
+    assert patch.known.stamp == put.stamp
+    assert patch.known.values == {"name": "Lämp"}
+    keys = Keyring("k1", {"k1": b"0123456789abcdef"})
+    assert envelope.decode(raws[DELETE], keys=keys).op == DELETE
+    with pytest.raises(SignatureError):
+        envelope.decode(raws[DELETE], keys=Keyring("k1", {"k1": b"another key 0123"}))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Each relative link is to a file that is there, and each anchor to a heading."""
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path) if path else page
+        assert found.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}
+            assert anchor in slugs, target
