@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -716,6 +717,8 @@ def derive(
 ) -> type[Record]:
     """A record type for a table as it stands: a field for each column, the primary key as key.
 
+    ``name``: of the record type; by default the table's, with ``_`` for what such a name cannot hold.
+
     Connects to the database. Raises ``ConfigError`` for a table that is not there or has no
     primary key.
     """
@@ -739,7 +742,11 @@ def derive(
         kind = _field_type(column.type)
         # SQLAlchemy's names are of a class of their own, which cannot travel.
         fields[str(column.name)] = Field(type=kind | None if optional else kind, key=key)
-    return Record.derive(name or table, fields, rule=rule)
+    # A table's name may hold what a record type's may not.
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", table)
+    if plain[0] in "0123456789.-":
+        plain = f"_{plain}"
+    return Record.derive(name or plain, fields, rule=rule)
 
 
 def _field_type(kind: sa.types.TypeEngine[Any]) -> Any:
