@@ -302,6 +302,19 @@ class Store:
                 chunk = vanished[start : start + _CHUNK]
                 yield self._capture(accessor, chunk, publisher, unreadable)
 
+    def capture_before(self, changes: Iterable[Change], publisher: Publisher) -> None:
+        """Capture edits of the records that ``changes`` are about, before they are applied.
+
+        Otherwise an edit made behind eventsync's back since the last capture would be overwritten
+        without a trace. What cannot be read is left to the gate. Idempotent.
+        """
+        keys: dict[str, dict[str, None]] = {}
+        for change in changes:
+            if change.type in self.accessors:
+                keys.setdefault(change.type, {})[change.key] = None
+        for name, of_type in keys.items():
+            self._capture(self.accessors[name], list(of_type), publisher, lambda error: None)
+
     def collect(self, before: float) -> int:
         """Forget the tombstones of deletes made before a time in seconds since the epoch; how many.
 

@@ -263,8 +263,14 @@ class Worker:
         changes = [item.change for item in items if item.change is not None]
         if not changes:
             return []
+
+        def attempt() -> list[Settled]:
+            if self.store.capture_every:
+                self.store.capture_before(changes, self.bus)
+            return apply(self.store, changes, clock=self.store.clock, limits=self.options.limits)
+
         return retrying(
-            lambda: apply(self.store, changes, clock=self.store.clock, limits=self.options.limits),
+            attempt,
             budget=self.options.retry_for,
             wait=self._wait,
             give_up=self._stopping.is_set,

@@ -357,3 +357,32 @@ def test_killed_worker_loses_nothing(bus, tmp_path, start):
     start()
     with _store(tmp_path) as store:
         _await(lambda: store.count(Product) == 5)
+
+
+@pytest.mark.parametrize("rule", ["record", "field"])
+def test_edit_behind_the_back_is_not_overwritten(tmp_path, rule):
+    """An edit of a file by hand survives a change that comes before the next capture."""
+    note = Record.derive(
+        "Note",
+        {"id": Field(type=int, key=True), "a": Field(type=str), "b": Field(type=str)},
+        rule=rule,
+    )
+    accessor = MemoryAccessor(note)
+    with Bus(f"sqlite:///{tmp_path / 'broker.db'}") as bus:
+        bus.declare("files", ["Note"])
+        bus.declare("other", ["Note"])
+        other = Store("other", MemoryAccessor(note), publisher=bus).open()
+        files = Store("files", accessor, capture_every=3600.0).open()
+        other.add(note(id=1, a="old", b="old"))
+        worker = Worker(files, bus)
+        worker.drain(timeout=0.02)
+        accessor.data["1"]["b"] = "by hand"
+        record = other[note, 1]
+        record["a"] = "new"
+        other.update(record)
+        worker._due["capture"] = float("inf")
+        for store in (files, other, files):
+            Worker(store, bus).drain(timeout=0.02) if store is other else worker.drain(timeout=0.02)
+        expected = {"record": "old", "field": "new"}[rule]
+        for store in (files, other):
+            assert store[note, 1].raw() == {"id": 1, "a": expected, "b": "by hand"}

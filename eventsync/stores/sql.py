@@ -717,7 +717,7 @@ def derive(
 ) -> type[Record]:
     """A record type for a table as it stands: a field for each column, the primary key as key.
 
-    ``name``: of the record type; by default the table's, with ``_`` for what such a name cannot hold.
+    ``name``: of the record type; by default the table's, with ``_`` for what cannot be in one.
 
     Connects to the database. Raises ``ConfigError`` for a table that is not there or has no
     primary key.
