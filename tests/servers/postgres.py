@@ -1,0 +1,66 @@
+"""A PostgreSQL server of the test's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+
+from servers import Server, program
+
+__all__ = ["PostgresServer"]
+
+_PLACES = ("/usr/lib/postgresql/17/bin", "/usr/lib/postgresql/15/bin")
+
+
+class PostgresServer(Server):
+    """PostgreSQL with its default settings, a superuser ``eventsync`` and a database ``test``."""
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://eventsync@127.0.0.1:{self.port}/test"
+
+    def user(self) -> str | None:
+        return "postgres" if os.getuid() == 0 else None  # it refuses to run as root
+
+    def _run(self, name: str, *arguments: str) -> None:
+        subprocess.run(
+            [program(name, *_PLACES), *arguments],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            user=self.user(),
+            cwd=self.folder,
+        )
+
+    def prepare(self) -> None:
+        if self.user():
+            shutil.chown(self.folder, "postgres")
+        self._run("initdb", "-D", str(self.folder / "data"), "-U", "eventsync", "-A", "trust")
+
+    def command(self) -> list[str]:
+        return [
+            program("postgres", *_PLACES),
+            *("-D", str(self.folder / "data"), "-p", str(self.port), "-h", "127.0.0.1"),
+            *("-k", str(self.folder)),
+        ]
+
+    def is_ready(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        made = subprocess.run(
+            [
+                *(program("psql", *_PLACES), "-h", "127.0.0.1", "-p", str(self.port)),
+                *("-U", "eventsync", "-d", "postgres", "-tAc"),
+                "SELECT 1 FROM pg_database WHERE datname = 'test'",
+            ],
+            capture_output=True,
+            check=False,
+        )
+        if made.returncode == 0 and not made.stdout.strip():
+            self._run(
+                "createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "eventsync", "test"
+            )
+        return made.returncode == 0

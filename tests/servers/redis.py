@@ -1,0 +1,44 @@
+"""A Redis server of the test's own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import redis
+
+from servers import Server, program
+
+__all__ = ["RedisServer"]
+
+
+class RedisServer(Server):
+    """Redis with an append-only file in its own folder; ``fsync``: how often that is synced."""
+
+    def __init__(self, *, fsync: Literal["always", "everysec"] = "everysec") -> None:
+        super().__init__()
+        self.fsync = fsync
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> list[str]:
+        return [
+            program("redis-server"),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
+            *("--appendonly", "yes", "--appendfsync", self.fsync, "--save", ""),
+            *("--maxmemory-policy", "noeviction"),
+        ]
+
+    def client(self) -> redis.Redis:
+        """A new client of the server."""
+        return redis.Redis(port=self.port)
+
+    def is_ready(self) -> bool:
+        client = self.client()
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False
+        finally:
+            client.close()
