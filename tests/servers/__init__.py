@@ -78,7 +78,7 @@ class Server(ABC):
     def is_ready(self) -> bool:
         """Whether it answers a client; False for any refusal."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # most servers make their own
         """Make its data folder; called once, before the first start."""
 
     def environment(self) -> dict[str, str]:
