@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -222,35 +222,31 @@ class Accessor(ABC, Generic[R]):
                     raise
                 query.unreadable(error)
 
-    def apply(
-        self, batch: Mapping[str, Sequence[Change]], *, altered: Container[str] = ()
-    ) -> dict[str, list[Verdict]]:
+    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
         """Pass changes through the version gate and write the winners, in one transaction.
 
-        ``batch``: the changes of each record by its key; under the per-record rule only the
-        greatest of each. ``altered``: keys of records whose changes carry other values than their
-        digests are of, as a number that came as text. Idempotent. Raises ``ChangeRefusedError`` or
-        ``RejectedError`` if any change cannot be applied, with nothing written where the store is
-        transactional; retryable errors likewise.
+        ``batch``: the changes of each record by its key, their values as the record type has them;
+        under the per-record rule only the greatest of each. Idempotent. Raises
+        ``ChangeRefusedError`` or ``RejectedError`` if any change cannot be applied, with nothing
+        written where the store is transactional; retryable errors likewise.
         """
         name = self.type.name
         with self.index.transaction() as transaction:
             self.recover(transaction)
             keys = list(batch)
-            entries = transaction.read(name, keys)
             if self.type.rule == "record":
+                stamps = transaction.stamps(name, keys)
                 decisions = {
-                    key: decide_put_or_delete(entries.get(key), changes[0], self.view)
+                    key: decide_put_or_delete(stamps.get(key), changes[0], self.view)
                     for key, changes in batch.items()
                 }
             else:
+                entries = transaction.read(name, keys)
                 rows = self.read_rows(keys, transaction)
                 decisions = {
                     key: decide(entries.get(key), rows.get(key), changes, self.view, key)
                     for key, changes in batch.items()
                 }
-            for key, decision in decisions.items():
-                decision.altered = decision.altered or key in altered
             self._perform(decisions, transaction)
         return {key: decision.verdicts for key, decision in decisions.items()}
 
@@ -420,7 +416,7 @@ class Accessor(ABC, Generic[R]):
         self, entry: Entry | None, row: Mapping[str, Any] | None, change: Change
     ) -> Decision:
         if self.type.rule == "record":
-            return decide_put_or_delete(entry, change, self.view)
+            return decide_put_or_delete(None if entry is None else entry.stamp, change, self.view)
         return decide(entry, row, [change], self.view, change.key)
 
     def _perform(
@@ -474,24 +470,28 @@ class Accessor(ABC, Generic[R]):
         """Note how what was written looks in the store, which may keep it in a form of its own."""
         writes = {key: d.write for key, d in decisions.items() if d.write is not None}
         altered = self.read_back(writes, transaction) if writes else {}
+        by_field = self.type.rule == "field"
         for key, decision in decisions.items():
             entry = decision.entry
             if entry is None or entry.presence is not Presence.HERE:
                 continue
+            if not by_field and not decision.altered and key not in altered:
+                continue  # the row is the body of the stamp
             row = altered.get(key)
             if row is None:
                 held = {**(decision.row or {}), **(decision.write or {})}
                 row = {n: held[n] for n in self.view.fields if n in held}
-            if self.type.rule == "field":
+            if by_field:
                 entry.echo = self._echo_of_fields(entry.echo, row, decision)
-            elif key in altered or decision.altered:
+            else:
                 entry.echo = self._echo(entry, row)
 
     def _echo(self, entry: Entry, row: Mapping[str, Any]) -> bytes | None:
         """The trace by which a later capture recognises ``row`` as eventsync's own writing."""
         if self.type.rule == "record":
-            digest = value.digest(row)
-            return None if digest == entry.stamp.digest else digest
+            packed = value.pack_body(row)
+            same_body = value.digest_of_body(packed) == entry.stamp.digest
+            return None if same_body else value.digest(row)
         return value.pack({name: _short_digest(held) for name, held in row.items()})
 
     def _echo_of_fields(
@@ -515,8 +515,11 @@ class Accessor(ABC, Generic[R]):
     def _changed_since_echo(self, entry: Entry, row: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of ``row`` that somebody else than eventsync has changed."""
         if self.type.rule == "record":
-            expected = entry.echo or entry.stamp.digest
-            return {} if value.digest(row) == expected else dict(row)
+            if entry.echo is None:
+                alike = value.digest_of_body(value.pack_body(row)) == entry.stamp.digest
+            else:
+                alike = value.digest(row) == entry.echo
+            return {} if alike else dict(row)
         if entry.echo is None:
             return {}
         echo = value.unpack(entry.echo)
@@ -664,8 +667,7 @@ class Accessor(ABC, Generic[R]):
                 op=PUT,
                 version=entry.stamp.version,
                 data=dict(row),
-                exact=entry.echo is None,
-                _digest=entry.stamp.digest,
+                digest=None if entry.echo is None else entry.stamp.digest,
                 **common,
             )
         return Change(

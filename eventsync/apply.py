@@ -6,13 +6,14 @@ the batch's outcome decided, and the same batch may be applied again at any time
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from eventsync.accessor import Accessor
 from eventsync.change import DELETE, PATCH, Change
-from eventsync.clock import Clock
+from eventsync.clock import Clock, Version
 from eventsync.errors import (
     ChangeRefusedError,
     ClockDriftError,
@@ -53,9 +54,11 @@ class Settled:
     """What became of one change, and why if it was rejected or held."""
 
     change: Change
-    outcome: Outcome
+    outcome: Outcome = Outcome.HELD
     error: EventSyncError | None = None
     collision: bool = False
+    loaded: Change | None = None
+    """The change with its values as the store's record type has them, once they were read."""
 
 
 def apply(
@@ -63,30 +66,22 @@ def apply(
 ) -> list[Settled]:
     """Apply ``changes`` to ``store``; the outcome of each, in their order.
 
-    Idempotent, and any order will do. One change that cannot be applied stops no other. Blocks on
-    the store. Raises retryable errors (``StoreUnavailableError``, ``OSError``); then the whole
-    batch is to be tried again.
+    Idempotent, and any order will do. One change that cannot be applied stops no other. The values
+    of a change that is superseded are not looked at. Blocks on the store. Raises retryable errors
+    (``StoreUnavailableError``, ``OSError``); then the whole batch is to be tried again.
     """
-    settled = [Settled(change, Outcome.HELD) for change in changes]
+    settled = [Settled(change) for change in changes]
     by_type: dict[str, dict[str, list[Settled]]] = {}
-    altered: set[str] = set()
+    admission = _Admission(store, clock, limits)
     for item in settled:
-        try:
-            if _admit(store, item.change, clock, limits):
-                altered.add(item.change.key)
-        except ClockDriftError as error:
-            item.error = error
-        except (ChangeRefusedError, RecordError) as error:
-            item.outcome, item.error = Outcome.REJECTED, error
-        else:
+        if admission.admits(item):
             keys = by_type.setdefault(item.change.type, {})
             keys.setdefault(item.change.key, []).append(item)
     for type, batch in by_type.items():
         accessor = store.accessors[type]
-        if accessor.type.rule == "record":
-            for items in batch.values():
-                _coalesce(items)
-        _apply_or_split(accessor, batch, altered)
+        fit = _coalesced if accessor.type.rule == "record" else _all_loaded
+        ready = {key: fit(accessor, items) for key, items in batch.items()}
+        _apply_or_split(accessor, {key: items for key, items in ready.items() if items})
     newest = max((i.change.version for i in settled if i.outcome is Outcome.APPLIED), default=None)
     if newest is not None:
         clock.observe(newest, max_drift=limits.drift)
@@ -115,98 +110,148 @@ def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict
     return completed
 
 
-def _admit(store: Store, change: Change, clock: Clock, limits: Limits) -> bool:
-    """Refuse what must not reach the gate, and bring field values into their types.
+class _Admission:
+    """Refuses, or has held, what must not reach the gate, without a look at its values."""
 
-    Returns whether that made other values of them.
-    """
-    accessor = store.accessors.get(change.type)
-    if accessor is None:
-        raise ChangeRefusedError(
-            f"store {store.name!r} holds no records of type {change.type!r}",
+    def __init__(self, store: Store, clock: Clock, limits: Limits) -> None:
+        self._store = store
+        self._clock = clock
+        self._limits = limits
+        now = clock.now()
+        # What lies between these two needs no closer look at its time.
+        oldest = max(0.0, now - limits.retention + limits.drift)
+        self._oldest = Version.of(math.ceil(oldest * 1000))
+        self._newest = Version.of(int((now + limits.drift) * 1000))
+
+    def admits(self, item: Settled) -> bool:
+        """Whether the change may go on to the gate; otherwise ``item`` says what became of it."""
+        change = item.change
+        try:
+            if change.type not in self._store.accessors:
+                raise self._unknown(change)
+            if change.hops > self._limits.hops:
+                raise self._hops(change)
+            if not self._oldest <= change.version <= self._newest:
+                self._check_time(change)
+            change.digest  # noqa: B018  # of what cannot even travel there is none
+        except ClockDriftError as error:
+            item.error = error
+        except (ChangeRefusedError, RecordError) as error:
+            item.outcome, item.error = Outcome.REJECTED, error
+        else:
+            return True
+        return False
+
+    def _check_time(self, change: Change) -> None:
+        limits = self._limits
+        self._clock.check_drift(change.version, max_drift=limits.drift)
+        age = self._clock.now() - change.version.millis / 1000
+        if age > limits.retention - limits.drift:
+            raise ChangeRefusedError(
+                f"{change.type} {change.key!r} was changed {age / 86_400:.1f} days ago; tombstones "
+                f"are kept for {limits.retention / 86_400:g} days, so a delete of it may be "
+                "forgotten",
+                reason="too-old",
+                hint="bring the store up to date with eventsync sync",
+            )
+
+    def _unknown(self, change: Change) -> ChangeRefusedError:
+        held = ", ".join(self._store.accessors)
+        return ChangeRefusedError(
+            f"store {self._store.name!r} holds no records of type {change.type!r}",
             reason="unknown-type",
-            hint=f"it holds {', '.join(store.accessors)}; add an accessor, or correct the producer",
+            hint=f"it holds {held}; add an accessor, or correct the producer",
         )
-    if change.hops > limits.hops:
-        raise ChangeRefusedError(
+
+    def _hops(self, change: Change) -> ChangeRefusedError:
+        return ChangeRefusedError(
             f"{change.type} {change.key!r} was passed on {change.hops} times; "
-            f"{limits.hops} is the limit",
+            f"{self._limits.hops} is the limit",
             reason="hops",
             hint="two systems answer each other's changes; see 'Echo' in docs/concepts.md",
         )
-    clock.check_drift(change.version, max_drift=limits.drift)
-    age = clock.now() - change.version.millis / 1000
-    if age > limits.retention - limits.drift:
-        raise ChangeRefusedError(
-            f"{change.type} {change.key!r} was changed {age / 86_400:.1f} days ago; tombstones "
-            f"are kept for {limits.retention / 86_400:g} days, so a delete of it may be forgotten",
-            reason="too-old",
-            hint="bring the store up to date with eventsync sync",
-        )
-    return _check_body(accessor, change)
 
 
-def _check_body(accessor: Accessor[Any], change: Change) -> bool:
-    type = accessor.type
+def _coalesced(accessor: Accessor[Any], items: list[Settled]) -> list[Settled]:
+    """The changes of one record, the greatest that can be read first; it supersedes the others."""
+    if len(items) > 1:
+        items.sort(key=lambda item: item.change.stamp, reverse=True)
+    while items and not _load(accessor, items[0]):
+        items = items[1:]
+    for item in items[1:]:
+        same = item.change.stamp == items[0].change.stamp
+        item.outcome = Outcome.DUPLICATE if same else Outcome.SUPERSEDED
+    return items
+
+
+def _all_loaded(accessor: Accessor[Any], items: list[Settled]) -> list[Settled]:
+    """The changes of one record that can be read: under the per-field rule each has its part."""
+    return [item for item in items if _load(accessor, item)]
+
+
+def _load(accessor: Accessor[Any], item: Settled) -> bool:
+    """Bring a change's values into their types; ``False``, and rejected, if they do not fit."""
+    if item.loaded is None:
+        try:
+            item.loaded = _loaded(accessor, item.change)
+        except (ChangeRefusedError, RecordError) as error:
+            item.outcome, item.error = Outcome.REJECTED, error
+    return item.loaded is not None
+
+
+def _loaded(accessor: Accessor[Any], change: Change) -> Change:
+    type, data = accessor.type, change.data
     if change.op == DELETE:
         type.key_values(change.key)  # raises if it is no key of this type
-        return False
-    # The digest is of the body as its origin made it, whatever this store makes of the values.
-    change.digest  # noqa: B018  # computed once, then kept
-    data = type.load(change.data or {}, partial=True, unknown="ignore")
+        return change
+    assert data is not None
+    loaded = data if type.fits(data) else type.load(data, partial=True, unknown="ignore")
+    known = change.known
     if change.op == PATCH:
         key = type.key_values(change.key)
-        foreign = any(name in data and data[name] != held for name, held in key.items())
-        data = {name: held for name, held in data.items() if name not in key}
-        if change.known is not None:
-            values = type.load(change.known.values, partial=True, unknown="ignore")
-            change.known = replace(change.known, values=values)
+        foreign = any(name in loaded and loaded[name] != held for name, held in key.items())
+        if not key.keys().isdisjoint(loaded):
+            loaded = {name: held for name, held in loaded.items() if name not in key}
+        if known is not None:
+            values = type.load(known.values, partial=True, unknown="ignore")
+            known = replace(known, values=values)
     else:
-        if not all(name in data for name in type.keys):
-            data = type.key_values(change.key) | data
-        foreign = type.key_text(data) != change.key
+        for name in type.keys:
+            if name not in loaded:
+                loaded = {**type.key_values(change.key), **loaded}
+                break
+        foreign = type.key_text(loaded) != change.key
     if foreign:
         raise ChangeRefusedError(
             f"the key fields in the data of {type.name} {change.key!r} name another record",
             reason="key-mismatch",
             hint="a record's key never changes: delete it and add another",
         )
-    made, change.data = change.data or {}, data
-    return not change.exact or any(
-        name not in data or not same(data[name], held) for name, held in made.items()
-    )
+    if loaded is data and known is change.known:
+        return change
+    if len(loaded) == len(data) and known is change.known and same(dict(loaded), dict(data)):
+        return change  # its lists and dicts took a closer look, and are what they were
+    return change.adapted(loaded, known)
 
 
-def _coalesce(items: list[Settled]) -> None:
-    """Put the greatest change of one record first; the others are superseded by it."""
-    if len(items) > 1:
-        items.sort(key=lambda item: item.change.stamp, reverse=True)
-        for item in items[1:]:
-            same = item.change.stamp == items[0].change.stamp
-            item.outcome = Outcome.DUPLICATE if same else Outcome.SUPERSEDED
-
-
-def _apply_or_split(
-    accessor: Accessor[Any], batch: Mapping[str, list[Settled]], altered: Container[str]
-) -> None:
+def _apply_or_split(accessor: Accessor[Any], batch: Mapping[str, list[Settled]]) -> None:
     """Apply a batch; if something in it is refused, halve it until that is alone."""
     if not batch:
         return
     try:
         verdicts = accessor.apply(
-            {key: [item.change for item in items] for key, items in batch.items()},
-            altered=altered,
+            {key: [i.loaded for i in items if i.loaded is not None] for key, items in batch.items()}
         )
     except Exception as error:
         if is_retryable(error) or isinstance(error, ConfigError):
             raise
         if len(batch) == 1:
-            _isolate(accessor, *batch.items(), altered=altered, error=_named(error))
+            _isolate(accessor, *batch.items(), error=_named(error))
             return
         keys = list(batch)
         middle = len(keys) // 2
         for half in (keys[:middle], keys[middle:]):
-            _apply_or_split(accessor, {key: batch[key] for key in half}, altered)
+            _apply_or_split(accessor, {key: batch[key] for key in half})
         return
     for key, items in batch.items():
         _note(items, verdicts[key])
@@ -225,7 +270,6 @@ def _isolate(
     accessor: Accessor[Any],
     entry: tuple[str, list[Settled]],
     *,
-    altered: Container[str],
     error: EventSyncError,
 ) -> None:
     """Reject the one change of a record that is refused, and apply the others."""
@@ -236,10 +280,11 @@ def _isolate(
     if accessor.type.rule == "record":
         # The greatest was tried, and what it superseded is worth trying after all.
         items[0].outcome, items[0].error = Outcome.REJECTED, error
-        _apply_or_split(accessor, {key: items[1:]}, altered)
+        rest = _coalesced(accessor, items[1:])
+        _apply_or_split(accessor, {key: rest} if rest else {})
         return
     for item in items:
-        _apply_or_split(accessor, {key: [item]}, altered)
+        _apply_or_split(accessor, {key: [item]})
 
 
 def _note(items: Sequence[Settled], verdicts: Sequence[Verdict]) -> None:

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from eventsync import value
@@ -94,7 +95,10 @@ class Known:
     versions: Mapping[str, Version]
 
 
-@dataclass(slots=True, kw_only=True)
+_UNREAD: Final[Any] = object()
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
 class Change:
     """A put, patch or delete of one record at a version. Not to be altered once made.
 
@@ -104,31 +108,148 @@ class Change:
     that ``digest`` is of; not so in the copy of a state that a store keeps in a form of its own.
     """
 
-    type: str
-    key: str
-    op: Op
-    version: Version
-    data: Mapping[str, Any] | None
-    source: str = ""
-    id: bytes = field(default_factory=new_id)
-    schema: int = 1
-    hops: int = 0
-    ext: Mapping[str, Any] = field(default_factory=dict)
-    known: Known | None = None
-    exact: bool = True
-    _digest: bytes | None = field(default=None, repr=False, compare=False)
+    __slots__ = (
+        "_body",
+        "_data",
+        "_digest",
+        "exact",
+        "ext",
+        "hops",
+        "id",
+        "key",
+        "known",
+        "op",
+        "schema",
+        "source",
+        "type",
+        "version",
+    )
+
+    def __init__(
+        self,
+        *,
+        type: str,
+        key: str,
+        op: Op,
+        version: Version,
+        data: Mapping[str, Any] | None,
+        source: str = "",
+        id: bytes | None = None,
+        schema: int = 1,
+        hops: int = 0,
+        ext: Mapping[str, Any] = _NOTHING,
+        known: Known | None = None,
+        digest: bytes | None = None,
+    ) -> None:
+        """``id``: by default a new one. ``digest``: that of the body which the change was made
+        with, where ``data`` are not that body."""
+        self.type = type
+        self.key = key
+        self.op = op
+        self.version = version
+        self.source = source
+        self.id = new_id() if id is None else id
+        self.schema = schema
+        self.hops = hops
+        self.ext = ext
+        self.known = known
+        self.exact = digest is None
+        self._data = data
+        self._digest = digest
+        self._body: bytes | None = None
+
+    @classmethod
+    def sealed(
+        cls,
+        source: str,
+        type: str,
+        op: Op,
+        schema: int,
+        hops: int,
+        key: str,
+        version: Version,
+        id: bytes,
+        known: Known | None,
+        body: bytes,
+    ) -> Change:
+        """A put or patch of which only the ``body`` is at hand: its data are read when asked for.
+
+        Most of what a busy queue holds of a record is superseded before anybody needs its values.
+        """
+        change = cls.__new__(cls)
+        change.type = type
+        change.key = key
+        change.op = op
+        change.version = version
+        change.source = source
+        change.id = id
+        change.schema = schema
+        change.hops = hops
+        change.ext = _NOTHING
+        change.known = known
+        change.exact = True
+        change._data = _UNREAD
+        change._digest = None
+        change._body = body
+        return change
+
+    @property
+    def data(self) -> Mapping[str, Any] | None:
+        """The field values. Raises ``ValueRefusedError`` if a sealed body is not one."""
+        if self._data is _UNREAD:
+            assert self._body is not None
+            self._data = value.unpack_body(self._body)
+        return self._data
+
+    @property
+    def body(self) -> bytes:
+        """The bytes of ``data`` on the wire; empty for a delete.
+
+        Raises ``ValueRefusedError`` if they may not travel.
+        """
+        if self._body is None:
+            self._body = b"" if self._data is None else value.pack_body(self._data)
+        return self._body
 
     @property
     def digest(self) -> bytes:
-        """The SHA-256 of the canonical body. Raises ``ValueRefusedError`` if it cannot travel."""
+        """The SHA-256 of the body. Raises ``ValueRefusedError`` if it cannot travel."""
         if self._digest is None:
-            self._digest = value.digest(self.data)
+            body = self.body
+            self._digest = value.digest_of_body(body) if body else value.NO_BODY
         return self._digest
 
     @property
     def stamp(self) -> Stamp:
         """The place of this change in the total order of puts and deletes."""
         return Stamp(self.version + _RANK[self.op] + self.digest)
+
+    def replace(self, **attributes: Any) -> Change:
+        """A new change: this one with other attributes."""
+        given = {name: getattr(self, name) for name in _ATTRIBUTES}
+        if not self.exact and "data" not in attributes:
+            given["digest"] = self._digest
+        return Change(**given | attributes)
+
+    def adapted(self, data: Mapping[str, Any], known: Known | None) -> Change:
+        """The same change with its values in another form: it keeps its place in the order."""
+        return self.replace(data=data, known=known, digest=self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Change):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in _ATTRIBUTES)
+
+    __hash__ = None  # type: ignore[assignment]  # its data can hold lists and dicts
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in _ATTRIBUTES)
+        return f"Change({shown})"
+
+
+_ATTRIBUTES: Final = (
+    *("type", "key", "op", "version", "data", "source", "id", "schema", "hops", "ext", "known"),
+)
 
 
 @dataclass(slots=True)

@@ -57,8 +57,13 @@ def encode(change: Change, *, keys: Keyring | None = None, max_bytes: int = MAX_
     return raw
 
 
-def decode(raw: bytes, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES) -> Change:
+def decode(
+    raw: bytes, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES, lazily: bool = False
+) -> Change:
     """The change in an envelope. Pure, thread-safe; for bytes from anywhere.
+
+    ``lazily``: its body may be left unread until its ``data`` are asked for, which then raises
+    ``ValueRefusedError`` if they are none.
 
     With ``keys`` a signature is demanded, and verified before anything else is looked at; without,
     it is ignored. Entries that this version does not know are kept in ``ext`` under the empty name
@@ -70,10 +75,16 @@ def decode(raw: bytes, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTE
     """
     if len(raw) > max_bytes:
         raise _refuse(f"{len(raw)} bytes; {max_bytes} is the limit", "too-large")
-    if keys is None:
-        return layout.read(raw, len(raw)) or _read_any(raw)
-    kid, end = keys.verify(raw)
-    return layout.read(raw, end) or _read_any(raw, kid)
+    kid, end = (None, len(raw)) if keys is None else keys.verify(raw)
+    change = layout.read(raw, end)
+    if change is None:
+        return _read_any(raw, kid)
+    if not lazily:
+        try:
+            change.data  # noqa: B018  # reads it
+        except ValueRefusedError:
+            return _read_any(raw, kid)  # says in which part what is wrong
+    return change
 
 
 def _read_any(raw: bytes, kid: str | None = None) -> Change:

@@ -62,7 +62,7 @@ class Decision:
 
     verdicts: list[Verdict]
     entry: Entry | None = None
-    write: dict[str, Any] | None = None
+    write: Mapping[str, Any] | None = None
     remove: bool = False
     altered: bool = False
     row: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -83,8 +83,10 @@ def _judge(stamp: Stamp, held: Stamp) -> Verdict:
     return Verdict(Outcome.APPLIED if stamp > held else Outcome.STALE, collision=True)
 
 
-def decide_put_or_delete(entry: Entry | None, change: Change, view: BoundView) -> Decision:
+def decide_put_or_delete(held: Stamp | None, change: Change, view: BoundView) -> Decision:
     """The decision under the per-record rule: what ``decide`` gives, without reading the row.
+
+    ``held``: the stamp of what the store knows of the record, ``None`` if it knows nothing.
 
     Raises ``ChangeRefusedError`` for a patch, and for a put that lacks a field without default.
     """
@@ -95,8 +97,8 @@ def decide_put_or_delete(entry: Entry | None, change: Change, view: BoundView) -
             hint='declare the record type with rule="field", or publish whole records',
         )
     stamp = change.stamp
-    if entry is not None:
-        verdict = _judge(stamp, entry.stamp)
+    if held is not None:
+        verdict = _judge(stamp, held)
         if verdict.outcome is not Outcome.APPLIED:
             return Decision([verdict])
     else:
@@ -107,7 +109,7 @@ def decide_put_or_delete(entry: Entry | None, change: Change, view: BoundView) -
     values = _filled(change.data, view, change.key)
     if not view.matches(values):
         return Decision([verdict], Entry(stamp, Presence.AWAY), remove=True)
-    altered = view.partial or len(values) != len(change.data)
+    altered = view.partial or not change.exact or len(values) != len(change.data)
     return Decision([verdict], Entry(stamp, Presence.HERE), write=values, altered=altered)
 
 
@@ -267,13 +269,13 @@ def _pending(verdicts: list[Verdict]) -> list[Verdict]:
     return [Verdict(Outcome.PENDING) if v.outcome is Outcome.APPLIED else v for v in verdicts]
 
 
-def _filled(data: Mapping[str, Any], view: BoundView, key: str) -> dict[str, Any]:
+def _filled(data: Mapping[str, Any], view: BoundView, key: str) -> Mapping[str, Any]:
     """The whole record that a put says, its key and the defaults of absent fields included."""
-    values = dict(data)
     fields = view.record_type.fields
-    if len(values) < len(fields) or not fields.keys() <= values.keys():
-        values |= view.record_type.key_values(key)
-        _fill_defaults(values, [name for name in view.needed if name not in values], view, key)
+    if len(data) == len(fields):
+        return data  # what is not declared has been left out
+    values = {**data, **view.record_type.key_values(key)}
+    _fill_defaults(values, [name for name in view.needed if name not in values], view, key)
     return values
 
 

@@ -133,6 +133,13 @@ class IndexTransaction(ABC):
     def read(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
         """The entries of those of ``keys`` that have one."""
 
+    def stamps(self, type: str, keys: Sequence[str]) -> dict[str, Stamp]:
+        """The stamps of those of ``keys`` that have an entry: all that the per-record rule needs.
+
+        Called before anything is written.
+        """
+        return {key: entry.stamp for key, entry in self.read(type, keys).items()}
+
     @abstractmethod
     def write(self, type: str, entries: Mapping[str, Entry]) -> None:
         """Put these entries in place of what was there."""

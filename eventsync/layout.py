@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from eventsync import value
-from eventsync.change import DELETE, Change, Known, Op, Stamp
+from eventsync.change import DELETE, PATCH, Change, Known, Op, Stamp
 from eventsync.clock import Version
 from eventsync.entry import check_head, check_known, check_text
 from eventsync.errors import ValueRefusedError
@@ -57,7 +57,6 @@ def write(change: Change, *, signed: bool) -> bytes:
     """
     count, extra = _write_extra(change) if change.ext or change.known is not None else (0, b"")
     count += _ENTRIES + _SIGNATURE_ENTRIES * signed
-    data = change.data
     return b"".join(
         (
             bytes((0x80 | count,)) if count < 16 else b"\xde" + count.to_bytes(2, "big"),
@@ -70,7 +69,7 @@ def write(change: Change, *, signed: bool) -> bytes:
             _write_text(change.key),
             extra,
             _DATA,
-            _NIL if data is None else value.pack(_as_dict(data)),
+            change.body or _NIL,
         )
     )
 
@@ -127,7 +126,7 @@ def _as_dict(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(raw: bytes, end: int) -> Change | None:
-    """The change in an envelope that ``write`` made and whose values are flat; ``None`` for others.
+    """The change in an envelope that ``write`` made, its body unread; ``None`` for others.
 
     ``end``: where its own entries end, and those of a signature begin. It takes nothing that breaks
     a rule, and reads nothing otherwise than by the letter of msgpack; it is there for speed only.
@@ -155,29 +154,28 @@ def read(raw: bytes, end: int) -> Change | None:
             known, after = _read_known(raw, after, end)
         elif count:
             return None
-        body = raw[after + len(_DATA) : end]
-        data = None if op == DELETE else value.unpack_flat(body)
     except (UnicodeDecodeError, ValueRefusedError):
         return None
-    if raw[after : after + len(_DATA)] != _DATA:
+    body = raw[after + len(_DATA) : end]
+    if raw[after : after + len(_DATA)] != _DATA or (known is not None and op != PATCH):
         return None
-    if op == DELETE:
-        if body != _NIL or known is not None:
-            return None
-    elif data is None or (known is not None and op != "patch"):
+    # Its length is known: ``Version`` would look again.
+    version = bytes.__new__(Version, raw[at + 27 : at + 43])
+    id_ = raw[at + 5 : at + 21]
+    if op != DELETE:
+        return Change.sealed(source, type_, op, schema, hops, key, version, id_, known, body)
+    if body != _NIL:
         return None
     return Change(
         type=type_,
         key=key,
         op=op,
-        # Its length is known: ``Version`` would look again.
-        version=bytes.__new__(Version, raw[at + 27 : at + 43]),
-        data=data,
+        version=version,
+        data=None,
         source=source,
-        id=raw[at + 5 : at + 21],
+        id=id_,
         schema=schema,
         hops=hops,
-        known=known,
     )
 
 

@@ -312,9 +312,7 @@ class StoreRegistry:
             ]
             for target in targets:
                 outcomes = report.outcomes.setdefault(target.name, {})
-                # Changes are altered when they are applied, so each target gets its own.
-                fresh = [replace(change) for change in changes]
-                for settled in apply(target, fresh, clock=clock, limits=limits):
+                for settled in apply(target, changes, clock=clock, limits=limits):
                     outcomes[settled.outcome] = outcomes.get(settled.outcome, 0) + 1
                     if settled.outcome is Outcome.REJECTED:
                         report.rejected.append((target.name, settled))

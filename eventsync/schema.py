@@ -23,6 +23,8 @@ Rule: TypeAlias = Literal["record", "field"]
 Unknown: TypeAlias = Literal["refuse", "ignore"]
 """What becomes of data for fields that are not declared."""
 
+# How many shapes of data a record type remembers; hostile ones must not fill the memory.
+_SHAPES: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 
 
@@ -37,6 +39,7 @@ class RecordType:
     __slots__ = (
         "_coders",
         "_containers",
+        "_fits",
         "_plan",
         "cls",
         "fields",
@@ -66,6 +69,7 @@ class RecordType:
         self._check()
         self._plan = {f.name: (f.type, f.verify, f.coerce) for f in fields.values()}
         self._coders = tuple((self.fields[n], *key.CODERS[self.fields[n].type]) for n in self.keys)
+        self._fits: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
         self._containers = tuple(field.name for field in fields.values() if not field.scalar)
 
     def _check(self) -> None:
@@ -117,6 +121,8 @@ class RecordType:
         default, and ``RecordError`` for a field that is not declared, unless that is ignored.
         """
         plan = self._plan
+        if (partial or len(data) == len(plan)) and self.fits(data):
+            return dict(data)
         loaded: dict[str, Any] = {}
         for name, value in data.items():
             try:
@@ -134,6 +140,41 @@ class RecordType:
                 if name not in loaded:
                     loaded[name] = self.default_for(field)
         return loaded
+
+    def fits(self, data: Mapping[str, Any]) -> bool:
+        """Whether ``data``, which may be partial, are just what ``load`` would make of them.
+
+        ``False`` when it takes a closer look to tell, as with lists and dicts. Thread-safe.
+        """
+        # Bodies of a few shapes come by the thousand: what there is to check is found out once.
+        shape = (*data, *map(type, data.values()))
+        try:
+            checks = self._fits[shape]
+        except KeyError:
+            checks = self._checks_of(data)
+            if len(self._fits) < _SHAPES:
+                self._fits[shape] = checks
+        if checks is None:
+            return False
+        for name, verify in checks:  # noqa: SIM110  # a generator costs more than the checks
+            if not verify(data[name]):
+                return False
+        return True
+
+    def _checks_of(self, data: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """What to check of data of this shape, if their fields and classes are right."""
+        checks = []
+        for name, value in data.items():
+            field = self.fields.get(name)
+            if field is None or not field.scalar:
+                return None
+            if value is None and field.optional:
+                continue
+            if type(value) is not field.type:
+                return None
+            if field.verify is not None:
+                checks.append((name, field.verify))
+        return tuple(checks)
 
     def coerce(self, field: Field | str, value: Any) -> Any:
         """The plain value that ``value`` stands for in that field. Raises ``FieldError``."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import hashlib
-import re
+import threading
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final
@@ -40,9 +40,12 @@ __all__ = [
     "NO_BODY",
     "check",
     "digest",
+    "digest_of_body",
     "freeze",
     "pack",
+    "pack_body",
     "unpack",
+    "unpack_body",
     "unpack_flat",
     "unpack_parts",
 ]
@@ -54,7 +57,7 @@ MAX_ENTRIES: Final = 1024
 """How many entries one map or array may have."""
 
 NO_BODY: Final = bytes(32)
-"""The digest of a body that is not there (a delete's)."""
+"""In place of the digest of a body that is not there (a delete's)."""
 
 # Bounds that keep a few bytes on the wire from becoming gigabytes where they are written out.
 _MAX_DECIMAL: Final = 1024
@@ -66,8 +69,14 @@ _DECIMAL, _DATE, _TIME, _NAIVE, _AWARE, _UUID, _BIGINT = range(1, 8)
 _PLAIN: Final = frozenset({str, int, bool, type(None), bytes, dt.date, UUID})
 # What needs no look inside once it has been decoded.
 _SOUND: Final = frozenset({Decimal, dt.datetime, dt.time})
+# What the values of a flat map may be.
+_FLAT: Final = _PLAIN | _SOUND | {float}
+_TEXTS: Final = frozenset({str})
 _UTC: Final = dt.UTC
-_NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([Ee][+-]?[0-9]+)?")
+# Python reads more as a decimal than the digits, point, sign and exponent that travel.
+_IN_NUMBERS: Final = b"0123456789.-+eE"
+# A packer has a buffer that is worth keeping; it is for one thread at a time.
+_packers: Final = threading.local()
 # Exact, unlike the context of the running thread, which rounds to 28 digits.
 _EXACT: Final = decimal.Context(
     prec=decimal.MAX_PREC, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX, traps=[]
@@ -159,33 +168,53 @@ def _text(payload: bytes) -> str:
     return payload.decode("ascii")
 
 
+def _read_decimal(payload: bytes) -> Decimal:
+    if len(payload) > _MAX_DECIMAL or payload.translate(None, _IN_NUMBERS):
+        raise ValueError("not a decimal")
+    number = Decimal(payload.decode())
+    if abs(number.adjusted()) > _MAX_DECIMAL:
+        raise ValueError("its exponent is too large")
+    return number
+
+
+def _read_naive(payload: bytes) -> dt.datetime:
+    moment = dt.datetime.fromisoformat(_text(payload))
+    if moment.tzinfo is not None:
+        raise ValueError("it has a zone")
+    return moment
+
+
+def _read_aware(payload: bytes) -> dt.datetime:
+    moment = dt.datetime.fromisoformat(_text(payload))
+    if moment.tzinfo is None:
+        raise ValueError("it has no zone")
+    return moment.astimezone(_UTC)
+
+
+def _read_bigint(payload: bytes) -> int:
+    if not 0 < len(payload) <= _MAX_BIGINT:
+        raise ValueError(f"it has {len(payload)} bytes")
+    return int.from_bytes(payload, "big", signed=True)
+
+
+_READERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
+    _DECIMAL: _read_decimal,
+    _DATE: lambda payload: dt.date.fromisoformat(_text(payload)),
+    _TIME: lambda payload: dt.time.fromisoformat(_text(payload)),
+    _NAIVE: _read_naive,
+    _AWARE: _read_aware,
+    _UUID: lambda payload: UUID(bytes=payload),
+    _BIGINT: _read_bigint,
+}
+
+
 def _decode_special(code: int, payload: bytes) -> Any:
     try:
-        if code == _DECIMAL:
-            text = _text(payload)
-            if len(text) <= _MAX_DECIMAL and _NUMBER.fullmatch(text):
-                number = Decimal(text)
-                if abs(number.adjusted()) <= _MAX_DECIMAL:
-                    return number
-        elif code == _DATE:
-            return dt.date.fromisoformat(_text(payload))
-        elif code == _TIME:
-            return dt.time.fromisoformat(_text(payload))
-        elif code == _NAIVE:
-            naive = dt.datetime.fromisoformat(_text(payload))
-            if naive.tzinfo is None:
-                return naive
-        elif code == _AWARE:
-            aware = dt.datetime.fromisoformat(_text(payload))
-            if aware.tzinfo is not None:
-                return aware.astimezone(_UTC)
-        elif code == _UUID:
-            return UUID(bytes=payload)
-        elif code == _BIGINT and 0 < len(payload) <= _MAX_BIGINT:
-            return int.from_bytes(payload, "big", signed=True)
+        return _READERS[code](payload)
+    except KeyError:
+        raise _refuse(f"extension type {code} is unknown") from None
     except (ValueError, ArithmeticError) as error:
         raise _refuse(f"extension type {code} has a malformed payload: {error}") from error
-    raise _refuse(f"extension type {code} is unknown or has a malformed payload")
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -204,9 +233,13 @@ def pack(value: Any) -> bytes:
     return _packb(value, _encode_special)
 
 
-def _packb(value: Any, special: Any) -> bytes:
+def _packb(value: Any, special: Callable[[Any], msgpack.ExtType]) -> bytes:
+    packers: dict[Any, msgpack.Packer] = _packers.__dict__
+    packer = packers.get(special)
+    if packer is None:
+        packer = packers[special] = msgpack.Packer(default=special)
     try:
-        return msgpack.Packer(default=special).pack(value)  # type: ignore[no-any-return]
+        return packer.pack(value)  # type: ignore[no-any-return]
     except UnicodeEncodeError as error:
         raise _refuse("a string holds a lone surrogate, which has no UTF-8 form") from error
     except (TypeError, ValueError, OverflowError) as error:
@@ -235,14 +268,26 @@ def unpack_flat(raw: bytes) -> dict[str, Any] | None:
     declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
     if len(value) != declared:
         return None
-    for key in value:
-        if type(key) is not str:
-            return None
-    for item in value.values():
-        kind = type(item)
-        if kind not in _PLAIN and kind not in _SOUND and (kind is not float or item != item):
-            return None
+    kinds = set(map(type, value.values()))
+    if not kinds <= _FLAT or not _TEXTS.issuperset(map(type, value)):
+        return None
+    if float in kinds and any(item != item for item in value.values() if type(item) is float):
+        return None
     return value
+
+
+def unpack_body(raw: bytes) -> dict[str, Any]:
+    """The body in its bytes, which may come from anywhere. Thread-safe.
+
+    Raises ``ValueRefusedError``, and nothing else, for bytes that are not one map as ``pack_body``
+    makes it, but for the order of its keys.
+    """
+    body = unpack_flat(raw)
+    if body is None:
+        body = unpack(raw)
+        if type(body) is not dict:
+            raise _refuse("a body is a map")
+    return body
 
 
 def unpack_parts(raw: bytes) -> Any:
@@ -281,20 +326,43 @@ def _canonical(value: Any) -> Any:
     return value
 
 
-def digest(body: Mapping[str, Any] | None) -> bytes:
-    """The SHA-256 of the canonical form of a body: 32 bytes; ``NO_BODY`` for no body. Thread-safe.
+def pack_body(body: Mapping[str, Any]) -> bytes:
+    """The canonical bytes of a body: as ``pack``, with the keys of every map in order. Thread-safe.
 
-    Canonical: keys sorted by code point at every level, decimals without trailing zeros, zeros
-    without a sign, datetimes with a zone in UTC, the shortest msgpack form of everything. Equal
-    bodies have equal digests, where values of different types count as different.
+    Zeros have no sign, and datetimes with a zone are in UTC. A body that has been to a store and
+    back has the same bytes, unless the store keeps it in a form of its own.
+    Raises ``ValueRefusedError`` for what may not travel.
     """
-    if body is None:
-        return NO_BODY
+    if len(body) > MAX_ENTRIES or not _TEXTS.issuperset(map(type, body)):
+        _check_container(dict(body), 1)  # says what is wrong
     ordered = {}
-    for key in sorted(body):
-        item = body[key]
+    for name in sorted(body):
+        item = body[name]
+        kind = type(item)
+        if kind not in _PLAIN:
+            check(item, depth=1)
+            if kind not in _SOUND:
+                item = _canonical(item)
+        ordered[name] = item
+    return _packb(ordered, _encode_special)
+
+
+def digest_of_body(packed: bytes) -> bytes:
+    """The SHA-256 of the bytes of a body: 32 bytes. Thread-safe."""
+    return hashlib.sha256(packed).digest()
+
+
+def digest(row: Mapping[str, Any]) -> bytes:
+    """The SHA-256 of what a row says, whatever form its store gives its decimals: 32 bytes.
+
+    As that of ``pack_body``, but decimals are taken without trailing zeros: rows that are equal
+    have equal digests, where values of different types count as different. Thread-safe.
+    """
+    ordered = {}
+    for key in sorted(row):
+        item = row[key]
         ordered[key] = item if type(item) in _PLAIN else _canonical(item)
-    return hashlib.sha256(_packb(ordered, _encode_canonical)).digest()
+    return digest_of_body(_packb(ordered, _encode_canonical))
 
 
 def freeze(value: Any) -> Any:

@@ -222,7 +222,7 @@ class Worker:
     def _decoded(self, item: _Item) -> _Item:
         try:
             item.change = envelope.decode(
-                item.raw, keys=self.bus.keys, max_bytes=self.bus.max_envelope
+                item.raw, keys=self.bus.keys, max_bytes=self.bus.max_envelope, lazily=True
             )
         except EnvelopeError as error:
             item.error = error

@@ -239,6 +239,27 @@ def test_hostile_envelopes_take_no_memory():
     assert peak < 20_000_000
 
 
+@given(strategies.bodies)
+def test_what_is_read_late_is_the_same(body):
+    """A change whose body is left unread has the same stamp, and then the same data."""
+    raw = envelope.encode(strategies.change("put", Version.of(1), body))
+    late, now = envelope.decode(raw, lazily=True), envelope.decode(raw)
+    assert late.stamp == now.stamp
+    assert late == now
+    assert envelope.encode(late) == raw
+
+
+@given(strategies.bodies, st.binary(min_size=1, max_size=8), st.integers(0, 400))
+def test_a_body_read_late_raises_only_the_one_error(body, noise, place):
+    """Whatever has become of its bytes."""
+    raw = bytearray(envelope.encode(strategies.change("put", Version.of(1), body)))
+    raw[place % len(raw) : place % len(raw) + len(noise)] = noise
+    try:
+        assert envelope.decode(bytes(raw), lazily=True).data is not ...
+    except (EnvelopeError, ValueRefusedError):
+        return
+
+
 @given(st.lists(st.binary(min_size=1, max_size=400), max_size=30), st.integers(1, 8))
 def test_framing_round_trip(envelopes, count):
     """Envelopes come out of messages as they were put in, in their order, within the bounds."""

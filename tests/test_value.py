@@ -40,6 +40,30 @@ def test_digest_does_not_see_the_order_of_keys(body, rng):
     assert value.digest(dict(items)) == value.digest(body)
 
 
+@given(strategies.bodies, st.randoms(use_true_random=False))
+def test_a_body_has_one_form(body, rng):
+    """Whatever the order of its keys, its bytes are the same, also once it has been read."""
+    items = list(body.items())
+    rng.shuffle(items)
+    packed = value.pack_body(dict(items))
+    assert packed == value.pack_body(body)
+    assert value.pack_body(value.unpack_body(packed)) == packed
+
+
+def test_a_body_keeps_the_digits_of_a_decimal_but_no_sign_of_a_zero():
+    """19.90 stays 19.90; 0.0 and -0.0 are one body, since stores lose the sign."""
+    assert str(value.unpack_body(value.pack_body({"a": Decimal("19.90")}))["a"]) == "19.90"
+    for minus, plus in ((-0.0, 0.0), ([-0.0], [0.0])):
+        assert value.pack_body({"a": minus}) == value.pack_body({"a": plus})
+
+
+@pytest.mark.parametrize("body", [b"", b"\xc0", b"\x90", b"\x81\x01\x01", b"\x81\xa1a"])
+def test_what_is_no_body_is_refused(body):
+    """Nothing, nil, an array, a map of numbers, a map cut short."""
+    with pytest.raises(ValueRefusedError):
+        value.unpack_body(body)
+
+
 @given(strategies.bodies, strategies.bodies)
 def test_digests_of_unlike_bodies_differ(one, other):
     """Equal digests mean equal bodies."""

@@ -113,6 +113,34 @@ def test_rejected_winner_does_not_take_what_it_superseded_along(bus, store):
     assert [letter.reason for letter in letters(bus)] == ["rejected"]
 
 
+def test_a_body_that_is_none_is_a_dead_letter_and_supersedes_nothing(bus, store):
+    """Values are read late; what cannot be read leaves the change before it to be applied."""
+    clock = Clock()
+    good, bad = put(clock, 1, "good"), put(clock, 1, "bad")
+    # In the place of the text a byte that begins none.
+    broken = bus.encode(bad).replace(b"\xa3bad", b"\xa3\xffad")
+    bus.publish("Product", [bus.encode(good), broken])
+    worker = Worker(store, bus)
+    worker.drain()
+    assert store.get(Product, 1).name == "good"
+    (letter,) = letters(bus)
+    assert letter.reason == "value"
+    assert letter.raw == broken
+    assert worker.outcomes == {Outcome.APPLIED: 1, Outcome.REJECTED: 1}
+
+
+def test_a_superseded_body_is_not_read(bus, store):
+    """A change that a later one of the same batch supersedes costs no look at its values."""
+    clock = Clock()
+    bad, good = put(clock, 1, "bad"), put(clock, 1, "good")
+    broken = bus.encode(bad).replace(b"\xa3bad", b"\xa3\xffad")
+    bus.publish("Product", [broken, bus.encode(good)])
+    worker = Worker(store, bus)
+    worker.drain()
+    assert worker.outcomes == {Outcome.APPLIED: 1, Outcome.SUPERSEDED: 1}
+    assert letters(bus) == []
+
+
 def test_replayed_letter_passes_the_gate(bus, store):
     """A letter that is replayed is applied if it still is the latest, and else is stale."""
     clock = Clock()

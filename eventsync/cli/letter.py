@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eventsync import envelope
@@ -157,12 +157,11 @@ def mended(
     for version in (change.version, now_held(store, change.type, change.key)[1]):
         if version is not None:
             _observe(clock, version)
-    fresh: dict[str, Any] = {"version": clock.tick(), "id": new_id(), "_digest": None, "hops": 0}
+    fresh: dict[str, Any] = {"version": clock.tick(), "id": new_id(), "hops": 0}
     if described.rule == "record":
-        return replace(change, data=described.key_values(change.key) | loaded, **fresh), edited
+        return change.replace(data=described.key_values(change.key) | loaded, **fresh), edited
     kept = {n: held for n, held in loaded.items() if n not in edited and n not in described.keys}
-    return replace(
-        change,
+    return change.replace(
         op=PATCH,
         data={name: loaded[name] for name in edited},
         known=_known_beside(change, kept, edited),

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
 from eventsync.accessor import Accessor, Write
+from eventsync.change import Stamp
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Outgoing, Presence
 from eventsync.query import Query
@@ -233,6 +234,18 @@ class _SqlTransaction(IndexTransaction):
                 (type, *chunk),
             ):
                 found[key] = Entry.unpack(*columns)
+        return found
+
+    def stamps(self, type: str, keys: Sequence[str]) -> dict[str, Stamp]:
+        found: dict[str, Stamp] = {}
+        for start in range(0, len(keys), _IN):
+            chunk = keys[start : start + _IN]
+            marks = ",".join("?" * len(chunk))
+            rows = self.connection.exec_driver_sql(
+                f"SELECT key, stamp FROM eventsync_version WHERE type = ? AND key IN ({marks})",
+                (type, *chunk),
+            )
+            found.update((key, Stamp(stamp)) for key, stamp in rows)
         return found
 
     def write(self, type: str, entries: Mapping[str, Entry]) -> None:
@@ -591,6 +604,8 @@ class SqlAccessor(Accessor[R]):
         for field, column in self.view.names.items():
             declared = self.type.fields[field].type
             kind = self._table.c[column].type
+            if declared is Decimal and isinstance(kind, sa.Numeric):
+                return False  # the digits that end in zeros are not kept
             if declared is float and not isinstance(kind, sa.Float | sa.Numeric):
                 return False
             if declared is str and isinstance(kind, sa.Numeric | sa.Integer | sa.types.NullType):

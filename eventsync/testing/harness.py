@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime as dt
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
@@ -135,7 +134,7 @@ class Harness:
 
     def send(self, store: Store, changes: Iterable[Change]) -> list[Settled]:
         """Apply copies of ``changes``, as they would be decoded from a message."""
-        return apply(store, [replace(change) for change in changes], clock=store.clock)
+        return apply(store, [change.replace() for change in changes], clock=store.clock)
 
     def scatter(self, store: Store, changes: Sequence[Change], rng: random.Random) -> None:
         """Apply ``changes`` shuffled, some twice, in batches of random size."""
