@@ -21,14 +21,13 @@ from eventsync.index import Index, IndexTransaction
 from eventsync.key import CODERS
 from eventsync.query import All, Compare, Query
 from eventsync.record import Record
-from eventsync.stores.redis.codec import HashCodec, JsonCodec
+from eventsync.stores.redis.codec import HashCodec, JsonCodec, framed
 from eventsync.stores.redis.index import (
     ConflictError,
     Data,
     Layout,
     RedisIndex,
     RedisTransaction,
-    framed,
 )
 from eventsync.stores.redis.pattern import KeyPattern
 from eventsync.stores.redis.server import Database, Server
@@ -92,7 +91,8 @@ class RedisAccessor(Accessor[R]):
         )
         self.forgets = ttl is not None
         self._rows = self._server.script("rows.lua")
-        self._constant = self._framed(self._codec.encode(self.view.constant))[0]
+        self._constant = self._hash.framed(self.view.constant)[0] if self._hash else b""
+        self._untouched = self._texts({})
 
     def __repr__(self) -> str:
         return f"RedisAccessor({self.type.name}, {self.pattern.text!r})"
@@ -228,24 +228,25 @@ class RedisAccessor(Accessor[R]):
             behind = self._fetch(partial)
         for write in writes:
             name = self.pattern.name(write.key)
-            data = self._codec.encode(self.view.to_store(write.values))
+            stored = self.view.to_store(write.values)
             values, kept = write.values, behind.get(write.key)
             if write.key in behind and self._layout.indexed:
                 values = {**self._record(write.key, kept).raw(), **values}
             if self._hash:
                 action = b"h" if write.whole else b"u"
-                sets, drops = self._framed(data)
+                sets, drops = self._hash.framed(stored)
                 fresh = self._constant if write.whole else b""
                 staged = Data(action, sets, drops, fresh)
             else:
-                staged = Data(b"j", self._json.text(self._document(write, data, kept)))
+                staged = Data(b"j", self._json.text(self._document(write, stored, kept)))
                 if kept is not None:
                     transaction.saw(write.key, name, self._trace(kept), b"")
             transaction.stage(write.key, name, staged, self._texts(values))
         for key in removals:
-            transaction.stage(key, self.pattern.name(key), Data(b"-"), self._texts({}))
+            transaction.stage(key, self.pattern.name(key), Data(b"-"), self._untouched)
 
-    def _document(self, write: Write, data: dict[str, Any], kept: Any) -> dict[str, Any]:
+    def _document(self, write: Write, stored: dict[str, Any], kept: Any) -> dict[str, Any]:
+        data = self._json.encode(stored)
         if write.whole:
             return self._json.encode(self.view.constant) | data
         if kept is None:
@@ -427,6 +428,8 @@ class RedisAccessor(Accessor[R]):
 
     def _texts(self, values: Mapping[str, Any]) -> bytes:
         """The texts of a record's values by which index sets are named."""
+        if not self._layout.indexed:
+            return b""
         held = [(field, values.get(field)) for field in self._layout.indexed]
         return framed("" if v is None else self._text(field, v) for field, v in held)
 
@@ -438,10 +441,3 @@ class RedisAccessor(Accessor[R]):
             return hashlib.sha1(kept, usedforsecurity=False).hexdigest().encode()
         texts = [_ABSENT if v is None else b"%d:%b" % (len(v), v) for v in kept]
         return hashlib.sha1(b"".join(texts), usedforsecurity=False).hexdigest().encode()
-
-    def _framed(self, data: Mapping[str, Any]) -> tuple[bytes, bytes]:
-        """Fields and values to set in a hash, and fields to remove from it."""
-        if not self._hash:
-            return b"", b""
-        sets = [part for name, kept in data.items() if kept is not None for part in (name, kept)]
-        return framed(sets), framed(name for name, kept in data.items() if kept is None)

@@ -10,7 +10,7 @@ import binascii
 import datetime as dt
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
@@ -21,7 +21,7 @@ from eventsync.record import Field
 from eventsync.schema import same
 from eventsync.view import BoundView
 
-__all__ = ["Codec", "HashCodec", "JsonCodec"]
+__all__ = ["Codec", "HashCodec", "JsonCodec", "framed"]
 
 _EXACT: Final = 2**53 - 1
 _WRITERS: Final[Mapping[type[Any], Callable[[Any], bytes]]] = {
@@ -36,6 +36,15 @@ _WRITERS: Final[Mapping[type[Any], Callable[[Any], bytes]]] = {
     dt.time: lambda time: time.isoformat().encode(),
     dt.datetime: lambda moment: moment.isoformat().encode(),
 }
+
+
+def framed(parts: Iterable[bytes | str]) -> bytes:
+    """The parts in one, each after its length: what ``parts`` of the scripts takes apart."""
+    pieces: list[bytes] = []
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        pieces += (len(raw).to_bytes(4, "big"), raw)
+    return b"".join(pieces)
 
 
 class Codec:
@@ -80,6 +89,13 @@ class Codec:
 class HashCodec(Codec):
     """The values of a hash: bytes as they are, lists and dicts as JSON, the rest as text."""
 
+    def __init__(self, view: BoundView) -> None:
+        super().__init__(view)
+        self._heads = {name: framed((name,)) for name in self._names}
+        # By name, the class of values that need no further look.
+        self._kinds = {n: f.type for n, f in self._fields.items() if f.type in _WRITERS}
+        self._writers = _WRITERS
+
     def write(self, name: str, held: Any) -> bytes | None:
         if held is None:
             return None
@@ -89,16 +105,23 @@ class HashCodec(Codec):
         writer = _WRITERS.get(type(held))
         return dumps(to_json(held)).encode() if writer is None else writer(held)
 
-    def encode(self, stored: Mapping[str, Any]) -> dict[str, Any]:
-        # The quickest way for what most values are.
-        fields, data = self._fields, {}
+    def framed(self, stored: Mapping[str, Any]) -> tuple[bytes, bytes]:
+        """Fields and values to set in a hash, and fields to remove from it, framed.
+
+        Raises ``RejectedError``.
+        """
+        sets: list[bytes] = []
+        drops = b""
+        heads, writers, kinds = self._heads, self._writers, self._kinds
         for name, held in stored.items():
+            head = heads.get(name) or framed((name,))
+            if held is None:
+                drops += head
+                continue
             kind = type(held)
-            if kind is str and name in fields and fields[name].type is str:
-                data[name] = held.encode()
-            else:
-                data[name] = self._written(name, held)
-        return data
+            kept = writers[kind](held) if kinds.get(name) is kind else self._written(name, held)
+            sets += (head, len(kept).to_bytes(4, "big"), kept)
+        return b"".join(sets), drops
 
     def read(self, name: str, kept: Any) -> Any:
         field = self._fields.get(name)

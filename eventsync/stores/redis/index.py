@@ -17,9 +17,10 @@ from typing import Any, ClassVar, Final
 from eventsync.change import Stamp
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Outgoing, Presence
+from eventsync.stores.redis.codec import framed
 from eventsync.stores.redis.server import Database, Script, Server
 
-__all__ = ["ConflictError", "Data", "RedisIndex", "RedisTransaction", "framed"]
+__all__ = ["ConflictError", "Data", "RedisIndex", "RedisTransaction"]
 
 _NO_ECHO: Final = 0xFFFFFFFF
 _SEQUENCE: Final = 20  # bits of an outbox number that tell entries of one millisecond apart
@@ -204,7 +205,7 @@ class RedisIndex(Index):
             *names,
         ]
         arguments: list[Any] = [framed(header), len(operations)]
-        arguments += [framed([key.encode(), *op]) for key, op in operations.items()]
+        arguments += [framed((key, *op)) for key, op in operations.items()]
         for of_type, body in outgoing:
             arguments += (of_type, body)
         code, *rest = self._commit(keys, arguments)
@@ -341,12 +342,6 @@ class RedisTransaction(IndexTransaction):
         if data is None:
             return (*head, b"", b"", b"", b"", texts)
         return (*head, data.action, data.sets, data.drops, data.fresh, texts)
-
-
-def framed(parts: Iterable[bytes | str]) -> bytes:
-    """The parts in one, each after its length: what ``parts`` of the scripts takes apart."""
-    raws = [part.encode() if isinstance(part, str) else part for part in parts]
-    return b"".join([piece for raw in raws for piece in (len(raw).to_bytes(4, "big"), raw)])
 
 
 def _packed(entry: Entry) -> bytes:
