@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from servers.redis import RedisServer
+from servers.slapd import SlapdServer
 
 from eventsync import envelope
 from eventsync.change import DELETE, PATCH, PUT
@@ -57,6 +58,7 @@ def test_python_examples_run(page, tmp_path):
 
 # By the mark of a fence: the server that the example needs, and where the example looks for it.
 SERVERS = {
+    "ldap": (SlapdServer, "ldap://localhost"),
     "redis": (RedisServer, "redis://localhost:6379/0"),
 }
 

@@ -311,3 +311,17 @@ def test_server_that_hangs(people, tmp_path):
         finally:
             people.resume()
         assert accessor.get("ada") is None
+
+
+def test_encrypted(tmp_path):
+    """With TLS from the start or by StartTLS; never with a server whose certificate is unknown."""
+    with SlapdServer(more=SCHEMA, tls=True) as own:
+        ways = [{"url": own.secure_url}, {"url": own.url, "tls": "starttls"}]
+        for number, way in enumerate(ways):
+            index = FileIndex(tmp_path / f"{number}.db")
+            accessor = persons(own, ca_file=own.certificate, **way)
+            with Store("people", accessor, index=index) as store:
+                store.add(Person(uid=f"p{number}", name="x", surname="x"))
+                assert store.count(Person) == number + 1
+            with pytest.raises(EventSyncError):
+                Store("people", persons(own, **way), index=index).open()
