@@ -5,7 +5,6 @@ It owns how records are read, found and written there. It knows nothing of other
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from eventsync.stores.redis.index import (
     RedisTransaction,
 )
 from eventsync.stores.redis.pattern import KeyPattern
+from eventsync.stores.redis.row import PAGE, Rows
 from eventsync.stores.redis.server import Database, Server
 from eventsync.view import View
 
@@ -37,9 +37,7 @@ __all__ = ["RedisAccessor"]
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
-_PAGE: Final = 500
 _TRIES: Final = 60
-_ABSENT: Final = b"-"
 
 
 class RedisAccessor(Accessor[R]):
@@ -90,7 +88,7 @@ class RedisAccessor(Accessor[R]):
             indexed=self._checked_indexes(indexes),
         )
         self.forgets = ttl is not None
-        self._rows = self._server.script("rows.lua")
+        self._rows = Rows(self._server, self.pattern, self._layout.fields, self.type.name)
         self._constant = self._hash.framed(self.view.constant)[0] if self._hash else b""
         self._untouched = self._texts({})
 
@@ -169,7 +167,7 @@ class RedisAccessor(Accessor[R]):
         self._directly([Write(record.key, record.changes(), whole=False)], [])
 
     def get(self, key: str) -> R | None:
-        rows = self._fetch([key])
+        rows = self._rows.fetch([key])
         return self._record(key, rows[key]) if key in rows else None
 
     def find(self, query: Query) -> Iterable[R]:
@@ -178,7 +176,7 @@ class RedisAccessor(Accessor[R]):
     def count(self, query: Query) -> int:
         if query.where.fields:
             return super().count(query)
-        return sum(1 for _ in self._keys())
+        return sum(1 for _ in self._rows.listed())
 
     def remove(self, key: str) -> None:
         self._directly([], [key])
@@ -206,14 +204,14 @@ class RedisAccessor(Accessor[R]):
     ) -> dict[str, Mapping[str, Any]]:
         assert isinstance(transaction, RedisTransaction)
         transaction.layout = self._layout
-        found = self._fetch(keys)
+        found = self._rows.fetch(keys)
         rows: dict[str, Mapping[str, Any]] = {}
         for key in keys:
             kept = found.get(key)
             values = None if kept is None else self._record(key, kept).raw()
             if values is not None:
                 rows[key] = values
-            trace = self._trace(kept)
+            trace = self._rows.trace(kept)
             transaction.saw(key, self.pattern.name(key), trace, self._texts(values or {}))
         return rows
 
@@ -225,7 +223,7 @@ class RedisAccessor(Accessor[R]):
         partial = [write.key for write in writes if not write.whole]
         behind: dict[str, Any] = {}
         if partial and (self._layout.indexed or not self._hash):
-            behind = self._fetch(partial)
+            behind = self._rows.fetch(partial)
         for write in writes:
             name = self.pattern.name(write.key)
             stored = self.view.to_store(write.values)
@@ -240,7 +238,7 @@ class RedisAccessor(Accessor[R]):
             else:
                 staged = Data(b"j", self._json.text(self._document(write, stored, kept)))
                 if kept is not None:
-                    transaction.saw(write.key, name, self._trace(kept), b"")
+                    transaction.saw(write.key, name, self._rows.trace(kept), b"")
             transaction.stage(write.key, name, staged, self._texts(values))
         for key in removals:
             transaction.stage(key, self.pattern.name(key), Data(b"-"), self._untouched)
@@ -327,23 +325,6 @@ class RedisAccessor(Accessor[R]):
 
     # -- rows --------------------------------------------------------------------------------------
 
-    def _fetch(self, keys: Sequence[str]) -> dict[str, Any]:
-        """By key, what Redis keeps of the records that are there."""
-        found: dict[str, Any] = {}
-        kind = ["h", *self._layout.fields] if self._hash else ["j"]
-        for start in range(0, len(keys), _PAGE):
-            chunk = keys[start : start + _PAGE]
-            names = [self.pattern.name(key) for key in chunk]
-            for key, name, kept in zip(chunk, names, self._rows(names, kind), strict=True):
-                if kept == 0:
-                    raise RejectedError(
-                        f"the key {name!r} holds something else than a {self.type.name}",
-                        hint="move it away, or give the records another key pattern",
-                    )
-                if kept is not None:
-                    found[key] = kept
-        return found
-
     def _record(self, key: str, kept: Any) -> R:
         """The record of what Redis keeps. Raises ``RecordError`` that names the Redis key."""
         try:
@@ -365,10 +346,10 @@ class RedisAccessor(Accessor[R]):
 
     def _found(self, query: Query) -> Iterator[R]:
         candidates = self._candidates(query)
-        keys = iter(self._keys() if candidates is None else candidates)
-        while chunk := list(islice(keys, _PAGE)):
+        keys = iter(self._rows.listed() if candidates is None else candidates)
+        while chunk := list(islice(keys, PAGE)):
             try:
-                rows = self._fetch(chunk)
+                rows = self._rows.fetch(chunk)
             except RejectedError:
                 rows = {}  # the type of a key changed since it was listed
             for key, kept in rows.items():
@@ -378,16 +359,6 @@ class RedisAccessor(Accessor[R]):
                     if query.unreadable is None:
                         raise
                     query.unreadable(error)
-
-    def _keys(self) -> Iterator[str]:
-        """The keys of all records, each once."""
-        seen: set[bytes] = set()
-        for name in self._server.scan(self.pattern.glob, "hash" if self._hash else "string"):
-            if name not in seen:
-                seen.add(name)
-                key = self.pattern.key(name.decode(errors="replace"))
-                if key is not None:
-                    yield key
 
     def _candidates(self, query: Query) -> Iterable[str] | None:
         """The keys among which all records are that the query asks for; ``None`` if that is all."""
@@ -432,12 +403,3 @@ class RedisAccessor(Accessor[R]):
             return b""
         held = [(field, values.get(field)) for field in self._layout.indexed]
         return framed("" if v is None else self._text(field, v) for field, v in held)
-
-    def _trace(self, kept: Any) -> bytes:
-        """What ``trace`` of ``commit.lua`` gives for what was read."""
-        if kept is None:
-            return _ABSENT
-        if not self._hash:
-            return hashlib.sha1(kept, usedforsecurity=False).hexdigest().encode()
-        texts = [_ABSENT if v is None else b"%d:%b" % (len(v), v) for v in kept]
-        return hashlib.sha1(b"".join(texts), usedforsecurity=False).hexdigest().encode()
