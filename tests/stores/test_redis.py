@@ -23,7 +23,8 @@ from eventsync.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.redis import RedisAccessor, RedisIndex
 from eventsync.testing import FakeBus, StoreContract
-from eventsync.testing.harness import put
+from eventsync.testing.harness import changed, put
+from eventsync.view import Convert, View
 
 
 class ClusterServer(RedisServer):
@@ -231,6 +232,23 @@ def test_index_sets(server, client, layout):
         with store:
             assert sorted(c.key for chunk in store.capture() for c in chunk) == ["2", "5"]
             assert {r.id for r in store.find(Customer, {"city": "Oslo"})} == {0, 9, 2}
+
+
+@pytest.mark.parametrize("layout", ["hash", "json"])
+def test_conversion_that_alters(server, client, layout):
+    """A patch of a field that a conversion does not bring back as it was is taken for no edit."""
+    view = View(convert={"name": Convert(str.upper, str.lower)})
+    accessor = RedisAccessor(Counter, server.url, layout=layout, view=view)
+    with Store("crm", accessor) as store:
+        sent(store, Counter(id=1, name="Lamp", total=1), version(1))
+        patches = [
+            changed(Counter, "1", "patch", version(2), {"name": "Chair"}),
+            changed(Counter, "1", "patch", version(3), {"total": 2}),
+        ]
+        for patch in patches:
+            apply(store, [patch], clock=store.clock)
+            assert [change for chunk in store.capture() for change in chunk] == []
+        assert store[Counter, 1].raw() == {"id": 1, "name": "chair", "total": 2}
 
 
 def test_lost_answer(server, client):

@@ -210,7 +210,7 @@ class RedisAccessor(Accessor[R]):
             kept = found.get(key)
             values = None if kept is None else self._record(key, kept).raw()
             if values is not None:
-                rows[key] = values
+                rows[key] = transaction.seen[key] = values
             trace = self._rows.trace(kept)
             transaction.saw(key, self.pattern.name(key), trace, self._texts(values or {}))
         return rows
@@ -259,13 +259,15 @@ class RedisAccessor(Accessor[R]):
         # Redis keeps what it is given, so only a conversion can make another value of it.
         if not self.view.convert:
             return {}
+        assert isinstance(transaction, RedisTransaction)
         back = {}
         for key, values in writes.items():
             data = self._codec.encode(self.view.to_store(values))
-            held = {n: kept for n, kept in data.items() if kept is not None or not self._hash}
-            converted = self.view.to_record(self._codec.decode(held))
-            back[key] = {**values, **{n: v for n, v in converted.items() if n in values}}
-        return back if all(len(v) == len(self.view.fields) for v in back.values()) else {}
+            kept = {n: held for n, held in data.items() if held is not None or not self._hash}
+            converted = self.view.to_record(self._codec.decode(kept))
+            now = {**values, **{n: held for n, held in converted.items() if n in values}}
+            back[key] = {**transaction.seen.get(key, {}), **now}
+        return back
 
     # -- transactions that begin again -------------------------------------------------------------
 

@@ -230,7 +230,7 @@ class RedisTransaction(IndexTransaction):
     """What one transaction reads and is about to write; nothing is written before its commit.
 
     It is about records of one type. ``met``: after the commit, the entries that writes met which
-    were to take effect only over older ones (``newest_wins``).
+    were to take effect only over older ones (``newest_wins``). ``seen``: the rows that were read.
     """
 
     intents: ClassVar[bool] = False
@@ -240,6 +240,7 @@ class RedisTransaction(IndexTransaction):
         self.layout = Layout()
         self.newest_wins = False
         self.met: dict[str, Entry] = {}
+        self.seen: dict[str, Mapping[str, Any]] = {}
         self._type: str | None = None
         self._read: dict[str, bytes] = {}
         self._written: dict[str, bytes] = {}
