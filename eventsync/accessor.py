@@ -86,6 +86,9 @@ class Accessor(ABC, Generic[R]):
         self.record_class = record_type
         self.type = record_type.__record__
         self.view = (view or View()).bind(self.type)
+        self.forgets = False
+        """Whether records may leave the store by themselves (they expire), so that one which is not
+        there any more was not deleted."""
         self._index: Index | None = None
 
     @property
@@ -539,7 +542,7 @@ class Accessor(ABC, Generic[R]):
         source: str,
     ) -> Change | None:
         if row is None:
-            if entry is None or entry.presence is not Presence.HERE:
+            if entry is None or entry.presence is not Presence.HERE or self.forgets:
                 return None
             return self._new(key, DELETE, None, entry, clock, source)
         if (entry is None or entry.presence is not Presence.HERE) and self._outside(row):

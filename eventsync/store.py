@@ -290,6 +290,8 @@ class Store:
             if chunk:
                 seen.update(chunk)
                 yield self._capture(accessor, chunk, publisher, unreadable)
+            if accessor.forgets:
+                continue
             vanished = self._vanished(accessor, seen)
             known = self.index.counts(accessor.type.name)[Presence.HERE]
             if len(vanished) > max(10, deletes * known):

@@ -12,6 +12,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from servers.redis import RedisServer
+from servers.slapd import SlapdServer
 
 from eventsync import envelope
 from eventsync.change import DELETE, PATCH, PUT
@@ -52,6 +54,25 @@ def test_python_examples_run(page, tmp_path):
             "id,title,price",
             "1,Lamp,19.90",
         ]
+
+
+# By the mark of a fence: the server that the example needs, and where the example looks for it.
+SERVERS = {
+    "ldap": (SlapdServer, "ldap://localhost"),
+    "redis": (RedisServer, "redis://localhost:6379/0"),
+}
+
+
+@pytest.mark.parametrize("mark", sorted(SERVERS))
+def test_store_examples_run(mark, tmp_path):
+    """The examples of a store run, one after another, on a server of the test's own."""
+    server, address = SERVERS[mark]
+    code = "\n".join(blocks("docs/stores.md", f"python {mark}"))
+    assert address in code
+    with server() as running:
+        script = tmp_path / "example.py"
+        script.write_text(code.replace(address, running.url), encoding="utf-8")
+        run([sys.executable, script.name], tmp_path)
 
 
 def test_quickstart_runs(tmp_path):

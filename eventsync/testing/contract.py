@@ -29,5 +29,5 @@ class StoreContract(
     ``accessor`` gives another accessor on the same data, as another process would have it. Override
     ``index`` if the accessor has no ``default_index``, and ``steps`` to name further moments at
     which a process may die. What your kind of store cannot hold you say with the class attributes
-    ``holds`` and ``odd_text``; everything else is required of all.
+    ``holds``, ``odd_text`` and ``longest_key``; everything else is required of all.
     """

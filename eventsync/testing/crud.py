@@ -155,7 +155,7 @@ class CrudContract(Harness):
         """Text keys that look like paths, differ in case only or hold odd characters stay apart."""
         named = Record.derive("Named", {"key": Field(type=str, key=True), "value": Field(type=int)})
         store = self.store(tmp_path, named)
-        keys = [*_ODD_KEYS, "k" * 500]
+        keys = [*_ODD_KEYS, "k" * self.longest_key]
         if self.odd_text:
             keys += [" ", " x", "a\nb", "\t", "\x01"]
         for number, key in enumerate(keys):

@@ -74,6 +74,9 @@ class Harness:
     """Whether text with line breaks, control characters and blanks at its ends comes back as it
     was, also in keys. A store for which this is false should refuse such text."""
 
+    longest_key: ClassVar[int] = 500
+    """How many characters of a key the store can hold, if that is less than any key may have."""
+
     examples: ClassVar[int] = 15
     """How many random histories each property is tried on."""
 

@@ -1,0 +1,407 @@
+"""The accessor of records in Redis.
+
+It owns how records are read, found and written there. It knows nothing of other stores.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar, Final, Literal, TypeVar
+
+from eventsync.accessor import Accessor, Edit, Write
+from eventsync.change import Change
+from eventsync.clock import Clock
+from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
+from eventsync.gate import Verdict, decide_put_or_delete
+from eventsync.index import Index, IndexTransaction
+from eventsync.key import CODERS
+from eventsync.query import All, Compare, Query
+from eventsync.record import Record
+from eventsync.stores.redis.codec import HashCodec, JsonCodec, framed
+from eventsync.stores.redis.index import (
+    ConflictError,
+    Data,
+    Layout,
+    RedisIndex,
+    RedisTransaction,
+)
+from eventsync.stores.redis.pattern import KeyPattern
+from eventsync.stores.redis.row import PAGE, Rows
+from eventsync.stores.redis.server import Database, Server
+from eventsync.view import View
+
+__all__ = ["RedisAccessor"]
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+_TRIES: Final = 60
+
+
+class RedisAccessor(Accessor[R]):
+    """Records of one type, each under a Redis key of its own.
+
+    ``database``: a URL as ``redis://localhost:6379/0``, or a client of redis-py (a
+    ``redis.cluster.RedisCluster`` for a cluster). ``key``: the pattern of the records' keys, as
+    ``customer:{id}`` (see ``KeyPattern``); by default the type's name, a colon and the key.
+    ``layout``: ``hash``, a hash with a field for each field of the record, where ``None`` is no
+    field; or ``json``, a string with a JSON object. ``ttl``: seconds after which a record that is
+    not written again expires; it is then not taken for deleted. ``indexes``: fields by whose value
+    ``find`` is to find records without looking at all of them.
+
+    Fields of a hash that the view does not name stay as they are; so do members of a JSON object
+    under the per-field rule, while a put under the per-record rule replaces the object.
+
+    Data, versions and outbox are written in one script: all of a batch or nothing. Any number of
+    processes may write at once.
+    """
+
+    atomic: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        record_type: type[R],
+        database: Database,
+        *,
+        key: str | None = None,
+        layout: Literal["hash", "json"] = "hash",
+        ttl: float | None = None,
+        indexes: Iterable[str] = (),
+        view: View | None = None,
+    ) -> None:
+        super().__init__(record_type, view=view)
+        self._server = Server.of(database)
+        if layout not in ("hash", "json"):
+            raise ConfigError(f"layout={layout!r}: it is 'hash' or 'json'")
+        if ttl is not None and ttl < 0.001:
+            raise ConfigError(f"ttl={ttl!r}: it is a number of seconds above 0")
+        # In a key pattern of its own making, a brace of the type's name cannot occur.
+        self.pattern = KeyPattern(key or f"{self.type.name}:{{key}}", self.type)
+        self._hash = HashCodec(self.view) if layout == "hash" else None
+        self._json = JsonCodec(self.view)
+        names = tuple(self.view.names.values())
+        self._layout = Layout(
+            fields=names if layout == "hash" else (),
+            life=None if ttl is None else round(ttl * 1000),
+            indexed=self._checked_indexes(indexes),
+        )
+        self.forgets = ttl is not None
+        self._rows = Rows(self._server, self.pattern, self._layout.fields, self.type.name)
+        self._constant = self._hash.framed(self.view.constant)[0] if self._hash else b""
+        self._untouched = self._texts({})
+
+    def __repr__(self) -> str:
+        return f"RedisAccessor({self.type.name}, {self.pattern.text!r})"
+
+    def _checked_indexes(self, indexes: Iterable[str]) -> tuple[str, ...]:
+        for name in indexes:
+            if name not in self.view.names:
+                raise ConfigError(f"{self.type.name}: this store has no field {name!r} to index")
+            if self.type.fields[name].type not in CODERS:
+                raise ConfigError(
+                    f"{self.type.name}.{name}: there is no index of "
+                    f"{self.type.fields[name].expected}"
+                )
+        return tuple(dict.fromkeys(indexes))
+
+    @property
+    def _codec(self) -> HashCodec | JsonCodec:
+        return self._hash or self._json
+
+    # -- part of a store ---------------------------------------------------------------------------
+
+    def default_index(self) -> Index:
+        return RedisIndex(self._server, slot=self.pattern.tag or "eventsync")
+
+    def bind(self, index: Index) -> None:
+        if not isinstance(index, RedisIndex) or index.server.address != self._server.address:
+            raise ConfigError(
+                f"the Redis accessor of {self.type.name} keeps versions beside its data",
+                hint="leave the store's index out, or pass a RedisIndex on the same database",
+            )
+        super().bind(index)
+
+    @property
+    def _versions(self) -> RedisIndex:
+        # Also of use without a store, to read and write data as anybody else would.
+        index = self.default_index() if self._index is None else self._index
+        assert isinstance(index, RedisIndex)
+        return index
+
+    def ensure(self) -> None:
+        self.ping()
+        memory = self._server.info("memory")
+        policy = str(memory.get("maxmemory_policy", ""))
+        if policy.startswith("allkeys") and memory.get("maxmemory"):
+            raise ConfigError(
+                f"Redis at {self._server.address} may evict any key ({policy}), versions too: "
+                "deleted records would come back",
+                hint="set maxmemory-policy to noeviction, or with ttl= to a volatile one",
+            )
+        slot = self._versions.slot
+        clustered = self._server.cluster or self._server.info("cluster").get("cluster_enabled")
+        if clustered and self.pattern.tag != slot:
+            raise ConfigError(
+                f"on Redis Cluster the keys of {self.type.name} and their versions have to share "
+                f"a hash slot; {self.pattern.text!r} does not keep them in that of {{{slot}}}",
+                hint=f"begin the pattern with a hash tag, as key="
+                f"'{{{{{slot}}}}}:{self.pattern.text}'",
+            )
+        place = f"{'hash' if self._hash else 'json'} {self.pattern.text}"
+        self._versions.register(self.type.name, place)
+
+    def ping(self) -> None:
+        self._server.call("PING")
+
+    def close(self) -> None:
+        self._server.close()
+
+    # -- the six -----------------------------------------------------------------------------------
+
+    def add(self, record: R) -> None:
+        self._directly([Write(record.key, record.raw(), whole=True)], [])
+
+    def update(self, record: R) -> None:
+        self._directly([Write(record.key, record.changes(), whole=False)], [])
+
+    def get(self, key: str) -> R | None:
+        rows = self._rows.fetch([key])
+        return self._record(key, rows[key]) if key in rows else None
+
+    def find(self, query: Query) -> Iterable[R]:
+        return query.select(self._found(query))
+
+    def count(self, query: Query) -> int:
+        if query.where.fields:
+            return super().count(query)
+        return sum(1 for _ in self._rows.listed())
+
+    def remove(self, key: str) -> None:
+        self._directly([], [key])
+
+    def record_to_data(self, record: R) -> dict[str, Any]:
+        """The fields of the hash, as bytes; or the members of the JSON object."""
+        data = self._codec.encode(super().record_to_data(record))
+        return {n: kept for n, kept in data.items() if kept is not None} if self._hash else data
+
+    def data_to_record(self, data: Any) -> R:
+        return super().data_to_record(self._codec.decode(data))
+
+    def _directly(self, writes: Sequence[Write], removals: Sequence[str]) -> None:
+        def attempt() -> None:
+            with self._versions.transaction() as transaction:
+                transaction._of(self.type.name)
+                self.write_rows(writes, removals, transaction)
+
+        self._again(attempt)
+
+    # -- many at once ------------------------------------------------------------------------------
+
+    def read_rows(
+        self, keys: Sequence[str], transaction: IndexTransaction
+    ) -> dict[str, Mapping[str, Any]]:
+        assert isinstance(transaction, RedisTransaction)
+        transaction.layout = self._layout
+        found = self._rows.fetch(keys)
+        rows: dict[str, Mapping[str, Any]] = {}
+        for key in keys:
+            kept = found.get(key)
+            values = None if kept is None else self._record(key, kept).raw()
+            if values is not None:
+                rows[key] = transaction.seen[key] = values
+            trace = self._rows.trace(kept)
+            transaction.saw(key, self.pattern.name(key), trace, self._texts(values or {}))
+        return rows
+
+    def write_rows(
+        self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
+    ) -> None:
+        assert isinstance(transaction, RedisTransaction)
+        transaction.layout = self._layout
+        partial = [write.key for write in writes if not write.whole]
+        behind: dict[str, Any] = {}
+        if partial and (self._layout.indexed or not self._hash):
+            behind = self._rows.fetch(partial)
+        for write in writes:
+            name = self.pattern.name(write.key)
+            stored = self.view.to_store(write.values)
+            values, kept = write.values, behind.get(write.key)
+            if write.key in behind and self._layout.indexed:
+                values = {**self._record(write.key, kept).raw(), **values}
+            if self._hash:
+                action = b"h" if write.whole else b"u"
+                sets, drops = self._hash.framed(stored)
+                fresh = self._constant if write.whole else b""
+                staged = Data(action, sets, drops, fresh)
+            else:
+                staged = Data(b"j", self._json.text(self._document(write, stored, kept)))
+                if kept is not None:
+                    transaction.saw(write.key, name, self._rows.trace(kept), b"")
+            transaction.stage(write.key, name, staged, self._texts(values))
+        for key in removals:
+            transaction.stage(key, self.pattern.name(key), Data(b"-"), self._untouched)
+
+    def _document(self, write: Write, stored: dict[str, Any], kept: Any) -> dict[str, Any]:
+        data = self._json.encode(stored)
+        if write.whole:
+            return self._json.encode(self.view.constant) | data
+        if kept is None:
+            raise StoreUnavailableError(
+                f"{self.type.name} {write.key!r} vanished while it was being updated"
+            )
+        return self._json.members(kept) | data
+
+    def read_back(
+        self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
+    ) -> Mapping[str, Mapping[str, Any]]:
+        # Redis keeps what it is given, so only a conversion can make another value of it.
+        if not self.view.convert:
+            return {}
+        assert isinstance(transaction, RedisTransaction)
+        back = {}
+        for key, values in writes.items():
+            data = self._codec.encode(self.view.to_store(values))
+            kept = {n: held for n, held in data.items() if held is not None or not self._hash}
+            converted = self.view.to_record(self._codec.decode(kept))
+            now = {**values, **{n: held for n, held in converted.items() if n in values}}
+            back[key] = {**transaction.seen.get(key, {}), **now}
+        return back
+
+    # -- transactions that begin again -------------------------------------------------------------
+
+    def apply(
+        self, batch: Mapping[str, Sequence[Change]], *, altered: Container[str] = ()
+    ) -> dict[str, list[Verdict]]:
+        whole = self.type.rule == "record" and (self._hash or not self.view.partial)
+        if not whole:
+            return self._again(lambda: super(RedisAccessor, self).apply(batch, altered=altered))
+        # Under the per-record rule nothing has to be read: the decision is that of a record not yet
+        # known, and the script lets it take effect where the store holds nothing later.
+        decisions = {
+            key: decide_put_or_delete(None, changes[0], self.view) for key, changes in batch.items()
+        }
+        for key, decision in decisions.items():
+            decision.altered = decision.altered or key in altered
+        with self._versions.transaction() as transaction:
+            transaction.newest_wins = True
+            self._perform(decisions, transaction)
+        verdicts = {key: decision.verdicts for key, decision in decisions.items()}
+        for key, held in transaction.met.items():
+            verdicts[key] = decide_put_or_delete(held, batch[key][0], self.view).verdicts
+        return verdicts
+
+    def edit(
+        self,
+        edits: Sequence[Edit],
+        clock: Clock,
+        source: str,
+        encode: Callable[[Change], bytes] | None,
+    ) -> list[Change]:
+        return self._again(lambda: super(RedisAccessor, self).edit(edits, clock, source, encode))
+
+    def capture(
+        self,
+        keys: Sequence[str],
+        clock: Clock,
+        source: str,
+        encode: Callable[[Change], bytes] | None,
+    ) -> list[Change]:
+        return self._again(lambda: super(RedisAccessor, self).capture(keys, clock, source, encode))
+
+    def states(self, keys: Sequence[str], source: str) -> list[Change]:
+        return self._again(lambda: super(RedisAccessor, self).states(keys, source))
+
+    def complete(self, states: Mapping[str, Sequence[Change]]) -> int:
+        return self._again(lambda: super(RedisAccessor, self).complete(states))
+
+    def _again(self, attempt: Callable[[], T]) -> T:
+        """The result of ``attempt``, made again while others are faster. One of them always is."""
+        for number in range(_TRIES):
+            try:
+                return attempt()
+            except ConflictError:
+                time.sleep(random.random() * 0.0005 * 2 ** min(number, 7))
+        return attempt()
+
+    # -- rows --------------------------------------------------------------------------------------
+
+    def _record(self, key: str, kept: Any) -> R:
+        """The record of what Redis keeps. Raises ``RecordError`` that names the Redis key."""
+        try:
+            if self._hash:
+                pairs = zip(self._layout.fields, kept, strict=True)
+                data = {name: value for name, value in pairs if value is not None}
+            else:
+                data = self._json.members(kept)
+            record = self.data_to_record(data)
+            # A key that is in the name only need not be in the data too.
+            told = self.type.key_values(key)
+            values = {**told, **record.raw()}
+            if self.type.key_text(values) != key:
+                raise RecordError(f"it holds the key {self.type.key_text(values)!r}")
+        except RecordError as error:
+            name = self.pattern.name(key)
+            raise RecordError(f"{name}: {error.message}", hint=error.hint) from error
+        return record if len(values) == len(record.raw()) else self.make(values)
+
+    def _found(self, query: Query) -> Iterator[R]:
+        candidates = self._candidates(query)
+        keys = iter(self._rows.listed() if candidates is None else candidates)
+        while chunk := list(islice(keys, PAGE)):
+            try:
+                rows = self._rows.fetch(chunk)
+            except RejectedError:
+                rows = {}  # the type of a key changed since it was listed
+            for key, kept in rows.items():
+                try:
+                    yield self._record(key, kept)
+                except RecordError as error:
+                    if query.unreadable is None:
+                        raise
+                    query.unreadable(error)
+
+    def _candidates(self, query: Query) -> Iterable[str] | None:
+        """The keys among which all records are that the query asks for; ``None`` if that is all."""
+        tree = query.where.tree
+        for node in tree.parts if isinstance(tree, All) else (tree,):
+            if not isinstance(node, Compare) or node.op not in ("$eq", "$in"):
+                continue
+            wanted = node.operand if node.op == "$in" else (node.operand,)
+            if self.type.keys == (node.field,):
+                return self._keys_of(wanted)
+            if node.field in self._layout.indexed and "" not in wanted:
+                return self._members_of(node.field, wanted)
+        return None
+
+    def _keys_of(self, wanted: Iterable[Any]) -> list[str]:
+        keys = []
+        for value in wanted:
+            try:
+                keys.append(self.type.key_of(value))
+            except RecordError:
+                continue  # no record can have such a key
+        return list(dict.fromkeys(keys))
+
+    def _members_of(self, field: str, wanted: Iterable[Any]) -> Iterator[str]:
+        seen: set[bytes] = set()
+        for value in wanted:
+            name = self._versions.set_name(self.type.name, field, self._text(field, value))
+            for member in self._server.members(name):
+                if member not in seen:
+                    seen.add(member)
+                    yield member.decode()
+
+    def _text(self, field: str, value: Any) -> str:
+        try:
+            return CODERS[self.type.fields[field].type][0](value)
+        except ValueError as error:
+            raise RejectedError(f"{self.type.name}.{field}: {error}") from error
+
+    def _texts(self, values: Mapping[str, Any]) -> bytes:
+        """The texts of a record's values by which index sets are named."""
+        if not self._layout.indexed:
+            return b""
+        held = [(field, values.get(field)) for field in self._layout.indexed]
+        return framed("" if v is None else self._text(field, v) for field, v in held)

@@ -1,0 +1,125 @@
+"""The names of records' keys in Redis, made of a pattern as ``customer:{id}``, and back.
+
+It knows nothing of what is kept under them. No two records share a name, whatever is in their keys:
+inside a name, what could be mistaken for a part of the pattern is percent-escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from string import Formatter
+from typing import Final
+from urllib.parse import unquote
+
+from eventsync import key as keys
+from eventsync.errors import ConfigError, RecordError
+from eventsync.record import RecordType
+
+__all__ = ["KeyPattern"]
+
+_WHOLE: Final = "key"
+_GLOB: Final = re.compile(r"([*?\[\]\\^-])")
+
+
+class KeyPattern:
+    """How the keys of one record type are named. Immutable, hence thread-safe.
+
+    ``{name}`` stands for a key field, ``{key}`` for the record's whole key; ``{{`` and ``}}`` are
+    braces. Braces of the pattern's own are a hash tag of Redis Cluster, as in
+    ``{{crm}}:customer:{id}``: braces in keys are always escaped, so no record leaves its slot.
+
+    ``tag``: the hash tag that all names have, ``None`` without one. ``glob``: what all names match.
+    """
+
+    def __init__(self, text: str, record_type: RecordType) -> None:
+        """Raises ``ConfigError`` for a pattern that could give two records one name."""
+        self.text: Final = text
+        self._type = record_type
+        self._literals, names = self._parsed()
+        whole = names == [_WHOLE] and _WHOLE not in record_type.keys
+        if not whole and sorted(names) != sorted(record_type.keys):
+            fields = " and ".join(f"{{{name}}}" for name in record_type.keys)
+            raise self._error(
+                f"it has to name {{key}} or {fields}, once, and nothing else",
+                hint="write braces that are meant as such, as a cluster's hash tag, twice: {{crm}}",
+            )
+        self._order = [record_type.keys.index(name) for name in names] if not whole else []
+        self._check_between()
+        special = set("{}") if whole else set("{}%")
+        special |= {c for part in self._literals[1:-1] for c in part if not c.isalnum()}
+        self._special = re.compile(f"[{re.escape(''.join(sorted(special)))}]")
+        kept = f"([^{re.escape(''.join(sorted(special - {'%'})))}]*)"
+        self._name = re.compile(kept.join(map(re.escape, self._literals)), re.DOTALL)
+        self.tag: Final = self._tag()
+        self.glob: Final = "*".join(_GLOB.sub(r"\\\1", part) for part in self._literals)
+        self.name: Final[Callable[[str], str]] = self._whole_name if whole else self._fields_name
+
+    def key(self, name: str) -> str | None:
+        """The key of the record of that name, ``None`` if it is no record's of this type."""
+        match = self._name.fullmatch(name)
+        if match is None:
+            return None
+        if not self._order:
+            text = match[1].replace("%7B", "{").replace("%7D", "}")
+        else:
+            parts = [""] * len(self._order)
+            for place, part in zip(self._order, match.groups(), strict=True):
+                parts[place] = unquote(part, errors="replace")
+            text = keys.join(parts)
+        try:
+            self._type.key_values(text)
+        except RecordError:
+            return None
+        return text if self.name(text) == name else None
+
+    def _whole_name(self, key: str) -> str:
+        first, last = self._literals
+        return f"{first}{self._special.sub(_escaped, key)}{last}"
+
+    def _fields_name(self, key: str) -> str:
+        parts = keys.split(key)
+        name = self._literals[0]
+        for place, literal in zip(self._order, self._literals[1:], strict=True):
+            name += self._special.sub(_escaped, parts[place]) + literal
+        return name
+
+    def _parsed(self) -> tuple[list[str], list[str]]:
+        """The texts around the fields, one more than those; and the fields."""
+        literals, names = [""], []
+        try:
+            for literal, name, spec, conversion in Formatter().parse(self.text):
+                literals[-1] += literal
+                if name is not None:
+                    if spec or conversion:
+                        raise self._error(f"{name!r} takes neither a format nor a conversion")
+                    names.append(name)
+                    literals.append("")
+        except ValueError as error:
+            raise self._error(str(error)) from None
+        return literals, names
+
+    def _check_between(self) -> None:
+        for part in self._literals[1:-1]:
+            if not any(not c.isalnum() and c not in "%{}" for c in part):
+                raise self._error(
+                    "between two fields there has to be a sign that is no letter or digit",
+                    hint="as in visit:{place}:{number}",
+                )
+
+    def _tag(self) -> str | None:
+        """What Redis Cluster hashes of a name: what is in the first pair of braces."""
+        template = "\0".join(self._literals)
+        start = template.find("{")
+        end = template.find("}", start + 1)
+        tag = template[start + 1 : end] if 0 <= start < end else ""
+        return tag if tag and "\0" not in tag else None
+
+    def _error(self, message: str, *, hint: str = "") -> ConfigError:
+        return ConfigError(
+            f"the key pattern {self.text!r} of {self._type.name}: {message}", hint=hint
+        )
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode())

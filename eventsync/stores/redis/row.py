@@ -1,0 +1,70 @@
+"""What Redis keeps of records: read many at once, listed, and told apart by a trace.
+
+It knows nothing of what the kept values mean, nor of versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from eventsync.errors import RejectedError
+from eventsync.stores.redis.pattern import KeyPattern
+from eventsync.stores.redis.server import Server
+
+__all__ = ["PAGE", "Rows"]
+
+PAGE: Final = 500
+"""How many records to ask for at once."""
+
+_ABSENT: Final = b"-"
+
+
+class Rows:
+    """The records of one type: hashes with ``fields``, or strings without. Thread-safe."""
+
+    def __init__(
+        self, server: Server, pattern: KeyPattern, fields: Sequence[str], type: str
+    ) -> None:
+        self._server = server
+        self._pattern = pattern
+        self._fields = fields
+        self._type = type
+        self._read = server.script("rows.lua")
+
+    def fetch(self, keys: Sequence[str]) -> dict[str, Any]:
+        """By key, what Redis keeps of the records that are there."""
+        found: dict[str, Any] = {}
+        kind = ["h", *self._fields] if self._fields else ["j"]
+        for start in range(0, len(keys), PAGE):
+            chunk = keys[start : start + PAGE]
+            names = [self._pattern.name(key) for key in chunk]
+            for key, name, kept in zip(chunk, names, self._read(names, kind), strict=True):
+                if kept == 0:
+                    raise RejectedError(
+                        f"the key {name!r} holds something else than a {self._type}",
+                        hint="move it away, or give the records another key pattern",
+                    )
+                if kept is not None:
+                    found[key] = kept
+        return found
+
+    def listed(self) -> Iterator[str]:
+        """The keys of all records, each once."""
+        seen: set[bytes] = set()
+        for name in self._server.scan(self._pattern.glob, "hash" if self._fields else "string"):
+            if name not in seen:
+                seen.add(name)
+                key = self._pattern.key(name.decode(errors="replace"))
+                if key is not None:
+                    yield key
+
+    def trace(self, kept: Any) -> bytes:
+        """What ``trace`` of ``commit.lua`` gives for what was read."""
+        if kept is None:
+            return _ABSENT
+        if not self._fields:
+            return hashlib.sha1(kept, usedforsecurity=False).hexdigest().encode()
+        texts = [_ABSENT if v is None else b"%d:%b" % (len(v), v) for v in kept]
+        return hashlib.sha1(b"".join(texts), usedforsecurity=False).hexdigest().encode()

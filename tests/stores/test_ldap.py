@@ -1,0 +1,327 @@
+"""The LDAP store, against a real OpenLDAP."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+from dataclasses import replace
+
+import pytest
+from servers.slapd import SlapdServer
+
+from eventsync.apply import apply
+from eventsync.clock import Clock, Version
+from eventsync.errors import (
+    AlreadyExistsError,
+    ConfigError,
+    EventSyncError,
+    RejectedError,
+    StoreUnavailableError,
+)
+from eventsync.index import FileIndex
+from eventsync.record import Field, Record
+from eventsync.store import Store
+from eventsync.stores.ldap import LdapAccessor
+from eventsync.testing import StoreContract
+from eventsync.testing.harness import VALUE_TYPES, put
+from eventsync.view import View
+
+NUMBERS = itertools.count()
+FIELDS = (
+    "id name amount note email city score active place number guests key value title origin"
+    " flag ratio price text blob day clock moment instant token nested"
+)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with SlapdServer(attributes=[f"x-{name}" for name in FIELDS.split()]) as running:
+        yield running
+
+
+class TestLdapAccessor(StoreContract):
+    """The conformance suite on entries whose attributes hold any bytes.
+
+    Its lists hold a value twice, which no attribute does; they have tests of their own.
+    """
+
+    holds = VALUE_TYPES - {list}
+    longest_key = 200
+    examples = 5
+
+    @pytest.fixture(autouse=True)
+    def _server(self, server):
+        self.server = server
+        self.units = {}
+
+    def unit(self, folder, name):
+        if (folder, name) not in self.units:
+            unit = f"ou=u{next(NUMBERS)},dc=example,dc=org"
+            client = self.server.client()
+            assert client.add(unit, "organizationalUnit"), client.result
+            client.unbind()
+            self.units[folder, name] = unit
+        return self.units[folder, name]
+
+    def accessor(self, record_type, folder, view=None):
+        view = view or View()
+        fields = record_type.__record__.fields
+        named = {name: f"x-{(view.rename or {}).get(name, name)}" for name in fields}
+        constant = {f"x-{name}": value for name, value in (view.constant or {}).items()}
+        rdn = "+".join(f"{named[key]}={{{key}}}" for key in record_type.__record__.keys)
+        return LdapAccessor(
+            record_type,
+            self.server.url,
+            dn=f"{rdn},{self.unit(folder, record_type.__record__.name)}",
+            object_classes=["testRecord"],
+            user=self.server.user_dn,
+            password=self.server.password,
+            view=replace(view, rename=named, constant=constant),
+        )
+
+    def index(self, accessor, folder):
+        return FileIndex(folder / "versions.db")
+
+
+class Person(Record, rule="field"):
+    """An ``inetOrgPerson`` as directories have it."""
+
+    uid: str = Field(key=True)
+    name: str
+    surname: str
+    title: str | None = None
+    mails: list[str] = Field(default_factory=list)
+    photo: bytes | None = None
+    number: int | None = None
+    open: bool | None = None
+    seen: dt.datetime | None = Field(default=None, zoned=True)
+
+
+SCHEMA = """
+attributetype ( 1.3.6.1.4.1.55555.3.1 NAME 'y-number' EQUALITY integerMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.27 SINGLE-VALUE )
+attributetype ( 1.3.6.1.4.1.55555.3.2 NAME 'y-open' EQUALITY booleanMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.7 SINGLE-VALUE )
+attributetype ( 1.3.6.1.4.1.55555.3.3 NAME 'y-seen' EQUALITY generalizedTimeMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.24 SINGLE-VALUE )
+objectclass ( 1.3.6.1.4.1.55555.4.1 NAME 'yPerson' SUP top AUXILIARY
+  MAY ( y-number $ y-open $ y-seen ) )
+"""
+VIEW = View(
+    rename={"name": "cn", "surname": "sn", "mails": "mail", "photo": "jpegPhoto"}
+    | {"number": "y-number", "open": "y-open", "seen": "y-seen"}
+)
+
+
+@pytest.fixture(scope="module")
+def people():
+    with SlapdServer(more=SCHEMA) as running:
+        yield running
+
+
+def persons(server, **options):
+    given = {"user": server.user_dn, "password": server.password, "view": VIEW} | options
+    return LdapAccessor(
+        Person,
+        given.pop("url", server.url),
+        dn="uid={uid},ou=people,dc=example,dc=org",
+        object_classes=["inetOrgPerson", "yPerson"],
+        **given,
+    )
+
+
+@pytest.fixture
+def store(people, tmp_path):
+    with Store("people", persons(people), index=FileIndex(tmp_path / "versions.db")) as made:
+        yield made
+        made.remove(record_type=Person)
+
+
+def test_syntaxes(people, store):
+    """Integers, booleans, times, bytes and several values are what a directory has for them."""
+    seen = dt.datetime(2026, 11, 24, 10, 30, 0, 250000, dt.timezone(dt.timedelta(hours=2)))
+    ada = Person(uid="ada", name="Ada", surname="Lovelace", mails=["a@b", "c@d"], number=-7)
+    ada.photo, ada.open, ada.seen = b"\xff\xd8\x00", True, seen
+    store.add(ada)
+    client = people.client()
+    client.search("uid=ada,ou=people,dc=example,dc=org", "(objectClass=*)", attributes=["*"])
+    raw = client.response[0]["raw_attributes"]
+    client.unbind()
+    assert raw["y-seen"] == [b"20261124083000.25Z"]
+    assert (raw["y-number"], raw["y-open"]) == ([b"-7"], [b"TRUE"])
+    assert sorted(raw["mail"]) == [b"a@b", b"c@d"]
+    assert raw["jpegPhoto"] == [b"\xff\xd8\x00"]
+    assert raw["objectClass"] == [b"inetOrgPerson", b"yPerson"]
+    held = store[Person, "ada"]
+    assert held.raw() == ada.raw()
+    held.mails, held.photo, held.open = ["e@f"], None, False
+    store.update(held)
+    assert store[Person, "ada"].raw() == held.raw()
+    held.mails = []
+    store.update(held)
+    assert store[Person, "ada"].mails == []
+    assert [change for chunk in store.capture() for change in chunk] == []
+
+
+HOSTILE = [
+    *(
+        "a,b",
+        "a+b=c",
+        "#x",
+        'q"uote',
+        "back\\slash",
+        "<x>;",
+        "*)(uid=*",
+        "zoë",
+        "日本",
+        "a\nb",
+        "a/b",
+    ),
+    "uid=x,ou=people",
+]
+
+
+def test_names_are_escaped(people, store):
+    """Whatever is in a key, its entry is the one right below the base, and found again."""
+    store.add([Person(uid=uid, name="x", surname=uid) for uid in HOSTILE])
+    found = {person.uid: person.surname for person in store.find(Person)}
+    assert found == {uid: uid for uid in HOSTILE}
+    for uid in HOSTILE:
+        assert store[Person, uid].surname == uid
+        store.remove(store[Person, uid])
+    assert store.count(Person) == 0
+
+
+def test_pages(people, tmp_path):
+    """All entries are found, also when they are more than a page, and others are read meanwhile."""
+    accessor = persons(people, page=7)
+    with Store("people", accessor, index=FileIndex(tmp_path / "v.db")) as store:
+        store.add([Person(uid=f"p{n}", name="x", surname="x") for n in range(30)])
+        found = [store[Person, person.uid].uid for person in store.find(Person)]
+        assert sorted(found) == sorted(f"p{n}" for n in range(30))
+        assert store.remove(record_type=Person) == 30
+
+
+def test_refusals(store):
+    """What the directory or its attributes do not take is rejected, and nothing of it is there."""
+    refused = [
+        Person(uid="r1", name="", surname="x"),  # the object class demands one
+        Person(uid="r2", name="x", surname="x", title=""),  # the syntax knows no empty text
+        Person(uid="r3", name="x", surname="x", mails=["a", "a"]),
+        Person(uid="r4", name="x", surname="x", mails=["é"]),  # ASCII only
+    ]
+    for person in refused:
+        with pytest.raises(RejectedError):
+            store.add(person)
+        assert store.get(Person, person.uid) is None
+    now = int(Clock().now() * 1000)
+    good = Person(uid="good", name="x", surname="x")
+    changes = [put(p, Version.of(now - 9 + n, 0, 1)) for n, p in enumerate([*refused, good])]
+    outcomes = [settled.outcome for settled in apply(store, changes, clock=store.clock)]
+    assert outcomes == ["rejected"] * 4 + ["applied"]
+    assert [person.uid for person in store.find(Person)] == ["good"]
+
+
+def test_keys_that_the_directory_takes_for_one(store):
+    """A key that differs in case only, in an attribute that ignores it, overwrites nothing."""
+    store.add(Person(uid="Ada", name="x", surname="first"))
+    assert store.get(Person, "ada") is None
+    with pytest.raises(RejectedError, match="same"):
+        store.add(Person(uid="ada", name="x", surname="second"))
+    with pytest.raises(AlreadyExistsError):
+        store.add(Person(uid="Ada", name="x", surname="third"))
+    assert [person.surname for person in store.find(Person)] == ["first"]
+
+
+def test_update_depends_on_what_was_read(people, store):
+    """An entry that somebody changes between read and write is not written over (RFC 4528)."""
+    store.add(Person(uid="ada", name="Ada", surname="Byron"))
+    accessor = store.accessor(Person)
+    read = accessor.get("ada")
+    other = persons(people)
+    edited = other.get("ada")
+    edited["surname"] = "King"
+    other.update(edited)
+    other.close()
+    read["surname"] = "Lovelace"
+    with pytest.raises(StoreUnavailableError, match="same moment"):
+        accessor.update(read)
+    assert accessor.get("ada").surname == "King"
+    read = accessor.get("ada")
+    read["surname"] = "Lovelace"
+    accessor.update(read)
+    assert accessor.get("ada").surname == "Lovelace"
+
+
+def test_needs_an_index(people):
+    """A directory has no place for versions, so a store without an index is refused."""
+    with pytest.raises(ConfigError, match="FileIndex"):
+        Store("people", persons(people))
+
+
+@pytest.mark.parametrize(
+    "dn", ["uid={uid}", "uid=x,dc=org", "uid={uid},ou={ou},dc=org", "uid={uid,dc=org"]
+)
+def test_wrong_templates(people, dn):
+    """A template that does not name the entries is refused."""
+    with pytest.raises(ConfigError, match="dn="):
+        LdapAccessor(Person, people.url, dn=dn, object_classes=["inetOrgPerson"])
+
+
+def test_errors_tell_no_secret(people, tmp_path):
+    """A wrong password or a server that is away shows no password, and only the latter may pass."""
+    shown = []
+    for url, password in ((people.url, "s3cret"), ("ldap://127.0.0.1:1", "s3cret")):
+        accessor = persons(people, url=url, password=password)
+        with pytest.raises(EventSyncError) as caught:
+            Store("people", accessor, index=tmp_path / "v.db").open()
+        assert caught.value.retryable == url.endswith(":1")
+        shown.append(f"{accessor!r} {caught.value} {caught.value.__cause__!r}")
+    assert "s3cret" not in " ".join(shown)
+    with pytest.raises(ConfigError) as caught:
+        persons(people, url="ldap://admin:s3cret@127.0.0.1")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_killed_and_started_again(tmp_path):
+    """While the server is away a change can be tried again, and then it is there once."""
+    with SlapdServer(more=SCHEMA) as own:
+        index = FileIndex(tmp_path / "versions.db")
+        with Store("people", persons(own), index=index) as store:
+            store.add(Person(uid="ada", name="Ada", surname="Byron"))
+            own.kill()
+            change = put(Person(uid="ada", name="Ada", surname="King"), store.clock.tick())
+            with pytest.raises(StoreUnavailableError):
+                apply(store, [change], clock=store.clock)
+            own.start()
+            (settled,) = apply(store, [change], clock=store.clock)
+            assert settled.outcome == "applied"
+            assert store[Person, "ada"].surname == "King"
+            assert [found for chunk in store.capture() for found in chunk] == []
+
+
+def test_server_that_hangs(people, tmp_path):
+    """A server that answers nothing is given up after the timeout."""
+    accessor = persons(people, timeout=1)
+    with Store("people", accessor, index=tmp_path / "v.db"):
+        people.pause()
+        try:
+            with pytest.raises(StoreUnavailableError):
+                accessor.get("ada")
+        finally:
+            people.resume()
+        assert accessor.get("ada") is None
+
+
+def test_encrypted(tmp_path):
+    """With TLS from the start or by StartTLS; never with a server whose certificate is unknown."""
+    with SlapdServer(more=SCHEMA, tls=True) as own:
+        ways = [{"url": own.secure_url}, {"url": own.url, "tls": "starttls"}]
+        for number, way in enumerate(ways):
+            index = FileIndex(tmp_path / f"{number}.db")
+            accessor = persons(own, ca_file=own.certificate, **way)
+            with Store("people", accessor, index=index) as store:
+                store.add(Person(uid=f"p{number}", name="x", surname="x"))
+                assert store.count(Person) == number + 1
+            with pytest.raises(EventSyncError):
+                Store("people", persons(own, **way), index=index).open()
