@@ -194,6 +194,13 @@ class Accessor(ABC, Generic[R]):
             hint='pass one: Store(..., index=FileIndex("versions.db"))',
         )
 
+    def depends_on(self, other: Accessor[Any]) -> bool:
+        """Whether records here may refer to some of ``other``, which then have to be there first.
+
+        The store refuses what comes too early with ``DependencyError``.
+        """
+        return False
+
     def ensure(self) -> None:
         """Create what the accessor needs in its store (a folder, a table). Idempotent."""
 

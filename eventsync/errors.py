@@ -18,6 +18,7 @@ The hierarchy::
     │   ├── NotFoundError        no such record
     │   ├── AlreadyExistsError   a record of that key is there already
     │   ├── RejectedError        the store refuses this record; another try changes nothing
+    │   ├── DependencyError      another record has to come or go first               (retryable)
     │   ├── StoreUnavailableError  the store cannot be reached or is busy              (retryable)
     │   └── SuspiciousReadError  a source read that would delete too much
     └── BusError                 the broker did not do what was asked
@@ -27,6 +28,7 @@ The hierarchy::
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "ChangeRefusedError",
     "ClockDriftError",
     "ConfigError",
+    "DependencyError",
     "EnvelopeError",
     "EventSyncError",
     "FieldError",
@@ -165,6 +168,20 @@ class RejectedError(StoreError):
     """The store refuses this record (a constraint, a type, a size); another try changes nothing."""
 
     reason = "rejected"
+
+
+class DependencyError(StoreError):
+    """Another record has to come (a parent) or to go (a child) before this one can be written.
+
+    ``keys``: of the records of a batch that this is known to concern; empty when it is not known.
+    """
+
+    retryable = True
+    reason = "dependency"
+
+    def __init__(self, message: str, *, keys: Collection[str] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.keys = frozenset(keys)
 
 
 class StoreUnavailableError(StoreError):
