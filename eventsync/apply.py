@@ -6,7 +6,7 @@ the batch's outcome decided, and the same batch may be applied again at any time
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from eventsync.errors import (
     ChangeRefusedError,
     ClockDriftError,
     ConfigError,
+    DependencyError,
     EventSyncError,
     RecordError,
     StoreError,
@@ -82,15 +83,48 @@ def apply(
             keys = by_type.setdefault(item.change.type, {})
             keys.setdefault(item.change.key, []).append(item)
     for type, batch in by_type.items():
-        accessor = store.accessors[type]
-        if accessor.type.rule == "record":
+        if store.accessors[type].type.rule == "record":
             for items in batch.values():
                 _coalesce(items)
+    for accessor, batch in _in_order(store, by_type):
         _apply_or_split(accessor, batch, altered)
     newest = max((i.change.version for i in settled if i.outcome is Outcome.APPLIED), default=None)
     if newest is not None:
         clock.observe(newest, max_drift=limits.drift)
     return settled
+
+
+def _in_order(
+    store: Store, by_type: Mapping[str, dict[str, list[Settled]]]
+) -> Iterator[tuple[Accessor[Any], dict[str, list[Settled]]]]:
+    """Batches by type: parents first, then, for what is deleted, children first."""
+    accessors = [store.accessors[type] for type in by_type]
+    above = {a.type.name: [b for b in accessors if a.depends_on(b)] for a in accessors}
+    if not any(above.values()):
+        yield from ((accessor, by_type[accessor.type.name]) for accessor in accessors)
+        return
+    ordered: dict[str, Accessor[Any]] = {}
+
+    def place(accessor: Accessor[Any], below: frozenset[str]) -> None:
+        name = accessor.type.name
+        if name in ordered or name in below:
+            return  # a circle has no order: what comes too early is held
+        for parent in above[name]:
+            place(parent, below | {name})
+        ordered[name] = accessor
+
+    for accessor in accessors:
+        place(accessor, frozenset())
+    for name, accessor in ordered.items():
+        yield accessor, {k: i for k, i in by_type[name].items() if not _deletes(i)}
+    for name, accessor in reversed(ordered.items()):
+        yield accessor, {k: i for k, i in by_type[name].items() if _deletes(i)}
+
+
+def _deletes(items: Sequence[Settled]) -> bool:
+    """Whether the greatest put or delete among the changes of a record is a delete."""
+    changes = [item.change for item in items if item.change.op != PATCH]
+    return bool(changes) and max(changes, key=lambda change: change.stamp).op == DELETE
 
 
 def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict[str, int]:
@@ -198,8 +232,13 @@ def _apply_or_split(
             altered=altered,
         )
     except Exception as error:
-        if is_retryable(error) or isinstance(error, ConfigError):
+        waiting = isinstance(error, DependencyError)
+        if not waiting and (is_retryable(error) or isinstance(error, ConfigError)):
             raise
+        if len(batch) == 1 and waiting:
+            for item in next(iter(batch.values())):
+                item.outcome, item.error = Outcome.HELD, _named(error)
+            return
         if len(batch) == 1:
             _isolate(accessor, *batch.items(), altered=altered, error=_named(error))
             return

@@ -214,7 +214,8 @@ class SqlTransaction(IndexTransaction):
         return found
 
     def write(self, type: str, entries: Mapping[str, Entry]) -> None:
-        new, known = [], []
+        new: list[tuple[Any, ...]] = []
+        known: list[tuple[Any, ...]] = []
         for key, entry in sorted(entries.items()) if self._absent else entries.items():
             row = (type, key, entry.stamp, int(entry.presence), entry.pack_detail(), entry.echo)
             (new if (type, key) in self._absent else known).append(row)
