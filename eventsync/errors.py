@@ -28,7 +28,6 @@ The hierarchy::
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, ClassVar
 
 __all__ = [
@@ -171,17 +170,10 @@ class RejectedError(StoreError):
 
 
 class DependencyError(StoreError):
-    """Another record has to come (a parent) or to go (a child) before this one can be written.
-
-    ``keys``: of the records of a batch that this is known to concern; empty when it is not known.
-    """
+    """Another record has to come (a parent) or to go (a child) before this one can be written."""
 
     retryable = True
     reason = "dependency"
-
-    def __init__(self, message: str, *, keys: Collection[str] = (), hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.keys = frozenset(keys)
 
 
 class StoreUnavailableError(StoreError):

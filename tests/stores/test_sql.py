@@ -17,7 +17,7 @@ from servers.postgres import PostgresServer
 from eventsync.apply import apply
 from eventsync.change import Change
 from eventsync.clock import Clock, Version
-from eventsync.errors import DependencyError
+from eventsync.errors import DependencyError, StoreUnavailableError
 from eventsync.gate import Outcome
 from eventsync.record import Field, Record
 from eventsync.retry import retrying
@@ -219,3 +219,34 @@ def test_unique_and_exact(shop):
     assert sorted(outcomes) == ["applied", "applied", "rejected", "rejected"]
     assert outcomes[2:] == ["rejected", "applied"]
     assert [c for chunk in shop.capture() for c in chunk] == []
+
+
+def test_connections_that_are_cut(postgres):
+    """Connections that the server ended are made again, and a missing server is worth waiting."""
+    url = fresh(postgres)
+    with Store("crm", SqlAccessor(Counter, url, create=True)) as store:
+        store.add(Counter(id=1))
+        engine = sa.create_engine(postgres)
+        with engine.connect() as connection:
+            connection.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+            )
+        engine.dispose()
+        store.add(Counter(id=2))
+        assert store.count(Counter) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [PostgresServer, MariaServer])
+def test_server_killed_and_started_again(kind):
+    """What was applied survives the server's death; while it is away errors are retryable."""
+    with kind() as server, Store("crm", SqlAccessor(Counter, server.url, create=True)) as store:
+        store.add(Counter(id=1, step=5))
+        server.kill()
+        with pytest.raises(StoreUnavailableError):
+            store.add(Counter(id=2))
+        server.start()
+        assert store[Counter, 1].step == 5
+        store.add(Counter(id=2))
+        assert [c for chunk in store.capture() for c in chunk] == []
