@@ -190,12 +190,27 @@ class Accessor(ABC, Generic[R]):
         """
         return self.read_rows(list(writes), transaction)
 
+    @property
+    def verbatim(self) -> bool:
+        """Whether a row that ``read_back`` leaves out has the very form in which it was written.
+
+        Otherwise its values are equal, but decimals may have other zeros at their end.
+        """
+        return True
+
     def default_index(self) -> Index:
         """The version index to use when the store is given none."""
         raise ConfigError(
             f"the store of {self.type.name} needs a version index",
             hint='pass one: Store(..., index=FileIndex("versions.db"))',
         )
+
+    def depends_on(self, other: Accessor[Any]) -> bool:
+        """Whether records here may refer to some of ``other``, which then have to be there first.
+
+        The store refuses what comes too early with ``DependencyError``.
+        """
+        return False
 
     def ensure(self) -> None:
         """Create what the accessor needs in its store (a folder, a table). Idempotent."""
@@ -478,7 +493,7 @@ class Accessor(ABC, Generic[R]):
             entry = decision.entry
             if entry is None or entry.presence is not Presence.HERE:
                 continue
-            if not by_field and not decision.altered and key not in altered:
+            if not by_field and self.verbatim and not decision.altered and key not in altered:
                 continue  # the row is the body of the stamp
             row = altered.get(key)
             if row is None:
@@ -486,8 +501,10 @@ class Accessor(ABC, Generic[R]):
                 row = {n: held[n] for n in self.view.fields if n in held}
             if by_field:
                 entry.echo = self._echo_of_fields(entry.echo, row, decision)
-            else:
+            elif self.verbatim or key in altered:
                 entry.echo = self._echo(entry, row)
+            else:
+                entry.echo = value.digest(row)
 
     def _echo(self, entry: Entry, row: Mapping[str, Any]) -> bytes | None:
         """The trace by which a later capture recognises ``row`` as eventsync's own writing."""

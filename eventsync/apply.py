@@ -7,7 +7,7 @@ the batch's outcome decided, and the same batch may be applied again at any time
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from eventsync.errors import (
     ChangeRefusedError,
     ClockDriftError,
     ConfigError,
+    DependencyError,
     EventSyncError,
     RecordError,
     StoreError,
@@ -77,8 +78,7 @@ def apply(
         if admission.admits(item):
             keys = by_type.setdefault(item.change.type, {})
             keys.setdefault(item.change.key, []).append(item)
-    for type, batch in by_type.items():
-        accessor = store.accessors[type]
+    for accessor, batch in _in_order(store, by_type):
         fit = _coalesced if accessor.type.rule == "record" else _all_loaded
         ready = {key: fit(accessor, items) for key, items in batch.items()}
         _apply_or_split(accessor, {key: items for key, items in ready.items() if items})
@@ -86,6 +86,39 @@ def apply(
     if newest is not None:
         clock.observe(newest, max_drift=limits.drift)
     return settled
+
+
+def _in_order(
+    store: Store, by_type: Mapping[str, dict[str, list[Settled]]]
+) -> Iterator[tuple[Accessor[Any], dict[str, list[Settled]]]]:
+    """Batches by type: parents first, then, for what is deleted, children first."""
+    accessors = [store.accessors[type] for type in by_type]
+    above = {a.type.name: [b for b in accessors if a.depends_on(b)] for a in accessors}
+    if not any(above.values()):
+        yield from ((accessor, by_type[accessor.type.name]) for accessor in accessors)
+        return
+    ordered: dict[str, Accessor[Any]] = {}
+
+    def place(accessor: Accessor[Any], below: frozenset[str]) -> None:
+        name = accessor.type.name
+        if name in ordered or name in below:
+            return  # a circle has no order: what comes too early is held
+        for parent in above[name]:
+            place(parent, below | {name})
+        ordered[name] = accessor
+
+    for accessor in accessors:
+        place(accessor, frozenset())
+    for name, accessor in ordered.items():
+        yield accessor, {k: i for k, i in by_type[name].items() if not _deletes(i)}
+    for name, accessor in reversed(ordered.items()):
+        yield accessor, {k: i for k, i in by_type[name].items() if _deletes(i)}
+
+
+def _deletes(items: Sequence[Settled]) -> bool:
+    """Whether the greatest put or delete among the changes of a record is a delete."""
+    changes = [item.change for item in items if item.change.op != PATCH]
+    return bool(changes) and max(changes, key=lambda change: change.stamp).op == DELETE
 
 
 def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict[str, int]:
@@ -243,8 +276,13 @@ def _apply_or_split(accessor: Accessor[Any], batch: Mapping[str, list[Settled]])
             {key: [i.loaded for i in items if i.loaded is not None] for key, items in batch.items()}
         )
     except Exception as error:
-        if is_retryable(error) or isinstance(error, ConfigError):
+        waiting = isinstance(error, DependencyError)
+        if not waiting and (is_retryable(error) or isinstance(error, ConfigError)):
             raise
+        if len(batch) == 1 and waiting:
+            for item in next(iter(batch.values())):
+                item.outcome, item.error = Outcome.HELD, _named(error)
+            return
         if len(batch) == 1:
             _isolate(accessor, *batch.items(), error=_named(error))
             return

@@ -18,6 +18,7 @@ The hierarchy::
     │   ├── NotFoundError        no such record
     │   ├── AlreadyExistsError   a record of that key is there already
     │   ├── RejectedError        the store refuses this record; another try changes nothing
+    │   ├── DependencyError      another record has to come or go first               (retryable)
     │   ├── StoreUnavailableError  the store cannot be reached or is busy              (retryable)
     │   └── SuspiciousReadError  a source read that would delete too much
     └── BusError                 the broker did not do what was asked
@@ -36,6 +37,7 @@ __all__ = [
     "ChangeRefusedError",
     "ClockDriftError",
     "ConfigError",
+    "DependencyError",
     "EnvelopeError",
     "EventSyncError",
     "FieldError",
@@ -165,6 +167,13 @@ class RejectedError(StoreError):
     """The store refuses this record (a constraint, a type, a size); another try changes nothing."""
 
     reason = "rejected"
+
+
+class DependencyError(StoreError):
+    """Another record has to come (a parent) or to go (a child) before this one can be written."""
+
+    retryable = True
+    reason = "dependency"
 
 
 class StoreUnavailableError(StoreError):

@@ -8,7 +8,7 @@ Everything else travels as an extension type whose payload other languages can r
 ==== ======================= ===========================================================
 code type                    payload
 ==== ======================= ===========================================================
-1    decimal                 ASCII text, as ``-12.340`` or ``1E+3``; finite, at most 1,024
+1    decimal                 ASCII text, as ``-12.340`` or ``1E-9``; finite, at most 1,024
                              characters, and its first digit at most 1,024 places from the point
 2    date                    ASCII text, ISO 8601: ``2026-11-24``
 3    time                    ASCII text, ISO 8601: ``10:15:30.250000``, offset when it has one
@@ -136,7 +136,11 @@ def _encode_special(value: Any) -> msgpack.ExtType:
     """msgpack's hook for what it cannot encode by itself."""
     kind = type(value)
     if kind is Decimal:
-        return msgpack.ExtType(_DECIMAL, str(value).encode())
+        text = str(value)
+        if "E+" in text or (text[0] == "-" and not value):
+            # Stores that keep all its digits still write 1E+3 as 1000, and zero without a sign.
+            text = format(value if value else abs(value), "f")
+        return msgpack.ExtType(_DECIMAL, text.encode())
     if kind is dt.datetime:
         if value.tzinfo is None:
             return msgpack.ExtType(_NAIVE, value.isoformat().encode())

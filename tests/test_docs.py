@@ -42,7 +42,7 @@ def run(arguments, folder):
     return ran.stdout
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md", "docs/stores.md"])
 def test_python_examples_run(page, tmp_path):
     """The examples of a page run as they stand, one after another."""
     script = tmp_path / "example.py"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
@@ -271,25 +271,21 @@ class RedisAccessor(Accessor[R]):
 
     # -- transactions that begin again -------------------------------------------------------------
 
-    def apply(
-        self, batch: Mapping[str, Sequence[Change]], *, altered: Container[str] = ()
-    ) -> dict[str, list[Verdict]]:
+    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
         whole = self.type.rule == "record" and (self._hash or not self.view.partial)
         if not whole:
-            return self._again(lambda: super(RedisAccessor, self).apply(batch, altered=altered))
+            return self._again(lambda: super(RedisAccessor, self).apply(batch))
         # Under the per-record rule nothing has to be read: the decision is that of a record not yet
         # known, and the script lets it take effect where the store holds nothing later.
         decisions = {
             key: decide_put_or_delete(None, changes[0], self.view) for key, changes in batch.items()
         }
-        for key, decision in decisions.items():
-            decision.altered = decision.altered or key in altered
         with self._versions.transaction() as transaction:
             transaction.newest_wins = True
             self._perform(decisions, transaction)
         verdicts = {key: decision.verdicts for key, decision in decisions.items()}
         for key, held in transaction.met.items():
-            verdicts[key] = decide_put_or_delete(held, batch[key][0], self.view).verdicts
+            verdicts[key] = decide_put_or_delete(held.stamp, batch[key][0], self.view).verdicts
         return verdicts
 
     def edit(

@@ -1,0 +1,287 @@
+"""The SQL accessor: records of one type as rows of a table.
+
+It owns the statements on rows. It knows nothing of what differs between databases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, TypeVar
+
+import sqlalchemy as sa
+
+from eventsync.accessor import Accessor, Edit, Write
+from eventsync.change import Change
+from eventsync.clock import Clock
+from eventsync.errors import ConfigError, RejectedError
+from eventsync.gate import Verdict
+from eventsync.index import Index, IndexTransaction
+from eventsync.query import Query
+from eventsync.record import Record
+from eventsync.stores.sql.engine import UndoneError, dialect_of, errors, open_engine
+from eventsync.stores.sql.index import SqlIndex, SqlTransaction
+from eventsync.stores.sql.table import Table, new_table
+from eventsync.view import View
+
+__all__ = ["SqlAccessor"]
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+_PAGE = 1000
+_IN = 500
+_ATTEMPTS = 5
+
+
+class SqlAccessor(Accessor[R]):
+    """Records of one type as rows of a table.
+
+    ``database``: an SQLAlchemy engine or URL; accessors of one store share one. ``table``: its
+    name, by default the record type's; ``schema`` where the database has such. ``create``: create
+    the table from the record's fields when it does not exist. Nothing is connected to before first
+    use. Of several processes that write at once none overwrites what another one wrote later.
+    """
+
+    atomic: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        record_type: type[R],
+        database: str | sa.Engine,
+        *,
+        table: str | None = None,
+        schema: str | None = None,
+        create: bool = False,
+        view: View | None = None,
+    ) -> None:
+        super().__init__(record_type, view=view)
+        self.engine = open_engine(database)
+        self.dialect = dialect_of(self.engine)
+        self._table_name = table or self.type.name
+        self._schema = schema
+        self._create = create
+
+    def __repr__(self) -> str:
+        return f"SqlAccessor({self.type.name}, {self._table_name!r})"
+
+    def default_index(self) -> Index:
+        return SqlIndex(self.engine)
+
+    def bind(self, index: Index) -> None:
+        if not isinstance(index, SqlIndex) or index.engine.url != self.engine.url:
+            raise ConfigError(
+                f"the SQL accessor of {self.type.name} keeps versions in its own database",
+                hint="leave the store's index out, and give all its accessors one engine",
+            )
+        self.engine = index.engine  # one pool of connections for the whole store
+        super().bind(index)
+
+    def depends_on(self, other: Accessor[Any]) -> bool:
+        return (
+            isinstance(other, SqlAccessor)
+            and other is not self
+            and self._table.refers_to(other._table)
+        )
+
+    # -- the six --------------------------------------------------
+
+    def add(self, record: R) -> None:
+        self._directly([Write(record.key, record.raw(), whole=True)], [])
+
+    def update(self, record: R) -> None:
+        self._directly([Write(record.key, record.changes(), whole=False)], [])
+
+    def get(self, key: str) -> R | None:
+        with self._errors(), self.dialect.connected(self.engine) as connection:
+            rows = self._select(connection, [key])
+        return self.make(rows[key]) if key in rows else None
+
+    def find(self, query: Query) -> Iterable[R]:
+        return query.select(self.read(self._pages(), query))
+
+    def count(self, query: Query) -> int:
+        if query.where.fields:
+            return super().count(query)
+        with self._errors(), self.dialect.connected(self.engine) as connection:
+            statement = sa.select(sa.func.count()).select_from(self._table.found)
+            return int(connection.execute(statement).scalar_one())
+
+    def remove(self, key: str) -> None:
+        self._directly([], [key])
+
+    def _directly(self, writes: Sequence[Write], removals: Sequence[str]) -> None:
+        with self._errors(), self.dialect.connected(self.engine) as connection:
+            self.dialect.begin(connection)
+            self._write(connection, writes, removals)
+            connection.commit()
+
+    # -- through the gate --------------------------------------------------
+
+    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
+        return self._again(lambda: super(SqlAccessor, self).apply(batch))
+
+    def edit(
+        self,
+        edits: Sequence[Edit],
+        clock: Clock,
+        source: str,
+        encode: Callable[[Change], bytes] | None,
+    ) -> list[Change]:
+        return self._again(lambda: super(SqlAccessor, self).edit(edits, clock, source, encode))
+
+    def capture(
+        self,
+        keys: Sequence[str],
+        clock: Clock,
+        source: str,
+        encode: Callable[[Change], bytes] | None,
+    ) -> list[Change]:
+        return self._again(lambda: super(SqlAccessor, self).capture(keys, clock, source, encode))
+
+    def complete(self, states: Mapping[str, Sequence[Change]]) -> int:
+        return self._again(lambda: super(SqlAccessor, self).complete(states))
+
+    def _again(self, call: Callable[[], T]) -> T:
+        """Do again what the database undid for the sake of another process."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return call()
+            except UndoneError:
+                continue  # nothing was written; the other one is through now
+        return call()
+
+    # -- many at once --------------------------------------------------
+
+    def read_rows(
+        self, keys: Sequence[str], transaction: IndexTransaction
+    ) -> dict[str, Mapping[str, Any]]:
+        assert isinstance(transaction, SqlTransaction)
+        with self._errors():
+            return self._select(transaction.connection, keys)
+
+    def write_rows(
+        self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
+    ) -> None:
+        assert isinstance(transaction, SqlTransaction)
+        with self._errors():
+            self._write(transaction.connection, writes, removals)
+
+    def read_back(
+        self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
+    ) -> Mapping[str, Mapping[str, Any]]:
+        return {} if self._table.faithful else self.read_rows(list(writes), transaction)
+
+    @property
+    def verbatim(self) -> bool:
+        return self._table.verbatim
+
+    def ensure(self) -> None:
+        if self._create:
+            with (
+                self._errors(),
+                self.dialect.connected(self.engine) as connection,
+                self.dialect.alone(connection),
+            ):
+                made = new_table(self.view, self.dialect, self._table_name, self._schema)
+                made.create(connection, checkfirst=True)
+        _ = self._table  # reads the schema, and so finds what does not fit
+
+    def ping(self) -> None:
+        with self._errors(), self.dialect.connected(self.engine) as connection:
+            connection.exec_driver_sql(f"SELECT 1 FROM {self._table.name} LIMIT 1").all()
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    # -- inside --------------------------------------------------
+
+    @cached_property
+    def _table(self) -> Table:
+        with self._errors():
+            return Table(self.view, self.engine, self.dialect, self._table_name, self._schema)
+
+    def _errors(self) -> Any:
+        return errors(self._table_name, self.dialect)
+
+    def _write(
+        self, connection: sa.Connection, writes: Sequence[Write], removals: Sequence[str]
+    ) -> None:
+        table, dialect = self._table, self.dialect
+        if dialect.concurrent:
+            # All processes in one order, so that they do not wait for one another in a circle.
+            writes, removals = sorted(writes, key=lambda write: write.key), sorted(removals)
+        if table.guarded:
+            present = self._present(connection, [*(w.key for w in writes), *removals])
+            removals = [key for key in removals if key in present]
+            writes = [w for w in writes if w.whole or w.key in present]
+            added = [w for w in writes if w.whole and w.key not in present]
+            dialect.insert(
+                connection,
+                table.target,
+                table.parents_first([table.row(write.values) for write in added]),
+            )
+            changed = [w for w in writes if w.key in present]
+        else:
+            whole = [table.row(write.values) for write in writes if write.whole]
+            if whole:
+                dialect.upsert(connection, table.target, table.parents_first(whole))
+            changed = [write for write in writes if not write.whole]
+        partial: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+        for write in changed:
+            stored = table.stored(write.values)
+            row = (*stored.values(), *table.key_row(write.key))
+            partial.setdefault(tuple(stored), []).append(row)
+        for columns, rows in partial.items():
+            sets = ", ".join(f"{table.quoted[column]} = {dialect.mark}" for column in columns)
+            dialect.run(connection, f"UPDATE {table.name} SET {sets} WHERE {table.key_is}", rows)
+        for start in range(0, len(removals), _IN):
+            chunk = removals[start : start + _IN]
+            connection.exec_driver_sql(
+                f"DELETE FROM {table.name} WHERE {dialect.keys_in(table.key_names, len(chunk))}",
+                tuple(part for key in chunk for part in table.key_row(key)),
+            )
+
+    def _present(self, connection: sa.Connection, keys: Sequence[str]) -> set[str]:
+        """Those of ``keys`` that have a row, compared character by character."""
+        try:
+            return set(self._select(connection, keys))
+        except RejectedError:
+            if len(keys) == 1:
+                raise
+            return {key for key in keys if self._present(connection, [key])}
+
+    def _select(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, Any]:
+        table = self._table
+        found = {}
+        for start in range(0, len(keys), _IN):
+            chunk = keys[start : start + _IN]
+            rows = connection.exec_driver_sql(
+                f"SELECT {table.selected} FROM {table.name}"
+                f" WHERE {self.dialect.keys_in(table.key_names, len(chunk))}",
+                tuple(part for key in chunk for part in table.key_row(key)),
+            )
+            for row in rows:
+                values = self.view.to_record(table.loaded(row))
+                found[self.type.key_text(values)] = values
+        return found
+
+    def _pages(self) -> Iterator[dict[str, Any]]:
+        """All rows in the order of the key, page by page, so that nothing is locked in between."""
+        table, mark = self._table, self.dialect.mark
+        keys = ", ".join(table.key_names)
+        marks = ", ".join([mark] * len(table.key_names))
+        select = f"SELECT {table.selected} FROM {table.name}"
+        # The first part is implied by the second; MySQL finds its way by it.
+        after = f" WHERE {table.key_names[0]} >= {mark} AND ({keys}) > ({marks})"
+        last: tuple[Any, ...] = ()
+        while True:
+            with self._errors(), self.dialect.connected(self.engine) as connection:
+                rows = connection.exec_driver_sql(
+                    f"{select}{after if last else ''} ORDER BY {keys} LIMIT {_PAGE}",
+                    (last[0], *last) if last else (),
+                ).all()
+            for row in rows:
+                yield table.loaded(row)
+            if len(rows) < _PAGE:
+                return
+            last = table.key_of(rows[-1])

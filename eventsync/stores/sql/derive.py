@@ -1,0 +1,111 @@
+"""Record types from tables as they stand.
+
+It knows nothing of how their records are read or written.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import warnings
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql
+
+from eventsync.errors import ConfigError
+from eventsync.record import Field, Record, Rule
+from eventsync.stores.sql.engine import dialect_of, errors, open_engine
+
+__all__ = ["derive", "reflect"]
+
+
+def reflect(engine: sa.Engine, table: str, schema: str | None) -> sa.Table:
+    """The table as the database describes it. Raises ``ConfigError`` if there is none."""
+    with errors(table, dialect_of(engine)), warnings.catch_warnings():
+        # It warns of types it does not know; they travel as text.
+        warnings.simplefilter("ignore", sa.exc.SAWarning)
+        try:
+            return sa.Table(
+                table, sa.MetaData(), schema=schema, autoload_with=engine, resolve_fks=False
+            )
+        except sa.exc.NoSuchTableError:
+            raise ConfigError(
+                f"there is no table {table!r} in {engine.url!r}",
+                hint="create it, correct the name, or pass create=True",
+            ) from None
+
+
+def derive(
+    database: str | sa.Engine,
+    table: str,
+    *,
+    name: str | None = None,
+    schema: str | None = None,
+    rule: Rule = "record",
+) -> type[Record]:
+    """A record type for a table as it stands: a field for each column, the primary key as key.
+
+    Generated columns are left out, and identity columns that are not in the key: the database fills
+    them. ``name``: of the record type; by default the table's, with ``_`` for what cannot be in
+    one.
+
+    Connects to the database. Raises ``ConfigError`` for a table that is not there or has no
+    primary key.
+    """
+    engine = open_engine(database)
+    found = reflect(engine, table, schema)
+    if not found.primary_key.columns:
+        raise ConfigError(
+            f"table {table!r} has no primary key, so its records cannot be told apart",
+            hint="declare a record type with key=True on the fields that identify one",
+        )
+    fields = {}
+    for column in found.columns:
+        key = column.primary_key
+        if column.computed is not None or (column.identity is not None and not key):
+            continue
+        optional = bool(column.nullable) and not key
+        kind, zoned = _field_type(column.type, engine.dialect.name)
+        # SQLAlchemy's names are of a class of their own, which cannot travel.
+        fields[str(column.name)] = Field(
+            type=kind | None if optional else kind, key=key, zoned=zoned
+        )
+    # A table's name may hold what a record type's may not.
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", table)
+    if plain[0] in "0123456789.-":
+        plain = f"_{plain}"
+    return Record.derive(name or plain, fields, rule=rule)
+
+
+def _field_type(kind: sa.types.TypeEngine[Any], database: str) -> tuple[Any, bool | None]:
+    while isinstance(kind, postgresql.DOMAIN):
+        kind = kind.data_type
+    if isinstance(kind, mysql.TINYINT) and kind.display_width == 1:
+        return bool, None
+    if isinstance(kind, mysql.YEAR | mysql.BIT):
+        return int, None
+    if isinstance(kind, sa.ARRAY):
+        return list, None
+    if isinstance(kind, sa.JSON):
+        return Any, None
+    for sql_type, python_type in (
+        (sa.Boolean, bool),
+        (sa.Integer, int),
+        (sa.Float, float),
+        (sa.Numeric, Decimal),
+        (sa.DateTime, dt.datetime),
+        (sa.Date, dt.date),
+        (sa.Time, dt.time),
+        (sa.LargeBinary, bytes),
+        (sa.Uuid, UUID),
+        (sa.String, str),
+    ):
+        if isinstance(kind, sql_type):
+            zoned = None
+            if database != "sqlite" and isinstance(kind, sa.DateTime | sa.Time):
+                zoned = kind.timezone or isinstance(kind, mysql.TIMESTAMP)
+            return python_type, zoned
+    return (Any if database == "sqlite" else str), None

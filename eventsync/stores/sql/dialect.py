@@ -1,0 +1,169 @@
+"""What differs between databases, as one class that each of them fills in.
+
+It owns the contract and what most databases share. It knows nothing of records or versions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+
+from eventsync.field import Field
+
+__all__ = ["Codec", "Dialect", "Fault", "Target"]
+
+
+class Fault(Enum):
+    """What an error of the driver means."""
+
+    AWAY = auto()
+    """The database cannot be reached, or is busy."""
+    UNDONE = auto()
+    """The database undid the transaction for the sake of another one."""
+    DEPENDENCY = auto()
+    """A foreign key: the parent is missing, or children are still there."""
+    UNIQUE = auto()
+    """A unique constraint, the key's or another."""
+    REJECTED = auto()
+    """The record does not fit."""
+    CONFIG = auto()
+    """A table or column is missing, or may not be used."""
+
+
+@dataclass(slots=True, frozen=True)
+class Codec:
+    """How the values of one column go there and back; ``None`` where they go as they are.
+
+    ``faithful``: whether every value that is taken reads back the same. ``verbatim``: and in the
+    same form, the zeros at the end of a decimal included.
+    """
+
+    write: Callable[[Any], Any] | None = None
+    read: Callable[[Any], Any] | None = None
+    faithful: bool = True
+    verbatim: bool = True
+
+
+@dataclass(slots=True, frozen=True)
+class Target:
+    """A table to write rows to. Names are quoted already.
+
+    ``columns``: of each row, in its order; ``keys``: those that identify a row; ``changed``: those
+    that a later row overwrites. ``overriding``: the database numbers the rows, unless told not to.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    keys: tuple[str, ...]
+    changed: tuple[str, ...]
+    overriding: bool = False
+
+
+class Dialect(ABC):
+    """One kind of database. Immutable, hence thread-safe."""
+
+    mark: ClassVar[str] = "%s"
+    """What stands for a parameter."""
+    concurrent: ClassVar[bool] = True
+    """Whether several transactions write at once."""
+    error: type[Exception]
+    """The base of the driver's errors."""
+
+    @abstractmethod
+    def fault(self, error: Exception) -> Fault:
+        """What an error of the driver means."""
+
+    def set_up(self, connection: sa.Connection) -> None:  # noqa: B027  # not all need it
+        """Prepare a new connection: isolation, time zone, strictness."""
+
+    def begin(self, connection: sa.Connection) -> None:
+        """Begin a transaction that will write."""
+        connection.begin()
+
+    @abstractmethod
+    def alone(self, connection: sa.Connection) -> AbstractContextManager[None]:
+        """While it lasts no other process creates tables."""
+
+    @abstractmethod
+    def text_key(self, length: int) -> sa.types.TypeEngine[Any]:
+        """A column of text that compares and sorts as its bytes."""
+
+    @abstractmethod
+    def column_type(self, field: Field, *, keys: int) -> sa.types.TypeEngine[Any]:
+        """The column for a field, in a table that eventsync creates: nothing is rounded.
+
+        ``keys``: of how many columns the key is, if the field is of the key or unique; otherwise 0.
+        """
+
+    @abstractmethod
+    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+        """For a column of that type and its field; ``None`` for a conversion or a constant."""
+
+    @abstractmethod
+    def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+        """Write rows, each in place of the one of the same key if there is one."""
+
+    @abstractmethod
+    def upsert_sql(self, target: Target) -> str:
+        """The statement that writes one row."""
+
+    def insert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+        """Add rows. Fails if one of their keys is there already."""
+        self.run(connection, self.insert_sql(target), rows)
+
+    def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
+        """Whether a column's text is compared by something looser than its characters."""
+        return False
+
+    def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
+        """What to select to read a column."""
+        return quoted
+
+    # -- what most share ---------------------------------------------------------------------------
+
+    def insert_sql(self, target: Target) -> str:
+        """The statement that adds one row."""
+        marks = ", ".join([self.mark] * len(target.columns))
+        overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
+        return (
+            f"INSERT INTO {target.name} ({', '.join(target.columns)}){overriding} VALUES ({marks})"
+        )
+
+    def on_conflict(self, target: Target) -> str:
+        """The clause that makes an upsert of an insert."""
+        sets = ", ".join(f"{column} = excluded.{column}" for column in target.changed)
+        action = f"UPDATE SET {sets}" if sets else "NOTHING"
+        return f"ON CONFLICT ({', '.join(target.keys)}) DO {action}"
+
+    def run(self, connection: sa.Connection, statement: str, rows: Sequence[Any]) -> None:
+        """One statement for many rows."""
+        if rows:
+            connection.exec_driver_sql(
+                statement, [tuple(row) for row in rows] if len(rows) > 1 else tuple(rows[0])
+            )
+
+    def keys_in(self, keys: Sequence[str], count: int) -> str:
+        """The condition that a row's key is one of ``count``."""
+        if len(keys) == 1:
+            return f"{keys[0]} IN ({', '.join([self.mark] * count)})"
+        one = f"({', '.join([self.mark] * len(keys))})"
+        return f"({', '.join(keys)}) IN ({', '.join([one] * count)})"
+
+    @contextmanager
+    def connected(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        """A connection from the pool, set up."""
+        with engine.connect() as connection:
+            if "eventsync" not in connection.info:
+                self.set_up(connection)
+                connection.info["eventsync"] = True
+            yield connection
+
+    def raw(self, connection: sa.Connection) -> Any:
+        """The driver's own connection."""
+        return connection.connection.driver_connection

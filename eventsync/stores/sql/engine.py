@@ -1,0 +1,109 @@
+"""Which database it is: engines from URLs, their dialect, and their errors as eventsync's.
+
+It knows nothing of records or versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+
+from eventsync.errors import (
+    ConfigError,
+    DependencyError,
+    RejectedError,
+    StoreUnavailableError,
+)
+from eventsync.stores.sql.dialect import Dialect, Fault
+from eventsync.stores.sql.sqlite import Sqlite
+
+__all__ = ["UndoneError", "UniqueError", "dialect_of", "errors", "open_engine"]
+
+_DRIVERS = {
+    "postgresql": ("postgresql+psycopg", "postgres"),
+    "postgres": ("postgresql+psycopg", "postgres"),
+    "mysql": ("mysql+pymysql", "mysql"),
+    "mariadb": ("mariadb+pymysql", "mysql"),
+}
+
+
+class UndoneError(StoreUnavailableError):
+    """The database undid the transaction for the sake of another; at once it may succeed."""
+
+
+class UniqueError(RejectedError):
+    """Another record has a value that may be there only once."""
+
+
+def open_engine(database: str | sa.Engine) -> sa.Engine:
+    """The engine of a URL, or the one given. Does not connect. Raises ``ConfigError``."""
+    if isinstance(database, sa.Engine):
+        engine = database
+    else:
+        scheme, _, rest = database.partition("://")
+        scheme = _DRIVERS[scheme][0] if scheme in _DRIVERS else scheme
+        options = {} if scheme.startswith("sqlite") else {"pool_pre_ping": True}
+        try:
+            engine = sa.create_engine(f"{scheme}://{rest}", **options)
+        except sa.exc.ArgumentError as error:
+            raise ConfigError(
+                f"not a database URL: {error}", hint="as in sqlite:////srv/data/crm.db"
+            ) from None
+        except ImportError as error:
+            extra = _DRIVERS.get(scheme.partition("+")[0], ("", "sql"))[1]
+            raise ConfigError(
+                f"the driver of {scheme} is missing: {error}",
+                hint=f"pip install 'eventsync[{extra}]'",
+            ) from None
+    dialect_of(engine)
+    return engine
+
+
+def dialect_of(engine: sa.Engine) -> Dialect:
+    """What is special about the engine's database. Raises ``ConfigError`` for one unknown."""
+    name, driver = engine.dialect.name, engine.dialect.driver
+    if name == "sqlite" and driver == "pysqlite":
+        return Sqlite()
+    # Imported here, for each needs a driver of its own.
+    if name == "postgresql" and driver == "psycopg":
+        from eventsync.stores.sql.postgresql import Postgresql
+
+        return Postgresql()
+    if name in ("mysql", "mariadb") and driver == "pymysql":
+        from eventsync.stores.sql.mysql import Mysql
+
+        return Mysql(maria=name == "mariadb" or bool(getattr(engine.dialect, "is_mariadb", False)))
+    raise ConfigError(
+        f"the SQL store does not work on {name} with {driver}",
+        hint="use sqlite, postgresql+psycopg, mysql+pymysql or mariadb+pymysql",
+    )
+
+
+@contextmanager
+def errors(what: str, dialect: Dialect) -> Iterator[None]:
+    """Turn the driver's errors into eventsync's: what may work later, and what never will."""
+    try:
+        yield
+    except OverflowError as error:
+        raise RejectedError(f"{what}: {error}") from error
+    except (sa.exc.SQLAlchemyError, dialect.error) as error:
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        text = f"{what}: {str(cause).strip()}"
+        if not isinstance(cause, dialect.error):
+            raise StoreUnavailableError(text) from error
+        fault = dialect.fault(cause)
+        if fault is Fault.UNDONE:
+            raise UndoneError(text) from error
+        if fault is Fault.DEPENDENCY:
+            raise DependencyError(
+                text, hint="it is tried again once the other record has come or gone"
+            ) from error
+        if fault is Fault.UNIQUE:
+            raise UniqueError(text, hint="change one of the two records") from error
+        if fault is Fault.CONFIG:
+            raise ConfigError(
+                text, hint="was the table altered while the worker ran? restart it"
+            ) from error
+        raise (RejectedError if fault is Fault.REJECTED else StoreUnavailableError)(text) from error

@@ -1,0 +1,189 @@
+"""MySQL and MariaDB: statements of many rows, and what their columns do not hold as others do.
+
+It knows nothing of records or versions.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pymysql
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+
+from eventsync.errors import StoreUnavailableError
+from eventsync.field import Field
+from eventsync.stores.sql.dialect import Codec, Dialect, Fault, Target
+from eventsync.stores.sql.value import exact_decimal, from_json, moment, to_json, to_text
+
+__all__ = ["Mysql"]
+
+_UNDONE = frozenset({1213, 1205})
+_DEPENDENCY = frozenset({1216, 1217, 1451, 1452})
+_UNIQUE = frozenset({1062, 1586})
+_CONFIG = frozenset({1049, 1054, 1142, 1143, 1146})
+_REJECTED = frozenset(
+    {1048, 1118, 1153, 1263, 1264, 1265, 1292, 1364, 1366, 1367, 1406, 3140, 3819, 4025}
+)
+_EXACT = (mysql.TIMESTAMP, mysql.DATETIME, sa.Date, sa.Time, sa.Double, sa.LargeBinary, sa.String)
+
+
+class Mysql(Dialect):
+    """MySQL or MariaDB, with PyMySQL."""
+
+    error = pymysql.err.Error
+
+    def __init__(self, *, maria: bool) -> None:
+        # Text that keeps apart what differs in its case or in blanks at its end.
+        self._exact_text = "utf8mb4_nopad_bin" if maria else "utf8mb4_0900_bin"
+
+    def fault(self, error: Exception) -> Fault:
+        number = error.args[0] if error.args else 0
+        for numbers, fault in (
+            (_UNDONE, Fault.UNDONE),
+            (_DEPENDENCY, Fault.DEPENDENCY),
+            (_UNIQUE, Fault.UNIQUE),
+            (_CONFIG, Fault.CONFIG),
+            (_REJECTED, Fault.REJECTED),
+        ):
+            if number in numbers:
+                return fault
+        rejecting = (
+            pymysql.err.DataError,
+            pymysql.err.IntegrityError,
+            pymysql.err.ProgrammingError,
+            pymysql.err.NotSupportedError,
+        )
+        return Fault.REJECTED if isinstance(error, rejecting) else Fault.AWAY
+
+    def set_up(self, connection: sa.Connection) -> None:
+        raw = self.raw(connection)
+        with raw.cursor() as cursor:
+            # Not to cut, round or number on its own, and times in UTC.
+            cursor.execute(
+                "SET SESSION time_zone = '+00:00', sql_mode = CONCAT_WS(',', @@sql_mode,"
+                " 'STRICT_ALL_TABLES', 'NO_AUTO_VALUE_ON_ZERO')"
+            )
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        raw.commit()
+
+    @contextmanager
+    def alone(self, connection: sa.Connection) -> Iterator[None]:
+        got = connection.exec_driver_sql("SELECT GET_LOCK('eventsync', 60)").scalar()
+        if got != 1:
+            raise StoreUnavailableError("another process has been creating tables for a minute")
+        try:
+            yield
+        finally:
+            connection.exec_driver_sql("SELECT RELEASE_LOCK('eventsync')")
+            connection.commit()
+
+    def text_key(self, length: int) -> sa.types.TypeEngine[Any]:
+        return mysql.VARCHAR(length, charset="utf8mb4", collation=self._exact_text)
+
+    def column_type(self, field: Field, *, keys: int) -> sa.types.TypeEngine[Any]:
+        kind: Any = field.type
+        if kind is str:
+            if keys:
+                # All columns of an index have 3072 bytes together.
+                return self.text_key(min(field.length or 512, 760 // keys))
+            return mysql.LONGTEXT(charset="utf8mb4", collation=self._exact_text)
+        if kind in (dt.datetime, dt.time) and field.zoned is None:
+            return self.text_key(40)  # no other column keeps those with and without a zone apart
+        if kind is dt.time and field.zoned:
+            return self.text_key(40)
+        made: dict[Any, sa.types.TypeEngine[Any]] = {
+            bool: mysql.TINYINT(display_width=1),
+            int: sa.BigInteger(),
+            float: mysql.DOUBLE(),
+            Decimal: mysql.DECIMAL(65, 30),
+            bytes: mysql.VARBINARY(min(field.length or 512, 3000 // keys))
+            if keys
+            else mysql.LONGBLOB(),
+            dt.date: sa.Date(),
+            dt.time: mysql.TIME(fsp=6),
+            dt.datetime: mysql.DATETIME(fsp=6),
+            UUID: self.text_key(36),
+        }
+        # Not JSON, which has numbers of its own.
+        return made.get(kind) or mysql.LONGTEXT(charset="utf8mb4", collation=self._exact_text)
+
+    def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
+        if not isinstance(kind, sa.String):
+            return False
+        return not str(getattr(kind, "collation", "") or "").endswith(("nopad_bin", "0900_bin"))
+
+    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+        if field is None:
+            if isinstance(kind, sa.Numeric):
+                return Codec(exact_decimal(None, _plain), faithful=False)
+            return Codec(to_text if isinstance(kind, sa.String) else None, faithful=False)
+        if isinstance(kind, sa.JSON):
+            return Codec(to_json(field, always=True), from_json, faithful=False)
+        if isinstance(kind, sa.Uuid | mysql.BINARY) and field.type is UUID:
+            if isinstance(kind, sa.Uuid):
+                return Codec(to_text)
+            return Codec(lambda held: held and held.bytes, lambda held: held and UUID(bytes=held))
+        if isinstance(kind, sa.DateTime | sa.Time):
+            stamp = isinstance(kind, sa.TIMESTAMP)
+            write = moment(
+                column_zoned=stamp and field.zoned is not False,
+                field_zoned=field.zoned and isinstance(kind, sa.DateTime),
+                digits=getattr(kind, "fsp", None) or 0,
+                utc=True,
+            )
+            if isinstance(kind, sa.Time):
+                return Codec(write, _time, faithful=field.type is dt.time)
+            zoned = field.zoned or (stamp and field.zoned is None)
+            return Codec(write, _in_utc if zoned else None, faithful=field.type is dt.datetime)
+        if isinstance(kind, sa.Float):
+            double = isinstance(kind, sa.Double | mysql.DOUBLE)
+            return Codec(faithful=double and field.type is float)
+        if isinstance(kind, sa.Numeric):
+            scale = kind.scale or 0
+            return Codec(
+                exact_decimal(scale, _plain), faithful=field.type is Decimal, verbatim=False
+            )
+        if isinstance(kind, mysql.BIT):
+            return Codec(read=_bit, faithful=False)
+        if not field.scalar:
+            read = from_json if field.type in (list, dict) else None
+            return Codec(to_json(field), read, faithful=False)
+        if isinstance(kind, sa.Integer):
+            return Codec(None, faithful=field.type in (int, bool))
+        exact = isinstance(kind, _EXACT) and not isinstance(kind, sa.CHAR | mysql.BINARY)
+        return Codec(None if field.type in (str, bytes) else to_text, faithful=exact)
+
+    def upsert_sql(self, target: Target) -> str:
+        # A row alias is MySQL's newer way, which MariaDB does not know.
+        changed = target.changed or target.keys[:1]
+        sets = ", ".join(f"{column} = VALUES({column})" for column in changed)
+        return f"{self.insert_sql(target)} ON DUPLICATE KEY UPDATE {sets}"
+
+    def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+        self.run(connection, self.upsert_sql(target), rows)
+
+
+def _plain(number: Decimal) -> str:
+    # Without an exponent, with which it would be an inexact number.
+    return format(number, "f")
+
+
+def _time(held: Any) -> Any:
+    day = dt.timedelta(days=1)
+    if isinstance(held, dt.timedelta) and dt.timedelta() <= held < day:
+        return (dt.datetime.min + held).time()
+    return held
+
+
+def _in_utc(held: Any) -> Any:
+    return held.replace(tzinfo=dt.UTC) if isinstance(held, dt.datetime) else held
+
+
+def _bit(held: Any) -> Any:
+    return int.from_bytes(held, "big") if isinstance(held, bytes) else held

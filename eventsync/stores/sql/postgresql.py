@@ -1,0 +1,202 @@
+"""PostgreSQL: rows through COPY into a temporary table, values as the driver adapts them.
+
+It knows nothing of records or versions.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+
+from eventsync.field import Field
+from eventsync.stores.sql.dialect import Codec, Dialect, Fault, Target
+from eventsync.stores.sql.value import exact_decimal, from_json, moment, to_json, to_text
+
+__all__ = ["Postgresql"]
+
+_COPY_FROM = 30
+"""From so many rows on, COPY is quicker than single statements in a pipeline."""
+_KNOWN = (
+    sa.String,
+    sa.Integer,
+    sa.Numeric,
+    sa.Boolean,
+    sa.Date,
+    sa.DateTime,
+    sa.Time,
+    sa.LargeBinary,
+    sa.Uuid,
+    sa.JSON,
+    sa.ARRAY,
+)
+_FAITHFUL: dict[Any, tuple[Any, ...]] = {
+    bool: (sa.Boolean,),
+    int: (sa.Integer, sa.Numeric),
+    float: (sa.Double, pg.DOUBLE_PRECISION),
+    Decimal: (sa.Numeric, sa.Text, sa.VARCHAR),
+    str: (sa.String,),
+    bytes: (sa.LargeBinary,),
+    dt.date: (sa.Date, sa.Text),
+    dt.time: (sa.Time, sa.Text),
+    dt.datetime: (sa.DateTime, sa.Text),
+    UUID: (sa.Uuid, sa.Text, sa.VARCHAR),
+}
+
+
+def _base(kind: Any) -> Any:
+    """The type that a domain is of."""
+    while isinstance(kind, pg.DOMAIN):
+        kind = kind.data_type
+    return kind
+
+
+class Postgresql(Dialect):
+    """PostgreSQL, with psycopg 3."""
+
+    error = psycopg.Error
+
+    def fault(self, error: Exception) -> Fault:
+        state = getattr(error, "sqlstate", None) or ""
+        if state in ("40001", "40P01"):
+            return Fault.UNDONE
+        if state == "23503":
+            return Fault.DEPENDENCY
+        if state == "23505":
+            return Fault.UNIQUE
+        if state in ("42P01", "42703", "3F000", "42501", "0A000"):
+            return Fault.CONFIG
+        if state[:2] in ("22", "23", "42"):
+            return Fault.REJECTED
+        rejecting = (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError)
+        return Fault.REJECTED if not state and isinstance(error, rejecting) else Fault.AWAY
+
+    def set_up(self, connection: sa.Connection) -> None:
+        raw = self.raw(connection)
+        raw.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        raw.execute("SET TIME ZONE 'UTC'")
+        raw.commit()
+
+    @contextmanager
+    def alone(self, connection: sa.Connection) -> Iterator[None]:
+        self.begin(connection)
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7311146936)")
+        yield
+        connection.commit()
+
+    def text_key(self, length: int) -> sa.types.TypeEngine[Any]:
+        return sa.Text(collation="C")
+
+    def column_type(self, field: Field, *, keys: int) -> sa.types.TypeEngine[Any]:
+        kind: Any = field.type
+        if kind in (dt.datetime, dt.time):
+            if field.zoned is None:
+                return sa.Text()  # no other column keeps those with and without a zone apart
+            return (sa.DateTime if kind is dt.datetime else sa.Time)(timezone=field.zoned)
+        made: dict[Any, sa.types.TypeEngine[Any]] = {
+            bool: sa.Boolean(),
+            int: sa.BigInteger(),
+            float: pg.DOUBLE_PRECISION(),
+            Decimal: sa.Numeric(),
+            str: sa.Text(collation="C" if keys else None),
+            bytes: sa.LargeBinary(),
+            dt.date: sa.Date(),
+            UUID: sa.Uuid(),
+        }
+        # Not JSONB, which has numbers of its own: 1e16 would come back as an integer.
+        return made.get(kind) or pg.JSON()
+
+    def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
+        return isinstance(kind, pg.CITEXT)
+
+    def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
+        # What Python has no type for (intervals, networks, ranges, ...) travels as its text.
+        known = isinstance(_base(kind), _KNOWN) and not isinstance(kind, pg.INTERVAL)
+        return quoted if known else f"{quoted}::text"
+
+    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+        kind = _base(kind)
+        if field is None:
+            return Codec(faithful=False)
+        if isinstance(kind, sa.JSON):
+            return Codec(to_json(field, always=True), faithful=False)
+        if isinstance(kind, sa.ARRAY):
+            return Codec(faithful=False)
+        faithful = isinstance(kind, _FAITHFUL.get(field.type, ())) and field.scalar
+        if isinstance(kind, sa.DateTime | sa.Time):
+            precision = getattr(kind, "precision", None)
+            write = moment(
+                column_zoned=kind.timezone,
+                field_zoned=field.zoned,
+                digits=6 if precision is None else precision,
+                utc=False,
+            )
+            read = _in_utc if field.zoned and not kind.timezone else None
+            return Codec(write, read, faithful=faithful)
+        if isinstance(kind, sa.Float):
+            return Codec(faithful=faithful)
+        if isinstance(kind, sa.Numeric):
+            native = field.type is Decimal and kind.scale is None
+            write = exact_decimal(kind.scale, lambda number: number)
+            return Codec(None if native else write, faithful=faithful, verbatim=kind.scale is None)
+        if isinstance(kind, sa.Integer) and field.type is bool:
+            return Codec(lambda held: held if held is None else int(held), faithful=False)
+        if isinstance(kind, sa.String):
+            if not field.scalar:
+                read = from_json if field.type in (list, dict) else None
+                return Codec(to_json(field), read, faithful=False)
+            if isinstance(kind, sa.CHAR):
+                # The blanks with which it fills up are no part of the value.
+                return Codec(to_text, _stripped, faithful=False)
+            return Codec(None if field.type is str else to_text, faithful=faithful)
+        return Codec(faithful=faithful)
+
+    def upsert_sql(self, target: Target) -> str:
+        return f"{self.insert_sql(target)} {self.on_conflict(target)}"
+
+    def insert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+        self._write(connection, target, rows, "")
+
+    def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+        self._write(connection, target, rows, self.on_conflict(target))
+
+    def _write(
+        self, connection: sa.Connection, target: Target, rows: Sequence[Any], clause: str
+    ) -> None:
+        cursor = self.raw(connection).cursor()
+        if len(rows) < _COPY_FROM:
+            cursor.executemany(f"{self.insert_sql(target)} {clause}", rows)
+            return
+        columns = ", ".join(target.columns)
+        layout = f"{target.name} {columns}".encode()
+        temporary = f"pg_temp.eventsync_{zlib.crc32(layout):08x}_{len(layout)}"
+        cursor.execute(
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS {temporary} ON COMMIT DELETE ROWS AS"
+            f" SELECT {columns} FROM {target.name} WITH NO DATA"
+        )
+        cursor.execute(f"DELETE FROM {temporary}")
+        with cursor.copy(f"COPY {temporary} ({columns}) FROM STDIN") as copy:
+            write = copy.write_row
+            for row in rows:
+                write(row)
+        overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
+        cursor.execute(
+            f"INSERT INTO {target.name} ({columns}){overriding} SELECT {columns} FROM {temporary}"
+            f" {clause}"
+        )
+
+
+def _in_utc(held: Any) -> Any:
+    return held.replace(tzinfo=dt.UTC) if isinstance(held, dt.datetime) else held
+
+
+def _stripped(held: Any) -> Any:
+    return held.rstrip(" ") if isinstance(held, str) else held

@@ -1,0 +1,111 @@
+"""SQLite: one writer at a time, values as their column's affinity has them.
+
+It knows nothing of records or versions.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any, ClassVar
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from eventsync.errors import RejectedError
+from eventsync.field import Field
+from eventsync.stores.sql.dialect import Codec, Dialect, Fault, Target
+from eventsync.stores.sql.value import from_json, to_json, to_text
+
+__all__ = ["Sqlite"]
+
+_NATIVE = frozenset({str, int, float, bool, bytes})
+_FAITHFUL = _NATIVE | {dt.date, dt.time, dt.datetime, UUID, Decimal}
+
+
+class Sqlite(Dialect):
+    """SQLite, with the standard library's driver."""
+
+    mark: ClassVar[str] = "?"
+    concurrent: ClassVar[bool] = False
+    error = sqlite3.Error
+
+    def fault(self, error: Exception) -> Fault:
+        text = str(error)
+        if "FOREIGN KEY constraint" in text:
+            return Fault.DEPENDENCY
+        if "UNIQUE constraint" in text:
+            return Fault.UNIQUE
+        if "no such table" in text or "no such column" in text:
+            return Fault.CONFIG
+        rejecting = (
+            sqlite3.IntegrityError,
+            sqlite3.DataError,
+            sqlite3.InterfaceError,
+            sqlite3.ProgrammingError,
+        )
+        return Fault.REJECTED if isinstance(error, rejecting) else Fault.AWAY
+
+    def begin(self, connection: sa.Connection) -> None:
+        # Readers go on; other writers wait from here on, before anything is read.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    @contextmanager
+    def alone(self, connection: sa.Connection) -> Iterator[None]:
+        self.begin(connection)
+        yield
+        connection.commit()
+
+    def text_key(self, length: int) -> sa.types.TypeEngine[Any]:
+        return sa.String(length)
+
+    def column_type(self, field: Field, *, keys: int) -> sa.types.TypeEngine[Any]:
+        if field.type is bool or field.type is int:
+            return sa.BigInteger()
+        if field.type is float:
+            return sa.REAL()
+        if field.type is bytes:
+            return sa.LargeBinary()
+        return sa.Text()
+
+    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+        numeric = isinstance(kind, sa.Numeric | sa.Integer)
+        write = _to_number if numeric else to_text
+        if field is None:
+            return Codec(write, faithful=False)
+        if not field.scalar:
+            read = from_json if field.type in (list, dict) else None
+            return Codec(to_json(field), read, faithful=False)
+        faithful = field.type in _FAITHFUL and not (
+            (field.type is float and not isinstance(kind, sa.Float | sa.Numeric))
+            or (field.type is str and (numeric or isinstance(kind, sa.types.NullType)))
+        )
+        verbatim = not (numeric and field.type is Decimal)
+        return Codec(None if field.type in _NATIVE else write, faithful=faithful, verbatim=verbatim)
+
+    def upsert_sql(self, target: Target) -> str:
+        return f"{self.insert_sql(target)} {self.on_conflict(target)}"
+
+    def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+        self.run(connection, self.upsert_sql(target), rows)
+
+    def keys_in(self, keys: Sequence[str], count: int) -> str:
+        if len(keys) == 1:
+            return super().keys_in(keys, count)
+        one = f"({', '.join([self.mark] * len(keys))})"
+        return f"({', '.join(keys)}) IN (VALUES {', '.join([one] * count)})"
+
+
+def _to_number(held: Any) -> Any:
+    """For a column that SQLite keeps as a number: exact, or not at all."""
+    if type(held) is Decimal:
+        if Decimal(repr(float(held))) != held:
+            raise RejectedError(
+                f"{held} has more digits than SQLite keeps in a numeric column",
+                hint="make it a TEXT column",
+            )
+        return str(held)
+    return held

@@ -1,0 +1,213 @@
+"""A table as one view of a record type sees it: its columns, keys, references, and their values.
+
+It owns what is read from the database's description of the table. It runs no statement on rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import sqlalchemy as sa
+
+from eventsync.errors import ConfigError
+from eventsync.stores.sql.derive import reflect
+from eventsync.stores.sql.dialect import Codec, Dialect, Target
+from eventsync.view import BoundView
+
+__all__ = ["Table", "new_table"]
+
+
+def new_table(view: BoundView, dialect: Dialect, name: str, schema: str | None) -> sa.Table:
+    """The table that a view needs, to be created: its columns lose nothing."""
+    type, columns = view.record_type, []
+    for field_name, column in view.names.items():
+        field = type.fields[field_name]
+        key = field_name in type.keys
+        keys = len(type.keys) if key else int(field.unique)
+        columns.append(
+            sa.Column(
+                column,
+                dialect.column_type(field, keys=keys),
+                primary_key=key,
+                nullable=field.optional,
+                unique=field.unique or None,
+                autoincrement=False,
+            )
+        )
+    for column, held in view.constant.items():
+        columns.append(
+            sa.Column(column, sa.BigInteger() if isinstance(held, int) else dialect.text_key(255))
+        )
+    return sa.Table(name, sa.MetaData(), *columns, schema=schema)
+
+
+class Table:
+    """A table that is there, checked against a view. Immutable once made, hence thread-safe.
+
+    Raises ``ConfigError`` when the two do not fit.
+    """
+
+    def __init__(
+        self, view: BoundView, engine: sa.Engine, dialect: Dialect, name: str, schema: str | None
+    ) -> None:
+        self.view, self.type = view, view.record_type
+        self.found = reflect(engine, name, schema)
+        self.columns = (*view.names.values(), *view.constant)
+        self.keys = tuple(view.names[field] for field in self.type.keys)
+        for field, column in [*view.names.items(), *((c, c) for c in view.constant)]:
+            if column not in self.found.c:
+                raise ConfigError(
+                    f"table {name!r} has no column {column!r} for {field!r}",
+                    hint=f"it has {', '.join(self.found.c.keys())}; map or leave out the field",
+                )
+            if self.found.c[column].computed is not None:
+                raise ConfigError(
+                    f"table {name!r} computes {column!r} itself",
+                    hint=f"leave {field!r} out of the view",
+                )
+        preparer = engine.dialect.identifier_preparer
+        self.name = str(preparer.format_table(self.found))
+        self.quoted = {column: str(preparer.quote(column)) for column in self.columns}
+        self.key_names = tuple(self.quoted[column] for column in self.keys)
+        # An update leaves constants alone, which only say how a row begins.
+        changed = [c for c in view.names.values() if c not in self.keys]
+        identities = [c.identity for c in (self.found.c[k] for k in self.keys) if c.identity]
+        self.target = Target(
+            self.name,
+            tuple(self.quoted[column] for column in self.columns),
+            self.key_names,
+            tuple(self.quoted[column] for column in changed),
+            overriding=any(identity.always for identity in identities),
+        )
+        self.selected = ", ".join(
+            dialect.select_expression(self.quoted[c], self.found.c[c].type) for c in self.columns
+        )
+        self.key_is = " AND ".join(f"{quoted} = {dialect.mark}" for quoted in self.key_names)
+        self._read_constraints(engine, dialect, name, schema)
+        self._make_codecs(dialect)
+
+    def _read_constraints(
+        self, engine: sa.Engine, dialect: Dialect, name: str, schema: str | None
+    ) -> None:
+        inspector = sa.inspect(engine)
+        keys = set(self.keys)
+        primary = inspector.get_pk_constraint(name, schema=schema)
+        self.uniques: dict[str, list[str]] = {}
+        """The columns of each unique constraint and index, by its name."""
+        for unique in inspector.get_unique_constraints(name, schema=schema):
+            self.uniques[str(unique["name"] or unique["column_names"])] = unique["column_names"]
+        for index in inspector.get_indexes(name, schema=schema):
+            if index["unique"] and None not in index["column_names"]:
+                self.uniques[str(index["name"])] = [str(c) for c in index["column_names"]]
+        by_primary = set(primary["constrained_columns"]) == keys
+        self.unique_key = by_primary or any(set(c) == keys for c in self.uniques.values())
+        """Whether the database itself holds the key columns unique, so that an upsert can."""
+        loose = any(dialect.loose(self.found.c[column].type) for column in self.keys)
+        others = not by_primary or any(set(c) != keys for c in self.uniques.values())
+        anywhere = dialect.upsert_sql(self.target).find("ON CONFLICT") < 0
+        self.guarded = loose or not self.unique_key or (anywhere and others)
+        """Whether an upsert by the database could hit the row of another record."""
+        self.references: list[tuple[str, str | None, list[str], list[str]]] = [
+            (
+                f["referred_table"],
+                f["referred_schema"],
+                f["constrained_columns"],
+                f["referred_columns"],
+            )
+            for f in inspector.get_foreign_keys(name, schema=schema)
+        ]
+
+    def _make_codecs(self, dialect: Dialect) -> None:
+        codecs: dict[str, Codec] = {}
+        for name, column in self.view.names.items():
+            field = None if name in self.view.convert else self.type.fields[name]
+            codecs[column] = dialect.codec(self.found.c[column].type, field)
+        self.faithful = all(codec.faithful for codec in codecs.values())
+        """Whether every value reads back as it was written, without a look."""
+        self.verbatim = all(codec.verbatim for codec in codecs.values())
+        """Whether it also does so in the same form."""
+        for column in self.view.constant:
+            codecs[column] = dialect.codec(self.found.c[column].type, None)
+        self._writers = {c: codec.write for c, codec in codecs.items() if codec.write}
+        self._readers = [
+            (c, codec.read) for c, codec in codecs.items() if codec.read and c in self.columns
+        ]
+        names = list(self.view.names)
+        self._pick: Callable[[Mapping[str, Any]], tuple[Any, ...]] = (
+            itemgetter(*names) if len(names) > 1 else lambda values: (values[names[0]],)
+        )
+        order = {column: place for place, column in enumerate(self.columns)}
+        self._plain = not self.view.convert and not self.view.constant
+        self._places = [(order[column], write) for column, write in self._writers.items()]
+        self._key_places = [order[column] for column in self.keys]
+
+    def row(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        """The row of a whole record, in the order of ``columns``."""
+        if not self._plain:
+            stored = self.stored(values) | {
+                c: self._written(c, held) for c, held in self.view.constant.items()
+            }
+            return tuple(stored[column] for column in self.columns)
+        row = self._pick(values)
+        if not self._places:
+            return row
+        adapted = list(row)
+        for place, write in self._places:
+            adapted[place] = write(adapted[place])
+        return adapted
+
+    def stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """By column, what the database gets for these field values."""
+        stored = self.view.to_store(values)
+        return {column: self._written(column, held) for column, held in stored.items()}
+
+    def _written(self, column: str, held: Any) -> Any:
+        write = self._writers.get(column)
+        return held if write is None else write(held)
+
+    def key_row(self, key: str) -> tuple[Any, ...]:
+        """What the key columns hold of the record of that key."""
+        stored = self.stored(self.type.key_values(key))
+        return tuple(stored[column] for column in self.keys)
+
+    def key_of(self, row: Sequence[Any]) -> tuple[Any, ...]:
+        """What the key columns hold in a row, as it was selected."""
+        return tuple(row[place] for place in self._key_places)
+
+    def loaded(self, row: Sequence[Any]) -> dict[str, Any]:
+        """By column, what a row holds, as it was selected."""
+        data = dict(zip(self.columns, row, strict=True))
+        for column, read in self._readers:
+            data[column] = read(data[column])
+        return data
+
+    def refers_to(self, other: Table) -> bool:
+        """Whether a foreign key of this table is to the other one."""
+        return any(
+            name == other.found.name and schema == other.found.schema
+            for name, schema, _, _ in self.references
+        )
+
+    def parents_first(self, rows: list[Sequence[Any]]) -> list[Sequence[Any]]:
+        """The rows of a table that refers to itself, each after the one it refers to."""
+        own = [r for r in self.references if r[:2] == (self.found.name, self.found.schema)]
+        order = {column: place for place, column in enumerate(self.columns)}
+        for _, _, ours, theirs in own:
+            if not {*ours, *theirs} <= order.keys():
+                continue
+            by_key = {tuple(row[order[c]] for c in theirs): row for row in rows}
+            placed: dict[int, Sequence[Any]] = {}
+            for row in rows:
+                chain: list[Sequence[Any]] = []
+                seen: set[int] = set()
+                above: Sequence[Any] | None = row
+                while above is not None and id(above) not in placed and id(above) not in seen:
+                    seen.add(id(above))
+                    chain.append(above)
+                    above = by_key.get(tuple(above[order[c]] for c in ours))
+                for link in reversed(chain):
+                    placed[id(link)] = link
+            rows = list(placed.values())
+        return rows

@@ -1,0 +1,56 @@
+"""A MariaDB server of the test's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pymysql
+
+from servers import Server, program
+
+__all__ = ["MariaServer"]
+
+
+class MariaServer(Server):
+    """MariaDB with its default settings, ``root`` without a password and a database ``test``."""
+
+    @property
+    def url(self) -> str:
+        return f"mariadb+pymysql://root@127.0.0.1:{self.port}/test"
+
+    def user(self) -> str | None:
+        return "mysql" if os.getuid() == 0 else None  # it refuses to run as root
+
+    def prepare(self) -> None:
+        if self.user():
+            shutil.chown(self.folder, "mysql")
+        subprocess.run(
+            [
+                program("mariadb-install-db", "/usr/bin"),
+                *("--no-defaults", f"--datadir={self.folder / 'data'}", "--skip-test-db"),
+                *("--auth-root-authentication-method=normal",),
+                *([f"--user={self.user()}"] if self.user() else []),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=self.folder,
+        )
+
+    def command(self) -> list[str]:
+        return [
+            program("mariadbd", "/usr/sbin"),
+            *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--port={self.port}"),
+            *("--bind-address=127.0.0.1", f"--socket={self.folder / 'mariadb.sock'}"),
+            f"--pid-file={self.folder / 'mariadb.pid'}",
+        ]
+
+    def is_ready(self) -> bool:
+        try:
+            connection = pymysql.connect(host="127.0.0.1", port=self.port, user="root")
+        except pymysql.err.OperationalError:
+            return False
+        with connection, connection.cursor() as cursor:
+            cursor.execute("CREATE DATABASE IF NOT EXISTS test CHARACTER SET utf8mb4")
+        return True
