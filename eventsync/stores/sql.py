@@ -31,6 +31,7 @@ from eventsync.view import View
 
 try:
     import sqlalchemy as sa
+    from sqlalchemy import orm
 except ImportError as error:  # pragma: no cover - the message is all there is to it
     raise ConfigError(
         "the SQL store needs SQLAlchemy", hint="pip install 'eventsync[sql]'"
@@ -121,6 +122,19 @@ def _errors(what: str) -> Iterator[None]:
         ) from error
 
 
+def _connection_of(transaction: Any) -> sa.Connection:
+    """The connection of a caller's own transaction; what waits in a session is written first."""
+    if isinstance(transaction, orm.Session | orm.scoped_session):
+        transaction.flush()
+        return transaction.connection()
+    if isinstance(transaction, sa.Connection):
+        return transaction
+    raise ConfigError(
+        f"{type(transaction).__name__} is neither an SQLAlchemy session nor a connection",
+        hint="pass the one whose transaction the change shall be part of",
+    )
+
+
 class SqlIndex(Index):
     """The version index of an SQL store, in the database that holds its data."""
 
@@ -143,6 +157,29 @@ class SqlIndex(Index):
             except BaseException:
                 connection.rollback()
                 raise
+
+    @contextmanager
+    def join(self, transaction: Any) -> Iterator[IndexTransaction]:
+        self._prepare()
+        with _errors("version index"):
+            connection = _connection_of(transaction)
+            if connection.engine.url != self.engine.url:
+                raise ConfigError(
+                    f"the transaction is one of {connection.engine.url!r}, "
+                    f"the store is in {self.engine.url!r}",
+                    hint="begin it on an engine of the store's own URL",
+                )
+            # Before anything is read other writers have to wait, as in ``transaction``.
+            if connection.connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]
+                connection.exec_driver_sql("DELETE FROM eventsync_outbox WHERE number < 0")
+            else:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            # So that an edit that fails leaves no trace, whatever the caller makes of its error.
+            with connection.begin_nested():
+                yield _SqlTransaction(connection)
+
+    def waiting(self) -> int:
+        return int(self._rows(sa.select(sa.func.count()).select_from(_OUTBOX))[0][0])
 
     def scan(
         self, type: str, *, after: str = "", limit: int = 1000, presence: Presence | None = None
