@@ -411,16 +411,16 @@ class Worker:
             return
         with self.bus.letters(self.store.name, held=True) as letters:
             items: list[_Item] = []
-            tried = math.inf
             for letter, delivery in letters.read(self.options.batch):
                 if time.time() < self._due_at(letter):
                     continue
                 item = _Item(letter.raw, delivery, letter.first_time, letter.attempts + 1)
                 items.append(self._decoded(item))
-                tried = min(tried, letter.last_time)
             if not items:
                 return
-            before, self._suspected = self._suspected, tried
+            # It answers; and others it took when these failed, or they would not be here.
+            self._ping()
+            before, self._suspected = self._suspected, -math.inf
             try:
                 still = self._settle(items)
             finally:

@@ -34,7 +34,7 @@ LAYERS = [
     {"retry"},
     {"apply", "stores", "transports"},
     {"registry", "bus", "verify", "circuit", "rate", "isolation"},
-    {"progress", "spool"},
+    {"progress", "publisher"},
     {"watchdog", "supervisor"},
     {"worker"},
     {"config", "testing"},

@@ -147,7 +147,7 @@ class SqlIndex(Index):
 
     @contextmanager
     def transaction(self) -> Iterator[IndexTransaction]:
-        self._prepare()
+        self.prepare()
         with _errors("version index"), self.engine.connect() as connection:
             # Readers go on; other writers wait from here on, before anything is read.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -160,7 +160,6 @@ class SqlIndex(Index):
 
     @contextmanager
     def join(self, transaction: Any) -> Iterator[IndexTransaction]:
-        self._prepare()
         with _errors("version index"):
             connection = _connection_of(transaction)
             if connection.engine.url != self.engine.url:
@@ -170,10 +169,13 @@ class SqlIndex(Index):
                     hint="begin it on an engine of the store's own URL",
                 )
             # Before anything is read other writers have to wait, as in ``transaction``.
-            if connection.connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]
-                connection.exec_driver_sql("DELETE FROM eventsync_outbox WHERE number < 0")
-            else:
+            begun = connection.connection.dbapi_connection.in_transaction  # type: ignore[union-attr]
+            if not begun:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            if not self._ready:
+                _metadata.create_all(connection)  # on this connection: the others wait for it
+            if begun:
+                connection.exec_driver_sql("DELETE FROM eventsync_outbox WHERE number < 0")
             # So that an edit that fails leaves no trace, whatever the caller makes of its error.
             with connection.begin_nested():
                 yield _SqlTransaction(connection)
@@ -233,11 +235,12 @@ class SqlIndex(Index):
         self.engine.dispose()
 
     def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
-        self._prepare()
+        self.prepare()
         with _errors("version index"), self.engine.connect() as connection:
             return connection.execute(query).all()
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Make the tables of the index. Idempotent."""
         if not self._ready:
             with _errors("version index"), self.engine.connect() as connection:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -486,6 +489,8 @@ class SqlAccessor(Accessor[R]):
                 self._table_name, schema=self._schema
             ):
                 self._new_table().create(self.engine, checkfirst=True)
+        if isinstance(self._index, SqlIndex):
+            self._index.prepare()  # now, while no transaction of a caller's is in the way
         _ = self._upsert_sql  # reads the schema, and so finds what does not fit
 
     def ping(self) -> None:
