@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from eventsync.gate import Outcome
     from eventsync.index import FileIndex, Index, MemoryIndex
+    from eventsync.publisher import BatchPublisher
     from eventsync.query import Query
     from eventsync.record import Field, Record
     from eventsync.registry import StoreRegistry, SyncReport
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Accessor",
     "AlreadyExistsError",
+    "BatchPublisher",
     "Bus",
     "BusError",
     "BusUnavailableError",
@@ -100,6 +102,7 @@ __all__ = [
 # Where each name lives; what is not listed is an error.
 _HOMES = {
     "Accessor": "accessor",
+    "BatchPublisher": "publisher",
     "Bus": "bus",
     "Change": "change",
     "Clock": "clock",

@@ -7,6 +7,7 @@ knows nothing of queues, envelopes on the wire or of other stores.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from abc import ABC, abstractmethod
@@ -104,6 +105,12 @@ class Accessor(ABC, Generic[R]):
     def bind(self, index: Index) -> None:
         """Become part of a store whose version index is ``index``. Called by ``Store``."""
         self._index = index
+
+    def joined(self, index: Index) -> Accessor[R]:
+        """This accessor with another index: for a transaction of the caller's."""
+        joined = copy.copy(self)
+        joined._index = index
+        return joined
 
     # -- what a new kind of store implements ------------------------------------------------
 

@@ -6,9 +6,10 @@ bytes.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventsync.apply import Limits
@@ -64,6 +65,29 @@ class Settings(BaseSettings):
     grace: _Seconds = 25.0
     """How long a worker that is told to stop may take to finish what it has in hand."""
 
+    letter_retention: _Seconds = 7 * 86_400.0
+    """How long dead letters are kept; shorter than ``tombstone_retention`` by the drift."""
+    republish_window: Annotated[float, Field(ge=0)] = 10.0
+    """When the broker was lost and is back: from how long before on changes are published again."""
+    recycle_messages: Annotated[int, Field(ge=0)] = 0
+    """After how many messages a worker makes place for a new process; 0: never."""
+    recycle_growth: Annotated[int, Field(ge=0)] = 0
+    """After how many bytes of growth a worker makes place for a new process; 0: never."""
+    stall_after: _Seconds = 300.0
+    """How long one call of a store may take before the watchdog ends the worker."""
+    state_dir: Path | None = None
+    """A folder for state files of workers, which tell what each is doing; ``None``: no files."""
+
+    @model_validator(mode="after")
+    def _letters_before_tombstones(self) -> Settings:
+        if self.letter_retention > self.tombstone_retention - self.max_clock_drift:
+            raise ValueError(
+                f"letter_retention is {self.letter_retention:g} s; it has to be shorter than "
+                f"tombstone_retention ({self.tombstone_retention:g} s) less max_clock_drift, since "
+                "an older letter could not be replayed"
+            )
+        return self
+
     def bus(self) -> Bus:
         """The bus that these settings describe, not yet connected. Raises ``ConfigError``."""
         keys = self.keys.get_secret_value() if self.keys else ""
@@ -91,6 +115,10 @@ class Settings(BaseSettings):
             hold_for=self.hold_for,
             max_deliveries=self.max_deliveries,
             limits=self.limits(),
+            recycle_messages=self.recycle_messages,
+            recycle_growth=self.recycle_growth,
+            letter_retention=self.letter_retention,
+            republish_window=self.republish_window,
         )
 
 
@@ -104,7 +132,11 @@ def load(**overrides: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         wrong = "; ".join(
-            f"EVENTSYNC_{str(part['loc'][0]).upper().removeprefix('EVENTSYNC_')}: {part['msg']}"
+            (
+                f"EVENTSYNC_{str(part['loc'][0]).upper().removeprefix('EVENTSYNC_')}: {part['msg']}"
+                if part["loc"]
+                else part["msg"]
+            )
             for part in error.errors(include_input=False)
         )
         raise ConfigError(f"wrong settings: {wrong}") from None

@@ -208,6 +208,22 @@ class Index(ABC):
     def sent(self, numbers: Sequence[int]) -> None:
         """Take envelopes out of the outbox, which the broker has confirmed. Idempotent."""
 
+    def join(self, transaction: Any) -> AbstractContextManager[IndexTransaction]:
+        """As ``transaction``, but as a part of the caller's own, which commits or undoes it.
+
+        ``transaction``: what the store's database calls one (an SQLAlchemy session or connection).
+        Of this part nothing is left when the block raises. Raises ``ConfigError`` where data and
+        index do not share a transaction that a caller could have begun.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} has no transactions that others could take part in",
+            hint="edit through the store itself; only SQL stores can join your transaction",
+        )
+
+    def waiting(self) -> int:
+        """How many envelopes are in the outbox; counts up to 10,001 where it cannot do better."""
+        return len(self.outgoing(10_001))
+
     @abstractmethod
     def load_mark(self, name: str) -> str:
         """The text kept under ``name`` (a checkpoint), or an empty one."""
@@ -425,6 +441,11 @@ class FileIndex(Index):
                 [limit],
             )
             return [Outgoing(*row) for row in rows]
+
+    def waiting(self) -> int:
+        with self._errors():
+            query = "SELECT count(*) FROM outbox WHERE NOT held"
+            return int(self._connection().execute(query).fetchone()[0])
 
     def sent(self, numbers: Sequence[int]) -> None:
         with self._errors():

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
+from eventsync import envelope
 from eventsync.accessor import Accessor, Edit
 from eventsync.change import Change
 from eventsync.clock import Clock, Version
@@ -18,10 +20,21 @@ from eventsync.index import FileIndex, Index, Presence
 from eventsync.query import Query
 from eventsync.record import Record
 
-__all__ = ["Publisher", "Store"]
+if TYPE_CHECKING:
+    from eventsync.joined import JoinedStore
+
+__all__ = ["Backlog", "Publisher", "Store"]
 
 R = TypeVar("R", bound=Record)
 _CHUNK = 1000
+
+
+@dataclass(slots=True, frozen=True)
+class Backlog:
+    """Envelopes that are still to be published: how many, and the age of the oldest in seconds."""
+
+    waiting: int
+    oldest: float | None
 
 
 class Publisher(Protocol):
@@ -48,7 +61,9 @@ class Store:
     makes a ``FileIndex``; by default what the accessors bring (an SQL store keeps them beside its
     data). ``publisher``: without one, edits are not published. ``capture_every``: how often, in
     seconds, the store's worker looks for edits made behind eventsync's back; ``None``: never.
-    Usable as a context manager. Thread-safe as far as its accessors are.
+    ``rate``: how many changes a second its workers apply at most, all of them together as far as
+    one ``eventsync worker`` command runs them; ``None``: as many as they can. Usable as a context
+    manager. Thread-safe as far as its accessors are.
     """
 
     def __init__(
@@ -59,6 +74,7 @@ class Store:
         publisher: Publisher | None = None,
         clock: Clock | None = None,
         capture_every: float | None = None,
+        rate: float | None = None,
     ) -> None:
         if not name or not all(c.isalnum() or c in "_-" for c in name):
             raise ConfigError(f"{name!r} cannot name a store: use letters, digits, '-' and '_'")
@@ -68,6 +84,7 @@ class Store:
         self.publisher = publisher
         self.clock = clock or Clock()
         self.capture_every = capture_every
+        self.rate = rate
         self.publish_error: BusUnavailableError | None = None
         """Why the last attempt to publish failed; ``None`` when it did not."""
         self.accessors: dict[str, Accessor[Any]] = {}
@@ -125,6 +142,17 @@ class Store:
                 f"store {self.name!r} holds no {name!r}",
                 hint=f"it holds {', '.join(self.accessors)}",
             ) from None
+
+    def using(self, transaction: Any) -> JoinedStore:
+        """This store inside a transaction of the caller's: an SQLAlchemy session or connection.
+
+        Edits made through it, and the envelopes they make, commit or roll back with all else the
+        transaction does. They are published after that: by ``flush``, the store's worker or
+        ``eventsync relay``. Raises ``ConfigError`` where a store has no such transactions.
+        """
+        from eventsync.joined import JoinedStore
+
+        return JoinedStore(self, transaction)
 
     # -- CRUD ------------------------------------------------------------------------------------
 
@@ -259,6 +287,35 @@ class Store:
         self.publish_error = None
         return published
 
+    def backlog(self) -> Backlog:
+        """How many envelopes wait in the outbox, and how long the oldest has, in seconds."""
+        oldest = self.index.outgoing(1)
+        age = None
+        if oldest:
+            made = envelope.decode(oldest[0].body, max_bytes=len(oldest[0].body)).version.millis
+            age = max(0.0, self.clock.now() - made / 1000)
+        return Backlog(self.index.waiting() if oldest else 0, age)
+
+    def republish(self, publisher: Publisher, *, since: float) -> int:
+        """Publish once more what this store holds of every record changed after a time; how many.
+
+        For a broker that has lost the last it had confirmed. ``since``: in seconds since the epoch.
+        Reads the whole version index. Idempotent in its effect. Raises ``BusUnavailableError``.
+        """
+        published = 0
+        for name, accessor in self.accessors.items():
+            after = ""
+            while entries := self.index.scan(name, after=after, limit=_CHUNK):
+                after = entries[-1][0]
+                keys = [
+                    key for key, entry in entries if Version(entry.version).millis >= since * 1000
+                ]
+                changes = accessor.states(keys, self.name) if keys else []
+                if changes:
+                    publisher.publish(name, [publisher.encode(change) for change in changes])
+                    published += len(changes)
+        return published
+
     def capture(
         self,
         record_type: type[Record] | None = None,
@@ -376,18 +433,24 @@ class Store:
     def _edit(self, op: str, records: Sequence[Record]) -> None:
         by_type: dict[str, list[Edit]] = {}
         for record in records:
-            values = None if op == "remove" else record.raw()
-            # What was read from here and not set since may be old by now; it is not an edit.
-            touched = record.dirty if self in record.stores and op != "add" else None
-            by_type.setdefault(record.__record__.name, []).append(
-                Edit(op, record.key, values, touched)
-            )
+            by_type.setdefault(record.__record__.name, []).append(self.edit_of(op, record))
         encode = self.publisher.encode if self.publisher else None
         try:
             for name, edits in by_type.items():
                 self.accessor(name).edit(edits, self.clock, self.name, encode)
         finally:
             self._try_flush()
+        self.edited(op, records)
+
+    def edit_of(self, op: str, record: Record) -> Edit:
+        """The edit that an operation on a record of the user's means."""
+        values = None if op == "remove" else record.raw()
+        # What was read from here and not set since may be old by now; it is not an edit.
+        touched = record.dirty if self in record.stores and op != "add" else None
+        return Edit(op, record.key, values, touched)
+
+    def edited(self, op: str, records: Iterable[Record]) -> None:
+        """Have records know that an operation on them was done."""
         for record in records:
             if op == "remove":
                 record.stores.discard(self)

@@ -27,19 +27,25 @@ from eventsync.change import Change
 from eventsync.deadletter import DeadLetter
 from eventsync.errors import (
     BusUnavailableError,
+    ClockDriftError,
     ConfigError,
     EnvelopeError,
     EventSyncError,
 )
 from eventsync.gate import Outcome
 from eventsync.index import Presence
+from eventsync.isolation import apply_apart
+from eventsync.progress import Progress, resident_bytes
+from eventsync.rate import RateLimit
 from eventsync.retry import is_retryable, retrying
 from eventsync.store import Store
+from eventsync.watchdog import Watchdog
 
 __all__ = ["Options", "Worker", "run"]
 
 _POLL = 0.5
 _SUSPECT_DELIVERIES = 3
+_LONGEST_HELD_WAIT = 60.0
 _ABORTED = 70  # EX_SOFTWARE: left before its work was settled; the broker gives it to others
 
 
@@ -51,6 +57,11 @@ class Options:
     so. ``retry_for``: how long it tries again before it lets go of a store that is down, and waits
     for it. ``hold_for``: how long a change from the future is tried again. ``max_deliveries``: how
     often a message may be taken by workers that then die. ``limits``: what the store refuses.
+    ``rate``: changes a second at most, ``None`` for no limit. ``recycle_messages`` and
+    ``recycle_growth``: after how many messages, or bytes of growth, the worker stops so that a new
+    process takes its place; 0 for never. ``letter_retention``: how long dead letters are kept.
+    ``republish_window``: when the broker comes back, what this store holds of changes made since so
+    long before it was lost is published again; 0 for nothing.
     """
 
     prefetch: int = 64
@@ -59,6 +70,11 @@ class Options:
     hold_for: float = 300.0
     max_deliveries: int = 50
     limits: Limits = DEFAULT_LIMITS
+    rate: float | None = None
+    recycle_messages: int = 0
+    recycle_growth: int = 0
+    letter_retention: float = 7 * 86_400.0
+    republish_window: float = 10.0
 
 
 DEFAULT_OPTIONS: Final = Options()
@@ -98,7 +114,9 @@ class Worker:
         self.store = store
         self.bus = bus
         self.options = options
-        self.outcomes: Counter[Outcome] = Counter()
+        self.progress = Progress(store.name)
+        """What it is doing, for health checks and metrics."""
+        self.outcomes: Counter[Outcome] = self.progress.outcomes
         """How many changes came to each outcome."""
         self.collisions = 0
         """How many changes carried the version of another one: a bug or a forgery somewhere."""
@@ -106,6 +124,14 @@ class Worker:
         self._log = log or structlog.get_logger("eventsync.worker").bind(store=store.name)
         self._stopping = threading.Event()
         self._due: dict[str, float] = {}
+        rate = options.rate or store.rate
+        self._rate = RateLimit(rate) if rate else None
+        # One message at a time, so that a limit holds as closely as messages are small.
+        self._prefetch = 1 if rate else options.prefetch
+        self._baseline: int | None = None
+        self._broker_lost: float | None = None
+        self._suspected: float | None = None
+        self._reopened = 0
 
     def stop(self) -> None:
         """Have ``run`` return once what is in hand is settled. Idempotent, does not block."""
@@ -125,6 +151,8 @@ class Worker:
                 )
                 self._consume()
             except BusUnavailableError as error:
+                self._broker_lost = self._broker_lost or time.time()
+                self.progress.error = str(error)
                 self._log.warning("broker is away; trying again", error=str(error))
                 self._wait(1.0)
             except EventSyncError as error:
@@ -157,19 +185,54 @@ class Worker:
         # What this store publishes has to wait for stores whose workers have never run, too.
         for peer in self._peers:
             self.bus.declare(peer.name, peer.accessors)
-        return self.bus.subscribe(
-            self.store.name, self.store.accessors, prefetch=self.options.prefetch
-        )
+        return self.bus.subscribe(self.store.name, self.store.accessors, prefetch=self._prefetch)
 
     def _consume(self) -> None:
         subscription = self._subscribe()
         try:
+            self._republish()
             while not self._stopping.is_set():
-                deliveries = subscription.fetch(timeout=_POLL, limit=self.options.prefetch)
-                self._handle(deliveries, subscription)
+                self.progress.beat("waiting")
+                deliveries = subscription.fetch(timeout=_POLL, limit=self._prefetch)
+                if deliveries:
+                    self._take(deliveries, subscription)
                 self._upkeep()
+                if self._is_spent():
+                    self._log.info("worker recycles", messages=self.progress.messages)
+                    self.stop()
         finally:
             subscription.close()
+
+    def _take(self, deliveries: Sequence[Delivery], subscription: Subscription) -> None:
+        """Handle what was fetched, at the pace that is allowed."""
+        self.progress.in_hand = len(deliveries)
+        self.progress.beat("applying")
+        before = self.outcomes.total()
+        self._handle(deliveries, subscription)
+        self.progress.settled(len(deliveries))
+        if self._rate is not None:
+            self._wait(self._rate.pause(self.outcomes.total() - before))
+
+    def _is_spent(self) -> bool:
+        """Whether a new process should take this one's place."""
+        options, progress = self.options, self.progress
+        if options.recycle_messages and progress.messages >= options.recycle_messages:
+            return True
+        if not options.recycle_growth or progress.messages == 0:
+            return False
+        # Growth counts from when it has begun to work: what is imported late is no leak.
+        memory = resident_bytes()
+        if self._baseline is None:
+            self._baseline = memory
+        return memory - self._baseline >= options.recycle_growth
+
+    def _republish(self) -> None:
+        """A broker that comes back may have forgotten the last it had confirmed: tell it again."""
+        if self._broker_lost is not None and self.options.republish_window:
+            since = self._broker_lost - self.options.republish_window
+            count = self.store.republish(_Beating(self.bus, self.progress), since=since)
+            self._log.info("broker is back: latest changes published again", count=count)
+        self._broker_lost = None
 
     def _handle(self, deliveries: Sequence[Delivery], subscription: Subscription) -> None:
         """Settle messages in batches; leave the rest in the broker's hands when told to stop."""
@@ -267,15 +330,26 @@ class Worker:
         def attempt() -> list[Settled]:
             if self.store.capture_every:
                 self.store.capture_before(changes, self.bus)
+            if self._suspected is not None:
+                works = (self.progress.applied_at or 0.0) > self._suspected
+                return apply_apart(apply_all, changes, works=works)
+            return apply_all(changes)
+
+        def apply_all(changes: Sequence[Change]) -> list[Settled]:
             return apply(self.store, changes, clock=self.store.clock, limits=self.options.limits)
 
-        return retrying(
+        settled = retrying(
             attempt,
-            budget=self.options.retry_for,
+            # What failed by itself has its budget among the held ones.
+            budget=self.options.retry_for if self._suspected is None else 0.0,
             wait=self._wait,
             give_up=self._stopping.is_set,
             before_wait=self._tell("store is busy or away"),
         )
+        self._reopened = 0
+        if not any(item.outcome is Outcome.HELD for item in settled):
+            self._suspected = None
+        return settled
 
     def _account(self, item: _Item, detailed: bool) -> None:
         self.outcomes[item.outcome] += 1
@@ -311,9 +385,10 @@ class Worker:
         """Do what is due. A store that is busy is left for the next time."""
         tasks: list[tuple[str, float, Callable[[], object]]] = [
             ("held", 1.0, self._try_held),
-            ("outbox", 1.0, lambda: self.store.flush(self.bus)),
+            ("outbox", 1.0, lambda: self.store.flush(_Beating(self.bus, self.progress))),
             ("pending", 2.0, lambda: complete(self.store, self._peers)),
             ("tombstones", 3600.0, self._collect),
+            ("letters", 3600.0, self._drop_letters),
         ]
         if self.store.capture_every:
             tasks.append(("capture", self.store.capture_every, self._capture))
@@ -321,6 +396,7 @@ class Worker:
             now = time.monotonic()
             if at_once or now >= self._due.get(name, 0.0):
                 self._due[name] = now + every
+                self.progress.beat(name)
                 try:
                     task()
                 except (BusUnavailableError, ConfigError):
@@ -334,18 +410,55 @@ class Worker:
         if not self.bus.states(self.store.name)["held"].ready:
             return
         with self.bus.letters(self.store.name, held=True) as letters:
-            items = []
+            items: list[_Item] = []
             for letter, delivery in letters.read(self.options.batch):
+                if time.time() < self._due_at(letter):
+                    continue
                 item = _Item(letter.raw, delivery, letter.first_time, letter.attempts + 1)
                 items.append(self._decoded(item))
-            still = {id(item) for item in self._settle(items)}
-            letters.settle(item.delivery for item in items if id(item) not in still)
+            if not items:
+                return
+            # It answers; and others it took when these failed, or they would not be here.
+            self._ping()
+            before, self._suspected = self._suspected, -math.inf
+            try:
+                still = self._settle(items)
+            finally:
+                self._suspected = before
+            # Written anew with what was learnt, so that it outlives this process.
+            self.bus.hold(self.store.name, [self._letter(item) for item in still])
+            letters.settle(item.delivery for item in items)
+
+    def _due_at(self, letter: DeadLetter) -> float:
+        """When a held change is worth another try, in seconds since the epoch."""
+        if letter.reason == ClockDriftError.reason and letter.version is not None:
+            due = letter.version.millis / 1000 - self.options.limits.drift
+        else:
+            due = letter.last_time + min(_LONGEST_HELD_WAIT, 2.0 ** min(letter.attempts, 10))
+        return min(due, letter.first_time + self.options.hold_for)
+
+    def _drop_letters(self) -> None:
+        """Drop the dead letters that are older than they are kept."""
+        dead = self.bus.states(self.store.name)["dead"]
+        oldest = math.inf if dead.oldest is None else dead.oldest
+        if not dead.ready or oldest < self.options.letter_retention:
+            return
+        before = time.time() - self.options.letter_retention
+        with self.bus.letters(self.store.name) as letters:
+            while chunk := letters.read(500):
+                old = [(one, delivery) for one, delivery in chunk if one.last_time < before]
+                letters.settle(delivery for _, delivery in old)
+                for letter, _ in old:
+                    self._log.warning("dead letter dropped: too old", **_about_letter(letter))
+                if len(old) < len(chunk):
+                    return
 
     def _capture(self) -> None:
         def unreadable(error: EventSyncError) -> None:
             self._log.error("a record cannot be read and is passed over", error=str(error))
 
         for changes in self.store.capture(publisher=self.bus, unreadable=unreadable):
+            self.progress.beat()
             if changes:
                 self._log.info("captured edits", count=len(changes))
 
@@ -369,23 +482,36 @@ class Worker:
 
     def _await_store(self, cause: EventSyncError) -> None:
         """The circuit is open: consume nothing until the store can be used again."""
+        circuit = self.progress.circuit
+        circuit.open(cause)
+        self.progress.error = str(cause)
         self._log.error("circuit open: the store is away, its work waits", error=str(cause))
+        # A store that answers but fails again and again is tried ever more seldom.
+        self._wait(min(30.0, 0.05 * 2.0 ** min(self._reopened, 10)))
+        self._reopened += 1
         retrying(
             self._ping,
             budget=math.inf,
             wait=self._wait,
             give_up=self._stopping.is_set,
+            before_wait=lambda error, attempt, seconds: circuit.open(error),
         )
+        circuit.close()
+        # It answers: if it fails again, it may be for one change only.
+        self._suspected = time.time()
         self._log.info("circuit closed: the store is back")
 
     def _ping(self) -> None:
+        self.progress.circuit.probe()
         for accessor in self.store.accessors.values():
             accessor.ping()
         for type in self.store.accessors:
             self.store.index.counts(type)[Presence.PENDING]
 
     def _wait(self, seconds: float) -> None:
+        self.progress.beat(pause=seconds)
         self._stopping.wait(seconds)
+        self.progress.beat()
 
     def _tell(self, event: str) -> Callable[[BaseException, int, float], None]:
         def tell(error: BaseException, attempt: int, seconds: float) -> None:
@@ -394,11 +520,26 @@ class Worker:
         return tell
 
 
-def run(worker: Worker, *, grace: float) -> None:
+class _Beating:
+    """A bus through which each publish is a sign of progress."""
+
+    def __init__(self, bus: Bus, progress: Progress) -> None:
+        self._bus = bus
+        self._progress = progress
+
+    def encode(self, change: Change) -> bytes:
+        return self._bus.encode(change)
+
+    def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
+        self._bus.publish(type, envelopes)
+        self._progress.beat()
+
+
+def run(worker: Worker, *, grace: float, watchdog: Watchdog | None = None) -> None:
     """Run a worker until SIGTERM or SIGINT; it then finishes what it has in hand.
 
     After ``grace`` seconds, or at a second signal, the process ends at once; what was not settled
-    is given to other workers. For the main thread.
+    is given to other workers. ``watchdog`` watches it meanwhile. For the main thread.
     """
 
     def abort() -> None:
@@ -420,9 +561,13 @@ def run(worker: Worker, *, grace: float) -> None:
     before = {
         number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
     }
+    if watchdog is not None:
+        watchdog.start()
     try:
         worker.run()
     finally:
+        if watchdog is not None:
+            watchdog.stop()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -432,6 +577,17 @@ def _reason(item: _Item) -> str:
         return "error"
     # A version that stayed in the future too long; a worker that died too often.
     return "crashes" if type(item.error) is EventSyncError else item.error.reason
+
+
+def _about_letter(letter: DeadLetter) -> dict[str, Any]:
+    digest = hashlib.sha256((letter.key or "").encode()).hexdigest()[:16]
+    return {
+        "reason": letter.reason,
+        "type": letter.type,
+        "key_digest": digest if letter.key else None,
+        "version": letter.version.hex() if letter.version else None,
+        "attempts": letter.attempts,
+    }
 
 
 def _about(change: Change | None) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def status(deployment: Deployment, as_json: JsonOption = False) -> int:
 
     ready: messages that wait (one may carry many changes); in hand: those that workers hold;
     oldest: how long the oldest has waited; held: changes from the future, tried again; dead: what
-    could not be applied (eventsync dlq list STORE); outbox: changes not published yet. Of each
+    could not be applied (eventsync dlq list STORE); outbox: changes not published yet; since: how
+    long the oldest of them has waited. Of each
     record type, here: records in the store; pending: known in part only, so not written yet; away:
     do not match the store's filter; deleted: remembered deletes; new: records that eventsync has
     not seen yet, which eventsync sync takes in.
@@ -54,8 +55,8 @@ def status(deployment: Deployment, as_json: JsonOption = False) -> int:
 def _store(deployment: Deployment, store: Store, away: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"queues": _queues(deployment, store.name, away)}
     try:
-        waiting = store.index.outgoing(_OUTBOX_COUNTED + 1)
-        found["outbox"] = len(waiting)
+        backlog = store.backlog()
+        found["outbox"], found["outbox_oldest"] = backlog.waiting, backlog.oldest
         found["types"] = {name: _records(store, name) for name in store.accessors}
     except (StoreUnavailableError, OSError) as error:
         found["error"] = str(error)
@@ -116,11 +117,17 @@ def _tell(stores: dict[str, dict[str, Any]]) -> None:
             cells += [_count(state[column]) for column in ("held", "dead")]
         else:
             cells += ["–"] * 5
-        queues.append([*cells, _count(found.get("outbox"), _OUTBOX_COUNTED)])
+        queues.append(
+            [
+                *cells,
+                _count(found.get("outbox"), _OUTBOX_COUNTED),
+                ago(found.get("outbox_oldest")),
+            ]
+        )
     print_table(
-        ["queue", "ready", "in hand", "oldest", "held", "dead", "outbox"],
+        ["queue", "ready", "in hand", "oldest", "held", "dead", "outbox", "since"],
         queues,
-        right=range(1, 7),
+        right=range(1, 8),
         marked=lambda row, column: "red" if column == 5 and queues[row][5] not in "0–" else None,
     )
     rows = [

@@ -5,14 +5,20 @@ It owns how a worker logs. It must not know how a worker works.
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import replace
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eventsync.cli.command import StoreArgument, command
+from eventsync.cli.command import OK, command, complete_store
 from eventsync.cli.deployment import Deployment
+
+if TYPE_CHECKING:
+    from eventsync.config import Settings
+    from eventsync.worker import Worker
 
 __all__ = ["worker"]
 
@@ -29,14 +35,32 @@ class LogLevel(StrEnum):
 @command
 def worker(
     deployment: Deployment,
-    store: StoreArgument,
+    store: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STORE",
+            help="The store's name; without it, --all.",
+            autocompletion=complete_store,
+            show_default=False,
+        ),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Workers of all stores.")] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many supervised processes a store.", show_default=False),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Changes a second at most.", show_default=False),
+    ] = None,
+    lifeline: Annotated[int | None, typer.Option(hidden=True)] = None,
     drain: Annotated[
         bool, typer.Option("--drain", help="Apply what is there, then leave.")
     ] = False,
     log_level: Annotated[
         LogLevel, typer.Option(help="debug shows what became of every single change.")
     ] = LogLevel.INFO,
-) -> None:
+) -> int:
     """Run a worker: apply to STORE what comes in its queue.
 
     It also sends what waits in the store's outbox, completes pending records from the other
@@ -45,27 +69,86 @@ def worker(
     in hand and leave; at a second SIGTERM it leaves at once. Nothing is lost either way, nor by
     SIGKILL.
 
+    With --processes or --all the workers run in processes of their own, which are started again
+    when they end or hang. A worker whose store hangs for longer than EVENTSYNC_STALL_AFTER ends
+    with 71, and one that does not finish in time with 70.
+
     Logs to standard error: for people on a terminal, as JSON lines elsewhere.
 
     Examples:
       eventsync worker crm
+      eventsync worker crm --processes 4    four of them, kept running
+      eventsync worker --all                one for each store, kept running
       eventsync worker crm --drain          apply what waits, then leave
       eventsync worker crm 2>> crm.log      JSON lines
     """
-    from eventsync.worker import Worker, run
+    from eventsync.worker import Worker
 
+    if every == (store is not None):
+        raise typer.BadParameter("say which STORE, or --all")
     _log_to_stderr(log_level)
     settings = deployment.settings
     registry = deployment.registry
     registry.check()
-    working = Worker(
-        registry[store], deployment.bus, options=settings.worker_options(), peers=registry
-    )
+    if every or processes:
+        if drain:
+            raise typer.BadParameter("--drain is for one worker, without --processes or --all")
+        names = list(registry.stores) if every else [registry[str(store)].name]
+        return _supervise(deployment, names, processes or 1, rate, log_level)
+    options = replace(settings.worker_options(), rate=rate)
+    working = Worker(registry[str(store)], deployment.bus, options=options, peers=registry)
     if drain:
         working.store.open()
         working.drain()
     else:
-        run(working, grace=settings.grace)
+        _work(working, settings, lifeline)
+    return OK
+
+
+def _work(worker: Worker, settings: Settings, lifeline: int | None) -> None:
+    from eventsync.progress import StateFile
+    from eventsync.supervisor import Lifeline
+    from eventsync.watchdog import Watchdog
+    from eventsync.worker import run
+
+    if lifeline is not None:
+        Lifeline(lifeline).watch()
+    state = StateFile(settings.state_dir, worker.progress) if settings.state_dir else None
+    each = state.write if state else lambda: None
+    try:
+        run(
+            worker,
+            grace=settings.grace,
+            watchdog=Watchdog(worker.progress, stall_after=settings.stall_after, each=each),
+        )
+    finally:
+        if state is not None:
+            state.remove()
+
+
+def _supervise(
+    deployment: Deployment, stores: list[str], processes: int, rate: float | None, level: LogLevel
+) -> int:
+    from eventsync.supervisor import Supervisor
+
+    commands = {}
+    for name in stores:
+        limit = rate or deployment.store(name).rate
+        command = [sys.executable, "-m", "eventsync", "worker", name, "--log-level", level.value]
+        command += ["--lifeline", "{lifeline}"]
+        if limit:
+            # Together they keep to what the store allows.
+            command += ["--rate", str(limit / processes)]
+        for number in range(processes):
+            commands[f"{name}-{number + 1}"] = command
+    settings = deployment.settings
+    # In the environment, not on the command line, where everybody on the host could read it.
+    environment = {
+        **os.environ,
+        "EVENTSYNC_APP": settings.app,
+        "EVENTSYNC_BROKER": settings.broker.get_secret_value(),
+    }
+    return Supervisor(commands, environment=environment, grace=settings.grace).run()
 
 
 def _log_to_stderr(level: LogLevel) -> None:

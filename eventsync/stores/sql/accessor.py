@@ -184,6 +184,8 @@ class SqlAccessor(Accessor[R]):
             ):
                 made = new_table(self.view, self.dialect, self._table_name, self._schema)
                 made.create(connection, checkfirst=True)
+        if isinstance(self._index, SqlIndex):
+            self._index.prepare()  # now, while no transaction of a caller's is in the way
         _ = self._table  # reads the schema, and so finds what does not fit
 
     def ping(self) -> None:

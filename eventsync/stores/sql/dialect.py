@@ -86,6 +86,14 @@ class Dialect(ABC):
         """Begin a transaction that will write."""
         connection.begin()
 
+    def join(  # noqa: B027  # where rows are locked one by one, nobody has to wait
+        self, connection: sa.Connection, outbox: sa.Table
+    ) -> None:
+        """Have other writers wait as ``begin`` does, in a transaction that may have begun.
+
+        ``outbox``: a table to do that with where it takes one.
+        """
+
     @abstractmethod
     def alone(self, connection: sa.Connection) -> AbstractContextManager[None]:
         """While it lasts no other process creates tables."""

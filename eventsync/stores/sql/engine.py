@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import orm
 
 from eventsync.errors import (
     ConfigError,
@@ -19,7 +21,14 @@ from eventsync.errors import (
 from eventsync.stores.sql.dialect import Dialect, Fault
 from eventsync.stores.sql.sqlite import Sqlite
 
-__all__ = ["UndoneError", "UniqueError", "dialect_of", "errors", "open_engine"]
+__all__ = [
+    "UndoneError",
+    "UniqueError",
+    "connection_of",
+    "dialect_of",
+    "errors",
+    "open_engine",
+]
 
 _DRIVERS = {
     "postgresql": ("postgresql+psycopg", "postgres"),
@@ -107,3 +116,16 @@ def errors(what: str, dialect: Dialect) -> Iterator[None]:
                 text, hint="was the table altered while the worker ran? restart it"
             ) from error
         raise (RejectedError if fault is Fault.REJECTED else StoreUnavailableError)(text) from error
+
+
+def connection_of(transaction: Any) -> sa.Connection:
+    """The connection of a caller's own transaction; what waits in a session is written first."""
+    if isinstance(transaction, orm.Session | orm.scoped_session):
+        transaction.flush()
+        return transaction.connection()
+    if isinstance(transaction, sa.Connection):
+        return transaction
+    raise ConfigError(
+        f"{type(transaction).__name__} is neither an SQLAlchemy session nor a connection",
+        hint="pass the one whose transaction the change shall be part of",
+    )

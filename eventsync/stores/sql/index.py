@@ -17,9 +17,17 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 
 from eventsync.change import Stamp
+from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Outgoing, Presence
 from eventsync.stores.sql.dialect import Dialect, Target
-from eventsync.stores.sql.engine import UndoneError, UniqueError, dialect_of, errors, open_engine
+from eventsync.stores.sql.engine import (
+    UndoneError,
+    UniqueError,
+    connection_of,
+    dialect_of,
+    errors,
+    open_engine,
+)
 
 __all__ = ["SqlIndex", "SqlTransaction"]
 
@@ -95,7 +103,7 @@ class SqlIndex(Index):
 
     @contextmanager
     def transaction(self) -> Iterator[IndexTransaction]:
-        self._prepare()
+        self.prepare()
         with self._errors(), self.dialect.connected(self.engine) as connection:
             self.dialect.begin(connection)
             try:
@@ -104,6 +112,32 @@ class SqlIndex(Index):
             except BaseException:
                 connection.rollback()
                 raise
+
+    @contextmanager
+    def join(self, transaction: Any) -> Iterator[IndexTransaction]:
+        try:
+            with self._errors():
+                connection = connection_of(transaction)
+                if connection.engine.url != self.engine.url:
+                    raise ConfigError(
+                        f"the transaction is one of {connection.engine.url!r}, "
+                        f"the store is in {self.engine.url!r}",
+                        hint="begin it on an engine of the store's own URL",
+                    )
+                # Before anything is read other writers have to wait, as in ``transaction``.
+                self.dialect.join(connection, self.tables.outbox)
+                # An edit that fails leaves no trace, whatever the caller makes of its error.
+                with connection.begin_nested():
+                    yield SqlTransaction(connection, self)
+        except UndoneError as error:
+            # Not to be done again here: the caller's own work may be undone too.
+            raise StoreUnavailableError(
+                error.message, hint="roll your transaction back, and begin it again"
+            ) from error
+
+    def waiting(self) -> int:
+        counted = sa.select(sa.func.count()).select_from(self.tables.outbox)
+        return int(self._rows(counted)[0][0])
 
     def scan(
         self, type: str, *, after: str = "", limit: int = 1000, presence: Presence | None = None
@@ -163,14 +197,15 @@ class SqlIndex(Index):
         self.engine.dispose()
 
     def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
-        self._prepare()
+        self.prepare()
         with self._errors(), self.dialect.connected(self.engine) as connection:
             return connection.execute(query).all()
 
     def _errors(self) -> Any:
         return errors("version index", self.dialect)
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Make the tables of the index. Idempotent."""
         if not self._ready:
             with (
                 self._errors(),

@@ -53,6 +53,13 @@ class Sqlite(Dialect):
         # Readers go on; other writers wait from here on, before anything is read.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
+    def join(self, connection: sa.Connection, outbox: sa.Table) -> None:
+        if self.raw(connection).in_transaction:
+            # It may have begun by reading; a write takes the lock.
+            connection.execute(sa.delete(outbox).where(outbox.c.number < 0))
+        else:
+            self.begin(connection)
+
     @contextmanager
     def alone(self, connection: sa.Connection) -> Iterator[None]:
         self.begin(connection)

@@ -1,0 +1,254 @@
+"""The batching publisher: many small publishes from any thread, few large ones to the broker.
+
+It owns the batches, the bound on what waits and the one thread that sends. It must not know how the
+broker is reached (a ``Publisher`` takes each batch).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final
+
+from eventsync.change import Change
+from eventsync.errors import BusUnavailableError
+from eventsync.store import Publisher
+
+__all__ = ["BatchPublisher"]
+
+_RETRY: Final = 0.05
+_LONGEST_RETRY: Final = 2.0
+
+
+@dataclass(slots=True)
+class _Item:
+    type: str
+    body: bytes
+    future: Future[None]
+    deadline: float
+
+
+class BatchPublisher:
+    """Sends what it is given in batches, from a thread of its own; fits ``store.Publisher``.
+
+    A batch goes when it has ``max_count`` envelopes or ``max_bytes`` bytes, or when its first
+    envelope has waited for ``linger`` seconds. While the broker is away each envelope is tried for
+    ``timeout`` seconds and then fails with ``BusUnavailableError``. At most ``buffer_bytes`` wait;
+    beyond that ``send`` blocks, for ``timeout`` seconds at most. Thread-safe. Usable as a context
+    manager; what waits at the end of the process is sent within ``timeout``. After a fork the child
+    begins empty.
+    """
+
+    def __init__(
+        self,
+        target: Publisher,
+        *,
+        max_count: int = 500,
+        max_bytes: int = 512 * 1024,
+        linger: float = 0.005,
+        buffer_bytes: int = 32 * 1024 * 1024,
+        timeout: float = 30.0,
+    ) -> None:
+        self._target = target
+        self._max_count = max_count
+        self._max_bytes = max_bytes
+        self._linger = linger
+        self._buffer_bytes = buffer_bytes
+        self._timeout = timeout
+        self._begin()
+        held = weakref.ref(self)
+        atexit.register(_close, held)
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._waiting: deque[_Item] = deque()
+        self._size = 0
+        self._hurry = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> BatchPublisher:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def encode(self, change: Change) -> bytes:
+        """The envelope of ``change``, signed when keys are configured."""
+        return self._target.encode(change)
+
+    def send(self, change: Change) -> Future[None]:
+        """Take a change; the future is done once the broker has it safe, or has failed.
+
+        Blocks while the buffer is full. A future that is cancelled before its batch is on its way
+        is not sent. Raises ``BusUnavailableError`` when there is no room in time,
+        ``ValueRefusedError`` for a change that may not travel.
+        """
+        (future,) = self._put(change.type, [self.encode(change)], wait=True)
+        return future
+
+    def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
+        """Take envelopes and block until the broker has them safe.
+
+        Raises ``BusUnavailableError``: then some may be at the broker and some not; publishing them
+        again does no harm. Raises ``UnroutableError``.
+        """
+        deadline = time.monotonic() + self._timeout
+        futures = self._put(type, envelopes, wait=True)
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+        for future in futures:
+            try:
+                future.result(max(0.0, deadline - time.monotonic()) + _LONGEST_RETRY)
+            except TimeoutError:
+                raise self._slow() from None
+
+    async def apublish(self, change: Change) -> None:
+        """As ``send`` and waiting for it, from a coroutine, without blocking its loop.
+
+        Raises ``BusUnavailableError``, ``UnroutableError``, ``ValueRefusedError``.
+        """
+        body = self.encode(change)
+        deadline = time.monotonic() + self._timeout
+        while not (futures := self._put(change.type, [body], wait=False)):
+            if time.monotonic() >= deadline:
+                raise self._full()
+            await asyncio.sleep(max(self._linger, 0.005))
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(futures[0]), self._timeout)
+        except TimeoutError:
+            raise self._slow() from None
+
+    def flush(self) -> None:
+        """Block until nothing waits. Raises ``BusUnavailableError`` when that takes too long."""
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+            if not self._changed.wait_for(lambda: not self._size, self._timeout):
+                raise self._slow()
+
+    def close(self) -> None:
+        """Send what waits and end the thread. Idempotent. Raises ``BusUnavailableError``."""
+        if self._pid != os.getpid():
+            return
+        try:
+            self.flush()
+        finally:
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _put(self, type: str, bodies: Sequence[bytes], *, wait: bool) -> list[Future[None]]:
+        if self._pid != os.getpid():
+            self._begin()
+        size = sum(map(len, bodies))
+        with self._changed:
+            if self._closed:
+                raise BusUnavailableError("the publisher is closed")
+
+            def room() -> bool:
+                # What is larger than the whole buffer goes when nothing else waits.
+                return not self._size or self._size + size <= self._buffer_bytes
+
+            if not room():
+                if not wait:
+                    return []
+                if not self._changed.wait_for(room, self._timeout):
+                    raise self._full()
+            deadline = time.monotonic() + self._timeout
+            items = [_Item(type, body, Future(), deadline) for body in bodies]
+            self._waiting.extend(items)
+            self._size += size
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="eventsync-publisher", daemon=True
+                )
+                self._thread.start()
+            self._changed.notify_all()
+        return [item.future for item in items]
+
+    def _run(self) -> None:
+        while batch := self._take():
+            self._deliver([i for i in batch if i.future.set_running_or_notify_cancel()])
+            with self._changed:
+                self._size -= sum(len(item.body) for item in batch)
+                self._changed.notify_all()
+
+    def _take(self) -> list[_Item]:
+        """The next batch, of one type, in order; empty when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if not self._waiting:
+                return []
+            if not self._hurry:
+                self._changed.wait_for(self._is_full, self._linger)
+            batch = [self._waiting.popleft()]
+            size = len(batch[0].body)
+            while self._waiting and len(batch) < self._max_count:
+                following = self._waiting[0]
+                size += len(following.body)
+                if following.type != batch[0].type or size > self._max_bytes:
+                    break
+                batch.append(self._waiting.popleft())
+            self._hurry = self._hurry and bool(self._waiting)
+            return batch
+
+    def _is_full(self) -> bool:
+        return (
+            self._hurry
+            or self._closed
+            or len(self._waiting) >= self._max_count
+            or self._size >= self._max_bytes
+        )
+
+    def _deliver(self, batch: list[_Item]) -> None:
+        pause = _RETRY
+        while batch:
+            try:
+                self._target.publish(batch[0].type, [item.body for item in batch])
+            except BusUnavailableError as error:
+                now = time.monotonic()
+                for item in batch:
+                    if item.deadline <= now:
+                        item.future.set_exception(error)
+                batch = [item for item in batch if item.deadline > now]
+                time.sleep(pause)
+                pause = min(_LONGEST_RETRY, 2 * pause)
+            except Exception as error:  # told to whoever waits for it
+                for item in batch:
+                    item.future.set_exception(error)
+                return
+            else:
+                for item in batch:
+                    item.future.set_result(None)
+                return
+
+    def _full(self) -> BusUnavailableError:
+        return BusUnavailableError(
+            f"{self._size:,} bytes wait for the broker, and no room came in {self._timeout:g} s",
+            hint="the broker is slow or away; publish less, or through a store with an outbox",
+        )
+
+    def _slow(self) -> BusUnavailableError:
+        return BusUnavailableError(
+            f"the broker has not confirmed within {self._timeout:g} s",
+            hint="publish again when it is back: what it has already does no harm",
+        )
+
+
+def _close(held: weakref.ref[Any]) -> None:
+    publisher = held()
+    if publisher is not None:
+        publisher.close()

@@ -1,0 +1,149 @@
+"""The batching publisher: batches, back-pressure, a broker that is slow or away."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from servers import eventually
+
+from eventsync.bus import Bus
+from eventsync.change import Change
+from eventsync.clock import Clock
+from eventsync.errors import BusUnavailableError, UnroutableError
+from eventsync.publisher import BatchPublisher
+from eventsync.testing.fake import FakeBus
+
+CLOCK = Clock()
+
+
+def change(key=1, type="Item"):
+    return Change(type=type, key=str(key), op="delete", version=CLOCK.tick(), data=None, source="t")
+
+
+class Gated(FakeBus):
+    """A broker that takes nothing until its gate is open, and notes its batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = threading.Event()
+        self.batches = []
+
+    def publish(self, type, envelopes):
+        assert self.gate.wait(20)
+        super().publish(type, envelopes)
+        self.batches.append((type, len(envelopes)))
+
+
+@pytest.fixture
+def bus():
+    return Gated()
+
+
+def test_many_become_few(bus):
+    """What is sent meanwhile goes in one batch, in order, and the futures are done after it."""
+    with BatchPublisher(bus) as publisher:
+        futures = [publisher.send(change(n)) for n in range(200)]
+        assert not any(future.done() for future in futures)
+        bus.gate.set()
+        for future in futures:
+            assert future.result(10) is None
+    assert len(bus.batches) <= 3
+    assert [c.key for c in bus.changes()] == [str(n) for n in range(200)]
+
+
+def test_batches_are_bounded(bus):
+    """No batch has more envelopes than it may, nor two record types."""
+    bus.gate.set()
+    with BatchPublisher(bus, max_count=10, linger=0.05) as publisher:
+        for number in range(25):
+            publisher.send(change(number, "Item" if number < 15 else "Other"))
+    assert sum(count for _, count in bus.batches) == 25
+    assert max(count for _, count in bus.batches) <= 10
+
+
+def test_full_buffer_holds_producers_back(bus):
+    """When the broker blocks, memory stays bounded, and the error says so after the timeout."""
+    with BatchPublisher(bus, buffer_bytes=2000, timeout=0.2) as publisher:
+        with pytest.raises(BusUnavailableError, match="no room came"):
+            list(map(publisher.send, map(change, range(1000))))
+        assert publisher._size <= 2000
+        bus.gate.set()
+
+
+def test_broker_that_comes_back(bus):
+    """What is sent while the broker is away is delivered when it is back."""
+    bus.gate.set()
+    bus.away = True
+    with BatchPublisher(bus) as publisher:
+        future = publisher.send(change())
+        bus.away = False
+        future.result(10)
+    assert len(bus.envelopes) == 1
+
+
+def test_broker_that_stays_away(bus):
+    """A publish fails with a clear error when the broker does not come back in time."""
+    bus.gate.set()
+    bus.away = True
+    with BatchPublisher(bus, timeout=0.1) as publisher:
+        with pytest.raises(BusUnavailableError):
+            publisher.publish("Item", [publisher.encode(change())])
+        with pytest.raises(BusUnavailableError):
+            publisher.send(change()).result(10)
+
+
+def test_loop_is_not_blocked(bus):
+    """While a coroutine waits for the broker, or for room, others go on."""
+
+    async def main(publisher):
+        tasks = [asyncio.create_task(publisher.apublish(change(n))) for n in range(50)]
+        await asyncio.sleep(0.02)
+        assert not any(task.done() for task in tasks)
+        bus.gate.set()
+        await asyncio.wait_for(asyncio.gather(*tasks), 10)
+
+    with BatchPublisher(bus, buffer_bytes=1000) as publisher:
+        asyncio.run(main(publisher))
+    assert len(bus.envelopes) == 50
+
+
+def test_cancelled_before_its_turn_is_not_sent(bus):
+    """A future that is cancelled in time is not sent."""
+    with BatchPublisher(bus, linger=0.0) as publisher:
+        first = publisher.send(change(1))
+        eventually(lambda: first.running())
+        assert publisher.send(change(2)).cancel()
+        bus.gate.set()
+    assert [c.key for c in bus.changes()] == ["1"]
+
+
+def test_on_a_broker(tmp_path):
+    """Over a real broker; what no queue takes is an error of its publisher only."""
+    with Bus(f"sqlite:///{tmp_path / 'broker.db'}") as broker:
+        broker.declare("crm", ["Item"])
+        with BatchPublisher(broker) as publisher:
+            with pytest.raises(UnroutableError):
+                publisher.send(change(1, "Unknown")).result(10)
+            publisher.send(change(2)).result(10)
+        assert broker.states("crm")["queue"].ready == 1
+
+
+def test_end_of_the_process_loses_nothing(tmp_path):
+    """What was sent and not waited for is at the broker when the process has ended."""
+    script = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent)]!r}
+from test_publisher import *
+bus = Bus("sqlite:///{tmp_path / "broker.db"}")
+bus.declare("crm", ["Item"])
+publisher = BatchPublisher(bus, linger=5.0)
+publisher.send(change())
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
+    with Bus(f"sqlite:///{tmp_path / 'broker.db'}") as broker:
+        assert broker.states("crm")["queue"].ready == 1
