@@ -185,7 +185,7 @@ class Field:
         except UnsupportedTypeError as error:
             raise bound._wrong(
                 str(error),
-                hint="see 'Types' in docs/records.md; declare a record type before it is "
+                hint="see 'Types' in docs/concepts.md; declare a record type before it is "
                 "referred to",
             ) from None
         bound.annotation = _without_none(declared, shape)

@@ -141,3 +141,15 @@ def test_links_lead_somewhere(page):
             headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}
             assert anchor in slugs, target
+
+
+def test_what_errors_refer_to_is_there():
+    """A hint that sends its reader to a section of the documentation names one that exists."""
+    found = 0
+    for path in (ROOT / "eventsync").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for section, page in re.findall(r"'([^']+)' in (docs/[a-z]+\.md)", text):
+            found += 1
+            headings = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(encoding="utf-8"), re.M)
+            assert section in headings, f"{path.name} refers to {section!r} in {page}"
+    assert found >= 3
