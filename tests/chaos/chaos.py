@@ -3,8 +3,11 @@
 Run it from the project's root, for example::
 
     python tests/chaos/chaos.py --events 50000 --kills 300 --seed 7
+    python tests/chaos/chaos.py --broker redis-always --restarts 20 --seed 7
 
-It prints its seed, what it did and what it found, and exits with 1 if anything was lost or differs.
+Brokers other than the embedded one are servers of its own, which ``--restarts`` kills with SIGKILL
+and starts again on what they have on disk. It prints its seed, what it did and what it found, and
+exits with 1 if anything was lost or differs.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import datetime as dt
@@ -33,17 +38,25 @@ import datetime as dt
 import chaos_model
 import structlog
 from chaos_app import Contact, Item, stores
+from servers import Server
+from servers.rabbitmq import RabbitServer
+from servers.redis import RedisServer
 
 from eventsync import envelope, framing
 from eventsync.bus import Bus
 from eventsync.change import Change
 from eventsync.clock import Clock
-from eventsync.errors import NotFoundError
+from eventsync.errors import BusUnavailableError, NotFoundError
 from eventsync.index import Presence
 from eventsync.worker import Options, Worker, run
 
 _context = multiprocessing.get_context("forkserver")
 _TAP = "tap"
+_SERVERS: dict[str, Callable[[], Server]] = {
+    "redis": lambda: RedisServer(fsync="everysec"),
+    "redis-always": lambda: RedisServer(fsync="always"),
+    "rabbitmq": RabbitServer,
+}
 
 
 @dataclass
@@ -51,7 +64,11 @@ class Report:
     """What a run did and found."""
 
     seed: int
+    broker: str
     published: int = 0
+    forgotten: int = 0
+    """Published and confirmed, but not to be found in the tap's queue: lost by the broker."""
+    restarts: int = 0
     duplicates: int = 0
     poison: int = 0
     kills: int = 0
@@ -70,7 +87,16 @@ class Report:
 
 
 def _bus(folder: Path) -> Bus:
-    return Bus(f"sqlite:///{folder / 'broker.db'}", lease=5.0)
+    return Bus((folder / "broker.url").read_text(encoding="utf-8"), lease=5.0)
+
+
+def _patiently(call: Callable[[], Any]) -> Any:
+    """The result of ``call``, once the broker is there for it."""
+    while True:
+        try:
+            return call()
+        except BusUnavailableError:
+            time.sleep(0.05)
 
 
 def _quiet() -> None:
@@ -88,17 +114,22 @@ def work(folder: Path, name: str) -> None:
 def produce(folder: Path, seed: int, events: int, keys: int) -> None:
     """A producer process: edits through all stores, many of them on the same few records."""
     rng = random.Random(seed)
-    with _bus(folder) as bus, stores(folder).open(publisher=bus) as registry:
+    bus = _bus(folder)
+    with stores(folder).open(publisher=bus) as registry, (folder / f"{seed}.log").open("wb") as log:
         clock = Clock()
         made = 0
         while made < events:
             if rng.random() < 0.5:
-                made += _publish_items(rng, bus, clock, min(events - made, 50), keys)
+                raws = _publish_items(rng, bus, clock, min(events - made, 50), keys)
+                log.writelines(len(raw).to_bytes(4, "big") + raw for raw in raws)
+                made += len(raws)
             else:
                 made += _edit_contacts(rng, registry, min(events - made, 10), keys)
 
 
-def _publish_items(rng: random.Random, bus: Bus, clock: Clock, count: int, keys: int) -> int:
+def _publish_items(
+    rng: random.Random, bus: Bus, clock: Clock, count: int, keys: int
+) -> list[bytes]:
     """Puts and deletes straight to the bus, as a producer without a store of ours sends them."""
     changes = []
     for _ in range(count):
@@ -121,8 +152,9 @@ def _publish_items(rng: random.Random, bus: Bus, clock: Clock, count: int, keys:
             )
         )
     rng.shuffle(changes)
-    bus.publish("Item", [bus.encode(change) for change in changes])
-    return count
+    raws = [bus.encode(change) for change in changes]
+    _patiently(lambda: bus.publish("Item", raws))
+    return raws
 
 
 def _edit_contacts(rng: random.Random, registry: Any, count: int, keys: int) -> int:
@@ -169,7 +201,7 @@ def poison(bus: Bus, number: int) -> None:
         data={"id": 10**9 + number, "name": "poison", "amount": "no number"},
         source="chaos",
     )
-    bus.publish("Item", [bus.encode(bad)])
+    _patiently(lambda: bus.publish("Item", [bus.encode(bad)]))
 
 
 class Harness:
@@ -179,8 +211,14 @@ class Harness:
         self.folder = folder
         self.options = options
         self.rng = random.Random(options.seed)
-        self.report = Report(seed=options.seed)
+        self.report = Report(seed=options.seed, broker=options.broker)
         self.workers: dict[str, Any] = {}
+        self.server: Server | None = None
+        url = f"sqlite:///{folder / 'broker.db'}"
+        if options.broker != "embedded":
+            self.server = _SERVERS[options.broker]().start()
+            url = self.server.url
+        (folder / "broker.url").write_text(url, encoding="utf-8")
         self.bus = _bus(folder)
 
     def run(self) -> Report:
@@ -219,6 +257,8 @@ class Harness:
         self._compare(registry, history)
         registry.close()
         self.bus.close()
+        if self.server is not None:
+            self.server.__exit__()
         self.report.seconds = round(time.monotonic() - begun, 1)
         return self.report
 
@@ -232,8 +272,13 @@ class Harness:
 
     def _break(self, producers: list[Any]) -> None:
         """Kill, stop and poison while the producers are at it, and until all kills are done."""
+        restart_after = self.options.kills / (self.options.restarts + 1)
         while self.report.kills < self.options.kills or any(p.is_alive() for p in producers):
             time.sleep(self.rng.uniform(*self.options.pause))
+            if self.report.restarts < self.options.restarts and (
+                self.report.kills >= restart_after * (self.report.restarts + 1)
+            ):
+                self._restart_broker()
             if self.report.kills >= self.options.kills:
                 continue
             name = self.rng.choice(list(self.workers))
@@ -255,13 +300,21 @@ class Harness:
                 self.report.poison += 1
             self._employ(name)
 
+    def _restart_broker(self) -> None:
+        if self.server is None:
+            raise SystemExit("the embedded broker is a file: there is nothing to restart")
+        self.server.kill()
+        time.sleep(self.rng.uniform(0.0, 0.5))
+        self.server.start()
+        self.report.restarts += 1
+
     def _await_quiet(self, registry: Any) -> None:
         """Wait until no queue, outbox or pending record is left, or nothing changes any more."""
         deadline = time.monotonic() + self.options.settle
         while time.monotonic() < deadline:
             waiting = Counter()
             for store in registry:
-                states = self.bus.states(store.name)
+                states = _patiently(partial(self.bus.states, store.name))
                 waiting["queue"] += states["queue"].ready + (states["queue"].leased or 0)
                 waiting["held"] += states["held"].ready
                 waiting["outbox"] += len(store.index.outgoing(1))
@@ -274,7 +327,8 @@ class Harness:
         self.report.differing.append(f"not settled in time: {dict(waiting)}")
 
     def _history(self) -> list[Change]:
-        """Every change that any publish put on the bus, as the tap's queue got it."""
+        """Every change that any publish put on the bus, as the tap's queue got it, and of those
+        that were confirmed to their producer also what is not there."""
         subscription = self.bus.subscribe(_TAP, ["Item", "Contact"], prefetch=1000)
         history: list[Change] = []
         while deliveries := subscription.fetch(timeout=0.2, limit=1000):
@@ -282,6 +336,14 @@ class Harness:
                 history += [envelope.decode(raw) for raw in framing.split_batch(delivery.body)]
             subscription.acknowledge(deliveries)
         subscription.close()
+        found = {change.id for change in history}
+        for log in sorted(self.folder.glob("*.log")):
+            with log.open("rb") as confirmed:
+                while size := confirmed.read(4):
+                    change = envelope.decode(confirmed.read(int.from_bytes(size, "big")))
+                    if change.id not in found:
+                        history.append(change)
+                        self.report.forgotten += 1
         self.report.published = len({change.id for change in history})
         return history
 
@@ -334,6 +396,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=50_000)
     parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--broker", choices=["embedded", *_SERVERS], default="embedded")
+    parser.add_argument("--restarts", type=int, default=0, help="of the broker, with SIGKILL")
     parser.add_argument("--keys", type=int, default=500, help="records of each type")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--pause", type=float, nargs=2, default=(0.02, 0.4), help="between faults")
