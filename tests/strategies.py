@@ -30,7 +30,8 @@ scalars = st.one_of(
         min_value=dt.datetime(2, 1, 1),
         max_value=dt.datetime(9998, 1, 1),
         timezones=st.timezones() | st.just(dt.UTC),
-    ),
+        # Python takes the hour that a zone has twice a year for equal to nothing in another zone.
+    ).filter(lambda moment: moment == moment.astimezone(dt.UTC)),
     st.uuids(),
 )
 values = st.recursive(
