@@ -1,12 +1,10 @@
-"""The worker: drains one store's queue into the store, and settles every message in one place.
+"""The worker: drains the queue of one store into it, and does the upkeep of that store.
 
 It knows nothing of how messages travel or of how a store keeps its data.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import math
 import os
 import signal
@@ -20,7 +18,6 @@ from typing import Any, Final
 
 import structlog
 
-from eventsync import envelope, framing
 from eventsync.apply import DEFAULT_LIMITS, Limits, Settled, apply, complete
 from eventsync.bus import Bus, Delivery, Subscription
 from eventsync.change import Change
@@ -29,7 +26,6 @@ from eventsync.errors import (
     BusUnavailableError,
     ClockDriftError,
     ConfigError,
-    EnvelopeError,
     EventSyncError,
 )
 from eventsync.gate import Outcome
@@ -38,6 +34,7 @@ from eventsync.isolation import apply_apart
 from eventsync.progress import Progress, resident_bytes
 from eventsync.rate import RateLimit
 from eventsync.retry import is_retryable, retrying
+from eventsync.settlement import Item, Settlement, about_letter
 from eventsync.store import Store
 from eventsync.watchdog import Watchdog
 
@@ -80,19 +77,6 @@ class Options:
 DEFAULT_OPTIONS: Final = Options()
 
 
-@dataclass(slots=True)
-class _Item:
-    """One envelope in hand, or a message that is none."""
-
-    raw: bytes
-    delivery: Delivery
-    first_time: float
-    attempts: int
-    change: Change | None = None
-    error: EventSyncError | None = None
-    outcome: Outcome = Outcome.REJECTED
-
-
 class Worker:
     """Applies what comes in a store's queue, until it is told to stop.
 
@@ -118,12 +102,19 @@ class Worker:
         """What it is doing, for health checks and metrics."""
         self.outcomes: Counter[Outcome] = self.progress.outcomes
         """How many changes came to each outcome."""
-        self.collisions = 0
-        """How many changes carried the version of another one: a bug or a forgery somewhere."""
         self._peers = list(peers)
         self._log = log or structlog.get_logger("eventsync.worker").bind(store=store.name)
         self._stopping = threading.Event()
         self._due: dict[str, float] = {}
+        self._settlement = Settlement(
+            store.name,
+            bus,
+            self._apply,
+            outcomes=self.outcomes,
+            hold_for=options.hold_for,
+            max_deliveries=options.max_deliveries,
+            log=self._log,
+        )
         rate = options.rate or store.rate
         self._rate = RateLimit(rate) if rate else None
         # One message at a time, so that a limit holds as closely as messages are small.
@@ -132,6 +123,11 @@ class Worker:
         self._broker_lost: float | None = None
         self._suspected: float | None = None
         self._reopened = 0
+
+    @property
+    def collisions(self) -> int:
+        """How many changes carried the version of another one: a bug or a forgery somewhere."""
+        return self._settlement.collisions
 
     def stop(self) -> None:
         """Have ``run`` return once what is in hand is settled. Idempotent, does not block."""
@@ -239,8 +235,8 @@ class Worker:
         for group in self._grouped(deliveries):
             if self._stopping.is_set():
                 return
-            items = [item for delivery in group for item in self._open(delivery)]
-            self._settle(items)
+            items = [item for delivery in group for item in self._settlement.open(delivery)]
+            self._settlement.settle(items)
             subscription.acknowledge(group)
 
     def _grouped(self, deliveries: Sequence[Delivery]) -> Iterator[list[Delivery]]:
@@ -260,72 +256,8 @@ class Worker:
         if group:
             yield group
 
-    def _open(self, delivery: Delivery) -> list[_Item]:
-        """The envelopes in a message; what is not one comes with its error."""
-        now = time.time()
-        attempts = delivery.attempts + 1
-        if attempts > self.options.max_deliveries:
-            error = EventSyncError(
-                f"taken {delivery.attempts} times by workers that then died",
-                hint="look at the record with care before you replay it",
-            )
-            return [_Item(delivery.body, delivery, now, attempts, error=error)]
-        try:
-            if delivery.content_type != envelope.CONTENT_TYPE:
-                raise EnvelopeError(
-                    f"a message of content type {delivery.content_type[:80]!r}, "
-                    f"not {envelope.CONTENT_TYPE}",
-                    hint="something else publishes into this queue",
-                )
-            raws = framing.split_batch(delivery.body)
-        except EnvelopeError as error:
-            return [_Item(delivery.body, delivery, now, attempts, error=error)]
-        return [self._decoded(_Item(raw, delivery, now, attempts)) for raw in raws]
-
-    def _decoded(self, item: _Item) -> _Item:
-        try:
-            item.change = envelope.decode(
-                item.raw, keys=self.bus.keys, max_bytes=self.bus.max_envelope, lazily=True
-            )
-        except EnvelopeError as error:
-            item.error = error
-        return item
-
-    def _settle(self, items: Sequence[_Item]) -> list[_Item]:
-        """Apply, and put what cannot be applied where it is safe. The one place that does.
-
-        When it returns, every item is in the store, known not to be needed there, in the dead
-        letters, or among the held ones, which are returned if they were held before. Raises
-        retryable errors; then nothing is settled, and all of it may come again.
-        """
-        sound = [item for item in items if item.change is not None and item.error is None]
-        for item, settled in zip(sound, self._apply(sound), strict=True):
-            item.outcome, item.error = settled.outcome, settled.error
-            if settled.collision:
-                self.collisions += 1
-                self._log.error(
-                    "two changes carry one version", **_about(settled.change), id=settled.change.id
-                )
-        now = time.time()
-        for item in items:
-            if item.outcome is Outcome.HELD and now - item.first_time > self.options.hold_for:
-                item.outcome = Outcome.REJECTED
-        rejected = [item for item in items if item.outcome is Outcome.REJECTED]
-        held = [item for item in items if item.outcome is Outcome.HELD]
-        if rejected:
-            self.bus.dead_letter(self.store.name, [self._letter(item) for item in rejected])
-        fresh = [item for item in held if not item.delivery.queue.endswith(".held")]
-        if fresh:
-            self.bus.hold(self.store.name, [self._letter(item) for item in fresh])
-        detailed = self._log.is_enabled_for(logging.DEBUG)
-        for item in items:
-            self._account(item, detailed)
-        return held
-
-    def _apply(self, items: Sequence[_Item]) -> list[Settled]:
-        changes = [item.change for item in items if item.change is not None]
-        if not changes:
-            return []
+    def _apply(self, changes: Sequence[Change]) -> list[Settled]:
+        """Apply changes, again and again while the store is busy, within the budget for that."""
 
         def attempt() -> list[Settled]:
             if self.store.capture_every:
@@ -350,34 +282,6 @@ class Worker:
         if not any(item.outcome is Outcome.HELD for item in settled):
             self._suspected = None
         return settled
-
-    def _account(self, item: _Item, detailed: bool) -> None:
-        self.outcomes[item.outcome] += 1
-        if item.outcome is Outcome.REJECTED:
-            about = _about(item.change)
-            self._log.error("dead letter", **about, reason=_reason(item), error=str(item.error))
-        elif item.outcome is Outcome.HELD:
-            self._log.warning("held", **_about(item.change), error=str(item.error))
-        elif detailed:
-            self._log.debug(str(item.outcome), **_about(item.change), attempt=item.attempts)
-
-    def _letter(self, item: _Item) -> DeadLetter:
-        change = item.change
-        return DeadLetter(
-            reason=_reason(item),
-            message=str(item.error or ""),
-            store=self.store.name,
-            queue=item.delivery.queue,
-            attempts=item.attempts,
-            first_time=item.first_time,
-            last_time=time.time(),
-            raw=item.raw,
-            type=change.type if change else None,
-            key=change.key if change else None,
-            version=change.version if change else None,
-            op=change.op if change else None,
-            content_type=item.delivery.content_type,
-        )
 
     # -- upkeep --------------------------------------------------
 
@@ -410,23 +314,22 @@ class Worker:
         if not self.bus.states(self.store.name)["held"].ready:
             return
         with self.bus.letters(self.store.name, held=True) as letters:
-            items: list[_Item] = []
+            items: list[Item] = []
             for letter, delivery in letters.read(self.options.batch):
                 if time.time() < self._due_at(letter):
                     continue
-                item = _Item(letter.raw, delivery, letter.first_time, letter.attempts + 1)
-                items.append(self._decoded(item))
+                items.append(self._settlement.reopen(letter, delivery))
             if not items:
                 return
             # It answers; and others it took when these failed, or they would not be here.
             self._ping()
             before, self._suspected = self._suspected, -math.inf
             try:
-                still = self._settle(items)
+                still = self._settlement.settle(items)
             finally:
                 self._suspected = before
             # Written anew with what was learnt, so that it outlives this process.
-            self.bus.hold(self.store.name, [self._letter(item) for item in still])
+            self.bus.hold(self.store.name, [self._settlement.letter(item) for item in still])
             letters.settle(item.delivery for item in items)
 
     def _due_at(self, letter: DeadLetter) -> float:
@@ -449,7 +352,7 @@ class Worker:
                 old = [(one, delivery) for one, delivery in chunk if one.last_time < before]
                 letters.settle(delivery for _, delivery in old)
                 for letter, _ in old:
-                    self._log.warning("dead letter dropped: too old", **_about_letter(letter))
+                    self._log.warning("dead letter dropped: too old", **about_letter(letter))
                 if len(old) < len(chunk):
                     return
 
@@ -570,33 +473,3 @@ def run(worker: Worker, *, grace: float, watchdog: Watchdog | None = None) -> No
             watchdog.stop()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _reason(item: _Item) -> str:
-    if item.error is None:
-        return "error"
-    # A version that stayed in the future too long; a worker that died too often.
-    return "crashes" if type(item.error) is EventSyncError else item.error.reason
-
-
-def _about_letter(letter: DeadLetter) -> dict[str, Any]:
-    digest = hashlib.sha256((letter.key or "").encode()).hexdigest()[:16]
-    return {
-        "reason": letter.reason,
-        "type": letter.type,
-        "key_digest": digest if letter.key else None,
-        "version": letter.version.hex() if letter.version else None,
-        "attempts": letter.attempts,
-    }
-
-
-def _about(change: Change | None) -> dict[str, Any]:
-    if change is None:
-        return {}
-    return {
-        "type": change.type,
-        # The key may be somebody's address; its digest is enough to find it by.
-        "key_digest": hashlib.sha256(change.key.encode()).hexdigest()[:16],
-        "op": change.op,
-        "version": change.version.hex(),
-    }

@@ -36,6 +36,7 @@ LAYERS = [
     {"registry", "bus", "verify", "circuit", "rate", "isolation"},
     {"progress", "publisher"},
     {"watchdog", "supervisor"},
+    {"settlement"},
     {"worker"},
     {"config", "testing"},
     {"cli"},

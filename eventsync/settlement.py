@@ -1,0 +1,199 @@
+"""The settlement of messages: what becomes of each, decided in one place.
+
+It owns how a message is opened, and where each change in it goes: into the store, to the held ones,
+to the dead letters. It knows nothing of loops, of waiting, or of how a store applies changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eventsync import envelope, framing
+from eventsync.apply import Settled
+from eventsync.bus import Bus, Delivery
+from eventsync.change import Change
+from eventsync.deadletter import DeadLetter
+from eventsync.errors import EnvelopeError, EventSyncError
+from eventsync.gate import Outcome
+
+__all__ = ["Item", "Settlement", "about_letter"]
+
+
+@dataclass(slots=True)
+class Item:
+    """One envelope in hand, or a message that is none."""
+
+    raw: bytes
+    delivery: Delivery
+    first_time: float
+    attempts: int
+    change: Change | None = None
+    error: EventSyncError | None = None
+    outcome: Outcome = Outcome.REJECTED
+
+
+class Settlement:
+    """Settles messages for one store. For one thread.
+
+    ``apply``: applies changes, and says what became of each; its retryable errors pass through.
+    ``outcomes`` is counted up. ``hold_for``: how long, in seconds, a held change is tried again.
+    ``max_deliveries``: how often a message may be taken by workers that then die.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        bus: Bus,
+        apply: Callable[[Sequence[Change]], list[Settled]],
+        *,
+        outcomes: Counter[Outcome],
+        hold_for: float,
+        max_deliveries: int,
+        log: Any,
+    ) -> None:
+        self._store = store
+        self._bus = bus
+        self._apply = apply
+        self._outcomes = outcomes
+        self._hold_for = hold_for
+        self._max_deliveries = max_deliveries
+        self._log = log
+        self.collisions = 0
+        """How many changes carried the version of another one."""
+
+    def open(self, delivery: Delivery) -> list[Item]:
+        """The envelopes in a message; what is not one comes with its error."""
+        now = time.time()
+        attempts = delivery.attempts + 1
+        if attempts > self._max_deliveries:
+            error = EventSyncError(
+                f"taken {delivery.attempts} times by workers that then died",
+                hint="look at the record with care before you replay it",
+            )
+            return [Item(delivery.body, delivery, now, attempts, error=error)]
+        try:
+            if delivery.content_type != envelope.CONTENT_TYPE:
+                raise EnvelopeError(
+                    f"a message of content type {delivery.content_type[:80]!r}, "
+                    f"not {envelope.CONTENT_TYPE}",
+                    hint="something else publishes into this queue",
+                )
+            raws = framing.split_batch(delivery.body)
+        except EnvelopeError as error:
+            return [Item(delivery.body, delivery, now, attempts, error=error)]
+        return [self._decoded(Item(raw, delivery, now, attempts)) for raw in raws]
+
+    def reopen(self, letter: DeadLetter, delivery: Delivery) -> Item:
+        """A held change that is to be tried again."""
+        return self._decoded(Item(letter.raw, delivery, letter.first_time, letter.attempts + 1))
+
+    def settle(self, items: Sequence[Item]) -> list[Item]:
+        """Apply, and put what cannot be applied where it is safe. The one place that does.
+
+        When it returns, every item is in the store, known not to be needed there, in the dead
+        letters, or among the held ones, which are returned if they were held before. Raises
+        retryable errors; then nothing is settled, and all of it may come again.
+        """
+        sound = [item for item in items if item.change is not None and item.error is None]
+        changes = [item.change for item in sound if item.change is not None]
+        applied = self._apply(changes) if changes else []
+        for item, settled in zip(sound, applied, strict=True):
+            item.outcome, item.error = settled.outcome, settled.error
+            if settled.collision:
+                self.collisions += 1
+                self._log.error(
+                    "two changes carry one version", **_about(settled.change), id=settled.change.id
+                )
+        now = time.time()
+        for item in items:
+            if item.outcome is Outcome.HELD and now - item.first_time > self._hold_for:
+                item.outcome = Outcome.REJECTED
+        rejected = [item for item in items if item.outcome is Outcome.REJECTED]
+        held = [item for item in items if item.outcome is Outcome.HELD]
+        if rejected:
+            self._bus.dead_letter(self._store, [self.letter(item) for item in rejected])
+        fresh = [item for item in held if not item.delivery.queue.endswith(".held")]
+        if fresh:
+            self._bus.hold(self._store, [self.letter(item) for item in fresh])
+        detailed = self._log.is_enabled_for(logging.DEBUG)
+        for item in items:
+            self._account(item, detailed)
+        return held
+
+    def letter(self, item: Item) -> DeadLetter:
+        """What is kept of a change that is put aside."""
+        change = item.change
+        return DeadLetter(
+            reason=_reason(item),
+            message=str(item.error or ""),
+            store=self._store,
+            queue=item.delivery.queue,
+            attempts=item.attempts,
+            first_time=item.first_time,
+            last_time=time.time(),
+            raw=item.raw,
+            type=change.type if change else None,
+            key=change.key if change else None,
+            version=change.version if change else None,
+            op=change.op if change else None,
+            content_type=item.delivery.content_type,
+        )
+
+    def _decoded(self, item: Item) -> Item:
+        try:
+            item.change = envelope.decode(
+                item.raw, keys=self._bus.keys, max_bytes=self._bus.max_envelope, lazily=True
+            )
+        except EnvelopeError as error:
+            item.error = error
+        return item
+
+    def _account(self, item: Item, detailed: bool) -> None:
+        self._outcomes[item.outcome] += 1
+        if item.outcome is Outcome.REJECTED:
+            self._log.error(
+                "dead letter", **_about(item.change), reason=_reason(item), error=str(item.error)
+            )
+        elif item.outcome is Outcome.HELD:
+            told = _about(item.change) | {"attempt": item.attempts}
+            self._log.warning("held", **told, error=str(item.error))
+        elif detailed:
+            self._log.debug(str(item.outcome), **_about(item.change), attempt=item.attempts)
+
+
+def _reason(item: Item) -> str:
+    if item.error is None:
+        return "error"
+    # A version that stayed in the future too long; a worker that died too often.
+    return "crashes" if type(item.error) is EventSyncError else item.error.reason
+
+
+def _about(change: Change | None) -> dict[str, Any]:
+    """What a log line says of a change: enough to find it by, and nothing that it carries."""
+    if change is None:
+        return {}
+    return {
+        "type": change.type,
+        # The key may be somebody's address; its digest is enough to find it by.
+        "key_digest": hashlib.sha256(change.key.encode()).hexdigest()[:16],
+        "op": change.op,
+        "version": change.version.hex(),
+    }
+
+
+def about_letter(letter: DeadLetter) -> dict[str, Any]:
+    """As ``about``, of what has been put aside."""
+    digest = hashlib.sha256((letter.key or "").encode()).hexdigest()[:16]
+    return {
+        "reason": letter.reason,
+        "type": letter.type,
+        "key_digest": digest if letter.key else None,
+        "version": letter.version.hex() if letter.version else None,
+        "attempts": letter.attempts,
+    }
