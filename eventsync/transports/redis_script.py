@@ -28,7 +28,6 @@ __all__ = [
     "RELEASED",
     "STATE",
     "STORE",
-    "SWEEP",
     "TAKE_OVER",
     "Script",
 ]
@@ -224,7 +223,9 @@ for i = 1, queues do
   any = any or #into > 0
 end
 if not any then
-  for i = 1, queues do last[i] = group_of(KEYS[2 + i])['last-delivered-id'] end
+  for i = 1, queues do
+    last[i] = (group_of(KEYS[2 + i]) or {})['last-delivered-id'] or '0'
+  end
 end
 return {'ok', last, unpack(leased)}
 """
@@ -307,27 +308,6 @@ for i = 2, #ARGV do
   if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
     for _, queue in ipairs(redis.call('SMEMBERS', KEYS[2])) do
       park(ARGV[1] .. queue, ARGV[i], true)
-    end
-  end
-end
-"""
-)
-
-#: KEYS: consumers, queues. ARGV: what the names of streams begin with, a time in ms. Takes over
-#: from consumers of the groups that are in no list and have been idle for that time.
-SWEEP = Script(
-    _SHARED
-    + _PARK
-    + """
-for _, queue in ipairs(redis.call('SMEMBERS', KEYS[2])) do
-  local stream = ARGV[1] .. queue
-  for _, consumer in ipairs(unless_no_group('XINFO', 'CONSUMERS', stream, GROUP) or {}) do
-    local found = {}
-    for i = 1, #consumer, 2 do found[consumer[i]] = consumer[i + 1] end
-    if found.name ~= RELEASED and found.idle >= tonumber(ARGV[2])
-      and not redis.call('ZSCORE', KEYS[1], found.name)
-    then
-      park(stream, found.name, false)
     end
   end
 end
