@@ -14,15 +14,10 @@ from eventsync.errors import BusError, BusUnavailableError
 from eventsync.transports.backend import Backend
 from eventsync.transports.leased import LeasedTransport
 from eventsync.transports.redis_backend import RedisBackend
-from eventsync.transports.redis_client import (
-    SCHEMES,
-    RedisClient,
-    RedisSettings,
-    decoded,
-    masked,
-)
+from eventsync.transports.redis_client import RedisClient
+from eventsync.transports.redis_url import RedisSettings, masked
 
-__all__ = ["SCHEMES", "RedisSettings", "Transport", "advice", "connect", "masked"]
+__all__ = ["RedisSettings", "Transport", "advice", "connect"]
 
 _OLDEST = (6, 2)
 
@@ -89,17 +84,13 @@ def advice(url: str) -> list[str]:
 
 
 def _weaknesses(client: RedisClient) -> list[str]:
-    info = {
-        name: value
-        for line in client.command("INFO").items()
-        for name, value in [(str(line[0]), str(line[1]))]
-    }
+    info = {str(name): str(value) for name, value in client.command("INFO").items()}
     found = []
     version = info.get("redis_version", "0")
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
         found.append(f"the server is Redis {version}; the transport needs 6.2 or later")
     try:
-        fsync = decoded(client.command("CONFIG", "GET", "appendfsync")).get("appendfsync", "")
+        fsync = client.command("CONFIG", "GET", "appendfsync").get(b"appendfsync", b"").decode()
     except BusUnavailableError:
         raise
     except BusError:

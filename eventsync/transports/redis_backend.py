@@ -23,8 +23,9 @@ from eventsync.transports import redis_script as script
 from eventsync.transports.backend import QueueStats
 from eventsync.transports.message import Delivery, Outgoing
 from eventsync.transports.process import ProcessIdentity, current_process, is_dead
-from eventsync.transports.redis_client import RedisClient, RedisSettings
-from eventsync.transports.redis_routing import RedisRouting, decode_object, encode_object
+from eventsync.transports.redis_client import RedisClient
+from eventsync.transports.redis_routing import RedisRouting, encode_object
+from eventsync.transports.redis_url import RedisSettings
 
 __all__ = ["RedisBackend"]
 
@@ -370,7 +371,7 @@ def _rest(raw: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         headers, properties = json.loads(raw)
         return dict(headers), dict(properties)
     except (TypeError, ValueError, RecursionError):
-        return decode_object(b""), {}
+        return {"x-malformed": raw[:1000].decode("utf-8", "replace")}, {}
 
 
 def _grouped(handles: Iterable[_Handle]) -> dict[str, dict[str, list[_Handle]]]:

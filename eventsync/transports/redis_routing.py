@@ -46,10 +46,10 @@ class RedisRouting(Backend):
                     about.get("arguments") or {},
                 )
             )
-        bound = [
-            Binding(*json.loads(name), decode_object(raw))
-            for name, raw in zip(bindings[::2], bindings[1::2], strict=True)
-        ]
+        bound = []
+        for name, raw in zip(bindings[::2], bindings[1::2], strict=True):
+            queue, exchange, routing_key = json.loads(name)
+            bound.append(Binding(queue, exchange, routing_key, decode_object(raw)))
         return RoutingTables(int(epoch), [queue.decode() for queue in queues], declared, bound)
 
     def declare_queue(self, queue: str) -> None:
@@ -157,7 +157,7 @@ def encode_object(what: str, value: Mapping[str, Any] | Sequence[Any]) -> str:
 
 
 def decode_object(raw: bytes) -> dict[str, Any]:
-    """Return what ``encode_object`` made; what a stranger made comes as ``x-malformed``."""
+    """Return an object that ``encode_object`` made; a stranger's comes as ``x-malformed``."""
     try:
         value = json.loads(raw)
     except (TypeError, ValueError, RecursionError):

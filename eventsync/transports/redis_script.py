@@ -163,15 +163,15 @@ despite_full_memory(consumers)
 expire_in(consumers, me, tonumber(ARGV[2]))
 remove(7 + queues)
 
-local left, room, largest = tonumber(ARGV[4]), tonumber(ARGV[5]), 65536
+local left, room, largest, taken = tonumber(ARGV[4]), tonumber(ARGV[5]), 1, 0
+-- One message first: how large they are is not known before.
 local function step(most)
-  return math.max(0, math.min(most, 64, math.ceil(room / largest)))
+  return math.max(0, math.min(most, 256, 3 * taken + 1, math.ceil(room / largest)))
 end
 local function add(into, id, leases, fields)
   local size = fields[2] and #fields[2] or 0
-  if #into == 0 or size > largest then largest = math.max(size, 1) end
-  room = room - size
-  left = left - 1
+  largest = math.max(largest, size)
+  room, left, taken = room - size, left - 1, taken + 1
   into[#into + 1] = id
   into[#into + 1] = leases
   into[#into + 1] = fields

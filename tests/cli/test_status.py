@@ -61,7 +61,7 @@ def test_check_with_signatures(cli: Cli) -> None:
     assert key not in ran.out
 
 
-@pytest.mark.parametrize("scheme", ["redis", "amqp", "filesystem", "memory"])
+@pytest.mark.parametrize("scheme", ["amqp", "filesystem", "memory"])
 def test_check_says_what_a_transport_may_lose(cli: Cli, scheme: str) -> None:
     """The weakness of a transport is told, whether or not the broker can be reached."""
     ran = cli("check", "--json", "--broker", f"{scheme}://127.0.0.1:1//")
