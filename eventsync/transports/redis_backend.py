@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from eventsync.errors import BusError, BusUnavailableError
@@ -102,7 +103,7 @@ class RedisBackend(RedisRouting):
                 rest = encode_object(
                     "headers", [dict(message.headers or {}), dict(message.properties or {})]
                 )
-            words += (route, message.body, label, rest)
+            words += (route, label, message.body, rest)
         keys = [self._epoch_key, *map(self._stream, numbers)]
         return bool(self._client.run(script.STORE, keys, words))
 
@@ -146,8 +147,9 @@ class RedisBackend(RedisRouting):
         self._last_ids = dict(zip(map(self._stream, queues), last, strict=True)) if last else {}
         deliveries = [
             delivery
-            for queue, entries in zip(queues, leased, strict=True)
-            for delivery in self._deliveries(queue, consumer, entries)
+            for queue, parts in zip(queues, leased, strict=True)
+            for counts, entries in parts
+            for delivery in self._deliveries(queue, consumer, counts, entries)
         ]
         with self._lock:
             if self._consumer == consumer:
@@ -157,21 +159,27 @@ class RedisBackend(RedisRouting):
             held.update(delivery.handle for delivery in deliveries)
         return deliveries
 
-    def _deliveries(self, queue: str, consumer: str, entries: Sequence[Any]) -> Iterator[Delivery]:
+    def _deliveries(
+        self, queue: str, consumer: str, counts: Sequence[int], entries: Sequence[Any]
+    ) -> Iterator[Delivery]:
         # The hot path of consuming: positional and in one place.
-        for id_, leases, fields in zip(entries[::3], entries[1::3], entries[2::3], strict=True):
-            attempts = max(leases, 0)
-            handle = _Handle(consumer, queue, id_, attempts)
+        redelivered = bool(counts)
+        labels_of = self._labels
+        for (id_, fields), attempts in zip(entries, counts or repeat(0), strict=False):
             headers: dict[str, Any] = {}
             properties: dict[str, Any] = {}
-            if fields[::2] == [b"b", b"m", b"h"]:
-                headers, properties = _rest(fields[5])
-            elif fields[::2] != [b"b", b"m"]:
-                fields = [b"b", b"", b"m", b"", *fields]
-                headers = {"x-malformed": repr(fields[4:])[:1000]}
-            labels = self._labels.get(fields[3]) or self._read_labels(fields[3])
+            if len(fields) > 2:
+                headers, properties = _rest(fields[3])
+            labels = labels_of.get(fields[0]) or self._read_labels(fields[0])
             yield Delivery(
-                queue, handle, fields[1], headers, properties, *labels, attempts, leases >= 0
+                queue,
+                _Handle(consumer, queue, id_, attempts),
+                fields[1],
+                headers,
+                properties,
+                *labels,
+                attempts,
+                redelivered,
             )
 
     def _read_labels(self, raw: bytes) -> _Labels:

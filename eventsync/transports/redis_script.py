@@ -127,7 +127,8 @@ end
 """
 
 #: KEYS: epoch, streams. ARGV: the epoch, then for each message: indices of its streams in KEYS,
-#: body, labels, and headers with properties or nothing. Returns 1, or 0 if the epoch is another.
+#: labels, body, and headers with properties or nothing. Returns 1, or 0 if the epoch is another.
+#: The labels are the name of a field: a stream keeps a name that repeats only once.
 STORE = Script(
     """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -135,9 +136,9 @@ for i = 2, #ARGV, 4 do
   for index in string.gmatch(ARGV[i], '%d+') do
     local stream = KEYS[tonumber(index)]
     if ARGV[i + 3] == '' then
-      redis.call('XADD', stream, '*', 'b', ARGV[i + 1], 'm', ARGV[i + 2])
+      redis.call('XADD', stream, '*', ARGV[i + 1], ARGV[i + 2])
     else
-      redis.call('XADD', stream, '*', 'b', ARGV[i + 1], 'm', ARGV[i + 2], 'h', ARGV[i + 3])
+      redis.call('XADD', stream, '*', ARGV[i + 1], ARGV[i + 2], 'headers', ARGV[i + 3])
     end
   end
 end
@@ -148,8 +149,8 @@ return 1
 #: KEYS: consumers, queues, streams. ARGV: consumer, its time to live in ms, 1 if it is new, how
 #: many messages, how many bytes of bodies, number of queues to lease from, their names (their
 #: streams are the first), then what to acknowledge. Returns {'gone'} if the consumer was taken
-#: over, {'missing', queue}, or {'ok', {'last delivered id', ...} if nothing is ready, {id, earlier
-#: leases (-1: none), fields, ...} of each queue}.
+#: over, {'missing', queue}, or {'ok', {'last delivered id', ...} if nothing is ready, parts of each
+#: queue}, a part being {{earlier leases, ...} or nothing if there were none, entries}.
 LEASE = Script(
     _SHARED
     + _REMOVE
@@ -168,13 +169,15 @@ local left, room, largest, taken = tonumber(ARGV[4]), tonumber(ARGV[5]), 1, 0
 local function step(most)
   return math.max(0, math.min(most, 256, 3 * taken + 1, math.ceil(room / largest)))
 end
-local function add(into, id, leases, fields)
-  local size = fields[2] and #fields[2] or 0
-  largest = math.max(largest, size)
-  room, left, taken = room - size, left - 1, taken + 1
-  into[#into + 1] = id
-  into[#into + 1] = leases
-  into[#into + 1] = fields
+local function add(into, counts, entries)
+  for _, entry in ipairs(entries) do
+    local size = #(entry[2][2] or '')
+    if size > largest then largest = size end
+    room = room - size
+  end
+  left, taken = left - #entries, taken + #entries
+  if #entries > 0 then into[#into + 1] = {counts, entries} end
+  return #entries
 end
 local function lease_released(stream, into, share)
   while share > 0 and room > 0 do
@@ -186,13 +189,15 @@ local function lease_released(stream, into, share)
       command[#command + 1] = entry[1]
       leases[entry[1]] = entry[4]
     end
+    local counts, entries = {}, {}
     for _, entry in pairs(redis.call(unpack(command))) do
       if entry then
-        add(into, entry[1], leases[entry[1]], entry[2])
+        entries[#entries + 1] = entry
+        counts[#counts + 1] = leases[entry[1]]
         leases[entry[1]] = nil
-        share = share - 1
       end
     end
+    share = share - add(into, counts, entries)
     -- What a stranger has deleted from the stream.
     for id in pairs(leases) do redis.call('XACK', stream, GROUP, id) end
   end
@@ -208,10 +213,9 @@ local function lease_new(stream, into, share)
       redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
       reply = redis.call(unpack(command))
     end
-    local entries = reply and reply[1] and reply[1][2] or {}
-    for _, entry in ipairs(entries) do add(into, entry[1], -1, entry[2]) end
-    share = share - #entries
-    if #entries < count then return end
+    local got = add(into, {}, reply and reply[1] and reply[1][2] or {})
+    share = share - got
+    if got < count then return end
   end
 end
 local leased, last, any = {}, {}, false

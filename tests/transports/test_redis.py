@@ -203,14 +203,15 @@ def test_entries_of_strangers_do_no_harm(broker: Broker, server: RedisServer) ->
     broker.declare("crm")
     client = server.client()
     stream = "{eventsync}:queue:crm"
-    client.xadd(stream, {"a": "1"})
-    client.xadd(stream, {"b": "2", "m": "no json"})
-    client.xadd(stream, {"b": "3", "m": "[1]", "h": "no json"})
+    client.xadd(stream, {"no json": "1"})
+    client.xadd(stream, {"[1]": "2", "b": "no json"})
+    client.xadd(stream, {"{}": "3", "b": "[1, 2]", "c": ""})
     client.close()
     broker.publish("crm", "4")
     got = broker.receive("crm", 4, settle=True)
-    assert [message.body for message in got] == [b"", b"2", b"3", b"4"]
-    assert ["x-malformed" in message.headers for message in got] == [True, False, True, False]
+    assert [message.body for message in got] == [b"1", b"2", b"3", b"4"]
+    assert [message.content_type for message in got[:3]] == [None] * 3
+    assert ["x-malformed" in message.headers for message in got] == [False, True, True, False]
     broker.channel.flush()
     assert broker.channel.queue_stats("crm") == (0, 0, None)
 
