@@ -90,7 +90,8 @@ def _weaknesses(client: RedisClient) -> list[str]:
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
         found.append(f"the server is Redis {version}; the transport needs 6.2 or later")
     try:
-        fsync = client.command("CONFIG", "GET", "appendfsync").get(b"appendfsync", b"").decode()
+        reply = client.command("CONFIG", "GET", "appendfsync")
+        fsync = reply[1].decode() if reply else ""
     except BusUnavailableError:
         raise
     except BusError:

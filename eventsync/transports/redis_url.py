@@ -38,7 +38,7 @@ class RedisSettings(LeaseSettings):
     username: str | None
     password: str | None = field(repr=False)
     prefix: str = "{eventsync}:"
-    dead_after: float = 10.0
+    dead_after: float = 5.0
     timeout: float = 10.0
     ca_file: str = ""
     cert_file: str = ""

@@ -8,11 +8,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.crc import key_slot
+from servers import free_port, program
 from servers.redis import RedisServer
 from transports.contract import PATIENCE, Broker, TransportContract, eventually
 
@@ -20,6 +22,7 @@ from eventsync.bus import Bus
 from eventsync.errors import BusError, BusUnavailableError, ConfigError
 from eventsync.transports import redis_script
 from eventsync.transports.redis import RedisSettings, connect
+from eventsync.transports.redis_client import RedisClient
 
 CONNECT = "eventsync.transports.redis:connect"
 
@@ -428,3 +431,81 @@ def test_a_killed_server_loses_no_message_that_is_consumed() -> None:
         assert kills == 4
         eventually(lambda: _flushed(broker) and broker.channel.queue_stats("crm")[:2] == (0, 0))
         assert sum(seen.values()) - 3000 <= 20 * kills
+
+
+# -- who is alive ------------------------------------------------------------------------------
+
+
+def test_the_silent_elsewhere_are_succeeded(broker: Broker, server: RedisServer) -> None:
+    """A consumer that cannot be looked up here is taken over when it has been silent."""
+    broker.declare("crm")
+    broker.publish("crm", "1")
+    elsewhere = broker.other(dead_after=0.5)
+    backend = elsewhere.channel.backend
+    backend._consumer = "another-host.1.2.name"
+    elsewhere.channel.backend.lease(["crm"], 1, [])
+    heir = broker.other(dead_after=0.5)
+    got = heir.consume("crm")
+    started = time.monotonic()
+    heir.drain_until(lambda: got)
+    assert time.monotonic() - started >= 0.3
+    assert got[0].headers["x-delivery-count"] == 1
+    assert backend.extend() is False
+    # It goes on under a name of its own.
+    broker.publish("crm", "2")
+    heir.connection.release()
+    assert [d.body for d in backend.lease(["crm"], 9, [])] == [b"1", b"2"]
+
+
+def test_an_outage_makes_nobody_dead(broker: Broker, server: RedisServer) -> None:
+    """A server that was away for longer than a consumer may be silent takes nobody's messages."""
+    broker.declare("crm")
+    broker.publish("crm", "1")
+    holder, rival = (broker.other(dead_after=0.6, timeout=0.1) for _ in range(2))
+    (message,) = holder.receive("crm", 1)
+    got = rival.consume("crm")
+    rival.drain_until(lambda: True)
+    server.pause()
+    away = time.monotonic() + 1.2
+    while time.monotonic() < away:
+        with suppress(TimeoutError, BusUnavailableError):
+            rival.connection.drain_events(timeout=0.1)
+    server.resume()
+    end = time.monotonic() + 0.4
+    while time.monotonic() < end:
+        with suppress(TimeoutError, BusUnavailableError):
+            rival.connection.drain_events(timeout=0.05)
+    assert got == []
+    message.ack()
+    assert eventually(lambda: holder.channel.flush()) == 1
+
+
+def test_sentinels_name_the_server(tmp_path: Path, url: str, server: RedisServer) -> None:
+    """A sentinel:// URL finds the primary of a service."""
+    port = free_port()
+    config = tmp_path / "sentinel.conf"
+    config.write_text(f"sentinel monitor main 127.0.0.1 {server.port} 1\n")
+    command = [program("redis-server"), str(config), "--sentinel", "--port", str(port)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+
+        def reached() -> bool:
+            try:
+                RedisClient(RedisSettings.from_url(f"sentinel://127.0.0.1:{port}/main")).command(
+                    "PING"
+                )
+            except BusUnavailableError:
+                return False
+            return True
+
+        eventually(reached)
+        with Bus(f"sentinel://127.0.0.1:{port}/main") as bus:
+            bus.declare("crm", ["Product"])
+            bus.publish("Product", [b"x"])
+            assert bus.state("eventsync.crm").ready == 1
+        with pytest.raises(BusUnavailableError, match="other of sentinels"):
+            Bus(f"sentinel://127.0.0.1:{port}/other").open()
+    finally:
+        process.kill()
+        process.wait()
