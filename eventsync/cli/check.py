@@ -31,11 +31,7 @@ _SQLALCHEMY: Final = "a worker that is killed loses every message it has in hand
 
 TRANSPORTS: Final = {
     "sqlite": "",
-    "redis": "",
-    "rediss": "",
-    "redis+socket": "",
-    "unix": "",
-    "sentinel": "",
+    **dict.fromkeys(redis_url.SCHEMES, ""),
     "amqp": _AMQP,
     "amqps": _AMQP,
     "pyamqp": _AMQP,

@@ -15,7 +15,7 @@ from eventsync.transports.backend import Backend
 from eventsync.transports.leased import LeasedTransport
 from eventsync.transports.redis_backend import RedisBackend
 from eventsync.transports.redis_client import RedisClient
-from eventsync.transports.redis_url import RedisSettings, masked
+from eventsync.transports.redis_url import ALIASES, RedisSettings, masked
 
 __all__ = ["RedisSettings", "Transport", "advice", "connect"]
 
@@ -63,9 +63,8 @@ def connect(url: str, **options: Any) -> Connection:
     Raises: ConfigError if the URL or an option is wrong.
     """
     RedisSettings.from_url(url, **options)
-    if url.startswith("redis+socket:"):
-        # kombu takes what stands before a plus sign for the name of a transport.
-        url = f"unix:{url.partition(':')[2]}"
+    scheme, _, rest = url.partition(":")
+    url = f"{ALIASES.get(scheme, scheme)}:{rest}"
     untyped: Any = Connection  # kombu does not annotate its constructor
     connection: Connection = untyped(url, transport=Transport, transport_options=options)
     return connection

@@ -15,6 +15,7 @@ from typing import Any
 import redis
 from redis import exceptions
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -57,7 +58,8 @@ class RedisClient:
     def __init__(self, settings: RedisSettings) -> None:
         self.place = settings.place
         self.failed_at = -math.inf
-        self._client: Any = _client(settings)  # annotated in part only
+        with self.errors():  # that of a cluster connects at once
+            self._client: Any = _client(settings)  # annotated in part only
 
     def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """Run a script. Raises: BusUnavailableError, BusError."""
@@ -83,16 +85,15 @@ class RedisClient:
         """Turn the driver's errors into eventsync's."""
         try:
             yield
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, exceptions.RedisClusterException, OSError) as error:
             explained = _explained(self.place, error)
             if isinstance(explained, BusUnavailableError):
                 self.failed_at = time.monotonic()
             raise explained from error
 
 
-def _client(settings: RedisSettings) -> redis.Redis:
+def _client(settings: RedisSettings) -> Any:
     options: dict[str, Any] = {
-        "db": settings.db,
         "username": settings.username,
         "password": settings.password,
         "socket_timeout": settings.timeout,
@@ -100,6 +101,11 @@ def _client(settings: RedisSettings) -> redis.Redis:
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
     }
+    if settings.scheme == "rediscluster":
+        node: Any = ClusterNode
+        nodes = [node(host, port) for host, port in settings.hosts]
+        return RedisCluster(startup_nodes=nodes, **options)
+    options["db"] = settings.db
     if settings.path:
         return redis.Redis(unix_socket_path=settings.path, **options)
     options["socket_keepalive"] = True
@@ -113,8 +119,7 @@ def _client(settings: RedisSettings) -> redis.Redis:
                 "retry": Retry(NoBackoff(), 0),
             },
         )
-        client: redis.Redis = sentinel.master_for(settings.service, **options)
-        return client
+        return sentinel.master_for(settings.service, **options)
     ((host, port),) = settings.hosts
     if settings.scheme == "rediss":
         options |= {
@@ -139,7 +144,10 @@ def _explained(place: str, error: Exception) -> BusError:
         # An error from within a script has other words around these.
         if isinstance(error, kind) or word in text:
             return BusUnavailableError(f"the Redis server {place}: {text or word}", hint=meaning)
-    if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
+    if isinstance(
+        error,
+        redis.ConnectionError | redis.TimeoutError | exceptions.RedisClusterException | OSError,
+    ):
         return BusUnavailableError(f"the Redis server {place} cannot be reached: {text}")
     if "WRONGTYPE" in text:
         return BusError(

@@ -12,9 +12,11 @@ from urllib.parse import parse_qsl, unquote
 from eventsync.errors import ConfigError
 from eventsync.transports.backend import LeaseSettings
 
-__all__ = ["SCHEMES", "RedisSettings", "masked"]
+__all__ = ["ALIASES", "SCHEMES", "RedisSettings", "masked"]
 
-SCHEMES = frozenset({"redis", "rediss", "redis+socket", "unix", "sentinel"})
+# kombu takes what stands before a plus sign for the name of a transport, so it gets the alias.
+ALIASES = {"redis+socket": "unix", "redis+cluster": "rediscluster"}
+SCHEMES = frozenset({"redis", "rediss", "sentinel", *ALIASES, *ALIASES.values()})
 
 _PORT = 6379
 _SENTINEL_PORT = 26379
@@ -50,6 +52,7 @@ class RedisSettings(LeaseSettings):
 
             redis://user:password@host:6379/0         rediss://... the same with TLS
             redis+socket://user:password@/path?db=0   sentinel://host:26379,host:26379/service/0
+            redis+cluster://user:password@host:6379,host:6379
 
         What the URL says goes before ``options``. Raises: ConfigError, without the password.
         """
@@ -57,9 +60,10 @@ class RedisSettings(LeaseSettings):
         if not separator or scheme not in SCHEMES:
             raise ConfigError(
                 f"{masked(url)!r} is not the URL of a Redis server",
-                hint="write redis://host:6379/0, rediss://, redis+socket:///path or "
-                "sentinel://host:26379/service",
+                hint="write redis://host:6379/0, rediss://, redis+socket:///path, "
+                "sentinel://host:26379/service or redis+cluster://host:6379",
             )
+        scheme = ALIASES.get(scheme, scheme)
         credentials, at, place = rest.rpartition("@")
         username, colon, password = credentials.partition(":")
         place, _, query = place.partition("?")
@@ -68,7 +72,7 @@ class RedisSettings(LeaseSettings):
         hosts: tuple[tuple[str, int], ...] = ()
         service = ""
         try:
-            if scheme in ("redis+socket", "unix"):
+            if scheme == "unix":
                 if location or not path:
                     raise ValueError("it names no socket: write redis+socket:///path")
                 db = int(values.pop("db", "0"))
@@ -80,8 +84,8 @@ class RedisSettings(LeaseSettings):
                     service, _, path = path.partition("/")
                     if not service:
                         raise ValueError("it names no service: write sentinel://host/service")
-                elif len(hosts) > 1:
-                    raise ValueError("several hosts are for sentinel:// only")
+                elif len(hosts) > 1 and scheme != "rediscluster":
+                    raise ValueError("several hosts are for sentinels and clusters only")
                 db, path = int(values.pop("db", "") or path or "0"), ""
             if db < 0:
                 raise ValueError("the number of the database is below 0")

@@ -21,7 +21,8 @@ from transports.contract import PATIENCE, Broker, TransportContract, eventually
 from eventsync.bus import Bus
 from eventsync.errors import BusError, BusUnavailableError, ConfigError
 from eventsync.transports import redis_script
-from eventsync.transports.redis import RedisSettings, connect
+from eventsync.transports.message import Outgoing
+from eventsync.transports.redis import RedisSettings, advice, connect
 from eventsync.transports.redis_client import RedisClient
 
 CONNECT = "eventsync.transports.redis:connect"
@@ -75,6 +76,7 @@ class TestRedisContract(TransportContract):
         ("rediss://u:p%40w@[::1]:1/2?lease=5", "::1:1", 2),
         ("redis+socket:///run/a%20b.sock?db=3", "/run/a b.sock", 3),
         ("redis+socket://u:pw@/run/r.sock", "/run/r.sock", 0),
+        ("redis+cluster://a,b:2", "a:6379,b:2", 0),
         ("sentinel://u:pw@a,b:2/main/4", "main of sentinels a:26379,b:2", 4),
     ],
 )
@@ -99,7 +101,7 @@ def test_urls_carry_credentials_and_settings() -> None:
         ("redis://:hidden@h:70000", "no port 70000"),
         ("redis://:hidden@h/x", "is wrong"),
         ("redis://:hidden@h/-1", "below 0"),
-        ("redis://:hidden@a,b", "sentinel:// only"),
+        ("redis://:hidden@a,b", "sentinels and clusters only"),
         ("redis+socket://:hidden@h/x", "names no socket"),
         ("sentinel://:hidden@h", "names no service"),
         ("redis://:hidden@h?leese=5", "known are ca_file"),
@@ -158,6 +160,35 @@ def test_a_unix_socket(tmp_path: Path) -> None:
         broker.declare("crm")
         broker.publish("crm", "1")
         assert [m.body for m in broker.receive("crm", 1)] == [b"1"]
+
+
+def test_tls(tmp_path: Path) -> None:
+    """With rediss:// the server's certificate is demanded and verified."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    server, port = RedisServer(), free_port()
+    command = [*server.command(), "--tls-port", str(port), "--tls-auth-clients", "no"]
+    command += ["--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
+    server.command = lambda: command  # type: ignore[method-assign]
+    url = f"rediss://localhost:{port}/0"
+    with server:
+        with Broker.opened(CONNECT, f"{url}?ca_file={certificate}") as broker:
+            broker.declare("crm")
+            broker.publish("crm", "1")
+            assert broker.ready("crm") == 1
+        with pytest.raises(BusUnavailableError, match="certificate verify failed"):
+            connect(url).transport.open_backend()
+        by_number = f"rediss://127.0.0.1:{port}/0?ca_file={certificate}"
+        with pytest.raises(BusUnavailableError, match="certificate is not valid for"):
+            connect(by_number).transport.open_backend()
 
 
 # -- what is on the server ---------------------------------------------------------------------
@@ -527,3 +558,46 @@ def test_sentinels_name_the_server(tmp_path: Path, url: str, server: RedisServer
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.slow
+def test_a_cluster() -> None:
+    """A cluster, which refuses a script whose keys it would not keep together, is a broker too."""
+    server = RedisServer()
+    command = [*server.command(), "--cluster-enabled", "yes"]
+    command += ["--cluster-announce-ip", "127.0.0.1"]
+    server.command = lambda: command  # type: ignore[method-assign]
+    url = f"redis+cluster://127.0.0.1:{server.port}"
+    with server:
+        client = server.client()
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        eventually(lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        with Broker.opened(CONNECT, url) as broker:
+            broker.declare("crm", "e", "fanout", "")
+            broker.declare("cache", "e", "fanout", "")
+            broker.channel.publish_many([Outgoing(b"1", "k", "e")])
+            broker.publish("crm", "2", "3")
+            got = broker.receive("crm", 3)
+            got[0].ack()
+            got[1].requeue()
+            assert broker.channel.queue_stats("crm")[:2] == (1, 1)
+            assert broker.channel.queue_purge("crm") == 1
+            assert broker.ready("cache") == 1
+            broker.channel.queue_delete("cache")
+            assert advice(url) == advice(server.url)
+            server.kill()
+            with pytest.raises(BusUnavailableError):
+                broker.publish("crm", "4")
+            with pytest.raises(BusUnavailableError):
+                Bus(url).open()
+            server.start()
+            eventually(lambda: _published(broker))
+        client.close()
+
+
+def _published(broker: Broker) -> bool:
+    try:
+        broker.publish("crm", "4")
+    except BusUnavailableError:
+        return False
+    return True
