@@ -235,7 +235,7 @@ return {'ok', last, unpack(leased)}
 """
 )
 
-#: KEYS: consumers, '', streams. ARGV: consumer, then what to acknowledge. Returns how many were
+#: KEYS: consumers, streams. ARGV: consumer, then what to acknowledge. Returns how many were
 #: removed.
 ACKNOWLEDGE = Script(
     _SHARED
