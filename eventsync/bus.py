@@ -23,7 +23,7 @@ from eventsync.change import Change
 from eventsync.deadletter import DeadLetter
 from eventsync.errors import BusError, BusUnavailableError, ConfigError, EventSyncError
 from eventsync.keyring import Keyring
-from eventsync.transports import sqlite
+from eventsync.transports import redis_url, sqlite
 
 __all__ = ["Bus", "Delivery", "Letters", "QueueState", "Subscription"]
 
@@ -93,6 +93,8 @@ class Bus:
         """The broker's URL without its password."""
         if self._url.startswith("sqlite:"):
             return self._url
+        if self.transport in redis_url.SCHEMES:
+            return redis_url.masked(self._url)
         # By its text alone: a URL of an unknown scheme has to be shown too.
         return ";".join(str(maybe_sanitize_url(url)) for url in self._url.split(";"))
 
@@ -245,6 +247,10 @@ class Bus:
     def _new_connection(self) -> Any:
         if self._url.startswith("sqlite:"):
             connection: Any = sqlite.connect(self._url, lease=self._lease)
+        elif self.transport in redis_url.SCHEMES:
+            from eventsync.transports import redis  # the client library, for whom it serves only
+
+            connection = redis.connect(self._url, lease=self._lease)
         else:
             connection = _kombu.Connection(self._url)
         connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5.0)

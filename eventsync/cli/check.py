@@ -16,6 +16,7 @@ from eventsync.cli.command import FOUND_WRONG, OK, UNAVAILABLE, JsonOption, comm
 from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import plural, print_json, print_table
 from eventsync.errors import BusUnavailableError, EventSyncError, StoreUnavailableError
+from eventsync.transports import redis_url
 
 if TYPE_CHECKING:
     from eventsync.store import Store
@@ -26,19 +27,11 @@ _AMQP: Final = (
     "a worker that is killed loses nothing, but publishing does not wait for the broker's "
     "confirmation: a broker that crashes, or a connection that breaks, may lose what was published"
 )
-_REDIS: Final = (
-    "a message is taken off its list before it is noted as unacknowledged, so a worker that is "
-    "killed may lose what it is just taking; what it had in hand comes back late, or not while "
-    "the others are busy; a publish that no queue takes vanishes"
-)
 _SQLALCHEMY: Final = "a worker that is killed loses every message it has in hand"
 
 TRANSPORTS: Final = {
     "sqlite": "",
-    "redis": _REDIS,
-    "rediss": _REDIS,
-    "redis+socket": _REDIS,
-    "sentinel": _REDIS,
+    **dict.fromkeys(redis_url.SCHEMES, ""),
     "amqp": _AMQP,
     "amqps": _AMQP,
     "pyamqp": _AMQP,
@@ -154,6 +147,7 @@ def _store(store: Store) -> Iterator[Finding]:
 
 def _broker(deployment: Deployment) -> Iterator[Finding]:
     bus = deployment.bus
+    reached = False
     try:
         bus.open()
     except BusUnavailableError as error:
@@ -161,6 +155,7 @@ def _broker(deployment: Deployment) -> Iterator[Finding]:
     except EventSyncError as error:
         yield Finding(Level.WRONG, "broker", str(error))
     else:
+        reached = True
         yield Finding(Level.OK, "broker", f"{bus.shown_url} can be reached")
     scheme = bus.transport.lower()
     weakness = TRANSPORTS.get(scheme, TRANSPORTS.get(scheme.partition("+")[0]))
@@ -176,6 +171,8 @@ def _broker(deployment: Deployment) -> Iterator[Finding]:
         yield Finding(
             Level.OK, "transport", f"{scheme}: loses nothing when workers or producers are killed"
         )
+    if reached and scheme in redis_url.SCHEMES:
+        yield from _redis(deployment.settings.broker.get_secret_value())
     if bus.keys is None:
         yield Finding(
             Level.RISK,
@@ -183,3 +180,19 @@ def _broker(deployment: Deployment) -> Iterator[Finding]:
             "envelopes are not signed, so whoever reaches the broker can alter every store; "
             "set EVENTSYNC_KEYS to sign and demand signatures",
         )
+
+
+def _redis(url: str) -> Iterator[Finding]:
+    from eventsync.transports.redis import advice
+
+    try:
+        weaknesses = advice(url)
+    except BusUnavailableError as error:
+        yield Finding(Level.AWAY, "server", str(error))
+    except EventSyncError as error:
+        yield Finding(Level.WRONG, "server", str(error))
+    else:
+        for weakness in weaknesses:
+            yield Finding(Level.RISK, "server", weakness)
+        if not weaknesses:
+            yield Finding(Level.OK, "server", "its settings lose nothing that was published")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cli.project import Cli
+from servers.redis import RedisServer
 
 from eventsync.cli.check import TRANSPORTS
 
@@ -61,7 +62,7 @@ def test_check_with_signatures(cli: Cli) -> None:
     assert key not in ran.out
 
 
-@pytest.mark.parametrize("scheme", ["redis", "amqp", "filesystem", "memory"])
+@pytest.mark.parametrize("scheme", ["amqp", "filesystem", "memory"])
 def test_check_says_what_a_transport_may_lose(cli: Cli, scheme: str) -> None:
     """The weakness of a transport is told, whether or not the broker can be reached."""
     ran = cli("check", "--json", "--broker", f"{scheme}://127.0.0.1:1//")
@@ -77,3 +78,25 @@ def test_check_finds_stores_that_do_not_fit(cli: Cli) -> None:
     ran = cli("check").check(1)
     assert 'declare Person with rule="field"' in ran.out
     assert "Person" in cli("worker", "crm", "--drain").check(78).err
+
+
+def test_check_looks_at_the_settings_of_redis(cli: Cli) -> None:
+    """Of a Redis that can be reached, each setting that may lose something is told."""
+    with RedisServer(fsync="always") as server:
+        client = server.client()
+
+        def told() -> list[tuple[str, str]]:
+            found = cli("check", "--json", "--broker", server.url).check().json
+            return [(f["level"], f["text"]) for f in found if f["about"] == "server"]
+
+        ((level, _),) = told()
+        assert level == "ok"
+        client.config_set("appendfsync", "everysec")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        (first, second) = told()
+        assert first[0] == second[0] == "risk"
+        assert "last second" in first[1]
+        assert "noeviction" in second[1]
+        client.config_set("appendonly", "no")
+        assert "set `appendonly yes`" in told()[0][1]
+        client.close()

@@ -1,0 +1,120 @@
+"""Owns the Redis broker: a kombu transport that keeps its queues in Redis Streams.
+
+It must not know what the bytes of a message mean, nor which stores the queues belong to.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import redis
+from kombu.connection import Connection
+
+from eventsync.errors import BusError, BusUnavailableError
+from eventsync.transports.backend import Backend
+from eventsync.transports.leased import LeasedTransport
+from eventsync.transports.redis_backend import RedisBackend
+from eventsync.transports.redis_client import RedisClient
+from eventsync.transports.redis_url import ALIASES, RedisSettings, masked
+
+__all__ = ["RedisSettings", "Transport", "advice", "connect"]
+
+_OLDEST = (6, 2)
+
+
+class Transport(LeasedTransport):
+    """kombu's view of a Redis server: ``kombu.Connection(url, transport=Transport)``."""
+
+    can_parse_url = True
+    driver_type = "redis"
+    driver_name = "redis"
+    default_connection_params: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        self.settings: RedisSettings = RedisSettings.from_url(
+            client.hostname, **client.transport_options
+        )
+        transport: Any = super()
+        transport.__init__(client, **kwargs)
+
+    def open_backend(self) -> Backend:
+        """See ``LeasedTransport``."""
+        client = RedisClient(self.settings)
+        try:
+            client.command("PING")
+        except BusError:
+            client.close()
+            raise
+        return RedisBackend(client, settings=self.settings)
+
+    def driver_version(self) -> str:
+        """Return the version of the client library."""
+        return str(redis.__version__)
+
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
+        """Return the URL, the password replaced unless it is asked for."""
+        return uri if include_password else masked(uri, mask)
+
+
+def connect(url: str, **options: Any) -> Connection:
+    """Return a kombu connection to the Redis server of ``url``; it opens on first use.
+
+    ``options`` are those of ``RedisSettings``, and kombu's transport options. Does not block.
+    Raises: ConfigError if the URL or an option is wrong.
+    """
+    RedisSettings.from_url(url, **options)
+    scheme, _, rest = url.partition(":")
+    url = f"{ALIASES.get(scheme, scheme)}:{rest}"
+    untyped: Any = Connection  # kombu does not annotate its constructor
+    connection: Connection = untyped(url, transport=Transport, transport_options=options)
+    return connection
+
+
+def advice(url: str) -> list[str]:
+    """Return what the server's settings may lose, a sentence each; empty if nothing. Blocking.
+
+    Raises: ConfigError, BusUnavailableError, BusError.
+    """
+    client = RedisClient(RedisSettings.from_url(url))
+    try:
+        return [*_weaknesses(client)]
+    finally:
+        client.close()
+
+
+def _weaknesses(client: RedisClient) -> list[str]:
+    info = {str(name): str(value) for name, value in client.command("INFO").items()}
+    found = []
+    version = info.get("redis_version", "0")
+    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+        found.append(f"the server is Redis {version}; the transport needs 6.2 or later")
+    try:
+        reply = client.command("CONFIG", "GET", "appendfsync")
+        fsync = reply[1].decode() if reply else ""
+    except BusUnavailableError:
+        raise
+    except BusError:
+        fsync = ""  # many hosted servers do not say
+    if info.get("aof_enabled") != "1":
+        found.append(
+            "appendonly is off: a server that ends loses what was published since its last "
+            "snapshot; set `appendonly yes`"
+        )
+    elif not fsync:
+        found.append(
+            "the server does not tell its appendfsync: unless it is `always`, a crash of its "
+            "host may lose what was just published"
+        )
+    elif fsync != "always":
+        lost = "of the last second" if fsync == "everysec" else "since the system last wrote"
+        found.append(
+            f"appendfsync is {fsync}: a crash of the server's host may lose what was published "
+            f"{lost}; set `appendfsync always` where that is too much"
+        )
+    policy = info.get("maxmemory_policy", "")
+    if policy != "noeviction":
+        found.append(
+            f"maxmemory-policy is {policy or 'unknown'}: a server short of memory may throw whole "
+            "queues away; set `maxmemory-policy noeviction`"
+        )
+    return found

@@ -1,0 +1,157 @@
+"""Owns how a Redis server is reached: the client, and what its errors mean.
+
+It must not know what is kept there.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from eventsync.errors import BusError, BusUnavailableError
+from eventsync.transports.redis_script import Script
+from eventsync.transports.redis_url import RedisSettings
+
+__all__ = ["RedisClient"]
+
+# What a server says when the same command may succeed later, as a class where the client has one.
+_PASSING: tuple[tuple[str, type[Exception] | tuple[()], str], ...] = (
+    (
+        "OOM",
+        exceptions.OutOfMemoryError,
+        "its memory is full; nothing was stored: raise maxmemory, or let the workers drain it",
+    ),
+    (
+        "READONLY",
+        exceptions.ReadOnlyError,
+        "it is a replica: name the primary, or use a sentinel:// URL",
+    ),
+    ("MASTERDOWN", exceptions.MasterDownError, "it is a replica that has lost its primary"),
+    ("LOADING", exceptions.BusyLoadingError, "it is still loading its data"),
+    ("MISCONF", (), "it cannot save its data: look at its log and its disk"),
+    ("NOREPLICAS", (), "it has fewer replicas than it was told to write with"),
+    ("CLUSTERDOWN", exceptions.ClusterDownError, "its cluster is not complete"),
+    ("TRYAGAIN", exceptions.TryAgainError, "its cluster is being moved"),
+    ("BUSY Redis", (), "it is busy with somebody's script"),
+)
+
+
+class RedisClient:
+    """A client that runs scripts and raises eventsync's errors. Thread-safe, good after a fork.
+
+    It tries nothing twice by itself: a publish whose answer was lost may have been stored. After
+    an error the next call connects again. ``failed_at``: when the server last could not be
+    reached, by the monotonic clock.
+    """
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self.place = settings.place
+        self.failed_at = -math.inf
+        with self.errors():  # that of a cluster connects at once
+            self._client: Any = _client(settings)  # annotated in part only
+
+    def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Run a script. Raises: BusUnavailableError, BusError."""
+        rest = (len(keys), *keys, *arguments)
+        with self.errors():
+            try:
+                return self._client.execute_command("EVALSHA", script.sha, *rest)
+            except exceptions.NoScriptError:
+                # It has done nothing yet. This way the server also remembers it.
+                return self._client.execute_command("EVAL", script.text, *rest)
+
+    def command(self, *words: Any) -> Any:
+        """Run a command. Raises: BusUnavailableError, BusError."""
+        with self.errors():
+            return self._client.execute_command(*words)
+
+    def close(self) -> None:
+        """Let go of the connections; the next call makes new ones. Idempotent."""
+        self._client.close()
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn the driver's errors into eventsync's."""
+        try:
+            yield
+        except (redis.RedisError, exceptions.RedisClusterException, OSError) as error:
+            explained = _explained(self.place, error)
+            if isinstance(explained, BusUnavailableError):
+                self.failed_at = time.monotonic()
+            raise explained from error
+
+
+def _client(settings: RedisSettings) -> Any:
+    options: dict[str, Any] = {
+        "username": settings.username,
+        "password": settings.password,
+        "socket_timeout": settings.timeout,
+        "socket_connect_timeout": settings.timeout,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    if settings.scheme == "rediscluster":
+        node: Any = ClusterNode
+        nodes = [node(host, port) for host, port in settings.hosts]
+        return RedisCluster(startup_nodes=nodes, **options)
+    options["db"] = settings.db
+    if settings.path:
+        return redis.Redis(unix_socket_path=settings.path, **options)
+    options["socket_keepalive"] = True
+    if settings.service:
+        untyped: Any = Sentinel
+        sentinel = untyped(
+            settings.hosts,
+            sentinel_kwargs={
+                "socket_timeout": settings.timeout,
+                "socket_connect_timeout": settings.timeout,
+                "retry": Retry(NoBackoff(), 0),
+            },
+        )
+        return sentinel.master_for(settings.service, **options)
+    ((host, port),) = settings.hosts
+    if settings.scheme == "rediss":
+        options |= {
+            "ssl": True,
+            "ssl_cert_reqs": ssl.CERT_REQUIRED,
+            "ssl_check_hostname": True,
+            "ssl_ca_certs": settings.ca_file or None,
+            "ssl_certfile": settings.cert_file or None,
+            "ssl_keyfile": settings.key_file or None,
+        }
+    return redis.Redis(host=host, port=port, **options)
+
+
+def _explained(place: str, error: Exception) -> BusError:
+    text = str(error)
+    if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
+        return BusError(
+            f"the Redis server {place} refuses these credentials: {text}",
+            hint="correct the user and password in the broker URL",
+        )
+    for word, kind, meaning in _PASSING:
+        # An error from within a script has other words around these.
+        if isinstance(error, kind) or word in text:
+            return BusUnavailableError(f"the Redis server {place}: {text or word}", hint=meaning)
+    if isinstance(
+        error,
+        redis.ConnectionError | redis.TimeoutError | exceptions.RedisClusterException | OSError,
+    ):
+        return BusUnavailableError(f"the Redis server {place} cannot be reached: {text}")
+    if "WRONGTYPE" in text:
+        return BusError(
+            f"the Redis server {place} holds other data under the broker's keys: {text}",
+            hint="choose another prefix in the broker URL",
+        )
+    return BusError(f"the Redis server {place}: {text}")

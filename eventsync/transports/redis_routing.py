@@ -1,0 +1,171 @@
+"""Owns the names of the keys on a Redis server, and the routing that is kept under some of them.
+
+It must not know how messages are leased or kept alive.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from eventsync.errors import BusError
+from eventsync.transports.backend import Backend, Binding, ExchangeDeclaration, RoutingTables
+from eventsync.transports.redis_client import RedisClient
+from eventsync.transports.redis_script import ALTER, LOAD
+
+__all__ = ["RedisRouting", "decode_object", "encode_object"]
+
+_Command = tuple[str, ...]
+
+
+class RedisRouting(Backend):
+    """The part of ``Backend`` that concerns queues, exchanges and bindings, on a Redis server."""
+
+    def __init__(self, client: RedisClient, *, prefix: str) -> None:
+        self._client = client
+        self._epoch_key = f"{prefix}epoch"
+        self._queues_key = f"{prefix}queues"
+        self._exchanges_key = f"{prefix}exchanges"
+        self._bindings_key = f"{prefix}bindings"
+        self._consumers_key = f"{prefix}consumers"
+        self._streams = f"{prefix}queue:"
+
+    def load_routing(self) -> RoutingTables:
+        """See ``Backend``."""
+        epoch, queues, exchanges, bindings = self._client.run(LOAD, self._routing_keys(), ())
+        declared = []
+        for name, raw in zip(exchanges[::2], exchanges[1::2], strict=True):
+            about = decode_object(raw)
+            declared.append(
+                ExchangeDeclaration(
+                    name.decode(),
+                    str(about.get("type", "direct")),
+                    bool(about.get("durable")),
+                    bool(about.get("auto_delete")),
+                    about.get("arguments") or {},
+                )
+            )
+        bound = []
+        for name, raw in zip(bindings[::2], bindings[1::2], strict=True):
+            queue, exchange, routing_key = json.loads(name)
+            bound.append(Binding(queue, exchange, routing_key, decode_object(raw)))
+        return RoutingTables(int(epoch), [queue.decode() for queue in queues], declared, bound)
+
+    def declare_queue(self, queue: str) -> None:
+        """See ``Backend``: its stream comes with the first message."""
+        self._alter(
+            lambda tables: [] if queue in tables.queues else [("SADD", self._queues_key, queue)]
+        )
+
+    def delete_queue(self, queue: str) -> None:
+        """See ``Backend``."""
+
+        def commands(tables: RoutingTables) -> list[_Command]:
+            if queue not in tables.queues:
+                return []
+            return [
+                ("DEL", self._stream(queue)),
+                ("SREM", self._queues_key, queue),
+                *self._unbound(bound for bound in tables.bindings if bound.queue == queue),
+            ]
+
+        self._alter(commands)
+
+    def declare_exchange(self, exchange: ExchangeDeclaration) -> None:
+        """See ``Backend``."""
+        about = exchange._asdict()
+        name = about.pop("name")
+        value = encode_object("arguments", {**about, "arguments": dict(exchange.arguments)})
+
+        def commands(tables: RoutingTables) -> list[_Command]:
+            if any(known.name == name for known in tables.exchanges):
+                return []
+            return [("HSET", self._exchanges_key, name, value)]
+
+        self._alter(commands)
+
+    def delete_exchange(self, exchange: str) -> None:
+        """See ``Backend``."""
+
+        def commands(tables: RoutingTables) -> list[_Command]:
+            if all(known.name != exchange for known in tables.exchanges):
+                return []
+            return [
+                ("HDEL", self._exchanges_key, exchange),
+                *self._unbound(bound for bound in tables.bindings if bound.exchange == exchange),
+            ]
+
+        self._alter(commands)
+
+    def bind(self, binding: Binding) -> None:
+        """See ``Backend``."""
+        value = encode_object("arguments", binding.arguments)
+
+        def commands(tables: RoutingTables) -> list[_Command]:
+            # Both are looked at again here: a queue deleted a moment ago gets no binding.
+            if (
+                any(bound[:3] == binding[:3] for bound in tables.bindings)
+                or binding.queue not in tables.queues
+                or all(known.name != binding.exchange for known in tables.exchanges)
+            ):
+                return []
+            return [("HSET", self._bindings_key, _binding_name(binding), value)]
+
+        self._alter(commands)
+
+    def unbind(self, binding: Binding) -> None:
+        """See ``Backend``."""
+        self._alter(
+            lambda tables: self._unbound(
+                bound for bound in tables.bindings if bound[:3] == binding[:3]
+            )
+        )
+
+    def _alter(self, commands_for: Callable[[RoutingTables], list[_Command]]) -> None:
+        """Change the routing as it is when the change is made, or not at all."""
+        while True:
+            tables = self.load_routing()
+            commands = commands_for(tables)
+            if not commands:
+                return
+            words: list[Any] = [tables.epoch]
+            for command in commands:
+                words += [len(command), *command]
+            keys = [self._epoch_key, *{command[1]: None for command in commands}]
+            if self._client.run(ALTER, keys, words):
+                return
+
+    def _unbound(self, bindings: Any) -> list[_Command]:
+        return [("HDEL", self._bindings_key, _binding_name(binding)) for binding in bindings]
+
+    def _routing_keys(self) -> list[str]:
+        return [self._epoch_key, self._queues_key, self._exchanges_key, self._bindings_key]
+
+    def _stream(self, queue: str) -> str:
+        return f"{self._streams}{queue}"
+
+
+def encode_object(what: str, value: Mapping[str, Any] | Sequence[Any]) -> str:
+    """Return a value as JSON. Raises: BusError naming ``what`` if it holds anything else."""
+    try:
+        return json.dumps(value, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BusError(
+            f"the {what} of a message cannot be stored: {error}", hint="use JSON values only"
+        ) from error
+
+
+def decode_object(raw: bytes) -> dict[str, Any]:
+    """Return an object that ``encode_object`` made; a stranger's comes as ``x-malformed``."""
+    try:
+        value = json.loads(raw)
+    except (TypeError, ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        return value
+    return {"x-malformed": raw[:1000].decode("utf-8", "replace")}
+
+
+def _binding_name(binding: Binding) -> str:
+    return json.dumps(binding[:3])

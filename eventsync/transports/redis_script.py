@@ -1,0 +1,400 @@
+"""Owns the Lua scripts of the Redis transport: each is one atomic step on the server.
+
+It must not know Python's side: who calls a script, and what the entries of a stream mean.
+
+Every key has one hash tag, so that a cluster keeps them together; that is why a script may go from
+the names of the queues to their streams, which are not among the keys it was given.
+
+A queue is a stream with one consumer group. What somebody holds is in the group's list of pending
+entries under the name of that consumer. What was given back is there under the name ``RELEASED``,
+which nobody leases for: it is older than all that was never leased, and so comes first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+__all__ = [
+    "ACKNOWLEDGE",
+    "ALTER",
+    "BEAT",
+    "GROUP",
+    "LEASE",
+    "LEAVE",
+    "LOAD",
+    "PURGE",
+    "RELEASE",
+    "RELEASED",
+    "STATE",
+    "STORE",
+    "TAKE_OVER",
+    "Script",
+]
+
+GROUP = "eventsync"
+RELEASED = "released"
+
+
+@dataclass(frozen=True)
+class Script:
+    """A Lua script and the name by which a server that knows it can be told to run it."""
+
+    text: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha", hashlib.sha1(self.text.encode()).hexdigest())
+
+
+_SHARED = f"""
+local GROUP, RELEASED = '{GROUP}', '{RELEASED}'
+local function milliseconds()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+-- A server whose memory is full refuses commands that need memory, unless the script has written
+-- before. Consumers must be able to drain it.
+local function despite_full_memory(consumers)
+  redis.call('ZREM', consumers, '')
+end
+local function expire_in(consumers, consumer, ttl)
+  redis.call('ZADD', consumers, string.format('%.0f', milliseconds() + ttl), consumer)
+end
+-- The reply of a command, nil if the stream has no such group.
+local function unless_no_group(...)
+  local reply = redis.pcall(...)
+  if type(reply) == 'table' and reply.err then
+    if string.find(reply.err, 'NOGROUP', 1, true) or string.find(reply.err, 'no such key', 1, true)
+    then return nil end
+    error(reply.err, 0)
+  end
+  return reply
+end
+local function group_of(stream)
+  for _, group in ipairs(unless_no_group('XINFO', 'GROUPS', stream) or {{}}) do
+    local found = {{}}
+    for i = 1, #group, 2 do found[group[i]] = group[i + 1] end
+    if found.name == GROUP then return found end
+  end
+end
+"""
+
+_REMOVE = """
+-- ARGV from `at`: index of the stream in KEYS, number of ids, ids; and so on.
+local function remove(at)
+  local removed = 0
+  while at <= #ARGV do
+    local stream, last = KEYS[tonumber(ARGV[at])], at + 1 + tonumber(ARGV[at + 1])
+    for first = at + 2, last, 1000 do
+      local upto = math.min(first + 999, last)
+      redis.call('XACK', stream, GROUP, unpack(ARGV, first, upto))
+      removed = removed + redis.call('XDEL', stream, unpack(ARGV, first, upto))
+    end
+    at = last + 1
+  end
+  return removed
+end
+"""
+
+_PARK = """
+-- Gives all that a consumer holds back and forgets it; `clean` takes the leases out of the count.
+local function park(stream, consumer, clean)
+  local from = '-'
+  while true do
+    local held = unless_no_group('XPENDING', stream, GROUP, from, '+', 1000, consumer)
+    if not held then return end
+    if #held == 0 then break end
+    local ids_of = {}
+    for _, entry in ipairs(held) do
+      local count = clean and math.max(entry[4] - 1, 0) or entry[4]
+      ids_of[count] = ids_of[count] or {}
+      table.insert(ids_of[count], entry[1])
+    end
+    for count, ids in pairs(ids_of) do
+      local command = {'XCLAIM', stream, GROUP, RELEASED, 0}
+      for _, id in ipairs(ids) do command[#command + 1] = id end
+      for _, word in ipairs({'RETRYCOUNT', count, 'JUSTID'}) do command[#command + 1] = word end
+      redis.call(unpack(command))
+    end
+    from = '(' .. held[#held][1]
+  end
+  -- Deleting a consumer that holds something would lose that.
+  if #redis.call('XPENDING', stream, GROUP, '-', '+', 1, consumer) == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, consumer)
+  end
+end
+"""
+
+#: KEYS: epoch, streams. ARGV: the epoch, then for each message: indices of its streams in KEYS,
+#: labels, body, and headers with properties or nothing. Returns 1, or 0 if the epoch is another.
+#: The labels are the name of a field: a stream keeps a name that repeats only once.
+STORE = Script(
+    """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+for i = 2, #ARGV, 4 do
+  for index in string.gmatch(ARGV[i], '%d+') do
+    local stream = KEYS[tonumber(index)]
+    if ARGV[i + 3] == '' then
+      redis.call('XADD', stream, '*', ARGV[i + 1], ARGV[i + 2])
+    else
+      redis.call('XADD', stream, '*', ARGV[i + 1], ARGV[i + 2], 'headers', ARGV[i + 3])
+    end
+  end
+end
+return 1
+"""
+)
+
+#: KEYS: consumers, queues, streams. ARGV: consumer, its time to live in ms, 1 if it is new, how
+#: many messages, how many bytes of bodies, number of queues to lease from, their names (their
+#: streams are the first), then what to acknowledge. Returns {'gone'} if the consumer was taken
+#: over, {'missing', queue}, or {'ok', {'last delivered id', ...} if nothing is ready, parts of each
+#: queue}, a part being {{earlier leases, ...} or nothing if there were none, entries}.
+LEASE = Script(
+    _SHARED
+    + _REMOVE
+    + """
+local consumers, me, queues = KEYS[1], ARGV[1], tonumber(ARGV[6])
+if ARGV[3] ~= '1' and not redis.call('ZSCORE', consumers, me) then return {'gone'} end
+for i = 1, queues do
+  if redis.call('SISMEMBER', KEYS[2], ARGV[6 + i]) == 0 then return {'missing', ARGV[6 + i]} end
+end
+despite_full_memory(consumers)
+expire_in(consumers, me, tonumber(ARGV[2]))
+remove(7 + queues)
+
+local left, room, largest, taken = tonumber(ARGV[4]), tonumber(ARGV[5]), 1, 0
+-- One message first: how large they are is not known before.
+local function step(most)
+  return math.max(0, math.min(most, 256, 3 * taken + 1, math.ceil(room / largest)))
+end
+local function add(into, counts, entries)
+  for _, entry in ipairs(entries) do
+    local size = #(entry[2][2] or '')
+    if size > largest then largest = size end
+    room = room - size
+  end
+  left, taken = left - #entries, taken + #entries
+  if #entries > 0 then into[#into + 1] = {counts, entries} end
+  return #entries
+end
+local function lease_released(stream, into, share)
+  while share > 0 and room > 0 do
+    local count = step(share)
+    local held = unless_no_group('XPENDING', stream, GROUP, '-', '+', count, RELEASED)
+    if not held or #held == 0 then return share end
+    local command, leases = {'XCLAIM', stream, GROUP, me, 0}, {}
+    for _, entry in ipairs(held) do
+      command[#command + 1] = entry[1]
+      leases[entry[1]] = entry[4]
+    end
+    local counts, entries = {}, {}
+    for _, entry in pairs(redis.call(unpack(command))) do
+      if entry then
+        entries[#entries + 1] = entry
+        counts[#counts + 1] = leases[entry[1]]
+        leases[entry[1]] = nil
+      end
+    end
+    share = share - add(into, counts, entries)
+    -- What a stranger has deleted from the stream.
+    for id in pairs(leases) do redis.call('XACK', stream, GROUP, id) end
+  end
+  return share
+end
+local function lease_new(stream, into, share)
+  while share > 0 and room > 0 do
+    local count = step(share)
+    local command = {'XREADGROUP', 'GROUP', GROUP, me, 'COUNT', count, 'STREAMS', stream, '>'}
+    local reply = unless_no_group(unpack(command))
+    if reply == nil then
+      -- Somebody has removed the group, or nobody has leased yet. All that is stored is ready.
+      redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
+      reply = redis.call(unpack(command))
+    end
+    local got = add(into, {}, reply and reply[1] and reply[1][2] or {})
+    share = share - got
+    if got < count then return end
+  end
+end
+local leased, last, any = {}, {}, false
+for i = 1, queues do
+  local into = {}
+  local share = math.ceil(left / (queues - i + 1))
+  lease_new(KEYS[2 + i], into, lease_released(KEYS[2 + i], into, share))
+  leased[i] = into
+  any = any or #into > 0
+end
+if not any then
+  for i = 1, queues do
+    last[i] = (group_of(KEYS[2 + i]) or {})['last-delivered-id'] or '0'
+  end
+end
+return {'ok', last, unpack(leased)}
+"""
+)
+
+#: KEYS: consumers, streams. ARGV: consumer, then what to acknowledge. Returns how many were
+#: removed.
+ACKNOWLEDGE = Script(
+    _SHARED
+    + _REMOVE
+    + """
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
+return remove(2)
+"""
+)
+
+#: KEYS: consumers, streams. ARGV: consumer, then for each part: index of the stream in KEYS, the
+#: leases to count from now on, number of ids, ids.
+RELEASE = Script(
+    _SHARED
+    + """
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return end
+local at = 2
+while at <= #ARGV do
+  local last = at + 2 + tonumber(ARGV[at + 2])
+  for first = at + 3, last, 1000 do
+    local command = {'XCLAIM', KEYS[tonumber(ARGV[at])], GROUP, RELEASED, 0}
+    for i = first, math.min(first + 999, last) do command[#command + 1] = ARGV[i] end
+    for _, word in ipairs({'RETRYCOUNT', ARGV[at + 1], 'JUSTID'}) do
+      command[#command + 1] = word
+    end
+    unless_no_group(unpack(command))
+  end
+  at = last + 1
+end
+"""
+)
+
+#: KEYS: consumers. ARGV: time to live in ms, 1 to look at the others, consumers to keep alive.
+#: Returns {server's time in ms, {those that are gone}, {consumer, time of expiry in ms, ...}}.
+BEAT = Script(
+    _SHARED
+    + """
+local gone = {}
+for i = 3, #ARGV do
+  if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
+    despite_full_memory(KEYS[1])
+    expire_in(KEYS[1], ARGV[i], tonumber(ARGV[1]))
+  else
+    gone[#gone + 1] = ARGV[i]
+  end
+end
+local others = {}
+if ARGV[2] == '1' then others = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES') end
+return {string.format('%.0f', milliseconds()), gone, others}
+"""
+)
+
+#: KEYS: consumers, queues. ARGV: what the names of streams begin with, consumer, the time of expiry
+#: that it had when it was judged. Does nothing if it has shown itself since.
+TAKE_OVER = Script(
+    _SHARED
+    + _PARK
+    + """
+if redis.call('ZSCORE', KEYS[1], ARGV[2]) ~= ARGV[3] then return end
+for _, queue in ipairs(redis.call('SMEMBERS', KEYS[2])) do
+  park(ARGV[1] .. queue, ARGV[2], false)
+end
+redis.call('ZREM', KEYS[1], ARGV[2])
+"""
+)
+
+#: KEYS: consumers, queues. ARGV: what the names of streams begin with, consumers that leave.
+LEAVE = Script(
+    _SHARED
+    + _PARK
+    + """
+for i = 2, #ARGV do
+  -- One that is not here has been taken over: what it held is somebody else's.
+  if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
+    for _, queue in ipairs(redis.call('SMEMBERS', KEYS[2])) do
+      park(ARGV[1] .. queue, ARGV[i], true)
+    end
+  end
+end
+"""
+)
+
+#: KEYS: queues, stream. ARGV: queue. Returns {ready, leased, id of the oldest or '', server's time
+#: in ms}, or nothing if there is no such queue.
+STATE = Script(
+    _SHARED
+    + """
+if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 then return false end
+local leased = 0
+local pending = unless_no_group('XPENDING', KEYS[2], GROUP)
+for _, consumer in ipairs(pending and pending[4] or {}) do
+  if consumer[1] ~= RELEASED then leased = leased + tonumber(consumer[2]) end
+end
+local first = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+return {
+  math.max(0, redis.call('XLEN', KEYS[2]) - leased), leased, first and first[1] or '',
+  string.format('%.0f', milliseconds())
+}
+"""
+)
+
+#: KEYS: stream. ARGV: the last id to remove. Removes ready messages, all of them if none is leased,
+#: else a part. Returns {how many, 1 if there may be more}.
+PURGE = Script(
+    _SHARED
+    + """
+local stream, removed = KEYS[1], 0
+while true do
+  local held = unless_no_group('XPENDING', stream, GROUP, '-', ARGV[1], 1000, RELEASED) or {}
+  if #held == 0 then break end
+  local ids = {}
+  for i, entry in ipairs(held) do ids[i] = entry[1] end
+  redis.call('XACK', stream, GROUP, unpack(ids))
+  removed = removed + redis.call('XDEL', stream, unpack(ids))
+end
+local pending = unless_no_group('XPENDING', stream, GROUP)
+if not pending or pending[1] == 0 then
+  return {removed + redis.call('XTRIM', stream, 'MAXLEN', 0), 0}
+end
+local from = '(' .. group_of(stream)['last-delivered-id']
+local ids = {}
+for i, entry in ipairs(redis.call('XRANGE', stream, from, ARGV[1], 'COUNT', 50)) do
+  ids[i] = entry[1]
+end
+if #ids > 0 then removed = removed + redis.call('XDEL', stream, unpack(ids)) end
+return {removed, #ids == 50 and 1 or 0}
+"""
+)
+
+#: KEYS: epoch, queues, exchanges, bindings. Returns {epoch, queues, exchanges, bindings}.
+LOAD = Script(
+    """
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  -- An epoch that no earlier routing here has had: a publisher may remember one of those.
+  local time = redis.call('TIME')
+  redis.call('SET', KEYS[1], time[1] .. string.format('%06d', time[2]))
+end
+return {
+  redis.call('GET', KEYS[1]), redis.call('SMEMBERS', KEYS[2]), redis.call('HGETALL', KEYS[3]),
+  redis.call('HGETALL', KEYS[4])
+}
+"""
+)
+
+#: KEYS: epoch, and what is changed. ARGV: the epoch, then commands, each after the number of its
+#: words. Returns 1, or 0 with nothing done if the epoch is another.
+ALTER = Script(
+    """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local at = 2
+while at <= #ARGV do
+  local last = at + tonumber(ARGV[at])
+  redis.call(unpack(ARGV, at + 1, last))
+  at = last + 1
+end
+-- Never one of before, even if the server has forgotten some in a failover.
+local time = redis.call('TIME')
+local now = tonumber(time[1] .. string.format('%06d', time[2]))
+redis.call('SET', KEYS[1], string.format('%.0f', math.max(tonumber(ARGV[1]) + 1, now)))
+return 1
+"""
+)
