@@ -34,6 +34,19 @@ def test_killed_workers_lose_nothing():
 
 
 @pytest.mark.slow
+def test_a_killed_broker_loses_nothing():
+    """Redis, killed and started again while workers are killed too: all equal the model."""
+    report = run(
+        "chaos.py",
+        *("--broker", "redis-always", "--restarts", 2),
+        *("--events", 1500, "--kills", 9, "--seed", 3),
+    )
+    assert (report["kills"], report["restarts"]) == (9, 2)
+    assert report["published"] > 1200
+    assert (report["differing"], report["forgotten"], report["sound"]) == (0, 0, True)
+
+
+@pytest.mark.slow
 def test_existing_database(tmp_path):
     """A database as it stands, edited on three sides while workers are killed."""
     database = tmp_path / "music.db"
