@@ -176,9 +176,16 @@ class Worker:
         for group in self._grouped(deliveries):
             if self._stopping.is_set():
                 return
-            items = [item for delivery in group for item in self._open(delivery)]
+            cut = [delivery for delivery in group if not delivery.is_whole]
+            whole = [delivery for delivery in group if delivery.is_whole]
+            items = [item for delivery in whole for item in self._open(delivery)]
             self._settle(items)
-            subscription.acknowledge(group)
+            subscription.acknowledge(whole)
+            if cut:
+                for delivery in cut:
+                    self._log.error("dead letter", reason="too-large", size=delivery.size)
+                    self.outcomes[Outcome.REJECTED] += 1
+                subscription.refuse(cut)
 
     def _grouped(self, deliveries: Sequence[Delivery]) -> Iterator[list[Delivery]]:
         """Messages to be settled together; one that workers have died over goes alone."""
@@ -208,6 +215,12 @@ class Worker:
             )
             return [_Item(delivery.body, delivery, now, attempts, error=error)]
         try:
+            if delivery.size > self.bus.max_message:
+                large = EnvelopeError(
+                    f"a message of {delivery.size:,} bytes; {self.bus.max_message:,} is the limit"
+                )
+                large.reason = "too-large"  # type: ignore[misc]  # one class, several rules
+                raise large
             if delivery.content_type != envelope.CONTENT_TYPE:
                 raise EnvelopeError(
                     f"a message of content type {delivery.content_type[:80]!r}, "
