@@ -364,9 +364,11 @@ class AmqpLink(Link):
         with self._lock:
             self._stop_upkeep()
             wire = getattr(self, "_wire", None)
-            if wire is not None and wire.connected:
-                # A broker that does not read must not keep us from leaving.
-                wire.sock.settimeout(0.5)
+            driver = wire._transport if wire is not None else None
+            if driver is not None:
+                if driver.sock is not None:
+                    # A broker that does not read must not keep us from leaving.
+                    driver.sock.settimeout(0.5)
                 wire.collect()
 
     def _stop_upkeep(self) -> None:
@@ -377,6 +379,10 @@ class AmqpLink(Link):
     def _errors(self, what: str) -> Iterator[None]:
         """Hold the connection for the block, and turn the driver's errors into eventsync's."""
         with self._lock:
+            wire = getattr(self, "_wire", None)
+            if wire is not None and not wire.connected:
+                # The driver would connect anew by itself, with neither channels nor confirms.
+                raise BusUnavailableError(f"{what}: the connection is lost")
             try:
                 yield
             except (BusError, ConfigError):

@@ -39,6 +39,8 @@ class RabbitServer(Server):
         return {
             **os.environ,
             "HOME": folder,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-setcookie eventsync{self.port}",
+            "RABBITMQ_CTL_ERL_ARGS": f"-setcookie eventsync{self.port}",
             "RABBITMQ_NODENAME": f"eventsync{self.port}@localhost",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
