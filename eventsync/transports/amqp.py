@@ -363,7 +363,7 @@ class AmqpLink(Link):
         """See ``Link``."""
         with self._lock:
             self._stop_upkeep()
-            wire = getattr(self, "_wire", None)
+            wire: Any = getattr(self, "_wire", None)
             driver = wire._transport if wire is not None else None
             if driver is not None:
                 if driver.sock is not None:
@@ -379,7 +379,7 @@ class AmqpLink(Link):
     def _errors(self, what: str) -> Iterator[None]:
         """Hold the connection for the block, and turn the driver's errors into eventsync's."""
         with self._lock:
-            wire = getattr(self, "_wire", None)
+            wire: Any = getattr(self, "_wire", None)
             if wire is not None and not wire.connected:
                 # The driver would connect anew by itself, with neither channels nor confirms.
                 raise BusUnavailableError(f"{what}: the connection is lost")
