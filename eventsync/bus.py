@@ -210,7 +210,7 @@ class Bus:
         return Link(_kombu.Connection(self._url))
 
     def _connected(self) -> Link:
-        if self._link is None:
+        if self._link is None or self._link.is_inherited:
             self._link = self._new_link()
             self._link.declare_exchange(EXCHANGE)
         return self._link

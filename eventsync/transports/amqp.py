@@ -5,14 +5,12 @@ It must not know what the bytes of a message mean, nor which stores the queues b
 
 from __future__ import annotations
 
-import ssl
+import os
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import amqp
 from amqp import spec
@@ -20,24 +18,34 @@ from kombu.connection import Connection as KombuConnection
 from kombu.transport import pyamqp
 
 from eventsync.errors import BusError, BusUnavailableError, ConfigError, UnroutableError
+from eventsync.transports.confirm import Confirms
+from eventsync.transports.endpoint import SCHEMES, Endpoint
 from eventsync.transports.frame import Channel, frame_handler
 from eventsync.transports.link import Delivery, Link, QueueState, delivery_of
 from eventsync.transports.upkeep import LeaseUpkeep
 
 __all__ = ["SCHEMES", "AmqpLink", "connect"]
 
-SCHEMES: Final = ("amqp", "amqps", "pyamqp")
 # Above any number of deliveries that the worker lets pass, and said outright: what RabbitMQ takes
 # for granted differs between its versions, and the later ones drop a message after 20.
 _DELIVERY_LIMIT: Final = 1_000_000
 _WINDOW: Final = 1000
 _SLICE: Final = 0.25
-_SETTINGS: Final = {"heartbeat": 20.0, "publish_timeout": 30.0, "connect_timeout": 5.0}
-_FILES: Final = {"ca": "ca_certs", "cert": "certfile", "key": "keyfile"}
+# How often a message was delivered before it was given back and sent anew.
+_EARLIER: Final = "x-eventsync-attempts"
+_LONGEST_LEAVE: Final = 3.0
 
 
 class _Connection(pyamqp.Connection):
     Channel = Channel
+
+    def Transport(self, *arguments: Any, **options: Any) -> Any:  # noqa: N802  # the driver's name
+        """What reads and writes the socket; in a forked child it leaves the connection alone."""
+        transport = super().Transport(*arguments, **options)
+        close, owner = transport.close, os.getpid()
+        # The driver would shut the parent's connection down once the child forgets its copy.
+        transport.close = lambda: close() if os.getpid() == owner else None
+        return transport
 
 
 class _Transport(pyamqp.Transport):
@@ -47,60 +55,20 @@ class _Transport(pyamqp.Transport):
 def connect(url: str, *, max_message: int) -> AmqpLink:
     """A link to the first broker of ``url`` that answers; several are separated by semicolons.
 
-    In the query of a URL: ``heartbeat``, ``publish_timeout`` and ``connect_timeout`` in seconds;
-    ``ca``, ``cert`` and ``key``, files in PEM format, for ``amqps``. Without ``ca`` the system's
-    authorities are trusted; the server's certificate and name are always verified. Messages longer
-    than ``max_message`` bytes are not read. Raises ``ConfigError``, ``BusUnavailableError``,
-    ``BusError`` when the broker refuses the login.
+    In the query of a URL: ``heartbeat``, ``publish_timeout``, ``connect_timeout`` and ``settle`` in
+    seconds; ``ca``, ``cert`` and ``key``, files in PEM format, for ``amqps``. Without ``ca`` the
+    system's authorities are trusted; the server's certificate and name are always verified.
+    Messages longer than ``max_message`` bytes are not read. Raises ``ConfigError``,
+    ``BusUnavailableError``, ``BusError`` when the broker refuses the login.
     """
     error: BusUnavailableError | None = None
-    for one in [_settings(part) for part in url.split(";")]:
+    for endpoint in [Endpoint.parse(part) for part in url.split(";")]:
         try:
-            return AmqpLink(*one, max_message=max_message)
+            return AmqpLink(endpoint, max_message=max_message)
         except BusUnavailableError as away:
             error = away
     assert error is not None
     raise error
-
-
-def _settings(url: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """What kombu needs to connect, and the times."""
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    times = dict(_SETTINGS)
-    for name in times:
-        if name in query:
-            try:
-                times[name] = float(query.pop(name))
-            except ValueError:
-                times[name] = 0.0
-            if not times[name] > 0:
-                raise ConfigError(f"broker setting {name} is not a number of seconds above 0")
-    secure = parts.scheme == "amqps"
-    files = {kind: query.pop(name) for name, kind in _FILES.items() if name in query}
-    if query or (files and not secure):
-        name = next(iter(query), None) or "ca, cert or key"
-        raise ConfigError(
-            f"the broker URL has a setting that does not belong there: {name}",
-            hint=f"known are {', '.join(_SETTINGS)}, and for amqps: {', '.join(_FILES)}",
-        )
-    host = parts.hostname or "localhost"
-    arguments: dict[str, Any] = {
-        "hostname": host,
-        "port": parts.port or (5671 if secure else 5672),
-        "userid": unquote(parts.username or "guest"),
-        "password": unquote(parts.password or "guest"),
-        "virtual_host": unquote(parts.path.removeprefix("/")) or "/",
-        "heartbeat": times["heartbeat"],
-        "connect_timeout": times["connect_timeout"],
-    }
-    if secure:
-        arguments["ssl"] = {
-            **files,
-            "server_hostname": host,
-            "cert_reqs": ssl.CERT_REQUIRED,
-        }
-    return arguments, times
 
 
 class AmqpLink(Link):
@@ -109,20 +77,18 @@ class AmqpLink(Link):
     After ``BusUnavailableError`` the link is of no use any more.
     """
 
-    def __init__(
-        self, arguments: dict[str, Any], times: dict[str, float], *, max_message: int
-    ) -> None:
-        self._max_message = max_message
-        self._publish_timeout = times["publish_timeout"]
+    def __init__(self, endpoint: Endpoint, *, max_message: int) -> None:
+        self._publish_timeout = endpoint.publish_timeout
+        self._settle = endpoint.settle
+        self._settled_at = 0.0
+        self._pid = os.getpid()
         self._lock = threading.RLock()
         self._blocked = False
         self._unsettled: dict[int, Delivery] = {}
-        self._unconfirmed: deque[int] = deque()
-        self._settled_early: set[int] = set()
-        self._refused = 0
+        self._confirms = Confirms()
         self._returned = ""
-        self._published = 0
         self._pulling = False
+        self._consumer: Any = None
         self._upkeep: LeaseUpkeep | None = None
         untyped: Any = KombuConnection
         self._connection = untyped(
@@ -132,7 +98,7 @@ class AmqpLink(Link):
                 "on_blocked": self._on_blocked,
                 "on_unblocked": self._on_unblocked,
             },
-            **arguments,
+            **endpoint.arguments,
         )
         self._received = []
         self._queue = ""
@@ -143,10 +109,10 @@ class AmqpLink(Link):
             self._channel = self._connection.channel()
             self._confirmed: Any = self._connection.channel()
             self._confirmed.confirm_select()
-            self._confirmed.events["basic_ack"].add(self._on_confirm)
-            self._confirmed.events["basic_nack"].add(self._on_nack)
+            self._confirmed.events["basic_ack"].add(self._confirms.confirm)
+            self._confirmed.events["basic_nack"].add(self._confirms.refuse)
             self._confirmed.events["basic_return"].add(self._on_return)
-        self._upkeep = LeaseUpkeep(self._keep_alive, min(1.0, times["heartbeat"] / 4))
+        self._upkeep = LeaseUpkeep(self._keep_alive, min(1.0, endpoint.heartbeat / 4))
         self._upkeep.start()
 
     # -- declaring -------------------------------------------------------------------------------
@@ -172,9 +138,39 @@ class AmqpLink(Link):
                 "x-overflow": "reject-publish",
             }
         with self._errors(f"queue {queue}"):
+            is_new = not self._exists(queue)
             self._channel.queue_declare(queue, durable=True, auto_delete=False, arguments=arguments)
+            if is_new:
+                self._settled_at = time.monotonic() + self._settle
+            keys = list(keys)
+            if keys:
+                # Nobody can publish into it before it is bound, so nothing is confirmed too early.
+                self._await_settled()
             for key in keys:
                 self._channel.queue_bind(queue, exchange, key)
+
+    def _exists(self, queue: str) -> bool:
+        # On a channel of its own: RabbitMQ closes one that asks for a queue that is not there.
+        channel = self._connection.channel()
+        try:
+            channel.queue_declare(queue, passive=True)
+        except amqp.NotFound:
+            return False
+        channel.close()
+        return True
+
+    def _await_settled(self) -> None:
+        """Wait until RabbitMQ has saved the names of new queues.
+
+        It does that about a second after it has declared a quorum queue. When it is killed before,
+        it starts the queue anew under another identity: without what it had confirmed, and without
+        a leader for ever.
+        """
+        while (left := self._settled_at - time.monotonic()) > 0:
+            try:
+                self._wire.drain_events(timeout=min(left, _SLICE))
+            except TimeoutError:
+                self._wire.heartbeat_tick()
 
     def state(self, queue: str) -> QueueState:
         """See ``Link``. What is in hand, and how old, RabbitMQ does not tell its clients."""
@@ -193,27 +189,16 @@ class AmqpLink(Link):
         when the broker refuses a message, or confirms none for ``publish_timeout`` seconds.
         """
         with self._errors("publishing"):
-            self._returned, self._refused = "", 0
+            self._await_settled()
+            self._returned, self._confirms.refused = "", 0
             for body in bodies:
-                if len(self._unconfirmed) >= _WINDOW:
+                if len(self._confirms) >= _WINDOW:
                     self._await_confirms(_WINDOW // 2)
-                self._published += 1
-                self._unconfirmed.append(self._published)
-                self._confirmed.send_method(
-                    spec.Basic.Publish,
-                    "Bssbb",
-                    (0, exchange, key, True, False),
-                    amqp.Message(
-                        body,
-                        content_type=content_type,
-                        content_encoding="binary",
-                        delivery_mode=2,
-                    ),
-                )
+                self._send(body, exchange, key, content_type=content_type)
             self._await_confirms(0)
-            if self._refused:
+            if self._confirms.refused:
                 raise BusUnavailableError(
-                    f"the broker refused {self._refused} messages",
+                    f"the broker refused {self._confirms.refused} messages",
                     hint="look for full queues, or quorum queues without a majority",
                 )
             if self._returned:
@@ -222,37 +207,24 @@ class AmqpLink(Link):
                     hint="declare the store's queues first: start its worker once",
                 )
 
+    def _send(self, body: bytes, exchange: str, key: str, **properties: Any) -> None:
+        self._confirms.published()
+        message = amqp.Message(body, content_encoding="binary", delivery_mode=2, **properties)
+        arguments = (0, exchange, key, True, False)
+        self._confirmed.send_method(spec.Basic.Publish, "Bssbb", arguments, message)
+
     def _await_confirms(self, most: int) -> None:
         """Wait until at most so many messages are unconfirmed."""
         deadline = time.monotonic() + self._publish_timeout
-        while len(self._unconfirmed) > most:
-            before = len(self._unconfirmed)
+        while (before := len(self._confirms)) > most:
             try:
                 self._wire.drain_events(timeout=min(1.0, self._publish_timeout))
             except TimeoutError:
                 self._wire.heartbeat_tick()
-            if len(self._unconfirmed) < before:
+            if len(self._confirms) < before:
                 deadline = time.monotonic() + self._publish_timeout
             elif time.monotonic() >= deadline:
-                raise TimeoutError(
-                    f"{len(self._unconfirmed)} messages not confirmed within "
-                    f"{self._publish_timeout:g} s"
-                )
-
-    def _on_confirm(self, tag: int, multiple: bool) -> None:
-        pending = self._unconfirmed
-        if multiple:
-            while pending and pending[0] <= tag:
-                self._settled_early.discard(pending.popleft())
-        else:
-            self._settled_early.add(tag)
-        while pending and pending[0] in self._settled_early:
-            self._settled_early.discard(pending.popleft())
-
-    def _on_nack(self, tag: int, multiple: bool) -> None:
-        before = len(self._unconfirmed)
-        self._on_confirm(tag, multiple)
-        self._refused += max(1, before - len(self._unconfirmed))
+                raise TimeoutError(f"{before} messages not confirmed within the publish timeout")
 
     def _on_return(self, error: Any, exchange: str, key: str, message: Any) -> None:
         self._returned = key
@@ -274,7 +246,7 @@ class AmqpLink(Link):
             return
         with self._errors(f"queue {queue}"):
             self._channel.basic_qos(0, prefetch, False)
-            self._channel.basic_consume(queue, callback=self._take)
+            self._consumer = self._channel.basic_consume(queue, callback=self._take)
 
     def receive(self, *, timeout: float, limit: int) -> list[Delivery]:
         """See ``Link``. Raises ``BusUnavailableError`` also when the queue is gone."""
@@ -301,6 +273,7 @@ class AmqpLink(Link):
 
     def _take(self, message: Any) -> None:
         delivery = delivery_of(message, self._queue)
+        delivery.attempts += _earlier(message.headers)
         delivery.size = message.body_size
         delivery.aside = _aside(message.headers)
         self._unsettled[message.delivery_tag] = delivery
@@ -323,8 +296,25 @@ class AmqpLink(Link):
                 self._channel.basic_ack(tag)
 
     def release(self, deliveries: Iterable[Delivery]) -> None:
-        """See ``Link``. RabbitMQ counts it as a delivery."""
-        self._reject(deliveries, requeue=True)
+        """See ``Link``. It counts as a delivery once for each message, however often it happens.
+
+        RabbitMQ would count each time, and a store that is down for long would look like workers
+        that die. So what comes back not for the first time is sent anew, with its old count.
+        """
+        with self._errors(f"queue {self._queue}"):
+            mine = [one for one in deliveries if one.message.delivery_tag in self._unsettled]
+            again = [one for one in mine if one.attempts and one.is_whole]
+            self._returned, self._confirms.refused = "", 0
+            for one in again:
+                properties: dict[str, Any] = {"application_headers": {_EARLIER: one.attempts}}
+                if 0 < len(one.content_type) < 128 and one.content_type.isascii():
+                    properties["content_type"] = one.content_type
+                self._send(one.body, "", one.queue, **properties)
+            self._await_confirms(0)
+            if self._returned or self._confirms.refused:
+                again = []  # some are safe only where they are
+        self.acknowledge(again)
+        self._reject(mine, requeue=True)
 
     def refuse(self, deliveries: Iterable[Delivery]) -> None:
         """Have the broker itself move messages to the queue's dead letters, unread."""
@@ -350,17 +340,25 @@ class AmqpLink(Link):
             self._wire.heartbeat_tick()
 
     def close(self) -> None:
-        """See ``Link``. Waits a few seconds at most."""
+        """See ``Link``. Gives back what is in hand; waits a few seconds at most."""
+        if self.is_inherited:
+            return
         with self._lock:
             self._stop_upkeep()
-            with suppress(*_LOST, *_REFUSED):
+            with suppress(*_LOST, *_REFUSED, BusError):
                 if self._wire.connected:
-                    self._wire.sock.settimeout(3.0)
+                    self._wire.sock.settimeout(_LONGEST_LEAVE)
+                    self._publish_timeout = min(self._publish_timeout, _LONGEST_LEAVE)
+                    if self._consumer is not None:
+                        self._channel.basic_cancel(self._consumer)
+                        self.release(list(self._unsettled.values()))
                     self._wire.close()
             self.drop()
 
     def drop(self) -> None:
         """See ``Link``."""
+        if self.is_inherited:
+            return
         with self._lock:
             self._stop_upkeep()
             wire: Any = getattr(self, "_wire", None)
@@ -371,6 +369,11 @@ class AmqpLink(Link):
                     driver.sock.settimeout(0.5)
                 wire.collect()
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether it is a parent process's, which goes on using it."""
+        return self._pid != os.getpid()
+
     def _stop_upkeep(self) -> None:
         if self._upkeep is not None:
             self._upkeep.stop()
@@ -378,8 +381,11 @@ class AmqpLink(Link):
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
         """Hold the connection for the block, and turn the driver's errors into eventsync's."""
+        if self.is_inherited:
+            # Nor is the lock ours: the thread that may hold it has stayed with the parent.
+            raise BusUnavailableError(f"{what}: the connection is the parent process's")
         with self._lock:
-            wire: Any = getattr(self, "_wire", None)
+            wire: Any = getattr(self, "_wire", None)  # there is none before it has connected
             if wire is not None and not wire.connected:
                 # The driver would connect anew by itself, with neither channels nor confirms.
                 raise BusUnavailableError(f"{what}: the connection is lost")
@@ -390,9 +396,18 @@ class AmqpLink(Link):
             except _REFUSED as error:
                 self.drop()
                 hint = ""
+                if "delivery acknowledgement" in str(error):
+                    raise BusUnavailableError(
+                        f"{what}: a message was in hand for longer than RabbitMQ allows: {error}",
+                        hint="raise the server's consumer_timeout, or lower prefetch and batch",
+                    ) from error
                 if isinstance(error, amqp.PreconditionFailed):
                     hint = "it exists, made otherwise; once it is empty, delete it"
                 raise BusError(f"{what}: {error}", hint=hint) from error
+            except AttributeError as error:
+                if wire is None or wire.connected:
+                    raise  # a mistake of ours; the driver makes it only when it has lost its socket
+                raise BusUnavailableError(f"{what}: the connection is lost") from error
             except _LOST as error:
                 self.drop()
                 if self._blocked:
@@ -403,13 +418,11 @@ class AmqpLink(Link):
                 raise BusUnavailableError(f"{what}: {error}") from error
 
 
-# A broken connection shows in many ways in the driver, of which these are not documented.
 _LOST: tuple[type[Exception], ...] = (
     OSError,
     amqp.RecoverableConnectionError,
     amqp.ConnectionError,
     amqp.UnexpectedFrame,
-    AttributeError,
 )
 _REFUSED: tuple[type[Exception], ...] = (
     amqp.ChannelError,
@@ -423,3 +436,8 @@ def _aside(headers: Any) -> str:
     """Why RabbitMQ put a message aside by itself, as its header says."""
     word = headers.get("x-first-death-reason") if isinstance(headers, dict) else None
     return word if isinstance(word, str) else ""
+
+
+def _earlier(headers: Any) -> int:
+    count = headers.get(_EARLIER) if isinstance(headers, dict) else None
+    return count if type(count) is int and count > 0 else 0

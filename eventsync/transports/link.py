@@ -199,6 +199,11 @@ class Link:
         """Have the broker put messages into the queue's dead letters, where it can do that."""
         raise NotImplementedError(f"{type(self).__name__} reads every message whole")
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether it was made before a fork and may not be used here; never for those that mind."""
+        return False
+
     def close(self) -> None:
         """Disconnect; what is not settled goes back. Idempotent."""
         self._connection.close()
