@@ -6,6 +6,7 @@ It must not know what the bytes of a message mean, nor which stores the queues b
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -95,6 +96,12 @@ class AmqpLink(Link):
             transport=_Transport,
             transport_options={
                 "frame_handler": frame_handler(max_message),
+                # The driver's own second is too short for a broker that holds its publishers back.
+                "socket_settings": {
+                    socket.TCP_USER_TIMEOUT: int((endpoint.publish_timeout + _SLICE) * 1000)
+                }
+                if hasattr(socket, "TCP_USER_TIMEOUT")
+                else {},
                 "on_blocked": self._on_blocked,
                 "on_unblocked": self._on_unblocked,
             },
@@ -378,6 +385,12 @@ class AmqpLink(Link):
         if self._upkeep is not None:
             self._upkeep.stop()
 
+    def _hear_why(self) -> None:
+        """Read what the broker may have said while we did nothing but write."""
+        with suppress(*_LOST, *_REFUSED, AttributeError):  # then it has said nothing
+            while True:
+                self._wire.drain_events(timeout=0)
+
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
         """Hold the connection for the block, and turn the driver's errors into eventsync's."""
@@ -409,6 +422,8 @@ class AmqpLink(Link):
                     raise  # a mistake of ours; the driver makes it only when it has lost its socket
                 raise BusUnavailableError(f"{what}: the connection is lost") from error
             except _LOST as error:
+                if isinstance(error, TimeoutError):
+                    self._hear_why()
                 self.drop()
                 if self._blocked:
                     raise BusUnavailableError(
