@@ -358,6 +358,9 @@ class AmqpLink(Link):
                     self._publish_timeout = min(self._publish_timeout, _LONGEST_LEAVE)
                     if self._consumer is not None:
                         self._channel.basic_cancel(self._consumer)
+                        # What was on its way comes until the next answer; it is given back too.
+                        self._channel.callbacks[self._consumer] = self._take
+                        self._channel.basic_qos(0, 1, False)
                         self.release(list(self._unsettled.values()))
                     self._wire.close()
             self.drop()
