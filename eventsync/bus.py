@@ -355,5 +355,9 @@ def _bus_errors(what: str) -> Iterator[None]:
         raise BusUnavailableError(f"broker {what}: {error}") from error
     except KeyError as error:
         raise ConfigError(f"broker {what}: unknown transport {error}") from error
+    except ImportError as error:
+        raise ConfigError(
+            f"broker {what}: {error}", hint="install the package that the transport needs"
+        ) from error
     except KombuError as error:
         raise BusError(f"broker {what}: {error}") from error
