@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
+
 class Level(StrEnum):
     """What a finding means."""
 

@@ -357,10 +357,7 @@ class AmqpLink(Link):
                     self._wire.sock.settimeout(_LONGEST_LEAVE)
                     self._publish_timeout = min(self._publish_timeout, _LONGEST_LEAVE)
                     if self._consumer is not None:
-                        self._channel.basic_cancel(self._consumer)
-                        # What was on its way comes until the next answer; it is given back too.
-                        self._channel.callbacks[self._consumer] = self._take
-                        self._channel.basic_qos(0, 1, False)
+                        self._stop_consuming()
                         self.release(list(self._unsettled.values()))
                     self._wire.close()
             self.drop()
@@ -378,6 +375,19 @@ class AmqpLink(Link):
                     # A broker that does not read must not keep us from leaving.
                     driver.sock.settimeout(0.5)
                 wire.collect()
+
+    def _stop_consuming(self) -> None:
+        """Cancel, and have in hand all that was on its way.
+
+        What RabbitMQ has to take back by itself it counts as a delivery. A get is the one call that
+        is answered only once it has dealt with the acknowledgements before, and has sent what these
+        made room for; that comes before the answer of the next call.
+        """
+        message = self._channel.basic_get(self._queue)
+        if message is not None:
+            self._take(message)
+        self._channel.basic_qos(0, 1, False)
+        self._channel.basic_cancel(self._consumer)
 
     @property
     def is_inherited(self) -> bool:
