@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cli.project import Cli
+from cli.test_dlq import TRIGGER, database
 from servers.rabbitmq import RabbitServer
 
 from eventsync.bus import Bus
@@ -14,7 +15,8 @@ def test_letters_are_listed_and_replayed(cli: Cli, monkeypatch: pytest.MonkeyPat
     with RabbitServer() as rabbit:
         monkeypatch.setenv("EVENTSYNC_BROKER", rabbit.url + "?settle=0.01")
         cli("check").check()
-        people = "".join(f'{{"id": {n}, "name": "{"x" * 30}"}}\n' for n in range(20))
+        database(TRIGGER)
+        people = "".join(f'{{"id": {n}, "name": "Eve"}}\n' for n in range(20))
         with Bus(rabbit.url) as bus:
             bus.declare("crm", ["Person", "Line"])
         cli("publish", "report", input=people).check()
