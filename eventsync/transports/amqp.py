@@ -6,7 +6,6 @@ It must not know what the bytes of a message mean, nor which stores the queues b
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,15 +14,13 @@ from typing import Any, Final
 
 import amqp
 from amqp import spec
-from kombu.connection import Connection as KombuConnection
-from kombu.transport import pyamqp
 
 from eventsync.errors import BusError, BusUnavailableError, ConfigError, UnroutableError
 from eventsync.transports.confirm import Confirms
 from eventsync.transports.endpoint import SCHEMES, Endpoint
-from eventsync.transports.frame import Channel, frame_handler
 from eventsync.transports.link import Delivery, Link, QueueState, delivery_of
 from eventsync.transports.upkeep import LeaseUpkeep
+from eventsync.transports.wire import LOST, REFUSED, connection
 
 __all__ = ["SCHEMES", "AmqpLink", "connect"]
 
@@ -35,22 +32,6 @@ _SLICE: Final = 0.25
 # How often a message was delivered before it was given back and sent anew.
 _EARLIER: Final = "x-eventsync-attempts"
 _LONGEST_LEAVE: Final = 3.0
-
-
-class _Connection(pyamqp.Connection):
-    Channel = Channel
-
-    def Transport(self, *arguments: Any, **options: Any) -> Any:  # noqa: N802  # the driver's name
-        """What reads and writes the socket; in a forked child it leaves the connection alone."""
-        transport = super().Transport(*arguments, **options)
-        close, owner = transport.close, os.getpid()
-        # The driver would shut the parent's connection down once the child forgets its copy.
-        transport.close = lambda: close() if os.getpid() == owner else None
-        return transport
-
-
-class _Transport(pyamqp.Transport):
-    Connection = _Connection
 
 
 def connect(url: str, *, max_message: int) -> AmqpLink:
@@ -91,21 +72,11 @@ class AmqpLink(Link):
         self._pulling = False
         self._consumer: Any = None
         self._upkeep: LeaseUpkeep | None = None
-        untyped: Any = KombuConnection
-        self._connection = untyped(
-            transport=_Transport,
-            transport_options={
-                "frame_handler": frame_handler(max_message),
-                # The driver's own second is too short for a broker that holds its publishers back.
-                "socket_settings": {
-                    socket.TCP_USER_TIMEOUT: int((endpoint.publish_timeout + _SLICE) * 1000)
-                }
-                if hasattr(socket, "TCP_USER_TIMEOUT")
-                else {},
-                "on_blocked": self._on_blocked,
-                "on_unblocked": self._on_unblocked,
-            },
-            **endpoint.arguments,
+        self._connection = connection(
+            endpoint,
+            max_message=max_message,
+            on_blocked=self._on_blocked,
+            on_unblocked=self._on_unblocked,
         )
         self._received = []
         self._queue = ""
@@ -352,7 +323,7 @@ class AmqpLink(Link):
             return
         with self._lock:
             self._stop_upkeep()
-            with suppress(*_LOST, *_REFUSED, BusError):
+            with suppress(*LOST, *REFUSED, BusError):
                 if self._wire.connected:
                     self._wire.sock.settimeout(_LONGEST_LEAVE)
                     self._publish_timeout = min(self._publish_timeout, _LONGEST_LEAVE)
@@ -400,7 +371,7 @@ class AmqpLink(Link):
 
     def _hear_why(self) -> None:
         """Read what the broker may have said while we did nothing but write."""
-        with suppress(*_LOST, *_REFUSED, AttributeError):  # then it has said nothing
+        with suppress(*LOST, *REFUSED, AttributeError):  # then it has said nothing
             while True:
                 self._wire.drain_events(timeout=0)
 
@@ -419,7 +390,7 @@ class AmqpLink(Link):
                 yield
             except (BusError, ConfigError):
                 raise
-            except _REFUSED as error:
+            except REFUSED as error:
                 self.drop()
                 hint = ""
                 if "delivery acknowledgement" in str(error):
@@ -434,7 +405,7 @@ class AmqpLink(Link):
                 if wire is None or wire.connected:
                     raise  # a mistake of ours; the driver makes it only when it has lost its socket
                 raise BusUnavailableError(f"{what}: the connection is lost") from error
-            except _LOST as error:
+            except LOST as error:
                 if isinstance(error, TimeoutError):
                     self._hear_why()
                 self.drop()
@@ -444,20 +415,6 @@ class AmqpLink(Link):
                         hint="it is short of memory or disk; see its alarms",
                     ) from error
                 raise BusUnavailableError(f"{what}: {error}") from error
-
-
-_LOST: tuple[type[Exception], ...] = (
-    OSError,
-    amqp.RecoverableConnectionError,
-    amqp.ConnectionError,
-    amqp.UnexpectedFrame,
-)
-_REFUSED: tuple[type[Exception], ...] = (
-    amqp.ChannelError,
-    amqp.AccessRefused,
-    amqp.NotAllowed,
-    amqp.InternalError,
-)
 
 
 def _aside(headers: Any) -> str:
