@@ -6,11 +6,11 @@ envelopes on as bytes.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import kombu
@@ -21,46 +21,32 @@ from kombu.utils.url import maybe_sanitize_url
 from eventsync import envelope, framing
 from eventsync.change import Change
 from eventsync.deadletter import DeadLetter
-from eventsync.errors import BusError, BusUnavailableError, ConfigError, EventSyncError
+from eventsync.errors import (
+    BusError,
+    BusUnavailableError,
+    ConfigError,
+    EventSyncError,
+    UnroutableError,
+)
 from eventsync.keyring import Keyring
-from eventsync.transports import redis_url, sqlite
+from eventsync.transports import amqp, redis_url, sqlite
+from eventsync.transports.link import Delivery, Link, QueueState
 
 __all__ = ["Bus", "Delivery", "Letters", "QueueState", "Subscription"]
 
 EXCHANGE: Final = "eventsync"
 _kombu: Any = kombu  # it does not annotate what it exports
 _DEAD_TYPE: Final = "application/x-eventsync-dead-letter"
-_ATTEMPTS: Final = "x-delivery-count"
-
-
-@dataclass(slots=True)
-class Delivery:
-    """A message as it came: its bytes, and how often it was delivered before."""
-
-    body: bytes
-    content_type: str
-    attempts: int
-    queue: str
-    message: Any
-
-
-@dataclass(slots=True, frozen=True)
-class QueueState:
-    """How a queue stands: messages ready, in the hands of consumers, age of the oldest in seconds.
-
-    ``None`` where the transport cannot tell.
-    """
-
-    ready: int
-    leased: int | None
-    oldest: float | None
+# By RabbitMQ's word for why it put a message aside; messages too large are rejected by us.
+_ASIDE: Final = {"rejected": "too-large", "delivery_limit": "crashes"}
 
 
 class Bus:
     """Envelopes to the queues of stores, and what could not be applied to their dead letters.
 
     ``url``: of the broker, as kombu takes it; ``sqlite:////path`` is the embedded one. ``keys``:
-    sign what is published, and demand signatures of what is received. Connects at first use. After
+    sign what is published, and demand signatures of what is received. ``max_message``: the size of
+    the largest message that is read. Connects at first use. After
     a ``BusUnavailableError`` the next call connects again. Publishing is thread-safe.
     """
 
@@ -72,6 +58,7 @@ class Bus:
         max_envelope: int = envelope.MAX_BYTES,
         message_envelopes: int = 500,
         message_bytes: int = 512 * 1024,
+        max_message: int = 8 * 1024 * 1024,
         lease: float = 60.0,
     ) -> None:
         self._url = url
@@ -79,11 +66,10 @@ class Bus:
         self.max_envelope = max_envelope
         self._message_envelopes = message_envelopes
         self._message_bytes = message_bytes
+        self.max_message = max_message
         self._lease = lease
         self._lock = threading.RLock()
-        self._connection: Any = None
-        self._producer: Any = None
-        self._exchange = _kombu.Exchange(EXCHANGE, type="topic", durable=True)
+        self._link: Link | None = None
 
     def __repr__(self) -> str:
         return f"Bus({self.shown_url!r})"
@@ -114,13 +100,9 @@ class Bus:
     def close(self) -> None:
         """Disconnect. Idempotent; the next use connects again."""
         with self._lock:
-            connection, self._connection, self._producer = self._connection, None, None
-            if connection is not None:
-                try:
-                    connection.close()
-                except (OSError, KombuError, BusUnavailableError):
-                    # The broker is away; there is nothing left to close.
-                    connection = None
+            link, self._link = self._link, None
+            if link is not None:
+                _leave(link.close)
 
     def __enter__(self) -> Bus:
         return self.open()
@@ -131,9 +113,13 @@ class Bus:
     def declare(self, store: str, types: Iterable[str]) -> None:
         """Make a store's queues, and have its record types routed there. Idempotent."""
         with self._lock, self._errors():
-            channel = self._connected().default_channel
-            for queue in self._queues(store, types):
-                queue(channel).declare()
+            link = self._connected()
+            # Where dead letters go has to be there before what may send some.
+            link.declare_queue(dead_queue(store))
+            link.declare_queue(held_queue(store), dead=dead_queue(store))
+            link.declare_queue(
+                store_queue(store), exchange=EXCHANGE, keys=types, dead=dead_queue(store)
+            )
 
     # -- publishing --------------------------------------------------------------------------------
 
@@ -150,7 +136,7 @@ class Bus:
         bodies = framing.batches(
             envelopes, max_count=self._message_envelopes, max_bytes=self._message_bytes
         )
-        self._send(bodies, exchange=self._exchange, key=type)
+        self._send(bodies, exchange=EXCHANGE, key=type)
 
     def dead_letter(self, store: str, letters: Sequence[DeadLetter]) -> None:
         """Put letters into a store's dead letters; blocks until they are safe there."""
@@ -174,24 +160,11 @@ class Bus:
         bodies: Iterable[bytes],
         *,
         key: str,
-        exchange: Any = "",
+        exchange: str = "",
         content_type: str = envelope.CONTENT_TYPE,
     ) -> None:
         with self._lock, self._errors():
-            self._connected()
-            # One atomic step where the transport can, a message at a time elsewhere.
-            with self._producer.batch():
-                for body in bodies:
-                    self._producer.publish(
-                        body,
-                        exchange=exchange,
-                        routing_key=key,
-                        content_type=content_type,
-                        content_encoding="binary",
-                        delivery_mode=2,
-                        mandatory=True,
-                        retry=False,
-                    )
+            self._connected().publish(bodies, exchange=exchange, key=key, content_type=content_type)
 
     # -- consuming ---------------------------------------------------------------------------------
 
@@ -199,7 +172,7 @@ class Bus:
         """Consume a store's queue, on a connection of its own. Declares the queues."""
         self.declare(store, types)
         with self._errors():
-            return Subscription(self._new_connection(), store_queue(store), prefetch)
+            return Subscription(self._new_link(), store_queue(store), prefetch)
 
     @contextmanager
     def letters(self, store: str, *, held: bool = False) -> Iterator[Letters]:
@@ -209,22 +182,17 @@ class Bus:
         """
         queue = held_queue(store) if held else dead_queue(store)
         with self._errors():
-            connection = self._new_connection()
+            link = self._new_link()
             try:
-                _kombu.Queue(queue, durable=True)(connection.default_channel).declare()
-                yield Letters(Subscription(connection, queue, prefetch=0))
+                link.declare_queue(queue, dead=dead_queue(store) if held else "")
+                yield Letters(Subscription(link, queue, prefetch=0))
             finally:
-                connection.close()
+                _leave(link.close)
 
     def state(self, queue: str) -> QueueState:
         """How a queue stands. Raises ``BusError`` when there is no such queue."""
         with self._lock, self._errors():
-            channel = self._connected().default_channel
-            if hasattr(channel, "queue_stats"):
-                stats = channel.queue_stats(queue)
-                return QueueState(stats.ready, stats.leased, stats.oldest_age)
-            declared = channel.queue_declare(queue, passive=True)
-            return QueueState(declared.message_count, None, None)
+            return self._connected().state(queue)
 
     def states(self, store: str) -> dict[str, QueueState]:
         """How the queues of a store stand: ``queue``, ``held`` and ``dead``. Declares none."""
@@ -236,60 +204,45 @@ class Bus:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _queues(self, store: str, types: Iterable[str]) -> list[Any]:
-        bindings = [_kombu.binding(self._exchange, routing_key=type) for type in types]
-        return [
-            _kombu.Queue(store_queue(store), bindings=bindings, durable=True),
-            _kombu.Queue(held_queue(store), durable=True),
-            _kombu.Queue(dead_queue(store), durable=True),
-        ]
-
-    def _new_connection(self) -> Any:
-        if self._url.startswith("sqlite:"):
-            connection: Any = sqlite.connect(self._url, lease=self._lease)
-        elif self.transport in redis_url.SCHEMES:
+    def _new_link(self) -> Link:
+        if self.transport in amqp.SCHEMES:
+            return amqp.connect(self._url, max_message=self.max_message)
+        if self.transport == "sqlite":
+            return Link(sqlite.connect(self._url, lease=self._lease))
+        if self.transport in redis_url.SCHEMES:
             from eventsync.transports import redis  # the client library, for whom it serves only
 
-            connection = redis.connect(self._url, lease=self._lease)
-        else:
-            connection = _kombu.Connection(self._url)
-        connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5.0)
-        return connection
+            return Link(redis.connect(self._url, lease=self._lease))
+        return Link(_kombu.Connection(self._url))
 
-    def _connected(self) -> Any:
-        if self._connection is None:
-            self._connection = self._new_connection()
-            self._producer = self._connection.Producer(auto_declare=False)
-            self._exchange(self._connection.default_channel).declare()
-        return self._connection
+    def _connected(self) -> Link:
+        if self._link is None or self._link.is_inherited:
+            self._link = self._new_link()
+            self._link.declare_exchange(EXCHANGE)
+        return self._link
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         with _bus_errors(self.shown_url):
             try:
                 yield
-            except (BusUnavailableError, KombuError, OSError):
-                self.close()
+            except (BusError, KombuError, OSError) as error:
+                if not isinstance(error, UnroutableError):
+                    self.close()
                 raise
 
 
 class Subscription:
     """A consumer of one queue, for one thread. The transport keeps alive what it holds."""
 
-    def __init__(self, connection: Any, queue: str, prefetch: int) -> None:
-        self._connection = connection
+    def __init__(self, link: Link, queue: str, prefetch: int) -> None:
+        self._link = link
         self._queue = queue
-        self._received: list[Delivery] = []
-        self._channel = connection.channel()
-        if prefetch:
-            self._channel.basic_qos(0, prefetch, False)
-        self._consumer = _kombu.Consumer(
-            self._channel,
-            queues=[_kombu.Queue(queue, durable=True)],
-            on_message=self._receive,
-            auto_declare=False,
-        )
-        self._consumer.consume()
+        try:
+            link.consume(queue, prefetch=prefetch)
+        except BaseException:
+            _leave(link.close)
+            raise
 
     def fetch(self, *, timeout: float, limit: int) -> list[Delivery]:
         """Up to ``limit`` messages or so; waits up to ``timeout`` seconds for the first.
@@ -298,47 +251,30 @@ class Subscription:
         in time. Raises ``BusUnavailableError``.
         """
         with _bus_errors(self._queue):
-            deadline = time.monotonic() + timeout
-            while len(self._received) < limit:
-                wait = 0.0 if self._received else max(0.0, deadline - time.monotonic())
-                try:
-                    self._connection.drain_events(timeout=wait)
-                except TimeoutError:
-                    break
-        received, self._received = self._received, []
-        return received
+            return self._link.receive(timeout=timeout, limit=limit)
 
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
-        """Settle messages for good; in effect when this returns. Raises ``BusUnavailableError``."""
+        """Settle messages for good; on its way when this returns. Raises ``BusUnavailableError``.
+
+        A connection that breaks then may bring some of them again.
+        """
         with _bus_errors(self._queue):
-            for delivery in deliveries:
-                delivery.message.ack()
-            flush = getattr(self._channel, "flush", None)
-            if flush is not None:
-                flush()
+            self._link.acknowledge(list(deliveries))
 
     def release(self, deliveries: Iterable[Delivery]) -> None:
         """Give messages back, for any consumer."""
         with _bus_errors(self._queue):
-            for delivery in deliveries:
-                delivery.message.requeue()
+            self._link.release(deliveries)
+
+    def refuse(self, deliveries: Iterable[Delivery]) -> None:
+        """Have the broker put messages into the dead letters that were too large to be read."""
+        with _bus_errors(self._queue):
+            self._link.refuse(deliveries)
 
     def close(self) -> None:
         """Stop consuming; what is not settled goes back at once. Idempotent."""
         with _bus_errors(self._queue):
-            self._connection.close()
-
-    def _receive(self, message: Any) -> None:
-        body = message.body
-        self._received.append(
-            Delivery(
-                body.encode("utf-8", "surrogateescape") if isinstance(body, str) else bytes(body),
-                message.content_type or "",
-                int((message.headers or {}).get(_ATTEMPTS, 0) or 0),
-                self._queue,
-                message,
-            )
-        )
+            self._link.close()
 
 
 class Letters:
@@ -386,15 +322,32 @@ def _letter(delivery: Delivery) -> DeadLetter:
     except EventSyncError as error:
         now = time.time()
         return DeadLetter(
-            reason="foreign",
-            message=f"not a dead letter: {error}",
+            reason=_ASIDE.get(delivery.aside, "foreign"),
+            message=_why_aside(delivery) or f"not a dead letter: {error}",
             store="",
             queue=delivery.queue,
             attempts=delivery.attempts,
             first_time=now,
             last_time=now,
             raw=delivery.body,
+            content_type=delivery.content_type,
+            # The same at every look.
+            id=hashlib.sha256(delivery.body).digest()[:16],
         )
+
+
+def _why_aside(delivery: Delivery) -> str:
+    if not delivery.aside:
+        return ""
+    cut = "" if delivery.is_whole else f"; of its {delivery.size:,} bytes these are the first"
+    return f"the broker put it aside by itself: {delivery.aside}{cut}"
+
+
+def _leave(close: Callable[[], None]) -> None:
+    """Disconnect from a broker that may be away."""
+    # Then there is nothing left to close.
+    with suppress(OSError, KombuError, BusUnavailableError):
+        close()
 
 
 @contextmanager
@@ -408,5 +361,9 @@ def _bus_errors(what: str) -> Iterator[None]:
         raise BusUnavailableError(f"broker {what}: {error}") from error
     except KeyError as error:
         raise ConfigError(f"broker {what}: unknown transport {error}") from error
+    except ImportError as error:
+        raise ConfigError(
+            f"broker {what}: {error}", hint="install the package that the transport needs"
+        ) from error
     except KombuError as error:
         raise BusError(f"broker {what}: {error}") from error

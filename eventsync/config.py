@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     """How many envelopes one broker message carries at most."""
     message_bytes: _Count = 512 * 1024
     """How large a broker message with more than one envelope may become."""
+    max_message: _Count = 8 * 1024 * 1024
+    """The size of the largest broker message that is read; larger ones become dead letters."""
     prefetch: _Count = 64
     """How many messages a worker takes from the broker at a time."""
     batch: _Count = 5000
@@ -97,6 +99,7 @@ class Settings(BaseSettings):
             max_envelope=self.max_envelope,
             message_envelopes=self.message_envelopes,
             message_bytes=self.message_bytes,
+            max_message=self.max_message,
             lease=self.lease,
         )
 

@@ -78,6 +78,12 @@ class Settlement:
             )
             return [Item(delivery.body, delivery, now, attempts, error=error)]
         try:
+            if delivery.size > self._bus.max_message:
+                large = EnvelopeError(
+                    f"a message of {delivery.size:,} bytes; {self._bus.max_message:,} is the limit"
+                )
+                large.reason = "too-large"  # type: ignore[misc]  # one class, several rules
+                raise large
             if delivery.content_type != envelope.CONTENT_TYPE:
                 raise EnvelopeError(
                     f"a message of content type {delivery.content_type[:80]!r}, "

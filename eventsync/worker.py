@@ -235,9 +235,16 @@ class Worker:
         for group in self._grouped(deliveries):
             if self._stopping.is_set():
                 return
-            items = [item for delivery in group for item in self._settlement.open(delivery)]
+            cut = [delivery for delivery in group if not delivery.is_whole]
+            whole = [delivery for delivery in group if delivery.is_whole]
+            items = [item for delivery in whole for item in self._settlement.open(delivery)]
             self._settlement.settle(items)
-            subscription.acknowledge(group)
+            subscription.acknowledge(whole)
+            if cut:
+                for delivery in cut:
+                    self._log.error("dead letter", reason="too-large", size=delivery.size)
+                    self.outcomes[Outcome.REJECTED] += 1
+                subscription.refuse(cut)
 
     def _grouped(self, deliveries: Sequence[Delivery]) -> Iterator[list[Delivery]]:
         """Messages to be settled together; one that workers have died over goes alone."""

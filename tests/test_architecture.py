@@ -46,6 +46,7 @@ OWNERS = {
     "msgpack": {"eventsync/value.py"},
     "tenacity": {"eventsync/retry.py"},
     "kombu": {"eventsync/bus.py", "eventsync/transports/"},
+    "amqp": {"eventsync/transports/"},
 }
 
 

@@ -1,6 +1,6 @@
 """``eventsync check``: whether a deployment can work, and what it risks.
 
-It owns what is known of the weaknesses of brokers' transports. It must not change any record.
+It owns the order of the findings and their weight. It must not change any record.
 """
 
 from __future__ import annotations
@@ -17,36 +17,12 @@ from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import plural, print_json, print_table
 from eventsync.errors import BusUnavailableError, EventSyncError, StoreUnavailableError
 from eventsync.transports import redis_url
+from eventsync.transports.guarantee import weakness
 
 if TYPE_CHECKING:
     from eventsync.store import Store
 
-__all__ = ["TRANSPORTS", "check"]
-
-_AMQP: Final = (
-    "a worker that is killed loses nothing, but publishing does not wait for the broker's "
-    "confirmation: a broker that crashes, or a connection that breaks, may lose what was published"
-)
-_SQLALCHEMY: Final = "a worker that is killed loses every message it has in hand"
-
-TRANSPORTS: Final = {
-    "sqlite": "",
-    **dict.fromkeys(redis_url.SCHEMES, ""),
-    "amqp": _AMQP,
-    "amqps": _AMQP,
-    "pyamqp": _AMQP,
-    "librabbitmq": _AMQP,
-    "sqs": "a message that is worked on for longer than its visibility timeout comes twice, which "
-    "does no harm; its size is limited to 256 KiB",
-    "filesystem": "a worker that is killed loses every message it has in hand, a power failure "
-    "what was just published",
-    "sqlalchemy": _SQLALCHEMY,
-    "sqla": _SQLALCHEMY,
-    "confluentkafka": "a worker that is killed may lose what it has in hand; a publish that fails "
-    "may go unnoticed",
-    "memory": "its queues live in one process and die with it; other processes see none of them",
-}
-"""What a transport may lose, by the scheme of its URL; empty if nothing."""
+__all__ = ["check"]
 
 
 class Level(StrEnum):
@@ -158,15 +134,15 @@ def _broker(deployment: Deployment) -> Iterator[Finding]:
         reached = True
         yield Finding(Level.OK, "broker", f"{bus.shown_url} can be reached")
     scheme = bus.transport.lower()
-    weakness = TRANSPORTS.get(scheme, TRANSPORTS.get(scheme.partition("+")[0]))
-    if weakness is None:
+    lost = weakness(scheme)
+    if lost is None:
         yield Finding(
             Level.RISK,
             "transport",
             f"{scheme}: what it loses is not known; try it before you rely on it",
         )
-    elif weakness:
-        yield Finding(Level.RISK, "transport", f"{scheme}: {weakness}")
+    elif lost:
+        yield Finding(Level.RISK, "transport", f"{scheme}: {lost}")
     else:
         yield Finding(
             Level.OK, "transport", f"{scheme}: loses nothing when workers or producers are killed"

@@ -8,7 +8,7 @@ import pytest
 from cli.project import Cli
 from servers.redis import RedisServer
 
-from eventsync.cli.check import TRANSPORTS
+from eventsync.transports.guarantee import TRANSPORTS, weakness
 
 
 def test_status_counts(cli: Cli) -> None:
@@ -62,13 +62,33 @@ def test_check_with_signatures(cli: Cli) -> None:
     assert key not in ran.out
 
 
-@pytest.mark.parametrize("scheme", ["amqp", "filesystem", "memory"])
+@pytest.mark.parametrize("scheme", ["filesystem", "memory"])
 def test_check_says_what_a_transport_may_lose(cli: Cli, scheme: str) -> None:
     """The weakness of a transport is told, whether or not the broker can be reached."""
     ran = cli("check", "--json", "--broker", f"{scheme}://127.0.0.1:1//")
     (finding,) = [finding for finding in ran.json if finding["about"] == "transport"]
     assert finding["level"] == "risk"
     assert TRANSPORTS[scheme] in finding["text"]
+
+
+@pytest.mark.parametrize("url", ["amqp://127.0.0.1:1//", "sqlite:///broker.db"])
+def test_check_says_which_transports_are_safe(cli: Cli, url: str) -> None:
+    """The two that lose nothing are told so."""
+    ran = cli("check", "--json", "--broker", url)
+    (finding,) = [finding for finding in ran.json if finding["about"] == "transport"]
+    assert finding["level"] == "ok"
+    assert "loses nothing" in finding["text"]
+    assert "loses nothing" in cli("check", "--broker", url).out.replace("\n", " ")
+
+
+def test_check_says_what_is_not_known(cli: Cli) -> None:
+    """A transport that nobody tried is not called safe."""
+    ran = cli("check", "--json", "--broker", "zookeeper://127.0.0.1:1")
+    (finding,) = [finding for finding in ran.json if finding["about"] == "transport"]
+    assert finding["level"] == "risk"
+    assert "not known" in finding["text"]
+    assert weakness("zookeeper") is None
+    assert weakness("SQLA+postgresql") == TRANSPORTS["sqla"]
 
 
 def test_check_finds_stores_that_do_not_fit(cli: Cli) -> None:

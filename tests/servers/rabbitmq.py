@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 
 from servers import Server, free_port, program
 
@@ -39,6 +40,8 @@ class RabbitServer(Server):
         return {
             **os.environ,
             "HOME": folder,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-setcookie eventsync{self.port}",
+            "RABBITMQ_CTL_ERL_ARGS": f"-setcookie eventsync{self.port}",
             "RABBITMQ_NODENAME": f"eventsync{self.port}@localhost",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
@@ -49,6 +52,19 @@ class RabbitServer(Server):
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
             "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq",
         }
+
+    def ctl(self, *arguments: str) -> str:
+        """Run ``rabbitmqctl`` on this server; what it printed."""
+        environment = self.environment()
+        ran = subprocess.run(
+            [program("rabbitmqctl", *_PLACES), "-n", environment["RABBITMQ_NODENAME"], *arguments],
+            env=environment,
+            user=self.user(),
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return ran.stdout
 
     def is_ready(self) -> bool:
         try:

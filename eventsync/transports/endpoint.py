@@ -1,0 +1,80 @@
+"""Where a RabbitMQ is and how to reach it, read from its URL.
+
+It must not know what a connection is used for.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from eventsync.errors import ConfigError
+
+__all__ = ["SCHEMES", "Endpoint"]
+
+SCHEMES: Final = ("amqp", "amqps", "pyamqp")
+_SETTINGS: Final = {
+    "heartbeat": 20.0,
+    "publish_timeout": 30.0,
+    "connect_timeout": 5.0,
+    "settle": 3.0,
+}
+_FILES: Final = {"ca": "ca_certs", "cert": "certfile", "key": "keyfile"}
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Endpoint:
+    """A broker's address; times are in seconds, ``arguments`` are kombu's, the password included.
+
+    ``settle``: how long a new queue is left alone before anything is confirmed in it.
+    """
+
+    arguments: dict[str, Any] = field(repr=False)
+    heartbeat: float
+    publish_timeout: float
+    connect_timeout: float
+    settle: float
+
+    @classmethod
+    def parse(cls, url: str) -> Endpoint:
+        """Read a URL. Raises ``ConfigError`` that names what does not belong in it."""
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        times = {name: _seconds(name, query.pop(name, held)) for name, held in _SETTINGS.items()}
+        secure = parts.scheme == "amqps"
+        files = {kind: query.pop(name) for name, kind in _FILES.items() if name in query}
+        if query or (files and not secure):
+            name = next(iter(query), None) or "ca, cert or key"
+            raise ConfigError(
+                f"the broker URL has a setting that does not belong there: {name}",
+                hint=f"known are {', '.join(_SETTINGS)}, and for amqps: {', '.join(_FILES)}",
+            )
+        host = parts.hostname or "localhost"
+        arguments: dict[str, Any] = {
+            "hostname": host,
+            "port": parts.port or (5671 if secure else 5672),
+            "userid": unquote(parts.username or "guest"),
+            "password": unquote(parts.password or "guest"),
+            "virtual_host": unquote(parts.path.removeprefix("/")) or "/",
+            "heartbeat": times["heartbeat"],
+            "connect_timeout": times["connect_timeout"],
+        }
+        if secure:
+            arguments["ssl"] = {
+                **files,
+                "server_hostname": host,
+                "cert_reqs": ssl.CERT_REQUIRED,
+            }
+        return cls(arguments=arguments, **times)
+
+
+def _seconds(name: str, given: str | float) -> float:
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"broker setting {name} is not a number of seconds above 0")
+    return seconds

@@ -1,0 +1,130 @@
+"""How AMQP frames become messages: leniently, and never larger than is allowed.
+
+It must not know what the bytes of a message mean. The driver's own reader raises on texts that are
+not UTF-8 and on header tables that are malformed; the broker would deliver such a message for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import unpack_from
+from typing import Any
+
+import amqp
+from amqp import method_framing, spec
+from kombu.transport import pyamqp
+
+__all__ = ["Channel", "frame_handler"]
+
+_KEPT = 4096
+
+
+class _Message(amqp.Message):  # type: ignore[misc]  # it has no types
+    """A message as it comes in; of one that is too large only the beginning is kept."""
+
+    largest = 0
+    properties: dict[str, Any]
+
+    def _load_properties(self, class_id: int, buf: bytes, offset: int) -> int:
+        try:
+            loaded: int = super()._load_properties(class_id, buf, offset)
+        except Exception:  # a hostile sender decides which one the driver raises
+            self.properties = {}
+            return offset
+        return loaded
+
+    def inbound_body(self, buf: bytes) -> None:
+        """Take one more frame of the body."""
+        if self.body_size > self.largest and self.body_received:
+            self.body_received += len(buf)
+            self.ready = self.body_received >= self.body_size
+            return
+        if self.body_size > self.largest:
+            self.body_received += len(buf)
+            self.body = bytes(buf[:_KEPT])
+            self.ready = self.body_received >= self.body_size
+            return
+        super().inbound_body(buf)
+
+    @property
+    def content_type(self) -> Any:
+        """The sender's word for what it is."""
+        return self.properties.get("content_type")
+
+    @property
+    def headers(self) -> Any:
+        """The sender's and the broker's headers."""
+        return self.properties.get("application_headers")
+
+
+def frame_handler(largest: int) -> Callable[..., Callable[[Any], bool]]:
+    """What py-amqp makes its reader of frames with; bodies over ``largest`` bytes are cut."""
+
+    class Bounded(_Message):
+        pass
+
+    Bounded.largest = largest
+
+    def make(connection: Any, callback: Callable[..., None]) -> Callable[[Any], bool]:
+        partial: dict[int, _Message] = {}
+
+        def done(channel: int) -> bool:
+            message = partial.pop(channel)
+            callback(channel, message.frame_method, message.frame_args, message)
+            return True
+
+        def on_frame(frame: tuple[int, int, bytes]) -> bool:
+            kind, channel, buf = frame
+            connection.bytes_recv += 1
+            if kind == 8:
+                return False
+            if (kind == 1) == (channel in partial):
+                raise amqp.UnexpectedFrame(f"a frame of type {kind} out of its order")
+            if kind == 1:
+                method = unpack_from(">HH", buf, 0)
+                if method in method_framing._CONTENT_METHODS:
+                    partial[channel] = Bounded(frame_method=method, frame_args=buf)
+                    return False
+                callback(channel, method, buf, None)
+                return True
+            message = partial[channel]
+            if kind == 2:
+                message.inbound_header(buf)
+            else:
+                message.inbound_body(buf)
+            return done(channel) if message.ready else False
+
+        return on_frame
+
+    return make
+
+
+class Channel(pyamqp.Channel):
+    """A channel that decodes no body, and takes a routing key that is not UTF-8."""
+
+    def __init__(self, connection: Any, channel_id: Any = None, **options: Any) -> None:
+        # The driver would obey the sender's content encoding, whichever codec that names.
+        super().__init__(connection, channel_id, **{**options, "auto_decode": False})
+
+    def dispatch_method(self, method_sig: tuple[int, int], payload: bytes, content: Any) -> None:
+        """Take one method from the broker."""
+        if method_sig == spec.Basic.Deliver and not self.is_closing:
+            tag, at = _text(payload, 4)
+            delivery_tag, redelivered = unpack_from(">QB", payload, at)
+            exchange, at = _text(payload, at + 9)
+            key, _ = _text(payload, at)
+            self._on_basic_deliver(tag, delivery_tag, bool(redelivered), exchange, key, content)
+            return
+        if method_sig == spec.Basic.GetOk:
+            # The numbers before and behind the two texts keep their place.
+            second = 14 + payload[13]
+            end = second + 1 + payload[second]
+            texts = bytearray(byte if byte < 0x80 else 0x3F for byte in payload[14:end])
+            texts[second - 14] = payload[second]
+            payload = payload[:14] + bytes(texts) + payload[end:]
+        super().dispatch_method(method_sig, payload, content)
+
+
+def _text(buf: bytes, at: int) -> tuple[str, int]:
+    end = at + 1 + buf[at]
+    return buf[at + 1 : end].decode("utf-8", "backslashreplace"), end

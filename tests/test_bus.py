@@ -1,0 +1,457 @@
+"""What every broker promises the bus, tried on each of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+
+import amqp
+import pytest
+from servers import eventually
+from servers.rabbitmq import RabbitServer
+from servers.redis import RedisServer
+
+from eventsync import framing
+from eventsync.bus import Bus, dead_queue, store_queue
+from eventsync.change import Change
+from eventsync.clock import Clock
+from eventsync.deadletter import DeadLetter
+from eventsync.envelope import CONTENT_TYPE
+from eventsync.errors import (
+    BusError,
+    BusUnavailableError,
+    ConfigError,
+    StoreUnavailableError,
+    UnroutableError,
+)
+from eventsync.gate import Outcome
+from eventsync.record import Field, Record
+from eventsync.store import Store
+from eventsync.stores.memory import MemoryAccessor
+from eventsync.transports.amqp import AmqpLink, connect
+from eventsync.transports.confirm import Confirms
+from eventsync.worker import Options, Worker
+
+
+class Product(Record):
+    id: int = Field(key=True)
+    name: str
+
+
+@pytest.fixture(scope="module")
+def rabbit():
+    """One RabbitMQ for the module; a test that kills it starts it again."""
+    with RabbitServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def redis():
+    """One Redis for the module."""
+    with RedisServer() as server:
+        yield server
+
+
+def quick(rabbit, **settings):
+    """Where to reach it when the test does not kill it: nothing waits until names are saved."""
+    return rabbit.url + "?" + "&".join(f"{k}={v}" for k, v in {"settle": 0.01, **settings}.items())
+
+
+# How to reach a broker, by its name; ``fresh`` is a name that no other test uses.
+BROKERS = {
+    "sqlite": lambda request: f"sqlite:///{request.getfixturevalue('tmp_path') / 'broker.db'}",
+    "amqp": lambda request: quick(request.getfixturevalue("rabbit")),
+    "redis": lambda request: request.getfixturevalue("redis").url,
+}
+
+
+@pytest.fixture(params=sorted(BROKERS))
+def url(request):
+    return BROKERS[request.param](request)
+
+
+@pytest.fixture
+def store(request):
+    """A store's name of the test's own, and its record type."""
+    return f"s{abs(hash(request.node.nodeid))}"
+
+
+@pytest.fixture
+def bus(url, store):
+    with Bus(url, message_envelopes=1) as bus:
+        bus.declare(store, [store])
+        yield bus
+
+
+def fetch(subscription, count):
+    """That many messages, waited for."""
+    got = []
+    deadline = time.monotonic() + 20
+    while len(got) < count:
+        assert time.monotonic() < deadline, f"{len(got)} of {count} came"
+        got += subscription.fetch(timeout=0.2, limit=count - len(got))
+    return got
+
+
+def letter(number=1, **more):
+    return DeadLetter(
+        reason="rejected",
+        message="m",
+        store="s",
+        queue="q",
+        attempts=number,
+        first_time=1.0,
+        last_time=2.0,
+        raw=b"r",
+        **more,
+    )
+
+
+def ready(bus, queue, count):
+    eventually(lambda: bus.state(queue).ready == count, what=f"{count} in {queue}")
+
+
+def test_published_arrives_once(bus, store):
+    """What is published comes whole, in order, and is gone once it is acknowledged."""
+    bus.publish(store, [b"%d" % n for n in range(50)])
+    subscription = bus.subscribe(store, [store], prefetch=20)
+    bodies = []
+    while len(bodies) < 50:
+        got = fetch(subscription, 1)
+        assert len(got) <= 20
+        bodies += [framing.split_batch(delivery.body)[0] for delivery in got]
+        subscription.acknowledge(got)
+    assert bodies == [b"%d" % n for n in range(50)]
+    subscription.close()
+    ready(bus, store_queue(store), 0)
+
+
+def test_prefetch_is_a_limit(bus, store):
+    """No more than the prefetch count is in hand."""
+    bus.publish(store, [b"x"] * 10)
+    subscription = bus.subscribe(store, [store], prefetch=4)
+    got = fetch(subscription, 4)
+    assert subscription.fetch(timeout=0.2, limit=10) == []
+    subscription.acknowledge([got[2], got[0], got[1]])
+    assert len(fetch(subscription, 3)) == 3
+    subscription.close()
+    ready(bus, store_queue(store), 7)
+
+
+def test_released_comes_again_with_its_attempts(bus, store):
+    """A message that was given back comes again, counted; what was not settled too."""
+    bus.publish(store, [b"x"])
+    subscription = bus.subscribe(store, [store], prefetch=1)
+    (first,) = fetch(subscription, 1)
+    assert first.attempts == 0
+    subscription.release([first])
+    (second,) = fetch(subscription, 1)
+    assert second.attempts == 1
+    subscription.close()
+    again = bus.subscribe(store, [store], prefetch=1)
+    assert fetch(again, 1)[0].body == first.body
+    again.close()
+
+
+def test_unroutable_is_an_error(bus, store):
+    """A type that no queue takes is an error, and a queue that is not there; then all works on."""
+    with pytest.raises(UnroutableError):
+        bus.publish(f"{store}x", [b"x"])
+    with pytest.raises(UnroutableError):
+        bus.send_to(f"{store}x", [b"x"])
+    bus.publish(store, [b"x"])
+    ready(bus, store_queue(store), 1)
+
+
+def test_missing_queue_is_an_error(bus, store):
+    """The state of a queue that is not there is an error."""
+    with pytest.raises(BusError, match=r"no queue|NOT_FOUND"):
+        bus.state(store_queue(f"{store}x"))
+
+
+def test_letters_are_read_and_settled(bus, store):
+    """Letters are there for the next look until they are settled, however often one looks."""
+    bus.dead_letter(store, [letter(n) for n in range(3)])
+    bus.hold(store, [letter(7)])
+    for _ in range(3):
+        ready(bus, dead_queue(store), 3)
+        with bus.letters(store) as letters:
+            assert [one.attempts for one, _ in letters.read()] == [0, 1, 2]
+    with bus.letters(store) as letters:
+        (_, first), *_ = letters.read()
+        letters.settle([first])
+    ready(bus, dead_queue(store), 2)
+    with bus.letters(store, held=True) as letters:
+        assert [one.attempts for one, _ in letters.read(5)] == [7]
+
+
+def test_threads_publish(bus, store):
+    """Several threads may publish through one bus; nothing is lost."""
+    threads = [threading.Thread(target=bus.publish, args=(store, [b"x"] * 50)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ready(bus, store_queue(store), 200)
+
+
+# -- RabbitMQ --------------------------------------------------
+
+
+def raw_channel(rabbit):
+    connection = amqp.Connection(f"127.0.0.1:{rabbit.port}")
+    connection.connect()
+    return connection.channel()
+
+
+def test_texts_that_are_not_utf8_stop_nothing(rabbit, store):
+    """A routing key, a content type and a header that no driver can read end as a dead letter."""
+    with Bus(quick(rabbit)) as bus:
+        worker = Worker(Store(store, MemoryAccessor(Product)).open(), bus)
+        bus.declare(store, ["Product"])
+        channel = raw_channel(rabbit)
+        channel.exchange_declare(store, "fanout", auto_delete=True)
+        channel.queue_bind(store_queue(store), store)
+        message = amqp.Message(
+            b"t", content_type="text/\udcff", application_headers={"x-delivery-count": "many"}
+        )
+        channel.basic_publish(message, store, "\udcff")
+        ready(bus, store_queue(store), 1)
+        worker.drain(timeout=0.3)
+        with bus.letters(store) as letters:
+            ((found, _),) = letters.read()
+        assert found.raw == b"t"
+        assert found.reason == "envelope"
+        channel.connection.close()
+
+
+def test_too_large_message_goes_to_the_dead_letters_unread(rabbit, store):
+    """A message over the limit is moved by the broker, and shown with its size."""
+    with Bus(quick(rabbit), max_message=100_000) as bus:
+        worker = Worker(Store(store, MemoryAccessor(Product)).open(), bus)
+        bus.declare(store, ["Product"])
+        bus._send([b"z" * 400_000], key=store_queue(store))
+        worker.drain(timeout=0.3)
+        ready(bus, dead_queue(store), 1)
+        with bus.letters(store) as letters:
+            ((found, _),) = letters.read()
+        assert found.reason == "too-large"
+        assert "400,000" in found.message
+
+
+class Slow(MemoryAccessor):
+    """Takes its time."""
+
+    def write_rows(self, writes, removals, transaction):
+        time.sleep(8)
+        super().write_rows(writes, removals, transaction)
+
+
+def change(clock, number):
+    return Change(
+        type="Product",
+        key=str(number),
+        op="put",
+        version=clock.tick(),
+        data={"id": number, "name": "x"},
+        source="t",
+    )
+
+
+@pytest.mark.slow
+def test_heartbeats_go_on_while_the_store_is_busy(rabbit, store):
+    """An apply of four times the heartbeat keeps the connection: it is done once."""
+    with Bus(quick(rabbit, heartbeat=2)) as bus:
+        held = Store(store, Slow(Product)).open()
+        worker = Worker(held, bus)
+        bus.declare(store, ["Product"])
+        bus.send_to(store, [bus.encode(change(Clock(), 1))])
+        assert worker.drain(timeout=0.5) == 1
+        assert worker.outcomes == {Outcome.APPLIED: 1}
+        assert held.count(Product) == 1
+        ready(bus, store_queue(store), 0)
+
+
+def test_deleted_queue_is_noticed(rabbit, store):
+    """A consumer whose queue is deleted is told."""
+    with Bus(quick(rabbit)) as bus:
+        subscription = bus.subscribe(store, ["Product"], prefetch=1)
+        channel = raw_channel(rabbit)
+        channel.queue_delete(store_queue(store))
+        channel.connection.close()
+        with pytest.raises(BusUnavailableError):
+            subscription.fetch(timeout=20.0, limit=1)
+        subscription.close()
+
+
+@pytest.mark.slow
+def test_blocked_broker_is_an_error(rabbit, store):
+    """A broker short of memory makes publishing fail after the timeout, not hang."""
+
+    def watermark(fraction):
+        rabbit.ctl("set_vm_memory_high_watermark", fraction)
+
+    with Bus(quick(rabbit, publish_timeout=2)) as bus:
+        bus.declare(store, ["Product"])
+        watermark("0.000001")
+        try:
+            started = time.monotonic()
+            with pytest.raises(BusUnavailableError, match="blocked"):
+                bus._send([b"x" * 100_000] * 500, key=store_queue(store))
+            assert time.monotonic() - started < 20
+        finally:
+            watermark("0.4")
+        eventually(lambda: bus.send_to(store, [b"x"]) is None)
+
+
+@pytest.mark.slow
+def test_worker_outlives_the_broker(rabbit, store):
+    """A broker that is killed and started again is waited for, and nothing is lost."""
+    clock = Clock()
+    with Bus(rabbit.url, message_envelopes=5) as bus, Bus(rabbit.url) as own:
+        held = Store(store, MemoryAccessor(Product)).open()
+        worker = Worker(held, own)
+        bus.declare(store, ["Product"])
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            for number in range(300):
+                if number == 150:
+                    rabbit.kill()
+                    rabbit.start()
+                eventually(lambda n=number: sent(bus, store, change(clock, n)), timeout=60)
+            eventually(lambda: held.count(Product) == 300, timeout=60)
+        finally:
+            worker.stop()
+            thread.join(20)
+
+
+def sent(bus, store, change):
+    """Whether the broker took it; it may be away for the moment."""
+    try:
+        bus.send_to(store, [bus.encode(change)])
+    except BusUnavailableError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_confirmed_in_a_new_queue_survives_a_kill(rabbit, store):
+    """What is confirmed in a queue just made is there after SIGKILL, and the queue works on."""
+    with Bus(rabbit.url) as bus:
+        bus.declare(store, ["Product"])
+        bus.publish("Product", [b"x"])
+        rabbit.kill()
+        rabbit.start()
+        eventually(lambda: sent(bus, store, change(Clock(), 1)))
+        ready(bus, store_queue(store), 2)
+
+
+def test_clean_releases_are_no_crashes(rabbit, store):
+    """However often a message is given back, by release or by leaving, it counts once; a connection
+    that breaks with it in hand counts each time."""
+    with Bus(quick(rabbit)) as bus:
+        bus.declare(store, ["Product"])
+        bus.publish("Product", [b"x"])
+        for number in range(6):
+            subscription = bus.subscribe(store, ["Product"], prefetch=1)
+            (got,) = fetch(subscription, 1)
+            assert got.attempts == min(number, 1)
+            if number % 2:
+                subscription.release([got])
+            subscription.close()
+        for number in range(3):
+            subscription = bus.subscribe(store, ["Product"], prefetch=1)
+            (got,) = fetch(subscription, 1)
+            assert got.attempts == 1 + number
+            assert got.content_type == CONTENT_TYPE
+            assert framing.split_batch(got.body) == [b"x"]
+            subscription._link.drop()
+        ready(bus, store_queue(store), 1)
+
+
+class Away(MemoryAccessor):
+    """Cannot be written."""
+
+    def write_rows(self, writes, removals, transaction):
+        raise StoreUnavailableError("away for the test")
+
+
+def test_a_store_that_is_down_for_long_has_no_dead_letters(rabbit, store):
+    """More failed rounds than ``max_deliveries`` leave the work in the queue."""
+    with Bus(quick(rabbit)) as bus:
+        options = Options(retry_for=0.01, max_deliveries=2)
+        worker = Worker(Store(store, Away(Product)).open(), bus, options=options)
+        bus.declare(store, ["Product"])
+        bus.send_to(store, [bus.encode(change(Clock(), 1))])
+        for _ in range(5):
+            with pytest.raises(StoreUnavailableError):
+                worker.drain(timeout=5.0)
+        ready(bus, store_queue(store), 1)
+        assert bus.state(dead_queue(store)).ready == 0
+
+
+def test_a_fork_leaves_the_connection_to_the_parent(rabbit, store):
+    """A child makes its own connection, and its end breaks nothing for its parent."""
+    with Bus(quick(rabbit)) as bus:
+        bus.declare(store, ["Product"])
+        child = multiprocessing.get_context("fork").Process(
+            target=bus.publish, args=("Product", [b"c"])
+        )
+        child.start()
+        child.join(20)
+        assert child.exitcode == 0
+        assert bus._link is not None
+        before = bus._link
+        bus.publish("Product", [b"p"])
+        assert bus._link is before
+        ready(bus, store_queue(store), 2)
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_lost_connection(rabbit):
+    """An attribute that is not there is told as it is while the connection stands."""
+    link = connect(quick(rabbit), max_message=1000)
+    with pytest.raises(AttributeError, match="mistake"), link._errors("test"):
+        raise AttributeError("mistake")
+    link.close()
+
+
+def test_confirms_out_of_order_are_counted_exactly():
+    """Each publish is settled once, whatever the order of single and multiple confirms."""
+    confirms = Confirms()
+    for _ in range(10):
+        confirms.published()
+    confirms.confirm(3, False)
+    confirms.refuse(5, True)
+    assert (len(confirms), confirms.refused) == (5, 4)
+    confirms.refuse(9, False)
+    confirms.refuse(9, False)
+    confirms.confirm(8, True)
+    assert (len(confirms), confirms.refused) == (1, 5)
+    confirms.confirm(10, True)
+    assert (len(confirms), confirms.refused) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://h?heartbeat=no", "amqp://h?settle=-1", "amqp://h?ca=x", "amqp://h?x=1"]
+)
+def test_wrong_settings_are_named(url):
+    """A setting that is wrong, or that nobody reads, is an error."""
+    with pytest.raises(ConfigError, match=r"heartbeat|settle|ca|x"):
+        connect(url, max_message=1000)
+
+
+def test_acknowledged_prefix_is_one_write(rabbit, store):
+    """Messages that are all that was delivered so far are acknowledged in one frame."""
+    with Bus(quick(rabbit), message_envelopes=1) as bus:
+        subscription = bus.subscribe(store, ["Product"], prefetch=50)
+        bus.send_to(store, [b"x"] * 50)
+        got = fetch(subscription, 50)
+        link = subscription._link
+        assert isinstance(link, AmqpLink)
+        with link._lock:
+            before = link._wire.bytes_sent
+            subscription.acknowledge(got)
+            assert link._wire.bytes_sent - before == 1
+        subscription.close()
