@@ -207,6 +207,17 @@ def test_parents_and_children_in_any_order(shop):
     assert shop.count() == 0
 
 
+def test_refused_batches_are_quiet(shop, caplog):
+    """Children without their parent are held, and the driver has nothing to warn of."""
+    orphans = [
+        shop_change("item", str(n), n, {"id": n, "maker": 9, "part_of": None, "price": "1"})
+        for n in range(1, 9)
+    ]
+    settled = apply(shop, orphans, clock=shop.clock)
+    assert [item.outcome for item in settled] == [Outcome.HELD] * 8
+    assert [r.getMessage() for r in caplog.records if r.name.startswith("psycopg")] == []
+
+
 def test_unique_and_exact(shop):
     """What breaks a unique constraint or would be rounded is rejected, and nothing else."""
     changes = [

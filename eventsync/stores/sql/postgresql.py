@@ -24,7 +24,7 @@ from eventsync.stores.sql.value import exact_decimal, from_json, moment, to_json
 __all__ = ["Postgresql"]
 
 _COPY_FROM = 30
-"""From so many rows on, COPY is quicker than single statements in a pipeline."""
+"""From so many rows on, rows go through COPY instead of one statement with all their values."""
 _KNOWN = (
     sa.String,
     sa.Integer,
@@ -173,7 +173,11 @@ class Postgresql(Dialect):
     ) -> None:
         cursor = self.raw(connection).cursor()
         if len(rows) < _COPY_FROM:
-            cursor.executemany(f"{self.insert_sql(target)} {clause}", rows)
+            if rows:
+                # Not executemany: when a row is refused, its pipeline has to be torn down.
+                more = f", ({', '.join([self.mark] * len(target.columns))})" * (len(rows) - 1)
+                values = [part for row in rows for part in row]
+                cursor.execute(f"{self.insert_sql(target)}{more} {clause}", values)
             return
         columns = ", ".join(target.columns)
         layout = f"{target.name} {columns}".encode()
