@@ -12,6 +12,7 @@ duplication or delay. The per-record rule is the same algebra without patches.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Any, Final, Literal
 
 from eventsync import value
 from eventsync.clock import Version
+from eventsync.incarnation import incarnation
 
 __all__ = [
     "DELETE",
@@ -73,9 +75,30 @@ UNSTAMPED: Final = Stamp(b"")
 """Below every stamp: no put and no delete of the record has been seen."""
 
 
+class _Randomness(threading.local):
+    """Random bytes by the kilobyte, for each thread its own: a system call for each is dear."""
+
+    def __init__(self) -> None:
+        self._incarnation = -1
+        self._bytes = b""
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        """That many bytes, which nobody else gets: after a fork the child has others."""
+        end = self._at + count
+        if end > len(self._bytes) or self._incarnation != incarnation():
+            self._incarnation = incarnation()
+            self._bytes, end = os.urandom(4096), count
+        self._at = end
+        return self._bytes[end - count : end]
+
+
+_randomness: Final = _Randomness()
+
+
 def new_id() -> bytes:
     """A UUIDv7 (RFC 9562) as 16 bytes: an event's name for tracing, never for order."""
-    random = bytearray(os.urandom(10))
+    random = bytearray(_randomness.take(10))
     random[0] = 0x70 | random[0] & 0x0F
     random[2] = 0x80 | random[2] & 0x3F
     return (time.time_ns() // 1_000_000).to_bytes(6, "big") + bytes(random)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from eventsync.errors import ClockDriftError, ConfigError
+from eventsync.incarnation import incarnation
 
 __all__ = ["Clock", "HighWaterMark", "MarkFile", "Version"]
 
@@ -146,7 +147,7 @@ class Clock:
         self._reserved = mark.load() if mark else 0
         # Everything below the mark may have been issued by an earlier incarnation.
         self._millis = self._reserved
-        self._pid = os.getpid()
+        self._incarnation = incarnation()
         self._fixed = node is not None
         self._node = (node if node is not None else secrets.randbits(64)).to_bytes(8, "big")
 
@@ -211,10 +212,9 @@ class Clock:
         self._millis, self._counter = millis, counter
 
     def _after_fork(self) -> None:
-        pid = os.getpid()
-        if pid != self._pid:
+        if self._incarnation != incarnation():
             # The lock may have been held by a thread that does not exist here.
             self._lock = threading.Lock()
-            self._pid = pid
+            self._incarnation = incarnation()
             if not self._fixed:
                 self._node = secrets.token_bytes(8)

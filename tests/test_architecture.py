@@ -14,7 +14,7 @@ PACKAGE = ROOT / "eventsync"
 
 # Each may import what stands before it, and what stands beside it in its own layer.
 LAYERS = [
-    {"errors"},
+    {"errors", "incarnation"},
     {"value"},
     {"clock", "key", "shape", "field", "schema", "declaration", "record"},
     {"change", "condition", "query"},

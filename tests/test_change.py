@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventsync.change import DELETE, PATCH, PUT, Change, State, join
+from eventsync.change import DELETE, PATCH, PUT, Change, State, join, new_id
 from eventsync.clock import Version
 
 
@@ -150,3 +152,23 @@ def test_recreation_after_a_delete_lives():
     delete = strategies.change(DELETE, Version.of(1), None)
     put = strategies.change(PUT, Version.of(2), {"a": 1})
     assert fold([put, delete]).visible() == {"a": 1}
+
+
+def test_ids_are_of_one_event_each():
+    """Also across threads and forks, and whatever an application seeds."""
+    ids = [new_id() for _ in range(1000)]
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, b"".join(new_id() for _ in range(50)))
+        os._exit(0)
+    ids += [new_id() for _ in range(1000)]
+    os.waitpid(child, 0)
+    raw = os.read(reader, 50 * 16)
+    os.close(reader)
+    os.close(writer)
+    with ThreadPoolExecutor(4) as threads:
+        ids += threads.map(lambda _: new_id(), range(1000))
+    ids += [raw[at : at + 16] for at in range(0, len(raw), 16)]
+    assert len(set(ids)) == len(ids) == 3050
+    assert all(one[6] >> 4 == 7 and one[8] >> 6 == 2 for one in ids)
