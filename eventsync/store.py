@@ -147,8 +147,8 @@ class Store:
         """This store inside a transaction of the caller's: an SQLAlchemy session or connection.
 
         Edits made through it, and the envelopes they make, commit or roll back with all else the
-        transaction does. They are published after that: by ``flush``, the store's worker or
-        ``eventsync relay``. Raises ``ConfigError`` where a store has no such transactions.
+        transaction does. They are published after that, by ``flush`` or the store's worker. Raises
+        ``ConfigError`` where a store has no such transactions.
         """
         from eventsync.joined import JoinedStore
 

@@ -16,8 +16,6 @@ from eventsync.cli.command import FOUND_WRONG, OK, UNAVAILABLE, JsonOption, comm
 from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import plural, print_json, print_table
 from eventsync.errors import BusUnavailableError, EventSyncError, StoreUnavailableError
-from eventsync.transports import redis_url
-from eventsync.transports.guarantee import weakness
 
 if TYPE_CHECKING:
     from eventsync.store import Store
@@ -122,6 +120,10 @@ def _store(store: Store) -> Iterator[Finding]:
 
 
 def _broker(deployment: Deployment) -> Iterator[Finding]:
+    # Imported here, for they bring kombu with them.
+    from eventsync.transports import redis_url
+    from eventsync.transports.guarantee import weakness
+
     bus = deployment.bus
     reached = False
     try:
