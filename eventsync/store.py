@@ -266,17 +266,20 @@ class Store:
 
     # -- publishing --------------------------------------------------------------------------------
 
-    def flush(self, publisher: Publisher | None = None) -> int:
+    def flush(self, publisher: Publisher | None = None, *, limit: int | None = None) -> int:
         """Publish what waits in the outbox; how many envelopes. Idempotent in its effect.
 
-        ``publisher``: instead of the store's own. Raises ``BusUnavailableError`` when the broker
-        does not take them; they go on waiting.
+        ``publisher``: instead of the store's own. ``limit``: how many at most; ``None`` for all.
+        Raises ``BusUnavailableError`` when the broker does not take them; they go on waiting.
         """
         publisher = publisher or self.publisher
         if publisher is None:
             return 0
         published = 0
-        while waiting := self.index.outgoing(_CHUNK):
+        while limit is None or published < limit:
+            left = _CHUNK if limit is None else min(_CHUNK, limit - published)
+            if not (waiting := self.index.outgoing(left)):
+                break
             by_type: dict[str, list[bytes]] = {}
             for outgoing in waiting:
                 by_type.setdefault(outgoing.type, []).append(outgoing.body)
