@@ -10,7 +10,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 import structlog
@@ -146,13 +146,15 @@ def serve(
     stopping: threading.Event,
     *,
     connect: Callable[[], object] = lambda: None,
+    describe: Callable[[], Mapping[str, Any]] = dict,
     poll: float = 0.2,
     log: Any = None,
 ) -> None:
     """Publish what comes in an outlet until ``stopping`` is set. Blocks.
 
     ``connect`` is called at the start and after each failure, before the next try. Failures are
-    logged and waited out with backoff, up to 30 seconds. Raises ``ConfigError``.
+    logged and waited out with backoff, up to 30 seconds. ``describe``: what each line of the log
+    says besides. Raises ``ConfigError``.
     """
     log = log or structlog.get_logger("eventsync.relay").bind(outbox=outlet.name)
     failures = 0
@@ -170,11 +172,12 @@ def serve(
             failures += 1
             connected = False
             event = "broker is away" if isinstance(error, BusUnavailableError) else "relay failed"
-            log.warning(event, error=str(error), attempt=failures, wait=wait)
+            about = {"attempt": failures, "wait": wait, **describe()}
+            log.warning(event, error=str(error), **about)
             stopping.wait(wait)
             continue
         failures = 0
         if published:
-            log.info("published", count=published)
+            log.info("published", count=published, **describe())
         else:
             stopping.wait(poll)

@@ -34,7 +34,7 @@ LAYERS = [
     {"retry"},
     {"apply", "stores", "transports"},
     {"registry", "bus", "verify", "circuit", "rate", "isolation"},
-    {"progress", "publisher", "relay"},
+    {"progress", "publisher", "relay", "spool"},
     {"watchdog", "supervisor"},
     {"worker"},
     {"config", "testing"},
