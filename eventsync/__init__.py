@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from eventsync.query import Query
     from eventsync.record import Field, Record
     from eventsync.registry import StoreRegistry, SyncReport
+    from eventsync.spool import Spool
     from eventsync.store import Store
     from eventsync.verify import Comparison, compare
     from eventsync.view import Convert, View
@@ -84,6 +85,7 @@ __all__ = [
     "RejectedError",
     "Settings",
     "SignatureError",
+    "Spool",
     "Store",
     "StoreError",
     "StoreRegistry",
@@ -117,6 +119,7 @@ _HOMES = {
     "Query": "query",
     "Record": "record",
     "Settings": "config",
+    "Spool": "spool",
     "Store": "store",
     "StoreRegistry": "registry",
     "SyncReport": "registry",

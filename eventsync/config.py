@@ -16,6 +16,7 @@ from eventsync.apply import Limits
 from eventsync.bus import Bus
 from eventsync.envelope import Keyring
 from eventsync.errors import ConfigError
+from eventsync.spool import Spool
 from eventsync.worker import Options
 
 __all__ = ["Settings", "load"]
@@ -71,6 +72,8 @@ class Settings(BaseSettings):
     """How long dead letters are kept; shorter than ``tombstone_retention`` by the drift."""
     republish_window: Annotated[float, Field(ge=0)] = 10.0
     """When the broker was lost and is back: from how long before on changes are published again."""
+    spool_bytes: _Count = 1 << 30
+    """How large a spool may become."""
     recycle_messages: Annotated[int, Field(ge=0)] = 0
     """After how many messages a worker makes place for a new process; 0: never."""
     recycle_growth: Annotated[int, Field(ge=0)] = 0
@@ -101,6 +104,17 @@ class Settings(BaseSettings):
             message_bytes=self.message_bytes,
             max_message=self.max_message,
             lease=self.lease,
+        )
+
+    def spool(self, path: Path) -> Spool:
+        """The spool in a file, not yet opened. Raises ``ConfigError``."""
+        keys = self.keys.get_secret_value() if self.keys else ""
+        return Spool(
+            path,
+            keys=Keyring.parse(keys) if keys else None,
+            max_envelope=self.max_envelope,
+            republish_window=self.republish_window,
+            max_bytes=self.spool_bytes,
         )
 
     def limits(self) -> Limits:

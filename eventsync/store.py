@@ -147,8 +147,8 @@ class Store:
         """This store inside a transaction of the caller's: an SQLAlchemy session or connection.
 
         Edits made through it, and the envelopes they make, commit or roll back with all else the
-        transaction does. They are published after that, by ``flush`` or the store's worker. Raises
-        ``ConfigError`` where a store has no such transactions.
+        transaction does. They are published after that, by ``flush``, the store's worker
+        or ``eventsync relay``. Raises ``ConfigError`` where a store has no such transactions.
         """
         from eventsync.joined import JoinedStore
 
@@ -266,17 +266,20 @@ class Store:
 
     # -- publishing --------------------------------------------------------------------------------
 
-    def flush(self, publisher: Publisher | None = None) -> int:
+    def flush(self, publisher: Publisher | None = None, *, limit: int | None = None) -> int:
         """Publish what waits in the outbox; how many envelopes. Idempotent in its effect.
 
-        ``publisher``: instead of the store's own. Raises ``BusUnavailableError`` when the broker
-        does not take them; they go on waiting.
+        ``publisher``: instead of the store's own. ``limit``: how many at most; ``None`` for all.
+        Raises ``BusUnavailableError`` when the broker does not take them; they go on waiting.
         """
         publisher = publisher or self.publisher
         if publisher is None:
             return 0
         published = 0
-        while waiting := self.index.outgoing(_CHUNK):
+        while limit is None or published < limit:
+            left = _CHUNK if limit is None else min(_CHUNK, limit - published)
+            if not (waiting := self.index.outgoing(left)):
+                break
             by_type: dict[str, list[bytes]] = {}
             for outgoing in waiting:
                 by_type.setdefault(outgoing.type, []).append(outgoing.body)

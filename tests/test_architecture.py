@@ -34,7 +34,7 @@ LAYERS = [
     {"retry"},
     {"apply", "stores", "transports"},
     {"registry", "bus", "verify", "circuit", "rate", "isolation"},
-    {"progress", "publisher"},
+    {"progress", "publisher", "relay", "spool"},
     {"watchdog", "supervisor"},
     {"settlement"},
     {"worker"},

@@ -75,6 +75,7 @@ def test_store_examples_run(mark, tmp_path):
         run([sys.executable, script.name], tmp_path)
 
 
+@pytest.mark.slow
 def test_quickstart_runs(tmp_path):
     """The commands of the quickstart work in a fresh folder, in their order."""
     folder = tmp_path

@@ -76,13 +76,18 @@ def publish(
     delete: Annotated[
         bool, typer.Option("--delete", help="Delete the records whose keys are given.")
     ] = False,
+    spool: Annotated[
+        Path | None,
+        typer.Option("--spool", metavar="FILE", dir_okay=False, help="Into this spool, durably."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Publish records from JSON Lines or CSV, read from files or standard input.
 
     With STORE, they are written to that store and published from there: of a record that is there,
     the given fields; any other is added. A line may leave fields out. With --type and no STORE,
-    they go to the bus as they are, each a whole record, for every store that holds the type.
+    they go to the bus as they are, each a whole record, for every store that holds the type. With
+    --spool they wait in that file until eventsync relay --spool sends them; no broker is needed.
 
     A line that is wrong is told with its number and why, and the rest goes on; the exit code is
     then 1. Publishing the same lines into a store again changes nothing.
@@ -92,11 +97,12 @@ def publish(
       jq -c '.[]' export.json | eventsync publish crm --type Customer
       echo '{"id": 7}' | eventsync publish crm --delete
       eventsync publish --type Customer -f customers.jsonl
+      eventsync publish --type Customer -f customers.jsonl --spool changes.db
     """
     from eventsync.cli.sink import sink_for
 
-    sink = sink_for(deployment, store, type, delete=delete)
-    report = _Report()
+    sink = sink_for(deployment, store, type, delete=delete, spool=spool)
+    report = _Report(waiting=spool is not None, spool=spool)
     with ExitStack() as stack:
         for path, stream, size in _inputs(file, stack):
             read_as = format.value if format else None
@@ -177,6 +183,7 @@ class _Report:
     published: int = 0
     wrong: int = 0
     waiting: bool = False
+    spool: Path | None = None
     told: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, path: str, count: int, wrong: Sequence[Line]) -> None:
@@ -201,4 +208,5 @@ class _Report:
             )
             return
         ending = f", {plural(self.wrong, 'wrong line')} passed over" if self.wrong else ""
-        typer.echo(f"{plural(self.published, 'record')} published{ending}.")
+        done = "published" if self.spool is None else f"taken into the spool {self.spool}"
+        typer.echo(f"{plural(self.published, 'record')} {done}{ending}.")

@@ -6,6 +6,7 @@ It owns how refused records are told from taken ones. It must not know where rec
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -24,10 +25,9 @@ from eventsync.errors import (
 )
 
 if TYPE_CHECKING:
-    from eventsync.bus import Bus
     from eventsync.cli.lines import Line
     from eventsync.record import Record
-    from eventsync.store import Store
+    from eventsync.store import Publisher, Store
 
 __all__ = ["Sink", "sink_for"]
 
@@ -80,7 +80,7 @@ class StoreSink(Sink):
 
 
 class BusSink(Sink):
-    def __init__(self, bus: Bus, record_type: type[Record], delete: bool) -> None:
+    def __init__(self, bus: Publisher, record_type: type[Record], delete: bool) -> None:
         super().__init__(record_type)
         self.partial = False
         self._bus = bus
@@ -113,16 +113,27 @@ class BusSink(Sink):
         return self._bus.encode(change)
 
 
-def sink_for(deployment: Deployment, store: str | None, type: str | None, *, delete: bool) -> Sink:
-    """Where records of ``type`` go: into a store, opened, or onto the bus when none is named.
+def sink_for(
+    deployment: Deployment,
+    store: str | None,
+    type: str | None,
+    *,
+    delete: bool,
+    spool: Path | None = None,
+) -> Sink:
+    """Where records of ``type`` go: into a store, opened, or onto the bus when none is named, or
+    into a spool.
 
     Raises ``ConfigError``, ``BusUnavailableError`` without a store, and a usage error.
     """
+    if store is not None and spool is not None:
+        raise typer.BadParameter("a STORE has an outbox of its own; leave out --spool")
     if store is None:
         if type is None:
             raise typer.BadParameter("say which STORE, or a record type with --type")
         record_type = deployment.record_type(type)
-        return BusSink(deployment.declare(), record_type, delete)
+        publisher = deployment.declare() if spool is None else deployment.settings.spool(spool)
+        return BusSink(publisher, record_type, delete)
     target = deployment.store(store)
     if type is None and len(target.accessors) > 1:
         raise ConfigError(

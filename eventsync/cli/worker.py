@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eventsync.config import Settings
     from eventsync.worker import Worker
 
-__all__ = ["worker"]
+__all__ = ["LogLevel", "log_to_stderr", "worker"]
 
 
 class LogLevel(StrEnum):
@@ -86,7 +86,7 @@ def worker(
 
     if every == (store is not None):
         raise typer.BadParameter("say which STORE, or --all")
-    _log_to_stderr(log_level)
+    log_to_stderr(log_level)
     settings = deployment.settings
     registry = deployment.registry
     registry.check()
@@ -151,7 +151,8 @@ def _supervise(
     return Supervisor(commands, environment=environment, grace=settings.grace).run()
 
 
-def _log_to_stderr(level: LogLevel) -> None:
+def log_to_stderr(level: LogLevel) -> None:
+    """Log to standard error: for people on a terminal, as JSON lines elsewhere."""
     import structlog
 
     terminal = sys.stderr.isatty()

@@ -13,6 +13,7 @@ COMMANDS = [
     ("init",),
     ("check",),
     ("worker",),
+    ("relay",),
     ("status",),
     ("publish",),
     ("sync",),

@@ -101,6 +101,7 @@ def test_children_notice_that_they_are_alone(crew):
     eventually(lambda: not any(map(lives, crew.started())))
 
 
+@pytest.mark.slow
 def test_supervised_workers_of_a_project(cli):
     """``worker --processes 2`` applies what comes although one is killed, and leaves with 0."""
     supervisor = cli.start("worker", "report", "--processes", "2")

@@ -40,6 +40,7 @@ def test_publishing_before_any_worker_ran(cli: Cli) -> None:
     assert "Ann" in Path("report.csv").read_text()
 
 
+@pytest.mark.slow
 def test_init_writes_a_project_that_runs(bare: Cli) -> None:
     """The starting project works as it stands, in real processes."""
     bare.real("init", "shop").check()
@@ -61,6 +62,7 @@ def test_init_writes_a_project_that_runs(bare: Cli) -> None:
     assert row["stores"]["shop"]["values"]["price"] == "24.90"
 
 
+@pytest.mark.slow
 def test_the_starting_project_is_clean(bare: Cli) -> None:
     """What ``init`` writes passes the linter, and its README's Python runs."""
     bare("init").check()

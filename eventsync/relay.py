@@ -1,0 +1,183 @@
+"""The relay: publishes what waits in a store's outbox, one relay of a store at a time.
+
+It owns whose turn it is and the loop around it. It must not know how envelopes come into an outbox,
+nor how they travel.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+import structlog
+
+from eventsync.errors import BusUnavailableError, ConfigError, EventSyncError
+from eventsync.index import Index
+from eventsync.store import Publisher, Store
+
+__all__ = ["Outlet", "Relay", "Turn", "serve"]
+
+_CHUNK: Final = 1000
+_MARK: Final = "relay"
+_LONGEST_WAIT: Final = 30.0
+
+
+class Outlet(Protocol):
+    """What has envelopes waiting and can publish them."""
+
+    name: str
+
+    def run_once(self) -> int:
+        """Publish what waits, unless another process is at it; how many envelopes.
+
+        Raises ``BusUnavailableError``, ``UnroutableError``, ``StoreUnavailableError``.
+        """
+
+
+class Turn:
+    """Whose turn it is among processes that share an index; frees itself when its holder dies.
+
+    Kept in the index as a mark that its holder renews. One that stands still for ``lifetime``
+    seconds, by the observer's own clock, is a dead holder's: clocks need not agree. To take it,
+    write a name, wait ``settle`` seconds, and see whether it still stands (Fischer's algorithm).
+    That needs nothing of the index but to read and write a text, and so has a gap: after a pause
+    longer than ``settle`` at the wrong moment two may hold it, until the first of them calls
+    ``keep``. Use it where that costs something but breaks nothing. For one thread.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        name: str = _MARK,
+        *,
+        lifetime: float = 10.0,
+        settle: float = 0.1,
+        monotonic: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._index = index
+        self._name = name
+        self._lifetime = lifetime
+        self._settle = settle
+        self._monotonic = monotonic
+        self._wait = wait
+        self._count = 0
+        self._own = ""
+        self._written = 0.0
+        self._seen: tuple[str, float] = ("", 0.0)
+
+    def take(self) -> bool:
+        """Whether it is this one's turn now. Blocks for ``settle`` seconds if it may be.
+
+        Raises ``StoreUnavailableError``.
+        """
+        held = self._index.load_mark(self._name)
+        now = self._monotonic()
+        if held != self._seen[0]:
+            self._seen = (held, now)
+        if held and now - self._seen[1] < self._lifetime:
+            return False
+        self._write()
+        self._wait(self._settle)
+        return self._index.load_mark(self._name) == self._own
+
+    def keep(self) -> bool:
+        """Whether it is still this one's turn; renews it. Raises ``StoreUnavailableError``."""
+        if self._index.load_mark(self._name) != self._own:
+            return False
+        if self._monotonic() - self._written >= self._lifetime / 4:
+            self._write()
+        return True
+
+    def release(self) -> None:
+        """Leave it to others, if it is still held. Idempotent. Raises ``StoreUnavailableError``."""
+        if self._own and self._index.load_mark(self._name) == self._own:
+            self._index.save_mark(self._name, "")
+        self._own = ""
+
+    def _write(self) -> None:
+        self._count += 1
+        # Drawn anew each time, so that neither a fork nor a pid used twice makes two of one name.
+        self._own = f"{os.getpid()} {secrets.token_hex(8)} {self._count}"
+        self._index.save_mark(self._name, self._own)
+        self._written = self._monotonic()
+
+
+class Relay:
+    """Publishes the outbox of one store, whenever it is this relay's turn. For one thread.
+
+    Any number of relays and workers of a store may run at once: one of them publishes, in the order
+    in which the envelopes came. When it dies another goes on where it was, ``lifetime`` seconds
+    later; at most one chunk of a thousand envelopes is then published twice.
+    """
+
+    def __init__(self, store: Store, publisher: Publisher, *, lifetime: float = 10.0) -> None:
+        self.name = store.name
+        self._store = store
+        self._publisher = publisher
+        self._turn = Turn(store.index, lifetime=lifetime)
+
+    def run_once(self) -> int:
+        """Publish what waits, unless another relay is at it; how many envelopes.
+
+        Raises ``BusUnavailableError``, ``UnroutableError``, ``StoreUnavailableError``; what was not
+        published goes on waiting.
+        """
+        if not self._store.index.outgoing(1) or not self._turn.take():
+            return 0
+        published = 0
+        try:
+            while self._turn.keep():
+                count = self._store.flush(self._publisher, limit=_CHUNK)
+                if not count:
+                    break
+                published += count
+        finally:
+            self._turn.release()
+        return published
+
+
+def serve(
+    outlet: Outlet,
+    stopping: threading.Event,
+    *,
+    connect: Callable[[], object] = lambda: None,
+    describe: Callable[[], Mapping[str, Any]] = dict,
+    poll: float = 0.2,
+    log: Any = None,
+) -> None:
+    """Publish what comes in an outlet until ``stopping`` is set. Blocks.
+
+    ``connect`` is called at the start and after each failure, before the next try. Failures are
+    logged and waited out with backoff, up to 30 seconds. ``describe``: what each line of the log
+    says besides. Raises ``ConfigError``.
+    """
+    log = log or structlog.get_logger("eventsync.relay").bind(outbox=outlet.name)
+    failures = 0
+    connected = False
+    while not stopping.is_set():
+        try:
+            if not connected:
+                connect()
+                connected = True
+            published = outlet.run_once()
+        except ConfigError:
+            raise
+        except (EventSyncError, OSError) as error:
+            wait = min(_LONGEST_WAIT, 0.5 * 2.0 ** min(failures, 10))
+            failures += 1
+            connected = False
+            event = "broker is away" if isinstance(error, BusUnavailableError) else "relay failed"
+            about = {"attempt": failures, "wait": wait, **describe()}
+            log.warning(event, error=str(error), **about)
+            stopping.wait(wait)
+            continue
+        failures = 0
+        if published:
+            log.info("published", count=published, **describe())
+        else:
+            stopping.wait(poll)

@@ -1,0 +1,75 @@
+"""``eventsync relay``: outboxes are published without a worker."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+from servers import eventually
+
+
+def test_relay_command_publishes_until_sigterm(cli):
+    """``eventsync relay`` publishes what is written while it runs, and SIGTERM ends it with 0."""
+    relay = cli.start("relay", "crm")
+    try:
+        away = ("--broker", "redis://127.0.0.1:1/0")
+        cli("publish", "crm", "--type", "Person", *away, input='{"id": 1, "name": "Ann"}').check(69)
+        assert cli("status", "--json").json["stores"]["crm"]["outbox"] <= 1
+
+        def published():
+            return cli("status", "--json").json["stores"]["crm"]["outbox"] == 0
+
+        eventually(published)
+        relay.send_signal(signal.SIGTERM)
+        _, err = relay.communicate(timeout=20)
+    finally:
+        relay.kill()
+        relay.communicate()
+    assert relay.returncode == 0, err
+    assert any(json.loads(line)["event"] == "published" for line in err.splitlines())
+
+
+def test_relay_once(cli):
+    """``--once`` publishes what waits and says how much; a wrong choice is a wrong usage."""
+    away = ("--broker", "redis://127.0.0.1:1/0")
+    cli("publish", "crm", "--type", "Person", *away, input='{"id": 1, "name": "Ann"}').check(69)
+    assert cli("relay", "--all", "--once", "--json").check().json == {
+        "published": {"crm": 1, "documents": 0, "report": 0}
+    }
+    cli("relay").check(2)
+    cli("relay", "crm", "--all").check(2)
+    cli("relay", "nothing").check(78)
+
+
+def test_spool_takes_and_relays(cli):
+    """``publish --spool`` needs no broker, and ``relay --spool --once`` sends what it took."""
+    away = ("--broker", "redis://127.0.0.1:1/0")
+    into = ("publish", "--type", "Line", "--spool", "spool.db")
+    line = '{"order": 1, "number": 1, "text": "a"}'
+    assert "1 record taken into the spool" in cli(*into, *away, input=line).check().out
+    assert cli(*into, *away, "--json", input="").check().json["waiting"] is True
+    cli("relay", "--spool", "spool.db", "--once", *away).check(69)
+    told = cli("relay", "--spool", "spool.db", "--once", "--json").check().json
+    assert (told["published"], told["waiting"], told["kept"]) == (1, 0, 1)
+    cli("worker", "crm", "--drain").check()
+    assert cli("status", "--json").json["stores"]["crm"]["types"]["Line"]["here"] == 1
+    cli("publish", "crm", "--spool", "spool.db", input="").check(2)
+    cli("relay", "crm", "--spool", "spool.db").check(2)
+    cli("relay", "--spool", "crm.db").check(78)
+
+
+def test_spool_relay_tells_size_and_age(cli):
+    """``relay --spool`` logs how much waits and since when, until SIGTERM."""
+    relay = cli.start("relay", "--spool", "spool.db")
+    try:
+        into = ("publish", "--type", "Line", "--spool", "spool.db")
+        cli(*into, input='{"order": 1, "number": 1, "text": "a"}').check()
+        told = json.loads(relay.stderr.readline())
+        relay.send_signal(signal.SIGTERM)
+        _, err = relay.communicate(timeout=20)
+    finally:
+        relay.kill()
+        relay.communicate()
+    assert relay.returncode == 0, err
+    assert (told["event"], told["waiting"], told["oldest"]) == ("published", 0, None)
+    assert told["bytes"] > 0

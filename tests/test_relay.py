@@ -1,0 +1,236 @@
+"""The relay of outboxes: whose turn it is, processes that are killed, a broker that is away."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from servers import eventually
+
+from eventsync.bus import Bus
+from eventsync.errors import BusUnavailableError, ConfigError, StoreUnavailableError
+from eventsync.framing import split_batch
+from eventsync.index import FileIndex, MemoryIndex
+from eventsync.record import Field, Record
+from eventsync.relay import Relay, Turn, serve
+from eventsync.store import Store
+from eventsync.stores.files import JsonFolderAccessor
+from eventsync.stores.memory import MemoryAccessor
+from eventsync.testing.fake import FakeBus
+
+
+class Product(Record):
+    id: int = Field(key=True)
+    name: str
+
+
+class Away(FakeBus):
+    """A broker that is away."""
+
+    def publish(self, type, envelopes):
+        raise BusUnavailableError("away for the test")
+
+
+def make(folder, publisher=None):
+    accessor = JsonFolderAccessor(Product, folder / "products")
+    return Store("crm", accessor, index=folder / "index.db", publisher=publisher).open()
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def turn(index, clock, wait=lambda seconds: None):
+    return Turn(index, lifetime=10.0, monotonic=clock, wait=wait)
+
+
+def test_turn_is_one_holder_s():
+    """While one holds the turn and renews it no other gets it; when it lets go, another does."""
+    index, clock = MemoryIndex(), Clock()
+    first, second = turn(index, clock), turn(index, clock)
+    assert first.take()
+    for _ in range(10):
+        clock.now += 4.0
+        assert first.keep()
+        assert not second.take()
+    first.release()
+    assert second.take()
+    assert not first.keep()
+
+
+def test_turn_of_a_dead_holder_is_taken():
+    """One that has not renewed its turn for its lifetime, as seen by the other, has lost it."""
+    index, clock = MemoryIndex(), Clock()
+    dead, other = turn(index, clock), turn(index, clock)
+    assert dead.take()
+    assert not other.take()
+    clock.now += 9.9
+    assert not other.take()
+    clock.now += 0.2
+    assert other.take()
+    assert not dead.keep()
+    dead.release()
+    assert other.keep()
+
+
+def test_two_that_take_at_once():
+    """Of two that find the turn free at the same moment the last to write has it, alone."""
+    index, clock = MemoryIndex(), Clock()
+    second = turn(index, clock)
+    taken = []
+    first = turn(index, clock, wait=lambda seconds: taken.append(late()))
+
+    def late():
+        index.save_mark("relay", "")  # as the second saw it, before the first wrote
+        return second.take()
+
+    assert not first.take()
+    assert taken == [True]
+
+
+def test_backlog_is_published_in_order_and_once():
+    """A relay publishes all that waits in the order it came, and leaves nothing behind."""
+    store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
+    for number in range(2500):
+        store.add(Product(id=number, name="x"))
+    bus = FakeBus()
+    relay = Relay(store, bus)
+    assert relay.run_once() == 2500
+    assert [change.key for change in bus.changes()] == [str(n) for n in range(2500)]
+    assert store.backlog().waiting == 0
+    assert relay.run_once() == 0
+    assert store.index.load_mark("relay") == ""
+
+
+def test_relay_lets_another_do_it():
+    """While another holds the turn a relay publishes nothing, and when that is lost it stops."""
+    store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
+    store.add([Product(id=n, name="x") for n in range(3000)])
+    other = Turn(store.index)
+    assert other.take()
+    assert Relay(store, FakeBus()).run_once() == 0
+    other.release()
+
+    class Robbed(FakeBus):
+        def publish(self, type, envelopes):
+            super().publish(type, envelopes)
+            store.index.save_mark("relay", "another")
+
+    assert Relay(store, Robbed()).run_once() == 1000
+    assert store.index.load_mark("relay") == "another"
+
+
+def test_serve_waits_for_what_is_away():
+    """A broker that is away is waited for and connected to again; a wrong setting ends it."""
+
+    class Outlet:
+        name = "crm"
+        errors: ClassVar = [
+            BusUnavailableError("broker"),
+            StoreUnavailableError("store"),
+            ConfigError("no"),
+        ]
+
+        def run_once(self):
+            raise self.errors.pop(0)
+
+    class Hasty(threading.Event):
+        waits: ClassVar = []
+
+        def wait(self, timeout=None):
+            self.waits.append(timeout)
+            return False
+
+    connected = []
+    with pytest.raises(ConfigError):
+        serve(Outlet(), Hasty(), connect=lambda: connected.append(1))
+    assert len(connected) == 3
+    assert Hasty.waits == [0.5, 1.0]
+
+
+RELAY = """
+import sys, threading, time
+from pathlib import Path
+from eventsync.bus import Bus
+from eventsync.relay import Relay, serve
+sys.path.insert(0, {tests!r})
+from test_relay import make
+
+class Slow(Bus):
+    def publish(self, type, envelopes):
+        super().publish(type, envelopes)
+        time.sleep(0.1)  # so that it dies between the publish and its note of it
+
+folder = Path(sys.argv[1])
+bus = Slow("sqlite:///" + str(folder / "broker.db"))
+print("ready", flush=True)
+serve(Relay(make(folder), bus, lifetime=1.0), threading.Event(), poll=0.01)
+"""
+
+
+@pytest.mark.slow
+def test_relays_that_are_killed(tmp_path):
+    """Three relays, one killed after another amid a backlog: all of it goes out, hardly twice."""
+    backlog, kills = 20_000, 4
+    count = backlog * kills
+    store = make(tmp_path, Away())
+
+    def pile_up(start):
+        # Straight into the outbox: how it comes there is not of interest here.
+        with store.index.transaction() as transaction:
+            transaction.send("Product", [b"%d" % n for n in range(start, start + backlog)])
+
+    bus = Bus(f"sqlite:///{tmp_path / 'broker.db'}")
+    bus.declare("all", ["Product"])
+    script = RELAY.format(tests=str(Path(__file__).parent))
+
+    def begin():
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"ready\n"
+        return process
+
+    relays = [begin() for _ in range(3)]
+    try:
+        for number in range(kills):
+            pile_up(number * backlog)
+            eventually(lambda: store.index.waiting() < backlog)
+            holder = int(store.index.load_mark("relay").split()[0])
+            (victim,) = (relay for relay in relays if relay.pid == holder)
+            victim.send_signal(signal.SIGKILL)
+            victim.communicate()
+            relays[relays.index(victim)] = begin()
+            eventually(lambda: store.index.waiting() == 0, timeout=60)
+    finally:
+        for relay in relays:
+            relay.kill()
+            relay.communicate()
+    got = []
+    subscription = bus.subscribe("all", ["Product"], prefetch=1000)
+    while deliveries := subscription.fetch(timeout=0.2, limit=1000):
+        got += [int(raw) for delivery in deliveries for raw in split_batch(delivery.body)]
+        subscription.acknowledge(deliveries)
+    subscription.close()
+    bus.close()
+    assert set(got) == set(range(count))
+    assert len(got) <= count + 1000 * kills
+    seen = list(dict.fromkeys(got))
+    assert seen == sorted(seen)
+
+
+def test_file_index_keeps_the_turn(tmp_path):
+    """A turn in an index file is seen by another connection to it."""
+    clock = Clock()
+    first = turn(FileIndex(tmp_path / "index.db"), clock)
+    second = turn(FileIndex(tmp_path / "index.db"), clock)
+    assert first.take()
+    assert not second.take()
