@@ -37,7 +37,7 @@ LAYERS = [
     {"progress", "publisher", "relay", "spool"},
     {"watchdog", "supervisor"},
     {"worker"},
-    {"config", "testing"},
+    {"config", "log", "testing"},
     {"cli"},
     {"__init__", "__main__"},
 ]
