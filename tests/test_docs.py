@@ -54,6 +54,7 @@ def test_python_examples_run(page, tmp_path):
         ]
 
 
+@pytest.mark.slow
 def test_quickstart_runs(tmp_path):
     """The commands of the quickstart work in a fresh folder, in their order."""
     folder = tmp_path
