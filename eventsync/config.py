@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -92,6 +93,19 @@ class Settings(BaseSettings):
                 "an older letter could not be replayed"
             )
         return self
+
+    def secrets(self) -> list[str]:
+        """All texts in these settings that nobody may see, as they stand and decoded."""
+        found = []
+        for url in self.broker.get_secret_value().split(";"):
+            _, _, after = url.partition("://")
+            user, at, _ = after.partition("/")[0].rpartition("@")
+            if at:
+                password = user.partition(":")[2]
+                found += [password, unquote(password)]
+        for key in self.keys.get_secret_value().split(",") if self.keys else []:
+            found.append(key.partition(":")[2].strip())
+        return [secret for secret in found if secret]
 
     def bus(self) -> Bus:
         """The bus that these settings describe, not yet connected. Raises ``ConfigError``."""

@@ -38,7 +38,7 @@ LAYERS = [
     {"watchdog", "supervisor"},
     {"settlement"},
     {"worker"},
-    {"config", "testing"},
+    {"config", "log", "testing"},
     {"cli"},
     {"__init__", "__main__"},
 ]

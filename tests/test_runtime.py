@@ -251,6 +251,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "code"), [("hung", 71), ("stuck", 71), ("open", 0), ("pause", 0), ("slow", 0)]
 )

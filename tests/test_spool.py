@@ -88,7 +88,7 @@ def test_published_again_after_the_broker_was_lost(spool, now):
     relay.run_once()
     now.now += 11.0
     relay.run_once()
-    spool.publish("Product", [b"late"])
+    spool.publish("Product", [b"late", b"later"])
     relay.run_once()
     broker.away = True
     spool.publish("Product", [b"new"])
@@ -97,7 +97,7 @@ def test_published_again_after_the_broker_was_lost(spool, now):
     broker.away, broker.got = False, []
     now.now += 3600.0
     relay.run_once()
-    assert broker.got == [b"late", b"new"]
+    assert broker.got == [b"late", b"later", b"new"]
 
 
 def test_kept_until_the_broker_has_answered_later(spool, now):

@@ -6,6 +6,7 @@ It owns the exit codes. It must not know any single command.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Concatenate, Final, ParamSpec
@@ -34,6 +35,7 @@ __all__ = [
     "command",
     "complete_store",
     "complete_type",
+    "duration",
     "exit_code",
     "help_of",
     "json_option",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
+_UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 OK: Final = 0
 FOUND_WRONG: Final = 1
@@ -175,6 +178,17 @@ def split_names(given: list[str] | None) -> list[str] | None:
     if not given:
         return None
     return [name.strip() for item in given for name in item.split(",") if name.strip()]
+
+
+def duration(text: str, option: str) -> float:
+    """The seconds that an option means: a number of seconds, or one with ``s, m, h`` or ``d``.
+
+    Raises a usage error.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if found is None:
+        raise typer.BadParameter("write a time as 90s, 30m, 12h or 7d", param_hint=option)
+    return float(found[1]) * _UNITS[found[2]]
 
 
 def json_option(text: str | None, option: str) -> Any:

@@ -20,6 +20,7 @@ from eventsync.cli.command import (
     StoreArgument,
     command,
     complete_type,
+    duration,
     help_of,
 )
 from eventsync.cli.deployment import Deployment
@@ -57,6 +58,15 @@ _TypeOption = Annotated[
 _KeyOption = Annotated[
     str | None,
     typer.Option("--key", metavar="KEY", help="Of this record.", rich_help_panel=_PANEL),
+]
+_OlderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--older-than",
+        metavar="TIME",
+        help="Last tried longer ago than this, as 90s, 30m, 12h or 7d.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 
 
@@ -97,6 +107,7 @@ def list_letters(
     reason: _ReasonOption = None,
     type: _TypeOption = None,
     key: _KeyOption = None,
+    older_than: _OlderOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the dead letters of STORE, oldest first.
@@ -108,7 +119,9 @@ def list_letters(
     from eventsync.cli.explain import letter_json, print_letters
     from eventsync.cli.letter import Choice
 
-    choice = Choice(ids=id or (), every=True, reason=reason, type=type, key=key)
+    choice = Choice(
+        ids=id or (), every=True, reason=reason, type=type, key=key, until=_until(older_than)
+    )
     with _chosen(deployment, store, choice) as (_, chunks):
         found = [one for chunk in chunks for one in chunk]
         if as_json:
@@ -160,6 +173,7 @@ def replay(
     reason: _ReasonOption = None,
     type: _TypeOption = None,
     key: _KeyOption = None,
+    older_than: _OlderOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Send dead letters to STORE's queue once more, just as they came.
@@ -176,7 +190,9 @@ def replay(
     from eventsync.cli.letter import Choice
     from eventsync.cli.letter import replay as send_again
 
-    choice = Choice(ids=id or (), every=every, reason=reason, type=type, key=key)
+    choice = Choice(
+        ids=id or (), every=every, reason=reason, type=type, key=key, until=_until(older_than)
+    )
     sent: list[str] = []
     stay: list[str] = []
     with _chosen(deployment, store, choice) as (opened, chunks):
@@ -205,6 +221,7 @@ def discard(
     reason: _ReasonOption = None,
     type: _TypeOption = None,
     key: _KeyOption = None,
+    older_than: _OlderOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -213,10 +230,13 @@ def discard(
     Examples:
       eventsync dlq discard crm --id 3f2a
       eventsync dlq discard crm --reason foreign --yes
+      eventsync dlq discard crm --older-than 3d
     """
     from eventsync.cli.letter import Choice
 
-    choice = Choice(ids=id or (), every=every, reason=reason, type=type, key=key)
+    choice = Choice(
+        ids=id or (), every=every, reason=reason, type=type, key=key, until=_until(older_than)
+    )
     with _chosen(deployment, store, choice) as (opened, chunks):
         found = [one for chunk in chunks for one in chunk]
         _some(found, choice)
@@ -288,6 +308,10 @@ def edit(
         typer.echo(f"{new.type} {new.key} published to all stores with {', '.join(fields)}.")
 
 
+def _until(older_than: str | None) -> float | None:
+    return None if older_than is None else time.time() - duration(older_than, "--older-than")
+
+
 # -- choosing --------------------------------------------------------------------------------------
 
 
@@ -298,7 +322,9 @@ def _chosen(
     from eventsync.cli.letter import picked
 
     if not choice:
-        raise typer.BadParameter("say which letters: --id, --reason, --type, --key or --all")
+        raise typer.BadParameter(
+            "say which letters: --id, --reason, --type, --key, --older-than or --all"
+        )
     deployment.store(store)  # a wrong name is told, not made into a queue
     now = time.time()
     with deployment.bus.letters(store) as opened:

@@ -57,16 +57,21 @@ class Found:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Choice:
-    """Which letters are meant: those of which everything that is given holds."""
+    """Which letters are meant: those of which everything that is given holds.
+
+    ``until``: of those that were last tried at that time or earlier, in seconds since the epoch.
+    """
 
     ids: Sequence[str] = ()
     every: bool = False
     reason: str | None = None
     type: str | None = None
     key: str | None = None
+    until: float | None = None
 
     def __bool__(self) -> bool:
-        return self.every or bool(self.ids or self.reason or self.type or self.key)
+        given = (self.reason, self.type, self.key, self.until)
+        return self.every or bool(self.ids) or any(one is not None for one in given)
 
     def __contains__(self, found: Found) -> bool:
         letter = found.letter
@@ -75,6 +80,7 @@ class Choice:
             and self.reason in (None, letter.reason)
             and self.type in (None, letter.type)
             and self.key in (None, letter.key)
+            and (self.until is None or letter.last_time <= self.until)
         )
 
 

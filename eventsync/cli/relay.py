@@ -76,7 +76,7 @@ def relay(
         raise typer.BadParameter("say which STORE, or --all, or --spool")
     if as_json and not once:
         raise typer.BadParameter("--json is for --once")
-    log_to_stderr(log_level)
+    log_to_stderr(log_level, deployment.settings)
     if spool is not None:
         taken = deployment.settings.spool(spool)
         return _spool_once(deployment, taken, as_json) if once else _serve_spool(deployment, taken)

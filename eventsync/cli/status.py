@@ -5,6 +5,7 @@ It owns what an operator sees first. It must not change anything.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -34,6 +35,9 @@ def status(deployment: Deployment, as_json: JsonOption = False) -> int:
     do not match the store's filter; deleted: remembered deletes; new: records that eventsync has
     not seen yet, which eventsync sync takes in.
 
+    With EVENTSYNC_STATE_DIR set, also the workers on this host: what each is doing, for how long it
+    has not got on, and whether it uses its store (circuit closed) or waits for it to come back.
+
     The exit code is 69 when a store or the broker cannot be asked, and 1 when there are dead
     letters.
 
@@ -53,7 +57,12 @@ def status(deployment: Deployment, as_json: JsonOption = False) -> int:
 
 
 def _store(deployment: Deployment, store: Store, away: list[str]) -> dict[str, Any]:
+    from eventsync.progress import read_states
+
     found: dict[str, Any] = {"queues": _queues(deployment, store.name, away)}
+    folder = deployment.settings.state_dir
+    if folder is not None:
+        found["workers"] = [state for state in read_states(folder) if state["store"] == store.name]
     try:
         backlog = store.backlog()
         found["outbox"], found["outbox_oldest"] = backlog.waiting, backlog.oldest
@@ -137,12 +146,42 @@ def _tell(stores: dict[str, dict[str, Any]]) -> None:
     ]
     typer.echo()
     print_table(["store", "type", *_COLUMNS], rows, right=range(2, 7))
+    _tell_workers([state for found in stores.values() for state in found.get("workers", ())])
     for name, found in stores.items():
         for part in (found, found["queues"], *found.get("types", {}).values()):
             if "error" in part:
                 warn(f"{name}: {part['error']}")
         if found["queues"].get("declared") is False:
             warn(f"{name}: it has no queue yet; the first eventsync worker {name} makes it")
+
+
+def _tell_workers(workers: list[dict[str, Any]]) -> None:
+    if not workers:
+        return
+    now = time.time()
+    rows = [
+        [
+            state["store"],
+            str(state["pid"]),
+            state["doing"],
+            # Of a process that stands still the file says less and less.
+            ago(state["silence"] + max(0.0, now - state["written"])),
+            _count(state["messages"]),
+            state["circuit"]["state"],
+            ago(now - state["circuit"]["since"]),
+        ]
+        for state in workers
+    ]
+    typer.echo()
+    print_table(
+        ["worker of", "pid", "doing", "silent", "messages", "circuit", "since"],
+        rows,
+        right=(1, 3, 4, 6),
+        marked=lambda row, column: "red" if column == 5 and rows[row][5] != "closed" else None,
+    )
+    for state in workers:
+        if state["circuit"]["error"]:
+            warn(f"{state['store']}: {state['circuit']['error']}")
 
 
 _COLUMNS = ("here", "pending", "away", "deleted", "new")

@@ -1,6 +1,6 @@
 """``eventsync worker``: the process that drains one store's queue.
 
-It owns how a worker logs. It must not know how a worker works.
+It owns which processes there are. It must not know how a worker works.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def worker(
 
     if every == (store is not None):
         raise typer.BadParameter("say which STORE, or --all")
-    log_to_stderr(log_level)
     settings = deployment.settings
+    log_to_stderr(log_level, settings)
     registry = deployment.registry
     registry.check()
     if every or processes:
@@ -151,26 +151,8 @@ def _supervise(
     return Supervisor(commands, environment=environment, grace=settings.grace).run()
 
 
-def log_to_stderr(level: LogLevel) -> None:
-    """Log to standard error: for people on a terminal, as JSON lines elsewhere."""
-    import structlog
+def log_to_stderr(level: LogLevel, settings: Settings) -> None:
+    """Log to standard error, without the secrets that the settings hold."""
+    from eventsync.log import configure
 
-    terminal = sys.stderr.isatty()
-    last: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer()
-        if terminal
-        else structlog.processors.JSONRenderer(ensure_ascii=False)
-    )
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(
-                fmt="%H:%M:%S" if terminal else "iso", utc=not terminal
-            ),
-            structlog.processors.format_exc_info,
-            last,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level.value),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
+    configure(level.value, sys.stderr, secrets=settings.secrets())

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from cli.project import Cli
 
+from eventsync.cli.command import duration
+
 TRIGGER = (
     "CREATE TRIGGER no_eve BEFORE INSERT ON person WHEN NEW.name = 'Eve' "
     "BEGIN SELECT RAISE(ABORT, 'not Eve'); END"
@@ -212,3 +214,24 @@ def test_no_such_letter(refused: Cli) -> None:
     """An id of no letter is told."""
     for command in ("show", "replay", "edit", "discard"):
         assert "no such dead letter" in refused("dlq", command, "crm", "--id", "0123abcd").err
+
+
+def test_older_than(refused: Cli) -> None:
+    """``--older-than`` means letters last tried longer ago; a time that is none is told."""
+    assert refused("dlq", "list", "crm", "--older-than", "1h", "--json").check().json == []
+    discard = ("dlq", "discard", "crm", "--yes", "--json", "--older-than")
+    assert refused(*discard, "0.5d").check().json == {"discarded": []}
+    replay = ("dlq", "replay", "crm", "--json", "--older-than")
+    assert refused(*replay, "30m").check().json["replayed"] == []
+    (letter,) = letters(refused)
+    refused(*discard, "soon").check(2)
+    assert refused(*discard, "0").check().json == {"discarded": [letter["id"]]}
+    assert letters(refused) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("1d", 86_400)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    """A time is a number with a unit, or of seconds."""
+    assert duration(text, "--older-than") == seconds
