@@ -228,6 +228,16 @@ class Accessor(ABC, Generic[R]):
     def close(self) -> None:
         """Let go of connections and files. Idempotent."""
 
+    def changed_since(
+        self, mark: str, unreadable: Callable[[RecordError], None] | None
+    ) -> tuple[list[str], str] | None:
+        """The keys of all records that may have changed since ``mark``, and the mark for next time.
+
+        ``mark``: what the last call gave, empty at first, for all records. ``unreadable`` as in a
+        query. ``None``: the store cannot tell. Deletes need not be among them.
+        """
+        return None
+
     # -- what every accessor gets ----------------------------------------------------------------
 
     def make(self, values: Mapping[str, Any]) -> R:
@@ -466,8 +476,10 @@ class Accessor(ABC, Generic[R]):
         try:
             if writes or removals:
                 self.write_rows(writes, removals, transaction)
-        except Exception:
-            if self.atomic or len(decisions) == 1:
+        except Exception as error:
+            # What may have been written all the same stays open: who comes next looks.
+            unsure = isinstance(error, StoreUnavailableError) and error.uncertain
+            if not unsure and (self.atomic or len(decisions) == 1):
                 # Nothing was written, so nothing of it is to be sent or finished.
                 transaction.settle(name, list(decisions), send=False)
                 transaction.keep()

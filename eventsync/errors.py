@@ -177,10 +177,21 @@ class DependencyError(StoreError):
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot be reached, is busy or gave up on time: the same call may succeed later."""
+    """The store cannot be reached, is busy or gave up on time: the same call may succeed later.
+
+    ``retry_after``: the store asks not to be tried again for so many seconds. ``uncertain``: it may
+    have done what was asked, for only its answer is missing.
+    """
 
     retryable = True
     reason = "unavailable"
+
+    def __init__(
+        self, message: str, *, hint: str = "", retry_after: float = 0.0, uncertain: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+        self.uncertain = uncertain
 
 
 class SuspiciousReadError(StoreError):

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import tenacity
 
-from eventsync.errors import EventSyncError
+from eventsync.errors import EventSyncError, StoreUnavailableError
 
 __all__ = ["is_retryable", "retrying"]
 
@@ -36,8 +36,9 @@ def retrying(
     """The result of ``call``, tried again while it fails retryably, for at most ``budget`` seconds.
 
     ``wait`` sleeps for so many seconds, and may return early; ``give_up`` is asked before each new
-    attempt; ``before_wait`` is told the error, the attempt's number and the coming wait. Raises the
-    last error when the budget is spent or the error is not retryable.
+    attempt; ``before_wait`` is told the error, the attempt's number and the coming wait. A store
+    that says when to come back is not tried before. Raises the last error when the budget is spent
+    or the error is not retryable.
     """
 
     def tell(state: tenacity.RetryCallState) -> None:
@@ -47,6 +48,13 @@ def retrying(
         assert error is not None
         before_wait(error, state.attempt_number, state.next_action.sleep)
 
+    backoff = tenacity.wait_random_exponential(multiplier=0.05, max=5.0)
+
+    def pause(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.retry_after if isinstance(error, StoreUnavailableError) else 0.0
+        return max(backoff(state), asked)
+
     spent = tenacity.stop_before_delay(budget)
 
     def stop(state: tenacity.RetryCallState) -> bool:
@@ -54,7 +62,7 @@ def retrying(
 
     retryer = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_retryable),
-        wait=tenacity.wait_random_exponential(multiplier=0.05, max=5.0),
+        wait=pause,
         stop=stop,
         sleep=wait,
         before_sleep=tell,

@@ -5,7 +5,9 @@ It knows nothing of brokers (a ``Publisher`` takes its envelopes) or of other st
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,8 @@ class Store:
     makes a ``FileIndex``; by default what the accessors bring (an SQL store keeps them beside its
     data). ``publisher``: without one, edits are not published. ``capture_every``: how often, in
     seconds, the store's worker looks for edits made behind eventsync's back; ``None``: never.
+    ``capture_whole_every``: how often at least it then reads everything, where the store can tell
+    what changed since the last time; deletes are only seen so.
     ``rate``: how many changes a second its workers apply at most, all of them together as far as
     one ``eventsync worker`` command runs them; ``None``: as many as they can. Usable as a context
     manager. Thread-safe as far as its accessors are.
@@ -74,6 +78,7 @@ class Store:
         publisher: Publisher | None = None,
         clock: Clock | None = None,
         capture_every: float | None = None,
+        capture_whole_every: float = 600.0,
         rate: float | None = None,
     ) -> None:
         if not name or not all(c.isalnum() or c in "_-" for c in name):
@@ -84,6 +89,8 @@ class Store:
         self.publisher = publisher
         self.clock = clock or Clock()
         self.capture_every = capture_every
+        self.capture_whole_every = capture_whole_every
+        self._whole_at: dict[str, float] = {}
         self.rate = rate
         self.publish_error: BusUnavailableError | None = None
         """Why the last attempt to publish failed; ``None`` when it did not."""
@@ -323,21 +330,31 @@ class Store:
         self,
         record_type: type[Record] | None = None,
         *,
+        whole: bool = True,
         deletes: float = 0.5,
         publisher: Publisher | None = None,
         unreadable: Callable[[RecordError], None] | None = None,
     ) -> Iterator[list[Change]]:
         """Find edits made behind eventsync's back, give them versions and publish them.
 
-        Reads all records; yields the changes found, chunk by chunk. ``deletes``: the greatest part
-        of the known records of a type that may have vanished. Beyond it, if more than ten are
-        concerned, ``SuspiciousReadError`` is raised and nothing is deleted, since a read that fails
+        Reads all records; yields the changes found, chunk by chunk. ``whole``: if false, and this
+        store read all records within ``capture_whole_every`` seconds, only those are read that
+        changed since, where the store can tell; deletes are then not found. ``deletes``: the
+        greatest part of the known records of a type that may have vanished. Beyond it, if more than
+        ten are concerned, ``SuspiciousReadError`` is raised and nothing is deleted, since a read that fails
         or comes back empty looks just like that; 1 allows any. ``publisher``: instead of the
         store's own. ``unreadable`` is told of a record whose values do not fit its fields, which is
         then passed over and not taken for deleted; without it the error is raised. Idempotent.
         """
         publisher = publisher or self.publisher
         for accessor in self._of(record_type):
+            begun = time.monotonic()
+            last = self._whole_at.get(accessor.type.name, -math.inf)
+            if not whole and begun - last < self.capture_whole_every:
+                recent = self._recent(accessor, publisher, unreadable)
+                if recent is not None:
+                    yield from recent
+                    continue
             seen: set[str] = set()
             chunk: list[str] = []
             query = Query.parse(accessor.type, None, unreadable=unreadable)
@@ -351,6 +368,7 @@ class Store:
                 seen.update(chunk)
                 yield self._capture(accessor, chunk, publisher, unreadable)
             if accessor.forgets:
+                self._whole_at[accessor.type.name] = begun
                 continue
             vanished = self._vanished(accessor, seen)
             known = self.index.counts(accessor.type.name)[Presence.HERE]
@@ -363,6 +381,41 @@ class Store:
             for start in range(0, len(vanished), _CHUNK):
                 chunk = vanished[start : start + _CHUNK]
                 yield self._capture(accessor, chunk, publisher, unreadable)
+            self._whole_at[accessor.type.name] = begun
+
+    def _recent(
+        self,
+        accessor: Accessor[Any],
+        publisher: Publisher | None,
+        unreadable: Callable[[RecordError], None] | None,
+    ) -> Iterator[list[Change]] | None:
+        """Capture what changed since the mark of the last time; ``None`` if that is not known.
+
+        The mark moves on only once all of it is captured.
+        """
+        name = f"capture/{accessor.type.name}"
+        failed = False
+
+        def note(error: RecordError) -> None:
+            nonlocal failed
+            failed = True
+            if unreadable is None:
+                raise error
+            unreadable(error)
+
+        mark = self.index.load_mark(name)
+        changed = accessor.changed_since(mark, note)
+        if changed is None:
+            return None
+        keys, following = changed
+
+        def captured() -> Iterator[list[Change]]:
+            for start in range(0, len(keys), _CHUNK):
+                yield self._capture(accessor, keys[start : start + _CHUNK], publisher, note)
+            if not failed and following != mark:
+                self.index.save_mark(name, following)
+
+        return captured()
 
     def capture_before(self, changes: Iterable[Change], publisher: Publisher) -> None:
         """Capture edits of the records that ``changes`` are about, before they are applied.

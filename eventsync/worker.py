@@ -379,7 +379,8 @@ class Worker:
         def unreadable(error: EventSyncError) -> None:
             self._log.error("a record cannot be read and is passed over", error=str(error))
 
-        for changes in self.store.capture(publisher=self.bus, unreadable=unreadable):
+        edits = self.store.capture(whole=False, publisher=self.bus, unreadable=unreadable)
+        for changes in edits:
             self.progress.beat()
             if changes:
                 self._log.info("captured edits", count=len(changes))

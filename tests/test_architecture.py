@@ -29,7 +29,7 @@ LAYERS = [
         "debezium",
         "deadletter",
     },
-    {"view", "index", "gate", "accessor"},
+    {"view", "index", "gate", "accessor", "member", "identity"},
     {"store", "joined"},
     {"retry"},
     {"apply", "stores", "transports"},

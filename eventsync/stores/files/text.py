@@ -1,112 +1,32 @@
-"""Values as a person would write them in a file, and back: JSON members and the cells of a table.
+"""Values as a person would write them in the cells of a table, and back.
 
-It knows nothing of files.
-
-JSON holds strings, booleans, ``null``, numbers, lists and objects as they are; an integer field's
-value that other readers would round (beyond 2^53) is a string. A decimal, date, time, datetime or
-UUID is its text (ISO 8601), bytes are base64, and the field brings them back into their type.
+It knows nothing of files. What a JSON document holds is in ``eventsync.member``.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import datetime as dt
-import json
-import math
-from collections.abc import Callable, Mapping
-from decimal import Decimal
+from collections.abc import Mapping
 from typing import Any, Final
-from uuid import UUID
 
-from eventsync.errors import FieldError, RecordError, RejectedError
-from eventsync.record import Field
-from eventsync.schema import same
+from eventsync.errors import RejectedError
+from eventsync.member import (
+    DECODER,
+    Members,
+    check_exact,
+    dump,
+    fields_by_name,
+    from_base64,
+    parse,
+    to_json,
+    to_text,
+    with_floats,
+    written,
+)
 from eventsync.view import BoundView
 
 __all__ = ["Cells", "Members", "dump", "parse"]
 
-_EXACT: Final = 2**53 - 1
-_NATIVE: Final = frozenset({str, bool, type(None)})
 _TEXT: Final = frozenset({str, bytes})
-
-
-def dump(value: Any, *, indent: int | None = None) -> str:
-    """A JSON value as text, without a line end. Raises ``RejectedError``."""
-    try:
-        # Numbers of members that are not ours were read as decimals.
-        return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False, default=float)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise RejectedError(f"it cannot be written as JSON: {error}") from error
-
-
-def parse(text: str) -> dict[str, Any]:
-    """The JSON object in ``text``; numbers with a point are decimals. Raises ``RecordError``."""
-    try:
-        document = _DECODER.decode(text.strip(" \t\r\n"))
-    except json.JSONDecodeError as error:
-        raise RecordError(
-            f"not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise RecordError(f"not a JSON object, but a {type(document).__name__}")
-    return document
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise ValueError("an object has the same member twice")
-    return members
-
-
-def _refuse_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_float=Decimal, parse_constant=_refuse_constant
-)
-
-
-class Members:
-    """The members of JSON documents, for one view of a record type. Immutable, thread-safe."""
-
-    def __init__(self, view: BoundView) -> None:
-        self._names = tuple(view.names.values())
-        self._fields = _fields_by_name(view)
-        self._coded = {name for name, field in self._fields.items() if field.type is bytes}
-
-    def encode(self, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """The members for what ``View.to_store`` gave. Raises ``RejectedError``."""
-        return {name: self._encode(name, value) for name, value in stored.items()}
-
-    def decode(self, members: Mapping[str, Any]) -> dict[str, Any]:
-        """What ``View.to_record`` takes, of the members. Raises ``FieldError``."""
-        return {name: self._decode(name, members[name]) for name in self._names if name in members}
-
-    def _encode(self, name: str, value: Any) -> Any:
-        if type(value) in _NATIVE:
-            return value
-        if type(value) is int and abs(value) > _EXACT:
-            return _written(str, value, name)
-        member = _written(_to_json, value, name)
-        field = self._fields.get(name)
-        if field is not None and not field.scalar:
-            _check_exact(field, value, member)
-        return member
-
-    def _decode(self, name: str, value: Any) -> Any:
-        if type(value) in _NATIVE and name not in self._coded:
-            return value
-        field = self._fields.get(name)
-        if field is not None and field.type is bytes and isinstance(value, str):
-            return _from_base64(field, value)
-        if field is not None and field.type is Decimal:
-            return value
-        return _with_floats(value)
 
 
 class Cells:
@@ -120,7 +40,7 @@ class Cells:
 
     def __init__(self, view: BoundView, null: str) -> None:
         self._names = tuple(view.names.values())
-        self._fields = _fields_by_name(view)
+        self._fields = fields_by_name(view)
         self._null = null
         # Where a cell may say None: for every other name the text is what it is.
         names = {stored: name for name, stored in view.names.items()}
@@ -144,10 +64,10 @@ class Cells:
         if value is None and name in self._nullable:
             return self._null if textual else ""
         if field is not None and not field.scalar:
-            member = _written(_to_json, value, name)
-            _check_exact(field, value, member)
+            member = written(to_json, value, name)
+            check_exact(field, value, member)
             return dump(member)
-        text: str = _written(_to_text, value, name)
+        text: str = written(to_text, value, name)
         if textual and name in self._nullable and self._like_null(text):
             if not self._null:
                 raise RejectedError(
@@ -167,11 +87,11 @@ class Cells:
         if field is None:
             return text
         if field.type is bytes:
-            return _from_base64(field, text)
+            return from_base64(field, text)
         if field.scalar:
             return text
         try:
-            return _with_floats(_DECODER.decode(text))
+            return with_floats(DECODER.decode(text))
         except (ValueError, RecursionError):
             if field.type is object:
                 return text  # a person wrote plain text where anything may stand
@@ -181,81 +101,3 @@ class Cells:
         if not self._null:
             return not text
         return text.endswith(self._null) and not text[: -len(self._null)].strip("\\")
-
-
-def _fields_by_name(view: BoundView) -> dict[str, Field]:
-    """By the store's names, the fields whose values the store holds as they are."""
-    fields = view.record_type.fields
-    return {stored: fields[n] for n, stored in view.names.items() if n not in view.convert}
-
-
-def _written(write: Callable[[Any], Any], value: Any, name: str) -> Any:
-    try:
-        return write(value)
-    except (ValueError, TypeError) as error:
-        raise RejectedError(f"{name}: {error}") from error
-
-
-def _to_json(value: Any) -> Any:
-    kind = type(value)
-    if kind in _NATIVE or kind is int:
-        return value
-    if kind is float:
-        return value if math.isfinite(value) else _to_text(value)
-    if kind is list:
-        return [_to_json(item) for item in value]
-    if kind is dict:
-        return {name: _to_json(item) for name, item in value.items()}
-    return _to_text(value)
-
-
-def _to_text(value: Any) -> str:
-    kind = type(value)
-    if kind is str:
-        return str(value)
-    if kind is bool:
-        return "true" if value else "false"
-    if kind is float:
-        return repr(value) if math.isfinite(value) else f"{'-' if value < 0 else ''}Infinity"
-    if kind is int or kind is Decimal or kind is UUID:
-        return str(value)
-    if kind is dt.date or kind is dt.time or kind is dt.datetime:
-        return str(value.isoformat())
-    if kind is bytes:
-        return base64.b64encode(value).decode("ascii")
-    raise TypeError(f"a value of type {kind.__qualname__} cannot be written to a file")
-
-
-def _from_base64(field: Field, text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        raise field.error(text, "bytes in base64") from None
-
-
-def _with_floats(value: Any) -> Any:
-    """A JSON value with its decimals, which are numbers with a point, as floats."""
-    kind = type(value)
-    if kind is Decimal:
-        return float(value)
-    if kind is list:
-        return [_with_floats(item) for item in value]
-    if kind is dict:
-        return {name: _with_floats(item) for name, item in value.items()}
-    return value
-
-
-def _check_exact(field: Field, value: Any, member: Any) -> None:
-    """Refuse a list, dict or undeclared value of which JSON would make something else."""
-    if same(member, value):
-        return
-    try:
-        exact = same(field.coerce(member), value)
-    except FieldError:
-        exact = False
-    if not exact:
-        raise RejectedError(
-            f"{field.record}.{field.name} holds what JSON has no form for: it would come back as "
-            "another value",
-            hint="declare the type of its elements, as list[Decimal]",
-        )

@@ -1,0 +1,34 @@
+"""Records as the objects of REST services, which a description or a subclass makes known.
+
+It knows nothing of other stores. It needs the extra ``rest``.
+"""
+
+from __future__ import annotations
+
+from eventsync.stores.rest.accessor import Object, OvertakenError, RestAccessor
+from eventsync.stores.rest.auth import Auth, Basic, ClientCredentials, Token
+from eventsync.stores.rest.page import Cursor, Links, Numbers, OnePage, Pages
+from eventsync.stores.rest.path import ABSENT, Place
+from eventsync.stores.rest.resource import Resource, Since
+from eventsync.stores.rest.service import Answer, Service
+
+__all__ = [
+    "ABSENT",
+    "Answer",
+    "Auth",
+    "Basic",
+    "ClientCredentials",
+    "Cursor",
+    "Links",
+    "Numbers",
+    "Object",
+    "OnePage",
+    "OvertakenError",
+    "Pages",
+    "Place",
+    "Resource",
+    "RestAccessor",
+    "Service",
+    "Since",
+    "Token",
+]

@@ -1,0 +1,542 @@
+"""The accessor of records that are objects of a REST service.
+
+It owns what becomes of them: reads, conditional writes, and the search for what a lost answer may
+have left. It knows nothing of other stores.
+
+A service has neither transactions nor a place for versions, so these are in an index beside it.
+Where it gives strong entity tags, each write is refused by the service if somebody else changed the
+object since it was read; the change is then judged again. Without them a write of somebody else's
+between reading and writing is overwritten, in the fields that are written.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+
+from eventsync import value
+from eventsync.accessor import Accessor, Edit, Write
+from eventsync.change import Change
+from eventsync.clock import Clock
+from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
+from eventsync.identity import IdentityMap
+from eventsync.index import IndexTransaction, Presence
+from eventsync.key import split as split_key
+from eventsync.member import Members
+from eventsync.query import Query
+from eventsync.record import Record
+from eventsync.schema import same
+from eventsync.stores.rest.path import ABSENT, Place, at, place
+from eventsync.stores.rest.resource import Resource, filled
+from eventsync.stores.rest.service import Answer, Service
+from eventsync.view import View
+
+__all__ = ["Object", "OvertakenError", "RestAccessor"]
+
+R = TypeVar("R", bound=Record)
+_TRIES: Final = 5
+_FEW: Final = 10
+
+
+class OvertakenError(StoreUnavailableError):
+    """Somebody else changed the object between the read and the write; nothing was written."""
+
+
+class Object(NamedTuple):
+    """An object as the service gave it.
+
+    ``etag``: its strong entity tag, if it has one. ``listed``: it comes from a list, which gives no
+    tags.
+    """
+
+    data: dict[str, Any]
+    etag: str | None = None
+    listed: bool = False
+
+
+class RestAccessor(Accessor[R]):
+    """Records of one type as the objects of a REST service.
+
+    ``resource`` says where they are. ``identity``: for a service that gives ids of its own, the map
+    from record keys to these. An object that others created there gets the key ``name:id``, with
+    the name of the map; the record type then needs one key field of text.
+
+    A service that is odd is a subclass: it overrides ``objects``, ``fetch``, ``create``, ``modify``
+    and ``destroy``, which send the requests, and ``present``, ``marker_in``, ``values_in`` and
+    ``fill``, which look at an object and make one.
+
+    The store needs a version index: ``Store(..., index=FileIndex(...))``.
+    """
+
+    atomic: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        record_type: type[R],
+        service: Service,
+        resource: Resource,
+        *,
+        view: View | None = None,
+        identity: IdentityMap | None = None,
+    ) -> None:
+        super().__init__(record_type, view=view)
+        self.service = service
+        self.resource = resource
+        self.identity = identity
+        self._members = Members(self.view)
+        self._check_names(resource.names())
+        left_out = self.type.keys if identity is not None else ()
+        self._places: dict[str, Place] = {}
+        for name, stored in self.view.names.items():
+            path = resource.paths.get(stored)
+            if path is None and name in left_out:
+                continue  # the service has an id instead
+            self._places[stored] = _place(stored, path)
+        for stored in self.view.constant:
+            self._places[stored] = _place(stored, resource.paths.get(stored))
+        self._marker = None if resource.marker is None else _place("", resource.marker)
+        # What was read in the transaction that goes on, and what its writes were answered with.
+        self._reading: IndexTransaction | None = None
+        self._objects: dict[str, Object] = {}
+        self._answered: dict[str, dict[str, Any]] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.type.name}, {self.service.url!r})"
+
+    def _check_names(self, names: set[str]) -> None:
+        known = {"key", *self.type.keys} if self.identity is None else {"id"}
+        if not names or not names <= known:
+            raise ConfigError(
+                f"{self.type.name}: item={self.resource.item!r} has to name the object by "
+                + " or ".join(f"{{{name}}}" for name in sorted(known)),
+                hint="and with {id} pass identity=IdentityMap(...)",
+            )
+
+    # -- lifecycle ---------------------------------------------------------------------------------
+
+    def ping(self) -> None:
+        pages = self.resource.pages
+        few = {pages.size_name: "1"} if pages.first() and pages.size_name else {}
+        self.service.request("GET", self.resource.items, query={**self.resource.query, **few})
+
+    def close(self) -> None:
+        self.service.close()
+        if self.identity is not None:
+            self.identity.close()
+
+    # -- the six -----------------------------------------------------------------------------------
+
+    def add(self, record: R) -> None:
+        self._write(Write(record.key, record.raw(), whole=True), self.fetch(record.key))
+
+    def update(self, record: R) -> None:
+        changed = record.changes() if record.is_dirty else record.raw()
+        self._write(Write(record.key, changed, whole=False), self.fetch(record.key))
+
+    def get(self, key: str) -> R | None:
+        found = self.fetch(key)
+        return None if found is None else self._record(key, found)
+
+    def find(self, query: Query) -> Iterable[R]:
+        return query.select(self.read(self._listed({}), query))
+
+    def remove(self, key: str) -> None:
+        found = self.fetch(key)
+        if found is not None:
+            self.destroy(key, found)
+
+    def record_to_data(self, record: R) -> dict[str, Any]:
+        members = self._encoded(record.raw(), whole=True)
+        body = self.fill(members, None)
+        if self._marker is not None:
+            self._marker.write(body, record.key)
+        return body
+
+    def data_to_record(self, data: Any) -> R:
+        return self._record(self.key_in(data), Object(data))
+
+    # -- what a subclass may do otherwise ----------------------------------------------------------
+
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """All objects, or those that ``query`` narrows the list down to."""
+        asked = {**self.resource.query, **query}
+        for page in self.resource.pages.walk(self.service, self.resource.items, asked):
+            yield from page
+
+    def fetch(self, key: str) -> Object | None:
+        """The object of a record, ``None`` if there is none."""
+        path = self.path_of(key)
+        if path is None:
+            return None
+        answer = self.service.request("GET", path, allow=(404, 410))
+        if answer.status in (404, 410):
+            return None
+        data = self._data(answer)
+        if not self.present(data):
+            return None
+        return Object(data, answer.etag if self.resource.etags else None)
+
+    def create(self, key: str, members: Mapping[str, Any]) -> Answer:
+        """Create the object of a record that has none. Raises ``OvertakenError`` if it has."""
+        body = self.fill(members, None)
+        if self._marker is not None:
+            self._marker.write(body, key)
+        if self.resource.create == "PUT" and self.identity is None:
+            headers = {"If-None-Match": "*"} if self.resource.etags else {}
+            path = self.path_of(key)
+            assert path is not None
+            return self._sent("PUT", path, body, headers)
+        answer = self.service.request("POST", self.resource.items, body=body, allow=(409,))
+        if answer.status == 409:
+            if self.identity is None and self.fetch(key) is not None:
+                raise self._overtaken(key)
+            raise RejectedError(self.service.meaning("POST", answer).message)
+        return answer
+
+    def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
+        """Write changed members. Raises ``OvertakenError`` if the object is not as it was found."""
+        path = self.path_of(key)
+        assert path is not None
+        base = copy.deepcopy(found.data) if self.resource.update == "PUT" else None
+        body = self.fill(members, base)
+        return self._sent(self.resource.update, path, body, _if_match(found))
+
+    def destroy(self, key: str, found: Object) -> None:
+        """Remove the object. Raises ``OvertakenError`` if it is not as it was found. Idempotent."""
+        path = self.path_of(key)
+        assert path is not None
+        answer = self.service.request(
+            "DELETE", path, headers=_if_match(found), allow=(404, 410, 412)
+        )
+        if answer.status == 412:
+            raise self._overtaken(key)
+        if self.identity is not None:
+            self.identity.forget(self.type.name, key)
+
+    def present(self, data: Mapping[str, Any]) -> bool:
+        """Whether an object is a record at all: not so of one that is only marked as deleted."""
+        return True
+
+    def marker_in(self, data: dict[str, Any]) -> str | None:
+        """The key of the record that eventsync created the object for, ``None`` if it did not."""
+        found = ABSENT if self._marker is None else self._marker.read(data)
+        return found if isinstance(found, str) and found else None
+
+    def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
+        """By the view's names, the JSON values that an object holds."""
+        held = {name: place.read(data) for name, place in self._places.items()}
+        return {name: json for name, json in held.items() if json is not ABSENT}
+
+    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
+        """The body to send: JSON values by the view's names, put into ``body`` or a new one."""
+        body = {} if body is None else body
+        for name, held in members.items():
+            if name in self._places:
+                self._places[name].write(body, held)
+        return body
+
+    def id_in(self, data: Mapping[str, Any]) -> str | None:
+        """The service's own id of an object, ``None`` if it has none yet."""
+        id = at(data, self.resource.id)
+        return None if id is None else str(id)
+
+    # -- identity ----------------------------------------------------------------------------------
+
+    def path_of(self, key: str) -> str | None:
+        """The path of a record's object, ``None`` if it has no id."""
+        if self.identity is None:
+            parts = dict(zip(self.type.keys, split_key(key), strict=True))
+            return filled(self.resource.item, {**parts, "key": key})
+        id = self.identity.id_of(self.type.name, key)
+        if id is None and self.identity.is_open(self.type.name, key):
+            id = self._rediscovered(key)
+        return None if id is None else filled(self.resource.item, {"id": id})
+
+    def key_in(self, data: dict[str, Any]) -> str:
+        """The key of the record that an object is. Raises ``RecordError``."""
+        if self.identity is None:
+            keys = (self.view.names[name] for name in self.type.keys)
+            held = self.values_in(data)
+            part = {name: held[name] for name in keys if name in held}
+            return self.type.key_text(self.view.to_record(self._members.decode(part)))
+        name, id = self.type.name, self.id_in(data)
+        known = None if id is None else self.identity.key_of(name, id)
+        if known is not None:
+            return known
+        marked = self._valid_key(self.marker_in(data))
+        if marked is not None and (id is None or self.identity.bind(name, marked, id)):
+            return marked
+        if id is None:
+            raise RecordError(f"{self!r}: an object without an id at {self.resource.id!r}")
+        # Created by others, or a copy of a marked one.
+        minted = self.identity.minted(id)
+        self.type.key_values(minted)
+        if not self.identity.bind(name, minted, id):
+            raise RecordError(f"{name} {minted!r} has another id than {id} in {self.identity!r}")
+        return minted
+
+    def find_marked(self, key: str) -> str | None:
+        """The id of the object that was created for a record, found by its marker."""
+        query = {name: text.replace("{key}", key) for name, text in self.resource.marked.items()}
+        for data in self.objects(query):
+            if self.marker_in(data) == key and self.present(data):
+                return self.id_in(data)
+        return None
+
+    def _valid_key(self, marked: str | None) -> str | None:
+        if marked is None:
+            return None
+        try:
+            self.type.key_values(marked)
+        except RecordError:
+            return None  # a text that only looks like a marker
+        return marked
+
+    def _rediscovered(self, key: str) -> str | None:
+        """The id of what an earlier attempt may have created."""
+        assert self.identity is not None
+        id = self.find_marked(key)
+        if id is not None and not self.identity.bind(self.type.name, key, id):
+            return None
+        return id
+
+    def _create(self, key: str, members: Mapping[str, Any]) -> None:
+        """Create the object of a record once, whatever became of earlier attempts."""
+        if self.identity is None:
+            self._note(key, self.create(key, members))
+            return
+        name = self.type.name
+        if not self.identity.is_surveyed(name):
+            # The map may be a new one in place of one that was lost.
+            for data in self.objects({}):
+                self.key_in(data)
+            self.identity.surveyed(name)
+            if self.identity.id_of(name, key) is not None and self.fetch(key) is not None:
+                raise self._overtaken(key)
+        self.identity.forget(name, key)  # of an object that is gone
+        if self.identity.begin(name, key) and self._rediscovered(key) is not None:
+            raise self._overtaken(key)
+        try:
+            answer = self.create(key, members)
+        except StoreUnavailableError as error:
+            if not error.uncertain:
+                self.identity.abandon(name, key)
+            raise
+        except RejectedError:
+            self.identity.abandon(name, key)
+            raise
+        id = self.id_in(self._data(answer))
+        if id is None:
+            raise ConfigError(
+                f"{self!r}: the answer to a creation has no id at {self.resource.id!r}"
+            )
+        if not self.identity.bind(name, key, id):
+            raise StoreUnavailableError(f"{name} {key!r} got an id meanwhile", uncertain=True)
+        self._note(key, answer)
+
+    # -- many at once, and again if overtaken ------------------------------------------------------
+
+    def edit(
+        self,
+        edits: Sequence[Edit],
+        clock: Clock,
+        source: str,
+        encode: Callable[[Change], bytes] | None,
+    ) -> list[Change]:
+        if len(edits) > 1:
+            return super().edit(edits, clock, source, encode)
+        made: list[Change] = []
+
+        def noting(change: Change) -> bytes:
+            made.append(change)
+            return encode(change) if encode else b""
+
+        for attempt in range(_TRIES):
+            made.clear()
+            try:
+                return super().edit(edits, clock, source, noting if encode else None)
+            except OvertakenError:
+                if attempt == _TRIES - 1:
+                    raise
+                # Otherwise it is read and judged again.
+            except StoreUnavailableError as error:
+                if not error.uncertain or not self._was_made(edits[0].key):
+                    raise
+                return made
+        raise AssertionError("the last attempt returns or raises")
+
+    def _was_made(self, key: str) -> bool:
+        """Whether the edit of a record was made though its answer is lost; closes its intent."""
+        name = self.type.name
+        with self.index.transaction() as transaction:
+            intents = transaction.open_intents(name)
+            intent = intents.get(key)
+            if intent is None:
+                return True  # another process was here first, and has seen to it
+            row = self.read_rows([key], transaction).get(key)
+            made = (None if row is None else value.digest(row)) == intent.digest
+            if made:
+                if row is not None and intent.entry.presence is Presence.HERE:
+                    intent.entry.echo = self._echo(intent.entry, row)
+                transaction.write(name, {key: intent.entry})
+            transaction.settle(name, list(intents), send=made)
+        return made
+
+    def read_rows(
+        self, keys: Sequence[str], transaction: IndexTransaction
+    ) -> dict[str, Mapping[str, Any]]:
+        self._reading, self._objects = transaction, {}
+        self._answered = {}
+        if len(keys) > _FEW:
+            wanted = set(keys)
+            for data in self._listed({}):
+                try:
+                    key = self.key_in(data)
+                except RecordError:
+                    continue  # if it is one of these, it is read by itself below
+                if key in wanted:
+                    self._objects[key] = Object(data, listed=True)
+        for key in keys:
+            # What a list lacks may have moved from page to page meanwhile.
+            if key not in self._objects and (found := self.fetch(key)) is not None:
+                self._objects[key] = found
+        return {
+            key: self._record(key, self._objects[key]).raw() for key in keys if key in self._objects
+        }
+
+    def write_rows(
+        self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
+    ) -> None:
+        self._answered = {}
+        for write in writes:
+            self._write(write, self._found(write.key, transaction))
+        for key in removals:
+            found = self._found(key, transaction)
+            if found is not None:
+                self.destroy(key, found)
+
+    def read_back(
+        self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
+    ) -> Mapping[str, Mapping[str, Any]]:
+        answered = {key: Object(data) for key, data in self._answered.items() if key in writes}
+        rows: dict[str, Mapping[str, Any]] = {
+            key: self._record(key, found).raw() for key, found in answered.items()
+        }
+        return rows | self.read_rows([key for key in writes if key not in rows], transaction)
+
+    def changed_since(
+        self, mark: str, unreadable: Callable[[RecordError], None] | None
+    ) -> tuple[list[str], str] | None:
+        since = self.resource.since
+        if since is None:
+            return None
+        query = {}
+        latest = dt.datetime.fromisoformat(mark) if mark else None
+        if latest is not None:
+            shown = since.show(latest - dt.timedelta(seconds=since.overlap))
+            query = {name: text.replace("{since}", shown) for name, text in since.query.items()}
+        keys: dict[str, None] = {}
+        for data in self.objects(query):
+            try:
+                moment = since.parse(str(at(data, since.updated)))
+                latest = moment if latest is None else max(latest, moment)
+                keys[self.key_in(data)] = None
+            except ValueError as error:
+                raise ConfigError(
+                    f"{self!r}: no time at {since.updated!r}: {error}",
+                    hint="correct Since(updated=..., parse=...)",
+                ) from error
+            except RecordError as error:
+                if unreadable is None:
+                    raise
+                unreadable(error)
+        return list(keys), "" if latest is None else latest.isoformat()
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _listed(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        return (data for data in self.objects(query) if self.present(data))
+
+    def _found(self, key: str, transaction: IndexTransaction) -> Object | None:
+        """The object as this transaction has read it, or as it is now."""
+        held = self._objects.pop(key, None) if self._reading is transaction else None
+        if held is None or (held.listed and self.resource.etags):
+            now = self.fetch(key)
+            if held is not None and (
+                now is None or self._record(key, now).raw() != self._record(key, held).raw()
+            ):
+                raise self._overtaken(key)
+            return now
+        return held
+
+    def _write(self, write: Write, found: Object | None) -> None:
+        if found is None:
+            if not write.whole:
+                raise StoreUnavailableError(
+                    f"{self.type.name} {write.key!r} vanished while it was being updated"
+                )
+            self._create(write.key, self._encoded(write.values, whole=True))
+            return
+        held = self._record(write.key, found).raw()
+        changed = {
+            name: now
+            for name, now in write.values.items()
+            if name not in held or not same(held[name], now)
+        }
+        members = self._encoded(changed, whole=False)
+        if any(name in self._places for name in members):
+            self._note(write.key, self.modify(write.key, found, members))
+
+    def _encoded(self, values: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+        stored = dict(self.view.constant) if whole else {}
+        return self._members.encode(stored | self.view.to_store(values))
+
+    def _record(self, key: str, found: Object) -> R:
+        values = self.view.to_record(self._members.decode(self.values_in(found.data)))
+        for name in self.view.optional:
+            values.setdefault(name, None)
+        return self.make(self.type.key_values(key) | values)
+
+    def _data(self, answer: Answer) -> dict[str, Any]:
+        data = at(answer.json(), self.resource.body)
+        if not isinstance(data, dict):
+            raise RecordError(f"{answer.url}: the answer holds no object")
+        return data
+
+    def _note(self, key: str, answer: Answer) -> None:
+        if self.resource.returns and answer.content:
+            self._answered[key] = self._data(answer)
+
+    def _sent(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
+        answer = self.service.request(
+            method, path, body=body, headers=headers, allow=(404, 410, 412)
+        )
+        if answer.status in (410, 412) or (answer.status == 404 and "If-None-Match" not in headers):
+            raise self._overtaken(path)
+        if answer.status == 404:
+            raise self.service.meaning(method, answer)
+        return answer
+
+    def _overtaken(self, what: str) -> OvertakenError:
+        return OvertakenError(
+            f"{self.service.url}: {self.type.name} {what!r} was changed by somebody else at the "
+            "same moment",
+            hint="it is tried again",
+        )
+
+
+def _if_match(found: Object) -> dict[str, str]:
+    return {"If-Match": found.etag} if found.etag else {}
+
+
+def _place(name: str, path: str | Place | None) -> Place:
+    if isinstance(path, Place):
+        return path
+    if path is not None:
+        return place(path)
+    # A name is a name, even with a point in it.
+    return Place(
+        lambda data: data.get(name, ABSENT), lambda body, held: body.__setitem__(name, held)
+    )

@@ -1,0 +1,97 @@
+"""The description of a kind of object at a REST service: where it is and how it is written.
+
+It owns URL templates. It sends nothing.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import Any, Final, Literal
+from urllib.parse import quote
+
+from eventsync.errors import ConfigError
+from eventsync.stores.rest.page import OnePage, Pages
+from eventsync.stores.rest.path import Place
+
+__all__ = ["Resource", "Since", "filled"]
+
+_DOTS: Final = {".": "%2E", "..": "%2E%2E"}
+
+
+def _parse(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Since:
+    """How a list is asked for what changed since a time, that time included.
+
+    ``updated``: where in an object that time is. ``query``: the query, with ``{since}`` in it.
+    ``parse`` and ``show``: the time's text in an object, and in the query. ``overlap``: by how many
+    seconds each read reaches back behind the latest change seen, since changes may come to light
+    out of their order.
+    """
+
+    updated: str
+    query: Mapping[str, str]
+    parse: Callable[[str], dt.datetime] = _parse
+    show: Callable[[dt.datetime], str] = dt.datetime.isoformat
+    overlap: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resource:
+    """Where the objects of one kind are, and what may be done to them.
+
+    ``items``: the path of the list. ``item``: that of one object, with the key's fields in braces
+    or ``{key}``, the whole key; where the service gives ids of its own, ``{id}``.
+    ``pages``: how the list is walked; ``query``: sent with it. ``body``: where in the answer to a
+    single read the object is (``data``); empty for the answer itself. ``paths``: by the view's
+    names, where in an object the value is, as a path of names with points or a ``Place``; a field
+    that is not in it is a member of its own name.
+
+    ``create``: ``PUT`` to the object's path, or ``POST`` to the list. ``update``: ``PUT`` of the
+    whole object, with what else is in it, or ``PATCH`` of what changed. ``etags``: use strong
+    entity tags, so that a change which somebody else made in between is not overwritten.
+    ``returns``: the answer to a write is the object as a read would give it.
+
+    ``id``: where in an object the service's own id is. ``marker``: where it keeps the record's key,
+    by which an object is found again whose creation was not answered; ``marked``: a query that
+    narrows the list down to objects with that marker, with ``{key}`` in it. ``since``: how to ask
+    for what changed.
+    """
+
+    items: str
+    item: str
+    pages: Pages = field(default_factory=OnePage)
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: str = ""
+    paths: Mapping[str, str | Place] = field(default_factory=dict)
+    create: Literal["PUT", "POST"] = "POST"
+    update: Literal["PUT", "PATCH"] = "PATCH"
+    etags: bool = True
+    returns: bool = False
+    id: str = "id"
+    marker: str | Place | None = None
+    marked: Mapping[str, str] = field(default_factory=dict)
+    since: Since | None = None
+
+    def names(self) -> set[str]:
+        """The names in braces in the path of one object. Raises ``ConfigError``."""
+        try:
+            return {name for _, name, *_ in Formatter().parse(self.item) if name is not None}
+        except ValueError as error:
+            raise ConfigError(f"item={self.item!r}: {error}") from None
+
+
+def filled(template: str, values: Mapping[str, Any]) -> str:
+    """A path with values in place of the names in braces, escaped as one part of a path each."""
+    texts = {}
+    for name, value in values.items():
+        text = quote(str(value), safe="")
+        # As they are they would lead to another place.
+        texts[name] = _DOTS.get(text, text)
+    return template.format(**texts)

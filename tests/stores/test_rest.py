@@ -1,0 +1,517 @@
+"""Records at a REST service: merging again, lost answers, ids of its own, what changed since."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from servers.objects import ObjectServer
+
+from eventsync.apply import apply
+from eventsync.bus import Bus
+from eventsync.change import Change
+from eventsync.clock import Clock
+from eventsync.errors import (
+    ConfigError,
+    FieldError,
+    RecordError,
+    RejectedError,
+    StoreUnavailableError,
+)
+from eventsync.gate import Outcome
+from eventsync.identity import IdentityMap
+from eventsync.index import FileIndex
+from eventsync.record import Field, Record
+from eventsync.store import Store
+from eventsync.stores.rest import (
+    Links,
+    OvertakenError,
+    Place,
+    Resource,
+    RestAccessor,
+    Service,
+    Since,
+)
+from eventsync.testing import FakeBus
+from eventsync.worker import Options, Worker
+
+
+class Note(Record, rule="field"):
+    id: str = Field(key=True)
+    name: str = ""
+    score: int = 0
+
+
+class Memo(Record):
+    id: str = Field(key=True)
+    name: str = ""
+
+
+@pytest.fixture
+def server():
+    with ObjectServer() as running:
+        yield running
+
+
+def resource(**more):
+    return Resource(items="/notes", item="/notes/{key}", create="PUT", pages=Links(size=10), **more)
+
+
+def store_of(server, folder, record_type=Note, *, bus=None, described=None):
+    service = Service(server.url, allow=["127.0.0.1"])
+    accessor = RestAccessor(record_type, service, described or resource())
+    return Store("rest", accessor, index=FileIndex(folder / "v.db"), publisher=bus)
+
+
+def with_ids(server, folder, *, bus=None, **more):
+    server.ids = True
+    described = Resource(
+        items="/notes",
+        item="/notes/{id}",
+        marker="meta.ref",
+        pages=Links(size=10),
+        paths={"name": "content.name"},
+        **more,
+    )
+    accessor = RestAccessor(
+        Note,
+        Service(server.url, allow=["127.0.0.1"]),
+        described,
+        identity=IdentityMap(folder / "ids.db", name="rest"),
+    )
+    return Store("rest", accessor, index=FileIndex(folder / "v.db"), publisher=bus)
+
+
+def put(clock, key, op="put", type="Note", **data):
+    body = data if op == "patch" else {"id": key, **data}
+    return Change(type=type, key=key, op=op, version=clock.tick(), data=body, source="t")
+
+
+def applied(store, *changes):
+    """Apply as a worker does: what fails retryably is tried again."""
+    for _ in range(9):
+        try:
+            settled = apply(store, changes, clock=store.clock)
+        except StoreUnavailableError:
+            continue
+        assert [item.outcome for item in settled if item.error] == []
+        return [item.outcome for item in settled]
+    raise AssertionError("it never succeeded")
+
+
+# -- writes that meet others -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", ["PUT", "PATCH"])
+def test_overtaken_change_is_merged_again(server, tmp_path, update):
+    """A field that somebody else changes between read and write is kept, and captured later."""
+    bus, clock = FakeBus(), Clock()
+    with store_of(server, tmp_path, bus=bus, described=resource(update=update)) as store:
+        applied(store, put(clock, "1", name="Ada", score=1))
+        server.objects["notes"]["1"]["theirs"] = [1]
+        times = iter([lambda: server.objects["notes"]["1"].update(score=7)])
+        server.between = lambda: next(times, lambda: None)()
+        change = put(clock, "1", "patch", name="Ada L.")
+        with pytest.raises(OvertakenError):
+            apply(store, [change], clock=clock)
+        assert applied(store, change) == [Outcome.APPLIED]
+        assert server.objects["notes"]["1"] == {
+            "id": "1",
+            "name": "Ada L.",
+            "score": 7,
+            "theirs": [1],
+        }
+        (captured,) = [change for found in store.capture() for change in found]
+        assert captured.data == {"score": 7}
+
+
+def test_overtaken_edit_is_made_again(server, tmp_path):
+    """An edit that is overtaken is judged again by itself, and published once."""
+    bus = FakeBus()
+    with store_of(server, tmp_path, bus=bus) as store:
+        store.add(Note(id="1", name="Ada"))
+        times = iter([lambda: server.objects["notes"]["1"].update(score=7)])
+        server.between = lambda: next(times, lambda: None)()
+        note = store[Note, "1"]
+        note.name = "Ada L."
+        store.update(note)
+        assert server.objects["notes"]["1"] == {"id": "1", "name": "Ada L.", "score": 7}
+        assert [change.op for change in bus.changes()] == ["put", "patch"]
+
+
+def test_overtaken_creation_and_removal(server, tmp_path):
+    """Neither a creation nor a removal undoes what somebody else did at the same moment."""
+    clock = Clock()
+    with store_of(server, tmp_path) as store:
+        server.objects["notes"] = {}
+        times = iter([lambda: server.objects["notes"].update({"1": {"id": "1", "extra": 1}})])
+        server.between = lambda: next(times, lambda: None)()
+        assert applied(store, put(clock, "1", name="Ada")) == [Outcome.APPLIED]
+        assert server.objects["notes"]["1"] == {"id": "1", "name": "Ada", "score": 0, "extra": 1}
+        times = iter([lambda: server.objects["notes"]["1"].update(extra=2)])
+        delete = Change(
+            type="Note", key="1", op="delete", version=clock.tick(), data=None, source="t"
+        )
+        with pytest.raises(OvertakenError):
+            apply(store, [delete], clock=clock)
+        assert applied(store, delete) == [Outcome.APPLIED]
+        assert server.objects["notes"] == {}
+
+
+def test_list_that_is_older_than_a_write(server, tmp_path):
+    """What was read from a list is checked against the object before it is written over."""
+    clock = Clock()
+    with store_of(server, tmp_path) as store:
+        applied(store, *(put(clock, f"{n:02}", name="x") for n in range(12)))
+        accessor = store.accessor(Note)
+        listed = accessor.objects
+
+        def stale(query):
+            found = list(listed(query))
+            server.objects["notes"]["05"]["score"] = 9
+            return iter(found)
+
+        vars(accessor)["objects"] = stale
+        changes = [put(clock, f"{n:02}", "patch", name="y") for n in range(12)]
+        with pytest.raises(OvertakenError):
+            apply(store, changes, clock=clock)
+        applied(store, *changes)
+        assert server.objects["notes"]["05"] == {"id": "05", "name": "y", "score": 9}
+
+
+def test_nothing_to_write_is_not_written(server, tmp_path):
+    """A change that the service holds already sends no write."""
+    clock = Clock()
+    with store_of(server, tmp_path, Memo) as store:
+        applied(store, put(clock, "1", type="Memo", name="a"))
+        before = len(server.writes())
+        applied(store, put(clock, "1", type="Memo", name="a"))
+        assert len(server.writes()) == before
+
+
+# -- answers that do not come ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failure", [("lose",), ("drop",), ("status", 502, {}, b"")])
+def test_uncertain_edit_is_finished(server, tmp_path, failure):
+    """An edit whose answer is lost is looked for: made and published, or neither."""
+    bus = FakeBus()
+    with store_of(server, tmp_path, bus=bus) as store:
+        server.only = lambda method, path: method == "PUT"
+        server.failures.append(failure)
+        if failure != ("lose",):
+            with pytest.raises(StoreUnavailableError):
+                store.add(Note(id="1", name="Ada"))
+            assert (store.flush(), server.objects["notes"]) == (0, {})
+        store.add(Note(id="1", name="Ada"))
+        (change,) = bus.changes()
+        assert applied(store, change) == [Outcome.DUPLICATE]
+        assert server.objects["notes"] == {"1": {"id": "1", "name": "Ada", "score": 0}}
+        assert [c for found in store.capture() for c in found] == []
+
+
+@pytest.mark.parametrize("failure", [("lose",), ("drop",), ("status", 500, {}, b"")])
+@pytest.mark.parametrize("restart", [False, True])
+def test_created_once(server, tmp_path, failure, restart):
+    """An object is created once, whatever becomes of the answer, also by the next process."""
+    clock = Clock()
+    change = put(clock, "K1", name="Ada")
+    store = with_ids(server, tmp_path)
+    server.only = lambda method, path: method == "POST"
+    server.failures.append(failure)
+    with pytest.raises(StoreUnavailableError):
+        apply(store, [change], clock=clock)
+    if restart:
+        store.close()
+        store = with_ids(server, tmp_path)
+    assert applied(store, change) in ([Outcome.APPLIED], [Outcome.DUPLICATE])
+    (data,) = server.objects["notes"].values()
+    assert data == {"id": "1", "meta": {"ref": "K1"}, "content": {"name": "Ada"}, "score": 0}
+    assert [c for found in store.capture() for c in found] == []
+    store.close()
+
+
+def test_refused_creation_leaves_nothing_open(server, tmp_path):
+    """A creation that is refused needs no search for what it left."""
+    clock = Clock()
+    with with_ids(server, tmp_path) as store:
+        server.only = lambda method, path: method == "POST"
+        server.failures.append(("status", 422, {}, {"message": "no such name"}))
+        (settled,) = apply(store, [put(clock, "K1", name="x")], clock=clock)
+        assert (settled.outcome, type(settled.error)) == (Outcome.REJECTED, RejectedError)
+        assert "no such name" in str(settled.error)
+        assert not store.accessor(Note).identity.is_open("Note", "K1")
+
+
+def test_two_workers_create_once(server, tmp_path):
+    """Two that apply the same change at once create one object."""
+    clock = Clock()
+    changes = [put(clock, f"K{n}", name="x") for n in range(8)]
+    with_ids(server, tmp_path).open().close()
+
+    def work():
+        with with_ids(server, tmp_path) as store:
+            for change in changes:
+                applied(store, change)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    refs = [data["meta"]["ref"] for data in server.objects["notes"].values()]
+    assert sorted(refs) == [f"K{n}" for n in range(8)]
+
+
+# -- identity --------------------------------------------------------------------------------------
+
+
+def test_created_by_others(server, tmp_path):
+    """What others create gets a key made of its id, by which it is found, changed and removed."""
+    bus = FakeBus()
+    with with_ids(server, tmp_path, bus=bus) as store:
+        server.objects["notes"] = {"41": {"id": "41", "content": {"name": "Theirs"}, "score": 3}}
+        (change,) = [change for found in store.capture() for change in found]
+        assert (change.key, change.data) == ("rest:41", {"name": "Theirs", "score": 3})
+        note = store[Note, "rest:41"]
+        note.score = 4
+        store.update(note)
+        assert server.objects["notes"]["41"]["score"] == 4
+        assert "meta" not in server.objects["notes"]["41"]
+        store.remove(note)
+        assert server.objects["notes"] == {}
+        assert [change.op for change in bus.changes()] == ["patch", "patch", "delete"]
+
+
+def test_lost_map(server, tmp_path):
+    """A map that is lost is made again from the markers, before anything is created twice."""
+    clock = Clock()
+    with with_ids(server, tmp_path) as store:
+        applied(store, put(clock, "K1", name="a"), put(clock, "K2", name="b"))
+    for file in tmp_path.glob("*.db*"):
+        file.unlink()
+    with with_ids(server, tmp_path) as store:
+        applied(store, put(clock, "K1", name="c"), put(clock, "K3", name="d"))
+        held = {d["meta"]["ref"]: d["content"]["name"] for d in server.objects["notes"].values()}
+        assert held == {"K1": "c", "K2": "b", "K3": "d"}
+
+
+def test_copied_marker(server, tmp_path):
+    """A copy that carries another's marker is a record of its own."""
+    clock = Clock()
+    with with_ids(server, tmp_path) as store:
+        applied(store, put(clock, "K1", name="a"))
+        copy = {**server.objects["notes"]["1"], "id": "2"}
+        server.objects["notes"]["2"] = copy
+        assert {record.key for record in store.find(Note)} == {"K1", "rest:2"}
+
+
+def test_removed_and_created_again(server, tmp_path):
+    """A record that comes back after its removal gets a new object."""
+    clock = Clock()
+    with with_ids(server, tmp_path) as store:
+        applied(store, put(clock, "K1", name="a"))
+        store.remove(store[Note, "K1"])
+        applied(store, put(store.clock, "K1", name="b"))
+        assert [d["id"] for d in server.objects["notes"].values()] == ["2"]
+
+
+def test_keys_that_cannot_be_made(server, tmp_path):
+    """An object of others under a key that is no text is unreadable, and says so."""
+
+    class Numbered(Record):
+        id: int = Field(key=True)
+        name: str = ""
+
+    server.ids = True
+    server.objects["notes"] = {"1": {"id": "1", "name": "x"}}
+    accessor = RestAccessor(
+        Numbered,
+        Service(server.url, allow=["127.0.0.1"]),
+        Resource(items="/notes", item="/notes/{id}"),
+        identity=IdentityMap(tmp_path / "ids.db", name="rest"),
+    )
+    with Store("rest", accessor, index=FileIndex(tmp_path / "v.db")) as store:
+        with pytest.raises(FieldError, match="rest:1"):
+            list(store.find(Numbered))
+        unreadable = []
+        assert list(store.capture(unreadable=unreadable.append)) == []
+        assert len(unreadable) == 1
+
+
+def test_identity_map(tmp_path):
+    """A pair is bound once and both ways; a file of something else is left alone."""
+    with pytest.raises(ConfigError, match="does not exist"):
+        IdentityMap(tmp_path / "no" / "ids.db", name="x").id_of("A", "k")
+    ids = IdentityMap(tmp_path / "ids.db", name="x")
+    assert ids.bind("A", "k", "1")
+    assert ids.bind("A", "k", "1")
+    assert not ids.bind("A", "k", "2")
+    assert not ids.bind("A", "other", "1")
+    assert ids.bind("B", "k", "1")
+    assert not ids.begin("A", "n")
+    assert ids.begin("A", "n")
+    again = IdentityMap(tmp_path / "ids.db", name="x")
+    assert (again.id_of("A", "k"), again.key_of("A", "1")) == ("1", "k")
+    assert again.is_open("A", "n")
+    again.bind("A", "n", "9")
+    assert not ids.is_open("A", "n")
+    ids.forget("A", "k")
+    assert again.key_of("A", "1") is None
+    ids.close()
+    again.close()
+    index = FileIndex(tmp_path / "index.db")
+    index.save_mark("a", "b")
+    index.close()
+    with pytest.raises(ConfigError, match="something else"):
+        IdentityMap(tmp_path / "index.db", name="x").id_of("A", "k")
+
+
+# -- the description -------------------------------------------------------------------------------
+
+
+def test_places(server, tmp_path):
+    """A field may be anywhere in an object, and be read and written by functions."""
+    tags = Place(
+        lambda data: ",".join(tag["name"] for tag in data.get("tags", [])),
+        lambda body, held: body.update(tags=[{"name": n} for n in held.split(",") if n]),
+    )
+    described = Resource(
+        items="/notes",
+        item="/notes/{id}",
+        create="PUT",
+        update="PUT",
+        paths={"name": tags, "score": "stats.deep.score"},
+    )
+    with store_of(server, tmp_path, described=described) as store:
+        store.add(Note(id="1", name="a,b", score=5))
+        assert server.objects["notes"]["1"] == {
+            "id": "1",
+            "tags": [{"name": "a"}, {"name": "b"}],
+            "stats": {"deep": {"score": 5}},
+        }
+        server.objects["notes"]["1"]["stats"]["other"] = 1
+        note = store[Note, "1"]
+        note.score = 6
+        store.update(note)
+        assert server.objects["notes"]["1"]["stats"] == {"deep": {"score": 6}, "other": 1}
+        server.objects["notes"]["1"]["stats"] = "gone"
+        with pytest.raises(RejectedError, match="no object at 'stats'"):
+            store.update(Note(id="1", score=7))
+
+
+@pytest.mark.parametrize("item", ["/notes", "/notes/{name}", "/notes/{id", "/notes/{}"])
+def test_wrong_templates(server, item):
+    """A path that does not name the object by its key is refused."""
+    with pytest.raises(ConfigError, match="item="):
+        RestAccessor(Note, Service(server.url), Resource(items="/notes", item=item))
+
+
+# -- what changed since ----------------------------------------------------------------------------
+
+
+def since():
+    return Since(updated="updated", query={"since": "{since}"}, overlap=5.0)
+
+
+def at(second):
+    return f"2026-01-01T00:00:{second:02}"
+
+
+def test_only_what_changed_is_read(server, tmp_path):
+    """Between whole reads only what changed is asked for, and the mark moves with it."""
+    with store_of(server, tmp_path, described=resource(since=since())) as store:
+        server.objects["notes"] = {
+            f"{n:02}": {"id": f"{n:02}", "name": "x", "score": 0, "updated": at(n)}
+            for n in range(40)
+        }
+
+        def recent():
+            return [c.key for found in store.capture(whole=False) for c in found]
+
+        assert len(recent()) == 40  # the first is whole
+        assert recent() == []
+        server.objects["notes"]["07"] |= {"name": "y", "updated": at(50)}
+        server.requests.clear()
+        assert recent() == ["07"]
+        assert len(server.requests) < 12
+        assert "since=2026-01-01T00%3A00%3A34" in server.requests[0][1]
+        server.requests.clear()
+        assert recent() == []
+        assert "since=2026-01-01T00%3A00%3A45" in server.requests[0][1]
+        assert len(server.requests) == 2
+        del server.objects["notes"]["03"]
+        assert recent() == []
+        store.capture_whole_every = 0.0
+        assert recent() == ["03"]
+
+
+def test_mark_stays_behind_a_failure(server, tmp_path):
+    """What could not be captured is read again next time; one bad object stops no other."""
+    with store_of(server, tmp_path, described=resource(since=since())) as store:
+        server.objects["notes"] = {"1": {"id": "1", "name": "x", "updated": at(1)}}
+        list(store.capture(whole=False))
+        list(store.capture(whole=False))
+        mark = store.index.load_mark("capture/Note")
+        server.objects["notes"]["1"] = {"id": "1", "name": "z", "updated": at(30)}
+        server.objects["notes"]["2"] = {"id": "2", "score": "many", "updated": at(40)}
+        told: list[RecordError] = []
+        found = [c.key for f in store.capture(whole=False, unreadable=told.append) for c in f]
+        assert found == ["1"]
+        assert len(told) == 1
+        assert store.index.load_mark("capture/Note") == mark
+        server.only = lambda method, path: "/notes/2" in path
+        server.failures.append(("status", 503, {}, b""))
+        server.objects["notes"]["2"]["score"] = 5
+        with pytest.raises(StoreUnavailableError):
+            list(store.capture(whole=False))
+        assert store.index.load_mark("capture/Note") == mark
+        assert [c.key for f in store.capture(whole=False) for c in f] == ["2"]
+        assert store.index.load_mark("capture/Note") > mark
+
+
+# -- with a worker ---------------------------------------------------------------------------------
+
+
+def test_wrong_credentials_dead_letter_nothing(server, tmp_path):
+    """While credentials are not taken the work waits in the broker, and is done once they are."""
+    server.token = "right"
+    clock = Clock()
+    with Bus(f"sqlite:///{tmp_path / 'broker.db'}") as bus, store_of(server, tmp_path) as store:
+        bus.declare("rest", ["Note"])
+        changes = [put(clock, f"{n}", name="x") for n in range(5)]
+        bus.publish("Note", [bus.encode(change) for change in changes])
+        worker = Worker(store, bus, options=Options(retry_for=0.1))
+        with pytest.raises(StoreUnavailableError, match="correct the credentials"):
+            worker.drain(timeout=0.05)
+        assert bus.states("rest")["dead"].ready == 0
+        server.token = None
+        worker.drain(timeout=0.05)
+        assert len(server.objects["notes"]) == 5
+        assert bus.states("rest")["dead"].ready == 0
+
+
+def test_worker_survives_a_service_that_comes_and_goes(server, tmp_path):
+    """Failures of every kind in between: all is applied once, and then silence."""
+    clock = Clock()
+    with Bus(f"sqlite:///{tmp_path / 'broker.db'}") as bus, with_ids(server, tmp_path) as store:
+        bus.declare("rest", ["Note"])
+        changes = [put(clock, f"K{n}", name=f"n{n}") for n in range(12)]
+        bus.publish("Note", [bus.encode(change) for change in changes])
+        kinds = [("lose",), ("drop",), ("status", 503, {"Retry-After": "0"}, b""), None]
+        server.failures.extend(kinds * 4)
+        worker = Worker(store, bus, options=Options(retry_for=60))
+        vars(worker)["_wait"] = lambda seconds: None
+        worker.drain(timeout=0.05)
+        held = {d["meta"]["ref"]: d["content"]["name"] for d in server.objects["notes"].values()}
+        assert held == {f"K{n}": f"n{n}" for n in range(12)}
+        assert len(server.objects["notes"]) == 12
+        server.requests.clear()
+        store.capture_every = 0.001
+        worker = Worker(store, bus)
+        for _ in range(3):
+            worker.drain(timeout=0.01)
+            time.sleep(0.002)
+        assert server.writes() == []
+        assert server.requests != []
