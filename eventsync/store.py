@@ -341,10 +341,11 @@ class Store:
         store read all records within ``capture_whole_every`` seconds, only those are read that
         changed since, where the store can tell; deletes are then not found. ``deletes``: the
         greatest part of the known records of a type that may have vanished. Beyond it, if more than
-        ten are concerned, ``SuspiciousReadError`` is raised and nothing is deleted, since a read that fails
-        or comes back empty looks just like that; 1 allows any. ``publisher``: instead of the
-        store's own. ``unreadable`` is told of a record whose values do not fit its fields, which is
-        then passed over and not taken for deleted; without it the error is raised. Idempotent.
+        ten are concerned, ``SuspiciousReadError`` is raised and nothing is deleted, since a read
+        that fails or comes back empty looks just like that; 1 allows any. ``publisher``: instead of
+        the store's own. ``unreadable`` is told of a record whose values do not fit its fields,
+        which is then passed over and not taken for deleted; without it the error is raised.
+        Idempotent.
         """
         publisher = publisher or self.publisher
         for accessor in self._of(record_type):

@@ -299,7 +299,11 @@ class RestAccessor(Accessor[R]):
         assert self.identity is not None
         id = self.find_marked(key)
         if id is not None and not self.identity.bind(self.type.name, key, id):
-            return None
+            other = self.identity.key_of(self.type.name, id)
+            raise RejectedError(
+                f"{self.type.name} {key!r} was created as {id}, which is taken for {other!r}",
+                hint="remove one of the two by hand",
+            )
         return id
 
     def _create(self, key: str, members: Mapping[str, Any]) -> None:
