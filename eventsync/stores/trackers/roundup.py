@@ -325,7 +325,11 @@ class RoundupIssues(_Messages[R]):
 
 
 class RoundupComments(_Messages[R]):
-    """Comments: the messages of an issue but for the first. They cannot move to another issue."""
+    """Comments: the messages of an issue but for the first. They cannot move to another issue.
+
+    A comment without an author is written, and read, as one of the service's own user: have it use
+    a user that nobody else does.
+    """
 
     item_class = "msg"
     holds = frozenset({"issue", "author", "body"})
@@ -388,10 +392,12 @@ class RoundupComments(_Messages[R]):
 
     def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
         author, text = data.get("author"), str(data.get("content") or "")
+        name = author and author["username"]
         return self.only_held(
             {
                 "issue": self.referred("issue", data["@issue"]),
-                "author": self.referred("author", author and author["username"]),
+                # What the service's own user says it says for nobody.
+                "author": self.referred("author", None if name == self.service.user else name),
                 "body": "" if text == _EMPTY else text,
             }
         )
