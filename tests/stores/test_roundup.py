@@ -125,6 +125,8 @@ def test_round_trip(server, tracker):
     tracker.remove(tracker[Issue, "K/1-é"])
     assert list(tracker.find(Issue)) == list(tracker.find(Comment)) == []
     assert issues(server) == []
+    # With the issue its comments are gone.
+    assert [(c.key, c.op) for c in captured(tracker)] == [("C1", "delete")]
     ada = tracker[Account, "ada"]
     ada.name = ""
     tracker.update(ada)

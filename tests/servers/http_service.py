@@ -1,0 +1,131 @@
+"""Small HTTP services of the tests' own, in threads of this process, which fail on demand.
+
+It owns the plumbing; what a service answers is said by a class derived from ``HttpService``.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple, Self
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+__all__ = ["Asked", "HttpService"]
+
+_METHODS = ("GET", "PUT", "PATCH", "POST", "DELETE")
+
+
+class Asked(NamedTuple):
+    """A request: ``names`` are the parts of its path, unescaped."""
+
+    method: str
+    path: str
+    names: list[str]
+    query: dict[str, str]
+    headers: Mapping[str, str]
+    body: Any
+
+
+class HttpService(ABC):
+    """``requests``: method and path of each request, in order; ``exchanges``: each with its answer.
+
+    ``failures``: what is done with the next requests instead of answering, one each: ``("status",
+    code, headers, body)``, ``("drop",)`` before anything is done, ``("lose",)`` after it was done,
+    ``("slow", seconds)``, ``None`` for none. ``only``: a test of method and path that says which
+    requests they are for. ``between``: called before a write is looked at.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str]] = []
+        self.exchanges: list[tuple[Asked, int, Any]] = []
+        self.failures: deque[tuple[Any, ...] | None] = deque()
+        self.only: Callable[[str, str], bool] = lambda method, path: True
+        self.between: Callable[[], None] = lambda: None
+        self.lock = threading.RLock()
+
+    @abstractmethod
+    def act(self, asked: Asked) -> tuple[Any, ...]:
+        """Do what is asked: status, body, and headers if there are any."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def writes(self) -> list[tuple[str, str]]:
+        """The requests that were no reads."""
+        return [request for request in self.requests if request[0] not in ("GET", "HEAD")]
+
+    def __enter__(self) -> Self:
+        methods = {f"do_{name}": _Handler.handle_any for name in _METHODS}
+        handler = type("Handler", (_Handler,), {"service": self, **methods})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    service: HttpService
+
+    def log_message(self, *arguments: object) -> None:
+        """Tests look at ``requests`` instead."""
+
+    def handle_any(self) -> None:
+        service, path = self.service, self.path
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length) if length else b""
+        service.requests.append((self.command, path))
+        failure = None
+        if service.failures and service.only(self.command, path):
+            failure = service.failures.popleft()
+        if failure is not None:
+            if failure[0] == "status":
+                self.answer(failure[1], failure[3], failure[2])
+                return
+            if failure[0] == "drop":
+                self.close_connection = True
+                return
+            if failure[0] == "slow":
+                time.sleep(failure[1])
+        if self.command != "GET":
+            service.between()
+        parts = urlsplit(path)
+        names = [unquote(part) for part in parts.path.strip("/").split("/")]
+        asked = Asked(
+            self.command, parts.path, names, dict(parse_qsl(parts.query)), self.headers, None
+        )
+        if self.headers.get_content_type() == "application/json":
+            asked = asked._replace(body=json.loads(body))
+        elif body:
+            asked = asked._replace(body=dict(parse_qsl(body.decode())))
+        with service.lock:
+            answer = service.act(asked)
+            service.exchanges.append((asked, answer[0], json.loads(json.dumps(answer[1]))))
+        if failure is not None and failure[0] == "lose":
+            self.close_connection = True
+            return
+        self.answer(*answer)
+
+    def answer(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if status == 204:
+            content = b""
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
