@@ -23,7 +23,7 @@ __all__ = ["TrackerAccessor", "marked", "quoted", "sorted_names", "unmarked"]
 
 R = TypeVar("R", bound=Record)
 _MARKER: Final = re.compile(
-    r"\n*<!-- eventsync:([\w.-]+):([\w.%~-]+)( deleted)? -->\s*\Z", re.ASCII
+    r"(?:\r?\n){0,2}<!-- eventsync:([\w.-]+):([\w.%~]+)( deleted)? -->\s*\Z", re.ASCII
 )
 
 

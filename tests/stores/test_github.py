@@ -1,0 +1,242 @@
+"""Issues, comments, labels and milestones of a GitHub repository, at a simulated GitHub."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+from servers.github import GitHubSimulator
+
+from eventsync.apply import apply
+from eventsync.change import Change
+from eventsync.clock import Clock
+from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
+from eventsync.gate import Outcome
+from eventsync.identity import IdentityMap
+from eventsync.index import FileIndex
+from eventsync.store import Store
+from eventsync.stores.trackers import Comment, Issue, Label, Milestone
+from eventsync.stores.trackers.github import (
+    GitHubComments,
+    GitHubIssues,
+    GitHubLabels,
+    GitHubMilestones,
+    GitHubService,
+)
+from eventsync.stores.trackers.tracker import marked, unmarked
+
+
+@pytest.fixture
+def github():
+    with GitHubSimulator() as running:
+        yield running
+
+
+@pytest.fixture
+def store(github, tmp_path):
+    with store_in(github, tmp_path) as made:
+        yield made
+
+
+def store_in(github, folder, token="good-token"):
+    service = GitHubService(token, url=github.url, allow=["127.0.0.1"])
+    identity = IdentityMap(folder / "ids.db", name="github")
+    return Store(
+        "github",
+        GitHubLabels(Label, service, "ann/shop"),
+        GitHubMilestones(Milestone, service, "ann/shop", identity=identity),
+        GitHubIssues(Issue, service, "ann/shop", identity=identity),
+        GitHubComments(Comment, service, "ann/shop", identity=identity),
+        index=FileIndex(folder / "v.db"),
+    )
+
+
+def put(clock, record):
+    return Change(
+        type=type(record).__record__.name,
+        key=record.key,
+        op="put",
+        version=clock.tick(),
+        data=record.raw(),
+        source="t",
+    )
+
+
+def captured(store, **more):
+    return [change for found in store.capture(**more) for change in found]
+
+
+def tour(store, github):
+    """Every operation once, on records of every type; what it leaves is looked at by the caller."""
+    store.add(Label(id="ui", color="#FF0000", description="what one sees"))
+    store.add(Label(id="a/b c"))
+    store.add(Milestone(id="M1", title="Spring", description="soon", due=dt.date(2026, 3, 1)))
+    issue = Issue(
+        id="K1",
+        title="Lamp",
+        description="It is\ndark",
+        assignee="bob",
+        milestone="M1",
+        labels=["a/b c", "ui"],
+        status="closed",
+    )
+    store.add(issue)
+    store.add(Comment(id="C1", issue="K1", body="Indeed"))
+    for record in (issue, store[Milestone, "M1"], store[Label, "ui"], store[Comment, "C1"]):
+        assert store.get(record) is not None
+    held = store[Issue, "K1"]
+    assert {name: issue[name] for name in held.raw()} == held.raw()
+    held.status, held.title, held.description, held.labels = "open", "Lamp!", "Light", []
+    held["assignee"] = held["milestone"] = None
+    store.update(held)
+    milestone = store[Milestone, "M1"]
+    milestone.status, milestone.due, milestone.description = "closed", dt.date(2026, 4, 1), ""
+    store.update(milestone)
+    label = store[Label, "ui"]
+    label.color = ""
+    store.update(label)
+    comment = store[Comment, "C1"]
+    comment.body = "No"
+    store.update(comment)
+    assert captured(store) == []
+
+
+def test_round_trip(store, github):
+    """Records of every type go in, are found, changed and removed; and none of it is an edit."""
+    tour(store, github)
+    (issue,) = github.issues.values()
+    assert issue["body"] == "Light\n\n<!-- eventsync:Issue:K1 -->"
+    assert (issue["title"], issue["state"], issue["labels"]) == ("Lamp!", "open", [])
+    assert (issue["assignee"], issue["milestone"]) == (None, None)
+    assert github.milestones[1]["due_on"][:10] == "2026-04-01"
+    assert store[Label, "ui"].color == ""
+    store.remove(store[Comment, "C1"])
+    store.remove(store[Milestone, "M1"])
+    store.remove(store[Label, "a/b c"])
+    assert (github.comments, github.milestones, list(github.labels)) == ({}, {}, ["ui"])
+    store.remove(store[Issue, "K1"])
+    assert list(store.find(Issue)) == []
+    assert (issue["state"], issue["state_reason"], issue["locked"]) == (
+        "closed",
+        "not_planned",
+        True,
+    )
+    assert issue["body"] == "Light\n\n<!-- eventsync:Issue:K1 deleted -->"
+    assert captured(store) == []
+    store.add(Issue(id="K1", title="Again"))
+    assert len(github.issues) == 2
+    assert [record.title for record in store.find(Issue)] == ["Again"]
+    github.edits(1, state="open")  # somebody opens the deleted one again
+    assert [(c.key, c.data["title"]) for c in captured(store)] == [("github:1", "Lamp!")]
+
+
+def test_made_at_github(store, github):
+    """What people do at GitHub itself is captured under keys of its ids; pull requests are not."""
+    captured(store)
+    number = github.opens(title="Theirs", body="Please", labels=["x"])
+    pull = github.opens(title="A pull request", pull_request={"url": "u"})
+    said = github.says(number, "Me too")
+    github.says(pull, "Looks good", pull=True)
+    found = {(c.type, c.key): c.data for c in captured(store, whole=False)}
+    assert found.keys() == {("Issue", "github:1"), ("Comment", f"github:{said}")}
+    assert found["Issue", "github:1"]["labels"] == ["x"]
+    assert found["Comment", f"github:{said}"]["issue"] == "github:1"
+    github.edits(number, state="closed")
+    github.requests.clear()
+    assert [c.data for c in captured(store, whole=False)] == [{"status": "closed"}]
+    assert captured(store, whole=False) == []
+    assert github.writes() == []
+    assert any("since=2025-12-31T23%3A59" in path for _, path in github.requests)
+    record = store[Issue, "github:1"]
+    record.description = "Thanks"
+    store.update(record)
+    assert github.issues[1]["body"] == "Thanks"  # no mark in what is not ours
+
+
+@pytest.mark.parametrize("failure", [("lose",), ("drop",), ("status", 502, {}, b"")])
+@pytest.mark.parametrize(
+    "record",
+    [Issue(id="K", title="t", status="closed"), Milestone(id="M", title="m")],
+)
+@pytest.mark.parametrize("skip", [0, 1])
+def test_created_once(store, github, tmp_path, failure, record, skip):
+    """Whatever becomes of an answer, an issue or a milestone is created once."""
+    clock = Clock()
+    change = put(clock, record)
+    github.only = lambda method, path: method in ("POST", "PATCH")
+    github.failures.extend([None] * skip + [failure])
+    for _ in range(4):
+        try:
+            (settled,) = apply(store, [change], clock=clock)
+            break
+        except StoreUnavailableError:
+            store.close()
+            store = store_in(github, tmp_path)
+    assert settled.outcome in (Outcome.APPLIED, Outcome.DUPLICATE)
+    assert len(github.issues) + len(github.milestones) == 1
+    held = store[type(record), record.key]
+    assert (held.title, held.status) == (record.title, record.status)
+    assert captured(store) == []
+    store.close()
+
+
+def test_what_comes_too_early(store, github):
+    """An issue waits for its milestone and a comment for its issue; in one batch they need not."""
+    clock = Clock()
+    comment = put(clock, Comment(id="C", issue="K", body="x"))
+    issue = put(clock, Issue(id="K", title="t", milestone="M"))
+    outcomes = [item.outcome for item in apply(store, [comment, issue], clock=clock)]
+    assert outcomes == [Outcome.HELD] * 2
+    milestone = put(clock, Milestone(id="M", title="m"))
+    settled = apply(store, [comment, issue, milestone], clock=clock)
+    assert [(item.outcome, item.error) for item in settled] == [(Outcome.APPLIED, None)] * 3
+
+
+def test_what_github_refuses(store, github):
+    """Refusals of one record are rejections with GitHub's reason."""
+    with pytest.raises(RejectedError, match="Validation Failed"):
+        store.add(Issue(id="K", title=""))
+    with pytest.raises(RejectedError, match="no status 'blocked'"):
+        store.add(Issue(id="K", title="t", status="blocked"))
+    store.add(Issue(id="K", title="t"))
+    store.add(Comment(id="C", issue="K", body="x"))
+    store.add(Issue(id="L", title="t"))
+    comment = store[Comment, "C"]
+    comment["issue"] = "L"
+    with pytest.raises(RejectedError, match="cannot move"):
+        store.update(comment)
+    store.add(Milestone(id="M", title="m", due=dt.date(2026, 1, 1)))
+    milestone = store[Milestone, "M"]
+    milestone.due = None
+    with pytest.raises(RejectedError, match="no date away"):
+        store.update(milestone)
+    with pytest.raises(ConfigError, match="owner/name"):
+        GitHubLabels(Label, GitHubService("x"), "shop")
+
+
+def test_quota(store, github):
+    """A used-up quota is waited out, though GitHub calls it forbidden."""
+    quota = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "99999999999"}
+    github.failures.append(("status", 403, quota, {"message": "rate limit exceeded"}))
+    with pytest.raises(StoreUnavailableError) as caught:
+        store.get(Issue, "github:1") or list(store.find(Issue))
+    assert caught.value.retry_after == 3600
+
+
+def test_token(github, tmp_path):
+    """A token that is not taken stops the store with a hint at its rights, and is not shown."""
+    with store_in(github, tmp_path, token="ghp_hush") as store:
+        with pytest.raises(StoreUnavailableError, match="right to write issues") as caught:
+            store.accessor(Issue).ping()
+        assert "ghp_hush" not in str(caught.value)
+
+
+def test_markers():
+    """A marker is the last thing in a text and of its type; nothing in a key can end it early."""
+    for text in ("", "a", "a\n\n", "<!-- x -->", "<!-- eventsync:Comment:K -->"):
+        for key in ("K", "a/b", "-->", "é --> <!--", "a--b", "%2D"):
+            assert unmarked(marked(text, "Issue", key), "Issue") == (text, key, False)
+            gone = marked(text, "Issue", key, deleted=True)
+            assert unmarked(gone, "Issue") == (text, key, True)
+            assert "--" not in gone[len(text) :].strip().removeprefix("<!--").removesuffix("-->")
+    assert unmarked("<!-- eventsync:Issue:K --> and more", "Issue")[1] is None
