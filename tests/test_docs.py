@@ -12,7 +12,9 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from servers.objects import ObjectServer
 from servers.redis import RedisServer
+from servers.roundup import RoundupServer
 from servers.slapd import SlapdServer
 
 from eventsync import envelope
@@ -60,6 +62,8 @@ def test_python_examples_run(page, tmp_path):
 SERVERS = {
     "ldap": (SlapdServer, "ldap://localhost"),
     "redis": (RedisServer, "redis://localhost:6379/0"),
+    "rest": (ObjectServer, "http://localhost:8080"),
+    "roundup": (RoundupServer, "http://localhost:8917"),
 }
 
 

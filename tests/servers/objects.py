@@ -19,7 +19,8 @@ class ObjectServer(HttpService):
     """``objects``: by kind and key, what it holds; a test may alter it as somebody else would.
 
     ``ids``: it gives objects ids of its own. ``etags``: it gives entity tags. ``paging``: how lists
-    are paged. ``token``: what has to be sent as one; ``/token`` gives it.
+    are paged. ``token``: what has to be sent as one; ``/token`` gives it. ``read_only``: it forbids
+    writes.
     """
 
     def __init__(self, *, ids: bool = False, etags: bool = True, paging: str = "link") -> None:
@@ -28,6 +29,7 @@ class ObjectServer(HttpService):
         self.ids, self.etags, self.paging = ids, etags, paging
         self.token: str | None = None
         self.tokens_given = 0
+        self.read_only = False
         self._number = 0
 
     def act(self, asked: Asked) -> tuple[Any, ...]:
@@ -37,6 +39,8 @@ class ObjectServer(HttpService):
         credentials = asked.headers.get("Authorization")
         if self.token and credentials != f"Bearer {self.token}":
             return 401, {"message": f"bad {credentials}"}
+        if self.read_only and asked.method != "GET":
+            return 403, {"message": "you may only read"}
         held = self.objects.setdefault(kind, {})
         if len(asked.names) == 1:
             return self._create(held, asked.body) if asked.body else self._list(held, asked)
