@@ -118,7 +118,7 @@ def test_import_needs_no_extra():
         "import sys, eventsync;"
         "print(*sorted({n.split('.')[0] for n in sys.modules}"
         " & {'sqlalchemy', 'hypothesis', 'pytest', 'kombu', 'typer', 'rich', 'pydantic',"
-        " 'redis', 'ldap3'}))"
+        " 'redis', 'ldap3', 'httpx', 'httpcore'}))"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

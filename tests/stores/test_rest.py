@@ -474,9 +474,13 @@ def test_mark_stays_behind_a_failure(server, tmp_path):
 # -- with a worker ---------------------------------------------------------------------------------
 
 
-def test_wrong_credentials_dead_letter_nothing(server, tmp_path):
+@pytest.mark.parametrize("allowed", ["nothing", "reading"])
+def test_wrong_credentials_dead_letter_nothing(server, tmp_path, allowed):
     """While credentials are not taken the work waits in the broker, and is done once they are."""
-    server.token = "right"
+    if allowed == "nothing":
+        server.token = "right"
+    else:
+        server.read_only = True
     clock = Clock()
     with Bus(f"sqlite:///{tmp_path / 'broker.db'}") as bus, store_of(server, tmp_path) as store:
         bus.declare("rest", ["Note"])
@@ -486,7 +490,7 @@ def test_wrong_credentials_dead_letter_nothing(server, tmp_path):
         with pytest.raises(StoreUnavailableError, match="correct the credentials"):
             worker.drain(timeout=0.05)
         assert bus.states("rest")["dead"].ready == 0
-        server.token = None
+        server.token, server.read_only = None, False
         worker.drain(timeout=0.05)
         assert len(server.objects["notes"]) == 5
         assert bus.states("rest")["dead"].ready == 0

@@ -28,6 +28,7 @@ from eventsync.member import Members
 from eventsync.query import Query
 from eventsync.record import Record
 from eventsync.schema import same
+from eventsync.stores.rest.ids import Ids, OvertakenError
 from eventsync.stores.rest.path import ABSENT, Place, at, place
 from eventsync.stores.rest.resource import Resource, filled
 from eventsync.stores.rest.service import Answer, Service
@@ -38,10 +39,6 @@ __all__ = ["Object", "OvertakenError", "RestAccessor"]
 R = TypeVar("R", bound=Record)
 _TRIES: Final = 5
 _FEW: Final = 10
-
-
-class OvertakenError(StoreUnavailableError):
-    """Somebody else changed the object between the read and the write; nothing was written."""
 
 
 class Object(NamedTuple):
@@ -85,6 +82,7 @@ class RestAccessor(Accessor[R]):
         self.service = service
         self.resource = resource
         self.identity = identity
+        self.ids = None if identity is None else Ids(self, identity)
         self._members = Members(self.view)
         self._check_names(resource.names())
         left_out = self.type.keys if identity is not None else ()
@@ -140,7 +138,7 @@ class RestAccessor(Accessor[R]):
         return None if found is None else self._record(key, found)
 
     def find(self, query: Query) -> Iterable[R]:
-        return query.select(self.read(self._listed({}), query))
+        return query.select(self.read(self.listed({}), query))
 
     def remove(self, key: str) -> None:
         found = self.fetch(key)
@@ -191,7 +189,7 @@ class RestAccessor(Accessor[R]):
         answer = self.service.request("POST", self.resource.items, body=body, allow=(409,))
         if answer.status == 409:
             if self.identity is None and self.fetch(key) is not None:
-                raise self._overtaken(key)
+                raise self.overtaken(key)
             raise RejectedError(self.service.meaning("POST", answer).message)
         return answer
 
@@ -211,7 +209,7 @@ class RestAccessor(Accessor[R]):
             "DELETE", path, headers=_if_match(found), allow=(404, 410, 412)
         )
         if answer.status == 412:
-            raise self._overtaken(key)
+            raise self.overtaken(key)
         if self.identity is not None:
             self.identity.forget(self.type.name, key)
 
@@ -246,36 +244,20 @@ class RestAccessor(Accessor[R]):
 
     def path_of(self, key: str) -> str | None:
         """The path of a record's object, ``None`` if it has no id."""
-        if self.identity is None:
+        if self.ids is None:
             parts = dict(zip(self.type.keys, split_key(key), strict=True))
             return filled(self.resource.item, {**parts, "key": key})
-        id = self.identity.id_of(self.type.name, key)
-        if id is None and self.identity.is_open(self.type.name, key):
-            id = self._rediscovered(key)
+        id = self.ids.id_of(key)
         return None if id is None else filled(self.resource.item, {"id": id})
 
     def key_in(self, data: dict[str, Any]) -> str:
         """The key of the record that an object is. Raises ``RecordError``."""
-        if self.identity is None:
-            keys = (self.view.names[name] for name in self.type.keys)
-            held = self.values_in(data)
-            part = {name: held[name] for name in keys if name in held}
-            return self.type.key_text(self.view.to_record(self._members.decode(part)))
-        name, id = self.type.name, self.id_in(data)
-        known = None if id is None else self.identity.key_of(name, id)
-        if known is not None:
-            return known
-        marked = self._valid_key(self.marker_in(data))
-        if marked is not None and (id is None or self.identity.bind(name, marked, id)):
-            return marked
-        if id is None:
-            raise RecordError(f"{self!r}: an object without an id at {self.resource.id!r}")
-        # Created by others, or a copy of a marked one.
-        minted = self.identity.minted(id)
-        self.type.key_values(minted)
-        if not self.identity.bind(name, minted, id):
-            raise RecordError(f"{name} {minted!r} has another id than {id} in {self.identity!r}")
-        return minted
+        if self.ids is not None:
+            return self.ids.key_in(data)
+        keys = (self.view.names[name] for name in self.type.keys)
+        held = self.values_in(data)
+        part = {name: held[name] for name in keys if name in held}
+        return self.type.key_text(self.view.to_record(self._members.decode(part)))
 
     def find_marked(self, key: str) -> str | None:
         """The id of the object that was created for a record, found by its marker."""
@@ -285,60 +267,14 @@ class RestAccessor(Accessor[R]):
                 return self.id_in(data)
         return None
 
-    def _valid_key(self, marked: str | None) -> str | None:
-        if marked is None:
-            return None
-        try:
-            self.type.key_values(marked)
-        except RecordError:
-            return None  # a text that only looks like a marker
-        return marked
-
-    def _rediscovered(self, key: str) -> str | None:
-        """The id of what an earlier attempt may have created."""
-        assert self.identity is not None
-        id = self.find_marked(key)
-        if id is not None and not self.identity.bind(self.type.name, key, id):
-            other = self.identity.key_of(self.type.name, id)
-            raise RejectedError(
-                f"{self.type.name} {key!r} was created as {id}, which is taken for {other!r}",
-                hint="remove one of the two by hand",
-            )
-        return id
-
-    def _create(self, key: str, members: Mapping[str, Any]) -> None:
-        """Create the object of a record once, whatever became of earlier attempts."""
-        if self.identity is None:
-            self._note(key, self.create(key, members))
-            return
-        name = self.type.name
-        if not self.identity.is_surveyed(name):
-            # The map may be a new one in place of one that was lost.
-            for data in self.objects({}):
-                self.key_in(data)
-            self.identity.surveyed(name)
-            if self.identity.id_of(name, key) is not None and self.fetch(key) is not None:
-                raise self._overtaken(key)
-        self.identity.forget(name, key)  # of an object that is gone
-        if self.identity.begin(name, key) and self._rediscovered(key) is not None:
-            raise self._overtaken(key)
-        try:
-            answer = self.create(key, members)
-        except StoreUnavailableError as error:
-            if not error.uncertain:
-                self.identity.abandon(name, key)
-            raise
-        except RejectedError:
-            self.identity.abandon(name, key)
-            raise
+    def id_made(self, answer: Answer) -> str:
+        """The id in the answer to a creation. Raises ``ConfigError``."""
         id = self.id_in(self._data(answer))
         if id is None:
             raise ConfigError(
                 f"{self!r}: the answer to a creation has no id at {self.resource.id!r}"
             )
-        if not self.identity.bind(name, key, id):
-            raise StoreUnavailableError(f"{name} {key!r} got an id meanwhile", uncertain=True)
-        self._note(key, answer)
+        return id
 
     # -- many at once, and again if overtaken ------------------------------------------------------
 
@@ -395,7 +331,7 @@ class RestAccessor(Accessor[R]):
         self._answered = {}
         if len(keys) > _FEW:
             wanted = set(keys)
-            for data in self._listed({}):
+            for data in self.listed({}):
                 try:
                     key = self.key_in(data)
                 except RecordError:
@@ -460,7 +396,8 @@ class RestAccessor(Accessor[R]):
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _listed(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    def listed(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """The objects that are records, as ``objects`` gives them."""
         return (data for data in self.objects(query) if self.present(data))
 
     def _found(self, key: str, transaction: IndexTransaction) -> Object | None:
@@ -471,7 +408,7 @@ class RestAccessor(Accessor[R]):
             if held is not None and (
                 now is None or self._record(key, now).raw() != self._record(key, held).raw()
             ):
-                raise self._overtaken(key)
+                raise self.overtaken(key)
             return now
         return held
 
@@ -481,7 +418,9 @@ class RestAccessor(Accessor[R]):
                 raise StoreUnavailableError(
                     f"{self.type.name} {write.key!r} vanished while it was being updated"
                 )
-            self._create(write.key, self._encoded(write.values, whole=True))
+            members = self._encoded(write.values, whole=True)
+            made = self.create if self.ids is None else self.ids.create
+            self._note(write.key, made(write.key, members))
             return
         held = self._record(write.key, found).raw()
         changed = {
@@ -518,12 +457,13 @@ class RestAccessor(Accessor[R]):
             method, path, body=body, headers=headers, allow=(404, 410, 412)
         )
         if answer.status in (410, 412) or (answer.status == 404 and "If-None-Match" not in headers):
-            raise self._overtaken(path)
+            raise self.overtaken(path)
         if answer.status == 404:
             raise self.service.meaning(method, answer)
         return answer
 
-    def _overtaken(self, what: str) -> OvertakenError:
+    def overtaken(self, what: str) -> OvertakenError:
+        """The error that somebody else was faster with an object, or with its creation."""
         return OvertakenError(
             f"{self.service.url}: {self.type.name} {what!r} was changed by somebody else at the "
             "same moment",

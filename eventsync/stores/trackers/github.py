@@ -306,7 +306,7 @@ class GitHubLabels(RestAccessor[R]):
         )
         if answer.status == 422:
             if self.fetch(key) is not None:
-                raise self._overtaken(key)
+                raise self.overtaken(key)
             raise RejectedError(self.service.meaning("POST", answer).message)
         return answer
 

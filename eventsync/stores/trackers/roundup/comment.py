@@ -1,0 +1,106 @@
+"""The comments of a Roundup tracker.
+
+It knows nothing of what else is in an issue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
+
+from eventsync.errors import RejectedError
+from eventsync.record import Record
+from eventsync.stores.rest import Answer, Object
+from eventsync.stores.trackers.roundup.message import EMPTY, Messages
+
+__all__ = ["RoundupComments"]
+
+R = TypeVar("R", bound=Record)
+
+
+class RoundupComments(Messages[R]):
+    """Comments: the messages of an issue but for the first. They cannot move to another issue.
+
+    A comment without an author is written, and read, as one of the service's own user: have it use
+    a user that nobody else does.
+    """
+
+    item_class = "msg"
+    holds = frozenset({"issue", "author", "body"})
+    references: ClassVar[Mapping[str, str]] = {"issue": "Issue", "author": "Account"}
+
+    def ping(self) -> None:
+        self.select("msg", "messageid", {"id": "1"})
+
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        recent = None
+        if query:
+            recent = {data["id"]: data for data in self.select("msg", "activity", query)}
+            if not recent:
+                return
+        issues = self.select("issue", "messages", {})
+        texts = self.contents(None if recent is None else list(recent))
+        for issue in issues:
+            for id in sorted((m["id"] for m in issue["messages"]), key=int)[1:]:
+                if id in texts:
+                    activity = {} if recent is None else {"activity": recent[id]["activity"]}
+                    yield {**self._comment(texts[id], issue), **activity}
+
+    def fetch(self, key: str) -> Object | None:
+        path = self.path_of(key)
+        if path is None:
+            return None
+        id = path.rpartition("/")[2]
+        for issue in self.select("issue", "messages", {"messages": id}):
+            if id != min((m["id"] for m in issue["messages"]), key=int):
+                found = self.item("msg", id)
+                return Object(self._comment(found.data, issue), found.etag)
+        return None
+
+    def create(self, key: str, members: Mapping[str, Any]) -> Answer:
+        issue = self.reference("issue", members.get("issue"))
+        if issue is None:
+            raise RejectedError(f"{self.type.name} {key!r} is about no issue")
+        author = self.reference("author", members.get("author")) or self.service.user
+        message = self.write_message(key, members.get("body", ""), author)
+        found = self.item("issue", issue)
+        self.write("issue", found, {"@op": "add", "messages": [message]})
+        return self.service.request("GET", f"/msg/{message}")
+
+    def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
+        if "issue" in members:
+            raise RejectedError(f"{self.type.name} {key!r} cannot move to another issue")
+        body: dict[str, Any] = {}
+        if "body" in members:
+            body["content"] = members["body"] or EMPTY
+        if "author" in members:
+            body["author"] = self.reference("author", members["author"]) or self.service.user
+        return self.write("msg", found, body)
+
+    def destroy(self, key: str, found: Object) -> None:
+        issue = self.item("issue", found.data["@issue"])
+        self.write("issue", issue, {"@op": "remove", "messages": [found.data["id"]]})
+        self.retire("msg", found)
+        assert self.identity is not None
+        self.identity.forget(self.type.name, key)
+
+    def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
+        author, text = data.get("author"), str(data.get("content") or "")
+        name = author and author["username"]
+        return self.only_held(
+            {
+                "issue": self.referred("issue", data["@issue"]),
+                # What the service's own user says it says for nobody.
+                "author": self.referred("author", None if name == self.service.user else name),
+                "body": "" if text == EMPTY else text,
+            }
+        )
+
+    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
+        return dict(members)
+
+    def id_of_marked(self, issue: Mapping[str, Any], message: str) -> str:
+        return message
+
+    def _comment(self, message: Mapping[str, Any], issue: Mapping[str, Any]) -> dict[str, Any]:
+        return {**message, "@issue": issue["id"], "@messageid": message.get("messageid")}

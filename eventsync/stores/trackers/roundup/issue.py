@@ -1,0 +1,153 @@
+"""The issues of a Roundup tracker.
+
+It knows nothing of their comments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from eventsync.identity import IdentityMap
+from eventsync.record import Record
+from eventsync.stores.rest import Answer, Object
+from eventsync.stores.trackers.roundup.item import NOTHING, RoundupService
+from eventsync.stores.trackers.roundup.message import EMPTY, Messages
+from eventsync.stores.trackers.tracker import sorted_names
+from eventsync.view import View
+
+__all__ = ["RoundupIssues"]
+
+R = TypeVar("R", bound=Record)
+
+
+class RoundupIssues(Messages[R]):
+    """Issues. ``open``, ``closed``: names of statuses, the first of which is written.
+
+    Every status that is not one of ``closed`` reads as ``open``. A label that the tracker does not
+    have among its keywords yet is added to them. Removing an issue retires it.
+    """
+
+    item_class = "issue"
+    holds = frozenset({"title", "description", "status", "priority", "assignee", "labels"})
+    references: ClassVar[Mapping[str, str]] = {"assignee": "Account"}
+    fields = "title,status,priority,assignedto,keyword,messages,activity"
+
+    def __init__(
+        self,
+        record_type: type[R],
+        service: RoundupService,
+        *,
+        identity: IdentityMap,
+        view: View | None = None,
+        open: str = "unread",
+        closed: Sequence[str] = ("resolved", "done-cbb"),
+    ) -> None:
+        view = view or View(omit=("milestone",))
+        super().__init__(record_type, service, identity=identity, view=view)
+        self._open, self._closed = open, tuple(closed)
+
+    def ping(self) -> None:
+        self.select("issue", "title", {"id": "1"})
+
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        issues = self.select("issue", self.fields, query)
+        texts = self.contents(None) if issues and not query else {}
+        for data in issues:
+            yield self._with_text(data, texts)
+
+    def fetch(self, key: str) -> Object | None:
+        id = self._id(key)
+        # An item that is retired is still there to be read, but in no list.
+        if id is None or not self.select("issue", "title", {"id": id}):
+            return None
+        found = self.item("issue", id)
+        return Object(self._with_text(found.data, {}), found.etag)
+
+    def create(self, key: str, members: Mapping[str, Any]) -> Answer:
+        body = self.fill({"status": "open", **members}, None)
+        self._add_keywords(body.get("keyword", ()))
+        message = self.write_message(key, body.pop("@text", ""), self.service.user)
+        return self.added("issue", {**body, "messages": [message]})
+
+    def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
+        body = self.fill(members, None)
+        self._add_keywords(body.get("keyword", ()))
+        text = body.pop("@text", None)
+        first = found.data["@first"]
+        answer: Answer | None = None
+        if text is not None and first is not None:
+            answer = self.rewrite(first, text)
+        elif text is not None:
+            body["messages"] = [self.write_message(key, text, self.service.user)]
+        if body:
+            answer = self.write("issue", found, body)
+        assert answer is not None
+        return answer
+
+    def destroy(self, key: str, found: Object) -> None:
+        self.retire("issue", found)
+        assert self.identity is not None
+        self.identity.forget(self.type.name, key)
+
+    def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
+        status, priority = data.get("status"), data.get("priority")
+        assignee = data.get("assignedto")
+        return self.only_held(
+            {
+                "title": data.get("title") or "",
+                "description": data["@text"],
+                "status": "closed" if status and status["name"] in self._closed else "open",
+                "priority": priority and priority["name"],
+                "assignee": self.referred("assignee", assignee and assignee["username"]),
+                "labels": sorted_names(label["name"] for label in data.get("keyword") or ()),
+            }
+        )
+
+    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
+        filled: dict[str, Any] = {}
+        for name, held in members.items():
+            if name == "status":
+                filled["status"] = self._closed[0] if held == "closed" else self._open
+            elif name == "assignee":
+                filled["assignedto"] = self.reference(name, held) or NOTHING
+            elif name == "labels":
+                filled["keyword"] = held
+            elif name == "description":
+                filled["@text"] = held
+            elif name == "priority":
+                filled[name] = held or NOTHING
+            elif name == "title":
+                filled[name] = held
+        return filled
+
+    def id_of_marked(self, issue: Mapping[str, Any], message: str) -> str:
+        return str(issue["id"])
+
+    def _add_keywords(self, names: Sequence[str]) -> None:
+        if not names:
+            return
+        known = {data["name"] for data in self.select("keyword", "name", {})}
+        for name in names:
+            if name not in known:
+                # Another worker may have added it meanwhile.
+                self.service.request("POST", "/keyword", body={"name": name}, allow=(409,))
+
+    def _id(self, key: str) -> str | None:
+        path = self.path_of(key)
+        return None if path is None else path.rpartition("/")[2]
+
+    def _with_text(
+        self, data: dict[str, Any], texts: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        first = min((m["id"] for m in data["messages"]), key=int, default=None)
+        text, message = "", {}
+        if first is not None:
+            message = dict(texts.get(first) or self.contents([first])[first])
+            text = str(message["content"] or "")
+        return {
+            **data,
+            "@first": first,
+            "@text": "" if text == EMPTY else text,
+            "@messageid": message.get("messageid"),
+        }
