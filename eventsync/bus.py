@@ -360,7 +360,11 @@ def _bus_errors(what: str) -> Iterator[None]:
     except (OSError, KombuOperationalError) as error:
         raise BusUnavailableError(f"broker {what}: {error}") from error
     except KeyError as error:
-        raise ConfigError(f"broker {what}: unknown transport {error}") from error
+        # Kombu's way of saying that it knows no such transport; its text is a KeyError's argument.
+        raise ConfigError(
+            f"broker {what}: {error.args[0] if error.args else error}",
+            hint="as in sqlite:///broker.db, redis://host/0 or amqp://user@host//",
+        ) from error
     except ImportError as error:
         raise ConfigError(
             f"broker {what}: {error}", hint="install the package that the transport needs"

@@ -80,7 +80,7 @@ class AmqpLink(Link):
         )
         self._received = []
         self._queue = ""
-        with self._errors("connecting"):
+        with self._errors(f"RabbitMQ at {endpoint.address}"):
             self._wire: Any = self._connection.connection
             # No write blocks for ever, whatever the broker does.
             self._wire.sock.settimeout(self._publish_timeout)

@@ -37,6 +37,11 @@ class Endpoint:
     connect_timeout: float
     settle: float
 
+    @property
+    def address(self) -> str:
+        """Host and port, for an error to name."""
+        return f"{self.arguments['hostname']}:{self.arguments['port']}"
+
     @classmethod
     def parse(cls, url: str) -> Endpoint:
         """Read a URL. Raises ``ConfigError`` that names what does not belong in it."""

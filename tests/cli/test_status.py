@@ -120,3 +120,19 @@ def test_check_looks_at_the_settings_of_redis(cli: Cli) -> None:
         client.config_set("appendonly", "no")
         assert "set `appendonly yes`" in told()[0][1]
         client.close()
+
+
+@pytest.mark.parametrize(
+    ("broker", "said"),
+    [
+        ("amqp://somebody:hidden@127.0.0.1:1//", "127.0.0.1:1"),
+        ("redis://somebody:hidden@127.0.0.1:1/0", "127.0.0.1:1"),
+        ("nonsense://somebody:hidden@127.0.0.1:1//", "No such transport: nonsense"),
+    ],
+)
+def test_check_names_the_broker_that_fails(cli: Cli, broker: str, said: str) -> None:
+    """Which broker it is and what is wrong with it is told; its password is not."""
+    ran = cli("check", "--json", "--broker", broker)
+    (finding,) = [one for one in ran.json if one["about"] == "broker"]
+    assert said in finding["text"]
+    assert "hidden" not in ran.out + ran.err

@@ -10,9 +10,12 @@ import socket
 from collections.abc import Iterable
 from typing import Any, Final, TypeAlias
 
-import httpcore
-
 from eventsync.errors import ConfigError
+
+try:
+    import httpcore
+except ImportError as error:  # pragma: no cover - the message is all there is to it
+    raise ConfigError("REST stores need httpcore", hint="pip install 'eventsync[rest]'") from error
 
 __all__ = ["Gateway"]
 
