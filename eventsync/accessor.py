@@ -13,7 +13,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from functools import wraps
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
 from eventsync import value
 from eventsync.change import DELETE, PATCH, PUT, Change, Known
@@ -37,6 +38,19 @@ from eventsync.view import View
 __all__ = ["Accessor", "Edit", "Write"]
 
 R = TypeVar("R", bound=Record)
+A = TypeVar("A", bound="Accessor[Any]")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _until_done(method: Callable[Concatenate[A, P], T]) -> Callable[Concatenate[A, P], T]:
+    """For a method that is one transaction of the index: see ``Index.until_done``."""
+
+    @wraps(method)
+    def until_done(self: A, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.index.until_done(lambda: method(self, *args, **kwargs))
+
+    return until_done
 
 
 @dataclass(slots=True, frozen=True)
@@ -257,6 +271,7 @@ class Accessor(ABC, Generic[R]):
                     raise
                 query.unreadable(error)
 
+    @_until_done
     def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
         """Pass changes through the version gate and write the winners, in one transaction.
 
@@ -285,6 +300,7 @@ class Accessor(ABC, Generic[R]):
             self._perform(decisions, transaction)
         return {key: decision.verdicts for key, decision in decisions.items()}
 
+    @_until_done
     def edit(
         self,
         edits: Sequence[Edit],
@@ -321,6 +337,7 @@ class Accessor(ABC, Generic[R]):
             self._perform(decisions, transaction, bodies)
         return changes
 
+    @_until_done
     def capture(
         self,
         keys: Sequence[str],
@@ -364,6 +381,7 @@ class Accessor(ABC, Generic[R]):
                 transaction.send(name, [encode(change) for change in changes])
         return changes
 
+    @_until_done
     def states(self, keys: Sequence[str], source: str) -> list[Change]:
         """The whole state of each record as a change at its own version: to copy it elsewhere.
 
@@ -382,6 +400,7 @@ class Accessor(ABC, Generic[R]):
                 changes.append(change)
         return changes
 
+    @_until_done
     def complete(self, states: Mapping[str, Sequence[Change]]) -> int:
         """Write pending records with what other stores know of them; how many became whole.
 

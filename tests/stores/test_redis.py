@@ -356,7 +356,7 @@ def _increments(url, number, times):
                     store.accessor(Counter).write_rows([write], [], transaction)
                     transaction.read("Counter", [str(key)])
 
-            store.accessor(Counter)._again(raise_total)
+            store.index.until_done(raise_total)
 
 
 def test_processes_on_the_same_records(server, client):

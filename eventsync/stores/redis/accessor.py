@@ -5,15 +5,12 @@ It owns how records are read, found and written there. It knows nothing of other
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, ClassVar, Final, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-from eventsync.accessor import Accessor, Edit, Write
+from eventsync.accessor import Accessor, Write
 from eventsync.change import Change
-from eventsync.clock import Clock
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
 from eventsync.gate import Verdict, decide_put_or_delete
 from eventsync.index import Index, IndexTransaction
@@ -22,7 +19,6 @@ from eventsync.query import All, Compare, Query
 from eventsync.record import Record
 from eventsync.stores.redis.codec import HashCodec, JsonCodec, framed
 from eventsync.stores.redis.index import (
-    ConflictError,
     Data,
     Layout,
     RedisIndex,
@@ -37,7 +33,6 @@ __all__ = ["RedisAccessor"]
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
-_TRIES: Final = 60
 
 
 class RedisAccessor(Accessor[R]):
@@ -195,7 +190,7 @@ class RedisAccessor(Accessor[R]):
                 transaction._of(self.type.name)
                 self.write_rows(writes, removals, transaction)
 
-        self._again(attempt)
+        self._versions.until_done(attempt)
 
     # -- many at once ------------------------------------------------------------------------------
 
@@ -269,12 +264,12 @@ class RedisAccessor(Accessor[R]):
             back[key] = {**transaction.seen.get(key, {}), **now}
         return back
 
-    # -- transactions that begin again -------------------------------------------------------------
+    # -- through the gate --------------------------------------------------------------------------
 
     def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
         whole = self.type.rule == "record" and (self._hash or not self.view.partial)
         if not whole:
-            return self._again(lambda: super(RedisAccessor, self).apply(batch))
+            return super().apply(batch)
         # Under the per-record rule nothing has to be read: the decision is that of a record not yet
         # known, and the script lets it take effect where the store holds nothing later.
         decisions = {
@@ -287,39 +282,6 @@ class RedisAccessor(Accessor[R]):
         for key, held in transaction.met.items():
             verdicts[key] = decide_put_or_delete(held.stamp, batch[key][0], self.view).verdicts
         return verdicts
-
-    def edit(
-        self,
-        edits: Sequence[Edit],
-        clock: Clock,
-        source: str,
-        encode: Callable[[Change], bytes] | None,
-    ) -> list[Change]:
-        return self._again(lambda: super(RedisAccessor, self).edit(edits, clock, source, encode))
-
-    def capture(
-        self,
-        keys: Sequence[str],
-        clock: Clock,
-        source: str,
-        encode: Callable[[Change], bytes] | None,
-    ) -> list[Change]:
-        return self._again(lambda: super(RedisAccessor, self).capture(keys, clock, source, encode))
-
-    def states(self, keys: Sequence[str], source: str) -> list[Change]:
-        return self._again(lambda: super(RedisAccessor, self).states(keys, source))
-
-    def complete(self, states: Mapping[str, Sequence[Change]]) -> int:
-        return self._again(lambda: super(RedisAccessor, self).complete(states))
-
-    def _again(self, attempt: Callable[[], T]) -> T:
-        """The result of ``attempt``, made again while others are faster. One of them always is."""
-        for number in range(_TRIES):
-            try:
-                return attempt()
-            except ConflictError:
-                time.sleep(random.random() * 0.0005 * 2 ** min(number, 7))
-        return attempt()
 
     # -- rows --------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ It knows nothing of keys or versions. ``None`` is the absence of a hash's field,
 from __future__ import annotations
 
 import base64
-import binascii
 import datetime as dt
 import json
 import math
@@ -17,6 +16,7 @@ from uuid import UUID
 
 from eventsync.errors import EventSyncError, FieldError, RecordError, RejectedError
 from eventsync.interchange import dumps, from_json, to_json
+from eventsync.member import from_base64, with_floats
 from eventsync.record import Field
 from eventsync.schema import same
 from eventsync.view import BoundView
@@ -153,11 +153,8 @@ class JsonCodec(Codec):
         if field is not None and field.type is Decimal:
             return kept
         if field is not None and field.type is bytes and isinstance(kept, str):
-            try:
-                return base64.b64decode(kept, validate=True)
-            except (ValueError, binascii.Error):
-                raise field.error(kept, "bytes in base64") from None
-        kept = _with_floats(kept)
+            return from_base64(field, kept)
+        kept = with_floats(kept)
         if type(kept) in (list, dict):
             try:
                 return from_json(kept)
@@ -227,15 +224,3 @@ def _is_utf8(kept: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _with_floats(kept: Any) -> Any:
-    """A JSON value with its decimals, which are numbers with a point, as floats."""
-    kind = type(kept)
-    if kind is Decimal:
-        return float(kept)
-    if kind is list:
-        return [_with_floats(item) for item in kept]
-    if kind is dict:
-        return {name: _with_floats(item) for name, item in kept.items()}
-    return kept

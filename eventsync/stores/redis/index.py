@@ -4,7 +4,7 @@ It owns the names of what it keeps, and the transaction that commits all in one 
 nothing of what records look like.
 
 A transaction takes no lock. It notes what it reads, and its commit takes effect only if all of that
-is still so; else it raises ``ConflictError``, and whoever began it begins again.
+is still so; else it raises ``UndoneError``, and whoever began it begins again.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from eventsync.change import Stamp
-from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
-from eventsync.index import Entry, Index, IndexTransaction, Intent, Outgoing, Presence
+from eventsync.errors import ConfigError, RejectedError
+from eventsync.index import (
+    Entry,
+    Index,
+    IndexTransaction,
+    Intent,
+    Outgoing,
+    Presence,
+    UndoneError,
+)
 from eventsync.stores.redis.codec import framed
 from eventsync.stores.redis.server import Database, Script, Server
 
-__all__ = ["ConflictError", "Data", "RedisIndex", "RedisTransaction"]
+__all__ = ["Data", "RedisIndex", "RedisTransaction"]
 
 _NO_ECHO: Final = 0xFFFFFFFF
 _SEQUENCE: Final = 20  # bits of an outbox number that tell entries of one millisecond apart
-
-
-class ConflictError(StoreUnavailableError):
-    """What a transaction was decided from was changed before it could be committed."""
-
-    reason = "conflict"
 
 
 @dataclass(slots=True, frozen=True)
@@ -66,6 +68,8 @@ class RedisIndex(Index):
     place of ``eventsync``.
     """
 
+    attempts: ClassVar[int] = 60
+
     def __init__(
         self, database: Database, *, slot: str = "eventsync", prefix: str = "eventsync"
     ) -> None:
@@ -83,7 +87,7 @@ class RedisIndex(Index):
     def transaction(self) -> Iterator[RedisTransaction]:
         """Begin; commit at the end of the block.
 
-        Raises ``ConflictError`` when another writer was faster; then nothing has been written.
+        Raises ``UndoneError`` when another writer was faster; then nothing has been written.
         """
         transaction = RedisTransaction(self)
         yield transaction
@@ -192,7 +196,7 @@ class RedisIndex(Index):
     ) -> dict[str, Entry]:
         """Run ``commit.lua``: operations by record key, with the names of the records' own keys.
 
-        Returns the entries that newer ones met. Raises ``ConflictError``, ``RejectedError``.
+        Returns the entries that newer ones met. Raises ``UndoneError``, ``RejectedError``.
         """
         header = [b"" if layout.life is None else b"%d" % layout.life, framed(layout.fields)]
         for field in layout.indexed:
@@ -210,7 +214,7 @@ class RedisIndex(Index):
             arguments += (of_type, body)
         code, *rest = self._commit(keys, arguments)
         if code == 0:
-            raise ConflictError(
+            raise UndoneError(
                 f"{type} in {self._base} is being changed by others all the time",
                 hint="it is tried again",
             )
@@ -318,7 +322,7 @@ class RedisTransaction(IndexTransaction):
         self._texts[key] = texts
 
     def commit(self) -> None:
-        """Write all of it at once. Raises ``ConflictError``, ``RejectedError``."""
+        """Write all of it at once. Raises ``UndoneError``, ``RejectedError``."""
         keys = dict.fromkeys([*self._rows, *self._data, *self._read, *self._written])
         if not keys and not self._outgoing:
             return

@@ -5,21 +5,18 @@ It owns the statements on rows. It knows nothing of what differs between databas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import sqlalchemy as sa
 
-from eventsync.accessor import Accessor, Edit, Write
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.accessor import Accessor, Write
 from eventsync.errors import ConfigError, RejectedError
-from eventsync.gate import Verdict
 from eventsync.index import Index, IndexTransaction
 from eventsync.query import Query
 from eventsync.record import Record
-from eventsync.stores.sql.engine import UndoneError, dialect_of, errors, open_engine
+from eventsync.stores.sql.engine import dialect_of, errors, open_engine
 from eventsync.stores.sql.index import SqlIndex, SqlTransaction
 from eventsync.stores.sql.table import Table, new_table
 from eventsync.view import View
@@ -30,7 +27,6 @@ R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 _PAGE = 1000
 _IN = 500
-_ATTEMPTS = 5
 
 
 class SqlAccessor(Accessor[R]):
@@ -114,41 +110,6 @@ class SqlAccessor(Accessor[R]):
             self.dialect.begin(connection)
             self._write(connection, writes, removals)
             connection.commit()
-
-    # -- through the gate --------------------------------------------------
-
-    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
-        return self._again(lambda: super(SqlAccessor, self).apply(batch))
-
-    def edit(
-        self,
-        edits: Sequence[Edit],
-        clock: Clock,
-        source: str,
-        encode: Callable[[Change], bytes] | None,
-    ) -> list[Change]:
-        return self._again(lambda: super(SqlAccessor, self).edit(edits, clock, source, encode))
-
-    def capture(
-        self,
-        keys: Sequence[str],
-        clock: Clock,
-        source: str,
-        encode: Callable[[Change], bytes] | None,
-    ) -> list[Change]:
-        return self._again(lambda: super(SqlAccessor, self).capture(keys, clock, source, encode))
-
-    def complete(self, states: Mapping[str, Sequence[Change]]) -> int:
-        return self._again(lambda: super(SqlAccessor, self).complete(states))
-
-    def _again(self, call: Callable[[], T]) -> T:
-        """Do again what the database undid for the sake of another process."""
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return call()
-            except UndoneError:
-                continue  # nothing was written; the other one is through now
-        return call()
 
     # -- many at once --------------------------------------------------
 

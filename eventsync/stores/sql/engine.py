@@ -18,11 +18,11 @@ from eventsync.errors import (
     RejectedError,
     StoreUnavailableError,
 )
+from eventsync.index import UndoneError
 from eventsync.stores.sql.dialect import Dialect, Fault
 from eventsync.stores.sql.sqlite import Sqlite
 
 __all__ = [
-    "UndoneError",
     "UniqueError",
     "connection_of",
     "dialect_of",
@@ -36,10 +36,6 @@ _DRIVERS = {
     "mysql": ("mysql+pymysql", "mysql"),
     "mariadb": ("mariadb+pymysql", "mysql"),
 }
-
-
-class UndoneError(StoreUnavailableError):
-    """The database undid the transaction for the sake of another; at once it may succeed."""
 
 
 class UniqueError(RejectedError):

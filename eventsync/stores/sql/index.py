@@ -18,10 +18,17 @@ import sqlalchemy as sa
 
 from eventsync.change import Stamp
 from eventsync.errors import ConfigError, StoreUnavailableError
-from eventsync.index import Entry, Index, IndexTransaction, Intent, Outgoing, Presence
+from eventsync.index import (
+    Entry,
+    Index,
+    IndexTransaction,
+    Intent,
+    Outgoing,
+    Presence,
+    UndoneError,
+)
 from eventsync.stores.sql.dialect import Dialect, Target
 from eventsync.stores.sql.engine import (
-    UndoneError,
     UniqueError,
     connection_of,
     dialect_of,
@@ -87,6 +94,8 @@ class SqlIndex(Index):
 
     ``schema``: where its tables are, if not in the default one.
     """
+
+    attempts: ClassVar[int] = 5
 
     def __init__(self, database: str | sa.Engine, *, schema: str | None = None) -> None:
         self.engine = open_engine(database)
