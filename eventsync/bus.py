@@ -102,7 +102,7 @@ class Bus:
         with self._lock:
             link, self._link = self._link, None
             if link is not None:
-                _leave(link.close)
+                _leave(link)
 
     def __enter__(self) -> Bus:
         return self.open()
@@ -183,11 +183,13 @@ class Bus:
         queue = held_queue(store) if held else dead_queue(store)
         with self._errors():
             link = self._new_link()
-            try:
+        try:
+            with _bus_errors(queue, lambda: link):
                 link.declare_queue(queue, dead=dead_queue(store) if held else "")
-                yield Letters(Subscription(link, queue, prefetch=0))
-            finally:
-                _leave(link.close)
+                subscription = Subscription(link, queue, prefetch=0)
+            yield Letters(subscription)
+        finally:
+            _leave(link)
 
     def state(self, queue: str) -> QueueState:
         """How a queue stands. Raises ``BusError`` when there is no such queue."""
@@ -201,6 +203,15 @@ class Bus:
             "held": self.state(held_queue(store)),
             "dead": self.state(dead_queue(store)),
         }
+
+    def life(self) -> str | None:
+        """Which life of the broker this is: another after each restart in which it may have
+        forgotten the last it had confirmed; always the same for brokers that never forget.
+
+        ``None`` where the transport cannot tell. Thread-safe. Raises ``BusUnavailableError``.
+        """
+        with self._lock, self._errors():
+            return self._connected().life()
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -223,13 +234,13 @@ class Bus:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        with _bus_errors(self.shown_url):
-            try:
+        try:
+            with _bus_errors(self.shown_url, lambda: self._link):
                 yield
-            except (BusError, KombuError, OSError) as error:
-                if not isinstance(error, UnroutableError):
-                    self.close()
-                raise
+        except BusError as error:
+            if not isinstance(error, UnroutableError):
+                self.close()
+            raise
 
 
 class Subscription:
@@ -241,7 +252,7 @@ class Subscription:
         try:
             link.consume(queue, prefetch=prefetch)
         except BaseException:
-            _leave(link.close)
+            _leave(link)
             raise
 
     def fetch(self, *, timeout: float, limit: int) -> list[Delivery]:
@@ -250,7 +261,7 @@ class Subscription:
         More than ``limit`` may come when the transport delivers many at once. Empty when none came
         in time. Raises ``BusUnavailableError``.
         """
-        with _bus_errors(self._queue):
+        with _bus_errors(self._queue, lambda: self._link):
             return self._link.receive(timeout=timeout, limit=limit)
 
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
@@ -258,22 +269,22 @@ class Subscription:
 
         A connection that breaks then may bring some of them again.
         """
-        with _bus_errors(self._queue):
+        with _bus_errors(self._queue, lambda: self._link):
             self._link.acknowledge(list(deliveries))
 
     def release(self, deliveries: Iterable[Delivery]) -> None:
         """Give messages back, for any consumer."""
-        with _bus_errors(self._queue):
+        with _bus_errors(self._queue, lambda: self._link):
             self._link.release(deliveries)
 
     def refuse(self, deliveries: Iterable[Delivery]) -> None:
         """Have the broker put messages into the dead letters that were too large to be read."""
-        with _bus_errors(self._queue):
+        with _bus_errors(self._queue, lambda: self._link):
             self._link.refuse(deliveries)
 
     def close(self) -> None:
         """Stop consuming; what is not settled goes back at once. Idempotent."""
-        with _bus_errors(self._queue):
+        with _bus_errors(self._queue, lambda: self._link):
             self._link.close()
 
 
@@ -343,16 +354,16 @@ def _why_aside(delivery: Delivery) -> str:
     return f"the broker put it aside by itself: {delivery.aside}{cut}"
 
 
-def _leave(close: Callable[[], None]) -> None:
+def _leave(link: Link) -> None:
     """Disconnect from a broker that may be away."""
     # Then there is nothing left to close.
-    with suppress(OSError, KombuError, BusUnavailableError):
-        close()
+    with suppress(OSError, KombuError, BusUnavailableError, *link.connection_errors):
+        link.close()
 
 
 @contextmanager
-def _bus_errors(what: str) -> Iterator[None]:
-    """Turn kombu's and the driver's errors into eventsync's."""
+def _bus_errors(what: str, link: Callable[[], Link | None]) -> Iterator[None]:
+    """Turn kombu's and the driver's errors into eventsync's; ``link``: the one that is used."""
     try:
         yield
     except EventSyncError:
@@ -371,3 +382,8 @@ def _bus_errors(what: str) -> Iterator[None]:
         ) from error
     except KombuError as error:
         raise BusError(f"broker {what}: {error}") from error
+    except Exception as error:
+        used = link()
+        if used is None or not isinstance(error, used.connection_errors):
+            raise
+        raise BusUnavailableError(f"broker {what}: {error}") from error

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from eventsync import envelope
 from eventsync.change import Change
@@ -48,13 +48,21 @@ class SpoolState:
     bytes: int
 
 
+class Broker(Publisher, Protocol):
+    """Where a spool is published, as ``Bus``."""
+
+    def life(self) -> str | None:
+        """See ``Bus.life``."""
+
+
 class Spool:
     """Takes envelopes into a file, and publishes them from there; fits ``store.Publisher``.
 
     What ``publish`` took is on the disk when it returns, whether or not there is a broker.
     ``relay`` sends it on. What the broker has confirmed is kept for ``republish_window`` seconds,
-    and until a later publish has gone well. When the broker was lost meanwhile, or another relay
-    begins, it is published again, since the broker may have forgotten the last it had confirmed.
+    and until a later publish has gone well. When the broker was lost or started anew meanwhile, or
+    another relay begins, it is published again, since the broker may have forgotten the last it had
+    confirmed.
     What is published twice is applied once.
 
     ``keys``: sign what ``encode`` makes. ``max_bytes``: how large the file may become by
@@ -119,7 +127,7 @@ class Spool:
                     "or allow the spool more bytes",
                 )
 
-    def relay(self, publisher: Publisher) -> SpoolRelay:
+    def relay(self, publisher: Broker) -> SpoolRelay:
         """What publishes from this spool."""
         return SpoolRelay(self, publisher)
 
@@ -303,12 +311,13 @@ class SpoolRelay:
     another goes on where it was.
     """
 
-    def __init__(self, spool: Spool, publisher: Publisher) -> None:
+    def __init__(self, spool: Spool, publisher: Broker) -> None:
         self.name = spool.name
         self._spool = spool
         self._publisher = publisher
         self._lock: sqlite3.Connection | None = None
         self._again = True
+        self._life: str | None = None
 
     def __enter__(self) -> SpoolRelay:
         return self
@@ -343,9 +352,10 @@ class SpoolRelay:
     def _publish(self) -> int:
         spool, publisher = self._spool, self._publisher
         settled = spool.settled_before
-        if self._again:
+        life = publisher.life()
+        if self._again or life != self._life:
             spool.send(publisher, "sent IS NOT NULL")
-            self._again = False
+            self._again, self._life = False, life
         elif (last := spool.last_kept(settled)) is not None:
             # Only a broker that has answered since is known to have lived on.
             publisher.publish(last[0], [last[1]])

@@ -124,7 +124,9 @@ class Worker:
         # One message at a time, so that a limit holds as closely as messages are small.
         self._prefetch = 1 if rate else options.prefetch
         self._baseline: int | None = None
-        self._broker_lost: float | None = None
+        # The broker's life, and when it was last seen in it.
+        self._broker: tuple[str | None, float] | None = None
+        self._broker_lost = False
         self._suspected: float | None = None
         self._reopened = 0
 
@@ -151,7 +153,7 @@ class Worker:
                 )
                 self._consume()
             except BusUnavailableError as error:
-                self._broker_lost = self._broker_lost or time.time()
+                self._broker_lost = True
                 self.progress.error = str(error)
                 self._log.warning("broker is away; trying again", error=str(error))
                 self._wait(1.0)
@@ -190,7 +192,7 @@ class Worker:
     def _consume(self) -> None:
         subscription = self._subscribe()
         try:
-            self._republish()
+            self._greet_broker()
             while not self._stopping.is_set():
                 self.progress.beat("waiting")
                 deliveries = subscription.fetch(timeout=_POLL, limit=self._prefetch)
@@ -226,13 +228,16 @@ class Worker:
             self._baseline = memory
         return memory - self._baseline >= options.recycle_growth
 
-    def _republish(self) -> None:
-        """A broker that comes back may have forgotten the last it had confirmed: tell it again."""
-        if self._broker_lost is not None and self.options.republish_window:
-            since = self._broker_lost - self.options.republish_window
-            count = self.store.republish(_Beating(self.bus, self.progress), since=since)
-            self._log.info("broker is back: latest changes published again", count=count)
-        self._broker_lost = None
+    def _greet_broker(self) -> None:
+        """Tell a broker again the latest it had confirmed, if it may have forgotten that."""
+        life = self.bus.life()
+        if self._broker is not None and self.options.republish_window:
+            known, seen_at = self._broker
+            if life != known or (life is None and self._broker_lost):
+                since = seen_at - self.options.republish_window
+                count = self.store.republish(_Beating(self.bus, self.progress), since=since)
+                self._log.info("broker was restarted: latest changes published again", count=count)
+        self._broker, self._broker_lost = (life, time.time()), False
 
     def _handle(self, deliveries: Sequence[Delivery], subscription: Subscription) -> None:
         """Settle messages in batches; leave the rest in the broker's hands when told to stop."""
@@ -303,6 +308,7 @@ class Worker:
     def _upkeep(self, *, at_once: bool = False) -> None:
         """Do what is due. A store that is busy is left for the next time."""
         tasks: list[tuple[str, float, Callable[[], object]]] = [
+            ("broker", 1.0, self._greet_broker),
             ("held", 1.0, self._try_held),
             # At once is now, whoever's turn it is: what is published twice does no harm.
             ("outbox", 1.0, self._flush if at_once else self._relay.run_once),

@@ -28,6 +28,10 @@ class Broker:
     def __init__(self):
         self.got = []
         self.away = False
+        self.lives = 1
+
+    def life(self):
+        return str(self.lives)
 
     def encode(self, change):
         return envelope.encode(change)
@@ -98,6 +102,18 @@ def test_published_again_after_the_broker_was_lost(spool, now):
     now.now += 3600.0
     relay.run_once()
     assert broker.got == [b"late", b"later", b"new"]
+
+
+def test_published_again_to_a_broker_that_was_restarted(spool, now):
+    """A broker that is back before anybody saw it away gets again what it may have forgotten."""
+    broker = Broker()
+    relay = spool.relay(broker)
+    spool.publish("Product", [b"one"])
+    relay.run_once()
+    broker.lives, broker.got = 2, []
+    spool.publish("Product", [b"two"])
+    relay.run_once()
+    assert broker.got == [b"one", b"two"]
 
 
 def test_kept_until_the_broker_has_answered_later(spool, now):

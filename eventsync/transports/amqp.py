@@ -360,6 +360,15 @@ class AmqpLink(Link):
         self._channel.basic_qos(0, 1, False)
         self._channel.basic_cancel(self._consumer)
 
+    def life(self) -> str | None:
+        """Quorum queues never forget what was confirmed."""
+        return ""
+
+    @property
+    def connection_errors(self) -> tuple[type[BaseException], ...]:
+        """None that are not translated already."""
+        return ()
+
     @property
     def is_inherited(self) -> bool:
         """Whether it is a parent process's, which goes on using it."""

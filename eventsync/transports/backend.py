@@ -213,6 +213,10 @@ class Backend(ABC):
     def queue_stats(self, queue: str) -> QueueStats:
         """Return the state of a queue. Raises: BusError if there is no such queue."""
 
+    def life(self) -> str:
+        """Which life of the place this is; see ``Link.life``. One that never forgets has one."""
+        return ""
+
     @abstractmethod
     def forget_consumer(self) -> None:
         """Lease as another consumer from now on: this is a forked child. Does not block."""

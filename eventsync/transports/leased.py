@@ -311,6 +311,10 @@ class LeasedChannel(RoutedChannel):
         """
         return self.backend.queue_stats(queue)
 
+    def life(self) -> str:
+        """Return which life of the broker this is; see ``Link.life``. Thread-safe, blocking."""
+        return self.backend.life()
+
     def extend_leases(self) -> bool:
         """Start the lease time of all messages in flight again.
 

@@ -147,10 +147,14 @@ class Link:
                 )
 
     def state(self, queue: str) -> QueueState:
-        """How a queue stands. Raises an error when there is no such queue."""
+        """How a queue stands. Raises an error when there is none, where the broker can tell."""
         if hasattr(self._channel, "queue_stats"):
             stats = self._channel.queue_stats(queue)
             return QueueState(stats.ready, stats.leased, stats.oldest_age)
+        if isinstance(self._channel, virtual.Channel):
+            # Those that keep no list of their queues know none that is empty.
+            channel: Any = self._channel
+            return QueueState(channel._size(queue), None, None)
         declared = self._channel.queue_declare(queue, passive=True)
         return QueueState(declared.message_count, None, None)
 
@@ -200,6 +204,19 @@ class Link:
     def refuse(self, deliveries: Iterable[Delivery]) -> None:
         """Have the broker put messages into the queue's dead letters, where it can do that."""
         raise NotImplementedError(f"{type(self).__name__} reads every message whole")
+
+    def life(self) -> str | None:
+        """Which life of the broker this is: another after each restart in which one may have
+        forgotten the last it had confirmed, and always the same of one that never forgets.
+
+        ``None`` where the transport cannot tell.
+        """
+        return self._channel.life() if isinstance(self._channel, LeasedChannel) else None
+
+    @property
+    def connection_errors(self) -> tuple[type[BaseException], ...]:
+        """What a driver raises, beside ``OSError``, when its broker has gone away."""
+        return tuple(self._connection.connection_errors)
 
     @property
     def is_inherited(self) -> bool:

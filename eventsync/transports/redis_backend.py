@@ -107,6 +107,12 @@ class RedisBackend(RedisRouting):
         keys = [self._epoch_key, *map(self._stream, numbers)]
         return bool(self._client.run(script.STORE, keys, words))
 
+    def life(self) -> str:
+        """See ``Backend``. The server draws an id each time it starts."""
+        told = self._client.run(script.LIFE, [self._epoch_key], [])
+        lines = bytes(told).decode().splitlines()
+        return next(line for line in lines if line.startswith("run_id:"))
+
     # -- leasing -------------------------------------------------------------------------------
 
     def lease(

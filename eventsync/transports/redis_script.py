@@ -22,6 +22,7 @@ __all__ = [
     "GROUP",
     "LEASE",
     "LEAVE",
+    "LIFE",
     "LOAD",
     "PURGE",
     "RELEASE",
@@ -317,6 +318,9 @@ for i = 2, #ARGV do
 end
 """
 )
+
+#: KEYS: any, so that in a cluster its node answers. Returns what the server tells of itself.
+LIFE = Script("return redis.call('INFO', 'server')")
 
 #: KEYS: queues, stream. ARGV: queue. Returns {ready, leased, id of the oldest or '', server's time
 #: in ms}, or nothing if there is no such queue.

@@ -3,29 +3,31 @@
 Run it from the project's root, for example::
 
     python tests/chaos/chaos.py --events 50000 --kills 300 --seed 7
-    python tests/chaos/chaos.py --broker redis-always --restarts 20 --seed 7
+    python tests/chaos/chaos.py --scenario plain --broker redis --events 100000 --kills 100 \
+        --restarts 10 --runs 10
 
-Brokers other than the embedded one are servers of its own, which ``--restarts`` kills with SIGKILL
-and starts again on what they have on disk. It prints its seed, what it did and what it found, and
-exits with 1 if anything was lost or differs.
+Brokers other than the embedded one are servers of its own, reached through a proxy of its own;
+``--restarts`` kills them with SIGKILL and starts them again on what they have on disk. It prints
+what it did and what it found, its seed first, and exits with 1 if anything was lost or differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import heapq
 import json
 import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from decimal import Decimal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-import datetime as dt
-
-import chaos_model
-import structlog
-from chaos_app import Contact, Item, stores
+import fault
+from fault import FAULTS
+from journal import Applied, Journal, Timeline, percentile
+from plan import Plan, patiently, produce, relay, work
+from proxy import Proxy
 from servers import Server
+from servers.postgres import PostgresServer
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
@@ -46,281 +49,303 @@ from eventsync import envelope, framing
 from eventsync.bus import Bus
 from eventsync.change import Change
 from eventsync.clock import Clock
-from eventsync.errors import BusUnavailableError, NotFoundError
 from eventsync.index import Presence
-from eventsync.worker import Options, Worker, run
 
 _context = multiprocessing.get_context("forkserver")
 _TAP = "tap"
+_POISON = 10**9
+_PRODUCERS = 2
 _SERVERS: dict[str, Callable[[], Server]] = {
     "redis": lambda: RedisServer(fsync="everysec"),
     "redis-always": lambda: RedisServer(fsync="always"),
+    "redis-stock": lambda: RedisServer(fsync="always"),
     "rabbitmq": RabbitServer,
 }
 
 
 @dataclass
 class Report:
-    """What a run did and found."""
+    """What one run or several did and found."""
 
     seed: int
-    broker: str
     published: int = 0
     forgotten: int = 0
     """Published and confirmed, but not to be found in the tap's queue: lost by the broker."""
-    restarts: int = 0
-    duplicates: int = 0
+    echoes: int = 0
+    """Versions on the bus that no producer issued, where producers issue all of them."""
+    received: int = 0
+    """By the tap: what was published more than once, too."""
+    resent: int = 0
     poison: int = 0
-    kills: int = 0
-    stops: int = 0
-    dead_letters: dict[str, int] = field(default_factory=dict)
+    faults: Counter[str] = field(default_factory=Counter)
+    letters: Counter[str] = field(default_factory=Counter)
+    strays: list[str] = field(default_factory=list)
+    """Dead letters of something else than poison."""
     pending: int = 0
-    records: dict[str, int] = field(default_factory=dict)
+    fallen: int = 0
+    """Times that a stored version was replaced by a lower one."""
+    records: Counter[str] = field(default_factory=Counter)
     differing: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    lags: dict[str, list[float]] = field(default_factory=dict)
+    recoveries: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, other: Report) -> None:
+        """Count another run in."""
+        for name, held in vars(other).items():
+            if name == "seed":
+                continue
+            if isinstance(held, dict) and not isinstance(held, Counter):
+                for key, values in held.items():
+                    getattr(self, name).setdefault(key, []).extend(values)
+            else:
+                setattr(self, name, getattr(self, name) + held)
 
     @property
     def sound(self) -> bool:
-        """Nothing differs, nothing is pending, and each store refused the poison and no more."""
-        expected = {"left": self.poison, "right": self.poison, "docs": self.poison}
-        return not self.differing and not self.pending and self.dead_letters == expected
+        """Nothing is lost, differs or is pending, and each store refused the poison and no more."""
+        wrong = (self.differing, self.strays, self.pending, self.fallen, self.echoes)
+        return not any(wrong) and all(n == self.poison for n in self.letters.values())
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON has it; times are in seconds."""
+        shown = vars(self) | {
+            "differing": len(self.differing),
+            "strays": len(self.strays),
+            "seconds": round(self.seconds, 1),
+            "sound": self.sound,
+            "lags": {name: _spread(values) for name, values in self.lags.items()},
+            "recoveries": {name: _spread(values) for name, values in self.recoveries.items()},
+        }
+        return {name: held for name, held in shown.items() if held not in ({}, Counter())}
 
 
-def _bus(folder: Path) -> Bus:
-    return Bus((folder / "broker.url").read_text(encoding="utf-8"), lease=5.0)
+def _spread(values: Iterable[float]) -> dict[str, float | int | None]:
+    ordered = sorted(values)
+    shares = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+    return {"count": len(ordered)} | {n: percentile(ordered, s) for n, s in shares.items()}
 
 
-def _patiently(call: Callable[[], Any]) -> Any:
-    """The result of ``call``, once the broker is there for it."""
-    while True:
-        try:
-            return call()
-        except BusUnavailableError:
-            time.sleep(0.05)
+@dataclass
+class _Member:
+    """One process of the crew, and how to start another in its place."""
 
+    target: Callable[..., None]
+    arguments: tuple[Any, ...]
+    process: Any = None
 
-def _quiet() -> None:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-
-
-def work(folder: Path, name: str) -> None:
-    """A worker process."""
-    _quiet()
-    registry = stores(folder)
-    options = Options(prefetch=16, retry_for=60.0)
-    run(Worker(registry[name], _bus(folder), options=options, peers=registry), grace=20.0)
-
-
-def produce(folder: Path, seed: int, events: int, keys: int) -> None:
-    """A producer process: edits through all stores, many of them on the same few records."""
-    rng = random.Random(seed)
-    bus = _bus(folder)
-    with stores(folder).open(publisher=bus) as registry, (folder / f"{seed}.log").open("wb") as log:
-        clock = Clock()
-        made = 0
-        while made < events:
-            if rng.random() < 0.5:
-                raws = _publish_items(rng, bus, clock, min(events - made, 50), keys)
-                log.writelines(len(raw).to_bytes(4, "big") + raw for raw in raws)
-                made += len(raws)
-            else:
-                made += _edit_contacts(rng, registry, min(events - made, 10), keys)
-
-
-def _publish_items(
-    rng: random.Random, bus: Bus, clock: Clock, count: int, keys: int
-) -> list[bytes]:
-    """Puts and deletes straight to the bus, as a producer without a store of ours sends them."""
-    changes = []
-    for _ in range(count):
-        key = rng.randrange(keys)
-        item = Item(
-            id=key,
-            name=f"Item {key} é {rng.randrange(1000)}",
-            amount=Decimal(rng.randrange(10**6)) / 100,
-            day=dt.date(2020, 1, 1) + dt.timedelta(days=rng.randrange(2000)),
-        )
-        gone = rng.random() < 0.1
-        changes.append(
-            Change(
-                type="Item",
-                key=str(key),
-                op="delete" if gone else "put",
-                version=clock.tick(),
-                data=None if gone else item.raw(),
-                source="chaos",
-            )
-        )
-    rng.shuffle(changes)
-    raws = [bus.encode(change) for change in changes]
-    _patiently(lambda: bus.publish("Item", raws))
-    return raws
-
-
-def _edit_contacts(rng: random.Random, registry: Any, count: int, keys: int) -> int:
-    """Creations, edits, deletes and filter crossings through a store that holds a part of them."""
-    store = rng.choice(list(registry))
-    accessor = store.accessors["Contact"]
-    for _ in range(count):
-        key = rng.randrange(keys)
-        held = store.get(Contact, key)
-        if held is None:
-            # A record that lives elsewhere is edited there; a new one may be created anywhere.
-            values: dict[str, Any] = {"id": key, "name": f"Contact {rng.randrange(1000)}"}
-            store.update(accessor.make(values), upsert=True)
-        elif rng.random() < 0.08:
-            with contextlib.suppress(NotFoundError):
-                store.remove(held)
-        else:
-            for name, value in _some_values(rng).items():
-                if name in accessor.view.names:
-                    held[name] = value
-            with contextlib.suppress(NotFoundError):
-                store.update(held)
-    return count
-
-
-def _some_values(rng: random.Random) -> dict[str, Any]:
-    values = {
-        "name": f"Ĉiu {rng.randrange(1000)}",
-        "email": rng.choice([None, f"c{rng.randrange(1000)}@example.org"]),
-        "balance": Decimal(rng.randrange(10**6)) / 100,
-        "active": rng.random() < 0.7,
-        "city": rng.choice(["Łódź", "Paris", "東京"]),
-    }
-    return {name: values[name] for name in rng.sample(list(values), rng.randint(1, 3))}
-
-
-def poison(bus: Bus, number: int) -> None:
-    """A change that no store can take: its amount is no number."""
-    bad = Change(
-        type="Item",
-        key=f"{10**9 + number}",
-        op="put",
-        version=Clock().tick(),
-        data={"id": 10**9 + number, "name": "poison", "amount": "no number"},
-        source="chaos",
-    )
-    _patiently(lambda: bus.publish("Item", [bus.encode(bad)]))
+    def start(self) -> None:
+        self.process = _context.Process(target=self.target, args=self.arguments, daemon=True)
+        self.process.start()
 
 
 class Harness:
-    """One run, in a folder of its own."""
+    """One run, in a folder of its own. It is the scene of its faults (``fault.Scene``)."""
 
-    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+    def __init__(
+        self, folder: Path, options: argparse.Namespace, seed: int, stack: contextlib.ExitStack
+    ) -> None:
         self.folder = folder
         self.options = options
-        self.rng = random.Random(options.seed)
-        self.report = Report(seed=options.seed, broker=options.broker)
-        self.workers: dict[str, Any] = {}
+        self.rng = random.Random(seed)
+        self.seed = seed
+        self.lease = 2.0
+        self.report = Report(seed)
         self.server: Server | None = None
-        url = f"sqlite:///{folder / 'broker.db'}"
-        if options.broker != "embedded":
-            self.server = _SERVERS[options.broker]().start()
-            url = self.server.url
-        (folder / "broker.url").write_text(url, encoding="utf-8")
-        self.bus = _bus(folder)
+        self.proxy: Proxy | None = None
+        self.database: Server | None = None
+        self._crew: dict[str, _Member] = {}
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._clock = Clock()
+        self._struck: list[tuple[str, float, fault.Struck]] = []
+        direct, url = self._start_broker(stack)
+        stores = {}
+        if options.store == "postgres":
+            self.database = stack.enter_context(PostgresServer())
+            stores["right"] = self.database.url
+        self.plan = Plan(
+            scenario=options.scenario,
+            broker=url,
+            events=options.events // _PRODUCERS,
+            keys=options.keys,
+            pace=options.pace / _PRODUCERS,
+            through=options.through,
+            lease=self.lease,
+            stores=stores,
+        )
+        self.plan.save(folder)
+        self.scenario = self.plan.module()
+        self.bus = stack.enter_context(Bus(direct, lease=self.lease))
+
+    def _start_broker(self, stack: contextlib.ExitStack) -> tuple[str, str]:
+        """The broker's URL, and the one through the proxy."""
+        if self.options.broker == "embedded":
+            url = f"sqlite:///{self.folder / 'broker.db'}"
+            return url, url
+        self.server = stack.enter_context(_SERVERS[self.options.broker]())
+        if isinstance(self.server, RedisServer):
+            # A log that is written anew would not be the one whose end is cut off.
+            self.server.client().config_set("auto-aof-rewrite-percentage", 0)
+        self.proxy = stack.enter_context(Proxy(self.server.port))
+        url = self.server.url
+        if self.options.broker == "redis-stock":
+            url = url.replace("redis://", "stock://")
+        return url, url.replace(f":{self.server.port}", f":{self.proxy.port}")
+
+    # -- the scene -----------------------------------------------------------------------------
+
+    def processes(self, role: str) -> list[str]:
+        """The names of the processes of a role that run."""
+        return [
+            name
+            for name, member in self._crew.items()
+            if name.startswith(role) and member.process.is_alive()
+        ]
+
+    def process(self, name: str) -> Any:
+        """The process that now goes by a name."""
+        return self._crew[name].process
+
+    def replace(self, name: str) -> None:
+        """Wait for a process to end, and start another in its place."""
+        member = self._crew[name]
+        member.process.join(40)
+        # One told to leave before it has begun knows no better than to end.
+        if member.process.exitcode not in (0, -signal.SIGKILL, -signal.SIGTERM, 70):
+            raise RuntimeError(f"{name} left with {member.process.exitcode}")
+        member.start()
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do something after a while."""
+        heapq.heappush(self._due, (time.monotonic() + seconds, len(self._struck), action))
+
+    def poison(self) -> None:
+        """Publish a change that no store can take."""
+        type, values = self.scenario.POISON
+        key = _POISON + self.report.poison
+        bad = Change(
+            type=type,
+            key=str(key),
+            op="put",
+            version=self._clock.tick(),
+            data={"id": key, "name": "poison", **values},
+            source="chaos",
+        )
+        patiently(lambda: self.bus.publish(type, [self.bus.encode(bad)]))
+        self.report.poison += 1
+
+    # -- the run -------------------------------------------------------------------------------
 
     def run(self) -> Report:
         """Produce and break until both are done, let it settle, and compare."""
         begun = time.monotonic()
-        (self.folder / "docs").mkdir()
-        registry = stores(self.folder).open()
-        for store in registry:
-            self.bus.declare(store.name, store.accessors)
-        self.bus.declare(_TAP, ["Item", "Contact"])
-        registry.close()
-        share = self.options.events // 2
-        producers = [
-            self._start(
-                produce, self.folder, self.options.seed * 1000 + n, share, self.options.keys
-            )
-            for n in range(2)
-        ]
-        for store in registry:
-            self._employ(store.name)
-        self._break(producers)
-        for producer in producers:
-            producer.join()
-            if producer.exitcode:
-                raise RuntimeError(f"a producer failed with {producer.exitcode}")
-        self._await_quiet(registry)
-        history = self._history()
-        self._resend(history)
-        self._await_quiet(registry)
-        for worker in self.workers.values():
-            os.kill(worker.pid, signal.SIGTERM)
-        for name, worker in self.workers.items():
-            worker.join(30)
-            if worker.exitcode:
-                raise RuntimeError(f"worker {name} left with {worker.exitcode}")
-        self._compare(registry, history)
-        registry.close()
-        self.bus.close()
-        if self.server is not None:
-            self.server.__exit__()
-        self.report.seconds = round(time.monotonic() - begun, 1)
+        registry = self.plan.registry(self.folder)
+        with registry.open():
+            for store in registry:
+                self.bus.declare(store.name, store.accessors)
+            self.types = sorted({type for store in registry for type in store.accessors})
+            self.bus.declare(_TAP, self.types)
+            self._watch_versions(registry)
+            self._hire(registry)
+            self._break()
+            self._await_quiet(registry)
+            history = self._history()
+            self._resend(history)
+            self._await_quiet(registry)
+            self._dismiss()
+            self._compare(registry, history)
+        self.report.seconds = time.monotonic() - begun
         return self.report
 
-    def _start(self, target: Callable[..., None], *arguments: Any) -> Any:
-        process = _context.Process(target=target, args=arguments, daemon=True)
-        process.start()
-        return process
+    def _hire(self, registry: Any) -> None:
+        for number in range(_PRODUCERS):
+            self._crew[f"producer:{number}"] = _Member(produce, (self.folder, number, self.seed))
+        for store in registry:
+            for number in range(self.options.workers):
+                self._crew[f"worker:{store.name}:{number}"] = _Member(
+                    work, (self.folder, store.name)
+                )
+        if self.options.through == "spool":
+            self._crew["relay:0"] = _Member(relay, (self.folder,))
+        for member in self._crew.values():
+            member.start()
 
-    def _employ(self, name: str) -> None:
-        self.workers[name] = self._start(work, self.folder, name)
+    def _dismiss(self) -> None:
+        names = [name for name in self._crew if not name.startswith("producer")]
+        for name in names:
+            # The relay knows no signals of its own here; it has nothing left to do.
+            number = signal.SIGKILL if name.startswith("relay") else signal.SIGTERM
+            os.kill(self.process(name).pid, number)
+        for name in names:
+            self.process(name).join(40)
+            if self.process(name).exitcode not in (0, -signal.SIGKILL):
+                raise RuntimeError(f"{name} left with {self.process(name).exitcode}")
 
-    def _break(self, producers: list[Any]) -> None:
-        """Kill, stop and poison while the producers are at it, and until all kills are done."""
-        restart_after = self.options.kills / (self.options.restarts + 1)
-        while self.report.kills < self.options.kills or any(p.is_alive() for p in producers):
-            time.sleep(self.rng.uniform(*self.options.pause))
-            if self.report.restarts < self.options.restarts and (
-                self.report.kills >= restart_after * (self.report.restarts + 1)
-            ):
-                self._restart_broker()
-            if self.report.kills >= self.options.kills:
+    def _schedule(self) -> list[tuple[float, str]]:
+        """Which fault strikes when so many events have been made, in that order."""
+        options = self.options
+        counts = Counter({"restart": 0 if options.power_cuts else options.restarts})
+        counts["cut_power"] = options.restarts if options.power_cuts else 0
+        chosen = options.faults or list(FAULTS)
+        for name in chosen:
+            if FAULTS[name].fits(self):
+                once = int(name in options.each)
+                counts[name] = max(once, round(options.kills * FAULTS[name].share))
+        return sorted(
+            (self.rng.uniform(0.02, 1.0) * options.events * 0.98, name)
+            for name in sorted(counts)
+            for _ in range(counts[name])
+        )
+
+    def _made(self) -> int:
+        """How many events the producers have made so far."""
+        return sum(Journal.made_by(path) for path in self.folder.glob("*.told"))
+
+    def _break(self) -> None:
+        schedule = self._schedule()
+        while schedule or self.processes("producer") or self._due:
+            while self._due and self._due[0][0] <= time.monotonic():
+                heapq.heappop(self._due)[2]()
+            self._look_after_crew()
+            if schedule and (self._made() >= schedule[0][0] or not self.processes("producer")):
+                self._strike(schedule.pop(0)[1])
+            else:
+                time.sleep(0.005)
+            _tell(f"{self._made():,} of {self.options.events:,} events, {dict(self.report.faults)}")
+
+    def _strike(self, name: str) -> None:
+        strike = getattr(fault, name, None) or FAULTS[name].strike
+        # A worker that is gone is replaced at once, so the moment is that of the blow. Of a broker
+        # it is when it is back.
+        moment = time.time()
+        store = strike(self)
+        if name in ("restart", "cut_power"):
+            moment = time.time()
+        self.report.faults[name] += 1
+        self._struck.append((name, moment, store))
+
+    def _look_after_crew(self) -> None:
+        for name, member in self._crew.items():
+            if member.process.is_alive():
                 continue
-            name = self.rng.choice(list(self.workers))
-            process = self.workers[name]
-            if not process.is_alive():
-                raise RuntimeError(f"worker {name} left by itself with {process.exitcode}")
-            if self.rng.random() < 0.05:
-                # Longer than its lease, so that others take over what it holds.
-                os.kill(process.pid, signal.SIGSTOP)
-                time.sleep(0.2)
-                os.kill(process.pid, signal.SIGCONT)
-                self.report.stops += 1
+            if name.startswith("producer") and member.process.exitcode == 0:
                 continue
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            self.report.kills += 1
-            if self.rng.random() < 0.02:
-                poison(self.bus, self.report.poison)
-                self.report.poison += 1
-            self._employ(name)
-
-    def _restart_broker(self) -> None:
-        if self.server is None:
-            raise SystemExit("the embedded broker is a file: there is nothing to restart")
-        self.server.kill()
-        time.sleep(self.rng.uniform(0.0, 0.5))
-        self.server.start()
-        self.report.restarts += 1
+            raise RuntimeError(f"{name} left by itself with {member.process.exitcode}")
 
     def _await_quiet(self, registry: Any) -> None:
-        """Wait until no queue, outbox or pending record is left, or nothing changes any more."""
+        """Wait until no queue, outbox, spool or pending record is left."""
         deadline = time.monotonic() + self.options.settle
         while time.monotonic() < deadline:
             waiting = Counter()
             for store in registry:
-                states = _patiently(partial(self.bus.states, store.name))
+                states = patiently(partial(self.bus.states, store.name))
                 waiting["queue"] += states["queue"].ready + (states["queue"].leased or 0)
                 waiting["held"] += states["held"].ready
-                waiting["outbox"] += len(store.index.outgoing(1))
+                waiting["outbox"] += len(patiently(partial(store.index.outgoing, 1)))
                 waiting["pending"] += sum(
                     store.index.counts(type)[Presence.PENDING] for type in store.accessors
                 )
+            waiting["spool"] = self.plan.waiting_in_spool(self.folder)
             if not any(waiting.values()):
                 return
             time.sleep(0.1)
@@ -329,50 +354,80 @@ class Harness:
     def _history(self) -> list[Change]:
         """Every change that any publish put on the bus, as the tap's queue got it, and of those
         that were confirmed to their producer also what is not there."""
-        subscription = self.bus.subscribe(_TAP, ["Item", "Contact"], prefetch=1000)
-        history: list[Change] = []
-        while deliveries := subscription.fetch(timeout=0.2, limit=1000):
+        subscription = self.bus.subscribe(_TAP, self.types, prefetch=100)
+        history: dict[bytes, Change] = {}
+        while deliveries := subscription.fetch(timeout=1.0, limit=100):
             for delivery in deliveries:
-                history += [envelope.decode(raw) for raw in framing.split_batch(delivery.body)]
+                for raw in framing.split_batch(delivery.body):
+                    change = envelope.decode(raw, lazily=True)
+                    history[change.id] = change
+                    self.report.received += 1
             subscription.acknowledge(deliveries)
         subscription.close()
-        found = {change.id for change in history}
-        for log in sorted(self.folder.glob("*.log")):
-            with log.open("rb") as confirmed:
-                while size := confirmed.read(4):
-                    change = envelope.decode(confirmed.read(int.from_bytes(size, "big")))
-                    if change.id not in found:
-                        history.append(change)
-                        self.report.forgotten += 1
-        self.report.published = len({change.id for change in history})
-        return history
+        found = {change.version for change in history.values()}
+        issued = set()
+        for _, confirmed, change in Journal.read(self.folder):
+            issued.add(change.version)
+            if confirmed and change.version not in found:
+                history[change.id] = change
+                self.report.forgotten += 1
+        self.report.published = len(found) + self.report.forgotten
+        if not self.scenario.EDITS_STORES:
+            self.report.echoes = len(found - issued) - self.report.poison
+        return list(history.values())
 
     def _resend(self, history: list[Change]) -> None:
         """Some of it again, shuffled: every store must take it for what it is."""
-        again = self.rng.sample(history, len(history) // 10)
+        good = [c for c in history if int(c.key) < _POISON]
+        again = self.rng.sample(good, len(good) // 10)
         self.rng.shuffle(again)
-        self.report.duplicates = len(again)
-        for name in self.workers:
-            good = [c for c in again if not c.key.startswith("1000000")]
-            self.bus.send_to(name, [self.bus.encode(change) for change in good])
+        self.report.resent = len(again)
+        for name in self.scenario.STORES:
+            self.bus.send_to(name, [self.bus.encode(change) for change in again])
+
+    # -- what is found -------------------------------------------------------------------------
+
+    def _watch_versions(self, registry: Any) -> None:
+        """Have SQLite stores count the versions that fall, which none ever may."""
+        for store in registry:
+            path = self.folder / f"{store.name}.db"
+            if not path.exists():
+                continue
+            with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+                connection.execute("CREATE TABLE fallen (type, key)")
+                connection.execute(
+                    "CREATE TRIGGER watch BEFORE UPDATE ON eventsync_version"
+                    " WHEN NEW.type <> 'Contact' AND NEW.stamp < OLD.stamp"
+                    " BEGIN INSERT INTO fallen VALUES (OLD.type, OLD.key); END"
+                )
+
+    def _count_fallen(self) -> int:
+        count = 0
+        for path in self.folder.glob("*.db"):
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                if connection.execute(
+                    "SELECT 1 FROM sqlite_master WHERE name = 'fallen'"
+                ).fetchone():
+                    count += connection.execute("SELECT count(*) FROM fallen").fetchone()[0]
+        return count
 
     def _compare(self, registry: Any, history: list[Change]) -> None:
-        sound = [c for c in history if not (c.type == "Item" and int(c.key) >= 10**9)]
-        items = chaos_model.winners_per_record(c for c in sound if c.type == "Item")
-        contacts = chaos_model.winners_per_field(c for c in sound if c.type == "Contact")
-        for values in contacts.values():
-            for name, fallback in Contact(id=0).raw().items():
-                values.setdefault(name, fallback)
-        for key, values in contacts.items():
-            values["id"] = int(key)
+        expected = self.scenario.expected(c for c in history if int(c.key) < _POISON)
         for store in registry:
-            for expected, record_type in ((items, Item), (contacts, Contact)):
-                self._compare_one(store, record_type, expected)
-            letters = self.bus.states(store.name)["dead"].ready
-            self.report.dead_letters[store.name] = letters
+            for record_type, records in expected.items():
+                self._compare_one(store, record_type, records)
+            with self.bus.letters(store.name) as letters:
+                for letter, _ in letters.read():
+                    self.report.letters[store.name] += 1
+                    if letter.key is None or int(letter.key) < _POISON:
+                        self.report.strays.append(f"{store.name}: {letter.message}")
+            self.report.letters.setdefault(store.name, 0)
             self.report.pending += sum(
                 store.index.counts(type)[Presence.PENDING] for type in store.accessors
             )
+        self.report.fallen = self._count_fallen()
+        if not self.scenario.EDITS_STORES:
+            self._time()
 
     def _compare_one(self, store: Any, record_type: Any, expected: dict[str, Any]) -> None:
         view = store.accessor(record_type).view
@@ -390,35 +445,85 @@ class Harness:
                     f"expected {want.get(key)}, found {have.get(key)}"
                 )
 
+    def _time(self) -> None:
+        """How long changes took to each store, and how long each fault was felt."""
+        published = {change.version: moment for moment, _, change in Journal.read(self.folder)}
+        for name in self.scenario.STORES:
+            timeline = Timeline(published, Applied.read(self.folder, name))
+            self.report.lags[name] = timeline.lags
+            for kind, moment, store in self._struck:
+                if store in (None, name):
+                    held = self.report.recoveries.setdefault(kind, [])
+                    held.append(timeline.recovery(moment))
+
+
+def _tell(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of a run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=50_000)
-    parser.add_argument("--kills", type=int, default=300)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--events", type=int, default=50_000, help="in each run")
+    parser.add_argument("--kills", type=int, default=300, help="of workers, in each run")
+    parser.add_argument(
+        "--scenario",
+        choices=["mixed", "plain"],
+        default="mixed",
+        help="mixed: three unlike stores, edits and views; plain: one type in two databases, fast",
+    )
     parser.add_argument("--broker", choices=["embedded", *_SERVERS], default="embedded")
     parser.add_argument("--restarts", type=int, default=0, help="of the broker, with SIGKILL")
+    parser.add_argument(
+        "--power-cuts", action="store_true", help="it loses what was not synced, too (redis)"
+    )
+    parser.add_argument(
+        "--store", choices=["sqlite", "postgres"], default="sqlite", help="of the plain scenario"
+    )
+    parser.add_argument("--through", choices=["bus", "spool"], default="bus", help="of producers")
+    parser.add_argument("--workers", type=int, default=1, help="of each store")
+    parser.add_argument("--pace", type=float, default=0.0, help="events a second; 0: no limit")
     parser.add_argument("--keys", type=int, default=500, help="records of each type")
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--pause", type=float, nargs=2, default=(0.02, 0.4), help="between faults")
+    parser.add_argument("--faults", nargs="+", choices=list(FAULTS), help="only these")
+    parser.add_argument(
+        "--each", nargs="+", choices=list(FAULTS), default=[], help="once at least, in each run"
+    )
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first run")
+    parser.add_argument("--runs", type=int, default=1, help="one after another, each from nothing")
     parser.add_argument("--settle", type=float, default=300.0, help="seconds to settle at most")
     parser.add_argument("--folder", type=Path, help="work here, and leave it")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.restarts and options.broker == "embedded":
+        parser.error("the embedded broker is a file: there is nothing to restart")
+    if options.power_cuts and not options.broker.startswith("redis"):
+        parser.error("only Redis can be asked what it had not synced yet")
+    if options.store != "sqlite" and options.scenario != "plain":
+        parser.error("the stores of the mixed scenario are files")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> Report:
-    """One run; prints its report."""
+    """All the runs that are asked for; prints their report."""
     options = parse(arguments)
-    _context.set_forkserver_preload(["chaos"])
-    with contextlib.ExitStack() as stack:
-        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder.mkdir(exist_ok=True)
-        report = Harness(folder, options).run()
-    shown = asdict(report) | {"differing": len(report.differing), "sound": report.sound}
-    print(json.dumps(shown, ensure_ascii=False))
-    for line in report.differing[:20]:
-        print(line, file=sys.stderr)
-    return report
+    _context.set_forkserver_preload(["plan", options.scenario])
+    total = Report(options.seed)
+    for seed in range(options.seed, options.seed + options.runs):
+        with contextlib.ExitStack() as stack:
+            name = options.folder or stack.enter_context(tempfile.TemporaryDirectory())
+            folder = Path(name) / str(seed)
+            folder.mkdir(parents=True)
+            report = Harness(folder, options, seed, stack).run()
+        total.add(report)
+        if options.runs > 1:
+            print(json.dumps(report.shown(), ensure_ascii=False), flush=True)
+        for line in [*report.differing[:20], *report.strays[:20]]:
+            print(line if len(line) < 300 else f"{line[:300]}...", file=sys.stderr)
+    _tell("")
+    print(json.dumps(total.shown(), ensure_ascii=False))
+    return total
 
 
 if __name__ == "__main__":
