@@ -240,7 +240,8 @@ class Harness:
         """Produce and break until both are done, let it settle, and compare."""
         begun = time.monotonic()
         registry = self.plan.registry(self.folder)
-        with registry.open():
+        with registry.open(), contextlib.ExitStack() as stack:
+            stack.callback(self._kill_crew)
             for store in registry:
                 self.bus.declare(store.name, store.accessors)
             self.types = sorted({type for store in registry for type in store.accessors})
@@ -280,6 +281,11 @@ class Harness:
             self.process(name).join(40)
             if self.process(name).exitcode not in (0, -signal.SIGKILL):
                 raise RuntimeError(f"{name} left with {self.process(name).exitcode}")
+
+    def _kill_crew(self) -> None:
+        for member in self._crew.values():
+            if member.process is not None:
+                member.process.kill()
 
     def _schedule(self) -> list[tuple[float, str]]:
         """Which fault strikes when so many events have been made, in that order."""

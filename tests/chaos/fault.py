@@ -90,6 +90,7 @@ def term(scene: Scene) -> Struck:
     """SIGTERM a worker, which has to leave in good order."""
     name = _signal(scene, "worker", signal.SIGTERM)
     assert name is not None
+    os.kill(scene.process(name).pid, signal.SIGCONT)  # it may be one that is paused
     scene.replace(name)
     return _store_of(name)
 
