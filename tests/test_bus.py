@@ -8,6 +8,7 @@ import time
 
 import amqp
 import pytest
+from kombu.transport import TRANSPORT_ALIASES
 from servers import eventually
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
@@ -415,6 +416,70 @@ def test_a_mistake_of_ours_is_not_taken_for_a_lost_connection(rabbit):
     with pytest.raises(AttributeError, match="mistake"), link._errors("test"):
         raise AttributeError("mistake")
     link.close()
+
+
+def test_a_restarted_redis_gets_the_latest_again():
+    """A server that was restarted and has forgotten is told again, though nobody saw it away."""
+    here = Store("here", MemoryAccessor(Product))
+    with RedisServer(fsync="always") as server, Bus(server.url) as bus, here.open(publisher=bus):
+        bus.declare("here", here.accessors)
+        bus.declare("there", ["Product"])
+        worker = Worker(here, bus)
+        here.add(Product(id=1, name="one"))
+        worker.drain(timeout=0.05)
+        before = bus.life()
+        server.client().flushall()
+        server.kill()
+        server.start()
+        bus.declare("there", ["Product"])
+        worker.drain(timeout=0.05)
+        assert bus.life() != before
+        ready(bus, store_queue("there"), 1)
+        worker.drain(timeout=0.05)
+        assert bus.state(store_queue("there")).ready == 1, "told once, not at every look"
+
+
+def test_a_worker_outlives_a_broker_of_kombus_own_kind(monkeypatch):
+    """What a foreign transport's driver raises when its server is away is waited out."""
+    monkeypatch.setitem(TRANSPORT_ALIASES, "stock", "kombu.transport.redis:Transport")
+    store = Store("here", MemoryAccessor(Product))
+    with RedisServer(fsync="always") as server, store.open():
+        with Bus(server.url.replace("redis:", "stock:")) as bus:
+            assert bus.life() is None
+            bus.declare("here", ["Product"])
+            worker = Worker(store, bus)
+            thread = threading.Thread(target=worker.run)
+            thread.start()
+            try:
+                for number in range(3):
+                    eventually(lambda: _published(bus, number))
+                    eventually(lambda: store.get(Product, number))
+                    if number < 2:
+                        server.kill()
+                        eventually(lambda: worker.progress.error, what="it is missed")
+                        server.start()
+                        worker.progress.error = ""
+                assert bus.states("here")["queue"].ready == 0
+            finally:
+                worker.stop()
+                thread.join(20)
+        assert not thread.is_alive()
+
+
+def _published(bus, number):
+    change = Change(
+        type="Product",
+        key=str(number),
+        op="put",
+        version=Clock().tick(),
+        data={"id": number, "name": "n"},
+        source="test",
+    )
+    try:
+        bus.publish("Product", [bus.encode(change)])
+    except BusUnavailableError:
+        return False
+    return True
 
 
 def test_confirms_out_of_order_are_counted_exactly():
