@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
+from functools import partial
 
 import amqp
 import pytest
@@ -452,8 +453,8 @@ def test_a_worker_outlives_a_broker_of_kombus_own_kind(monkeypatch):
             thread.start()
             try:
                 for number in range(3):
-                    eventually(lambda: _published(bus, number))
-                    eventually(lambda: store.get(Product, number))
+                    eventually(partial(_published, bus, number))
+                    eventually(partial(store.get, Product, number))
                     if number < 2:
                         server.kill()
                         eventually(lambda: worker.progress.error, what="it is missed")

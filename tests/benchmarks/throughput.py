@@ -1,188 +1,205 @@
-"""Publish-to-applied events per second on the embedded default, beside the raw limit of SQLite.
+"""Published-to-applied events per second, beside what the broker and the store take by themselves.
 
-Run it from the project's root: ``python tests/benchmarks/throughput.py``. One publisher process and
-one worker process; the raw limit is the same rows, in the same order, in bulk upserts with the
-plain ``sqlite3`` module, measured in the same run. Use the ratio: the rest depends on the machine.
+Run it from the project's root, for one broker and store or for several::
+
+    python tests/benchmarks/throughput.py
+    python tests/benchmarks/throughput.py --broker embedded redis-always rabbitmq \
+        --store sqlite postgres
+
+One publisher process and one worker process; servers of its own. The raw limits are measured in the
+same run: the same rows, in the same order, in bulk upserts with the plain driver, without and with
+a version check; the same messages with the broker's plain client. Use the ratios: the rest depends
+on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
+import contextlib
 import json
 import logging
 import multiprocessing
 import random
-import sqlite3
 import sys
 import tempfile
 import time
-from decimal import Decimal
+from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import structlog
+from benchmarks import limit
+from benchmarks.broker import BROKERS, plain_client, running_broker, seconds
+from benchmarks.customer import Customer, row
+from servers.postgres import PostgresServer
 
+from eventsync import framing
 from eventsync.bus import Bus
 from eventsync.change import PUT, Change
 from eventsync.clock import Clock
-from eventsync.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
 from eventsync.worker import Worker
 
-
-class Customer(Record):
-    """Twelve fields of mixed types, about 300 bytes as JSON."""
-
-    id: int = Field(key=True)
-    name: str
-    email: str
-    street: str
-    city: str
-    country: str
-    balance: Decimal
-    visits: int
-    score: float
-    active: bool
-    born: dt.date
-    token: UUID
-
-
-COLUMNS = list(Customer.__record__.fields)
+_STORES = ("sqlite", "postgres")
 
 
 def rows(count: int, seed: int) -> list[dict[str, object]]:
     """Half of the rows are new records, half change one that came before."""
     rng = random.Random(seed)
-    made = []
-    for number in range(count):
-        key = number // 2 if number % 2 == 0 else rng.randrange(number // 2 + 1)
-        made.append(
-            {
-                "id": key,
-                "name": f"Customer Number {key} of the {rng.randrange(10**6)} Street Band",
-                "email": f"customer.{key}@example.org",
-                "street": f"{rng.randrange(1, 300)} Long Straight Avenue, Building {key % 40}",
-                "city": rng.choice(["Łódź", "Zürich", "Reykjavík", "Paris", "São Paulo"]),
-                "country": rng.choice(["PL", "CH", "IS", "FR", "BR"]),
-                "balance": Decimal(rng.randrange(-(10**7), 10**7)) / 100,
-                "visits": rng.randrange(10**6),
-                "score": rng.random(),
-                "active": rng.random() < 0.5,
-                "born": dt.date(1950, 1, 1) + dt.timedelta(days=rng.randrange(20000)),
-                "token": UUID(int=rng.getrandbits(128)),
-            }
-        )
-    return made
+    return [
+        row(rng, number // 2 if number % 2 == 0 else rng.randrange(number // 2 + 1))
+        for number in range(count)
+    ]
 
 
-def create(path: Path, *, version: bool) -> None:
-    """The table that both the raw run and eventsync write to."""
-    extra = ", version BLOB" if version else ""
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(
-            "CREATE TABLE customer (id INTEGER PRIMARY KEY, name TEXT, email TEXT, street TEXT,"
-            " city TEXT, country TEXT, balance TEXT, visits INTEGER, score REAL, active INTEGER,"
-            f" born TEXT, token TEXT{extra})"
-        )
-    connection.close()
-
-
-def raw(path: Path, made: list[dict[str, object]], *, version: bool, batch: int) -> float:
-    """Rows per second of plain bulk upserts, the conversion of values included."""
-    create(path, version=version)
-    names = [*COLUMNS, *(["version"] if version else [])]
-    sets = ", ".join(f"{name} = excluded.{name}" for name in names if name != "id")
-    where = " WHERE excluded.version > version" if version else ""
-    sql = (
-        f"INSERT INTO customer ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
-        f" ON CONFLICT (id) DO UPDATE SET {sets}{where}"
-    )
-    connection = sqlite3.connect(path, isolation_level=None)
-    started = time.perf_counter()
-    for start in range(0, len(made), batch):
-        values = []
-        for number, row in enumerate(made[start : start + batch], start=start):
-            converted = list(row.values())
-            converted[6] = str(converted[6])
-            converted[10] = converted[10].isoformat()  # type: ignore[attr-defined]
-            converted[11] = str(converted[11])
-            if version:
-                converted.append(number.to_bytes(16, "big"))
-            values.append(converted)
-        connection.execute("BEGIN IMMEDIATE")
-        connection.executemany(sql, values)
-        connection.execute("COMMIT")
-    taken = time.perf_counter() - started
-    connection.close()
-    return len(made) / taken
-
-
-def store(folder: Path) -> Store:
-    return Store("crm", SqlAccessor(Customer, f"sqlite:///{folder / 'crm.db'}", table="customer"))
-
-
-def produce(folder: Path, count: int, seed: int, chunk: int, started: object) -> None:
-    """Publish every row as a put."""
-    made = rows(count, seed)
+def _changes(options: argparse.Namespace) -> Iterator[list[Change]]:
+    """The rows as puts, in the chunks in which they are published; some of them poisonous."""
     clock = Clock()
-    with Bus(f"sqlite:///{folder / 'broker.db'}") as bus:
-        bus.declare("crm", ["Customer"])
-        started.wait()  # type: ignore[attr-defined]
-        for start in range(0, count, chunk):
-            bus.publish(
-                "Customer",
-                [
-                    bus.encode(
-                        Change(
-                            type="Customer",
-                            key=str(row["id"]),
-                            op=PUT,
-                            version=clock.tick(),
-                            data=row,
-                            source="benchmark",
-                        )
-                    )
-                    for row in made[start : start + chunk]
-                ],
+    made = rows(options.events, options.seed)
+    spoilt = set(random.Random(options.seed).sample(range(options.events), options.poison))
+    for start in range(0, len(made), options.chunk):
+        chunk = []
+        for number, values in enumerate(made[start : start + options.chunk], start=start):
+            if number in spoilt:
+                # A record of its own, that no store can take.
+                values = values | {"id": 10**9 + number, "balance": "no number"}
+            chunk.append(
+                Change(
+                    type="Customer",
+                    key=str(values["id"]),
+                    op=PUT,
+                    version=clock.tick(),
+                    data=values,
+                    source="benchmark",
+                )
             )
+        yield chunk
 
 
-def consume(folder: Path, count: int, started: object, finished: object) -> None:
-    """Apply what comes until all of it is settled."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    with store(folder) as crm, Bus(f"sqlite:///{folder / 'broker.db'}") as bus:
+def produce(options: argparse.Namespace, broker: str, started: Any) -> None:
+    """Publish every row as a put."""
+    with Bus(broker) as bus:
         bus.declare("crm", ["Customer"])
-        worker = Worker(crm, bus)
-        started.wait()  # type: ignore[attr-defined]
-        while sum(worker.outcomes.values()) < count:
+        chunks = list(_changes(options))
+        started.wait()
+        for chunk in chunks:
+            bus.publish("Customer", [bus.encode(change) for change in chunk])
+
+
+def consume(
+    options: argparse.Namespace, broker: str, database: str, started: Any, finished: Any
+) -> None:
+    """Apply what comes until all of it is settled."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    store = Store("crm", SqlAccessor(Customer, database, table="customer"))
+    with store, Bus(broker) as bus:
+        bus.declare("crm", ["Customer"])
+        worker = Worker(store, bus)
+        started.wait()
+        while sum(worker.outcomes.values()) < options.events:
             worker.drain(timeout=0.05)
-        finished.put({str(k): n for k, n in worker.outcomes.items()})  # type: ignore[attr-defined]
+        finished.put(({str(k): n for k, n in worker.outcomes.items()}, bus.states("crm")))
 
 
-def eventsync(folder: Path, count: int, seed: int, chunk: int) -> tuple[float, dict[str, int]]:
+def through_eventsync(
+    options: argparse.Namespace, broker: str, database: str
+) -> tuple[float, dict[str, int]]:
     """Events per second from the first publish to the last one applied."""
-    create(folder / "crm.db", version=False)
     context = multiprocessing.get_context("spawn")
     started, finished = context.Barrier(3), context.Queue()
-    producer = context.Process(target=produce, args=(folder, count, seed, chunk, started))
-    consumer = context.Process(target=consume, args=(folder, count, started, finished))
+    producer = context.Process(target=produce, args=(options, broker, started))
+    consumer = context.Process(target=consume, args=(options, broker, database, started, finished))
     producer.start()
     consumer.start()
     started.wait()
     begun = time.perf_counter()
-    outcomes = finished.get(timeout=600)
+    outcomes, states = finished.get(timeout=1200)
     taken = time.perf_counter() - begun
     producer.join()
     consumer.join()
-    return count / taken, outcomes
+    return options.events / taken, outcomes | {"dead_letters": states["dead"].ready}
+
+
+@contextlib.contextmanager
+def _database(store: str, folder: Path) -> Iterator[str]:
+    """The URL of a database with an empty table of customers."""
+    if store == "sqlite":
+        limit.create_sqlite(folder / "crm.db")
+        yield f"sqlite:///{folder / 'crm.db'}"
+        return
+    with PostgresServer() as server:
+        limit.create_postgres(server.url.replace("+psycopg", ""))
+        yield server.url
+
+
+def _store_limits(store: str, options: argparse.Namespace, folder: Path) -> tuple[float, float]:
+    """Rows per second without a version check, and with one."""
+    made = rows(options.events, options.seed)
+    if store == "sqlite":
+        plain, gated = (
+            limit.sqlite(folder / f"raw{version}.db", made, version=version, batch=options.batch)
+            for version in (False, True)
+        )
+        return plain, gated
+    with PostgresServer() as server:
+        url = server.url.replace("+psycopg", "")
+        plain, gated = (
+            limit.postgres(url, made, version=version, batch=options.batch)
+            for version in (False, True)
+        )
+        return plain, gated
+
+
+def _broker_limits(broker: str, options: argparse.Namespace) -> tuple[float, float]:
+    """Envelopes per second published, and consumed, with the plain client, in our own messages."""
+    bus = Bus("sqlite://")
+    chunks = [
+        list(framing.batches(map(bus.encode, chunk), max_count=500, max_bytes=512 * 1024))
+        for chunk in _changes(options)
+    ]
+    with running_broker(broker) as url:
+        client = plain_client(broker, url)
+        published = seconds(lambda: [client.publish(bodies) for bodies in chunks])
+        count = sum(map(len, chunks))
+        consumed = seconds(lambda: client.consume(count, len(chunks[0])))
+    return options.events / published, options.events / consumed
+
+
+def measure(broker: str, store: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One pair of a broker and a store, all within one run."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plain, gated = _store_limits(store, options, folder)
+        published, consumed = _broker_limits(broker, options)
+        with running_broker(broker) as url, _database(store, folder) as database:
+            rate, outcomes = through_eventsync(options, url, database)
+    return {
+        "broker": broker,
+        "store": store,
+        "events": options.events,
+        "store_rows_per_s": round(plain),
+        "store_rows_with_version_per_s": round(gated),
+        "broker_published_per_s": round(published),
+        "broker_consumed_per_s": round(consumed),
+        "published_to_applied_per_s": round(rate),
+        "ratio": round(rate / plain, 3),
+        "ratio_with_version": round(rate / gated, 3),
+        "outcomes": outcomes,
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print a table, or JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--broker", nargs="+", choices=BROKERS, default=["embedded"])
+    parser.add_argument("--store", nargs="+", choices=_STORES, default=["sqlite"])
     parser.add_argument("--events", type=int, default=100_000)
+    parser.add_argument("--poison", type=int, default=0, help="of them cannot be applied")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--batch", type=int, default=5000, help="rows a transaction, in the raw run"
@@ -190,30 +207,24 @@ def main() -> int:
     parser.add_argument("--chunk", type=int, default=2000, help="envelopes a publish")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    made = rows(options.events, options.seed)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        limit = raw(folder / "raw.db", made, version=False, batch=options.batch)
-        gated = raw(folder / "gated.db", made, version=True, batch=options.batch)
-        rate, outcomes = eventsync(folder, options.events, options.seed, options.chunk)
-    result = {
-        "events": options.events,
-        "raw_upserts_per_s": round(limit),
-        "raw_upserts_with_version_per_s": round(gated),
-        "published_to_applied_per_s": round(rate),
-        "ratio": round(rate / limit, 3),
-        "ratio_with_version": round(rate / gated, 3),
-        "outcomes": outcomes,
-    }
+    found = []
+    for broker in options.broker:
+        for store in options.store:
+            found.append(measure(broker, store, options))
+            if options.json:
+                print(json.dumps(found[-1]), flush=True)
     if options.json:
-        print(json.dumps(result))
-    else:
-        print(f"plain sqlite3, bulk upserts              {limit:>10,.0f} rows/s")
-        print(f"plain sqlite3, with an in-row version    {gated:>10,.0f} rows/s")
-        print(f"eventsync, published to applied          {rate:>10,.0f} events/s")
-        print(f"ratio                                    {rate / limit:>10.2f}")
-        print(f"ratio, both with a version check         {rate / gated:>10.2f}")
-        print(f"outcomes: {outcomes}")
+        return 0
+    print("events/s       broker alone          store alone   published  ratio to the store")
+    print("            publish  consume     plain  versioned  to applied  plain  versioned")
+    for one in found:
+        print(f"{one['broker']} into {one['store']}:")
+        print(
+            f"{one['broker_published_per_s']:>19,}{one['broker_consumed_per_s']:>9,}"
+            f"{one['store_rows_per_s']:>10,}{one['store_rows_with_version_per_s']:>11,}"
+            f"{one['published_to_applied_per_s']:>12,}{one['ratio']:>7.2f}"
+            f"{one['ratio_with_version']:>11.2f}   {one['outcomes']}"
+        )
     return 0
 
 

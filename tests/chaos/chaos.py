@@ -89,6 +89,8 @@ class Report:
     seconds: float = 0.0
     lags: dict[str, list[float]] = field(default_factory=dict)
     recoveries: dict[str, list[float]] = field(default_factory=dict)
+    megabytes: dict[str, list[float]] = field(default_factory=dict)
+    """Of the workers of each store, once a second."""
 
     def add(self, other: Report) -> None:
         """Count another run in."""
@@ -116,6 +118,7 @@ class Report:
             "sound": self.sound,
             "lags": {name: _spread(values) for name, values in self.lags.items()},
             "recoveries": {name: _spread(values) for name, values in self.recoveries.items()},
+            "megabytes": {name: _spread(values) for name, values in self.megabytes.items()},
         }
         return {name: held for name, held in shown.items() if held not in ({}, Counter())}
 
@@ -150,6 +153,7 @@ class Harness:
         self.rng = random.Random(seed)
         self.seed = seed
         self.lease = 2.0
+        self.outage = options.outage
         self.report = Report(seed)
         self.server: Server | None = None
         self.proxy: Proxy | None = None
@@ -158,6 +162,7 @@ class Harness:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._clock = Clock()
         self._struck: list[tuple[str, float, fault.Struck]] = []
+        self._weighed_at = 0.0
         direct, url = self._start_broker(stack)
         stores = {}
         if options.store == "postgres":
@@ -297,15 +302,28 @@ class Harness:
             if FAULTS[name].fits(self):
                 once = int(name in options.each)
                 counts[name] = max(once, round(options.kills * FAULTS[name].share))
+        outage = [(0.1 * options.events, "outage")] if options.outage else []
         return sorted(
-            (self.rng.uniform(0.02, 1.0) * options.events * 0.98, name)
-            for name in sorted(counts)
-            for _ in range(counts[name])
+            outage
+            + [
+                (self.rng.uniform(0.02, 1.0) * options.events * 0.98, name)
+                for name in sorted(counts)
+                for _ in range(counts[name])
+            ]
         )
 
     def _made(self) -> int:
         """How many events the producers have made so far."""
         return sum(Journal.made_by(path) for path in self.folder.glob("*.told"))
+
+    def _weigh(self) -> None:
+        """Note how much memory each worker has, in megabytes, a second after the last look."""
+        if time.monotonic() - self._weighed_at < 1.0:
+            return
+        self._weighed_at = time.monotonic()
+        for name in self.processes("worker"):
+            held = _resident(self.process(name).pid) / 1e6
+            self.report.megabytes.setdefault(name.split(":")[1], []).append(held)
 
     def _break(self) -> None:
         schedule = self._schedule()
@@ -313,6 +331,7 @@ class Harness:
             while self._due and self._due[0][0] <= time.monotonic():
                 heapq.heappop(self._due)[2]()
             self._look_after_crew()
+            self._weigh()
             if schedule and (self._made() >= schedule[0][0] or not self.processes("producer")):
                 self._strike(schedule.pop(0)[1])
             else:
@@ -329,6 +348,10 @@ class Harness:
             moment = time.time()
         self.report.faults[name] += 1
         self._struck.append((name, moment, store))
+
+    def note(self, kind: str, store: fault.Struck) -> None:
+        """What strikes ``store`` (or all of them) strikes now."""
+        self._struck.append((kind, time.time(), store))
 
     def _look_after_crew(self) -> None:
         for name, member in self._crew.items():
@@ -463,6 +486,11 @@ class Harness:
                     held.append(timeline.recovery(moment))
 
 
+def _resident(pid: int) -> int:
+    """How much memory a process has in use, in bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _tell(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
@@ -489,6 +517,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--store", choices=["sqlite", "postgres"], default="sqlite", help="of the plain scenario"
     )
+    parser.add_argument(
+        "--outage", type=float, default=0.0, help="seconds without the postgres store, in one go"
+    )
     parser.add_argument("--through", choices=["bus", "spool"], default="bus", help="of producers")
     parser.add_argument("--workers", type=int, default=1, help="of each store")
     parser.add_argument("--pace", type=float, default=0.0, help="events a second; 0: no limit")
@@ -506,6 +537,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("the embedded broker is a file: there is nothing to restart")
     if options.power_cuts and not options.broker.startswith("redis"):
         parser.error("only Redis can be asked what it had not synced yet")
+    if options.outage and options.store != "postgres":
+        parser.error("only the postgres store has a server that can be away")
     if options.store != "sqlite" and options.scenario != "plain":
         parser.error("the stores of the mixed scenario are files")
     return options

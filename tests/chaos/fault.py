@@ -36,6 +36,8 @@ class Scene(Protocol):
     proxy: Proxy | None
     database: Server | None
     """The server of the store ``right``, if it has one."""
+    outage: float
+    """How long it is away in an outage, in seconds."""
 
     def processes(self, role: str) -> list[str]:
         """The names of the processes of a role that run: worker, producer or relay."""
@@ -50,6 +52,9 @@ class Scene(Protocol):
 
     def poison(self) -> None:
         """Publish something that no store can take."""
+
+    def note(self, kind: str, store: str | None) -> None:
+        """What strikes ``store`` (or all of them) strikes now."""
 
 
 Struck = str | None
@@ -197,6 +202,21 @@ def stop_store(scene: Scene) -> Struck:
     return "right"
 
 
+def outage(scene: Scene) -> Struck:
+    """SIGKILL that server, for as long as is asked for; struck once it is back."""
+    database = scene.database
+    assert database is not None
+    if database.process is not None:
+        database.kill()
+
+    def end() -> None:
+        database.start()
+        scene.note("back-from-outage", "right")
+
+    scene.later(scene.outage, end)
+    return "right"
+
+
 def _connect(scene: Scene) -> psycopg.Connection[Any]:
     assert scene.database is not None
     return psycopg.connect(scene.database.url.replace("+psycopg", ""), connect_timeout=2)
@@ -258,5 +278,5 @@ FAULTS = {
     "tangle": Fault(tangle, 0.03, _has_database),
     "poison": Fault(poison, 0.02),
 }
-"""Those that strike in proportion to the workers killed; ``restart`` and ``cut_power`` are asked
-for by number."""
+"""Those that strike in proportion to the workers killed; ``restart``, ``cut_power`` and ``outage``
+are asked for by number."""
