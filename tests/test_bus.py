@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import socket
 import threading
 import time
 from functools import partial
@@ -11,6 +12,7 @@ import amqp
 import pytest
 from kombu.transport import TRANSPORT_ALIASES
 from servers import eventually
+from servers.certificate import self_signed
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
@@ -481,6 +483,48 @@ def _published(bus, number):
     except BusUnavailableError:
         return False
     return True
+
+
+class _TlsRabbit(RabbitServer):
+    """RabbitMQ that is reached with TLS only."""
+
+    def prepare(self):
+        super().prepare()
+        self.certificate, key = self_signed(self.folder)
+        (self.folder / "rabbitmq.conf").write_text(
+            f"listeners.ssl.default = {self.port}\nlisteners.tcp = none\n"
+            f"ssl_options.cacertfile = {self.certificate}\n"
+            f"ssl_options.certfile = {self.certificate}\nssl_options.keyfile = {key}\n"
+            "ssl_options.verify = verify_none\n"
+        )
+
+    def environment(self):
+        environment = super().environment()
+        del environment["RABBITMQ_NODE_PORT"], environment["RABBITMQ_NODE_IP_ADDRESS"]
+        return environment
+
+    def is_ready(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+
+@pytest.mark.slow
+def test_amqps_verifies_the_server(store):
+    """With amqps:// the server's certificate and name are demanded and verified."""
+    with _TlsRabbit() as server:
+        place = f"localhost:{server.port}//?settle=0.01"
+        with Bus(f"amqps://guest:guest@{place}&ca={server.certificate}") as bus:
+            bus.declare(store, ["Product"])
+            bus.publish("Product", [b"x"])
+            ready(bus, store_queue(store), 1)
+        with pytest.raises(BusUnavailableError, match="certificate verify failed"):
+            Bus(f"amqps://guest:guest@{place}").open()
+        by_number = place.replace("localhost", "127.0.0.1")
+        with pytest.raises(BusUnavailableError, match="certificate is not valid for"):
+            Bus(f"amqps://guest:guest@{by_number}&ca={server.certificate}").open()
 
 
 def test_confirms_out_of_order_are_counted_exactly():

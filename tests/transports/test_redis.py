@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 from servers import free_port, program
+from servers.certificate import self_signed
 from servers.redis import RedisServer
 from transports.contract import PATIENCE, Broker, TransportContract, eventually
 
@@ -164,16 +165,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 
 def test_tls(tmp_path: Path) -> None:
     """With rediss:// the server's certificate is demanded and verified."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        [
-            *(program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-            *("-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    certificate, key = self_signed(tmp_path)
     server, port = RedisServer(), free_port()
     command = [*server.command(), "--tls-port", str(port), "--tls-auth-clients", "no"]
     command += ["--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
