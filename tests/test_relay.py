@@ -6,21 +6,27 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from servers import eventually
+from servers.postgres import PostgresServer
+from servers.redis import RedisServer
 
 from eventsync.bus import Bus
 from eventsync.errors import BusUnavailableError, ConfigError, StoreUnavailableError
 from eventsync.framing import split_batch
-from eventsync.index import FileIndex, MemoryIndex
+from eventsync.index import FileIndex
 from eventsync.record import Field, Record
 from eventsync.relay import Relay, Turn, serve
 from eventsync.store import Store
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.memory import MemoryAccessor
+from eventsync.stores.redis import RedisAccessor
+from eventsync.stores.sql import SqlAccessor
 from eventsync.testing.fake import FakeBus
 
 
@@ -49,13 +55,38 @@ class Clock:
         return self.now
 
 
+@pytest.fixture(scope="module")
+def servers():
+    """The servers that a test of the module has asked for, until the last is done."""
+    with ExitStack() as stack:
+        yield cache(lambda kind: stack.enter_context(kind()))
+
+
+INDEXES = {
+    "memory": lambda servers, folder: MemoryAccessor(Product),
+    "file": lambda servers, folder: JsonFolderAccessor(Product, folder),
+    "sqlite": lambda servers, folder: SqlAccessor(Product, f"sqlite:///{folder / 'x.db'}"),
+    "postgres": lambda servers, folder: SqlAccessor(Product, servers(PostgresServer).url),
+    "redis": lambda servers, folder: RedisAccessor(Product, servers(RedisServer).url),
+}
+
+
+@pytest.fixture(params=sorted(INDEXES))
+def index(request, servers, tmp_path):
+    """An index of each kind, in which it is nobody's turn."""
+    made = INDEXES[request.param](servers, tmp_path).default_index()
+    made.save_mark("relay", "")
+    yield made
+    made.close()
+
+
 def turn(index, clock, wait=lambda seconds: None):
     return Turn(index, lifetime=10.0, monotonic=clock, wait=wait)
 
 
-def test_turn_is_one_holder_s():
+def test_turn_is_one_holder_s(index):
     """While one holds the turn and renews it no other gets it; when it lets go, another does."""
-    index, clock = MemoryIndex(), Clock()
+    clock = Clock()
     first, second = turn(index, clock), turn(index, clock)
     assert first.take()
     for _ in range(10):
@@ -67,9 +98,9 @@ def test_turn_is_one_holder_s():
     assert not first.keep()
 
 
-def test_turn_of_a_dead_holder_is_taken():
+def test_turn_of_a_dead_holder_is_taken(index):
     """One that has not renewed its turn for its lifetime, as seen by the other, has lost it."""
-    index, clock = MemoryIndex(), Clock()
+    clock = Clock()
     dead, other = turn(index, clock), turn(index, clock)
     assert dead.take()
     assert not other.take()
@@ -82,9 +113,9 @@ def test_turn_of_a_dead_holder_is_taken():
     assert other.keep()
 
 
-def test_two_that_take_at_once():
+def test_two_that_take_at_once(index):
     """Of two that find the turn free at the same moment the last to write has it, alone."""
-    index, clock = MemoryIndex(), Clock()
+    clock = Clock()
     second = turn(index, clock)
     taken = []
     first = turn(index, clock, wait=lambda seconds: taken.append(late()))
