@@ -19,12 +19,10 @@ class MongoServer(Server):
     """One server without a replica set. ``mongod`` where it is installed, else SecantusDB.
 
     SecantusDB speaks MongoDB's wire protocol, with its error codes, on the storage engine that
-    MongoDB has. ``auth``: whether users have to log in.
+    MongoDB has. ``auth``: whether users have to log in, from the next start on.
     """
 
-    def __init__(self, *, auth: bool = False) -> None:
-        super().__init__()
-        self.auth = auth
+    auth = False
 
     @property
     def url(self) -> str:

@@ -18,6 +18,7 @@ from eventsync.apply import apply
 from eventsync.clock import Version
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.gate import Outcome
+from eventsync.query import Query
 from eventsync.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.mongo import MongoAccessor, MongoIndex
@@ -208,13 +209,13 @@ def test_a_key_that_is_not_the_id(shop, url):
         assert shop["Customer"].find_one()["_id"] == "1"
         shop["Customer"].insert_one({"number": 2, "name": "by hand", "visits": 0})
         unreadable = []
-        found = [c.id for c in store.find(Customer, on_unreadable=unreadable.append)]
-        assert found == [1]
+        query = Query.parse(Customer.__record__, unreadable=unreadable.append)
+        assert [c.id for c in store.accessor(Customer).find(query)] == [1]
         assert "would have the _id '2'" in str(unreadable[0])
 
 
 def test_a_unique_index(shop, url):
-    """A record that breaks a unique index is rejected alone, with the index named, no value told."""
+    """A record that breaks a unique index is rejected alone; the index is named, no value told."""
     shop["Customer"].create_index("email", unique=True, sparse=True, name="one_email")
     shop["Customer"].insert_one({"_id": 7, "name": "Eve", "email": "secret@x", "visits": 0})
     bus = FakeBus()
@@ -257,8 +258,10 @@ def test_a_validator(shop, url):
 def test_two_stores_need_two_indexes(url):
     """Two stores of one type in one database are refused until each has versions of its own."""
     Store("a", MongoAccessor(Customer, url, collection="a")).open().close()
+    refused = Store("b", MongoAccessor(Customer, url, collection="b"))
     with pytest.raises(ConfigError, match="index of its own"):
-        Store("b", MongoAccessor(Customer, url, collection="b")).open()
+        refused.open()
+    refused.close()
     index = MongoIndex(url, name="b")
     Store("b", MongoAccessor(Customer, url, collection="b"), index=index).open().close()
 
@@ -299,12 +302,17 @@ def test_a_server_that_is_away():
 
 def test_a_wrong_password():
     """A password that is not taken is a configuration error, which tells no password."""
-    with MongoServer(auth=True) as server:
+    with MongoServer() as server:
         with server.client() as client:
             client.admin.command("createUser", "root", pwd="right", roles=["root"])
+        server.stop()
+        server.auth = True
+        server.start()
         url = server.url.replace("://", "://root:{}@") + "/shop?authSource=admin"
+        refused = Store("crm", MongoAccessor(Customer, url.format("s3cret")))
         with pytest.raises(ConfigError) as caught:
-            Store("crm", MongoAccessor(Customer, url.format("s3cret"))).open()
+            refused.open()
+        refused.close()
         assert "s3cret" not in f"{caught.value!r} {caught.value.__cause__!r}"
         assert "roles" in str(caught.value)
         with Store("crm", MongoAccessor(Customer, url.format("right"))) as store:
@@ -312,7 +320,7 @@ def test_a_wrong_password():
 
 
 def dying(store, number):
-    """Have the store's database die at its ``number``-th write from now on; undo with the result."""
+    """Let the process die at the ``number``-th write from now on, until the result is called."""
     database, write = store.index.database, store.index.database.write
     left = itertools.count(1)
 
