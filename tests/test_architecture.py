@@ -47,6 +47,8 @@ OWNERS = {
     "tenacity": {"eventsync/retry.py"},
     "kombu": {"eventsync/bus.py", "eventsync/transports/"},
     "amqp": {"eventsync/transports/"},
+    "pymongo": {"eventsync/stores/mongo/"},
+    "bson": {"eventsync/stores/mongo/"},
 }
 
 

@@ -5,6 +5,15 @@ It names what users import. It knows nothing of other stores. It needs the extra
 
 from __future__ import annotations
 
+from eventsync.errors import ConfigError
+
+try:
+    import pymongo as _pymongo  # noqa: F401
+except ImportError as error:  # pragma: no cover - the message is all there is to it
+    raise ConfigError(
+        "the MongoDB store needs pymongo", hint="pip install 'eventsync[mongo]'"
+    ) from error
+
 from eventsync.stores.mongo.accessor import MongoAccessor
 from eventsync.stores.mongo.index import MongoIndex
 

@@ -11,6 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
+import pymongo
+from bson import DatetimeConversion, UuidRepresentation
+from bson.codec_options import CodecOptions
+from bson.errors import BSONError
+from pymongo import errors as driver
+from pymongo.collection import Collection
+from pymongo.database import Database as DriverDatabase
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
+
 from eventsync.errors import (
     ConfigError,
     EventSyncError,
@@ -18,21 +28,6 @@ from eventsync.errors import (
     StoreError,
     StoreUnavailableError,
 )
-
-try:
-    import pymongo
-    from bson import DatetimeConversion, UuidRepresentation
-    from bson.codec_options import CodecOptions
-    from bson.errors import BSONError
-    from pymongo import errors as driver
-    from pymongo.collection import Collection
-    from pymongo.database import Database as DriverDatabase
-    from pymongo.read_preferences import ReadPreference
-    from pymongo.write_concern import WriteConcern
-except ImportError as error:  # pragma: no cover - the message is all there is to it
-    raise ConfigError(
-        "the MongoDB store needs pymongo", hint="pip install 'eventsync[mongo]'"
-    ) from error
 
 __all__ = ["Database", "Documents", "Place"]
 
