@@ -143,6 +143,7 @@ class MongoIndex(Index):
         self._versions = f"{name}_version"
         self._marks = f"{name}_mark"
         self._lost: list[str] | None = None
+        self._ready = False
 
     def __repr__(self) -> str:
         return f"MongoIndex({self.database.address!r}, {self.name!r})"
@@ -166,6 +167,8 @@ class MongoIndex(Index):
 
     def prepare(self) -> None:
         """Make the indexes of its collection, and finish what dead writers left. Idempotent."""
+        if self._ready:
+            return
 
         def make(versions: Any) -> None:
             versions.create_index([("presence", ASCENDING), ("_id", ASCENDING)])
@@ -175,6 +178,7 @@ class MongoIndex(Index):
 
         self.database.call(self._versions, make)
         self.finish(self._found({"step.task.collection": {"$exists": True}}))
+        self._ready = True
 
     def register(self, type: str, collection: str) -> None:
         """Note where the records of a type are. Raises ``ConfigError`` if they are elsewhere.
