@@ -266,6 +266,48 @@ def test_two_stores_need_two_indexes(url):
     Store("b", MongoAccessor(Customer, url, collection="b"), index=index).open().close()
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"collation": {"locale": "en", "strength": 2}}, "collation"),
+        ({"capped": True, "size": 4096}, "capped"),
+        ({"viewOn": "other", "pipeline": []}, "viewOn"),
+    ],
+    ids=["collation", "capped", "view"],
+)
+def test_collections_that_cannot_hold_records(shop, url, options, told):
+    """A collection that mixes up keys, or whose documents cannot be changed, is refused."""
+    shop.create_collection("Customer", **options)
+    store = Store("crm", MongoAccessor(Customer, url))
+    with pytest.raises(ConfigError, match=told):
+        store.open()
+    store.close()
+
+
+def test_nothing_but_a_key(shop, url):
+    """A record that is nothing but its key is added, by hand too, and removed."""
+
+    class Tag(Record):
+        name: str = Field(key=True)
+
+    with Store("crm", MongoAccessor(Tag, url)) as store:
+        store.add(Tag(name="new"))
+        accessor = store.accessor(Tag)
+        accessor.add(Tag(name="by hand"))
+        accessor.update(Tag(name="by hand"))
+        assert [c.key for chunk in store.capture() for c in chunk] == ["by hand"]
+        store.remove(store[Tag, "new"])
+        assert [t["name"] for t in store.find(Tag)] == ["by hand"]
+
+
+def test_a_document_that_is_too_large(shop, url):
+    """A record beyond the 16 MiB of a document is rejected, not tried for ever."""
+    with Store("crm", MongoAccessor(Customer, url)) as store:
+        with pytest.raises(RejectedError):
+            store.add(Customer(id=1, name="x" * 2**24))
+        assert store.index.counts("Customer")[1] == 0
+
+
 def test_a_database_of_the_callers(shop):
     """A database that the caller has opened is used, and left open."""
     store = Store("a", MongoAccessor(Customer, shop), MongoAccessor(Counter, shop))
@@ -287,7 +329,7 @@ def test_refused_places(wrong):
 def test_a_server_that_is_away():
     """A server that is away is waited for, and one that comes back is used again."""
     with MongoServer() as server:
-        url = f"{server.url}/shop?serverSelectionTimeoutMS=300&socketTimeoutMS=2000"
+        url = f"{server.url}/shop?serverSelectionTimeoutMS=300&socketTimeoutMS=1000"
         with Store("crm", MongoAccessor(Customer, url)) as store:
             store.add(Customer(id=1, name="Ada"))
             server.kill()
@@ -296,6 +338,10 @@ def test_a_server_that_is_away():
             with pytest.raises(StoreUnavailableError):
                 store.add(Customer(id=2))
             server.start()
+            server.pause()
+            with pytest.raises(StoreUnavailableError):
+                store.get(Customer, 1)
+            server.resume()
             store.add(Customer(id=3, name="Bob"))
             assert store[Customer, 1].name == "Ada"
 

@@ -102,6 +102,20 @@ class MongoAccessor(Accessor[R]):
         return index
 
     def ensure(self) -> None:
+        options = self._call(lambda documents: documents.options())
+        if options.get("collation", {}).get("locale", "simple") != "simple":
+            raise ConfigError(
+                f"the collection {self.collection!r} takes keys for the same that are not: it has "
+                f"a collation ({options['collation']['locale']})",
+                hint="keep the records in a collection without, or with the collation simple",
+            )
+        for kind in ("viewOn", "timeseries", "capped"):
+            if options.get(kind):
+                raise ConfigError(
+                    f"{self.collection!r} is no plain collection ({kind}), so records in it could "
+                    "not be changed",
+                    hint="name another collection",
+                )
         self._versions.register(self.type.name, self.collection)
         self._versions.prepare()
 
@@ -147,8 +161,11 @@ class MongoAccessor(Accessor[R]):
         this = {_ID: task.id}
         operation: DeleteOne | UpdateOne = DeleteOne(this)
         if task.sets is not None:
-            update = {"$set": task.sets, "$setOnInsert": task.fresh}
-            operation = UpdateOne(this, {n: u for n, u in update.items() if u}, upsert=task.whole)
+            # With the _id there is something to set even for a record that is nothing but its key.
+            update: dict[str, Any] = {"$setOnInsert": {**task.fresh, **this}}
+            if task.sets:
+                update["$set"] = dict(task.sets)
+            operation = UpdateOne(this, update, upsert=task.whole)
         _, refused = self.database.write(self.collection, [operation])
         for problem in refused.values():
             raise self.database.error_of(self.collection, problem)

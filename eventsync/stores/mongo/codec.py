@@ -92,8 +92,8 @@ def _kept(held: Any, *, zoned: bool | None, foreign: bool = False) -> Any:
         return [_kept(item, zoned=zoned, foreign=foreign) for item in held]
     if kind is dict:
         for name in held:
-            # Some servers take these for operators, paths or ends of names.
-            if name.startswith("$") or "." in name or "\0" in name:
+            # Some servers and drivers take these for operators, paths or ends of names.
+            if not name or name.startswith("$") or "." in name or "\0" in name:
                 raise RejectedError(f"MongoDB has no member of the name {name!r}")
         return {n: _kept(item, zoned=zoned, foreign=foreign) for n, item in held.items()}
     return held  # a UUID, or what a conversion has made

@@ -29,7 +29,7 @@ from eventsync.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["Database", "Documents", "Place"]
+__all__ = ["Database", "Documents", "Place", "is_duplicate"]
 
 Documents: TypeAlias = "Collection[dict[str, Any]]"
 Place: TypeAlias = "str | DriverDatabase[dict[str, Any]] | Database"
@@ -41,7 +41,7 @@ _OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
 )
 # Acknowledged is what outlives a crash, and the loss of the primary where there are others.
-_DURABLE: Final = WriteConcern(w="majority", j=True)
+_DURABLE: Final = WriteConcern(w="majority", j=True, wtimeout=10_000)
 _DUPLICATE: Final = 11000
 _INVALID: Final = 121
 _FORBIDDEN: Final = frozenset({11, 13, 18, 8000})
@@ -118,10 +118,10 @@ class Database:
             return self._client[self.name]
 
     def _connected(self) -> pymongo.MongoClient[dict[str, Any]]:
-        # The default is to wait half a minute for a server that is away; the worker waits itself.
+        # The worker itself waits for a server that is away, and is to learn of one that is silent.
+        defaults = {"serverSelectionTimeoutMS": 5_000, "socketTimeoutMS": 60_000}
         options: dict[str, Any] = {"connect": False, "appname": "eventsync"}
-        if "serverselectiontimeoutms=" not in self._url.lower():
-            options["serverSelectionTimeoutMS"] = 5000
+        options |= {n: ms for n, ms in defaults.items() if f"{n}=".lower() not in self._url.lower()}
         try:
             return pymongo.MongoClient(self._url, **options)
         except driver.ConfigurationError as error:
@@ -166,7 +166,7 @@ class Database:
     def error_of(self, name: str, problem: Mapping[str, Any]) -> EventSyncError:
         """What the server said to a write, as an error of eventsync's."""
         code, text = problem.get("code"), self._said(name, str(problem.get("errmsg", "")))
-        if code == _DUPLICATE:
+        if is_duplicate(problem):
             # Its text holds values; the name of the index is enough to find them.
             index = str(problem.get("errmsg", "")).partition("index: ")[2].partition(" ")[0]
             fields = ", ".join(problem.get("keyPattern") or ())
@@ -240,6 +240,11 @@ class _PartlyError(Exception):
     def __init__(self, details: dict[str, Any]) -> None:
         super().__init__(details)
         self.details = details
+
+
+def is_duplicate(problem: Mapping[str, Any]) -> bool:
+    """Whether a server refused a write for the sake of a unique index."""
+    return problem.get("code") == _DUPLICATE
 
 
 def _brief(error: Exception) -> str:

@@ -41,7 +41,7 @@ from eventsync.index import (
     UndoneError,
 )
 from eventsync.key import join
-from eventsync.stores.mongo.database import Database, Place
+from eventsync.stores.mongo.database import Database, Place, is_duplicate
 
 __all__ = ["MARK", "Envelope", "MongoIndex", "MongoTransaction", "Task"]
 
@@ -342,7 +342,7 @@ class MongoIndex(Index):
             _, problems = self.database.write(collection, operations)
             again = []
             for place, problem in problems.items():
-                if list(problem.get("keyPattern") or ()) == ["_id"]:
+                if is_duplicate(problem) and list(problem.get("keyPattern") or ()) == ["_id"]:
                     # Another writer was faster with this document: it has a later step (then so
                     # be it), or came from somebody who knows nothing of steps.
                     again.append(steps[place])
@@ -395,6 +395,9 @@ class MongoIndex(Index):
         matched, refused = self.database.write(
             self._versions, [change.operation for change in changes]
         )
+        for problem in refused.values():
+            if not is_duplicate(problem):  # as what is too large
+                raise self.database.error_of(self._versions, problem)
         lost = {changes[place].name for place in refused}
         updates = [change for change in changes if change.updates]
         if matched < len(updates):
