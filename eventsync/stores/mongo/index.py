@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self
 
 from bson import Int64, ObjectId
@@ -30,7 +30,7 @@ from pymongo import ASCENDING, DeleteOne, InsertOne, UpdateMany, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from eventsync.change import Stamp
-from eventsync.errors import ConfigError, RejectedError
+from eventsync.errors import ConfigError
 from eventsync.index import (
     Entry,
     Index,
@@ -42,14 +42,11 @@ from eventsync.index import (
 )
 from eventsync.key import join
 from eventsync.stores.mongo.database import Database, Place, is_duplicate
+from eventsync.stores.mongo.step import PARTS, Step, Steps, Task
 
-__all__ = ["MARK", "Envelope", "MongoIndex", "MongoTransaction", "Task"]
-
-MARK: Final = "_eventsync"
-"""The field that eventsync adds to the documents of records: the number of the last step."""
+__all__ = ["Envelope", "MongoIndex", "MongoTransaction"]
 
 _CHUNK: Final = 1000
-_PARTS: Final[tuple[str, ...]] = ("stamp", "presence", "detail", "echo")
 _FREE: Final = {"$exists": False}
 
 
@@ -66,68 +63,6 @@ class Envelope(bytes):
         return made
 
 
-@dataclass(slots=True, frozen=True)
-class Task:
-    """What is to be done to one record's document ``id`` in a collection.
-
-    ``sets``: fields to set; ``None`` to delete the document. ``fresh``: fields that are set only if
-    it is not there yet. ``whole``: it is to be made then.
-    """
-
-    collection: str
-    id: Any
-    sets: Mapping[str, Any] | None
-    fresh: Mapping[str, Any] = field(default_factory=dict)
-    whole: bool = False
-
-    def pack(self) -> dict[str, Any]:
-        """The task as a document."""
-        sets = None if self.sets is None else dict(self.sets)
-        return {
-            "collection": self.collection,
-            "id": self.id,
-            "sets": sets,
-            "fresh": dict(self.fresh),
-            "whole": self.whole,
-        }
-
-    def operation(self, number: int) -> UpdateOne | DeleteOne:
-        """It as a write that takes effect unless the document is beyond step ``number``."""
-        if self.sets is None:
-            return DeleteOne({"_id": self.id, MARK: {"$not": {"$gt": number}}})
-        update: dict[str, Any] = {"$set": {**self.sets, MARK: Int64(number)}}
-        if self.fresh:
-            update["$setOnInsert"] = dict(self.fresh)
-        there = {"_id": self.id, MARK: {"$not": {"$gte": number}}}
-        return UpdateOne(there, update, upsert=self.whole)
-
-
-@dataclass(slots=True, frozen=True)
-class _Step:
-    """A task that an entry carries. ``before``: the entry's parts as they were, if it was there."""
-
-    entry: str
-    number: int
-    task: Task
-    before: Mapping[str, Any] | None
-    envelopes: Sequence[ObjectId]
-
-    @classmethod
-    def of(cls, document: Mapping[str, Any]) -> _Step:
-        step = document["step"]
-        task = Task(**step["task"])
-        return cls(
-            document["_id"], int(document["number"]), task, step["before"], step["envelopes"]
-        )
-
-    def pack(self) -> dict[str, Any]:
-        return {
-            "task": self.task.pack(),
-            "before": self.before,
-            "envelopes": list(self.envelopes),
-        }
-
-
 class MongoIndex(Index):
     """The versions and the outbox of a MongoDB store, in the database that holds its data.
 
@@ -142,6 +77,7 @@ class MongoIndex(Index):
         self.name = name
         self._versions = f"{name}_version"
         self._marks = f"{name}_mark"
+        self._steps = Steps(self.database, self._versions)
         self._lost: list[str] | None = None
         self._ready = False
 
@@ -177,7 +113,7 @@ class MongoIndex(Index):
             versions.create_index([("step.task.collection", ASCENDING)], sparse=True)
 
         self.database.call(self._versions, make)
-        self.finish(self._found({"step.task.collection": {"$exists": True}}))
+        self._steps.finish(self._found({"step.task.collection": {"$exists": True}}))
         self._ready = True
 
     def register(self, type: str, collection: str) -> None:
@@ -230,7 +166,7 @@ class MongoIndex(Index):
 
     def outgoing(self, limit: int = 1000) -> list[Outgoing]:
         waiting = {"envelopes.id": {"$exists": True}}
-        self.finish(self._found({**waiting, "step": {"$exists": True}}))
+        self._steps.finish(self._found({**waiting, "step": {"$exists": True}}))
 
         def find(versions: Any) -> list[dict[str, Any]]:
             found = versions.find({**waiting, "step": _FREE}, {"envelopes": True})
@@ -289,7 +225,7 @@ class MongoIndex(Index):
             condition = {"_id": {"$in": list(names[start : start + _CHUNK])}}
             documents = self._found(condition)
             while unfinished := [each for each in documents if "step" in each]:
-                self.finish(unfinished)
+                self._steps.finish(unfinished)
                 documents = self._found(condition)
             found |= {document["_id"]: document for document in documents}
         return found
@@ -299,91 +235,6 @@ class MongoIndex(Index):
             self._versions, lambda versions: list(versions.find(condition))
         )
         return found
-
-    def finish(self, documents: Iterable[Mapping[str, Any]]) -> None:
-        """Carry out the steps that these entries carry."""
-        self.carry_out([_Step.of(document) for document in documents])
-
-    def carry_out(self, steps: Sequence[_Step]) -> dict[str, RejectedError]:
-        """Do to the data what steps say; by the name of their entry, those that are refused.
-
-        Idempotent: what was done already, or is out of date, has no effect.
-        """
-        refused: dict[str, RejectedError] = {}
-        collections: dict[str, list[_Step]] = {}
-        for step in steps:
-            collections.setdefault(step.task.collection, []).append(step)
-        for name, of_collection in collections.items():
-            refused |= self._change_data(name, of_collection)
-        done = [step for step in steps if step.entry not in refused]
-        if done:
-            closed, _ = self.database.write(
-                self._versions,
-                [
-                    UpdateOne(
-                        {"_id": s.entry, "number": s.number, "step": {"$exists": True}},
-                        {"$unset": {"step": ""}},
-                    )
-                    for s in done
-                ],
-            )
-            if closed < len(done):
-                self._look_back(done)
-        return {
-            step.entry: refused[step.entry]
-            for step in steps
-            if step.entry in refused and self._undone(step)
-        }
-
-    def _change_data(self, collection: str, steps: Sequence[_Step]) -> dict[str, RejectedError]:
-        refused: dict[str, RejectedError] = {}
-        for last in (False, True):
-            operations = [step.task.operation(step.number) for step in steps]
-            _, problems = self.database.write(collection, operations)
-            again = []
-            for place, problem in problems.items():
-                if is_duplicate(problem) and list(problem.get("keyPattern") or ()) == ["_id"]:
-                    # Another writer was faster with this document: it has a later step (then so
-                    # be it), or came from somebody who knows nothing of steps.
-                    again.append(steps[place])
-                else:
-                    error = self.database.error_of(collection, problem)
-                    assert isinstance(error, RejectedError)
-                    refused[steps[place].entry] = error
-            if last or not again:
-                break
-            steps = again
-        return refused
-
-    def _look_back(self, steps: Sequence[_Step]) -> None:
-        """Remove what this writer inserted although the record was deleted meanwhile."""
-        late = {step.entry: step for step in steps if step.task.sets is not None}
-        entries = {each["_id"]: each for each in self._found({"_id": {"$in": list(late)}})}
-        for name, step in late.items():
-            entry = entries.get(name)
-            if entry is None or (
-                entry["number"] > step.number and entry.get("presence") != Presence.HERE
-            ):
-                alone = DeleteOne({"_id": step.task.id, MARK: step.number})
-                self.database.write(step.task.collection, [alone])
-
-    def _undone(self, step: _Step) -> bool:
-        """Give an entry back what it was before a step that was refused; ``False`` if it was not.
-
-        It was not refused if another writer could carry it out.
-        """
-        this = {"_id": step.entry, "number": step.number, "step": {"$exists": True}}
-        if step.before is None:
-            operation: UpdateOne | DeleteOne = DeleteOne(this)
-        else:
-            sets = {"number": Int64(step.number + 1), **step.before}
-            unset = {"step": "", **{part: "" for part in _PARTS if part not in step.before}}
-            update: dict[str, Any] = {"$set": sets, "$unset": unset}
-            if step.envelopes:
-                update["$pull"] = {"envelopes": {"id": {"$in": list(step.envelopes)}}}
-            operation = UpdateOne(this, update)
-        matched, _ = self.database.write(self._versions, [operation])
-        return bool(matched)
 
     def commit(self, changes: Sequence[_EntryChange]) -> set[str]:
         """Change entries that are as they were read; the names of those that are not any more.
@@ -408,7 +259,7 @@ class MongoIndex(Index):
             }
             lost |= {change.name for change in updates if by.get(change.name) != change.by}
         won = [change for change in changes if change.name not in lost]
-        errors = self.carry_out([change.step for change in won if change.step is not None])
+        errors = self._steps.carry_out([change.step for change in won if change.step is not None])
         if errors:
             raise next(iter(errors.values()))
         return lost
@@ -433,7 +284,7 @@ class _EntryChange:
     by: ObjectId
     operation: UpdateOne | InsertOne[dict[str, Any]]
     updates: bool
-    step: _Step | None
+    step: Step | None
 
 
 class MongoTransaction(IndexTransaction):
@@ -536,7 +387,7 @@ class MongoTransaction(IndexTransaction):
             self._read[key],
             self._written.get(key),
         )
-        parts = {part: held[part] for part in _PARTS if part in held} if held else {}
+        parts = {part: held[part] for part in PARTS if part in held} if held else {}
         new = parts if entry is None else _parts(entry)
         # A number is never given twice, even if the index was lost and the data were not.
         number = Int64(time.time_ns() // 1000 if held is None else held["number"] + 1)
@@ -548,7 +399,7 @@ class MongoTransaction(IndexTransaction):
         if key in self._tasks:
             before = None if held is None else parts
             ids = [each["id"] for each in envelopes]
-            step = _Step(name, number, self._tasks[key], before, ids)
+            step = Step(name, number, self._tasks[key], before, ids)
         sets: dict[str, Any] = {**new, "number": number, "by": by}
         if step is not None:
             sets["step"] = step.pack()
