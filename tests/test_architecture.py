@@ -31,7 +31,7 @@ LAYERS = [
         "debezium",
         "deadletter",
     },
-    {"view", "index", "gate", "accessor", "member", "identity"},
+    {"view", "index", "gate", "echo", "edit", "accessor", "member", "identity"},
     {"store", "joined"},
     {"retry"},
     {"apply", "stores", "transports"},
