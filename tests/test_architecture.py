@@ -32,7 +32,7 @@ LAYERS = [
         "deadletter",
     },
     {"view", "index", "gate", "echo", "edit", "accessor", "member", "identity"},
-    {"store", "joined"},
+    {"store", "capture", "joined"},
     {"retry"},
     {"apply", "stores", "transports"},
     {"registry", "bus", "verify", "circuit", "rate", "isolation"},
