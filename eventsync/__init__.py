@@ -8,10 +8,10 @@ what any of it does. The stores are imported by their own names, as in
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # in place of that of typing, which would be imported for it alone
 if TYPE_CHECKING:
+    from typing import Any
+
     from eventsync.accessor import Accessor
     from eventsync.bus import Bus
     from eventsync.change import Change
@@ -134,6 +134,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name, "errors" if name in __all__ else None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     found = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = found
     return found

@@ -8,8 +8,6 @@ knows nothing of queues, envelopes on the wire or of other stores.
 from __future__ import annotations
 
 import copy
-import hashlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,22 +15,21 @@ from functools import wraps
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
 from eventsync import value
-from eventsync.change import DELETE, PATCH, PUT, Change, Known
-from eventsync.clock import Clock, Version
+from eventsync.change import Change
+from eventsync.clock import Clock
+from eventsync.echo import echo_of, echo_of_fields
+from eventsync.edit import Edit, Editor, state_of
 from eventsync.errors import (
-    AlreadyExistsError,
     ChangeRefusedError,
     ConfigError,
-    NotFoundError,
     RecordError,
     RejectedError,
     StoreUnavailableError,
 )
-from eventsync.gate import UNVERSIONED, Decision, Verdict, decide, decide_put_or_delete
+from eventsync.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Presence
 from eventsync.query import Query
 from eventsync.record import Record
-from eventsync.schema import same
 from eventsync.view import View
 
 __all__ = ["Accessor", "Edit", "Write"]
@@ -64,21 +61,6 @@ class Write:
     key: str
     values: Mapping[str, Any]
     whole: bool
-
-
-@dataclass(slots=True, frozen=True)
-class Edit:
-    """A local edit: what a user of the store wants to happen to one record.
-
-    ``op`` is what was asked: ``add`` fails when the record is there, ``update`` when it is not,
-    ``upsert`` never, ``remove`` when it is not. ``values``: the record's field values; ``None`` for
-    ``remove``. ``touched``: the fields that an update is about, ``None`` for all of ``values``.
-    """
-
-    op: str
-    key: str
-    values: Mapping[str, Any] | None = None
-    touched: frozenset[str] | None = None
 
 
 class Accessor(ABC, Generic[R]):
@@ -319,6 +301,7 @@ class Accessor(ABC, Generic[R]):
             return [change for edit in edits for change in self.edit([edit], clock, source, encode)]
         changes: list[Change] = []
         name = self.type.name
+        editor = Editor(self.view, clock, source)
         with self.index.transaction() as transaction:
             self.recover(transaction)
             keys = list(dict.fromkeys(edit.key for edit in edits))
@@ -329,10 +312,10 @@ class Accessor(ABC, Generic[R]):
                 if edit.key in decisions:
                     raise ConfigError(f"{name} {edit.key!r} is edited twice in one call")
                 entry, row = entries.get(edit.key), rows.get(edit.key)
-                change = self._change_of(edit, entry, row, clock, source)
+                change = editor.change_of(edit, entry, row)
                 if change is not None:
                     changes.append(change)
-                    decisions[edit.key] = self._decide(entry, row, change)
+                    decisions[edit.key] = decide_one(entry, row, change, self.view)
             bodies = [encode(change) for change in changes] if encode else []
             self._perform(decisions, transaction, bodies)
         return changes
@@ -353,6 +336,7 @@ class Accessor(ABC, Generic[R]):
         """
         name = self.type.name
         changes: list[Change] = []
+        editor = Editor(self.view, clock, source)
         with self.index.transaction() as transaction:
             self.recover(transaction)
             entries = transaction.read(name, keys)
@@ -361,11 +345,11 @@ class Accessor(ABC, Generic[R]):
             leaving: dict[str, Decision] = {}
             for key in dict.fromkeys(keys):
                 entry, row = entries.get(key), rows.get(key)
-                change = self._captured(key, entry, row, clock, source)
+                change = editor.captured(key, entry, row, forgets=self.forgets)
                 if change is None:
                     continue
                 changes.append(change)
-                decision = self._decide(entry, row, change)
+                decision = decide_one(entry, row, change, self.view)
                 if decision.entry is None:
                     continue
                 if row is not None and decision.remove:
@@ -373,7 +357,7 @@ class Accessor(ABC, Generic[R]):
                     continue
                 updated[key] = decision.entry
                 if row is not None and decision.entry.presence is Presence.HERE:
-                    decision.entry.echo = self._echo(decision.entry, row)
+                    decision.entry.echo = echo_of(decision.entry, row, self.view)
             # First, for it commits its intents at once, and nothing else may be half done then.
             self._perform(leaving, transaction)
             transaction.write(name, updated)
@@ -395,7 +379,7 @@ class Accessor(ABC, Generic[R]):
             rows = self.read_rows(here, transaction)
         changes = []
         for key, entry in entries.items():
-            change = self._state(key, entry, rows.get(key), source)
+            change = state_of(key, entry, rows.get(key), self.view, source)
             if change is not None:
                 changes.append(change)
         return changes
@@ -442,7 +426,7 @@ class Accessor(ABC, Generic[R]):
                 continue  # nobody can tell; the change comes again, and is refused by itself
             if (None if row is None else value.digest(row)) == intent.digest:
                 if row is not None and intent.entry.presence is Presence.HERE:
-                    intent.entry.echo = self._echo(intent.entry, row)
+                    intent.entry.echo = echo_of(intent.entry, row, self.view)
                 done[key] = intent.entry
         transaction.write(name, done)
         transaction.settle(name, list(intents), send=True)
@@ -465,13 +449,6 @@ class Accessor(ABC, Generic[R]):
             rows |= row
             unreadable |= without
         return rows, unreadable
-
-    def _decide(
-        self, entry: Entry | None, row: Mapping[str, Any] | None, change: Change
-    ) -> Decision:
-        if self.type.rule == "record":
-            return decide_put_or_delete(None if entry is None else entry.stamp, change, self.view)
-        return decide(entry, row, [change], self.view, change.key)
 
     def _perform(
         self,
@@ -538,204 +515,10 @@ class Accessor(ABC, Generic[R]):
                 held = {**(decision.row or {}), **(decision.write or {})}
                 row = {n: held[n] for n in self.view.fields if n in held}
             if by_field:
-                entry.echo = self._echo_of_fields(entry.echo, row, decision)
+                entry.echo = echo_of_fields(
+                    entry.echo, row, seen=decision.row or {}, written=decision.write or {}
+                )
             elif self.verbatim or key in altered:
-                entry.echo = self._echo(entry, row)
+                entry.echo = echo_of(entry, row, self.view)
             else:
                 entry.echo = value.digest(row)
-
-    def _echo(self, entry: Entry, row: Mapping[str, Any]) -> bytes | None:
-        """The trace by which a later capture recognises ``row`` as eventsync's own writing."""
-        if self.type.rule == "record":
-            packed = value.pack_body(row)
-            same_body = value.digest_of_body(packed) == entry.stamp.digest
-            return None if same_body else value.digest(row)
-        return value.pack({name: _short_digest(held) for name, held in row.items()})
-
-    def _echo_of_fields(
-        self, before: bytes | None, row: Mapping[str, Any], decision: Decision
-    ) -> bytes:
-        """The echo after a write: that of ``row``, but for what somebody else changed before it.
-
-        Such an edit, in a field that was not written now, is still to be captured.
-        """
-        old = value.unpack(before) if before is not None else {}
-        seen, written = decision.row or {}, decision.write or {}
-        echo = {}
-        for name, held in row.items():
-            known = old.get(name) if name in seen and name not in written else None
-            if known is not None and not same(seen[name], held):
-                # The store altered it by itself, unless it was no more what it had been.
-                known = known if known != _short_digest(seen[name]) else None
-            echo[name] = known if known is not None else _short_digest(held)
-        return value.pack(echo)
-
-    def _changed_since_echo(self, entry: Entry, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of ``row`` that somebody else than eventsync has changed."""
-        if self.type.rule == "record":
-            if entry.echo is None:
-                alike = value.digest_of_body(value.pack_body(row)) == entry.stamp.digest
-            else:
-                alike = value.digest(row) == entry.echo
-            return {} if alike else dict(row)
-        if entry.echo is None:
-            return {}
-        echo = value.unpack(entry.echo)
-        return {
-            name: held
-            for name, held in row.items()
-            # A field without an echo came with a later version of the view: it is no edit.
-            if name in echo and echo[name] != _short_digest(held)
-        }
-
-    def _captured(
-        self,
-        key: str,
-        entry: Entry | None,
-        row: Mapping[str, Any] | None,
-        clock: Clock,
-        source: str,
-    ) -> Change | None:
-        if row is None:
-            if entry is None or entry.presence is not Presence.HERE or self.forgets:
-                return None
-            return self._new(key, DELETE, None, entry, clock, source)
-        if (entry is None or entry.presence is not Presence.HERE) and self._outside(row):
-            return None
-        if entry is None:
-            return self._first(key, row, clock, source)
-        if entry.presence is not Presence.HERE:
-            # Somebody put a record where eventsync had left none.
-            return self._new(key, PUT, dict(row), entry, clock, source)
-        changed = self._changed_since_echo(entry, row)
-        if not changed:
-            return None
-        if self.type.rule == "record":
-            return self._new(key, PUT, dict(row), entry, clock, source)
-        change = self._new(key, PATCH, changed, entry, clock, source)
-        change.known = self._known(entry, row, changed)
-        return change
-
-    def _outside(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row that eventsync did not put there is none of its records.
-
-        An existing table may hold more than the view's filter lets in; that is left alone.
-        """
-        return self.view.judged <= self.view.names.keys() and not self.view.matches(row)
-
-    def _first(self, key: str, row: Mapping[str, Any], clock: Clock, source: str) -> Change:
-        """The first version of a record that the store held before eventsync knew it.
-
-        Under the per-field rule a put would hide what other stores hold in other fields, so every
-        field gets its own version above a put that is older than all others.
-        """
-        if self.type.rule == "record":
-            return self._new(key, PUT, dict(row), None, clock, source)
-        values = {n: held for n, held in row.items() if n not in self.type.keys}
-        # No value is no edit either: where another store has one, it stays.
-        nothing = {n: None for n, held in values.items() if held is None}
-        values = {n: held for n, held in values.items() if held is not None}
-        change = self._new(key, PATCH, values, None, clock, source)
-        change.known = Known(UNVERSIONED, nothing, {})
-        return change
-
-    def _change_of(
-        self,
-        edit: Edit,
-        entry: Entry | None,
-        row: Mapping[str, Any] | None,
-        clock: Clock,
-        source: str,
-    ) -> Change | None:
-        """The change that a local edit makes, or ``None`` if it changes nothing."""
-        name, key = self.type.name, edit.key
-        if edit.op == "add" and row is not None:
-            raise AlreadyExistsError(f"{name} {key!r} is there already", hint="update it instead")
-        if edit.op in ("update", "remove") and row is None:
-            raise NotFoundError(f"{name} {key!r} is not there")
-        if edit.values is None:
-            return self._new(key, DELETE, None, entry, clock, source)
-        held = {n: edit.values[n] for n in self.view.fields if n in edit.values}
-        if row is None:
-            return self._new(key, PUT, held, entry, clock, source)
-        touched = held.keys() if edit.touched is None else edit.touched
-        changed = {
-            n: v for n, v in held.items() if n in touched and (n not in row or not same(row[n], v))
-        }
-        if not changed:
-            return None
-        if self.type.rule == "record":
-            return self._new(key, PUT, {**row, **changed}, entry, clock, source)
-        if entry is None:
-            first = self._first(key, row, clock, source)
-            entry = self._decide(None, row, first).entry
-            assert entry is not None
-        change = self._new(key, PATCH, changed, entry, clock, source)
-        # What somebody else changed meanwhile has no version yet; capture will give it one.
-        foreign = self._changed_since_echo(entry, row)
-        change.known = self._known(entry, row, [*changed, *foreign])
-        return change
-
-    def _new(
-        self,
-        key: str,
-        op: Any,
-        data: dict[str, Any] | None,
-        entry: Entry | None,
-        clock: Clock,
-        source: str,
-    ) -> Change:
-        """A change at a version above everything the store has seen of the record."""
-        if entry is not None and entry.version:
-            # The gate has let it in, so it counts, however far ahead it lies.
-            clock.observe(Version(entry.version), max_drift=math.inf)
-        return Change(
-            type=self.type.name,
-            key=key,
-            op=op,
-            version=clock.tick(),
-            data=data,
-            source=source,
-            schema=self.type.schema,
-        )
-
-    def _known(self, entry: Entry, row: Mapping[str, Any], changed: Iterable[str] = ()) -> Known:
-        """What this store holds beside the ``changed`` fields, with their versions."""
-        left_out = {*self.type.keys, *changed}
-        values = {n: held for n, held in row.items() if n not in left_out}
-        versions = {n: v for n, v in entry.versions.items() if n in values}
-        return Known(entry.stamp, values, versions)
-
-    def _state(
-        self, key: str, entry: Entry, row: Mapping[str, Any] | None, source: str
-    ) -> Change | None:
-        common: dict[str, Any] = {
-            "type": self.type.name,
-            "key": key,
-            "source": source,
-            "schema": self.type.schema,
-        }
-        if entry.presence is Presence.GONE:
-            return Change(op=DELETE, version=entry.stamp.version, data=None, **common)
-        if entry.presence is not Presence.HERE or row is None:
-            return None
-        if self.type.rule == "record":
-            # The digest stays that of the change as it was made, whatever the store made of it.
-            return Change(
-                op=PUT,
-                version=entry.stamp.version,
-                data=dict(row),
-                digest=None if entry.echo is None else entry.stamp.digest,
-                **common,
-            )
-        return Change(
-            op=PATCH,
-            version=Version(entry.version),
-            data={},
-            known=self._known(entry, row),
-            **common,
-        )
-
-
-def _short_digest(held: Any) -> bytes:
-    return hashlib.blake2b(value.digest({"": held}), digest_size=8).digest()

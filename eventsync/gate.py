@@ -18,7 +18,15 @@ from eventsync.record import RecordType
 from eventsync.schema import same
 from eventsync.view import BoundView
 
-__all__ = ["UNVERSIONED", "Decision", "Outcome", "Verdict", "decide", "decide_put_or_delete"]
+__all__ = [
+    "UNVERSIONED",
+    "Decision",
+    "Outcome",
+    "Verdict",
+    "decide",
+    "decide_one",
+    "decide_put_or_delete",
+]
 
 UNVERSIONED: Final = Stamp(bytes(16) + b"\x01" + bytes(32))
 """The stamp of a record that a store held before eventsync knew it: older than every change."""
@@ -150,6 +158,15 @@ def decide(
     if entry is not None and decision.entry is not None and row is not None:
         decision.entry.echo = entry.echo
     return decision
+
+
+def decide_one(
+    entry: Entry | None, row: Mapping[str, Any] | None, change: Change, view: BoundView
+) -> Decision:
+    """The decision on one change, under the rule of its type; see the other two."""
+    if view.record_type.rule == "record":
+        return decide_put_or_delete(None if entry is None else entry.stamp, change, view)
+    return decide(entry, row, [change], view, change.key)
 
 
 def _held(entry: Entry | None, row: Mapping[str, Any] | None, view: BoundView) -> State:

@@ -5,9 +5,7 @@ It knows nothing of brokers (a ``Publisher`` takes its envelopes) or of other st
 
 from __future__ import annotations
 
-import math
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from eventsync import envelope
 from eventsync.accessor import Accessor, Edit
+from eventsync.capture import Capture
 from eventsync.change import Change
 from eventsync.clock import Clock, Version
-from eventsync.errors import BusUnavailableError, ConfigError, RecordError, SuspiciousReadError
+from eventsync.errors import BusUnavailableError, ConfigError, RecordError
 from eventsync.index import FileIndex, Index, Presence
 from eventsync.query import Query
 from eventsync.record import Record
@@ -90,7 +89,7 @@ class Store:
         self.clock = clock or Clock()
         self.capture_every = capture_every
         self.capture_whole_every = capture_whole_every
-        self._whole_at: dict[str, float] = {}
+        self._captures = Capture(self)
         self.rate = rate
         self.publish_error: BusUnavailableError | None = None
         """Why the last attempt to publish failed; ``None`` when it did not."""
@@ -349,74 +348,9 @@ class Store:
         """
         publisher = publisher or self.publisher
         for accessor in self._of(record_type):
-            begun = time.monotonic()
-            last = self._whole_at.get(accessor.type.name, -math.inf)
-            if not whole and begun - last < self.capture_whole_every:
-                recent = self._recent(accessor, publisher, unreadable)
-                if recent is not None:
-                    yield from recent
-                    continue
-            seen: set[str] = set()
-            chunk: list[str] = []
-            query = Query.parse(accessor.type, None, unreadable=unreadable)
-            for record in accessor.find(query):
-                chunk.append(record.key)
-                if len(chunk) == _CHUNK:
-                    seen.update(chunk)
-                    yield self._capture(accessor, chunk, publisher, unreadable)
-                    chunk = []
-            if chunk:
-                seen.update(chunk)
-                yield self._capture(accessor, chunk, publisher, unreadable)
-            if accessor.forgets:
-                self._whole_at[accessor.type.name] = begun
-                continue
-            vanished = self._vanished(accessor, seen)
-            known = self.index.counts(accessor.type.name)[Presence.HERE]
-            if len(vanished) > max(10, deletes * known):
-                raise SuspiciousReadError(
-                    f"store {self.name!r}: {len(vanished)} of {known} known records of "
-                    f"{accessor.type.name} are not there any more",
-                    hint="if they were really deleted, allow it: --allow-deletes, or deletes=1.0",
-                )
-            for start in range(0, len(vanished), _CHUNK):
-                chunk = vanished[start : start + _CHUNK]
-                yield self._capture(accessor, chunk, publisher, unreadable)
-            self._whole_at[accessor.type.name] = begun
-
-    def _recent(
-        self,
-        accessor: Accessor[Any],
-        publisher: Publisher | None,
-        unreadable: Callable[[RecordError], None] | None,
-    ) -> Iterator[list[Change]] | None:
-        """Capture what changed since the mark of the last time; ``None`` if that is not known.
-
-        The mark moves on only once all of it is captured.
-        """
-        name = f"capture/{accessor.type.name}"
-        failed = False
-
-        def note(error: RecordError) -> None:
-            nonlocal failed
-            failed = True
-            if unreadable is None:
-                raise error
-            unreadable(error)
-
-        mark = self.index.load_mark(name)
-        changed = accessor.changed_since(mark, note)
-        if changed is None:
-            return None
-        keys, following = changed
-
-        def captured() -> Iterator[list[Change]]:
-            for start in range(0, len(keys), _CHUNK):
-                yield self._capture(accessor, keys[start : start + _CHUNK], publisher, note)
-            if not failed and following != mark:
-                self.index.save_mark(name, following)
-
-        return captured()
+            yield from self._captures.of(
+                accessor, publisher, whole=whole, deletes=deletes, unreadable=unreadable
+            )
 
     def capture_before(self, changes: Iterable[Change], publisher: Publisher) -> None:
         """Capture edits of the records that ``changes`` are about, before they are applied.
@@ -424,12 +358,7 @@ class Store:
         Otherwise an edit made behind eventsync's back since the last capture would be overwritten
         without a trace. What cannot be read is left to the gate. Idempotent.
         """
-        keys: dict[str, dict[str, None]] = {}
-        for change in changes:
-            if change.type in self.accessors:
-                keys.setdefault(change.type, {})[change.key] = None
-        for name, of_type in keys.items():
-            self._capture(self.accessors[name], list(of_type), publisher, lambda error: None)
+        self._captures.before(changes, publisher)
 
     def collect(self, before: float) -> int:
         """Forget the tombstones of deletes made before a time in seconds since the epoch; how many.
@@ -454,38 +383,6 @@ class Store:
                     transaction.forget(name, old)
                 forgotten += len(old)
         return forgotten
-
-    def _vanished(self, accessor: Accessor[Any], seen: set[str]) -> list[str]:
-        vanished, after = [], ""
-        while entries := self.index.scan(
-            accessor.type.name, after=after, presence=Presence.HERE, limit=_CHUNK
-        ):
-            vanished += [k for k, _ in entries if k not in seen and not _is_there(accessor, k)]
-            after = entries[-1][0]
-        return vanished
-
-    def _capture(
-        self,
-        accessor: Accessor[Any],
-        keys: Sequence[str],
-        publisher: Publisher | None,
-        unreadable: Callable[[RecordError], None] | None,
-    ) -> list[Change]:
-        encode = publisher.encode if publisher else None
-        try:
-            changes = accessor.capture(keys, self.clock, self.name, encode)
-        except RecordError as error:
-            if unreadable is None:
-                raise
-            if len(keys) == 1:
-                unreadable(error)
-                return []
-            # One that became unreadable since it was listed; the others have their turn.
-            alone = [self._capture(accessor, [key], publisher, unreadable) for key in keys]
-            return [change for changes in alone for change in changes]
-        if changes:
-            self._try_flush(publisher)
-        return changes
 
     def _edit(self, op: str, records: Sequence[Record]) -> None:
         by_type: dict[str, list[Edit]] = {}
@@ -531,14 +428,6 @@ class Store:
         if record is not None:
             record.stores.add(self)
         return record
-
-
-def _is_there(accessor: Accessor[Any], key: str) -> bool:
-    """Whether a record is in the store after all: added since, or there and unreadable."""
-    try:
-        return accessor.get(key) is not None
-    except RecordError:
-        return True
 
 
 def _listed(records: Record | Iterable[Record]) -> list[Record]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -29,8 +31,8 @@ LAYERS = [
         "debezium",
         "deadletter",
     },
-    {"view", "index", "gate", "accessor", "member", "identity"},
-    {"store", "joined"},
+    {"view", "index", "gate", "echo", "edit", "accessor", "member", "identity"},
+    {"store", "capture", "joined"},
     {"retry"},
     {"apply", "stores", "transports"},
     {"registry", "bus", "verify", "circuit", "rate", "isolation"},
@@ -47,6 +49,8 @@ OWNERS = {
     "tenacity": {"eventsync/retry.py"},
     "kombu": {"eventsync/bus.py", "eventsync/transports/"},
     "amqp": {"eventsync/transports/"},
+    "pymongo": {"eventsync/stores/mongo/"},
+    "bson": {"eventsync/stores/mongo/"},
 }
 
 
@@ -112,18 +116,45 @@ def test_only_config_reads_the_environment():
             assert path.relative_to(PACKAGE).parts[0] in allowed, path
 
 
-def test_import_needs_no_extra():
-    """``import eventsync`` loads no optional dependency, and no transport."""
-    code = (
-        "import sys, eventsync;"
-        "print(*sorted({n.split('.')[0] for n in sys.modules}"
-        " & {'sqlalchemy', 'hypothesis', 'pytest', 'kombu', 'typer', 'rich', 'pydantic',"
-        " 'redis', 'ldap3', 'httpx', 'httpcore'}))"
-    )
+def loaded(code: str) -> set[str]:
+    """The names of the modules that code loads in a process of its own."""
+    script = f"import sys; before = set(sys.modules)\n{code}\nprint(*set(sys.modules) - before)"
     answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert answer.stdout.split() == []
+    return set(answer.stdout.split())
+
+
+def optional() -> set[str]:
+    """The modules of the libraries that only extras bring, those of tests among them."""
+    required = [re.match(r"[\w.-]+", line).group() for line in requires("eventsync") or ()]
+    always = [n for n, line in zip(required, requires("eventsync"), strict=True) if ";" not in line]
+    extra = {name.lower() for name in required} - {name.lower() for name in always} - {"eventsync"}
+    return {
+        module
+        for module, owners in packages_distributions().items()
+        if not extra.isdisjoint(owner.lower() for owner in owners)
+    }
+
+
+def test_import_loads_nothing_else():
+    """``import eventsync`` loads that one module: no optional dependency, and no other either."""
+    assert loaded("import eventsync") <= {"eventsync", "__future__"}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import eventsync; [getattr(eventsync, name) for name in eventsync.__all__]",
+        "import eventsync.cli.program",
+    ],
+    ids=["public names", "command line"],
+)
+def test_extras_are_optional(code):
+    """No public name and no part of the command line needs a library that only an extra brings."""
+    extras = optional()
+    assert {"sqlalchemy", "pymongo", "ldap3", "httpx", "psycopg", "hypothesis"} <= extras
+    assert extras.isdisjoint(name.partition(".")[0] for name in loaded(code))
 
 
 def test_every_module_says_what_it_owns():

@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from servers.mongodb import MongoServer
 from servers.objects import ObjectServer
 from servers.redis import RedisServer
 from servers.roundup import RoundupServer
@@ -61,6 +62,7 @@ def test_python_examples_run(page, tmp_path):
 # By the mark of a fence: the server that the example needs, and where the example looks for it.
 SERVERS = {
     "ldap": (SlapdServer, "ldap://localhost"),
+    "mongo": (MongoServer, "mongodb://localhost:27017"),
     "redis": (RedisServer, "redis://localhost:6379/0"),
     "rest": (ObjectServer, "http://localhost:8080"),
     "roundup": (RoundupServer, "http://localhost:8917"),

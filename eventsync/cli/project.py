@@ -6,15 +6,16 @@ It owns how the files of the package's starter become a folder. It must not know
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eventsync.cli.command import reported
 from eventsync.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 __all__ = ["init", "write_files"]
 
@@ -35,6 +36,8 @@ def init(
     Examples:
       eventsync init shop && cd shop && eventsync check
     """
+    from importlib.resources import files
+
     with reported():
         write_files(files("eventsync.cli").joinpath("starter"), folder)
         typer.echo(f"A project is in {folder.resolve()}. Its README.md says how to go on:\n")

@@ -71,15 +71,6 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_importing_the_package_imports_nothing_else() -> None:
-    """``import eventsync`` alone loads none of its modules, hence no optional dependency."""
-    script = "import sys, eventsync; print([n for n in sys.modules if n.startswith('eventsync.')])"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
-
-
 def test_every_public_name_is_there() -> None:
     """Each name in ``eventsync.__all__`` can be had, and any other is refused."""
     import eventsync

@@ -11,6 +11,7 @@ import pytest
 EXTRAS = {
     "sql": (["sqlalchemy"], "sql"),
     "ldap": (["ldap3"], "ldap"),
+    "mongo": (["pymongo"], "mongo"),
     "rest": (["httpx", "httpcore"], "rest"),
     "trackers.roundup": (["httpx", "httpcore"], "rest"),
     "trackers.github": (["httpx", "httpcore"], "rest"),

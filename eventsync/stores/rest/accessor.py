@@ -20,6 +20,7 @@ from eventsync import value
 from eventsync.accessor import Accessor, Edit, Write
 from eventsync.change import Change
 from eventsync.clock import Clock
+from eventsync.echo import echo_of
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
 from eventsync.identity import IdentityMap
 from eventsync.index import IndexTransaction, Presence
@@ -319,7 +320,7 @@ class RestAccessor(Accessor[R]):
             made = (None if row is None else value.digest(row)) == intent.digest
             if made:
                 if row is not None and intent.entry.presence is Presence.HERE:
-                    intent.entry.echo = self._echo(intent.entry, row)
+                    intent.entry.echo = echo_of(intent.entry, row, self.view)
                 transaction.write(name, {key: intent.entry})
             transaction.settle(name, list(intents), send=made)
         return made

@@ -1,0 +1,335 @@
+"""The accessor of records in MongoDB.
+
+It owns how records are read, found and written there. It knows nothing of other stores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+from pymongo import DeleteOne, UpdateOne
+
+from eventsync.accessor import Accessor, Edit, Write
+from eventsync.change import Change
+from eventsync.clock import Clock
+from eventsync.errors import ConfigError, EventSyncError, RecordError, RejectedError
+from eventsync.gate import Verdict
+from eventsync.index import Index, IndexTransaction, UndoneError
+from eventsync.query import All, Compare, Query
+from eventsync.record import Record
+from eventsync.stores.mongo.codec import Codec
+from eventsync.stores.mongo.database import Database, Place
+from eventsync.stores.mongo.index import Envelope, MongoIndex, MongoTransaction
+from eventsync.stores.mongo.step import MARK, Task
+from eventsync.view import View
+
+__all__ = ["MongoAccessor"]
+
+R = TypeVar("R", bound=Record)
+_ID: Final = "_id"
+_PAGE: Final = 1000
+
+
+class MongoAccessor(Accessor[R]):
+    """Records of one type, each a document of a collection.
+
+    ``database``: a URL with the database's name, as ``mongodb://localhost:27017/shop``, or a
+    ``Database`` of pymongo. ``collection``: its name, by default the record type's.
+
+    The ``_id`` of a document is the record's key: the key field itself where there is one, unless
+    the view gives that another name; else the key's text, and the key fields have fields too.
+    Fields that the view does not name stay as they are. eventsync adds one, ``_eventsync``.
+
+    Each record's version, envelope and data change as one; several records do not. Any number of
+    processes may write at once.
+    """
+
+    def __init__(
+        self,
+        record_type: type[R],
+        database: Place,
+        *,
+        collection: str | None = None,
+        view: View | None = None,
+    ) -> None:
+        keys = record_type.__record__.keys
+        if len(keys) == 1:
+            view = view or View()
+            view = dataclasses.replace(view, rename={keys[0]: _ID, **(view.rename or {})})
+        super().__init__(record_type, view=view)
+        self.database = Database.of(database)
+        self.collection = collection or self.type.name
+        self._codec = Codec(self.view)
+        self._natural = len(keys) == 1 and self.view.names[keys[0]] == _ID
+        for name in (*self.view.names.values(), *self.view.constant):
+            reserved = name == MARK or (name == _ID and not self._natural)
+            if reserved or not name or name.startswith("$") or "." in name or "\0" in name:
+                raise ConfigError(
+                    f"view of {self.type.name}: {name!r} cannot be a field of its documents",
+                    hint="rename it in the view, without dots and $",
+                )
+        self._constant = self._codec.encode(self.view.constant)
+
+    def __repr__(self) -> str:
+        return f"MongoAccessor({self.type.name}, {self.collection!r})"
+
+    # -- part of a store ---------------------------------------------------------------------------
+
+    def default_index(self) -> Index:
+        return MongoIndex(self.database)
+
+    def bind(self, index: Index) -> None:
+        if not isinstance(index, MongoIndex) or not index.database.is_same(self.database):
+            raise ConfigError(
+                f"the MongoDB accessor of {self.type.name} keeps versions in its own database",
+                hint="leave the store's index out, and give all its accessors one database",
+            )
+        self.database = index.database  # one client for the whole store
+        super().bind(index)
+
+    @property
+    def _versions(self) -> MongoIndex:
+        index = self.index
+        assert isinstance(index, MongoIndex)
+        return index
+
+    def ensure(self) -> None:
+        options = self._call(lambda documents: documents.options())
+        if options.get("collation", {}).get("locale", "simple") != "simple":
+            raise ConfigError(
+                f"the collection {self.collection!r} takes keys for the same that are not: it has "
+                f"a collation ({options['collation']['locale']})",
+                hint="keep the records in a collection without, or with the collation simple",
+            )
+        for kind in ("viewOn", "timeseries", "capped"):
+            if options.get(kind):
+                raise ConfigError(
+                    f"{self.collection!r} is no plain collection ({kind}), so records in it could "
+                    "not be changed",
+                    hint="name another collection",
+                )
+        self._versions.register(self.type.name, self.collection)
+        self._versions.prepare()
+
+    def ping(self) -> None:
+        self._call(lambda documents: documents.find_one({}, {_ID: True}))
+
+    def close(self) -> None:
+        self.database.close()
+
+    # -- the six -----------------------------------------------------------------------------------
+
+    def add(self, record: R) -> None:
+        task = self._task(Write(record.key, record.raw(), whole=True))
+        self._directly(task)
+
+    def update(self, record: R) -> None:
+        self._directly(self._task(Write(record.key, record.changes(), whole=False)))
+
+    def get(self, key: str) -> R | None:
+        rows = self._select([key])
+        return self.make(rows[key]) if key in rows else None
+
+    def find(self, query: Query) -> Iterable[R]:
+        return query.select(self._found(query))
+
+    def count(self, query: Query) -> int:
+        if query.where.fields:
+            return super().count(query)
+        return int(self._call(lambda documents: documents.count_documents({})))
+
+    def remove(self, key: str) -> None:
+        self._directly(Task(self.collection, self._id(key), None))
+
+    def record_to_data(self, record: R) -> dict[str, Any]:
+        """The document, without ``_id`` where that is not a field of the record."""
+        return self._codec.encode(super().record_to_data(record))
+
+    def data_to_record(self, data: Any) -> R:
+        return super().data_to_record(self._codec.decode(data))
+
+    def _directly(self, task: Task) -> None:
+        """Write as anybody else would, who knows nothing of versions."""
+        this = {_ID: task.id}
+        operation: DeleteOne | UpdateOne = DeleteOne(this)
+        if task.sets is not None:
+            # With the _id there is something to set even for a record that is nothing but its key.
+            update: dict[str, Any] = {"$setOnInsert": {**task.fresh, **this}}
+            if task.sets:
+                update["$set"] = dict(task.sets)
+            operation = UpdateOne(this, update, upsert=task.whole)
+        _, refused = self.database.write(self.collection, [operation])
+        for problem in refused.values():
+            raise self.database.error_of(self.collection, problem)
+
+    # -- many at once ------------------------------------------------------------------------------
+
+    def read_rows(
+        self, keys: Sequence[str], transaction: IndexTransaction
+    ) -> dict[str, Mapping[str, Any]]:
+        return self._select(keys)
+
+    def write_rows(
+        self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
+    ) -> None:
+        assert isinstance(transaction, MongoTransaction)
+        for write in writes:
+            transaction.stage(write.key, self._task(write))
+        for key in removals:
+            transaction.stage(key, Task(self.collection, self._id(key), None))
+
+    def read_back(
+        self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
+    ) -> Mapping[str, Mapping[str, Any]]:
+        # MongoDB keeps what it is given, so only a conversion can make another value of it.
+        if not self.view.convert:
+            return {}
+        before = self._select(list(writes))
+        back = {}
+        for key, values in writes.items():
+            kept = self._codec.encode(self.view.to_store(values))
+            converted = self.view.to_record(self._codec.decode(kept))
+            back[key] = {**before.get(key, {}), **values, **converted}
+        return back
+
+    # -- through the gate --------------------------------------------------------------------------
+
+    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
+        verdicts: dict[str, list[Verdict]] = {}
+
+        def attempt(alike: Accessor[R], left: Sequence[str]) -> None:
+            verdicts.update(Accessor.apply(alike, {key: batch[key] for key in left}))
+
+        self._each(list(batch), attempt)
+        return verdicts
+
+    def edit(
+        self,
+        edits: Sequence[Edit],
+        clock: Clock,
+        source: str,
+        encode: Callable[[Change], bytes] | None,
+    ) -> list[Change]:
+        return super().edit(edits, clock, source, _with_key(encode))
+
+    def capture(
+        self,
+        keys: Sequence[str],
+        clock: Clock,
+        source: str,
+        encode: Callable[[Change], bytes] | None,
+    ) -> list[Change]:
+        changes: dict[str, Change] = {}
+
+        def attempt(alike: Accessor[R], left: Sequence[str]) -> None:
+            for key in left:
+                changes.pop(key, None)  # of an attempt at which another writer was faster
+            found = Accessor.capture(alike, left, clock, source, _with_key(encode))
+            changes.update({change.key: change for change in found})
+
+        self._each(list(dict.fromkeys(keys)), attempt)
+        return list(changes.values())
+
+    def _each(
+        self, keys: Sequence[str], attempt: Callable[[Accessor[R], Sequence[str]], None]
+    ) -> None:
+        """Make an attempt at records of which each is written by itself.
+
+        It is made again with those at which another writer was faster, until there are none.
+        """
+        left = list(keys)
+
+        def once() -> None:
+            lost: list[str] = []
+            attempt(self.joined(self._versions.lenient(lost)), list(left))
+            left[:] = lost
+            if left:
+                raise UndoneError(
+                    f"{self.type.name} {left[0]!r} is being changed by others all the time",
+                    hint="it is tried again",
+                )
+
+        self._versions.until_done(once)
+
+    # -- documents ---------------------------------------------------------------------------------
+
+    def _call(self, action: Callable[[Any], Any]) -> Any:
+        return self.database.call(self.collection, action)
+
+    def _id(self, key: str) -> Any:
+        """The ``_id`` of the document of a record."""
+        if not self._natural:
+            return key
+        return self._codec.encode(self.view.to_store(self.type.key_values(key)))[_ID]
+
+    def _task(self, write: Write) -> Task:
+        sets = self._codec.encode(self.view.to_store(write.values))
+        sets.pop(_ID, None)
+        fresh = self._constant if write.whole else {}
+        return Task(self.collection, self._id(write.key), sets, fresh, write.whole)
+
+    def _select(self, keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        rows: dict[str, Mapping[str, Any]] = {}
+        for start in range(0, len(keys), _PAGE):
+            ids = [self._id(key) for key in keys[start : start + _PAGE]]
+            for document in self._documents({_ID: {"$in": ids}}):
+                record = self._record(document)
+                rows[record.key] = record.raw()
+        return rows
+
+    def _documents(self, condition: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        documents = self._call(lambda documents: documents.find(condition, batch_size=_PAGE))
+        with documents:
+            while page := self._call(lambda _: list(islice(documents, _PAGE))):
+                yield from page
+
+    def _record(self, document: Mapping[str, Any]) -> R:
+        """The record of a document. Raises ``RecordError`` that names the document."""
+        try:
+            record = self.data_to_record(document)
+            key = self.type.key_text(record.raw())
+            held, own = (self._codec.read(_ID, each) for each in (document[_ID], self._id(key)))
+            if held != own or isinstance(held, bool) != isinstance(own, bool):
+                raise RecordError(
+                    f"the document of the key {key!r} would have the _id {own!r}",
+                    hint="name the key field _id in the view, with a conversion if it needs one",
+                )
+        except (RecordError, RejectedError) as error:
+            place = f"{self.collection} {document[_ID]!r}"
+            raise RecordError(f"{place}: {error.message}", hint=error.hint) from error
+        return record
+
+    def _found(self, query: Query) -> Iterator[R]:
+        for document in self._documents(self._condition(query)):
+            try:
+                yield self._record(document)
+            except RecordError as error:
+                if query.unreadable is None:
+                    raise
+                query.unreadable(error)
+
+    def _condition(self, query: Query) -> dict[str, Any]:
+        """What all documents have that the query asks for: some ``_id``, if it names keys."""
+        tree = query.where.tree
+        for node in tree.parts if isinstance(tree, All) else (tree,):
+            if (
+                isinstance(node, Compare)
+                and node.op in ("$eq", "$in")
+                and (node.field,) == self.type.keys
+            ):
+                ids = []
+                for wanted in node.operand if node.op == "$in" else (node.operand,):
+                    try:
+                        ids.append(self._id(self.type.key_of(wanted)))
+                    except EventSyncError:
+                        continue  # no record can have such a key
+                return {_ID: {"$in": ids}}
+        return {}
+
+
+def _with_key(encode: Callable[[Change], bytes] | None) -> Callable[[Change], bytes] | None:
+    """``encode``, whose envelopes say of which record they are: they wait in its entry."""
+    return None if encode is None else lambda change: Envelope.of(encode(change), change.key)

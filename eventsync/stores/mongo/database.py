@@ -1,0 +1,264 @@
+"""The MongoDB database that records are in: its client, and its errors as eventsync's.
+
+It knows nothing of records or versions.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeAlias
+
+import pymongo
+from bson import DatetimeConversion, UuidRepresentation
+from bson.codec_options import CodecOptions
+from bson.errors import BSONError
+from pymongo import errors as driver
+from pymongo.collection import Collection
+from pymongo.database import Database as DriverDatabase
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
+
+from eventsync.errors import (
+    ConfigError,
+    EventSyncError,
+    RejectedError,
+    StoreError,
+    StoreUnavailableError,
+)
+
+__all__ = ["Database", "Documents", "Place", "is_duplicate"]
+
+Documents: TypeAlias = "Collection[dict[str, Any]]"
+Place: TypeAlias = "str | DriverDatabase[dict[str, Any]] | Database"
+
+_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
+    tz_aware=True,
+    uuid_representation=UuidRepresentation.STANDARD,
+    # A date beyond Python's years is then refused by its field, not by the read of all others.
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+)
+# Acknowledged is what outlives a crash, and the loss of the primary where there are others.
+_DURABLE: Final = WriteConcern(w="majority", j=True, wtimeout=10_000)
+_DUPLICATE: Final = 11000
+_INVALID: Final = 121
+_FORBIDDEN: Final = frozenset({11, 13, 18, 8000})
+# What a server answers that may take the same command later.
+_LATER: Final = frozenset(
+    {6, 7, 24, 43, 46, 50, 63, 64, 89, 91, 100, 112, 133, 134, 150, 175, 189, 202, 234, 251, 262}
+    | {290, 314, 317, 365, 384, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436}
+)
+
+
+class Database:
+    """A client of one MongoDB database, with errors that say what to do. Thread-safe.
+
+    Nothing is connected to before first use. A client that was given is left open by ``close``.
+    """
+
+    def __init__(self, place: str | DriverDatabase[dict[str, Any]]) -> None:
+        """``place``: a URL with the database's name, or a ``Database`` of pymongo."""
+        self._lock = threading.Lock()
+        self._client: pymongo.MongoClient[dict[str, Any]] | None = None
+        self._given: DriverDatabase[dict[str, Any]] | None = None
+        self._process = 0
+        if isinstance(place, str):
+            self._url = place
+            hosts, _, path = place.partition("://")[2].rpartition("@")[2].partition("/")
+            self.name = path.partition("?")[0]
+            if not place.startswith(("mongodb://", "mongodb+srv://")) or not (hosts and self.name):
+                # What is wrong with it may be in its password, so nothing of it is told.
+                raise ConfigError(
+                    "not a URL of a MongoDB database",
+                    hint="as in mongodb://localhost:27017/shop, with the database's name",
+                )
+            self.address = f"{hosts}/{self.name}"
+        elif isinstance(place, DriverDatabase):
+            self._given = place
+            self.name = place.name
+            self.address = place.name
+        else:
+            raise ConfigError(
+                f"a MongoDB store takes a URL or a Database of pymongo, not {type(place).__name__}",
+                hint='as in MongoClient(...)["shop"]',
+            )
+
+    @classmethod
+    def of(cls, place: Place) -> Database:
+        """The database that a caller names."""
+        return place if isinstance(place, Database) else cls(place)
+
+    def __repr__(self) -> str:
+        return f"Database({self.address!r})"
+
+    def is_same(self, other: Database) -> bool:
+        """Whether both were made for the same database."""
+        if self._given is not None and other._given is not None:
+            return self._given == other._given
+        return self._given is other._given and self._url == other._url
+
+    def collection(self, name: str) -> Documents:
+        """The collection of that name, read from the primary and written durably."""
+        return self._database().get_collection(
+            name,
+            codec_options=_OPTIONS,
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=_DURABLE,
+        )
+
+    def _database(self) -> DriverDatabase[dict[str, Any]]:
+        if self._given is not None:
+            return self._given
+        with self._lock:
+            if self._client is None or self._process != os.getpid():
+                # A client's threads do not live on in a forked process.
+                self._client, self._process = self._connected(), os.getpid()
+            return self._client[self.name]
+
+    def _connected(self) -> pymongo.MongoClient[dict[str, Any]]:
+        # The worker itself waits for a server that is away, and is to learn of one that is silent.
+        defaults = {"serverSelectionTimeoutMS": 5_000, "socketTimeoutMS": 60_000}
+        options: dict[str, Any] = {"connect": False, "appname": "eventsync"}
+        options |= {n: ms for n, ms in defaults.items() if f"{n}=".lower() not in self._url.lower()}
+        try:
+            return pymongo.MongoClient(self._url, **options)
+        except driver.ConfigurationError as error:
+            name = type(error).__name__
+            raise ConfigError(
+                f"the URL of the MongoDB database {self.address} cannot be used ({name})",
+                hint="percent-escape user and password, and see the options in its query",
+            ) from None
+        except (ValueError, TypeError):
+            raise ConfigError(
+                f"the URL of the MongoDB database {self.address} has an option that cannot be used"
+            ) from None
+
+    def call(self, name: str, action: Callable[[Documents], Any]) -> Any:
+        """What ``action`` gives, called with the collection of that name. Blocks."""
+        with self.errors(name):
+            return action(self.collection(name))
+
+    def write(self, name: str, operations: Sequence[Any]) -> tuple[int, dict[int, dict[str, Any]]]:
+        """Make writes to a collection, each atomic, in any order. Blocks.
+
+        Returns how many documents were there to be updated or deleted, and, by the places of those
+        operations, what the server said to those that it refused on account of what they write.
+        """
+        try:
+            with self.errors(name):
+                written = self.collection(name).bulk_write(operations, ordered=False)
+            return written.matched_count + written.deleted_count, {}
+        except _PartlyError as partly:
+            details = partly.details
+        refused: dict[int, dict[str, Any]] = {}
+        for problem in details["writeErrors"]:
+            error = self.error_of(name, problem)
+            if not isinstance(error, RejectedError):
+                raise error
+            refused[problem["index"]] = problem
+        if details["writeConcernErrors"]:
+            text = details["writeConcernErrors"][0].get("errmsg", "")
+            raise StoreUnavailableError(self._said(name, text), uncertain=True)
+        return details["nMatched"] + details["nRemoved"], refused
+
+    def error_of(self, name: str, problem: Mapping[str, Any]) -> EventSyncError:
+        """What the server said to a write, as an error of eventsync's."""
+        code, text = problem.get("code"), self._said(name, str(problem.get("errmsg", "")))
+        if is_duplicate(problem):
+            # Its text holds values; the name of the index is enough to find them.
+            index = str(problem.get("errmsg", "")).partition("index: ")[2].partition(" ")[0]
+            fields = ", ".join(problem.get("keyPattern") or ())
+            return RejectedError(
+                self._said(
+                    name,
+                    f"another document has the same {fields or 'value'} in the unique "
+                    f"index {index or '?'}",
+                ),
+                hint="change one of the two records",
+            )
+        if code == _INVALID:
+            return RejectedError(
+                self._said(name, f"{problem.get('errmsg')}: {_unsatisfied(problem)}"),
+                hint="the collection's validator refuses it; see db.getCollectionInfos()",
+            )
+        if code in _FORBIDDEN:
+            return self._forbidden(text)
+        if code in _LATER:
+            return StoreUnavailableError(text)
+        return RejectedError(text)
+
+    def _said(self, name: str, text: str) -> str:
+        return f"MongoDB at {self.address}, {name}: {text}"
+
+    def _forbidden(self, text: str) -> ConfigError:
+        return ConfigError(text, hint="correct user and password, authSource, or the user's roles")
+
+    @contextmanager
+    def errors(self, name: str) -> Iterator[None]:
+        """Turn errors of the client into eventsync's."""
+        try:
+            yield
+        except driver.BulkWriteError as error:
+            raise _PartlyError(dict(error.details)) from error
+        except (driver.ServerSelectionTimeoutError, driver.WaitQueueTimeoutError) as error:
+            raise StoreUnavailableError(self._said(name, _brief(error))) from error
+        except driver.ConnectionFailure as error:
+            # The connection broke: the server may have done what was asked.
+            raise StoreUnavailableError(self._said(name, _brief(error)), uncertain=True) from error
+        except driver.ConfigurationError as error:
+            raise ConfigError(self._said(name, _brief(error))) from error
+        except (driver.DocumentTooLarge, driver.InvalidName, BSONError, OverflowError) as error:
+            raise RejectedError(self._said(name, _brief(error))) from error
+        except driver.OperationFailure as error:
+            text = self._said(name, _brief(error))
+            if error.code in _FORBIDDEN:
+                raise self._forbidden(text) from error
+            lasting = error.code not in _LATER and not error.timeout
+            if lasting and not isinstance(error, driver.WriteConcernError):
+                if isinstance(error, driver.WriteError):
+                    raise self.error_of(name, error.details or {}) from error
+                raise StoreError(text) from error
+            raise StoreUnavailableError(
+                text, uncertain=isinstance(error, driver.WriteConcernError)
+            ) from error
+        except (driver.PyMongoError, OSError) as error:
+            raise StoreUnavailableError(self._said(name, _brief(error))) from error
+
+    def close(self) -> None:
+        """Let go of connections. Idempotent; they are made again when used again."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None and self._process == os.getpid():
+            client.close()
+
+
+class _PartlyError(Exception):
+    """Some of many writes were refused."""
+
+    def __init__(self, details: dict[str, Any]) -> None:
+        super().__init__(details)
+        self.details = details
+
+
+def is_duplicate(problem: Mapping[str, Any]) -> bool:
+    """Whether a server refused a write for the sake of a unique index."""
+    return problem.get("code") == _DUPLICATE
+
+
+def _brief(error: Exception) -> str:
+    """What the driver says, without the description of all servers that it appends."""
+    return str(error).partition(", Timeout: ")[0].partition(", full error: ")[0]
+
+
+def _unsatisfied(problem: Mapping[str, Any]) -> str:
+    """Which rules of a validator a document breaks, without its values."""
+    details = (problem.get("errInfo") or {}).get("details") or {}
+    names = []
+    for rule in details.get("schemaRulesNotSatisfied") or ():
+        names.append(str(rule.get("operatorName")))
+        names += [str(name) for name in rule.get("missingProperties") or ()]
+        broken = rule.get("propertiesNotSatisfied") or ()
+        names += [str(each.get("propertyName")) for each in broken]
+    return " ".join(names) or str(details.get("operatorName", "its rules"))
