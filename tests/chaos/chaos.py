@@ -21,7 +21,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sqlite3
 import sys
 import tempfile
 import time
@@ -36,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import fault
+import sqlalchemy as sa
 from fault import FAULTS
 from journal import Applied, Journal, Timeline, percentile
 from plan import Plan, patiently, produce, relay, work
@@ -50,6 +50,7 @@ from eventsync.bus import Bus
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.index import Presence
+from eventsync.stores.sql.index import SqlIndex
 
 _context = multiprocessing.get_context("forkserver")
 _TAP = "tap"
@@ -60,6 +61,24 @@ _SERVERS: dict[str, Callable[[], Server]] = {
     "redis-always": lambda: RedisServer(fsync="always"),
     "redis-stock": lambda: RedisServer(fsync="always"),
     "rabbitmq": RabbitServer,
+}
+
+
+# Under the rule by fields a stamp is not what decides, so those may do as they like.
+_WATCH = {
+    "sqlite": [
+        "CREATE TABLE fallen (type, key)",
+        "CREATE TRIGGER watch BEFORE UPDATE ON eventsync_version"
+        " WHEN NEW.type <> 'Contact' AND NEW.stamp < OLD.stamp"
+        " BEGIN INSERT INTO fallen VALUES (OLD.type, OLD.key); END",
+    ],
+    "postgresql": [
+        "CREATE TABLE fallen (type text, key text)",
+        "CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO fallen VALUES (OLD.type, OLD.key); RETURN NEW; END $$",
+        "CREATE TRIGGER watch BEFORE UPDATE ON eventsync_version FOR EACH ROW"
+        " WHEN (NEW.type <> 'Contact' AND NEW.stamp < OLD.stamp) EXECUTE FUNCTION watch()",
+    ],
 }
 
 
@@ -417,28 +436,24 @@ class Harness:
     # -- what is found -------------------------------------------------------------------------
 
     def _watch_versions(self, registry: Any) -> None:
-        """Have SQLite stores count the versions that fall, which none ever may."""
+        """Have the databases count the versions that fall, which none ever may."""
         for store in registry:
-            path = self.folder / f"{store.name}.db"
-            if not path.exists():
-                continue
-            with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-                connection.execute("CREATE TABLE fallen (type, key)")
-                connection.execute(
-                    "CREATE TRIGGER watch BEFORE UPDATE ON eventsync_version"
-                    " WHEN NEW.type <> 'Contact' AND NEW.stamp < OLD.stamp"
-                    " BEGIN INSERT INTO fallen VALUES (OLD.type, OLD.key); END"
-                )
+            for engine in self._engines(store):
+                with engine.begin() as connection:
+                    for statement in _WATCH[engine.dialect.name]:
+                        connection.exec_driver_sql(statement)
 
-    def _count_fallen(self) -> int:
+    def _count_fallen(self, registry: Any) -> int:
         count = 0
-        for path in self.folder.glob("*.db"):
-            with contextlib.closing(sqlite3.connect(path)) as connection:
-                if connection.execute(
-                    "SELECT 1 FROM sqlite_master WHERE name = 'fallen'"
-                ).fetchone():
-                    count += connection.execute("SELECT count(*) FROM fallen").fetchone()[0]
+        for store in registry:
+            for engine in self._engines(store):
+                with engine.connect() as connection:
+                    count += connection.exec_driver_sql("SELECT count(*) FROM fallen").scalar_one()
         return count
+
+    def _engines(self, store: Any) -> Iterable[sa.Engine]:
+        """The database of a store that has one."""
+        return [store.index.engine] if isinstance(store.index, SqlIndex) else []
 
     def _compare(self, registry: Any, history: list[Change]) -> None:
         expected = self.scenario.expected(c for c in history if int(c.key) < _POISON)
@@ -454,7 +469,7 @@ class Harness:
             self.report.pending += sum(
                 store.index.counts(type)[Presence.PENDING] for type in store.accessors
             )
-        self.report.fallen = self._count_fallen()
+        self.report.fallen = self._count_fallen(registry)
         if not self.scenario.EDITS_STORES:
             self._time()
 
