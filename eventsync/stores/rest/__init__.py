@@ -11,7 +11,7 @@ from eventsync.stores.rest.ids import OvertakenError
 from eventsync.stores.rest.object import Object
 from eventsync.stores.rest.page import Cursor, Links, Numbers, OnePage, Pages
 from eventsync.stores.rest.path import ABSENT, Place
-from eventsync.stores.rest.resource import Resource, Since
+from eventsync.stores.rest.resource import Resource, Since, Within
 from eventsync.stores.rest.service import Answer, Service
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "Service",
     "Since",
     "Token",
+    "Within",
 ]

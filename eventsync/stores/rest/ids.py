@@ -39,7 +39,7 @@ class Objects(Protocol):
 
     def id_in(self, data: Mapping[str, Any]) -> str | None: ...
 
-    def id_made(self, answer: Answer) -> str: ...
+    def id_made(self, answer: Answer, members: Mapping[str, Any]) -> str: ...
 
     def overtaken(self, what: str) -> OvertakenError: ...
 
@@ -102,7 +102,7 @@ class Ids:
         except RejectedError:
             self._map.abandon(name, key)
             raise
-        if not self._map.bind(name, key, objects.id_made(answer)):
+        if not self._map.bind(name, key, objects.id_made(answer, members)):
             raise StoreUnavailableError(f"{name} {key!r} got an id meanwhile", uncertain=True)
         return answer
 

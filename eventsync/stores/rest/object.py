@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from eventsync.accessor import Accessor
 from eventsync.errors import ConfigError, RecordError, RejectedError
@@ -17,7 +17,7 @@ from eventsync.key import split as split_key
 from eventsync.member import Members
 from eventsync.record import Record
 from eventsync.stores.rest.ids import Ids, OvertakenError
-from eventsync.stores.rest.path import ABSENT, Place, at, place
+from eventsync.stores.rest.path import ABSENT, Place, at, place, put
 from eventsync.stores.rest.resource import Resource, filled
 from eventsync.stores.rest.service import Answer, Service
 from eventsync.view import View
@@ -25,6 +25,7 @@ from eventsync.view import View
 __all__ = ["Object", "ObjectAccessor"]
 
 R = TypeVar("R", bound=Record)
+_IN: Final = "@in"
 
 
 class Object(NamedTuple):
@@ -74,6 +75,8 @@ class ObjectAccessor(Accessor[R]):
 
     def _check_names(self, names: set[str]) -> None:
         known = {"key", *self.type.keys} if self.identity is None else {"id"}
+        if self.resource.within is not None and self.identity is not None:
+            known.add("in")
         if not names or not names <= known:
             raise ConfigError(
                 f"{self.type.name}: item={self.resource.item!r} has to name the object by "
@@ -86,7 +89,8 @@ class ObjectAccessor(Accessor[R]):
     def ping(self) -> None:
         pages = self.resource.pages
         few = {pages.size_name: "1"} if pages.first() and pages.size_name else {}
-        self.service.request("GET", self.resource.items, query={**self.resource.query, **few})
+        listed = self.resource.within or self.resource
+        self.service.request("GET", listed.items, query={**listed.query, **few})
 
     def close(self) -> None:
         self.service.close()
@@ -107,8 +111,23 @@ class ObjectAccessor(Accessor[R]):
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         """All objects, or those that ``query`` narrows the list down to."""
-        asked = {**self.resource.query, **query}
-        for page in self.resource.pages.walk(self.service, self.resource.items, asked):
+        pages, within = self.resource.pages, self.resource.within
+        if within is None:
+            asked = {**self.resource.query, **query}
+            for page in pages.walk(self.service, self.resource.items, asked):
+                yield from page
+            return
+        for outer in self.outer(query):
+            path = filled(self.resource.items, {"in": at(outer, within.id)})
+            for page in pages.walk(self.service, path, self.resource.query):
+                yield from ({**data, _IN: outer} for data in page)
+
+    def outer(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """With ``within``, the objects that those are in; ``query`` narrows them down."""
+        within = self.resource.within
+        assert within is not None
+        asked = {**within.query, **query}
+        for page in self.resource.pages.walk(self.service, within.items, asked):
             yield from page
 
     def fetch(self, key: str) -> Object | None:
@@ -119,7 +138,7 @@ class ObjectAccessor(Accessor[R]):
         answer = self.service.request("GET", path, allow=(404, 410))
         if answer.status in (404, 410):
             return None
-        data = self._data(answer)
+        data = self._placed(key, self._data(answer))
         if not self.present(data):
             return None
         return Object(data, answer.etag if self.resource.etags else None)
@@ -129,13 +148,25 @@ class ObjectAccessor(Accessor[R]):
         body = self.fill(members, None)
         if self._marker is not None:
             self._marker.write(body, key)
+        return self.post(key, body)
+
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        """Send the body of a creation. Raises ``OvertakenError`` if the object is there."""
+        items, within = self.resource.items, self.resource.within
+        if within is not None:
+            outer = at(body, f"{_IN}.{within.id}")
+            body = {name: held for name, held in body.items() if name != _IN}
+            if outer is None:
+                raise RejectedError(f"{self.type.name} {key!r} does not say what it is in")
+            items = filled(items, {"in": outer})
         if self.resource.create == "PUT" and self.identity is None:
             headers = {"If-None-Match": "*"} if self.resource.etags else {}
             path = self.path_of(key)
             assert path is not None
             return self._sent("PUT", path, body, headers)
-        answer = self.service.request("POST", self.resource.items, body=body, allow=(409,))
-        if answer.status == 409:
+        taken = self.resource.taken
+        answer = self.service.request("POST", items, body=body, allow=taken)
+        if answer.status in taken:
             if self.identity is None and self.fetch(key) is not None:
                 raise self.overtaken(key)
             raise RejectedError(self.service.meaning("POST", answer).message)
@@ -145,8 +176,15 @@ class ObjectAccessor(Accessor[R]):
         """Write changed members. Raises ``OvertakenError`` if the object is not as it was found."""
         path = self.path_of(key)
         assert path is not None
-        base = copy.deepcopy(found.data) if self.resource.update == "PUT" else None
+        base = None
+        if self.resource.update == "PUT":
+            held = {name: json for name, json in found.data.items() if name != _IN}
+            base = copy.deepcopy(held)
         body = self.fill(members, base)
+        if _IN in body:
+            raise RejectedError(
+                f"{self.type.name} {key!r} cannot move from what it is in to another"
+            )
         return self._sent(self.resource.update, path, body, _if_match(found))
 
     def destroy(self, key: str, found: Object) -> None:
@@ -185,8 +223,11 @@ class ObjectAccessor(Accessor[R]):
 
     def id_in(self, data: Mapping[str, Any]) -> str | None:
         """The service's own id of an object, ``None`` if it has none yet."""
-        id = at(data, self.resource.id)
-        return None if id is None else str(id)
+        id, within = at(data, self.resource.id), self.resource.within
+        if id is None or within is None or self.identity is None:
+            return None if id is None else str(id)
+        outer = at(data, f"{_IN}.{within.id}")
+        return None if outer is None else f"{outer}:{id}"
 
     # -- identity ----------------------------------------------------------------------------------
 
@@ -196,7 +237,11 @@ class ObjectAccessor(Accessor[R]):
             parts = dict(zip(self.type.keys, split_key(key), strict=True))
             return filled(self.resource.item, {**parts, "key": key})
         id = self.ids.id_of(key)
-        return None if id is None else filled(self.resource.item, {"id": id})
+        if id is None:
+            return None
+        outer, _, inner = id.rpartition(":")
+        parts = {"id": id} if self.resource.within is None else {"in": outer, "id": inner}
+        return filled(self.resource.item, parts)
 
     def key_in(self, data: dict[str, Any]) -> str:
         """The key of the record that an object is. Raises ``RecordError``."""
@@ -215,9 +260,12 @@ class ObjectAccessor(Accessor[R]):
                 return self.id_in(data)
         return None
 
-    def id_made(self, answer: Answer) -> str:
-        """The id in the answer to a creation. Raises ``ConfigError``."""
-        id = self.id_in(self._data(answer))
+    def id_made(self, answer: Answer, members: Mapping[str, Any]) -> str:
+        """The id in the answer to the creation of these members. Raises ``ConfigError``."""
+        data = self._data(answer)
+        if self.resource.within is not None:
+            data |= {_IN: self.fill(members, None)[_IN]}
+        id = self.id_in(data)
         if id is None:
             raise ConfigError(
                 f"{self!r}: the answer to a creation has no id at {self.resource.id!r}"
@@ -245,6 +293,15 @@ class ObjectAccessor(Accessor[R]):
         if not isinstance(data, dict):
             raise RecordError(f"{answer.url}: the answer holds no object")
         return data
+
+    def _placed(self, key: str, data: dict[str, Any]) -> dict[str, Any]:
+        """An object that was read by itself, with that which it is in."""
+        within = self.resource.within
+        if within is None or self.ids is None:
+            return data
+        outer: dict[str, Any] = {}
+        put(outer, within.id, (self.ids.id_of(key) or "").rpartition(":")[0])
+        return {**data, _IN: outer}
 
     def _sent(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
         answer = self.service.request(
