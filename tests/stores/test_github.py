@@ -23,7 +23,7 @@ from eventsync.stores.trackers.github import (
     GitHubMilestones,
     GitHubService,
 )
-from eventsync.stores.trackers.tracker import marked, unmarked
+from eventsync.stores.trackers.marker import marked, unmarked
 
 
 @pytest.fixture

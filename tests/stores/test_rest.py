@@ -123,7 +123,7 @@ def test_lists_within_objects(server, tmp_path, update):
     )
     service = Service(server.url, allow=["127.0.0.1"])
     identity = IdentityMap(tmp_path / "ids.db", name="rest")
-    accessor = RestAccessor(Line, service, described.under(""), identity=identity)
+    accessor = RestAccessor(Line, service, described, identity=identity)
     with Store("rest", accessor, index=FileIndex(tmp_path / "v.db")) as store:
         store.add(Line(id="a", note="8", text="first"))
         assert server.objects["lines-8"] == {"1": {"id": "1", "ref": "a", "text": "first"}}

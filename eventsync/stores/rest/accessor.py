@@ -245,4 +245,4 @@ class RestAccessor(ObjectAccessor[R]):
 
     def _note(self, key: str, answer: Answer) -> None:
         if self.resource.returns and answer.content:
-            self._answered[key] = self._placed(key, self._data(answer))
+            self._answered[key] = self.placed(key, self.data_of(answer))

@@ -100,8 +100,7 @@ class ObjectAccessor(Accessor[R]):
     def record_to_data(self, record: R) -> dict[str, Any]:
         members = self._encoded(record.raw(), whole=True)
         body = self.fill(members, None)
-        if self._marker is not None:
-            self._marker.write(body, record.key)
+        self.mark(body, record.key)
         return body
 
     def data_to_record(self, data: Any) -> R:
@@ -138,7 +137,7 @@ class ObjectAccessor(Accessor[R]):
         answer = self.service.request("GET", path, allow=(404, 410))
         if answer.status in (404, 410):
             return None
-        data = self._placed(key, self._data(answer))
+        data = self.placed(key, self.data_of(answer))
         if not self.present(data):
             return None
         return Object(data, answer.etag if self.resource.etags else None)
@@ -146,9 +145,13 @@ class ObjectAccessor(Accessor[R]):
     def create(self, key: str, members: Mapping[str, Any]) -> Answer:
         """Create the object of a record that has none. Raises ``OvertakenError`` if it has."""
         body = self.fill(members, None)
+        self.mark(body, key)
+        return self.post(key, body)
+
+    def mark(self, body: dict[str, Any], key: str) -> None:
+        """Put the record's key into the body of a creation, for the object to be found by."""
         if self._marker is not None:
             self._marker.write(body, key)
-        return self.post(key, body)
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         """Send the body of a creation. Raises ``OvertakenError`` if the object is there."""
@@ -163,7 +166,7 @@ class ObjectAccessor(Accessor[R]):
             headers = {"If-None-Match": "*"} if self.resource.etags else {}
             path = self.path_of(key)
             assert path is not None
-            return self._sent("PUT", path, body, headers)
+            return self.sent("PUT", path, body, headers)
         taken = self.resource.taken
         answer = self.service.request("POST", items, body=body, allow=taken)
         if answer.status in taken:
@@ -185,7 +188,7 @@ class ObjectAccessor(Accessor[R]):
             raise RejectedError(
                 f"{self.type.name} {key!r} cannot move from what it is in to another"
             )
-        return self._sent(self.resource.update, path, body, _if_match(found))
+        return self.sent(self.resource.update, path, body, _if_match(found))
 
     def destroy(self, key: str, found: Object) -> None:
         """Remove the object. Raises ``OvertakenError`` if it is not as it was found. Idempotent."""
@@ -262,7 +265,7 @@ class ObjectAccessor(Accessor[R]):
 
     def id_made(self, answer: Answer, members: Mapping[str, Any]) -> str:
         """The id in the answer to the creation of these members. Raises ``ConfigError``."""
-        data = self._data(answer)
+        data = self.data_of(answer)
         if self.resource.within is not None:
             data |= {_IN: self.fill(members, None)[_IN]}
         id = self.id_in(data)
@@ -288,13 +291,14 @@ class ObjectAccessor(Accessor[R]):
             values.setdefault(name, None)
         return self.make(self.type.key_values(key) | values)
 
-    def _data(self, answer: Answer) -> dict[str, Any]:
+    def data_of(self, answer: Answer) -> dict[str, Any]:
+        """The object in the answer to a request about one. Raises ``RecordError``."""
         data = at(answer.json(), self.resource.body)
         if not isinstance(data, dict):
             raise RecordError(f"{answer.url}: the answer holds no object")
         return data
 
-    def _placed(self, key: str, data: dict[str, Any]) -> dict[str, Any]:
+    def placed(self, key: str, data: dict[str, Any]) -> dict[str, Any]:
         """An object that was read by itself, with that which it is in."""
         within = self.resource.within
         if within is None or self.ids is None:
@@ -303,7 +307,8 @@ class ObjectAccessor(Accessor[R]):
         put(outer, within.id, (self.ids.id_of(key) or "").rpartition(":")[0])
         return {**data, _IN: outer}
 
-    def _sent(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
+    def sent(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
+        """Send a write of what is there. Raises ``OvertakenError`` if it is there no more."""
         answer = self.service.request(
             method, path, body=body, headers=headers, allow=(404, 410, 412)
         )

@@ -106,10 +106,20 @@ class Resource:
         except ValueError as error:
             raise ConfigError(f"item={self.item!r}: {error}") from None
 
-    def under(self, base: str) -> Resource:
-        """The same below another path, which is put before all of its own."""
-        within = self.within and replace(self.within, items=base + self.within.items)
-        return replace(self, items=base + self.items, item=base + self.item, within=within)
+    def under(self, base: str, *, rename: Mapping[str, str] | None = None) -> Resource:
+        """The same with ``base`` for the point in paths that begin with ``./``.
+
+        ``rename``: other names for those in braces in the path of one object.
+        """
+
+        def full(path: str) -> str:
+            return base + path.removeprefix(".") if path.startswith("./") else path
+
+        item = full(self.item)
+        for name, other in (rename or {}).items():
+            item = item.replace(f"{{{name}}}", f"{{{other}}}")
+        within = self.within and replace(self.within, items=full(self.within.items))
+        return replace(self, items=full(self.items), item=item, within=within)
 
 
 def filled(template: str, values: Mapping[str, Any]) -> str:

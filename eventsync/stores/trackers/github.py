@@ -1,43 +1,66 @@
-"""Records in the issues of a GitHub repository.
+"""Records in the issues of a GitHub repository, and in the organization that it belongs to.
 
 It owns what GitHub calls things. It knows no other tracker. Written against the published
 description of GitHub's REST API, version 2022-11-28.
 
 Issues, comments and milestones get their ids from GitHub; each that eventsync creates carries the
 record's key in an HTML comment at the end of its text, by which it is found again. An issue cannot
-be deleted: it is closed as not planned and locked, and its mark says that it is deleted. GitHub
-takes no conditional writes, so an edit that somebody makes between the read and the write of the
-same field is overwritten.
+be deleted: it is closed as not planned and locked, and its mark says that it is deleted. A
+repository is archived instead. GitHub takes no conditional writes, so an edit that somebody makes
+between the read and the write of the same field is overwritten.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.errors import ConfigError, RejectedError
 from eventsync.identity import IdentityMap
+from eventsync.key import split as split_key
 from eventsync.record import Record
-from eventsync.stores.rest import (
-    Answer,
-    Links,
-    Object,
-    Resource,
-    RestAccessor,
-    Service,
-    Since,
-    Token,
-)
+from eventsync.stores.rest import Answer, Links, Object, Resource, Service, Since, Token, Within
 from eventsync.stores.rest.resource import filled
-from eventsync.stores.trackers.tracker import TrackerAccessor, marked, sorted_names, unmarked
+from eventsync.stores.trackers.marker import MarkedAccessor, marked
+from eventsync.stores.trackers.record import (
+    Account,
+    Comment,
+    Group,
+    Issue,
+    Label,
+    Member,
+    Milestone,
+    Project,
+)
+from eventsync.stores.trackers.slot import Slot, day, text
+from eventsync.stores.trackers.tracker import TrackerAccessor, sorted_names
 from eventsync.view import View
 
-__all__ = ["GitHubComments", "GitHubIssues", "GitHubLabels", "GitHubMilestones", "GitHubService"]
+__all__ = [
+    "GitHubAccounts",
+    "GitHubComments",
+    "GitHubGroups",
+    "GitHubIssues",
+    "GitHubLabels",
+    "GitHubMembers",
+    "GitHubMilestones",
+    "GitHubProjects",
+    "GitHubService",
+]
 
 R = TypeVar("R", bound=Record)
-_NO_COLOR = "ededed"
+_NO_COLOR: Final = "ededed"
 """The color that GitHub gives a label without one."""
+_STATES: Final = {"open": "open", "closed": "closed"}
+_PAGES: Final = Links(size=100)
+_SINCE: Final = Since(
+    updated="updated_at",
+    query={"since": "{since}"},
+    show=lambda moment: moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+)
+_NOT_A_WORD: Final = re.compile(r"[^\w]+", re.ASCII)
 
 
 class GitHubService(Service):
@@ -62,16 +85,12 @@ class GitHubService(Service):
         super().__init__(url, auth=Token(token), headers=headers, **options)
 
 
-class _Marked(TrackerAccessor[R]):
-    """Objects whose text carries the record's key. ``text``: its name at GitHub."""
+class _GitHub(TrackerAccessor[R]):
+    tracker = "GitHub"
 
-    text: ClassVar[str] = "body"
-    kind: ClassVar[str] = ""
-    item: ClassVar[str] = ""
-    id: ClassVar[str] = "number"
-    query: ClassVar[Mapping[str, str]] = {}
-    by_time: ClassVar[bool] = True
-    left_out: ClassVar[tuple[str, ...]] = ()
+
+class _OfRepository(_GitHub[R]):
+    """``repository``: as in ``owner/name``."""
 
     def __init__(
         self,
@@ -79,260 +98,334 @@ class _Marked(TrackerAccessor[R]):
         service: GitHubService,
         repository: str,
         *,
-        identity: IdentityMap,
+        identity: IdentityMap | None = None,
         view: View | None = None,
     ) -> None:
-        self.base = _base(repository)
-        since = Since(
-            updated="updated_at",
-            query={"since": "{since}"},
-            show=lambda moment: moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        super().__init__(record_type, service, _path(repository), identity=identity, view=view)
+
+
+class _OfOrganization(_GitHub[R]):
+    """``organization``: its login."""
+
+    def __init__(
+        self,
+        record_type: type[R],
+        service: GitHubService,
+        organization: str,
+        *,
+        view: View | None = None,
+    ) -> None:
+        self.organization = organization
+        super().__init__(
+            record_type, service, filled("/orgs/{name}", {"name": organization}), view=view
         )
-        resource = Resource(
-            items=f"{self.base}/{self.kind}",
-            item=f"{self.base}/{self.item or self.kind}/{{id}}",
-            pages=Links(size=100),
-            query=self.query,
-            id=self.id,
-            etags=False,
-            returns=True,
-            since=since if self.by_time else None,
-        )
-        if view is None:
-            known = record_type.__record__.fields
-            view = View(omit=tuple(name for name in self.left_out if name in known))
-        super().__init__(record_type, service, resource, view=view, identity=identity)
-
-    def parts(self, data: Mapping[str, Any]) -> tuple[str, str | None, bool]:
-        """An object's text, the key it is marked with, and whether that says it is deleted."""
-        return unmarked(data.get(self.text) or "", self.type.name)
-
-    def marker_in(self, data: dict[str, Any]) -> str | None:
-        _, key, deleted = self.parts(data)
-        return None if deleted else key
-
-    def create(self, key: str, members: Mapping[str, Any]) -> Answer:
-        body = self.fill(members, None)
-        body[self.text] = marked(body.get(self.text, ""), self.type.name, key)
-        return self.service.request("POST", self.created_at(members), body=body)
-
-    def created_at(self, members: Mapping[str, Any]) -> str:
-        """The path that a creation is posted to."""
-        return self.resource.items
-
-    def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
-        body = self.fill(members, None)
-        if self.text in body and self.marker_in(found.data) is not None:
-            body[self.text] = marked(body[self.text], self.type.name, key)
-        path = self.path_of(key)
-        assert path is not None
-        return self._sent("PATCH", path, body, {})
 
 
-class GitHubIssues(_Marked[R]):
+# -- of a repository -------------------------------------------------------------------------------
+
+
+class GitHubIssues(MarkedAccessor[R], _OfRepository[R]):
     """Issues. Pull requests, which GitHub lists among them, are left out.
 
     An issue has one assignee here: the first, and writing it takes the others away. GitHub passes
     over an assignee who has no access to the repository. There is no priority.
     """
 
-    kind = "issues"
-    query: ClassVar[Mapping[str, str]] = {"state": "all", "sort": "created", "direction": "asc"}
-    holds = frozenset({"title", "description", "status", "assignee", "milestone", "labels"})
-    references: ClassVar[Mapping[str, str]] = {"assignee": "Account", "milestone": "Milestone"}
-    left_out = ("priority",)
+    shape = Issue
+    where = Resource(
+        items="./issues",
+        item="./issues/{id}",
+        id="number",
+        query={"state": "all", "sort": "created", "direction": "asc"},
+        pages=_PAGES,
+        etags=False,
+        returns=True,
+        since=_SINCE,
+    )
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "title": Slot(at="title"),
+        "description": Slot(at="body", marked=True),
+        "status": Slot(at="state", words=_STATES, new="open"),
+        "assignee": Slot(
+            at="assignee.login",
+            to="assignees",
+            write=lambda login: [] if login is None else [login],
+            of="Account",
+        ),
+        "milestone": Slot(
+            at="milestone.number",
+            to="milestone",
+            write=lambda number: None if number is None else int(number),
+            of="Milestone",
+        ),
+        "labels": Slot(
+            at="labels",
+            read=lambda labels: sorted_names(
+                one if isinstance(one, str) else one["name"] for one in labels
+            ),
+        ),
+    }
 
     def present(self, data: Mapping[str, Any]) -> bool:
         deleted = self.parts(data)[2] and data["state"] == "closed"
         return "pull_request" not in data and not deleted
-
-    def create(self, key: str, members: Mapping[str, Any]) -> Answer:
-        status = _status(members.get("status", "open"))
-        answer = super().create(key, {n: held for n, held in members.items() if n != "status"})
-        if status == "closed":
-            # A new issue is open. From here on it is there, whatever becomes of the rest.
-            assert self.identity is not None
-            self.identity.bind(self.type.name, key, str(answer.json()["number"]))
-            answer = self.modify(key, Object(answer.json()), {"status": status})
-        return answer
 
     def destroy(self, key: str, found: Object) -> None:
         path = self.path_of(key)
         assert path is not None
         assert self.identity is not None
         self.service.request("PUT", f"{path}/lock", body={"lock_reason": "resolved"})
-        text = marked(self.parts(found.data)[0], self.type.name, key, deleted=True)
-        body = {"state": "closed", "state_reason": "not_planned", self.text: text}
+        gone = marked(self.parts(found.data)[0], self.type.name, key, deleted=True)
+        body = {"state": "closed", "state_reason": "not_planned", "body": gone}
         self.service.request("PATCH", path, body=body)
         self.identity.forget(self.type.name, key)
 
-    def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
-        assignee, milestone = data.get("assignee"), data.get("milestone")
-        number = milestone and str(milestone["number"])
-        labels = (one if isinstance(one, str) else one["name"] for one in data["labels"])
-        return self.only_held(
-            {
-                "title": data["title"],
-                "description": self.parts(data)[0],
-                "status": data["state"],
-                "assignee": self.referred("assignee", assignee and assignee["login"]),
-                "milestone": self.referred("milestone", number),
-                "labels": sorted_names(labels),
-            }
-        )
 
-    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
-        sent: dict[str, Any] = {}
-        for name, held in members.items():
-            if name == "description":
-                sent["body"] = held
-            elif name == "status":
-                sent["state"] = _status(held)
-            elif name == "assignee":
-                login = self.reference(name, held)
-                sent["assignees"] = [] if login is None else [login]
-            elif name == "milestone":
-                number = self.reference(name, held)
-                sent["milestone"] = None if number is None else int(number)
-            elif name in ("title", "labels"):
-                sent[name] = held
-        return sent
-
-
-class GitHubComments(_Marked[R]):
+class GitHubComments(MarkedAccessor[R], _OfRepository[R]):
     """Comments on issues, not on pull requests. Their author is whose token it is."""
 
-    kind = item = "issues/comments"
-    id = "id"
-    query: ClassVar[Mapping[str, str]] = {"sort": "created", "direction": "asc"}
-    holds = frozenset({"issue", "body"})
-    references: ClassVar[Mapping[str, str]] = {"issue": "Issue"}
-    left_out = ("author",)
+    shape = Comment
+    where = Resource(
+        items="./issues/comments",
+        item="./issues/comments/{id}",
+        query={"sort": "created", "direction": "asc"},
+        pages=_PAGES,
+        etags=False,
+        returns=True,
+        since=_SINCE,
+    )
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "issue": Slot(
+            at="issue_url",
+            read=lambda url: url.rpartition("/")[2],
+            of="Issue",
+            fixed="cannot move to another issue",
+        ),
+        "body": Slot(at="body", marked=True),
+    }
 
     def present(self, data: Mapping[str, Any]) -> bool:
         return "/pull/" not in data["html_url"]
 
-    def created_at(self, members: Mapping[str, Any]) -> str:
-        number = self.reference("issue", members.get("issue"))
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        number = body.pop("issue_url", None)
         if number is None:
-            raise RejectedError(f"a {self.type.name} is about no issue")
-        return filled(f"{self.base}/issues/{{id}}/comments", {"id": number})
-
-    def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
-        if "issue" in members:
-            raise RejectedError(f"{self.type.name} {key!r} cannot move to another issue")
-        return super().modify(key, found, members)
-
-    def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
-        number = data["issue_url"].rpartition("/")[2]
-        return self.only_held(
-            {"issue": self.referred("issue", number), "body": self.parts(data)[0]}
-        )
-
-    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
-        return {"body": members["body"]} if "body" in members else {}
+            raise RejectedError(f"{self.type.name} {key!r} is about no issue")
+        path = self.resource.items.replace("issues/comments", f"issues/{number}/comments")
+        return self.service.request("POST", path, body=body)
 
 
-class GitHubMilestones(_Marked[R]):
+class GitHubMilestones(MarkedAccessor[R], _OfRepository[R]):
     """Milestones. Removing one deletes it; its issues stay."""
 
-    kind = "milestones"
-    query: ClassVar[Mapping[str, str]] = {"state": "all"}
-    by_time = False
-    text = "description"
-    holds = frozenset({"title", "description", "status", "due"})
-
-    def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
-        due = data.get("due_on")
-        return self.only_held(
-            {
-                "title": data["title"],
-                "description": self.parts(data)[0],
-                "status": data["state"],
-                "due": due and due[:10],
-            }
-        )
-
-    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
-        sent: dict[str, Any] = {}
-        for name, held in members.items():
-            if name == "status":
-                sent["state"] = _status(held)
-            elif name == "due" and held is not None:
-                # It keeps the day; noon is on the same one in nearly all of the world.
-                sent["due_on"] = f"{held}T12:00:00Z"
-            elif name == "due":
-                raise RejectedError(
-                    "GitHub takes no date away from a milestone", hint="give it another date"
-                )
-            elif name in ("title", "description"):
-                sent[name] = held
-        return sent
-
-    def create(self, key: str, members: Mapping[str, Any]) -> Answer:
-        return super().create(key, {n: held for n, held in members.items() if held is not None})
+    shape = Milestone
+    where = Resource(
+        items="./milestones",
+        item="./milestones/{id}",
+        id="number",
+        query={"state": "all"},
+        pages=_PAGES,
+        etags=False,
+        returns=True,
+    )
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "title": Slot(at="title"),
+        "description": Slot(at="description", marked=True),
+        "status": Slot(at="state", words=_STATES),
+        "due": Slot(
+            at="due_on",
+            read=day,
+            # It keeps the day; noon is on the same one in nearly all of the world.
+            write=lambda date: f"{date}T12:00:00Z",
+            kept="takes no date away from a milestone: give it another",
+        ),
+    }
 
 
-class GitHubLabels(RestAccessor[R]):
+class GitHubLabels(_OfRepository[R]):
     """Labels. GitHub takes names that differ in case only for the same."""
 
-    def __init__(
-        self,
-        record_type: type[R],
-        service: GitHubService,
-        repository: str,
-        *,
-        view: View | None = None,
-    ) -> None:
-        base = _base(repository)
-        self._name = record_type.__record__.keys[0]
-        super().__init__(
-            record_type,
-            service,
-            Resource(
-                items=f"{base}/labels",
-                item=f"{base}/labels/{{{self._name}}}",
-                paths={(view or View()).bind(record_type.__record__).names[self._name]: "name"},
-                pages=Links(size=100),
-                etags=False,
-                returns=True,
-            ),
-            view=view,
+    shape = Label
+    where = Resource(
+        items="./labels",
+        item="./labels/{id}",
+        pages=_PAGES,
+        etags=False,
+        returns=True,
+        taken=frozenset({422}),
+    )
+    keys = (Slot(at="name"),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "color": Slot(
+            at="color",
+            read=lambda color: "" if color == _NO_COLOR else color,
+            write=lambda color: color.lstrip("#").lower() or _NO_COLOR,
+        ),
+        "description": Slot(at="description", read=text),
+    }
+
+
+# -- of an organization ----------------------------------------------------------------------------
+
+
+class GitHubProjects(_OfOrganization[R]):
+    """The repositories of an organization, under their full names: ``owner/name``.
+
+    Removing one archives it, and so it is no record any more; it is taken out of the archive when
+    the record is there again.
+    """
+
+    shape = Project
+    where = Resource(
+        items="./repos",
+        item="/repos/{id}",
+        query={"type": "all", "sort": "full_name"},
+        pages=_PAGES,
+        etags=False,
+        returns=True,
+    )
+    keys = (Slot(at="full_name", to="name", write=lambda name: name.partition("/")[2]),)
+    slots: ClassVar[Mapping[str, Slot]] = {"description": Slot(at="description", read=text)}
+
+    def path_of(self, key: str) -> str | None:
+        (name,) = split_key(key)
+        if name.partition("/")[0].lower() != self.organization.lower():
+            raise RejectedError(
+                f"{self.type.name} {key!r} is no repository of {self.organization}",
+                hint=f"its key has to begin with {self.organization}/",
+            )
+        return _path(name)
+
+    def present(self, data: Mapping[str, Any]) -> bool:
+        return not data["archived"]
+
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        path = self.path_of(key)
+        assert path is not None
+        if self.service.request("GET", path, allow=(404,)).status == 404:
+            return super().post(key, body)
+        self.service.request("PATCH", path, body={"archived": False})
+        return self.service.request("PATCH", path, body=body)
+
+    def destroy(self, key: str, found: Object) -> None:
+        path = self.path_of(key)
+        assert path is not None
+        self.service.request("PATCH", path, body={"archived": True})
+
+
+class GitHubAccounts(_OfOrganization[R]):
+    """The members of an organization, under their logins. They can only be read.
+
+    Their names and addresses take a request each: a view without them spares these.
+    """
+
+    shape = Account
+    where = Resource(items="./members", item="/users/{id}", pages=_PAGES, etags=False)
+    keys = (Slot(at="login"),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "name": Slot(at="name", read=text),
+        "address": Slot(at="email"),
+    }
+    refuses: ClassVar[Mapping[str, str]] = {
+        "create": "people sign up by themselves, and are invited by hand",
+        "modify": "people describe themselves",
+        "destroy": "people leave, or are removed by hand",
+    }
+
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        alone = set(self.view.names) == set(self.type.keys)
+        for data in super().objects(query):
+            if alone:
+                yield data
+            else:
+                path = filled("/users/{login}", {"login": data["login"]})
+                yield self.service.request("GET", path).json()
+
+
+class GitHubGroups(_OfOrganization[R]):
+    """The teams of an organization, under what GitHub makes of their names for URLs.
+
+    So the name of a team has to be one of which it makes the record's id. A team without a name is
+    called as its id. Removing one deletes it.
+    """
+
+    shape = Group
+    where = Resource(
+        items="./teams",
+        item="./teams/{id}",
+        pages=_PAGES,
+        etags=False,
+        returns=True,
+        taken=frozenset({422}),
+    )
+    keys = (Slot(at="slug", to=""),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "name": Slot(at="name"),
+        "description": Slot(at="description", read=text),
+    }
+
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        return super().post(key, self._named(key, {"name": "", **body}))
+
+    def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
+        return super().send(key, found, self._named(key, body))
+
+    def _named(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
+        (slug,) = split_key(key)
+        if "name" not in body:
+            return body
+        name = body["name"] or slug
+        if _NOT_A_WORD.sub("-", name.lower()).strip("-") != slug:
+            raise RejectedError(
+                f"GitHub would not know a team of the name {name!r} as {slug!r}",
+                hint="it takes the name in lower case, with - for what is no letter or digit",
+            )
+        return {**body, "name": name}
+
+
+class GitHubMembers(_OfOrganization[R]):
+    """Who is in which team: members of the organization only. An ordinary member's role is empty,
+    that of others ``maintainer``."""
+
+    shape = Member
+    where = Resource(
+        items="./teams/{in}/members",
+        item="./teams/{group}/memberships/{account}",
+        within=Within(items="./teams", id="slug"),
+        pages=_PAGES,
+        create="PUT",
+        update="PUT",
+        etags=False,
+    )
+    keys = (Slot(at="@in.slug", of="Group"), Slot(at="login", to="", of="Account"))
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "role": Slot(
+            at="role",
+            read=lambda role: "" if role == "member" else role,
+            words={"": "member", "maintainer": "maintainer"},
         )
+    }
 
-    def create(self, key: str, members: Mapping[str, Any]) -> Answer:
-        answer = self.service.request(
-            "POST", self.resource.items, body=self.fill(members, None), allow=(422,)
-        )
-        if answer.status == 422:
-            if self.fetch(key) is not None:
-                raise self.overtaken(key)
-            raise RejectedError(self.service.meaning("POST", answer).message)
-        return answer
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        for team in self.outer(query):
+            path = filled(self.resource.items, {"in": team["slug"]})
+            for role in ("member", "maintainer"):
+                for page in self.resource.pages.walk(self.service, path, {"role": role}):
+                    yield from ({**data, "role": role, "@in": team} for data in page)
 
-    def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
-        held = super().values_in(data)
-        if "color" in held:
-            held["color"] = "" if held["color"] == _NO_COLOR else held["color"]
-        if "description" in held:
-            held["description"] = held["description"] or ""
-        return held
-
-    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
-        sent = super().fill(members, body)
-        if "color" in sent:
-            sent["color"] = sent["color"].lstrip("#").lower() or _NO_COLOR
-        return sent
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        login = split_key(key)[1]
+        path = filled("/orgs/{name}/members/{login}", {"name": self.organization, "login": login})
+        if self.service.request("GET", path, allow=(302, 404)).status != 204:
+            raise RejectedError(
+                f"{login!r} is no member of {self.organization} at GitHub",
+                hint="have them invited, then replay the dead letter",
+            )
+        return super().post(key, body)
 
 
-def _base(repository: str) -> str:
+def _path(repository: str) -> str:
     owner, slash, name = repository.partition("/")
     if not owner or not slash or not name or "/" in name:
         raise ConfigError(f"{repository!r} is no repository", hint="as in owner/name")
     return filled("/repos/{owner}/{name}", {"owner": owner, "name": name})
-
-
-def _status(held: Any) -> Literal["open", "closed"]:
-    if held not in ("open", "closed"):
-        raise RejectedError(f"GitHub knows no status {held!r}", hint="it knows open and closed")
-    return "closed" if held == "closed" else "open"
