@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeVar
 
 from eventsync.accessor import Accessor
-from eventsync.errors import ConfigError, RecordError, RejectedError
+from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
 from eventsync.identity import IdentityMap
 from eventsync.key import split as split_key
 from eventsync.member import Members
@@ -134,7 +134,7 @@ class ObjectAccessor(Accessor[R]):
         path = self.path_of(key)
         if path is None:
             return None
-        answer = self.service.request("GET", path, allow=(404, 410))
+        answer = self.service.request("GET", path, query=self.resource.single, allow=(404, 410))
         if answer.status in (404, 410):
             return None
         data = self.placed(key, self.data_of(answer))
@@ -162,17 +162,29 @@ class ObjectAccessor(Accessor[R]):
             if outer is None:
                 raise RejectedError(f"{self.type.name} {key!r} does not say what it is in")
             items = filled(items, {"in": outer})
-        if self.resource.create == "PUT" and self.identity is None:
-            headers = {"If-None-Match": "*"} if self.resource.etags else {}
+        missing = frozenset() if within is None else frozenset({404})
+        by_put = self.resource.create == "PUT" and self.identity is None
+        if by_put:
             path = self.path_of(key)
             assert path is not None
-            return self.sent("PUT", path, body, headers)
-        taken = self.resource.taken
-        answer = self.service.request("POST", items, body=body, allow=taken)
+            headers = {"If-None-Match": "*"} if self.resource.etags else {}
+            method, taken = "PUT", frozenset({410, 412})
+        else:
+            path, headers = items, {}
+            method, taken = "POST", self.resource.taken
+        answer = self.service.request(
+            method, path, body=body, headers=headers, allow=taken | missing
+        )
+        if answer.status == 404 and missing:
+            raise DependencyError(
+                f"{self.type.name} {key!r} is in {outer!r}, which is not in {self.service.url} yet"
+            )
+        if by_put and answer.status in taken:
+            raise self.overtaken(key)
         if answer.status in taken:
             if self.identity is None and self.fetch(key) is not None:
                 raise self.overtaken(key)
-            raise RejectedError(self.service.meaning("POST", answer).message)
+            raise RejectedError(self.service.meaning(method, answer).message)
         return answer
 
     def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
@@ -312,10 +324,8 @@ class ObjectAccessor(Accessor[R]):
         answer = self.service.request(
             method, path, body=body, headers=headers, allow=(404, 410, 412)
         )
-        if answer.status in (410, 412) or (answer.status == 404 and "If-None-Match" not in headers):
+        if answer.status in (404, 410, 412):
             raise self.overtaken(path)
-        if answer.status == 404:
-            raise self.service.meaning(method, answer)
         return answer
 
     def overtaken(self, what: str) -> OvertakenError:

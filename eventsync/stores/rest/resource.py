@@ -63,7 +63,8 @@ class Resource:
 
     ``items``: the path of the list. ``item``: that of one object, with the key's fields in braces
     or ``{key}``, the whole key; where the service gives ids of its own, ``{id}``.
-    ``pages``: how the list is walked; ``query``: sent with it. ``body``: where in the answer to a
+    ``pages``: how the list is walked; ``query``: sent with it. ``single``: the query that is sent
+    with a read of one object. ``body``: where in the answer to a
     single read the object is (``data``); empty for the answer itself. ``within``: if there are many
     such lists; an id of the service's own is then that of the outer object and that of the inner
     one, with a ``:`` between. ``paths``: by the view's
@@ -86,6 +87,7 @@ class Resource:
     item: str
     pages: Pages = field(default_factory=OnePage)
     query: Mapping[str, str] = field(default_factory=dict)
+    single: Mapping[str, str] = field(default_factory=dict)
     body: str = ""
     within: Within | None = None
     paths: Mapping[str, str | Place] = field(default_factory=dict)

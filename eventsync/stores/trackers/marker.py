@@ -64,9 +64,11 @@ class MarkedAccessor(TrackerAccessor[R]):
 
     def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
         text = self.parts(data)[0]
-        return {
-            name: text if self.held[name].marked else held
-            for name, held in super().values_in(data).items()
+        values = super().values_in(data)
+        return values | {
+            name: slot.read(text)
+            for name, slot in self.held.items()
+            if slot.marked and name in values
         }
 
     def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
