@@ -471,7 +471,9 @@ class Accessor(ABC, Generic[R]):
     ) -> Decision:
         if self.type.rule == "record":
             return decide_put_or_delete(None if entry is None else entry.stamp, change, self.view)
-        return decide(entry, row, [change], self.view, change.key)
+        # The first change of a record that is here says all of it, even if that is but its key.
+        first = entry is None and row is not None
+        return decide(entry, row, [change], self.view, change.key, final=first)
 
     def _perform(
         self,
