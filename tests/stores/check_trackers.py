@@ -23,7 +23,8 @@ from typing import Any
 from openapi_schema_validator import OAS30Validator
 from servers.github import GitHubSimulator
 from servers.http_service import Asked
-from stores.test_github import organization_in, organize, store_in, tour
+from servers.jira import JiraSimulator
+from stores import test_github, test_jira
 from stores.trackers import captured
 
 from eventsync.stores.trackers import Comment, Group, Issue, Label, Member, Milestone, Project
@@ -78,18 +79,18 @@ def problems(schema: dict[str, Any], value: Any) -> list[str]:
 def github(folder: Path) -> Iterator[Exchange]:
     """All that is said between the GitHub store and its simulator."""
     with GitHubSimulator() as running:
-        with store_in(running, folder) as store:
+        with test_github.store_in(running, folder) as store:
             number = running.opens(title="Theirs")
             running.says(number, "x")
             captured(store)
-            tour(store, running)
+            test_github.tour(store, running)
             captured(store, whole=False)
             removed = ((Comment, "C1"), (Milestone, "M1"), (Label, "ui"), (Issue, "K1"))
             for record_type, key in removed:
                 store.remove(store[record_type, key])
-        with organization_in(running, folder) as store:
+        with test_github.organization_in(running, folder) as store:
             captured(store)
-            organize(store, running)
+            test_github.organize(store, running)
             store.remove(store[Member, ("the-core", "bob")])
             store.remove(store[Group, "the-core"])
             store.remove(store[Project, "acme/site"])
@@ -97,7 +98,39 @@ def github(folder: Path) -> Iterator[Exchange]:
         yield from running.exchanges
 
 
-TRACKERS = {"github": github}
+def jira(folder: Path) -> Iterator[Exchange]:
+    """All that is said between the Jira store and its simulator.
+
+    The description is of 2023, and the search that has taken the place of another since is not in
+    it: of that only the issues found are looked at.
+    """
+    with JiraSimulator() as running:
+        with test_jira.store_in(running, folder) as store:
+            running.says(running.opens(summary="Theirs"), "x")
+            captured(store)
+            test_jira.tour(store)
+            captured(store, whole=False)
+            for record_type, key in ((Comment, "C1"), (Milestone, "M1"), (Issue, "K1")):
+                store.remove(store[record_type, key])
+        with test_jira.site_in(running, folder) as store:
+            captured(store)
+            test_jira.organize(store)
+            store.remove(store[Member, ("core team", "5b-bob")])
+            store.remove(store[Group, "core team"])
+            store.remove(store[Project, "NEW"])
+        for asked, status, answer in running.exchanges:
+            # It is described in version 3, which differs in the form of texts alone.
+            path = asked.path.replace("/rest/api/2/", "/rest/api/3/")
+            if path != "/rest/api/3/search/jql":
+                yield asked._replace(path=path), status, answer
+                continue
+            for issue in answer["issues"]:
+                query = {"fields": asked.query["fields"]}
+                one = asked._replace(path=f"/rest/api/3/issue/{issue['id']}", query=query)
+                yield one, status, issue
+
+
+TRACKERS = {"github": github, "jira": jira}
 
 
 def main(name: str, description: Path) -> int:

@@ -218,7 +218,7 @@ def test_what_gitlab_refuses(store, gitlab):
     with pytest.raises(RejectedError, match="cannot move"):
         store.update(comment)
     gitlab.owner = False
-    with pytest.raises(RejectedError, match="does not let this token delete"):
+    with pytest.raises(RejectedError, match="does not let eventsync delete"):
         store.remove(store[Issue, "K"])
 
 

@@ -87,9 +87,9 @@ class ObjectAccessor(Accessor[R]):
     # -- lifecycle ---------------------------------------------------------------------------------
 
     def ping(self) -> None:
-        pages = self.resource.pages
-        few = {pages.size_name: "1"} if pages.first() and pages.size_name else {}
         listed = self.resource.within or self.resource
+        pages = listed.pages or self.resource.pages
+        few = {pages.size_name: "1"} if pages.first() and pages.size_name else {}
         self.service.request("GET", listed.items, query={**listed.query, **few})
 
     def close(self) -> None:
@@ -126,7 +126,8 @@ class ObjectAccessor(Accessor[R]):
         within = self.resource.within
         assert within is not None
         asked = {**within.query, **query}
-        for page in self.resource.pages.walk(self.service, within.items, asked):
+        pages = within.pages or self.resource.pages
+        for page in pages.walk(self.service, within.items, asked):
             yield from page
 
     def fetch(self, key: str) -> Object | None:
@@ -155,7 +156,8 @@ class ObjectAccessor(Accessor[R]):
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         """Send the body of a creation. Raises ``OvertakenError`` if the object is there."""
-        items, within = self.resource.items, self.resource.within
+        items = self.resource.creations or self.resource.items
+        within = self.resource.within
         if within is not None:
             outer = at(body, f"{_IN}.{within.id}")
             body = {name: held for name, held in body.items() if name != _IN}

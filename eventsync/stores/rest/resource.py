@@ -46,7 +46,8 @@ class Since:
 class Within:
     """That there is one list for each of other objects, as of comments for each issue.
 
-    ``items``, ``query``: where those are listed, and ``id``: where in one its id is. The paths of
+    ``items``, ``query``, ``pages``: where those are listed, and how that list is walked if not as
+    the inner ones; ``id``: where in one its id is. The paths of
     the objects inside have that id as ``{in}``, and each of them, as it is listed, has the one that
     it is in as ``@in``: so ``id="number"`` is found at ``@in.number``, and a field at that path
     says what an object is created in. What changed is asked of the outer list.
@@ -54,6 +55,7 @@ class Within:
 
     items: str
     query: Mapping[str, str] = field(default_factory=dict)
+    pages: Pages | None = None
     id: str = "id"
 
 
@@ -71,7 +73,8 @@ class Resource:
     names, where in an object the value is, as a path of names with points or a ``Place``; a field
     that is not in it is a member of its own name.
 
-    ``create``: ``PUT`` to the object's path, or ``POST`` to the list. ``update``: ``PUT`` of the
+    ``create``: ``PUT`` to the object's path, or ``POST`` to the list, or to ``creations`` where
+    that is another path. ``update``: ``PUT`` of the
     whole object, with what else is in it, or ``PATCH`` of what changed. ``etags``: use strong
     entity tags, so that a change which somebody else made in between is not overwritten.
     ``returns``: the answer to a write is the object as a read would give it. ``taken``: statuses
@@ -92,6 +95,7 @@ class Resource:
     within: Within | None = None
     paths: Mapping[str, str | Place] = field(default_factory=dict)
     create: Literal["PUT", "POST"] = "POST"
+    creations: str = ""
     update: Literal["PUT", "PATCH"] = "PATCH"
     etags: bool = True
     returns: bool = False
@@ -121,7 +125,13 @@ class Resource:
         for name, other in (rename or {}).items():
             item = item.replace(f"{{{name}}}", f"{{{other}}}")
         within = self.within and replace(self.within, items=full(self.within.items))
-        return replace(self, items=full(self.items), item=item, within=within)
+        return replace(
+            self,
+            items=full(self.items),
+            item=item,
+            creations=full(self.creations),
+            within=within,
+        )
 
 
 def filled(template: str, values: Mapping[str, Any]) -> str:

@@ -163,6 +163,7 @@ class GitLabIssues(MarkedAccessor[R], _OfProject[R]):
     """
 
     shape = Issue
+    destroyer = "an owner of the project"
     where = Resource(
         items="./issues",
         item="./issues/{id}",
@@ -210,17 +211,6 @@ class GitLabIssues(MarkedAccessor[R], _OfProject[R]):
             if "," in label:
                 raise RejectedError(f"GitLab takes no label with a comma in its name: {label!r}")
         return super().fill(members, body)
-
-    def destroy(self, key: str, found: Object) -> None:
-        path = self.path_of(key)
-        assert path is not None
-        if self.service.request("DELETE", path, allow=(403, 404)).status == 403:
-            raise RejectedError(
-                f"GitLab does not let this token delete {self.type.name} {key!r}",
-                hint="only an owner of the project may; the others can close it",
-            )
-        assert self.identity is not None
-        self.identity.forget(self.type.name, key)
 
 
 class GitLabComments(MarkedAccessor[R], _OfProject[R]):
@@ -316,6 +306,7 @@ class GitLabProjects(_OfGroup[R]):
     where = Resource(
         items="./projects",
         item="/projects/{id}",
+        creations="/projects",
         query={"include_subgroups": "true", "with_shared": "false", "archived": "false"},
         pages=_PAGES,
         update="PUT",
@@ -345,7 +336,7 @@ class GitLabProjects(_OfGroup[R]):
             self.service.request("POST", f"{path}/unarchive")
             return self.service.request("PUT", path, body=body)
         body |= {"path": name, "namespace_id": _group_id(self.service, space)}
-        return self.service.request("POST", "/projects", body=body)
+        return super().post(key, body)
 
     def destroy(self, key: str, found: Object) -> None:
         self.service.request("POST", f"{self.path_of(key)}/archive")

@@ -47,6 +47,8 @@ class TrackerAccessor(RestAccessor[R]):
     """The other fields. What is not in it is left out, unless a view says otherwise."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """Why the tracker does not ``create``, ``modify`` or ``destroy`` such objects."""
+    destroyer: ClassVar[str] = ""
+    """Who may destroy them, if that takes another right than to write them."""
     named: ClassVar[frozenset[str]] = frozenset({"Account", "Group", "Label", "Project"})
 
     def __init__(
@@ -125,7 +127,18 @@ class TrackerAccessor(RestAccessor[R]):
 
     def destroy(self, key: str, found: Object) -> None:
         self._may("destroy", key)
-        super().destroy(key, found)
+        if not self.destroyer:
+            super().destroy(key, found)
+            return
+        path = self.path_of(key)
+        assert path is not None
+        if self.service.request("DELETE", path, allow=(403, 404)).status == 403:
+            raise RejectedError(
+                f"{self.tracker} does not let eventsync delete {self.type.name} {key!r}",
+                hint=f"only {self.destroyer} may; it can be closed instead",
+            )
+        if self.identity is not None:
+            self.identity.forget(self.type.name, key)
 
     def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}

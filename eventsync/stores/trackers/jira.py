@@ -1,0 +1,488 @@
+"""Records in the issues of a Jira project, and in the projects, users and groups beside.
+
+It owns what Jira calls things. It knows no other tracker. Written against the published description
+of Jira Cloud's REST API, in its version 2, whose texts are texts; in version 3 they are documents
+of another form, of which a text would be a part only.
+
+Issues, comments and versions get their ids from Jira. Each issue and comment that eventsync creates
+carries the record's key in a property, which nobody sees, and each version in an HTML comment at
+the end of its description, which people do see; by these they are found again. Jira takes no
+conditional writes, so an edit that somebody makes between the read and the write of the same field
+is overwritten.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Final, TypeVar
+
+from eventsync.errors import ConfigError, RejectedError
+from eventsync.identity import IdentityMap
+from eventsync.key import split as split_key
+from eventsync.record import Record
+from eventsync.stores.rest import (
+    Answer,
+    Basic,
+    Cursor,
+    Numbers,
+    Object,
+    Pages,
+    Resource,
+    Service,
+    Since,
+    Within,
+)
+from eventsync.stores.rest.path import at
+from eventsync.stores.trackers.marker import MarkedAccessor
+from eventsync.stores.trackers.record import (
+    Account,
+    Comment,
+    Group,
+    Issue,
+    Label,
+    Member,
+    Milestone,
+    Project,
+)
+from eventsync.stores.trackers.slot import Slot, day, text
+from eventsync.stores.trackers.tracker import TrackerAccessor, sorted_names
+from eventsync.view import View
+
+__all__ = [
+    "JiraAccounts",
+    "JiraComments",
+    "JiraGroups",
+    "JiraIssues",
+    "JiraLabels",
+    "JiraMembers",
+    "JiraMilestones",
+    "JiraProjects",
+    "JiraService",
+]
+
+R = TypeVar("R", bound=Record)
+_PROPERTY: Final = "eventsync"
+_KEY: Final = re.compile(r"[A-Z][A-Z0-9_]*", re.ASCII)
+_SIZE: Final = 100
+_SEARCH: Final = Cursor(
+    items="issues", at="nextPageToken", name="nextPageToken", size_name="maxResults", size=_SIZE
+)
+_FIELDS: Final = "summary,description,status,priority,assignee,fixVersions,labels,project,updated"
+
+
+def _pages(items: str) -> Pages:
+    return Numbers(
+        items=items,
+        name="startAt",
+        start=0,
+        offsets=True,
+        total="total",
+        size_name="maxResults",
+        size=_SIZE,
+    )
+
+
+def _ago(moment: dt.datetime) -> str:
+    """A time as Jira's search takes it whatever the time zone of its user: minutes ago."""
+    passed = dt.datetime.now(dt.UTC) - moment
+    return f"-{max(1, math.ceil(passed.total_seconds() / 60) + 1)}m"
+
+
+def _changed(updated: str) -> Since:
+    # The time is told from here to there, so the two clocks may differ by some minutes.
+    return Since(updated=updated, query={"updated": "{since}"}, show=_ago, overlap=300.0)
+
+
+class JiraService(Service):
+    """Jira Cloud's REST API. ``url``: of the site, as ``https://acme.atlassian.net``.
+
+    ``user``: a mail address, and ``token``: an API token of theirs. ``options``: of ``Service``.
+    """
+
+    forbidden_hint: ClassVar[str] = "give the token's user the rights in Jira; the work waits"
+
+    def __init__(self, url: str, user: str, token: str, **options: Any) -> None:
+        super().__init__(f"{url.rstrip('/')}/rest/api/2", auth=Basic(user, token), **options)
+
+
+class _Jira(TrackerAccessor[R]):
+    tracker = "Jira"
+
+
+class _OfProject(_Jira[R]):
+    """``project``: its key, as in ``SHOP``."""
+
+    def __init__(
+        self,
+        record_type: type[R],
+        service: JiraService,
+        project: str,
+        *,
+        identity: IdentityMap,
+        view: View | None = None,
+    ) -> None:
+        if not _KEY.fullmatch(project):
+            raise ConfigError(f"{project!r} is no key of a Jira project", hint="as in SHOP")
+        self.project = project
+        base = f"/project/{project}"
+        super().__init__(record_type, service, base, identity=identity, view=view)
+
+    def ping(self) -> None:
+        self.service.request("GET", f"/project/{self.project}")
+
+    def searched(self, query: Mapping[str, str]) -> dict[str, str]:
+        """The query of a search for the project's issues, or for those that changed."""
+        since = f" AND updated >= {query['updated']}" if "updated" in query else ""
+        return {"jql": f'project = "{self.project}"{since} ORDER BY created ASC, key ASC'}
+
+
+class _WithProperty(_OfProject[R]):
+    """Objects that carry the record's key in a property."""
+
+    def mark(self, body: dict[str, Any], key: str) -> None:
+        held = {"type": self.type.name, "key": key}
+        body["properties"] = [{"key": _PROPERTY, "value": held}]
+
+    def marker_in(self, data: dict[str, Any]) -> str | None:
+        held = data.get("properties") or {}
+        if isinstance(held, list):
+            held = {one["key"]: one["value"] for one in held}
+        if at(held, f"{_PROPERTY}.type") != self.type.name:
+            return None
+        key = at(held, f"{_PROPERTY}.key")
+        return key if isinstance(key, str) else None
+
+
+# -- of a project ----------------------------------------------------------------------------------
+
+
+class JiraIssues(_WithProperty[R]):
+    """Issues. Removing one deletes it, which takes a right of its own.
+
+    ``issue_type``: of those that are created. ``settle``: how many seconds Jira is given to list
+    what it has created, before something whose answer was lost is taken for not created.
+
+    A status is closed if it is in the category that Jira calls done. It is changed by the first
+    transition of the workflow that leads to one of the kind. An issue has one milestone here: the
+    first of its versions to be fixed in, and writing it takes the others away.
+    """
+
+    shape = Issue
+    destroyer = "a user with the right to delete issues"
+    where = Resource(
+        items="/search/jql",
+        item="/issue/{id}",
+        creations="/issue",
+        query={"fields": _FIELDS, "properties": _PROPERTY},
+        single={"fields": _FIELDS, "properties": _PROPERTY},
+        pages=_SEARCH,
+        update="PUT",
+        etags=False,
+        since=_changed("fields.updated"),
+    )
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "title": Slot(at="fields.summary"),
+        "description": Slot(at="fields.description", read=text),
+        "status": Slot(
+            at="fields.status.statusCategory.key",
+            to="",
+            read=lambda category: "closed" if category == "done" else "open",
+            words={"open": "open", "closed": "closed"},
+            new="open",
+        ),
+        "priority": Slot(
+            at="fields.priority.name",
+            to="fields.priority",
+            write=lambda name: None if name is None else {"name": name},
+        ),
+        "assignee": Slot(
+            at="fields.assignee.accountId",
+            to="fields.assignee",
+            write=lambda id: None if id is None else {"accountId": id},
+            of="Account",
+        ),
+        "milestone": Slot(
+            at="fields.fixVersions",
+            read=lambda versions: versions[0]["id"] if versions else None,
+            write=lambda id: [] if id is None else [{"id": id}],
+            of="Milestone",
+        ),
+        "labels": Slot(at="fields.labels", read=sorted_names),
+    }
+
+    def __init__(
+        self,
+        record_type: type[R],
+        service: JiraService,
+        project: str,
+        *,
+        identity: IdentityMap,
+        view: View | None = None,
+        issue_type: str = "Task",
+        settle: float = 5.0,
+    ) -> None:
+        super().__init__(record_type, service, project, identity=identity, view=view)
+        self._issue_type, self._settle = issue_type, settle
+
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        return super().objects(self.searched(query))
+
+    def present(self, data: Mapping[str, Any]) -> bool:
+        return bool(at(data, "fields.project.key") == self.project)  # it may have moved
+
+    def find_marked(self, key: str) -> str | None:
+        found = super().find_marked(key)
+        if found is None:
+            # What it lists is a little behind what it holds.
+            time.sleep(self._settle)
+            found = super().find_marked(key)
+        return found
+
+    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
+        for label in members.get("labels") or ():
+            if len(label.split()) != 1:
+                raise RejectedError(f"Jira takes no label with a blank in it: {label!r}")
+        return super().fill(members, body)
+
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        own = {"project": {"key": self.project}, "issuetype": {"name": self._issue_type}}
+        body["fields"] = {**body.get("fields", {}), **own}
+        return super().post(key, body)
+
+    def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
+        answer: Answer | None = None
+        rest = {name: held for name, held in members.items() if name != "status"}
+        self.fill(members, None)  # what is rejected is so before anything is written
+        if rest:
+            answer = super().modify(key, found, rest)
+        if "status" in members:
+            answer = self._move(key, str(members["status"]))
+        assert answer is not None
+        return answer
+
+    def _move(self, key: str, status: str) -> Answer:
+        """Take an issue through the workflow to a status of that kind."""
+        path = f"{self.path_of(key)}/transitions"
+        offered = self.service.request("GET", path).json()["transitions"]
+        for transition in offered:
+            done = transition["to"]["statusCategory"]["key"] == "done"
+            if done == (status == "closed"):
+                body = {"transition": {"id": transition["id"]}}
+                return self.service.request("POST", path, body=body)
+        raise RejectedError(
+            f"{self.type.name} {key!r}: its workflow in Jira leads to no status that is {status}",
+            hint="move it there by hand, or change the workflow, then replay the dead letter",
+        )
+
+
+class JiraComments(_WithProperty[R]):
+    """Comments. Their author is whose token it is."""
+
+    shape = Comment
+    where = Resource(
+        items="/issue/{in}/comment",
+        item="/issue/{in}/comment/{id}",
+        within=Within(items="/search/jql", query={"fields": "updated"}, pages=_SEARCH),
+        query={"orderBy": "created", "expand": "properties"},
+        pages=_pages("comments"),
+        update="PUT",
+        etags=False,
+        returns=True,
+        since=_changed("@in.fields.updated"),
+    )
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "issue": Slot(at="@in.id", of="Issue", fixed="cannot move to another issue"),
+        "body": Slot(at="body"),
+    }
+
+    def outer(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        return super().outer(self.searched(query))
+
+
+class JiraMilestones(MarkedAccessor[R], _OfProject[R]):
+    """Versions of the project: a milestone is closed when its version is released."""
+
+    shape = Milestone
+    where = Resource(
+        items="./version",
+        item="/version/{id}",
+        creations="/version",
+        pages=_pages("values"),
+        update="PUT",
+        etags=False,
+        returns=True,
+    )
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "title": Slot(at="name"),
+        "description": Slot(at="description", read=text, marked=True),
+        "status": Slot(
+            at="released",
+            read=lambda released: "closed" if released else "open",
+            words={"open": False, "closed": True},
+        ),
+        "due": Slot(
+            at="releaseDate",
+            read=day,
+            kept="does not say how to take the date away from a version: give it another",
+        ),
+    }
+
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        return super().post(key, {**body, "project": self.project})
+
+
+# -- of the site -----------------------------------------------------------------------------------
+
+
+class _OfSite(_Jira[R]):
+    def __init__(
+        self, record_type: type[R], service: JiraService, *, view: View | None = None
+    ) -> None:
+        super().__init__(record_type, service, view=view)
+
+
+class JiraLabels(_OfSite[R]):
+    """The words that issues of the site are labelled with. They can only be read: a label is there
+    as long as an issue has it."""
+
+    shape = Label
+    where = Resource(items="/label", item="/label/{id}", etags=False)
+    keys = (Slot(at="name"),)
+    refuses: ClassVar[Mapping[str, str]] = {
+        "create": "a label is there once an issue has it",
+        "destroy": "a label is there as long as an issue has it",
+    }
+
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        start, last = 0, False
+        while not last:
+            asked = {"startAt": str(start), "maxResults": "1000"}
+            page = self.service.request("GET", "/label", query=asked).json()
+            yield from ({"name": name} for name in page["values"])
+            start, last = start + len(page["values"]), page["isLast"] or not page["values"]
+
+    def fetch(self, key: str) -> Object | None:
+        (name,) = split_key(key)
+        return next((Object(data) for data in self.objects({}) if data["name"] == name), None)
+
+
+class JiraProjects(_OfSite[R]):
+    """Projects, under their keys. ``project_type``: of those that are created; their lead is whose
+    token it is. Removing one puts it into the trash, where it stays for 60 days."""
+
+    shape = Project
+    where = Resource(
+        items="/project/search",
+        item="/project/{id}",
+        creations="/project",
+        query={"expand": "description"},
+        pages=_pages("values"),
+        update="PUT",
+        etags=False,
+        taken=frozenset({400}),
+    )
+    keys = (Slot(at="key"),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "name": Slot(at="name"),
+        "description": Slot(at="description", read=text),
+    }
+
+    def __init__(
+        self,
+        record_type: type[R],
+        service: JiraService,
+        *,
+        view: View | None = None,
+        project_type: str = "software",
+    ) -> None:
+        super().__init__(record_type, service, view=view)
+        self._project_type = project_type
+
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        lead = self.service.request("GET", "/myself").json()["accountId"]
+        body["name"] = body.get("name") or body["key"]
+        body |= {"projectTypeKey": self._project_type, "leadAccountId": lead}
+        return super().post(key, body)
+
+    def destroy(self, key: str, found: Object) -> None:
+        self.service.request("DELETE", f"{self.path_of(key)}?enableUndo=true", allow=(404,))
+
+
+class JiraAccounts(_OfSite[R]):
+    """The people on the site, under their account ids. They can only be read, and their addresses
+    only as far as they show them."""
+
+    shape = Account
+    where = Resource(items="/users/search", item="/user?accountId={id}", etags=False)
+    keys = (Slot(at="accountId"),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "name": Slot(at="displayName", read=text),
+        "address": Slot(at="emailAddress", read=lambda address: address or None),
+    }
+    refuses: ClassVar[Mapping[str, str]] = {
+        "create": "accounts are Atlassian's, and people are invited by hand",
+        "modify": "people describe themselves",
+        "destroy": "accounts are Atlassian's, and people are removed by hand",
+    }
+
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        start = 0
+        while True:
+            asked = {"startAt": str(start), "maxResults": str(_SIZE)}
+            page = self.service.request("GET", "/users/search", query=asked).json()
+            if not page:
+                return
+            yield from page
+            start += _SIZE  # a page may be shorter though others follow
+
+    def present(self, data: Mapping[str, Any]) -> bool:
+        return bool(data["active"] and data["accountType"] == "atlassian")
+
+
+class JiraGroups(_OfSite[R]):
+    """Groups, which are names and nothing else."""
+
+    shape = Group
+    where = Resource(
+        items="/group/bulk",
+        item="/group?groupname={id}",
+        creations="/group",
+        pages=_pages("values"),
+        etags=False,
+        taken=frozenset({400}),
+    )
+    keys = (Slot(at="name"),)
+
+    def fetch(self, key: str) -> Object | None:
+        (name,) = split_key(key)
+        return next((Object(data) for data in self.objects({"groupName": name})), None)
+
+
+class JiraMembers(_OfSite[R]):
+    """Who is in which group. There are no roles."""
+
+    shape = Member
+    where = Resource(
+        items="/group/member",
+        creations="/group/user?groupname={in}",
+        item="/group/user?groupname={group}&accountId={account}",
+        within=Within(items="/group/bulk", id="name"),
+        pages=_pages("values"),
+        etags=False,
+    )
+    keys = (Slot(at="@in.name", of="Group"), Slot(at="accountId", of="Account"))
+
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        for group in self.outer(query):
+            asked = {"groupname": group["name"]}
+            for page in self.resource.pages.walk(self.service, self.resource.items, asked):
+                yield from ({**data, "@in": group} for data in page)
+
+    def fetch(self, key: str) -> Object | None:
+        group, account = split_key(key)
+        found = self.objects({"groupName": group})
+        return next((Object(data) for data in found if data["accountId"] == account), None)
