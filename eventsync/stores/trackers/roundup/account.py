@@ -50,7 +50,7 @@ class RoundupMembers(NamedItems[R]):
     shape = Member
     item_class = "user"
     fields = "username,roles"
-    where = resource_of("user")
+    where = resource_of("user", by="account")
     keys = (Slot(at="@role", of="Group"), Slot(at="username", of="Account"))
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:

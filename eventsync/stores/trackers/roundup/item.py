@@ -117,11 +117,11 @@ class NamedItems(Items[R]):
         self.retire(self.item_class, found)
 
 
-def resource_of(item_class: str, *, since: Since | None = None) -> Resource:
-    """The lists of a class."""
+def resource_of(item_class: str, *, by: str = "id", since: Since | None = None) -> Resource:
+    """The lists of a class, whose items are known by a field, or by an id of the tracker's."""
     return Resource(
         items=f"/{item_class}",
-        item=f"/{item_class}/{{id}}",
+        item=f"/{item_class}/{{{by}}}",
         pages=Numbers(
             items="data.collection", name="@page_index", size_name="@page_size", size=100
         ),
