@@ -1,14 +1,6 @@
-"""Records in the issues of a Jira project, and in the projects, users and groups beside.
+"""What is in a Jira project: issues, comments and versions.
 
-It owns what Jira calls things. It knows no other tracker. Written against the published description
-of Jira Cloud's REST API, in its version 2, whose texts are texts; in version 3 they are documents
-of another form, of which a text would be a part only.
-
-Issues, comments and versions get their ids from Jira. Each issue and comment that eventsync creates
-carries the record's key in a property, which nobody sees, and each version in an HTML comment at
-the end of its description, which people do see; by these they are found again. Jira takes no
-conditional writes, so an edit that somebody makes between the read and the write of the same field
-is overwritten.
+It knows nothing of what else is on the site.
 """
 
 from __future__ import annotations
@@ -22,68 +14,36 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.errors import ConfigError, RejectedError
 from eventsync.identity import IdentityMap
-from eventsync.key import split as split_key
 from eventsync.record import Record
 from eventsync.stores.rest import (
     Answer,
-    Basic,
     Cursor,
-    Numbers,
     Object,
-    Pages,
     Resource,
-    Service,
     Since,
     Within,
 )
 from eventsync.stores.rest.path import at
+from eventsync.stores.trackers.jira.service import SIZE, JiraAccessor, JiraService, pages
 from eventsync.stores.trackers.marker import MarkedAccessor
 from eventsync.stores.trackers.record import (
-    Account,
     Comment,
-    Group,
     Issue,
-    Label,
-    Member,
     Milestone,
-    Project,
 )
 from eventsync.stores.trackers.slot import Slot, day, text
-from eventsync.stores.trackers.tracker import TrackerAccessor, sorted_names
+from eventsync.stores.trackers.tracker import sorted_names
 from eventsync.view import View
 
-__all__ = [
-    "JiraAccounts",
-    "JiraComments",
-    "JiraGroups",
-    "JiraIssues",
-    "JiraLabels",
-    "JiraMembers",
-    "JiraMilestones",
-    "JiraProjects",
-    "JiraService",
-]
+__all__ = ["JiraComments", "JiraIssues", "JiraMilestones"]
 
 R = TypeVar("R", bound=Record)
 _PROPERTY: Final = "eventsync"
 _KEY: Final = re.compile(r"[A-Z][A-Z0-9_]*", re.ASCII)
-_SIZE: Final = 100
 _SEARCH: Final = Cursor(
-    items="issues", at="nextPageToken", name="nextPageToken", size_name="maxResults", size=_SIZE
+    items="issues", at="nextPageToken", name="nextPageToken", size_name="maxResults", size=SIZE
 )
 _FIELDS: Final = "summary,description,status,priority,assignee,fixVersions,labels,project,updated"
-
-
-def _pages(items: str) -> Pages:
-    return Numbers(
-        items=items,
-        name="startAt",
-        start=0,
-        offsets=True,
-        total="total",
-        size_name="maxResults",
-        size=_SIZE,
-    )
 
 
 def _ago(moment: dt.datetime) -> str:
@@ -97,23 +57,7 @@ def _changed(updated: str) -> Since:
     return Since(updated=updated, query={"updated": "{since}"}, show=_ago, overlap=300.0)
 
 
-class JiraService(Service):
-    """Jira Cloud's REST API. ``url``: of the site, as ``https://acme.atlassian.net``.
-
-    ``user``: a mail address, and ``token``: an API token of theirs. ``options``: of ``Service``.
-    """
-
-    forbidden_hint: ClassVar[str] = "give the token's user the rights in Jira; the work waits"
-
-    def __init__(self, url: str, user: str, token: str, **options: Any) -> None:
-        super().__init__(f"{url.rstrip('/')}/rest/api/2", auth=Basic(user, token), **options)
-
-
-class _Jira(TrackerAccessor[R]):
-    tracker = "Jira"
-
-
-class _OfProject(_Jira[R]):
+class _OfProject(JiraAccessor[R]):
     """``project``: its key, as in ``SHOP``."""
 
     def __init__(
@@ -155,9 +99,6 @@ class _WithProperty(_OfProject[R]):
             return None
         key = at(held, f"{_PROPERTY}.key")
         return key if isinstance(key, str) else None
-
-
-# -- of a project ----------------------------------------------------------------------------------
 
 
 class JiraIssues(_WithProperty[R]):
@@ -288,7 +229,7 @@ class JiraComments(_WithProperty[R]):
         item="/issue/{in}/comment/{id}",
         within=Within(items="/search/jql", query={"fields": "updated"}, pages=_SEARCH),
         query={"orderBy": "created", "expand": "properties"},
-        pages=_pages("comments"),
+        pages=pages("comments"),
         update="PUT",
         etags=False,
         returns=True,
@@ -311,7 +252,7 @@ class JiraMilestones(MarkedAccessor[R], _OfProject[R]):
         items="./version",
         item="/version/{id}",
         creations="/version",
-        pages=_pages("values"),
+        pages=pages("values"),
         update="PUT",
         etags=False,
         returns=True,
@@ -333,156 +274,3 @@ class JiraMilestones(MarkedAccessor[R], _OfProject[R]):
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         return super().post(key, {**body, "project": self.project})
-
-
-# -- of the site -----------------------------------------------------------------------------------
-
-
-class _OfSite(_Jira[R]):
-    def __init__(
-        self, record_type: type[R], service: JiraService, *, view: View | None = None
-    ) -> None:
-        super().__init__(record_type, service, view=view)
-
-
-class JiraLabels(_OfSite[R]):
-    """The words that issues of the site are labelled with. They can only be read: a label is there
-    as long as an issue has it."""
-
-    shape = Label
-    where = Resource(items="/label", item="/label/{id}", etags=False)
-    keys = (Slot(at="name"),)
-    refuses: ClassVar[Mapping[str, str]] = {
-        "create": "a label is there once an issue has it",
-        "destroy": "a label is there as long as an issue has it",
-    }
-
-    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        start, last = 0, False
-        while not last:
-            asked = {"startAt": str(start), "maxResults": "1000"}
-            page = self.service.request("GET", "/label", query=asked).json()
-            yield from ({"name": name} for name in page["values"])
-            start, last = start + len(page["values"]), page["isLast"] or not page["values"]
-
-    def fetch(self, key: str) -> Object | None:
-        (name,) = split_key(key)
-        return next((Object(data) for data in self.objects({}) if data["name"] == name), None)
-
-
-class JiraProjects(_OfSite[R]):
-    """Projects, under their keys. ``project_type``: of those that are created; their lead is whose
-    token it is. Removing one puts it into the trash, where it stays for 60 days."""
-
-    shape = Project
-    where = Resource(
-        items="/project/search",
-        item="/project/{id}",
-        creations="/project",
-        query={"expand": "description"},
-        pages=_pages("values"),
-        update="PUT",
-        etags=False,
-        taken=frozenset({400}),
-    )
-    keys = (Slot(at="key"),)
-    slots: ClassVar[Mapping[str, Slot]] = {
-        "name": Slot(at="name"),
-        "description": Slot(at="description", read=text),
-    }
-
-    def __init__(
-        self,
-        record_type: type[R],
-        service: JiraService,
-        *,
-        view: View | None = None,
-        project_type: str = "software",
-    ) -> None:
-        super().__init__(record_type, service, view=view)
-        self._project_type = project_type
-
-    def post(self, key: str, body: dict[str, Any]) -> Answer:
-        lead = self.service.request("GET", "/myself").json()["accountId"]
-        body["name"] = body.get("name") or body["key"]
-        body |= {"projectTypeKey": self._project_type, "leadAccountId": lead}
-        return super().post(key, body)
-
-    def destroy(self, key: str, found: Object) -> None:
-        self.service.request("DELETE", f"{self.path_of(key)}?enableUndo=true", allow=(404,))
-
-
-class JiraAccounts(_OfSite[R]):
-    """The people on the site, under their account ids. They can only be read, and their addresses
-    only as far as they show them."""
-
-    shape = Account
-    where = Resource(items="/users/search", item="/user?accountId={id}", etags=False)
-    keys = (Slot(at="accountId"),)
-    slots: ClassVar[Mapping[str, Slot]] = {
-        "name": Slot(at="displayName", read=text),
-        "address": Slot(at="emailAddress", read=lambda address: address or None),
-    }
-    refuses: ClassVar[Mapping[str, str]] = {
-        "create": "accounts are Atlassian's, and people are invited by hand",
-        "modify": "people describe themselves",
-        "destroy": "accounts are Atlassian's, and people are removed by hand",
-    }
-
-    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        start = 0
-        while True:
-            asked = {"startAt": str(start), "maxResults": str(_SIZE)}
-            page = self.service.request("GET", "/users/search", query=asked).json()
-            if not page:
-                return
-            yield from page
-            start += _SIZE  # a page may be shorter though others follow
-
-    def present(self, data: Mapping[str, Any]) -> bool:
-        return bool(data["active"] and data["accountType"] == "atlassian")
-
-
-class JiraGroups(_OfSite[R]):
-    """Groups, which are names and nothing else."""
-
-    shape = Group
-    where = Resource(
-        items="/group/bulk",
-        item="/group?groupname={id}",
-        creations="/group",
-        pages=_pages("values"),
-        etags=False,
-        taken=frozenset({400}),
-    )
-    keys = (Slot(at="name"),)
-
-    def fetch(self, key: str) -> Object | None:
-        (name,) = split_key(key)
-        return next((Object(data) for data in self.objects({"groupName": name})), None)
-
-
-class JiraMembers(_OfSite[R]):
-    """Who is in which group. There are no roles."""
-
-    shape = Member
-    where = Resource(
-        items="/group/member",
-        creations="/group/user?groupname={in}",
-        item="/group/user?groupname={group}&accountId={account}",
-        within=Within(items="/group/bulk", id="name"),
-        pages=_pages("values"),
-        etags=False,
-    )
-    keys = (Slot(at="@in.name", of="Group"), Slot(at="accountId", of="Account"))
-
-    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        for group in self.outer(query):
-            asked = {"groupname": group["name"]}
-            for page in self.resource.pages.walk(self.service, self.resource.items, asked):
-                yield from ({**data, "@in": group} for data in page)
-
-    def fetch(self, key: str) -> Object | None:
-        group, account = split_key(key)
-        found = self.objects({"groupName": group})
-        return next((Object(data) for data in found if data["accountId"] == account), None)
