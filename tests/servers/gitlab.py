@@ -12,6 +12,7 @@ import itertools
 import re
 from typing import Any, Final
 
+from servers.gitlab_groups import Groups, listed, put_or_read
 from servers.http_service import Asked, HttpService
 
 __all__ = ["GitLabSimulator"]
@@ -48,12 +49,8 @@ _PAGED: Final = {
 
 
 class GitLabSimulator(HttpService):
-    """The project ``acme/shop`` in the group ``acme``; ``owner``: whether the token is an owner's.
-
-    What is there is by the ids of GitLab: ``issues`` by ``iid``, ``notes``, ``milestones``,
-    ``groups``, ``projects`` and ``users`` by ``id``, ``labels`` by name, ``levels`` by the ids of
-    group and user.
-    """
+    """The project ``acme/shop``; ``owner``: whether the token is an owner's. ``around``: groups and
+    users. ``issues`` are by ``iid``, ``notes`` and ``milestones`` by ``id``, ``labels`` by name."""
 
     token = "good-token"
 
@@ -66,16 +63,7 @@ class GitLabSimulator(HttpService):
         self.notes: dict[int, dict[str, Any]] = {}
         self.milestones: dict[int, dict[str, Any]] = {}
         self.labels: dict[str, dict[str, Any]] = {}
-        self.users = {n: self._user(n, name) for n, name in enumerate(("ann", "bob", "eve"), 1)}
-        self.groups: dict[int, dict[str, Any]] = {}
-        self.projects: dict[int, dict[str, Any]] = {}
-        self.levels: dict[tuple[int, int], int] = {}
-        self._new_group({"name": "Acme", "path": "acme"})
-        self.levels[self.group("acme"), 1] = 50
-
-    def group(self, path: str) -> int:
-        """The id of a group."""
-        return next(id for id, held in self.groups.items() if held["full_path"] == path)
+        self.around = Groups()
 
     # -- what a person does on the pages -----------------------------------------------------------
 
@@ -96,7 +84,7 @@ class GitLabSimulator(HttpService):
             "milestone": None,
             "assignees": [],
             "assignee": None,
-            "author": self._brief(1),
+            "author": self.around.brief(1),
             "type": "ISSUE",
             "confidential": False,
             "discussion_locked": None,
@@ -116,7 +104,7 @@ class GitLabSimulator(HttpService):
         self.notes[id] = {
             "id": id,
             "body": body,
-            "author": self._brief(1),
+            "author": self.around.brief(1),
             "created_at": (now := self._now()),
             "updated_at": now,
             "system": system,
@@ -146,14 +134,14 @@ class GitLabSimulator(HttpService):
             case ["projects", "acme/shop", *inner]:
                 return self._in_project(method, inner, asked) or self._missing()
             case ["groups" | "users" | "projects", *_]:
-                return self._beside(method, names, asked) or self._missing()
+                return self.around.act(asked, names, self.url) or self._missing()
         return self._missing()
 
     def _in_project(self, method: str, names: list[str], asked: Asked) -> tuple[Any, ...] | None:
         body = asked.body
         match method, *names:
             case "GET", "issues":
-                return self._list(self.issues.values(), asked)
+                return listed(self.issues.values(), asked, self.url)
             case "POST", "issues":
                 if not body.get("title"):
                     return 400, {"error": "title is missing"}
@@ -161,13 +149,13 @@ class GitLabSimulator(HttpService):
             case _, "issues", iid, *rest if int(iid) in self.issues:
                 return self._on_issue(method, int(iid), rest, asked)
             case "GET", "milestones":
-                return self._list(self.milestones.values(), asked)
+                return listed(self.milestones.values(), asked, self.url)
             case "POST", "milestones":
                 return 201, self._new_milestone(body)
             case _, "milestones", id if int(id) in self.milestones:
                 return self._on(self.milestones, int(id), method, self._stated(body, "active"))
             case "GET", "labels":
-                return self._list(self.labels.values(), asked)
+                return listed(self.labels.values(), asked, self.url)
             case "POST", "labels":
                 if not re.fullmatch("#[0-9a-f]{6}", body.get("color", "")):
                     return 400, {"error": "color is missing"}
@@ -192,7 +180,7 @@ class GitLabSimulator(HttpService):
                 return 204, None
             case "GET", "notes":
                 notes = [note for note in self.notes.values() if note["noteable_iid"] == iid]
-                return self._list(notes, asked)
+                return listed(notes, asked, self.url)
             case "POST", "notes":
                 text, commands = _carried_out(asked.body["body"])
                 if not text:
@@ -201,78 +189,6 @@ class GitLabSimulator(HttpService):
             case _, "notes", id if int(id) in self.notes:
                 self.edits(iid)
                 return self._on(self.notes, int(id), method, asked.body)
-        return None
-
-    def _beside(self, method: str, names: list[str], asked: Asked) -> tuple[Any, ...] | None:
-        body, query = asked.body, asked.query
-        match method, *names:
-            case "GET", "users":
-                wanted = query.get("username")
-                found = [u for u in self.users.values() if wanted in (None, u["username"])]
-                return self._list(found, asked)
-            case "POST", "users":
-                if any(user["username"] == body["username"] for user in self.users.values()):
-                    return 409, {"message": "Username has already been taken"}
-                made = self._user(len(self.users) + 1, body["username"])
-                self.users[made["id"]] = made
-                made |= {name: body[name] for name in ("name", "email")}
-                return 201, made
-            case "POST", "users", id, "block" | "unblock" as what:
-                self.users[int(id)]["state"] = {"block": "blocked", "unblock": "active"}[what]
-                return 201, True
-            case _, "users", id if int(id) in self.users:
-                fields = {n: held for n, held in (body or {}).items() if n in ("name", "email")}
-                return self._on(self.users, int(id), method, fields)
-            case "GET", "groups":
-                assert query["min_access_level"] == "10"
-                return self._list(self.groups.values(), asked)
-            case "POST", "groups":
-                return self._new_group(body)
-            case _, "groups", path, *rest if path in self._paths(self.groups, "full_path"):
-                id = self._paths(self.groups, "full_path")[path]
-                return self._on_group(method, id, rest, asked)
-            case "POST", "projects":
-                return self._new_project(body)
-            case method, "projects", path, *rest:
-                id = self._paths(self.projects, "path_with_namespace").get(path)
-                if id is None:
-                    return None
-                if rest:
-                    self.projects[id]["archived"] = rest == ["archive"]
-                    return 201, self.projects[id]
-                return self._on(self.projects, id, method, body)
-        return None
-
-    def _on_group(self, method: str, id: int, rest: list[str], asked: Asked) -> Any:
-        held = self.groups[id]
-        match method, *rest:
-            case ("GET",) | ("PUT",):
-                return self._on(self.groups, id, method, asked.body)
-            case "GET", "projects":
-                inside = held["full_path"] + "/"
-                found = [
-                    project
-                    for project in self.projects.values()
-                    if project["path_with_namespace"].startswith(inside) and not project["archived"]
-                ]
-                return self._list(found, asked)
-            case ("GET", "members") | ("GET", "members", "all"):
-                members = [self._member(group, user) for group, user in self.levels if group == id]
-                return self._list(members, asked)
-            case "GET", "members", user if (id, int(user)) in self.levels:
-                return 200, self._member(id, int(user))
-            case "POST", "members":
-                user = asked.body["user_id"]
-                if (id, user) in self.levels:
-                    return 409, {"message": "Member already exists"}
-                self.levels[id, user] = asked.body["access_level"]
-                return 201, self._member(id, user)
-            case "PUT", "members", user if (id, int(user)) in self.levels:
-                self.levels[id, int(user)] = asked.body["access_level"]
-                return 200, self._member(id, int(user))
-            case "DELETE", "members", user if (id, int(user)) in self.levels:
-                del self.levels[id, int(user)]
-                return 204, None
         return None
 
     # -- what it holds -----------------------------------------------------------------------------
@@ -284,23 +200,9 @@ class GitLabSimulator(HttpService):
         if method == "DELETE":
             del held[id]
             return 204, None
-        if method == "PUT":
-            held[id].update(body)
-            if "updated_at" in held[id]:
-                held[id]["updated_at"] = self._now()
-        return 200, held[id]
-
-    def _list(self, found: Any, asked: Asked) -> tuple[Any, ...]:
-        query = asked.query
-        after = query.get("updated_after", "")
-        chosen = [data for data in found if data.get("updated_at", "~") >= after]
-        size, page = int(query.get("per_page", 20)), int(query.get("page", 1))
-        headers = {}
-        if len(chosen) > page * size:
-            more = "&".join(f"{name}={value}" for name, value in query.items() if name != "page")
-            link = f"{self.url}{asked.path}?{more}&page={page + 1}"
-            headers["Link"] = f'<{link}>; rel="next", <{self.url}>; rel="first"'
-        return 200, chosen[(page - 1) * size : page * size], headers
+        if method == "PUT" and "updated_at" in held[id]:
+            held[id]["updated_at"] = self._now()
+        return put_or_read(held[id], method, body)
 
     def _edit(self, iid: int, body: dict[str, Any]) -> dict[str, Any]:
         held = self.issues[iid]
@@ -311,7 +213,7 @@ class GitLabSimulator(HttpService):
                     self.labels.get(word) or self._label(word)
                 held["labels"] = sorted(words)
             elif name == "assignee_ids":
-                held["assignees"] = [self._brief(id) for id in value]
+                held["assignees"] = [self.around.brief(id) for id in value]
                 held["assignee"] = held["assignees"][0] if value else None
             elif name == "milestone_id":
                 held["milestone"] = self.milestones[value] if value else None
@@ -359,60 +261,6 @@ class GitLabSimulator(HttpService):
             "is_project_label": True,
         }
         return self.labels[name]
-
-    def _new_group(self, body: dict[str, Any]) -> tuple[Any, ...]:
-        parent = self.groups.get(body.get("parent_id", 0))
-        path = f"{parent['full_path']}/{body['path']}" if parent else body["path"]
-        if path in self._paths(self.groups, "full_path"):
-            return 400, {"message": 'Failed to save group {:path=>["has already been taken"]}'}
-        id = next(self._ids)
-        self.groups[id] = {
-            "id": id,
-            "parent_id": None,
-            "description": "",
-            "visibility": "private",
-            "full_path": path,
-            "full_name": path,
-            "web_url": f"https://gitlab.example.org/groups/{path}",
-            **body,
-        }
-        return 201, self.groups[id]
-
-    def _new_project(self, body: dict[str, Any]) -> tuple[Any, ...]:
-        space = self.groups[body.pop("namespace_id")]
-        id = next(self._ids)
-        self.projects[id] = {
-            "id": id,
-            "description": None,
-            "path_with_namespace": f"{space['full_path']}/{body['path']}",
-            "archived": False,
-            "namespace": {"id": space["id"], "full_path": space["full_path"], "kind": "group"},
-            **body,
-        }
-        return 201, self.projects[id]
-
-    def _member(self, group: int, user: int) -> dict[str, Any]:
-        level = self.levels[group, user]
-        return {**self._brief(user), "access_level": level, "expires_at": None}
-
-    def _user(self, id: int, username: str) -> dict[str, Any]:
-        return {
-            "id": id,
-            "username": username,
-            "name": username.title(),
-            "state": "active",
-            "avatar_url": None,
-            "web_url": f"https://gitlab.example.org/{username}",
-            "email": f"{username}@example.org",
-            "bot": False,
-        }
-
-    def _brief(self, id: int) -> dict[str, Any]:
-        shown = ("id", "username", "name", "state", "avatar_url", "web_url")
-        return {name: self.users[id][name] for name in shown}
-
-    def _paths(self, held: dict[int, dict[str, Any]], name: str) -> dict[str, int]:
-        return {data[name]: id for id, data in held.items()}
 
     def _now(self) -> str:
         moment = dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(seconds=next(self._clock))

@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 from servers.http_service import Asked, HttpService
+from servers.jira_site import Site, paged, refused
 
 __all__ = ["JiraSimulator"]
 
@@ -23,9 +24,9 @@ _JQL = re.compile(
 
 
 class JiraSimulator(HttpService):
-    """The project ``SHOP``. ``behind``: of how many searches what was created last is not yet a
-    result. ``workflow``: which statuses an issue may be moved to. ``deleter``: whether the user may
-    delete issues."""
+    """The project ``SHOP``; ``site``: what is beside. ``behind``: of how many searches what was
+    created last is not yet a result. ``workflow``: which statuses an issue may be moved to.
+    ``deleter``: whether the user may delete issues."""
 
     token = "good-token"
 
@@ -40,11 +41,7 @@ class JiraSimulator(HttpService):
         self.properties: dict[str, dict[str, Any]] = {}
         self.comments: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
-        self.users = {id: self._user(id) for id in ("5b-ann", "5b-bob", "5b-eve")}
-        self.groups: dict[str, list[str]] = {"site-admins": ["5b-ann"]}
-        self.projects: dict[str, dict[str, Any]] = {}
-        self.trash: list[str] = []
-        self._new_project({"key": "SHOP", "name": "Shop"})
+        self.site = Site()
 
     # -- what a person does on the pages -----------------------------------------------------------
 
@@ -59,7 +56,7 @@ class JiraSimulator(HttpService):
             "assignee": None,
             "fixVersions": [],
             "labels": [],
-            "project": self.projects["SHOP"],
+            "project": self.site.projects["SHOP"],
             "created": (now := self._now()),
             "updated": now,
             **fields,
@@ -81,7 +78,7 @@ class JiraSimulator(HttpService):
         self.comments[id] = {
             "self": f"{self.url}/rest/api/2/issue/{issue}/comment/{id}",
             "id": id,
-            "author": self.users["5b-ann"],
+            "author": self.site.users["5b-ann"],
             "body": body,
             "created": (now := self._now()),
             "updated": now,
@@ -98,8 +95,8 @@ class JiraSimulator(HttpService):
         if asked.headers.get("Authorization") != f"Basic {wanted}":
             return 401, {"errorMessages": ["You are not authenticated."], "errors": {}}
         method, names = asked.method, asked.names[3:]
-        answer = self._on_issues(method, names, asked) or self._on_site(method, names, asked)
-        return answer or self._refused(404, "It does not exist or you may not see it.")
+        answer = self._on_issues(method, names, asked) or self.site.act(asked, names)
+        return answer or refused(404, "It does not exist or you may not see it.")
 
     def _on_issues(self, method: str, names: list[str], asked: Asked) -> tuple[Any, ...] | None:
         body = asked.body
@@ -111,10 +108,10 @@ class JiraSimulator(HttpService):
             case _, "issue", id, *rest if id in self.issues:
                 return self._on_issue(method, id, rest, asked)
             case "GET", "project", "SHOP", "version":
-                return self._page("values", list(self.versions.values()), asked)
+                return paged("values", list(self.versions.values()), asked)
             case "POST", "version":
                 if body["name"] in [held["name"] for held in self.versions.values()]:
-                    return self._refused(400, "A version with this name already exists.")
+                    return refused(400, "A version with this name already exists.")
                 return self._new_version(body)
             case _, "version", id if id in self.versions:
                 if method == "DELETE":
@@ -127,7 +124,7 @@ class JiraSimulator(HttpService):
                 return 200, self.versions[id]
             case "GET", "label":
                 words = {word for issue in self.issues.values() for word in issue["labels"]}
-                return self._page("values", sorted(words), asked)
+                return paged("values", sorted(words), asked)
         return None
 
     def _on_issue(self, method: str, id: str, rest: list[str], asked: Asked) -> Any:
@@ -137,10 +134,10 @@ class JiraSimulator(HttpService):
                 return 200, self._issue(id, asked)
             case ("PUT",):
                 problem = self._edit(id, body["fields"])
-                return self._refused(400, problem) if problem else (204, None)
+                return refused(400, problem) if problem else (204, None)
             case ("DELETE",):
                 if not self.deleter:
-                    return self._refused(403, "You do not have permission to delete issues.")
+                    return refused(403, "You do not have permission to delete issues.")
                 del self.issues[id]
                 return 204, None
             case "GET", "transitions":
@@ -155,7 +152,7 @@ class JiraSimulator(HttpService):
                 return 204, None
             case "GET", "comment":
                 found = [c for c in self.comments.values() if f"/issue/{id}/" in c["self"]]
-                return self._page("comments", found, asked)
+                return paged("comments", found, asked)
             case "POST", "comment":
                 made = self.says(id, body["body"], body.get("properties"))
                 return 201, self._comment(made, asked)
@@ -168,64 +165,7 @@ class JiraSimulator(HttpService):
                 return 200, self._comment(number, asked)
         return None
 
-    def _on_site(self, method: str, names: list[str], asked: Asked) -> tuple[Any, ...] | None:
-        body, query = asked.body, asked.query
-        match method, *names:
-            case "GET", "myself":
-                return 200, self.users["5b-ann"]
-            case "GET", "users", "search":
-                start = int(query["startAt"])
-                return 200, list(self.users.values())[start : start + int(query["maxResults"])]
-            case "GET", "user" if query["accountId"] in self.users:
-                return 200, self.users[query["accountId"]]
-            case "GET", "group", "bulk":
-                named = query.get("groupName")
-                found = [self._group(name) for name in self.groups if named in (None, name)]
-                return self._page("values", found, asked)
-            case "POST", "group":
-                if body["name"] in self.groups:
-                    return self._refused(400, "A group or user with this name already exists.")
-                self.groups[body["name"]] = []
-                return 201, self._group(body["name"])
-            case _, "group", *rest if query["groupname"] in self.groups:
-                return self._on_group(method, query["groupname"], rest, asked)
-            case "GET", "project", "search":
-                return self._page("values", list(self.projects.values()), asked)
-            case "POST", "project":
-                if body["key"] in [*self.projects, *self.trash]:
-                    return self._refused(400, "A project with that key already exists.")
-                return self._new_project(body)
-            case _, "project", key if key in self.projects:
-                if method == "DELETE":
-                    assert query == {"enableUndo": "true"}
-                    self.trash.append(self.projects.pop(key)["key"])
-                    return 204, None
-                self.projects[key] |= body or {}
-                return 200, self.projects[key]
-        return None
-
-    def _on_group(self, method: str, name: str, rest: list[str], asked: Asked) -> Any:
-        members = self.groups[name]
-        match method, *rest:
-            case ("DELETE",):
-                del self.groups[name]
-                return 200, None
-            case "GET", "member":
-                return self._page("values", [self.users[id] for id in members], asked)
-            case "POST", "user":
-                if asked.body["accountId"] not in self.users:
-                    return self._refused(404, "The user was not found.")
-                members.append(asked.body["accountId"])
-                return 201, self._group(name)
-            case "DELETE", "user":
-                members.remove(asked.query["accountId"])
-                return 200, None
-        return None
-
     # -- what it holds -----------------------------------------------------------------------------
-
-    def _refused(self, status: int, message: str) -> tuple[Any, ...]:
-        return status, {"errorMessages": [message], "errors": {}}
 
     def _search(self, asked: Asked) -> tuple[Any, ...]:
         found = _JQL.fullmatch(asked.query["jql"])
@@ -241,14 +181,6 @@ class JiraSimulator(HttpService):
         page = {"issues": [self._issue(id, asked) for id in listed[start : start + size]]}
         if len(listed) > start + size:
             page["nextPageToken"] = str(start + size)
-        return 200, page
-
-    def _page(self, name: str, found: list[Any], asked: Asked) -> tuple[Any, ...]:
-        start, size = int(asked.query["startAt"]), int(asked.query["maxResults"])
-        chosen = found[start : start + size]
-        page = {name: chosen, "startAt": start, "maxResults": size, "total": len(found)}
-        if name == "values":
-            page["isLast"] = start + size >= len(found)
         return 200, page
 
     def _issue(self, id: str, asked: Asked) -> dict[str, Any]:
@@ -268,12 +200,12 @@ class JiraSimulator(HttpService):
         assert fields.pop("project") == {"key": "SHOP"}
         assert fields.pop("issuetype") == {"name": "Task"}
         if not fields.get("summary"):
-            return self._refused(400, "You must specify a summary of the issue.")
+            return refused(400, "You must specify a summary of the issue.")
         id = self.opens()
         problem = self._edit(id, fields)
         if problem:
             del self.issues[id]
-            return self._refused(400, problem)
+            return refused(400, problem)
         self.properties[id] = {one["key"]: one["value"] for one in body.get("properties", ())}
         link = f"{self.url}/rest/api/2/issue/{id}"
         return 201, {"id": id, "key": f"SHOP-{id}", "self": link}
@@ -289,9 +221,9 @@ class JiraSimulator(HttpService):
             if name == "priority" and value is not None:
                 made[name] = self._priority(value["name"])
             elif name == "assignee" and value is not None:
-                if value["accountId"] not in self.users:
+                if value["accountId"] not in self.site.users:
                     return "The assignee does not exist."
-                made[name] = self.users[value["accountId"]]
+                made[name] = self.site.users[value["accountId"]]
             elif name == "fixVersions":
                 made[name] = [self.versions[one["id"]] for one in value]
             elif name == "description":
@@ -320,23 +252,6 @@ class JiraSimulator(HttpService):
         }
         return 201, self.versions[id]
 
-    def _new_project(self, body: dict[str, Any]) -> tuple[Any, ...]:
-        id = next(self._ids)
-        link = f"https://acme.atlassian.net/rest/api/2/project/{id}"
-        self.projects[body["key"]] = {
-            "self": link,
-            "id": str(id),
-            "key": body["key"],
-            "name": body["name"],
-            "description": body.get("description", ""),
-            "projectTypeKey": "software",
-            "simplified": False,
-        }
-        return 201, {"id": id, "key": body["key"], "self": link}
-
-    def _group(self, name: str) -> dict[str, Any]:
-        return {"name": name, "groupId": f"id-of-{name}"}
-
     def _status(self, id: str) -> dict[str, Any]:
         name, category = _STATUSES[id]
         held = {"id": 1, "key": category, "name": name, "colorName": "blue-gray", "self": "s"}
@@ -344,17 +259,6 @@ class JiraSimulator(HttpService):
 
     def _priority(self, name: str) -> dict[str, Any]:
         return {"id": "3", "name": name, "self": "s", "iconUrl": "i"}
-
-    def _user(self, id: str) -> dict[str, Any]:
-        name = id.partition("-")[2]
-        return {
-            "self": f"https://acme.atlassian.net/rest/api/2/user?accountId={id}",
-            "accountId": id,
-            "accountType": "atlassian",
-            "active": True,
-            "displayName": name.title(),
-            "emailAddress": f"{name}@example.org",
-        }
 
     def _now(self) -> str:
         return _text(dt.datetime.now(dt.UTC))

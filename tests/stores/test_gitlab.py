@@ -239,19 +239,19 @@ def test_instance(instance, gitlab):
     project.description = ""
     instance.update(project)
     assert captured(instance) == []
-    core = gitlab.group("acme/core")
-    assert gitlab.groups[core]["name"] == "Core"
-    assert gitlab.levels[core, 4] == 30
-    assert gitlab.users[4]["email"] == "z@example.org"
+    core = gitlab.around.group("acme/core")
+    assert gitlab.around.groups[core]["name"] == "Core"
+    assert gitlab.around.levels[core, 4] == 30
+    assert gitlab.around.users[4]["email"] == "z@example.org"
     instance.remove(project)
     assert list(instance.find(Project)) == []
     checked(instance, Project(id="acme/core/site", name="Site again", description="y"))
     instance.remove(member)
     instance.remove(zoe)
-    assert gitlab.users[4]["state"] == "blocked"
+    assert gitlab.around.users[4]["state"] == "blocked"
     assert captured(instance) == []
     checked(instance, Account(id="zoe", name="Zoe", address="zoe@example.org"))
-    assert (len(gitlab.users), gitlab.users[4]["state"]) == (4, "active")
+    assert (len(gitlab.around.users), gitlab.around.users[4]["state"]) == (4, "active")
     assert captured(instance) == []
 
 

@@ -172,7 +172,7 @@ def test_made_at_jira(store, jira):
     [
         Issue(id="K", title="t", status="closed", priority="Low"),
         Milestone(id="M", title="m", status="closed"),
-        Comment(id="C", issue="jira:10002", body="c"),
+        Comment(id="C", issue="jira:10001", body="c"),
     ],
 )
 @pytest.mark.parametrize("skip", [0, 1])
@@ -247,17 +247,17 @@ def test_site(site, jira):
     """Groups, members and projects go in, are changed and removed, and are no edits."""
     captured(site)
     organize(site)
-    assert jira.groups["core team"] == ["5b-bob"]
-    assert jira.projects["NEW"]["name"] == "Newer"
-    jira.groups["core team"].append("5b-eve")
+    assert jira.site.groups["core team"] == ["5b-bob"]
+    assert jira.site.projects["NEW"]["name"] == "Newer"
+    jira.site.groups["core team"].append("5b-eve")
     assert [c.key for c in captured(site)] == ["core team/5b-eve"]
     site.remove(site[Member, ("core team", "5b-bob")])
-    assert jira.groups["core team"] == ["5b-eve"]
+    assert jira.site.groups["core team"] == ["5b-eve"]
     site.remove(site[Group, "core team"])
-    assert "core team" not in jira.groups
+    assert "core team" not in jira.site.groups
     assert {(c.type, c.op) for c in captured(site)} == {("Member", "delete")}
     site.remove(site[Project, "NEW"])
-    assert jira.trash == ["NEW"]
+    assert jira.site.trash == ["NEW"]
     assert captured(site) == []
 
 
