@@ -10,10 +10,11 @@ from stores.trackers import captured, checked, created_once, put
 
 from eventsync.apply import apply
 from eventsync.clock import Clock
-from eventsync.errors import RejectedError, StoreUnavailableError
+from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.gate import Outcome
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
+from eventsync.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.trackers import (
     Account,
@@ -37,6 +38,7 @@ from eventsync.stores.trackers.gitlab import (
     GitLabProjects,
     GitLabService,
 )
+from eventsync.view import View
 
 
 def service_of(gitlab, token="good-token"):
@@ -287,6 +289,25 @@ def test_what_an_instance_refuses(instance, gitlab, tmp_path):
         ann.name = "Another"
         with pytest.raises(RejectedError, match="GitLab does not modify"):
             people.update(ann)
+
+
+class Word(Record, rule="field"):
+    word: str = Field(key=True)
+    colour: str = ""
+    weight: int = 0
+
+
+def test_record_type_of_ones_own(gitlab, tmp_path):
+    """A type with other names and more fields will do, with a view that says which are which."""
+    service, index = service_of(gitlab), FileIndex(tmp_path / "v.db")
+    view = View(omit=["weight"], rename={"colour": "color"})
+    with Store("words", GitLabLabels(Word, service, "acme/shop", view=view), index=index) as store:
+        checked(store, Word(word="a/b", colour="00ff00"))
+        assert gitlab.labels["a/b"]["color"] == "#00ff00"
+        store.remove(store[Word, "a/b"])
+        assert gitlab.labels == {}
+    with pytest.raises(ConfigError, match="holds no 'colour', 'weight' of Word"):
+        GitLabLabels(Word, service, "acme/shop")
 
 
 def test_token(gitlab, tmp_path):

@@ -187,6 +187,19 @@ def test_created_once(jira, tmp_path, failure, record, skip, behind):
     assert len(jira.issues) + len(jira.versions) + len(jira.comments) == 2
 
 
+@pytest.mark.parametrize(("before", "after"), [("open", "closed"), ("closed", "open")])
+def test_closed_issues_are_not_edited(store, jira, before, after):
+    """What is edited with a status is edited while the issue is open: a workflow may ask for it."""
+    store.add(Issue(id="K", title="t", status=before))
+    issue = store[Issue, "K"]
+    issue.title, issue.status = "T", after
+    jira.requests.clear()
+    store.update(issue)
+    steps = [method for method, _ in jira.writes()]
+    assert steps == (["PUT", "POST"] if after == "closed" else ["POST", "PUT"])
+    assert (store[Issue, "K"].title, store[Issue, "K"].status) == ("T", after)
+
+
 def test_listed_late(store, jira):
     """What Jira does not list yet is not taken for deleted."""
     captured(store)
@@ -236,6 +249,7 @@ def test_what_jira_refuses(store, jira):
     issue.status, issue.title = "closed", "Closed"
     with pytest.raises(RejectedError, match="leads to no status that is closed"):
         store.update(issue)
+    assert "Closed" not in [held["summary"] for held in jira.issues.values()]
     jira.deleter = False
     with pytest.raises(RejectedError, match="does not let eventsync delete"):
         store.remove(issue)

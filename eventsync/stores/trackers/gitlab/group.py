@@ -85,7 +85,7 @@ class GitLabProjects(_OfGroup[R]):
     }
 
     def present(self, data: Mapping[str, Any]) -> bool:
-        return not data["archived"]
+        return not data["archived"] and not data.get("marked_for_deletion_on")
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         path = self.path_of(key)
@@ -194,6 +194,9 @@ class GitLabGroups(_OfInstance[R]):
         "destroy": "with a group all that is in it would go; that is done by hand"
     }
 
+    def present(self, data: Mapping[str, Any]) -> bool:
+        return not data.get("marked_for_deletion_on")
+
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         space, _, name = body["path"].rpartition("/")
         body |= {"path": name, "name": body.get("name") or name}
@@ -250,7 +253,9 @@ class GitLabAccounts(_OfInstance[R]):
         return super().send(key, found, body)
 
     def destroy(self, key: str, found: Object) -> None:
-        self.service.request("POST", f"{self.path_of(key)}/block")
+        path = self.path_of(key)
+        if path is not None:
+            self.service.request("POST", f"{path}/block")
 
 
 def _group_id(service: Service, path: str) -> int:

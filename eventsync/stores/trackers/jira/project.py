@@ -9,7 +9,8 @@ import datetime as dt
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.errors import ConfigError, RejectedError
@@ -195,25 +196,24 @@ class JiraIssues(_WithProperty[R]):
         return super().post(key, body)
 
     def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
-        answer: Answer | None = None
-        rest = {name: held for name, held in members.items() if name != "status"}
         self.fill(members, None)  # what is rejected is so before anything is written
+        status = members.get("status")
+        steps = [] if status is None else [self._move(key, status)]
+        rest = {name: held for name, held in members.items() if name != "status"}
         if rest:
-            answer = super().modify(key, found, rest)
-        if "status" in members:
-            answer = self._move(key, str(members["status"]))
-        assert answer is not None
-        return answer
+            # An issue that is closed may not be edited.
+            place = 1 if status == "open" else 0
+            steps.insert(place, partial(super().modify, key, found, rest))
+        return [step() for step in steps][-1]
 
-    def _move(self, key: str, status: str) -> Answer:
-        """Take an issue through the workflow to a status of that kind."""
+    def _move(self, key: str, status: str) -> Callable[[], Answer]:
+        """What takes an issue through its workflow to a status of that kind."""
         path = f"{self.path_of(key)}/transitions"
-        offered = self.service.request("GET", path).json()["transitions"]
-        for transition in offered:
+        for transition in self.service.request("GET", path).json()["transitions"]:
             done = transition["to"]["statusCategory"]["key"] == "done"
             if done == (status == "closed"):
                 body = {"transition": {"id": transition["id"]}}
-                return self.service.request("POST", path, body=body)
+                return partial(self.service.request, "POST", path, body=body)
         raise RejectedError(
             f"{self.type.name} {key!r}: its workflow in Jira leads to no status that is {status}",
             hint="move it there by hand, or change the workflow, then replay the dead letter",
