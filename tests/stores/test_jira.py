@@ -176,7 +176,7 @@ def test_made_at_jira(store, jira):
     ],
 )
 @pytest.mark.parametrize("skip", [0, 1])
-@pytest.mark.parametrize("behind", [0, 1])
+@pytest.mark.parametrize("behind", [0, 6])
 def test_created_once(jira, tmp_path, failure, record, skip, behind):
     """Whatever becomes of an answer, a record is created once, also if Jira lists it late."""
     jira.opens(summary="Theirs")
