@@ -353,7 +353,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--edits", type=int, default=24, help="moments at which people edit")
     parser.add_argument("--kills", type=int, default=10, help="of workers, with SIGKILL")
     parser.add_argument("--silence", type=float, default=60.0, help="seconds in which to be silent")
-    parser.add_argument("--settle", type=float, default=60.0, help="seconds to settle at most")
+    parser.add_argument("--settle", type=float, default=120.0, help="seconds to settle at most")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     return parser.parse_args(arguments)
 
