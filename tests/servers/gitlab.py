@@ -163,6 +163,8 @@ class GitLabSimulator(HttpService):
                     return 409, {"message": "Label already exists"}
                 return 201, self._label(**body)
             case _, "labels", name if name in self.labels:
+                if method == "PUT" and not body.get("color"):
+                    return 400, {"error": "new_name, color are missing"}
                 return self._on(self.labels, name, method, body)
         return None
 
@@ -213,8 +215,8 @@ class GitLabSimulator(HttpService):
                     self.labels.get(word) or self._label(word)
                 held["labels"] = sorted(words)
             elif name == "assignee_ids":
-                held["assignees"] = [self.around.brief(id) for id in value]
-                held["assignee"] = held["assignees"][0] if value else None
+                held["assignees"] = [self.around.brief(id) for id in value if id]
+                held["assignee"] = next(iter(held["assignees"]), None)
             elif name == "milestone_id":
                 held["milestone"] = self.milestones[value] if value else None
             elif name == "description":

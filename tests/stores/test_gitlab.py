@@ -115,6 +115,8 @@ def test_round_trip(store, gitlab):
     label = store[Label, "ui"]
     label.color = ""
     store.update(label)
+    label.description = ""
+    store.update(label)
     comment = store[Comment, "C1"]
     comment.body = "No"
     store.update(comment)

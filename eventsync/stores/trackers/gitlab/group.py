@@ -33,6 +33,7 @@ __all__ = [
 
 R = TypeVar("R", bound=Record)
 _ROLES: Final = {
+    "minimal": 5,
     "guest": 10,
     "planner": 15,
     "reporter": 20,
@@ -40,6 +41,9 @@ _ROLES: Final = {
     "maintainer": 40,
     "owner": 50,
 }
+
+
+_NAMES: Final = {level: role for role, level in _ROLES.items()}
 
 
 class _OfGroup(GitLabAccessor[R]):
@@ -131,8 +135,8 @@ class GitLabGroupAccounts(_OfGroup[R]):
 
 
 class GitLabMembers(_OfInstance[R]):
-    """Who is directly in which group, as ``guest``, ``planner``, ``reporter``, ``developer``,
-    ``maintainer`` or ``owner``."""
+    """Who is directly in which group, as ``minimal``, ``guest``, ``planner``, ``reporter``,
+    ``developer``, ``maintainer`` or ``owner``."""
 
     shape = Member
     where = Resource(
@@ -151,7 +155,7 @@ class GitLabMembers(_OfInstance[R]):
     slots: ClassVar[Mapping[str, Slot]] = {
         "role": Slot(
             at="access_level",
-            read={level: role for role, level in _ROLES.items()}.get,
+            read=lambda level: _NAMES.get(level, str(level)),
             words=_ROLES,
         )
     }

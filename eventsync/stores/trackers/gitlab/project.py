@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from eventsync.errors import RejectedError
 from eventsync.identity import IdentityMap
 from eventsync.record import Record
-from eventsync.stores.rest import Answer, Resource, Since, Within
+from eventsync.stores.rest import Answer, Object, Resource, Since, Within
 from eventsync.stores.rest.resource import filled
 from eventsync.stores.trackers.gitlab.service import PAGES, GitLabAccessor, GitLabService
 from eventsync.stores.trackers.marker import MarkedAccessor
@@ -103,7 +103,7 @@ class GitLabIssues(MarkedAccessor[R], _OfProject[R]):
         "assignee": Slot(
             at="assignee.username",
             to="assignee_ids",
-            write=lambda id: [] if id is None else [int(id)],
+            write=lambda id: [0 if id is None else int(id)],
             of="Account",
         ),
         "milestone": Slot(
@@ -205,3 +205,7 @@ class GitLabLabels(_OfProject[R]):
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         return super().post(key, {"color": _NO_COLOR, **body})
+
+    def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
+        # It takes no change without a color.
+        return super().send(key, found, {"color": found.data["color"], **body})
