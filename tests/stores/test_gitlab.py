@@ -299,6 +299,39 @@ class Word(Record, rule="field"):
     weight: int = 0
 
 
+class Ticket(Record, rule="field"):
+    number: str = Field(key=True)
+    head: str = ""
+
+
+class Remark(Record, rule="field"):
+    id: str = Field(key=True)
+    ticket: Ticket | None = None
+    text: str = ""
+
+
+def test_references_of_ones_own(gitlab, tmp_path):
+    """References between record types of one's own are translated as those of the shared ones."""
+    service = service_of(gitlab)
+    identity = IdentityMap(tmp_path / "ids.db", name="gitlab")
+    titled, about = View(rename={"head": "title"}), View(rename={"ticket": "issue", "text": "body"})
+    with Store(
+        "tickets",
+        GitLabIssues(Ticket, service, "acme/shop", identity=identity, view=titled),
+        GitLabComments(Remark, service, "acme/shop", identity=identity, view=about),
+        index=FileIndex(tmp_path / "v.db"),
+    ) as store:
+        clock = Clock()
+        remark = put(clock, Remark(id="R", ticket="T", text="x"))
+        (settled,) = apply(store, [remark], clock=clock)
+        assert "refers to Ticket 'T'" in str(settled.error)
+        changes = [remark, put(clock, Ticket(number="T", head="h"))]
+        settled = apply(store, changes, clock=clock)
+        assert [(item.outcome, item.error) for item in settled] == [(Outcome.APPLIED, None)] * 2
+        assert store[Remark, "R"]["ticket"] == "T"
+        assert captured(store) == []
+
+
 def test_record_type_of_ones_own(gitlab, tmp_path):
     """A type with other names and more fields will do, with a view that says which are which."""
     service, index = service_of(gitlab), FileIndex(tmp_path / "v.db")

@@ -90,6 +90,11 @@ class TrackerAccessor(RestAccessor[R]):
             **{name: slot for name, slot in self.slots.items() if name in fields},
         }
         """By the view's names, the slots of what the view holds."""
+        self._types = {name: slot.of for name, slot in self.held.items() if slot.of}
+        for field, name in stored.items():
+            target = getattr(self.type.fields[field].annotation, "__record__", None)
+            if name in self._types and target is not None:
+                self._types[name] = target.name
 
     # -- objects -----------------------------------------------------------------------------------
 
@@ -182,7 +187,7 @@ class TrackerAccessor(RestAccessor[R]):
     # -- references --------------------------------------------------------------------------------
 
     def depends_on(self, other: Accessor[Any]) -> bool:
-        return any(slot.of == other.type.name for slot in self.held.values())
+        return other.type.name in self._types.values()
 
     def reference(self, name: str, held: str | None) -> str | None:
         """What the tracker knows the record by that the field ``name`` refers to.
@@ -192,13 +197,13 @@ class TrackerAccessor(RestAccessor[R]):
         """
         if held is None:
             return None
-        type, key = self.held[name].of, join_key([held])
-        id = None if self.identity is None else self.identity.id_of(type, key)
-        if id is None and self.identity is not None and type not in self.named:
+        key, named = join_key([held]), self.held[name].of in self.named
+        id = None if self.identity is None else self.identity.id_of(self._types[name], key)
+        if id is None and self.identity is not None and not named:
             # One that others created there, and that was not captured yet.
             begins = self.identity.minted("")
             id = key.removeprefix(begins) if key.startswith(begins) else None
-        if id is None and type in self.named:
+        if id is None and named:
             id = held
         if id is None:
             raise self.missing(name, held)
@@ -207,17 +212,17 @@ class TrackerAccessor(RestAccessor[R]):
     def missing(self, name: str, held: str) -> DependencyError:
         """The error that a record refers to one that is not in the tracker yet."""
         return DependencyError(
-            f"{self.type.name}.{name} refers to {self.held[name].of} {held!r}, which is not in "
+            f"{self.type.name}.{name} refers to {self._types[name]} {held!r}, which is not in "
             f"{self.service.url} yet"
         )
 
     def referred(self, name: str, id: str) -> str | None:
         """The key's value of the record that the tracker knows by ``id``: ``reference`` undone."""
-        type = self.held[name].of
-        key = None if self.identity is None else self.identity.key_of(type, id)
+        key = None if self.identity is None else self.identity.key_of(self._types[name], id)
         if key is not None:
             return split_key(key)[0]
-        return id if type in self.named or self.identity is None else self.identity.minted(id)
+        named = self.held[name].of in self.named
+        return id if named or self.identity is None else self.identity.minted(id)
 
 
 def sorted_names(names: Iterable[Any]) -> list[str]:
