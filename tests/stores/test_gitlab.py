@@ -186,6 +186,10 @@ def test_what_comes_too_early(store, gitlab):
     unassigned = put(clock, Issue(id="L", title="t", assignee="zoe"))
     early = [comment, issue, unassigned]
     assert [item.outcome for item in apply(store, early, clock=clock)] == [Outcome.HELD] * 3
+    gitlab.requests.clear()
+    assert [item.outcome for item in apply(store, early, clock=clock)] == [Outcome.HELD] * 3
+    # Nothing was sent of what waits, so nothing is looked for.
+    assert [path for _, path in gitlab.requests if "/users" not in path] == []
     milestone = put(clock, Milestone(id="M", title="m"))
     settled = apply(store, [comment, issue, milestone], clock=clock)
     assert [(item.outcome, item.error) for item in settled] == [(Outcome.APPLIED, None)] * 3

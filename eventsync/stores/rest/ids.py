@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
+from eventsync.errors import (
+    DependencyError,
+    RecordError,
+    RejectedError,
+    StoreUnavailableError,
+)
 from eventsync.identity import IdentityMap
 from eventsync.record import RecordType
 from eventsync.stores.rest.service import Answer
@@ -26,6 +31,9 @@ class Objects(Protocol):
 
     @property
     def type(self) -> RecordType: ...
+
+    @property
+    def leaves(self) -> bool: ...
 
     def listed(self, query: Mapping[str, str]) -> Iterable[dict[str, Any]]: ...
 
@@ -97,6 +105,10 @@ class Ids:
             answer = objects.create(key, members)
         except StoreUnavailableError as error:
             if not error.uncertain:
+                self._map.abandon(name, key)
+            raise
+        except DependencyError:
+            if not objects.leaves:
                 self._map.abandon(name, key)
             raise
         except RejectedError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from eventsync.accessor import Accessor
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
@@ -42,6 +42,10 @@ class Object(NamedTuple):
 
 class ObjectAccessor(Accessor[R]):
     """The part of ``RestAccessor`` that a service which is odd does otherwise."""
+
+    leaves: ClassVar[bool] = False
+    """Whether a creation that has to wait for another record may leave a part of it behind, which
+    the next attempt has to look for."""
 
     def __init__(
         self,

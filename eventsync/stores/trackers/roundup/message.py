@@ -28,6 +28,8 @@ _MESSAGE_ID: Final = re.compile(r"<eventsync\.([\w.-]+)\.([\w.%~]+)@eventsync>",
 class Messages(Items[R]):
     """What issues and comments share: texts are the content of messages."""
 
+    leaves = True  # the message
+
     def __init__(
         self,
         record_type: type[R],
