@@ -199,8 +199,9 @@ def test_what_an_organization_refuses(organization, github):
         organization.update(ann)
     with pytest.raises(RejectedError, match="not know a team of the name 'Core team' as 'core'"):
         organization.add(Group(id="core", name="Core team"))
-    with pytest.raises(RejectedError, match="no repository of acme"):
-        organization.add(Project(id="ann/shop"))
+    for key in ("ann/shop", "acme", "acme/", "acme/a/b"):
+        with pytest.raises(RejectedError, match="no repository of acme"):
+            organization.add(Project(id=key))
     organization.add(Group(id="core"))
     with pytest.raises(RejectedError, match="'zoe' is no member of acme"):
         organization.add(Member(group="core", account="zoe"))

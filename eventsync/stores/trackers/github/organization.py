@@ -73,10 +73,11 @@ class GitHubProjects(_OfOrganization[R]):
 
     def path_of(self, key: str) -> str | None:
         (name,) = split_key(key)
-        if name.partition("/")[0].lower() != self.organization.lower():
+        owner, _, rest = name.partition("/")
+        if owner.lower() != self.organization.lower() or not rest or "/" in rest:
             raise RejectedError(
                 f"{self.type.name} {key!r} is no repository of {self.organization}",
-                hint=f"its key has to begin with {self.organization}/",
+                hint=f"its key has to be {self.organization}/ and a name",
             )
         return repository_path(name)
 
