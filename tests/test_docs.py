@@ -12,6 +12,9 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from servers.github import GitHubSimulator
+from servers.gitlab import GitLabSimulator
+from servers.jira import JiraSimulator
 from servers.mongodb import MongoServer
 from servers.objects import ObjectServer
 from servers.redis import RedisServer
@@ -61,6 +64,9 @@ def test_python_examples_run(page, tmp_path):
 
 # By the mark of a fence: the server that the example needs, and where the example looks for it.
 SERVERS = {
+    "github": (GitHubSimulator, "http://localhost:8918"),
+    "gitlab": (GitLabSimulator, "http://localhost:8919"),
+    "jira": (JiraSimulator, "http://localhost:8920"),
     "ldap": (SlapdServer, "ldap://localhost"),
     "mongo": (MongoServer, "mongodb://localhost:27017"),
     "redis": (RedisServer, "redis://localhost:6379/0"),
