@@ -12,12 +12,13 @@ from typing import Any, ClassVar, TypeVar
 import sqlalchemy as sa
 
 from eventsync.accessor import Accessor, Write
-from eventsync.errors import ConfigError, RejectedError
+from eventsync.errors import ConfigError, DependencyError, RejectedError
 from eventsync.index import Index, IndexTransaction
 from eventsync.query import Query
 from eventsync.record import Record
 from eventsync.stores.sql.engine import dialect_of, errors, open_engine
 from eventsync.stores.sql.index import SqlIndex, SqlTransaction
+from eventsync.stores.sql.reference import Dependents
 from eventsync.stores.sql.table import Table, new_table
 from eventsync.view import View
 
@@ -73,11 +74,7 @@ class SqlAccessor(Accessor[R]):
         super().bind(index)
 
     def depends_on(self, other: Accessor[Any]) -> bool:
-        return (
-            isinstance(other, SqlAccessor)
-            and other is not self
-            and self._table.refers_to(other._table)
-        )
+        return isinstance(other, SqlAccessor) and self._table.refers_to(other._table)
 
     # -- the six --------------------------------------------------
 
@@ -132,6 +129,16 @@ class SqlAccessor(Accessor[R]):
     ) -> Mapping[str, Mapping[str, Any]]:
         return {} if self._table.faithful else self.read_rows(list(writes), transaction)
 
+    def waiting(
+        self,
+        rows: Mapping[str, Mapping[str, Any]],
+        removals: Sequence[str],
+        transaction: IndexTransaction,
+    ) -> Mapping[str, DependencyError]:
+        assert isinstance(transaction, SqlTransaction)
+        with self._errors():
+            return self._dependents.waiting(transaction.connection, rows, removals)
+
     @property
     def verbatim(self) -> bool:
         return self._table.verbatim
@@ -163,6 +170,10 @@ class SqlAccessor(Accessor[R]):
         with self._errors():
             return Table(self.view, self.engine, self.dialect, self._table_name, self._schema)
 
+    @cached_property
+    def _dependents(self) -> Dependents:
+        return Dependents(self._table, self.engine, self.dialect)
+
     def _errors(self) -> Any:
         return errors(self._table_name, self.dialect)
 
@@ -181,13 +192,13 @@ class SqlAccessor(Accessor[R]):
             dialect.insert(
                 connection,
                 table.target,
-                table.parents_first([table.row(write.values) for write in added]),
+                self._dependents.parents_first([table.row(write.values) for write in added]),
             )
             changed = [w for w in writes if w.key in present]
         else:
             whole = [table.row(write.values) for write in writes if write.whole]
             if whole:
-                dialect.upsert(connection, table.target, table.parents_first(whole))
+                dialect.upsert(connection, table.target, self._dependents.parents_first(whole))
             changed = [write for write in writes if not write.whole]
         partial: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
         for write in changed:
@@ -197,12 +208,14 @@ class SqlAccessor(Accessor[R]):
         for columns, rows in partial.items():
             sets = ", ".join(f"{table.quoted[column]} = {dialect.mark}" for column in columns)
             dialect.run(connection, f"UPDATE {table.name} SET {sets} WHERE {table.key_is}", rows)
-        for start in range(0, len(removals), _IN):
-            chunk = removals[start : start + _IN]
-            connection.exec_driver_sql(
-                f"DELETE FROM {table.name} WHERE {dialect.keys_in(table.key_names, len(chunk))}",
-                tuple(part for key in chunk for part in table.key_row(key)),
-            )
+        for wave in self._dependents.children_first(connection, removals):
+            for start in range(0, len(wave), _IN):
+                chunk = wave[start : start + _IN]
+                connection.exec_driver_sql(
+                    f"DELETE FROM {table.name}"
+                    f" WHERE {dialect.keys_in(table.key_names, len(chunk))}",
+                    tuple(part for key in chunk for part in table.key_row(key)),
+                )
 
     def _present(self, connection: sa.Connection, keys: Sequence[str]) -> set[str]:
         """Those of ``keys`` that have a row, compared character by character."""
