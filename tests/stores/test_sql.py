@@ -18,7 +18,7 @@ from eventsync.apply import apply
 from eventsync.bus import Bus
 from eventsync.change import Change
 from eventsync.clock import Clock, Version
-from eventsync.errors import DependencyError, StoreUnavailableError
+from eventsync.errors import DependencyError, RejectedError, StoreUnavailableError
 from eventsync.gate import Outcome
 from eventsync.record import Field, Record
 from eventsync.retry import retrying
@@ -323,6 +323,33 @@ def test_unique_and_exact(shop):
     assert sorted(outcomes) == ["applied", "applied", "rejected", "rejected"]
     assert outcomes[2:] == ["rejected", "applied"]
     assert [c for chunk in shop.capture() for c in chunk] == []
+
+
+@pytest.mark.parametrize("server", ["sqlite", "postgres", "mariadb"])
+def test_who_has_the_value_already(server, request, tmp_path):
+    """A rejection names the other record, of a change that came and of a local edit."""
+    sqlite = f"sqlite:///{tmp_path}/people.db"
+    engine = sa.create_engine(
+        sqlite if server == "sqlite" else fresh(request.getfixturevalue(server))
+    )
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE person (id INT PRIMARY KEY, mail VARCHAR(80) NOT NULL UNIQUE,"
+            " floor INT, room INT, UNIQUE (floor, room))"
+        )
+    person = derive(engine, "person", rule="field")
+    with Store("people", SqlAccessor(person, engine)) as store:
+        store.add(person(id=7, mail="ann@example.org", floor=1, room=2))
+        store.add(person(id=8, mail="ben@example.org", floor=1, room=3))
+        data = {"id": 9, "mail": "ann@example.org", "floor": None, "room": 2}
+        (settled,) = apply(store, [shop_change("person", "9", 1, data)], clock=store.clock)
+        assert settled.outcome is Outcome.REJECTED
+        assert "person '7' has the same mail" in str(settled.error)
+        ben = store[person, 8]
+        ben["room"] = 2
+        with pytest.raises(RejectedError, match="person '7' has the same floor and room"):
+            store.update(ben)
+        assert store.count(person) == 2
 
 
 def test_connections_that_are_cut(postgres):

@@ -6,17 +6,18 @@ It owns the statements on rows. It knows nothing of what differs between databas
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import sqlalchemy as sa
 
 from eventsync.accessor import Accessor, Write
-from eventsync.errors import ConfigError, DependencyError, RejectedError
+from eventsync.errors import ConfigError, DependencyError, EventSyncError, RejectedError
 from eventsync.index import Index, IndexTransaction
 from eventsync.query import Query
 from eventsync.record import Record
-from eventsync.stores.sql.engine import dialect_of, errors, open_engine
+from eventsync.stores.sql.engine import UniqueError, dialect_of, errors, open_engine
 from eventsync.stores.sql.index import SqlIndex, SqlTransaction
 from eventsync.stores.sql.reference import Dependents
 from eventsync.stores.sql.table import Table, new_table
@@ -121,8 +122,14 @@ class SqlAccessor(Accessor[R]):
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
         assert isinstance(transaction, SqlTransaction)
-        with self._errors():
-            self._write(transaction.connection, writes, removals)
+        try:
+            with self._errors():
+                self._write(transaction.connection, writes, removals)
+        except UniqueError as error:
+            other = self._rival(transaction.connection, writes[0]) if len(writes) == 1 else None
+            if other is None:
+                raise
+            raise UniqueError(f"{error.message}; {other}", hint=error.hint) from error
 
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
@@ -225,6 +232,32 @@ class SqlAccessor(Accessor[R]):
             if len(keys) == 1:
                 raise
             return {key for key in keys if self._present(connection, [key])}
+
+    def _rival(self, connection: sa.Connection, write: Write) -> str | None:
+        """What to say of the record that has a value which ``write`` may not have too."""
+        table, dialect = self._table, self.dialect
+        # What cannot be looked up now leaves the refusal as the database put it.
+        with (
+            suppress(EventSyncError, sa.exc.SQLAlchemyError),
+            dialect.beside(self.engine, connection) as beside,
+        ):
+            held = self._select(beside, [write.key]).get(write.key, {})
+            stored = table.stored({**held, **write.values})
+            for columns in (table.keys, *table.uniques.values()):
+                parts = tuple(stored.get(column) for column in columns)
+                if None in parts:
+                    continue
+                quoted = [table.quoted[column] for column in columns]
+                rows = beside.exec_driver_sql(
+                    f"SELECT {table.selected} FROM {table.name} WHERE {dialect.keys_in(quoted, 1)}",
+                    parts,
+                )
+                for row in rows:
+                    other = self.type.key_text(self.view.to_record(table.loaded(row)))
+                    if other != write.key:
+                        shared = " and ".join(columns)
+                        return f"{self.type.name} {other!r} has the same {shared}"
+        return None
 
     def _select(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, Any]:
         table = self._table

@@ -94,6 +94,11 @@ class Dialect(ABC):
         ``outbox``: a table to do that with where it takes one.
         """
 
+    @contextmanager
+    def beside(self, engine: sa.Engine, connection: sa.Connection) -> Iterator[sa.Connection]:
+        """A connection to look something up by, once a statement on ``connection`` has failed."""
+        yield connection
+
     @abstractmethod
     def alone(self, connection: sa.Connection) -> AbstractContextManager[None]:
         """While it lasts no other process creates tables."""

@@ -86,6 +86,12 @@ class Postgresql(Dialect):
         raw.commit()
 
     @contextmanager
+    def beside(self, engine: sa.Engine, connection: sa.Connection) -> Iterator[sa.Connection]:
+        # A transaction in which a statement failed takes no other.
+        with self.connected(engine) as other:
+            yield other
+
+    @contextmanager
     def alone(self, connection: sa.Connection) -> Iterator[None]:
         self.begin(connection)
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7311146936)")

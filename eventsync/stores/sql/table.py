@@ -129,7 +129,8 @@ class Table:
         """The columns of each unique constraint and index, by its name."""
         for unique in inspector.get_unique_constraints(name, schema=schema):
             self.uniques[str(unique["name"] or unique["column_names"])] = unique["column_names"]
-        for index in inspector.get_indexes(name, schema=schema):
+        # Some of SQLite's constraints are seen by their indexes only.
+        for index in inspector.get_indexes(name, schema=schema, include_auto_indexes=True):
             if index["unique"] and None not in index["column_names"]:
                 self.uniques[str(index["name"])] = [str(c) for c in index["column_names"]]
         by_primary = set(primary["constrained_columns"]) == keys
