@@ -17,6 +17,7 @@ from eventsync.errors import ConfigError, DependencyError, EventSyncError, Rejec
 from eventsync.index import Index, IndexTransaction
 from eventsync.query import Query
 from eventsync.record import Record
+from eventsync.stores.sql.condition import Clause, clause_of
 from eventsync.stores.sql.engine import UniqueError, dialect_of, errors, open_engine
 from eventsync.stores.sql.index import SqlIndex, SqlTransaction
 from eventsync.stores.sql.reference import Dependents
@@ -91,14 +92,20 @@ class SqlAccessor(Accessor[R]):
         return self.make(rows[key]) if key in rows else None
 
     def find(self, query: Query) -> Iterable[R]:
-        return query.select(self.read(self._pages(), query))
+        return query.select(self.read(self._pages(self._clause(query)), query))
 
     def count(self, query: Query) -> int:
-        if query.where.fields:
+        clause = self._clause(query)
+        if query.where.fields and (clause is None or not clause.exact):
             return super().count(query)
+        where, parameters = (f" WHERE {clause.sql}", clause.parameters) if clause else ("", ())
         with self._errors(), self.dialect.connected(self.engine) as connection:
-            statement = sa.select(sa.func.count()).select_from(self._table.found)
-            return int(connection.execute(statement).scalar_one())
+            statement = f"SELECT COUNT(*) FROM {self._table.name}{where}"
+            return int(connection.exec_driver_sql(statement, parameters).scalar_one())
+
+    def _clause(self, query: Query) -> Clause | None:
+        """What the database can judge of a query; the rest is judged in Python."""
+        return clause_of(query.where.tree, self._table, self.dialect)
 
     def remove(self, key: str) -> None:
         self._directly([], [key])
@@ -274,20 +281,22 @@ class SqlAccessor(Accessor[R]):
                 found[self.type.key_text(values)] = values
         return found
 
-    def _pages(self) -> Iterator[dict[str, Any]]:
-        """All rows in the order of the key, page by page, so that nothing is locked in between."""
+    def _pages(self, clause: Clause | None) -> Iterator[dict[str, Any]]:
+        """The rows in the order of the key, page by page, so that nothing is locked in between."""
         table, mark = self._table, self.dialect.mark
         keys = ", ".join(table.key_names)
         marks = ", ".join([mark] * len(table.key_names))
         select = f"SELECT {table.selected} FROM {table.name}"
         # The first part is implied by the second; MySQL finds its way by it.
-        after = f" WHERE {table.key_names[0]} >= {mark} AND ({keys}) > ({marks})"
+        after = f"{table.key_names[0]} >= {mark} AND ({keys}) > ({marks})"
+        wanted, parameters = (clause.sql, clause.parameters) if clause else ("", ())
         last: tuple[Any, ...] = ()
         while True:
             with self._errors(), self.dialect.connected(self.engine) as connection:
+                where = " AND ".join(filter(None, (wanted, after if last else "")))
                 rows = connection.exec_driver_sql(
-                    f"{select}{after if last else ''} ORDER BY {keys} LIMIT {_PAGE}",
-                    (last[0], *last) if last else (),
+                    f"{select}{' WHERE ' if where else ''}{where} ORDER BY {keys} LIMIT {_PAGE}",
+                    (*parameters, last[0], *last) if last else parameters,
                 ).all()
             for row in rows:
                 yield table.loaded(row)

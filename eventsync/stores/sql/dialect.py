@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from eventsync.field import Field
 
-__all__ = ["Codec", "Dialect", "Fault", "Target"]
+__all__ = ["Codec", "Comparison", "Dialect", "Fault", "Target"]
 
 
 class Fault(Enum):
@@ -48,6 +48,23 @@ class Codec:
     read: Callable[[Any], Any] | None = None
     faithful: bool = True
     verbatim: bool = True
+
+
+@dataclass(slots=True, frozen=True)
+class Comparison:
+    """How the values of one column are compared with an operand, so that all are found that Python
+    finds equal.
+
+    ``operand``: what the database gets for one, ``None`` if it cannot be asked. ``column`` and
+    ``value``: what stands for the two, in braces. ``ordered``: less and greater are judged too.
+    ``exact``: no others are found.
+    """
+
+    operand: Callable[[Any], Any] = lambda held: held
+    column: str = "{}"
+    value: str = "{}"
+    ordered: bool = True
+    exact: bool = True
 
 
 @dataclass(slots=True, frozen=True)
@@ -117,6 +134,10 @@ class Dialect(ABC):
     @abstractmethod
     def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
         """For a column of that type and its field; ``None`` for a conversion or a constant."""
+
+    @abstractmethod
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
+        """How a column of that type is compared; ``None`` if not as Python compares its field."""
 
     @abstractmethod
     def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:

@@ -210,6 +210,10 @@ class Table:
             data[column] = read(data[column])
         return data
 
+    def column_of(self, field: str) -> str | None:
+        """The column that holds a field's values as they are."""
+        return None if field in self.view.convert else self.view.names.get(field)
+
     def key_text(self, parts: Sequence[Any]) -> str:
         """The key of the record whose key columns hold ``parts``, as they were selected."""
         data = dict(zip(self.keys, parts, strict=True))
