@@ -58,7 +58,7 @@ def fresh(server):
         connection.detach()
     if server.startswith("postgresql"):
         return f"{server}?options=-csearch_path%3D{name}"
-    return f"{server.rpartition('/')[0]}/{name}"
+    return sa.make_url(server).set(database=name).render_as_string(hide_password=False)
 
 
 class OnServer(StoreContract):
