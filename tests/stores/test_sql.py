@@ -61,6 +61,13 @@ def fresh(server):
     return sa.make_url(server).set(database=name).render_as_string(hide_password=False)
 
 
+COMPILED = {}
+"""By server, its dialect and the statements that have been compiled for it.
+
+To compile them anew for each of a thousand stores takes more time than all that is tested.
+"""
+
+
 class OnServer(StoreContract):
     """Each folder stands for a database of its own, on one server."""
 
@@ -70,7 +77,23 @@ class OnServer(StoreContract):
         mark = folder / "database"
         if not mark.exists():
             mark.write_text(fresh(self.server))
-        return SqlAccessor(record_type, mark.read_text(), create=True, view=view)
+        return SqlAccessor(record_type, self.engine(mark.read_text()), create=True, view=view)
+
+    def engine(self, url):
+        """A new engine as another process would make it, which knows all compiled statements."""
+        if self.server not in COMPILED:
+            known = sa.create_engine(self.server)
+            known.connect().close()  # it learns what server that is
+            known.dispose()
+            COMPILED[self.server] = known.dialect, {}
+        dialect, compiled = COMPILED[self.server]
+        arguments, options = dialect.create_connect_args(sa.make_url(url))
+        pool = sa.QueuePool(lambda: dialect.connect(*arguments, **options))
+        on_connect = dialect.on_connect_url(sa.make_url(url)) or (lambda connection: None)
+        sa.event.listen(pool, "connect", lambda connection, record: on_connect(connection))
+        return sa.Engine(
+            pool, dialect, sa.make_url(url), execution_options={"compiled_cache": compiled}
+        )
 
 
 @pytest.mark.slow

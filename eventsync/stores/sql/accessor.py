@@ -250,7 +250,7 @@ class SqlAccessor(Accessor[R]):
         ):
             held = self._select(beside, [write.key]).get(write.key, {})
             stored = table.stored({**held, **write.values})
-            for columns in (table.keys, *table.uniques.values()):
+            for columns in (table.keys, *table.uniques):
                 parts = tuple(stored.get(column) for column in columns)
                 if None in parts:
                     continue

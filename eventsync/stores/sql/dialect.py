@@ -155,6 +155,12 @@ class Dialect(ABC):
         """Whether a column's text is compared by something looser than its characters."""
         return False
 
+    def hidden_uniques(
+        self, inspector: sa.Inspector, table: str, schema: str | None
+    ) -> list[tuple[str, ...]]:
+        """The columns of unique constraints that SQLAlchemy does not find with the table."""
+        return []
+
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
         """What to select to read a column."""
         return quoted

@@ -99,6 +99,14 @@ class Sqlite(Dialect):
         verbatim = not (numeric and field.type is Decimal)
         return Codec(None if field.type in _NATIVE else write, faithful=faithful, verbatim=verbatim)
 
+    def hidden_uniques(
+        self, inspector: sa.Inspector, table: str, schema: str | None
+    ) -> list[tuple[str, ...]]:
+        # It reads the table's text for them, and some are seen by their indexes only.
+        indexes = inspector.get_indexes(table, schema=schema, include_auto_indexes=True)
+        columns = [index["column_names"] for index in indexes if index["unique"]]
+        return [tuple(map(str, names)) for names in columns if None not in names]
+
     def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
         # What others wrote may be in any form that the field reads: only what the column itself
         # brings into one form is compared.

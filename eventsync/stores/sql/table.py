@@ -124,20 +124,21 @@ class Table:
     ) -> None:
         inspector = sa.inspect(engine)
         keys = set(self.keys)
-        primary = inspector.get_pk_constraint(name, schema=schema)
-        self.uniques: dict[str, list[str]] = {}
-        """The columns of each unique constraint and index, by its name."""
-        for unique in inspector.get_unique_constraints(name, schema=schema):
-            self.uniques[str(unique["name"] or unique["column_names"])] = unique["column_names"]
-        # Some of SQLite's constraints are seen by their indexes only.
-        for index in inspector.get_indexes(name, schema=schema, include_auto_indexes=True):
-            if index["unique"] and None not in index["column_names"]:
-                self.uniques[str(index["name"])] = [str(c) for c in index["column_names"]]
-        by_primary = set(primary["constrained_columns"]) == keys
-        self.unique_key = by_primary or any(set(c) == keys for c in self.uniques.values())
+        # What has been read with the columns is not asked for again.
+        found = [
+            *(c.columns for c in self.found.constraints if isinstance(c, sa.UniqueConstraint)),
+            *(i.columns for i in self.found.indexes if i.unique and _is_plain(i)),
+        ]
+        self.uniques = [
+            *(tuple(str(column.name) for column in columns) for columns in found),
+            *dialect.hidden_uniques(inspector, name, schema),
+        ]
+        """The columns of each unique constraint and index."""
+        by_primary = {str(c.name) for c in self.found.primary_key.columns} == keys
+        self.unique_key = by_primary or any(set(c) == keys for c in self.uniques)
         """Whether the database itself holds the key columns unique, so that an upsert can."""
         loose = any(dialect.loose(self.found.c[column].type) for column in self.keys)
-        others = not by_primary or any(set(c) != keys for c in self.uniques.values())
+        others = not by_primary or any(set(c) != keys for c in self.uniques)
         anywhere = dialect.upsert_sql(self.target).find("ON CONFLICT") < 0
         self.guarded = loose or not self.unique_key or (anywhere and others)
         """Whether an upsert by the database could hit the row of another record."""
@@ -225,3 +226,8 @@ class Table:
     def refers_to(self, other: Table) -> bool:
         """Whether a foreign key of this table is to the other one, or to itself."""
         return any(reference.is_to(other.found) for reference in self.references)
+
+
+def _is_plain(index: sa.Index) -> bool:
+    """Whether an index is of columns, not of expressions."""
+    return len(index.columns) == len(index.expressions)
