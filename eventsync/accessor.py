@@ -22,11 +22,12 @@ from eventsync.edit import Edit, Editor, state_of
 from eventsync.errors import (
     ChangeRefusedError,
     ConfigError,
+    DependencyError,
     RecordError,
     RejectedError,
     StoreUnavailableError,
 )
-from eventsync.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete
+from eventsync.gate import Decision, Outcome, Verdict, decide, decide_one, decide_put_or_delete
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Presence
 from eventsync.query import Query
 from eventsync.record import Record
@@ -215,6 +216,19 @@ class Accessor(ABC, Generic[R]):
         """
         return False
 
+    def waiting(
+        self,
+        rows: Mapping[str, Mapping[str, Any]],
+        removals: Sequence[str],
+        transaction: IndexTransaction,
+    ) -> Mapping[str, DependencyError]:
+        """Which of these records cannot be written or removed yet, and for what each waits.
+
+        ``rows``: what each record would hold. Asked when ``write_rows`` has refused them with
+        ``DependencyError``. What the store cannot tell may be left out; it is found one by one.
+        """
+        return {}
+
     def ensure(self) -> None:
         """Create what the accessor needs in its store (a folder, a table). Idempotent."""
 
@@ -254,13 +268,16 @@ class Accessor(ABC, Generic[R]):
                 query.unreadable(error)
 
     @_until_done
-    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
+    def apply(
+        self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
+    ) -> dict[str, list[Verdict]]:
         """Pass changes through the version gate and write the winners, in one transaction.
 
         ``batch``: the changes of each record by its key, their values as the record type has them;
-        under the per-record rule only the greatest of each. Idempotent. Raises
-        ``ChangeRefusedError`` or ``RejectedError`` if any change cannot be applied, with nothing
-        written where the store is transactional; retryable errors likewise.
+        under the per-record rule only the greatest of each. ``hold``: leave out the records that
+        are ``waiting`` for others. Idempotent. Raises ``ChangeRefusedError`` or ``RejectedError``
+        if any change cannot be applied, with nothing written where the store is transactional;
+        retryable errors likewise.
         """
         name = self.type.name
         with self.index.transaction() as transaction:
@@ -279,6 +296,8 @@ class Accessor(ABC, Generic[R]):
                     key: decide(entries.get(key), rows.get(key), changes, self.view, key)
                     for key, changes in batch.items()
                 }
+            if hold:
+                self._hold_back(decisions, transaction)
             self._perform(decisions, transaction)
         return {key: decision.verdicts for key, decision in decisions.items()}
 
@@ -449,6 +468,18 @@ class Accessor(ABC, Generic[R]):
             rows |= row
             unreadable |= without
         return rows, unreadable
+
+    def _hold_back(self, decisions: dict[str, Decision], transaction: IndexTransaction) -> None:
+        """Leave the records as they are that wait for others."""
+        rows = {
+            key: d.write if d.row is None else {**d.row, **d.write}
+            for key, d in decisions.items()
+            if d.write is not None
+        }
+        removals = [key for key, d in decisions.items() if d.remove]
+        for key, error in self.waiting(rows, removals, transaction).items():
+            verdict = Verdict(Outcome.HELD, error=error)
+            decisions[key] = Decision([verdict] * len(decisions[key].verdicts))
 
     def _perform(
         self,

@@ -267,21 +267,33 @@ def _loaded(accessor: Accessor[Any], change: Change) -> Change:
     return change.adapted(loaded, known)
 
 
-def _apply_or_split(accessor: Accessor[Any], batch: Mapping[str, list[Settled]]) -> None:
-    """Apply a batch; if something in it is refused, halve it until that is alone."""
+def _apply_or_split(
+    accessor: Accessor[Any], batch: Mapping[str, list[Settled]], *, hold: bool = False
+) -> None:
+    """Apply a batch; if something in it is refused, halve it until that is alone.
+
+    ``hold``: what waits for other records has been refused, and is to be left out.
+    """
     if not batch:
         return
     try:
         verdicts = accessor.apply(
-            {key: [i.loaded for i in items if i.loaded is not None] for key, items in batch.items()}
+            {
+                key: [i.loaded for i in items if i.loaded is not None]
+                for key, items in batch.items()
+            },
+            hold=hold,
         )
     except Exception as error:
         waiting = isinstance(error, DependencyError)
         if not waiting and (is_retryable(error) or isinstance(error, ConfigError)):
             raise
+        if waiting and accessor.atomic and not hold:
+            # The store took nothing of it, and may be able to tell which of them have to wait.
+            _apply_or_split(accessor, batch, hold=True)
+            return
         if len(batch) == 1 and waiting:
-            for item in next(iter(batch.values())):
-                item.outcome, item.error = Outcome.HELD, _named(error)
+            _hold(next(iter(batch.values())), _named(error))
             return
         if len(batch) == 1:
             _isolate(accessor, *batch.items(), error=_named(error))
@@ -289,10 +301,14 @@ def _apply_or_split(accessor: Accessor[Any], batch: Mapping[str, list[Settled]])
         keys = list(batch)
         middle = len(keys) // 2
         for half in (keys[:middle], keys[middle:]):
-            _apply_or_split(accessor, {key: batch[key] for key in half})
+            _apply_or_split(accessor, {key: batch[key] for key in half}, hold=hold)
         return
     for key, items in batch.items():
-        _note(items, verdicts[key])
+        first = verdicts[key][0]
+        if first.outcome is Outcome.HELD:
+            _hold(items, first.error)
+        else:
+            _note(items, verdicts[key])
 
 
 def _named(error: Exception) -> EventSyncError:
@@ -323,6 +339,12 @@ def _isolate(
         return
     for item in items:
         _apply_or_split(accessor, {key: [item]})
+
+
+def _hold(items: Sequence[Settled], error: EventSyncError | None) -> None:
+    """All changes of a record wait, those too that the greatest would supersede."""
+    for item in items:
+        item.outcome, item.error = Outcome.HELD, error
 
 
 def _note(items: Sequence[Settled], verdicts: Sequence[Verdict]) -> None:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from eventsync.change import DELETE, PATCH, PUT, Change, Stamp, State, join
-from eventsync.errors import ChangeRefusedError
+from eventsync.errors import ChangeRefusedError, StoreError
 from eventsync.index import Entry, Presence
 from eventsync.record import RecordType
 from eventsync.schema import same
@@ -46,17 +46,21 @@ class Outcome(StrEnum):
     PENDING = "pending"
     """It is kept, but the record is not known whole, so it is not written yet."""
     HELD = "held"
-    """Its version lies in the future; it is tried again."""
+    """Its version lies in the future, or it waits for another record; it is tried again."""
     REJECTED = "rejected"
     """It cannot be applied; it goes to the dead letters with its reason."""
 
 
 @dataclass(slots=True, frozen=True)
 class Verdict:
-    """The outcome of one change. ``collision``: another change carries the same version."""
+    """The outcome of one change, and why it is held.
+
+    ``collision``: another change carries the same version.
+    """
 
     outcome: Outcome
     collision: bool = False
+    error: StoreError | None = None
 
 
 @dataclass(slots=True)

@@ -11,8 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -21,13 +21,14 @@ from typing import Any, Final
 import structlog
 
 from eventsync.apply import DEFAULT_LIMITS, Limits, Settled, apply, complete
-from eventsync.bus import Bus, Delivery, Subscription
+from eventsync.bus import Bus, Delivery, Letters, Subscription
 from eventsync.change import Change
 from eventsync.deadletter import DeadLetter
 from eventsync.errors import (
     BusUnavailableError,
     ClockDriftError,
     ConfigError,
+    DependencyError,
     EventSyncError,
 )
 from eventsync.gate import Outcome
@@ -109,6 +110,7 @@ class Worker:
         self._log = log or structlog.get_logger("eventsync.worker").bind(store=store.name)
         self._stopping = threading.Event()
         self._due: dict[str, float] = {}
+        self._arrived: set[str] = set()
         self._settlement = Settlement(
             store.name,
             bus,
@@ -299,6 +301,7 @@ class Worker:
             before_wait=self._tell("store is busy or away"),
         )
         self._reopened = 0
+        self._arrived |= {i.change.type for i in settled if i.outcome is Outcome.APPLIED}
         if not any(item.outcome is Outcome.HELD for item in settled):
             self._suspected = None
         return settled
@@ -335,30 +338,57 @@ class Worker:
         self.store.flush(_Beating(self.bus, self.progress))
 
     def _try_held(self) -> None:
-        """Try again what was held because its version lay in the future."""
-        if not self.bus.states(self.store.name)["held"].ready:
+        """Try again what was held, if its time or what it waits for has come."""
+        ready = self.bus.states(self.store.name)["held"].ready
+        if not ready:
             return
+        moved = self._moved()
+        begun = time.monotonic()
         with self.bus.letters(self.store.name, held=True) as letters:
-            items: list[Item] = []
-            for letter, delivery in letters.read(self.options.batch):
-                if time.time() < self._due_at(letter):
-                    continue
-                items.append(self._settlement.reopen(letter, delivery))
-            if not items:
-                return
-            # It answers; and others it took when these failed, or they would not be here.
-            self._ping()
-            before, self._suspected = self._suspected, -math.inf
-            try:
-                still = self._settlement.settle(items)
-            finally:
-                self._suspected = before
-            # Written anew with what was learnt, so that it outlives this process.
-            self.bus.hold(self.store.name, [self._settlement.letter(item) for item in still])
-            letters.settle(item.delivery for item in items)
+            # Once round: what is held again comes behind the others.
+            while ready > 0 and (chunk := letters.read(min(ready, self.options.batch))):
+                ready -= len(chunk)
+                items = [
+                    self._settlement.reopen(letter, delivery)
+                    for letter, delivery in chunk
+                    if letter.type in moved[letter.reason] or time.time() >= self._due_at(letter)
+                ]
+                if items:
+                    self._try_again(items, letters)
+                    self.progress.beat("held")
+        # However many they are, most of the time is left for what comes.
+        pause = max(1.0, 4.0 * (time.monotonic() - begun))
+        self._due["held"] = time.monotonic() + pause
+
+    def _try_again(self, items: Sequence[Item], letters: Letters) -> None:
+        # It answers; and others it took when these failed, or they would not be here.
+        self._ping()
+        before, self._suspected = self._suspected, -math.inf
+        try:
+            still = self._settlement.settle(items)
+        finally:
+            self._suspected = before
+        # Written anew with what was learnt, so that it outlives this process.
+        self.bus.hold(self.store.name, [self._settlement.letter(item) for item in still])
+        letters.settle(item.delivery for item in items)
+
+    def _moved(self) -> Mapping[str, Container[str]]:
+        """By why they are held, the types of which records may wait for nothing more.
+
+        Something has been applied, since this was last asked, to a type that they depend on or
+        that depends on them.
+        """
+        accessors, self._arrived, arrived = self.store.accessors, set(), self._arrived
+        moved = {
+            name
+            for name, accessor in accessors.items()
+            for other in arrived
+            if accessor.depends_on(accessors[other]) or accessors[other].depends_on(accessor)
+        }
+        return defaultdict(tuple, {DependencyError.reason: moved})
 
     def _due_at(self, letter: DeadLetter) -> float:
-        """When a held change is worth another try, in seconds since the epoch."""
+        """When a held change is worth another try in any case, in seconds since the epoch."""
         if letter.reason == ClockDriftError.reason and letter.version is not None:
             due = letter.version.millis / 1000 - self.options.limits.drift
         else:

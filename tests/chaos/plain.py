@@ -37,8 +37,10 @@ class _Observed(SqlAccessor[Customer]):
 
     applied: Applied
 
-    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
-        verdicts = super().apply(batch)
+    def apply(
+        self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
+    ) -> dict[str, list[Verdict]]:
+        verdicts = super().apply(batch, hold=hold)
         self.applied.note(
             changes[0].version
             for key, changes in batch.items()

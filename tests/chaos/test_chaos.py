@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -110,3 +111,41 @@ def test_existing_database(tmp_path):
     assert (report["records"], report["tables"]) == (100, 2)
     assert (report["differing_after_sync"], report["differing"]) == (0, 0)
     assert report["kills"] >= 4
+
+
+@pytest.mark.slow
+def test_records_that_refer_to_others_in_any_order(tmp_path):
+    """A database with foreign keys in random order: databases have children wait, others do not."""
+    database = tmp_path / "shop.db"
+    rng = random.Random(4)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.executescript(
+            "CREATE TABLE Maker (MakerId INTEGER PRIMARY KEY, Name NVARCHAR(120) NOT NULL);"
+            "CREATE TABLE Item (ItemId INTEGER PRIMARY KEY, Price NUMERIC(10,2) NOT NULL,"
+            " MakerId INTEGER NOT NULL REFERENCES Maker (MakerId),"
+            " PartOf INTEGER REFERENCES Item (ItemId), Added DATETIME);"
+            "CREATE TABLE Supply (ItemId INTEGER REFERENCES Item (ItemId), Place NVARCHAR(20),"
+            " PRIMARY KEY (ItemId, Place));"
+        )
+        makers = [(n, f"Mäker {n}") for n in range(30)]
+        items = [
+            (n, n / 100, rng.randrange(30), rng.randrange(n) or None, "2009-01-01 00:00:00")
+            for n in range(1, 301)
+        ]
+        supplies = [(n, place) for n in range(1, 301) for place in ("north", "South")]
+        connection.executemany("INSERT INTO Maker VALUES (?, ?)", makers)
+        connection.executemany("INSERT INTO Item VALUES (?, ?, ?, ?, ?)", items)
+        connection.executemany("INSERT INTO Supply VALUES (?, ?)", supplies)
+        connection.commit()
+    report = run("foreign.py", "--database", database, "--seed", 5)
+    assert (report["records"], report["tables"]) == (930, 3)
+    found = report["stores"]
+    assert {name: store["records"] for name, store in found.items()} == {
+        "postgres": 930,
+        "mariadb": 930,
+        "redis": 930,
+        "ldap": 330,
+    }
+    assert all(store["differing"] == [] for store in found.values())
+    assert found["postgres"]["outcomes"]["held"] == found["mariadb"]["outcomes"]["held"] > 100
+    assert found["redis"]["outcomes"] == {"applied": 930}

@@ -27,12 +27,15 @@ suffix "dc=example,dc=org"
 rootdn "cn=admin,dc=example,dc=org"
 rootpw secret
 directory {folder}/data
+dbnosync
 index objectClass eq
 """
 
 
 class SlapdServer(Server):
     """OpenLDAP with the tree ``dc=example,dc=org``, its ``ou=people``, and the user ``cn=admin``.
+
+    It leaves it to the system when data reach the disk: they survive a kill, not a power cut.
 
     ``attributes``: names of further attributes, which hold any bytes and are compared as such; the
     object class ``testRecord`` may have them. ``tls``: also with encryption, on ``secure_url`` or

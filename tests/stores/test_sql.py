@@ -15,15 +15,17 @@ from servers.mariadb import MariaServer
 from servers.postgres import PostgresServer
 
 from eventsync.apply import apply
+from eventsync.bus import Bus
 from eventsync.change import Change
 from eventsync.clock import Clock, Version
-from eventsync.errors import DependencyError, StoreUnavailableError
+from eventsync.errors import DependencyError, RejectedError, StoreUnavailableError
 from eventsync.gate import Outcome
 from eventsync.record import Field, Record
 from eventsync.retry import retrying
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor, derive
 from eventsync.testing import FakeBus, StoreContract
+from eventsync.worker import Options, Worker
 
 
 class TestSqlAccessor(StoreContract):
@@ -56,7 +58,14 @@ def fresh(server):
         connection.detach()
     if server.startswith("postgresql"):
         return f"{server}?options=-csearch_path%3D{name}"
-    return f"{server.rpartition('/')[0]}/{name}"
+    return sa.make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+COMPILED = {}
+"""By server, its dialect and the statements that have been compiled for it.
+
+To compile them anew for each of a thousand stores takes more time than all that is tested.
+"""
 
 
 class OnServer(StoreContract):
@@ -68,7 +77,23 @@ class OnServer(StoreContract):
         mark = folder / "database"
         if not mark.exists():
             mark.write_text(fresh(self.server))
-        return SqlAccessor(record_type, mark.read_text(), create=True, view=view)
+        return SqlAccessor(record_type, self.engine(mark.read_text()), create=True, view=view)
+
+    def engine(self, url):
+        """A new engine as another process would make it, which knows all compiled statements."""
+        if self.server not in COMPILED:
+            known = sa.create_engine(self.server)
+            known.connect().close()  # it learns what server that is
+            known.dispose()
+            COMPILED[self.server] = known.dialect, {}
+        dialect, compiled = COMPILED[self.server]
+        arguments, options = dialect.create_connect_args(sa.make_url(url))
+        pool = sa.QueuePool(lambda: dialect.connect(*arguments, **options))
+        on_connect = dialect.on_connect_url(sa.make_url(url)) or (lambda connection: None)
+        sa.event.listen(pool, "connect", lambda connection, record: on_connect(connection))
+        return sa.Engine(
+            pool, dialect, sa.make_url(url), execution_options={"compiled_cache": compiled}
+        )
 
 
 @pytest.mark.slow
@@ -218,6 +243,97 @@ def test_refused_batches_are_quiet(shop, caplog):
     assert [r.getMessage() for r in caplog.records if r.name.startswith("psycopg")] == []
 
 
+def item(number, step, *, maker=1, part_of=None):
+    data = {"id": number, "maker": maker, "part_of": part_of, "price": "1"}
+    return shop_change("item", str(number), step, data)
+
+
+def test_who_waits_holds_up_nobody(shop, monkeypatch):
+    """Of a large batch those wait whose parents are missing, and their followers; in two goes."""
+    goes = []
+
+    def counted(self, batch, *, hold=False):
+        goes.append((len(batch), hold))
+        return original(self, batch, hold=hold)
+
+    original = SqlAccessor.apply
+    monkeypatch.setattr(SqlAccessor, "apply", counted)
+    changes = [item(n, n, part_of=n + 1 if n < 200 else None) for n in range(1, 201)]
+    changes += [item(301, 301, maker=9), item(302, 302, part_of=999), item(303, 303, part_of=302)]
+    random.Random(5).shuffle(changes)
+    maker = shop_change("maker", "1", 999, {"id": 1, "name": "Acme"})
+    settled = apply(shop, [*changes, maker], clock=shop.clock)
+    held = {s.change.key: s.error.message for s in settled if s.outcome is Outcome.HELD}
+    assert held.keys() == {"301", "302", "303"}
+    assert "maker '9'" in held["301"]
+    assert "item '999'" in held["302"]
+    assert "item '302'" in held["303"]
+    assert shop.count() == 201
+    assert goes == [(1, False), (203, False), (203, True)]
+
+
+def test_a_tree_is_removed_from_its_leaves(shop, monkeypatch):
+    """Deletes in any order: children go first, and only what is still referred to waits."""
+    changes = [item(n, n, part_of=n // 2 or None) for n in range(1, 601)]
+    maker = shop_change("maker", "1", 999, {"id": 1, "name": "Acme"})
+    settled = apply(shop, [*changes, maker], clock=shop.clock)
+    assert {s.outcome for s in settled} == {Outcome.APPLIED}
+    gone = [shop_change("item", str(n), 2000 + n, None) for n in range(1, 601) if n != 75]
+    gone.append(shop_change("maker", "1", 2999, None))
+    random.Random(7).shuffle(gone)
+    settled = apply(shop, gone, clock=shop.clock)
+    held = {s.change.key: s.error.message for s in settled if s.outcome is Outcome.HELD}
+    # 75 stays, so what is above it has to stay, too.
+    assert held.keys() == {"1", "2", "4", "9", "18", "37"}
+    assert "item '75' still refers to item '37'" in held["37"]
+    makers = [s for s in settled if s.change.type == "maker"]
+    assert [s.outcome for s in makers] == [Outcome.HELD]
+    assert "item still refers to maker '1'" in makers[0].error.message
+    settled = apply(shop, [*gone, shop_change("item", "75", 2999, None)], clock=shop.clock)
+    assert shop.count() == 0
+
+
+def test_keys_that_a_database_takes_for_the_same(request):
+    """MariaDB's usual text knows no case: a child that refers to 'de' by 'DE' does not wait."""
+    engine = sa.create_engine(fresh(request.getfixturevalue("mariadb")))
+    with engine.begin() as connection:
+        for statement in (
+            "CREATE TABLE country (code VARCHAR(9) PRIMARY KEY)",
+            "CREATE TABLE town (id INT PRIMARY KEY, country VARCHAR(9) REFERENCES country (code))",
+        ):
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("INSERT INTO country VALUES ('de')")
+    town = derive(engine, "town")
+    with Store("map", SqlAccessor(town, engine)) as store:
+        changes = [
+            shop_change("town", str(n), n, {"id": n, "country": code})
+            for n, code in enumerate(["DE", "de", "fr", "Dé"])
+        ]
+        settled = apply(store, changes, clock=store.clock)
+        assert [s.outcome for s in settled] == ["applied", "applied", "held", "applied"]
+
+
+def test_held_ones_are_tried_once_their_parent_has_come(shop, tmp_path):
+    """Not by a timer; and what waits in vain is a dead letter that names what it waited for."""
+    with Bus(f"sqlite:///{tmp_path}/broker.db") as bus:
+        bus.declare("shop", shop.accessors)
+        worker = Worker(shop, bus)
+        orphan = shop_change("item", "7", 1, {"id": 7, "maker": 9, "part_of": None, "price": "1"})
+        for change in (item(1, 1), orphan):
+            bus.publish("item", [bus.encode(change)])
+        worker.drain(timeout=0.05)
+        assert (shop.count(), bus.states("shop")["held"].ready) == (0, 2)
+        maker = shop_change("maker", "1", 1, {"id": 1, "name": "Acme"})
+        bus.publish("maker", [bus.encode(maker)])
+        worker.drain(timeout=0.05)
+        assert (shop.count(), bus.states("shop")["held"].ready) == (2, 1)
+        Worker(shop, bus, options=Options(hold_for=0.0)).drain(timeout=0.05)
+        with bus.letters("shop") as letters:
+            ((letter, _),) = letters.read()
+        assert (letter.key, letter.reason) == ("7", "dependency")
+        assert "maker '9'" in letter.message
+
+
 def test_unique_and_exact(shop):
     """What breaks a unique constraint or would be rounded is rejected, and nothing else."""
     changes = [
@@ -230,6 +346,33 @@ def test_unique_and_exact(shop):
     assert sorted(outcomes) == ["applied", "applied", "rejected", "rejected"]
     assert outcomes[2:] == ["rejected", "applied"]
     assert [c for chunk in shop.capture() for c in chunk] == []
+
+
+@pytest.mark.parametrize("server", ["sqlite", "postgres", "mariadb"])
+def test_who_has_the_value_already(server, request, tmp_path):
+    """A rejection names the other record, of a change that came and of a local edit."""
+    sqlite = f"sqlite:///{tmp_path}/people.db"
+    engine = sa.create_engine(
+        sqlite if server == "sqlite" else fresh(request.getfixturevalue(server))
+    )
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE person (id INT PRIMARY KEY, mail VARCHAR(80) NOT NULL UNIQUE,"
+            " floor INT, room INT, UNIQUE (floor, room))"
+        )
+    person = derive(engine, "person", rule="field")
+    with Store("people", SqlAccessor(person, engine)) as store:
+        store.add(person(id=7, mail="ann@example.org", floor=1, room=2))
+        store.add(person(id=8, mail="ben@example.org", floor=1, room=3))
+        data = {"id": 9, "mail": "ann@example.org", "floor": None, "room": 2}
+        (settled,) = apply(store, [shop_change("person", "9", 1, data)], clock=store.clock)
+        assert settled.outcome is Outcome.REJECTED
+        assert "person '7' has the same mail" in str(settled.error)
+        ben = store[person, 8]
+        ben["room"] = 2
+        with pytest.raises(RejectedError, match="person '7' has the same floor and room"):
+            store.update(ben)
+        assert store.count(person) == 2
 
 
 def test_connections_that_are_cut(postgres):

@@ -197,11 +197,13 @@ class MongoAccessor(Accessor[R]):
 
     # -- through the gate --------------------------------------------------------------------------
 
-    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
+    def apply(
+        self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
+    ) -> dict[str, list[Verdict]]:
         verdicts: dict[str, list[Verdict]] = {}
 
         def attempt(alike: Accessor[R], left: Sequence[str]) -> None:
-            verdicts.update(Accessor.apply(alike, {key: batch[key] for key in left}))
+            verdicts.update(Accessor.apply(alike, {key: batch[key] for key in left}, hold=hold))
 
         self._each(list(batch), attempt)
         return verdicts

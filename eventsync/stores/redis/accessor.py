@@ -266,10 +266,12 @@ class RedisAccessor(Accessor[R]):
 
     # -- through the gate --------------------------------------------------------------------------
 
-    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, list[Verdict]]:
+    def apply(
+        self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
+    ) -> dict[str, list[Verdict]]:
         whole = self.type.rule == "record" and (self._hash or not self.view.partial)
         if not whole:
-            return super().apply(batch)
+            return super().apply(batch, hold=hold)
         # Under the per-record rule nothing has to be read: the decision is that of a record not yet
         # known, and the script lets it take effect where the store holds nothing later.
         decisions = {

@@ -6,18 +6,21 @@ It owns the statements on rows. It knows nothing of what differs between databas
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import sqlalchemy as sa
 
 from eventsync.accessor import Accessor, Write
-from eventsync.errors import ConfigError, RejectedError
+from eventsync.errors import ConfigError, DependencyError, EventSyncError, RejectedError
 from eventsync.index import Index, IndexTransaction
 from eventsync.query import Query
 from eventsync.record import Record
-from eventsync.stores.sql.engine import dialect_of, errors, open_engine
+from eventsync.stores.sql.condition import Clause, clause_of
+from eventsync.stores.sql.engine import UniqueError, dialect_of, errors, open_engine
 from eventsync.stores.sql.index import SqlIndex, SqlTransaction
+from eventsync.stores.sql.reference import Dependents
 from eventsync.stores.sql.table import Table, new_table
 from eventsync.view import View
 
@@ -73,11 +76,7 @@ class SqlAccessor(Accessor[R]):
         super().bind(index)
 
     def depends_on(self, other: Accessor[Any]) -> bool:
-        return (
-            isinstance(other, SqlAccessor)
-            and other is not self
-            and self._table.refers_to(other._table)
-        )
+        return isinstance(other, SqlAccessor) and self._table.refers_to(other._table)
 
     # -- the six --------------------------------------------------
 
@@ -93,14 +92,20 @@ class SqlAccessor(Accessor[R]):
         return self.make(rows[key]) if key in rows else None
 
     def find(self, query: Query) -> Iterable[R]:
-        return query.select(self.read(self._pages(), query))
+        return query.select(self.read(self._pages(self._clause(query)), query))
 
     def count(self, query: Query) -> int:
-        if query.where.fields:
+        clause = self._clause(query)
+        if query.where.fields and (clause is None or not clause.exact):
             return super().count(query)
+        where, parameters = (f" WHERE {clause.sql}", clause.parameters) if clause else ("", ())
         with self._errors(), self.dialect.connected(self.engine) as connection:
-            statement = sa.select(sa.func.count()).select_from(self._table.found)
-            return int(connection.execute(statement).scalar_one())
+            statement = f"SELECT COUNT(*) FROM {self._table.name}{where}"
+            return int(connection.exec_driver_sql(statement, parameters).scalar_one())
+
+    def _clause(self, query: Query) -> Clause | None:
+        """What the database can judge of a query; the rest is judged in Python."""
+        return clause_of(query.where.tree, self._table, self.dialect)
 
     def remove(self, key: str) -> None:
         self._directly([], [key])
@@ -124,13 +129,29 @@ class SqlAccessor(Accessor[R]):
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
         assert isinstance(transaction, SqlTransaction)
-        with self._errors():
-            self._write(transaction.connection, writes, removals)
+        try:
+            with self._errors():
+                self._write(transaction.connection, writes, removals)
+        except UniqueError as error:
+            other = self._rival(transaction.connection, writes[0]) if len(writes) == 1 else None
+            if other is None:
+                raise
+            raise UniqueError(f"{error.message}; {other}", hint=error.hint) from error
 
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
         return {} if self._table.faithful else self.read_rows(list(writes), transaction)
+
+    def waiting(
+        self,
+        rows: Mapping[str, Mapping[str, Any]],
+        removals: Sequence[str],
+        transaction: IndexTransaction,
+    ) -> Mapping[str, DependencyError]:
+        assert isinstance(transaction, SqlTransaction)
+        with self._errors():
+            return self._dependents.waiting(transaction.connection, rows, removals)
 
     @property
     def verbatim(self) -> bool:
@@ -163,6 +184,10 @@ class SqlAccessor(Accessor[R]):
         with self._errors():
             return Table(self.view, self.engine, self.dialect, self._table_name, self._schema)
 
+    @cached_property
+    def _dependents(self) -> Dependents:
+        return Dependents(self._table, self.engine, self.dialect)
+
     def _errors(self) -> Any:
         return errors(self._table_name, self.dialect)
 
@@ -181,13 +206,13 @@ class SqlAccessor(Accessor[R]):
             dialect.insert(
                 connection,
                 table.target,
-                table.parents_first([table.row(write.values) for write in added]),
+                self._dependents.parents_first([table.row(write.values) for write in added]),
             )
             changed = [w for w in writes if w.key in present]
         else:
             whole = [table.row(write.values) for write in writes if write.whole]
             if whole:
-                dialect.upsert(connection, table.target, table.parents_first(whole))
+                dialect.upsert(connection, table.target, self._dependents.parents_first(whole))
             changed = [write for write in writes if not write.whole]
         partial: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
         for write in changed:
@@ -197,12 +222,14 @@ class SqlAccessor(Accessor[R]):
         for columns, rows in partial.items():
             sets = ", ".join(f"{table.quoted[column]} = {dialect.mark}" for column in columns)
             dialect.run(connection, f"UPDATE {table.name} SET {sets} WHERE {table.key_is}", rows)
-        for start in range(0, len(removals), _IN):
-            chunk = removals[start : start + _IN]
-            connection.exec_driver_sql(
-                f"DELETE FROM {table.name} WHERE {dialect.keys_in(table.key_names, len(chunk))}",
-                tuple(part for key in chunk for part in table.key_row(key)),
-            )
+        for wave in self._dependents.children_first(connection, removals):
+            for start in range(0, len(wave), _IN):
+                chunk = wave[start : start + _IN]
+                connection.exec_driver_sql(
+                    f"DELETE FROM {table.name}"
+                    f" WHERE {dialect.keys_in(table.key_names, len(chunk))}",
+                    tuple(part for key in chunk for part in table.key_row(key)),
+                )
 
     def _present(self, connection: sa.Connection, keys: Sequence[str]) -> set[str]:
         """Those of ``keys`` that have a row, compared character by character."""
@@ -212,6 +239,32 @@ class SqlAccessor(Accessor[R]):
             if len(keys) == 1:
                 raise
             return {key for key in keys if self._present(connection, [key])}
+
+    def _rival(self, connection: sa.Connection, write: Write) -> str | None:
+        """What to say of the record that has a value which ``write`` may not have too."""
+        table, dialect = self._table, self.dialect
+        # What cannot be looked up now leaves the refusal as the database put it.
+        with (
+            suppress(EventSyncError, sa.exc.SQLAlchemyError),
+            dialect.beside(self.engine, connection) as beside,
+        ):
+            held = self._select(beside, [write.key]).get(write.key, {})
+            stored = table.stored({**held, **write.values})
+            for columns in (table.keys, *table.uniques):
+                parts = tuple(stored.get(column) for column in columns)
+                if None in parts:
+                    continue
+                quoted = [table.quoted[column] for column in columns]
+                rows = beside.exec_driver_sql(
+                    f"SELECT {table.selected} FROM {table.name} WHERE {dialect.keys_in(quoted, 1)}",
+                    parts,
+                )
+                for row in rows:
+                    other = self.type.key_text(self.view.to_record(table.loaded(row)))
+                    if other != write.key:
+                        shared = " and ".join(columns)
+                        return f"{self.type.name} {other!r} has the same {shared}"
+        return None
 
     def _select(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, Any]:
         table = self._table
@@ -228,20 +281,22 @@ class SqlAccessor(Accessor[R]):
                 found[self.type.key_text(values)] = values
         return found
 
-    def _pages(self) -> Iterator[dict[str, Any]]:
-        """All rows in the order of the key, page by page, so that nothing is locked in between."""
+    def _pages(self, clause: Clause | None) -> Iterator[dict[str, Any]]:
+        """The rows in the order of the key, page by page, so that nothing is locked in between."""
         table, mark = self._table, self.dialect.mark
         keys = ", ".join(table.key_names)
         marks = ", ".join([mark] * len(table.key_names))
         select = f"SELECT {table.selected} FROM {table.name}"
         # The first part is implied by the second; MySQL finds its way by it.
-        after = f" WHERE {table.key_names[0]} >= {mark} AND ({keys}) > ({marks})"
+        after = f"{table.key_names[0]} >= {mark} AND ({keys}) > ({marks})"
+        wanted, parameters = (clause.sql, clause.parameters) if clause else ("", ())
         last: tuple[Any, ...] = ()
         while True:
             with self._errors(), self.dialect.connected(self.engine) as connection:
+                where = " AND ".join(filter(None, (wanted, after if last else "")))
                 rows = connection.exec_driver_sql(
-                    f"{select}{after if last else ''} ORDER BY {keys} LIMIT {_PAGE}",
-                    (last[0], *last) if last else (),
+                    f"{select}{' WHERE ' if where else ''}{where} ORDER BY {keys} LIMIT {_PAGE}",
+                    (*parameters, last[0], *last) if last else parameters,
                 ).all()
             for row in rows:
                 yield table.loaded(row)

@@ -48,9 +48,9 @@ def derive(
 ) -> type[Record]:
     """A record type for a table as it stands: a field for each column, the primary key as key.
 
-    Generated columns are left out, and identity columns that are not in the key: the database fills
-    them. ``name``: of the record type; by default the table's, with ``_`` for what cannot be in
-    one.
+    Generated columns are left out, and columns that number rows (identity, AUTO_INCREMENT) unless
+    they are in the key: the database fills them. ``name``: of the record type; by default the
+    table's, with ``_`` for what cannot be in one.
 
     Connects to the database. Raises ``ConfigError`` for a table that is not there or has no
     primary key.
@@ -65,7 +65,8 @@ def derive(
     fields = {}
     for column in found.columns:
         key = column.primary_key
-        if column.computed is not None or (column.identity is not None and not key):
+        numbered = column.identity is not None or column.autoincrement is True
+        if column.computed is not None or (numbered and not key):
             continue
         optional = bool(column.nullable) and not key
         kind, zoned = _field_type(column.type, engine.dialect.name)

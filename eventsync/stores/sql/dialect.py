@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from eventsync.field import Field
 
-__all__ = ["Codec", "Dialect", "Fault", "Target"]
+__all__ = ["Codec", "Comparison", "Dialect", "Fault", "Target"]
 
 
 class Fault(Enum):
@@ -48,6 +48,23 @@ class Codec:
     read: Callable[[Any], Any] | None = None
     faithful: bool = True
     verbatim: bool = True
+
+
+@dataclass(slots=True, frozen=True)
+class Comparison:
+    """How the values of one column are compared with an operand, so that all are found that Python
+    finds equal.
+
+    ``operand``: what the database gets for one, ``None`` if it cannot be asked. ``column`` and
+    ``value``: what stands for the two, in braces. ``ordered``: less and greater are judged too.
+    ``exact``: no others are found.
+    """
+
+    operand: Callable[[Any], Any] = lambda held: held
+    column: str = "{}"
+    value: str = "{}"
+    ordered: bool = True
+    exact: bool = True
 
 
 @dataclass(slots=True, frozen=True)
@@ -94,6 +111,11 @@ class Dialect(ABC):
         ``outbox``: a table to do that with where it takes one.
         """
 
+    @contextmanager
+    def beside(self, engine: sa.Engine, connection: sa.Connection) -> Iterator[sa.Connection]:
+        """A connection to look something up by, once a statement on ``connection`` has failed."""
+        yield connection
+
     @abstractmethod
     def alone(self, connection: sa.Connection) -> AbstractContextManager[None]:
         """While it lasts no other process creates tables."""
@@ -114,6 +136,10 @@ class Dialect(ABC):
         """For a column of that type and its field; ``None`` for a conversion or a constant."""
 
     @abstractmethod
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
+        """How a column of that type is compared; ``None`` if not as Python compares its field."""
+
+    @abstractmethod
     def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
         """Write rows, each in place of the one of the same key if there is one."""
 
@@ -128,6 +154,12 @@ class Dialect(ABC):
     def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
         """Whether a column's text is compared by something looser than its characters."""
         return False
+
+    def hidden_uniques(
+        self, inspector: sa.Inspector, table: str, schema: str | None
+    ) -> list[tuple[str, ...]]:
+        """The columns of unique constraints that SQLAlchemy does not find with the table."""
+        return []
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
         """What to select to read a column."""

@@ -18,8 +18,17 @@ from sqlalchemy.dialects import mysql
 
 from eventsync.errors import StoreUnavailableError
 from eventsync.field import Field
-from eventsync.stores.sql.dialect import Codec, Dialect, Fault, Target
-from eventsync.stores.sql.value import exact_decimal, from_json, moment, to_json, to_text
+from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Target
+from eventsync.stores.sql.value import (
+    exact_decimal,
+    from_json,
+    moment,
+    number_operand,
+    text_operand,
+    time_operand,
+    to_json,
+    to_text,
+)
 
 __all__ = ["Mysql"]
 
@@ -30,7 +39,9 @@ _CONFIG = frozenset({1049, 1054, 1142, 1143, 1146})
 _REJECTED = frozenset(
     {1048, 1118, 1153, 1263, 1264, 1265, 1292, 1364, 1366, 1367, 1406, 3140, 3819, 4025}
 )
-_EXACT = (mysql.TIMESTAMP, mysql.DATETIME, sa.Date, sa.Time, sa.Double, sa.LargeBinary, sa.String)
+_NO_TEXT = (sa.CHAR, sa.Enum, mysql.SET, mysql.BINARY)
+_BYTES = (sa.LargeBinary, sa.VARBINARY, mysql.TINYBLOB, mysql.MEDIUMBLOB, mysql.LONGBLOB)
+_EXACT = (mysql.TIMESTAMP, mysql.DATETIME, sa.Date, sa.Time, sa.Double, sa.String, *_BYTES)
 
 
 class Mysql(Dialect):
@@ -159,6 +170,27 @@ class Mysql(Dialect):
         exact = isinstance(kind, _EXACT) and not isinstance(kind, sa.CHAR | mysql.BINARY)
         return Codec(None if field.type in (str, bytes) else to_text, faithful=exact)
 
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
+        if field.type in (int, bool) and isinstance(kind, sa.Integer):
+            return Comparison(number_operand)
+        if field.type is float and isinstance(kind, sa.Double | mysql.DOUBLE):
+            return Comparison(number_operand)
+        numeric = isinstance(kind, sa.Numeric) and not isinstance(kind, sa.Float)
+        if field.type is Decimal and numeric:
+            # As text or as a literal it would be compared as an inexact number.
+            return Comparison(_decimal_operand, value="CAST({} AS DECIMAL(65,30))")
+        if field.type is dt.date and isinstance(kind, sa.Date):
+            return Comparison()
+        if field.type is dt.datetime and isinstance(kind, sa.DateTime) and field.zoned is not None:
+            return Comparison(time_operand(zoned=field.zoned, utc=True))
+        if field.type is bytes and isinstance(kind, _BYTES):
+            return Comparison()
+        if field.type is str and isinstance(kind, sa.String) and not isinstance(kind, _NO_TEXT):
+            wide = str(kind.collation or "").startswith("utf8mb4")
+            operand = text_operand if wide else _ascii_operand
+            return Comparison(operand, ordered=False, exact=not self.loose(kind))
+        return None
+
     def upsert_sql(self, target: Target) -> str:
         # A row alias is MySQL's newer way, which MariaDB does not know.
         changed = target.changed or target.keys[:1]
@@ -167,6 +199,17 @@ class Mysql(Dialect):
 
     def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
         self.run(connection, self.upsert_sql(target), rows)
+
+
+def _ascii_operand(held: str) -> str | None:
+    # What another character set lacks, it may refuse to compare with.
+    return text_operand(held) if held.isascii() else None
+
+
+def _decimal_operand(held: Decimal) -> str | None:
+    if not held.is_finite() or held.adjusted() >= 35 or int(held.as_tuple().exponent) < -30:
+        return None
+    return _plain(held)
 
 
 def _plain(number: Decimal) -> str:

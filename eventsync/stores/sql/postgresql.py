@@ -18,8 +18,17 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from eventsync.field import Field
-from eventsync.stores.sql.dialect import Codec, Dialect, Fault, Target
-from eventsync.stores.sql.value import exact_decimal, from_json, moment, to_json, to_text
+from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Target
+from eventsync.stores.sql.value import (
+    exact_decimal,
+    from_json,
+    moment,
+    number_operand,
+    text_operand,
+    time_operand,
+    to_json,
+    to_text,
+)
 
 __all__ = ["Postgresql"]
 
@@ -38,6 +47,13 @@ _KNOWN = (
     sa.JSON,
     sa.ARRAY,
 )
+_NO_TEXT = (sa.CHAR, sa.Enum, pg.CITEXT)
+_COMPARED: dict[Any, tuple[Any, ...]] = {
+    bool: (sa.Boolean,),
+    bytes: (sa.LargeBinary,),
+    dt.date: (sa.Date,),
+    UUID: (sa.Uuid,),
+}
 _FAITHFUL: dict[Any, tuple[Any, ...]] = {
     bool: (sa.Boolean,),
     int: (sa.Integer, sa.Numeric),
@@ -84,6 +100,12 @@ class Postgresql(Dialect):
         raw.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         raw.execute("SET TIME ZONE 'UTC'")
         raw.commit()
+
+    @contextmanager
+    def beside(self, engine: sa.Engine, connection: sa.Connection) -> Iterator[sa.Connection]:
+        # A transaction in which a statement failed takes no other.
+        with self.connected(engine) as other:
+            yield other
 
     @contextmanager
     def alone(self, connection: sa.Connection) -> Iterator[None]:
@@ -158,6 +180,25 @@ class Postgresql(Dialect):
                 return Codec(to_text, _stripped, faithful=False)
             return Codec(None if field.type is str else to_text, faithful=faithful)
         return Codec(faithful=faithful)
+
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
+        kind = _base(kind)
+        if isinstance(kind, _COMPARED.get(field.type, ())):
+            return Comparison()
+        if field.type is int and isinstance(kind, sa.Integer):
+            return Comparison(number_operand)
+        if field.type is float and isinstance(kind, sa.Double):
+            return Comparison(number_operand, exact=False)  # NaN is greater than all others here
+        numeric = isinstance(kind, sa.Numeric) and not isinstance(kind, sa.Float)
+        if field.type is Decimal and numeric:
+            return Comparison(number_operand, exact=False)
+        if field.type is dt.datetime and isinstance(kind, sa.DateTime):
+            alike = field.zoned is kind.timezone
+            return Comparison(time_operand(zoned=kind.timezone, utc=False)) if alike else None
+        if field.type is str and isinstance(kind, sa.String) and not isinstance(kind, _NO_TEXT):
+            # Of another collation only the database knows what it takes for the same.
+            return Comparison(text_operand, ordered=False, exact=kind.collation in (None, "C"))
+        return None
 
     def upsert_sql(self, target: Target) -> str:
         return f"{self.insert_sql(target)} {self.on_conflict(target)}"

@@ -17,8 +17,14 @@ import sqlalchemy as sa
 
 from eventsync.errors import RejectedError
 from eventsync.field import Field
-from eventsync.stores.sql.dialect import Codec, Dialect, Fault, Target
-from eventsync.stores.sql.value import from_json, to_json, to_text
+from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Target
+from eventsync.stores.sql.value import (
+    from_json,
+    number_operand,
+    text_operand,
+    to_json,
+    to_text,
+)
 
 __all__ = ["Sqlite"]
 
@@ -92,6 +98,28 @@ class Sqlite(Dialect):
         )
         verbatim = not (numeric and field.type is Decimal)
         return Codec(None if field.type in _NATIVE else write, faithful=faithful, verbatim=verbatim)
+
+    def hidden_uniques(
+        self, inspector: sa.Inspector, table: str, schema: str | None
+    ) -> list[tuple[str, ...]]:
+        # It reads the table's text for them, and some are seen by their indexes only.
+        indexes = inspector.get_indexes(table, schema=schema, include_auto_indexes=True)
+        columns = [index["column_names"] for index in indexes if index["unique"]]
+        return [tuple(map(str, names)) for names in columns if None not in names]
+
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
+        # What others wrote may be in any form that the field reads: only what the column itself
+        # brings into one form is compared.
+        if field.type in (int, bool) and isinstance(kind, sa.Integer):
+            return Comparison(number_operand)
+        if field.type is float and isinstance(kind, sa.Float):
+            return Comparison(number_operand)
+        if field.type is str and isinstance(kind, sa.String):
+            # Whatever the column compares by; its order is that of the file's encoding.
+            return Comparison(text_operand, column="{} COLLATE BINARY", ordered=False)
+        if field.type is bytes and isinstance(kind, sa.LargeBinary):
+            return Comparison()
+        return None
 
     def upsert_sql(self, target: Target) -> str:
         return f"{self.insert_sql(target)} {self.on_conflict(target)}"

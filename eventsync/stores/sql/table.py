@@ -6,6 +6,7 @@ It owns what is read from the database's description of the table. It runs no st
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -16,7 +17,7 @@ from eventsync.stores.sql.derive import reflect
 from eventsync.stores.sql.dialect import Codec, Dialect, Target
 from eventsync.view import BoundView
 
-__all__ = ["Table", "new_table"]
+__all__ = ["Reference", "Table", "new_table"]
 
 
 def new_table(view: BoundView, dialect: Dialect, name: str, schema: str | None) -> sa.Table:
@@ -41,6 +42,36 @@ def new_table(view: BoundView, dialect: Dialect, name: str, schema: str | None) 
             sa.Column(column, sa.BigInteger() if isinstance(held, int) else dialect.text_key(255))
         )
     return sa.Table(name, sa.MetaData(), *columns, schema=schema)
+
+
+@dataclass(slots=True, frozen=True)
+class Reference:
+    """A foreign key: what ``columns`` hold is in the ``referred`` columns of ``table``.
+
+    ``guarded``: a row that is referred to cannot be removed, as it could with a cascade.
+    """
+
+    table: str
+    schema: str | None
+    columns: tuple[str, ...]
+    referred: tuple[str, ...]
+    guarded: bool
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Reference:
+        """From SQLAlchemy's description of one."""
+        action = str(found.get("options", {}).get("ondelete") or "").upper()
+        return cls(
+            found["referred_table"],
+            found["referred_schema"],
+            tuple(found["constrained_columns"]),
+            tuple(found["referred_columns"]),
+            action in ("", "NO ACTION", "RESTRICT"),
+        )
+
+    def is_to(self, table: sa.Table) -> bool:
+        """Whether that is the table it refers to."""
+        return (self.table, self.schema) == (table.name, table.schema)
 
 
 class Table:
@@ -93,31 +124,28 @@ class Table:
     ) -> None:
         inspector = sa.inspect(engine)
         keys = set(self.keys)
-        primary = inspector.get_pk_constraint(name, schema=schema)
-        self.uniques: dict[str, list[str]] = {}
-        """The columns of each unique constraint and index, by its name."""
-        for unique in inspector.get_unique_constraints(name, schema=schema):
-            self.uniques[str(unique["name"] or unique["column_names"])] = unique["column_names"]
-        for index in inspector.get_indexes(name, schema=schema):
-            if index["unique"] and None not in index["column_names"]:
-                self.uniques[str(index["name"])] = [str(c) for c in index["column_names"]]
-        by_primary = set(primary["constrained_columns"]) == keys
-        self.unique_key = by_primary or any(set(c) == keys for c in self.uniques.values())
+        # What has been read with the columns is not asked for again.
+        found = [
+            *(c.columns for c in self.found.constraints if isinstance(c, sa.UniqueConstraint)),
+            *(i.columns for i in self.found.indexes if i.unique and _is_plain(i)),
+        ]
+        self.uniques = [
+            *(tuple(str(column.name) for column in columns) for columns in found),
+            *dialect.hidden_uniques(inspector, name, schema),
+        ]
+        """The columns of each unique constraint and index."""
+        by_primary = {str(c.name) for c in self.found.primary_key.columns} == keys
+        self.unique_key = by_primary or any(set(c) == keys for c in self.uniques)
         """Whether the database itself holds the key columns unique, so that an upsert can."""
         loose = any(dialect.loose(self.found.c[column].type) for column in self.keys)
-        others = not by_primary or any(set(c) != keys for c in self.uniques.values())
+        others = not by_primary or any(set(c) != keys for c in self.uniques)
         anywhere = dialect.upsert_sql(self.target).find("ON CONFLICT") < 0
         self.guarded = loose or not self.unique_key or (anywhere and others)
         """Whether an upsert by the database could hit the row of another record."""
-        self.references: list[tuple[str, str | None, list[str], list[str]]] = [
-            (
-                f["referred_table"],
-                f["referred_schema"],
-                f["constrained_columns"],
-                f["referred_columns"],
-            )
-            for f in inspector.get_foreign_keys(name, schema=schema)
+        self.references = [
+            Reference.of(found) for found in inspector.get_foreign_keys(name, schema=schema)
         ]
+        """Its foreign keys."""
 
     def _make_codecs(self, dialect: Dialect) -> None:
         codecs: dict[str, Codec] = {}
@@ -183,31 +211,23 @@ class Table:
             data[column] = read(data[column])
         return data
 
-    def refers_to(self, other: Table) -> bool:
-        """Whether a foreign key of this table is to the other one."""
-        return any(
-            name == other.found.name and schema == other.found.schema
-            for name, schema, _, _ in self.references
-        )
+    def column_of(self, field: str) -> str | None:
+        """The column that holds a field's values as they are."""
+        return None if field in self.view.convert else self.view.names.get(field)
 
-    def parents_first(self, rows: list[Sequence[Any]]) -> list[Sequence[Any]]:
-        """The rows of a table that refers to itself, each after the one it refers to."""
-        own = [r for r in self.references if r[:2] == (self.found.name, self.found.schema)]
-        order = {column: place for place, column in enumerate(self.columns)}
-        for _, _, ours, theirs in own:
-            if not {*ours, *theirs} <= order.keys():
-                continue
-            by_key = {tuple(row[order[c]] for c in theirs): row for row in rows}
-            placed: dict[int, Sequence[Any]] = {}
-            for row in rows:
-                chain: list[Sequence[Any]] = []
-                seen: set[int] = set()
-                above: Sequence[Any] | None = row
-                while above is not None and id(above) not in placed and id(above) not in seen:
-                    seen.add(id(above))
-                    chain.append(above)
-                    above = by_key.get(tuple(above[order[c]] for c in ours))
-                for link in reversed(chain):
-                    placed[id(link)] = link
-            rows = list(placed.values())
-        return rows
+    def key_text(self, parts: Sequence[Any]) -> str:
+        """The key of the record whose key columns hold ``parts``, as they were selected."""
+        data = dict(zip(self.keys, parts, strict=True))
+        for column, read in self._readers:
+            if column in data:
+                data[column] = read(data[column])
+        return self.type.key_text(self.view.to_record(data))
+
+    def refers_to(self, other: Table) -> bool:
+        """Whether a foreign key of this table is to the other one, or to itself."""
+        return any(reference.is_to(other.found) for reference in self.references)
+
+
+def _is_plain(index: sa.Index) -> bool:
+    """Whether an index is of columns, not of expressions."""
+    return len(index.columns) == len(index.expressions)

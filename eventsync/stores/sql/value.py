@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -16,7 +17,16 @@ from eventsync.errors import RejectedError
 from eventsync.field import Field
 from eventsync.schema import same
 
-__all__ = ["exact_decimal", "from_json", "moment", "to_json", "to_text"]
+__all__ = [
+    "exact_decimal",
+    "from_json",
+    "moment",
+    "number_operand",
+    "text_operand",
+    "time_operand",
+    "to_json",
+    "to_text",
+]
 
 
 def to_text(held: Any) -> Any:
@@ -117,5 +127,35 @@ def moment(
         if zoned and type(held) is dt.datetime and (utc or not column_zoned):
             return held.astimezone(dt.UTC).replace(tzinfo=None)
         return held
+
+    return adapt
+
+
+# -- to compare with -------------------------------------------------------------------------------
+
+
+def number_operand(held: Any) -> Any:
+    """A number that every database takes; ``None`` for others."""
+    if type(held) is int:
+        return held if -(2**63) <= held < 2**63 else None
+    return held if math.isfinite(held) else None
+
+
+def text_operand(held: Any) -> Any:
+    """Text that every database takes; ``None`` for others."""
+    sound = "\0" not in held and not any("\ud800" <= sign <= "\udfff" for sign in held)
+    return held if sound else None
+
+
+def time_operand(*, zoned: bool, utc: bool) -> Callable[[Any], Any]:
+    """What makes a datetime, with or without a zone, one that a column is compared with.
+
+    ``utc``: the column has them without zone, in UTC.
+    """
+
+    def adapt(held: Any) -> Any:
+        if (held.tzinfo is not None) != zoned:
+            return None
+        return held.astimezone(dt.UTC).replace(tzinfo=None) if utc and zoned else held
 
     return adapt
