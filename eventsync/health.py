@@ -93,6 +93,7 @@ class Health:
             return None if moment is None else round(max(0.0, now - moment), 3)
 
         return {
+            "stores": self._stores,
             "broker": {"up": survey.broker.answer is not None, "error": survey.broker.error},
             "queues": {
                 store: found
@@ -129,9 +130,6 @@ def _is_closed(state: dict[str, Any]) -> bool:
 
 
 def _circuits(states: Sequence[dict[str, Any]]) -> list[str]:
-    told = [
-        f"{state['store']}: circuit {state['circuit']['state']}: {state['circuit']['error']}"
-        for state in states
-        if not _is_closed(state)
-    ]
+    open = [state for state in states if not _is_closed(state)]
+    told = (f"{state['store']}: circuit open: {state['circuit']['error']}" for state in open)
     return list(dict.fromkeys(told))
