@@ -293,6 +293,23 @@ def test_an_answer_grows_old():
     assert (look.answer, look.error) == (None, "it does not answer any more")
 
 
+def test_a_fault_is_no_answer():
+    """Whatever is raised where one looks is told, and the next look may find an answer."""
+    answers = [ZeroDivisionError("a fault"), 1]
+
+    def ask():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    look = Look("it", ask)
+    look.once()
+    assert (look.answer, look.error) == (None, "ZeroDivisionError: a fault")
+    look.once()
+    assert (look.answer, look.error) == (1, "")
+
+
 def test_progress_is_judged_by_what_moves(bus, store):
     """Work that waits and does not move is unwell after a while; an empty queue never is."""
     now = [time.time()]
