@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+from pathlib import Path
 
 from servers import Server, program
 
@@ -24,10 +25,11 @@ class PostgresServer(Server):
     def user(self) -> str | None:
         return "postgres" if os.getuid() == 0 else None  # it refuses to run as root
 
-    def _run(self, name: str, *arguments: str) -> None:
+    def _run(self, name: str, *arguments: str, input: bytes | None = None) -> None:
         subprocess.run(
             [program(name, *_PLACES), *arguments],
             check=True,
+            input=input,
             stdout=subprocess.DEVNULL,
             user=self.user(),
             cwd=self.folder,
@@ -37,6 +39,13 @@ class PostgresServer(Server):
         if self.user():
             shutil.chown(self.folder, "postgres")
         self._run("initdb", "-D", str(self.folder / "data"), "-U", "eventsync", "-A", "trust")
+
+    def run_sql(self, script: Path) -> None:
+        """Run an SQL script in the database ``test``."""
+        self._run(
+            "psql", self.url.replace("+psycopg", ""), "-qX", "-v", "ON_ERROR_STOP=1",
+            input=script.read_bytes(),
+        )  # fmt: skip
 
     def command(self) -> list[str]:
         return [
