@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     """After how many bytes of growth a worker makes place for a new process; 0: never."""
     stall_after: _Seconds = 300.0
     """How long one call of a store may take before the watchdog ends the worker."""
+    listen: str = ""
+    """Where metrics and health are served, ``HOST:PORT``; empty: nowhere."""
     state_dir: Path | None = None
     """A folder for state files of workers, which tell what each is doing; ``None``: no files."""
 

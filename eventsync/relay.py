@@ -10,16 +10,17 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import structlog
 
+from eventsync.change import Change
 from eventsync.errors import BusUnavailableError, ConfigError, EventSyncError
 from eventsync.index import Index
 from eventsync.store import Publisher, Store
 
-__all__ = ["Outlet", "Relay", "Turn", "serve"]
+__all__ = ["Outlet", "Relay", "Told", "Turn", "serve"]
 
 _CHUNK: Final = 1000
 _MARK: Final = "relay"
@@ -36,6 +37,23 @@ class Outlet(Protocol):
 
         Raises ``BusUnavailableError``, ``UnroutableError``, ``StoreUnavailableError``.
         """
+
+
+class Told:
+    """A publisher that tells of each publish that went well: of which type, and how many."""
+
+    def __init__(self, publisher: Publisher, tell: Callable[[str, int], object]) -> None:
+        self._publisher = publisher
+        self._tell = tell
+
+    def encode(self, change: Change) -> bytes:
+        """As the publisher does."""
+        return self._publisher.encode(change)
+
+    def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
+        """As the publisher does."""
+        self._publisher.publish(type, envelopes)
+        self._tell(type, len(envelopes))
 
 
 class Turn:

@@ -14,10 +14,10 @@ PACKAGE = ROOT / "eventsync"
 
 # Each may import what stands before it, and what stands beside it in its own layer.
 LAYERS = [
-    {"errors", "incarnation"},
-    {"value"},
+    {"errors", "incarnation", "metric"},
+    {"value", "tally"},
     {"clock", "key", "shape", "field", "schema", "declaration", "record"},
-    {"change", "condition", "query"},
+    {"change", "condition", "query", "lag"},
     {
         "keyring",
         "entry",
@@ -36,8 +36,9 @@ LAYERS = [
     {"registry", "bus", "verify", "circuit", "rate", "isolation"},
     {"progress", "publisher", "relay", "spool"},
     {"watchdog", "supervisor"},
-    {"settlement"},
-    {"worker"},
+    {"settlement", "crew", "survey"},
+    {"worker", "health", "endpoint"},
+    {"exporters"},
     {"config", "log", "testing"},
     {"cli"},
     {"__init__", "__main__"},
@@ -47,6 +48,8 @@ OWNERS = {
     "tenacity": {"eventsync/retry.py"},
     "kombu": {"eventsync/bus.py", "eventsync/transports/"},
     "amqp": {"eventsync/transports/"},
+    "prometheus_client": {"eventsync/exporters/prometheus.py"},
+    "opentelemetry": {"eventsync/exporters/opentelemetry.py"},
 }
 
 
@@ -118,7 +121,7 @@ def test_import_needs_no_extra():
         "import sys, eventsync;"
         "print(*sorted({n.split('.')[0] for n in sys.modules}"
         " & {'sqlalchemy', 'hypothesis', 'pytest', 'kombu', 'typer', 'rich', 'pydantic',"
-        " 'redis', 'ldap3', 'httpx', 'httpcore'}))"
+        " 'redis', 'ldap3', 'httpx', 'httpcore', 'prometheus_client', 'opentelemetry'}))"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from eventsync.cli import check, demo, dlq, find, project, publish, relay, status, sync, worker
+from eventsync.cli import (
+    check,
+    demo,
+    dlq,
+    find,
+    health,
+    project,
+    publish,
+    relay,
+    status,
+    sync,
+    worker,
+)
 from eventsync.cli.command import EXIT_CODES, help_of
 
 __all__ = ["program"]
@@ -56,7 +68,7 @@ def _program() -> typer.Typer:
     app.callback(help=help_of(_eventsync), epilog=EXIT_CODES)(_eventsync)
     for panel, commands in (
         (_BEGIN, (demo.demo, project.init, check.check)),
-        (_RUN, (worker.worker, relay.relay, status.status)),
+        (_RUN, (worker.worker, relay.relay, status.status, health.health)),
         (_RECORDS, (publish.publish, sync.sync, find.get, find.find, find.verify)),
     ):
         for function in commands:

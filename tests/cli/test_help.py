@@ -15,6 +15,7 @@ COMMANDS = [
     ("worker",),
     ("relay",),
     ("status",),
+    ("health",),
     ("publish",),
     ("sync",),
     ("get",),
