@@ -23,6 +23,7 @@ from eventsync.bus import Bus
 from eventsync.envelope import Keyring
 from eventsync.errors import ConfigError
 from eventsync.spool import Spool
+from eventsync.tracing import Tracing
 from eventsync.worker import Options
 
 __all__ = ["Settings", "load", "location"]
@@ -87,6 +88,8 @@ class Settings(BaseSettings):
     """How long one call of a store may take before the watchdog ends the worker."""
     listen: str = ""
     """Where metrics and health are served, ``HOST:PORT``; empty: nowhere."""
+    traces: bool = False
+    """Whether changes are traced with OpenTelemetry, which has settings of its own, ``OTEL_``."""
     state_dir: Path | None = None
     """A folder for state files of workers, which tell what each is doing; ``None``: no files."""
 
@@ -113,7 +116,7 @@ class Settings(BaseSettings):
             found.append(key.partition(":")[2].strip())
         return [secret for secret in found if secret]
 
-    def bus(self) -> Bus:
+    def bus(self, *, tracing: Tracing | None = None) -> Bus:
         """The bus that these settings describe, not yet connected. Raises ``ConfigError``."""
         keys = self.keys.get_secret_value() if self.keys else ""
         return Bus(
@@ -124,9 +127,10 @@ class Settings(BaseSettings):
             message_bytes=self.message_bytes,
             max_message=self.max_message,
             lease=self.lease,
+            tracing=tracing,
         )
 
-    def spool(self, path: Path) -> Spool:
+    def spool(self, path: Path, *, tracing: Tracing | None = None) -> Spool:
         """The spool in a file, not yet opened. Raises ``ConfigError``."""
         keys = self.keys.get_secret_value() if self.keys else ""
         return Spool(
@@ -135,6 +139,7 @@ class Settings(BaseSettings):
             max_envelope=self.max_envelope,
             republish_window=self.republish_window,
             max_bytes=self.spool_bytes,
+            tracing=tracing,
         )
 
     def limits(self) -> Limits:

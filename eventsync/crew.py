@@ -53,6 +53,7 @@ class Crew:
         self._stores.append(store)
         self.tally.add(metric.MESSAGES, 0, store)
         for type in (*types, metric.OTHER):
+            self.tally.add(metric.COLLISIONS, 0, store, type)
             for outcome in Outcome:
                 self.tally.add(metric.CHANGES, 0, store, type, str(outcome))
 

@@ -17,7 +17,8 @@ __all__ = ["oldest", "spread"]
 
 def oldest(changes: Iterable[Change]) -> float | None:
     """When the oldest of ``changes`` was made, in seconds since the epoch; ``None`` for none."""
-    first = min(map(_made, changes), default=None)
+    latest = int(time.time() * 1000).to_bytes(6)
+    first = min((_made(change, latest) for change in changes), default=None)
     return None if first is None else int.from_bytes(first) / 1000
 
 
@@ -31,7 +32,7 @@ def spread(
     moment = int((time.time() if now is None else now) * 1000)
     latest = moment.to_bytes(6)
     # As bytes: sorted and searched without a number made of each.
-    times = sorted(map(_made, changes))
+    times = sorted(_made(change, latest) for change in changes)
     ahead = bisect_left(times, latest)
     times[ahead:] = [latest] * (len(times) - ahead)
     up_to = [
@@ -42,11 +43,12 @@ def spread(
     return Spread(counts, (len(times) * moment - sum(map(int.from_bytes, times))) / 1000)
 
 
-def _made(change: Change) -> bytes:
+def _made(change: Change, latest: bytes) -> bytes:
     """When the change was made, in milliseconds since the epoch, as 6 bytes.
 
-    Its id says it. A version may be older than that: what ``eventsync sync`` publishes keeps its
-    own. But a foreign producer's id may be no UUIDv7.
+    Its id says it: a version may be much older, for what ``eventsync sync`` publishes keeps its
+    own. An id that is no UUIDv7, of a foreign producer, or one that cannot be right says nothing.
     """
-    id = change.id
-    return id[:6] if id[6] >> 4 == 7 else change.version[:6]
+    id, version = change.id, change.version[:6]
+    made = id[:6]
+    return made if id[6] >> 4 == 7 and version <= made <= latest else version

@@ -21,6 +21,7 @@ from eventsync.change import Change
 from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError
 from eventsync.keyring import Keyring
 from eventsync.store import Publisher
+from eventsync.tracing import Tracing
 
 __all__ = ["Spool", "SpoolState"]
 
@@ -57,10 +58,10 @@ class Spool:
     begins, it is published again, since the broker may have forgotten the last it had confirmed.
     What is published twice is applied once.
 
-    ``keys``: sign what ``encode`` makes. ``max_bytes``: how large the file may become by
-    ``publish``, which then raises; the log that SQLite keeps beside it comes on top. Thread-safe
-    and process-safe: any number of producers and relays may use one file on a local disk. Usable as
-    a context manager.
+    ``keys``: sign what ``encode`` makes. ``tracing``: as of a ``Bus``. ``max_bytes``: how large the
+    file may become by ``publish``, which then raises; the log that SQLite keeps beside it comes on
+    top. Thread-safe and process-safe: any number of producers and relays may use one file on a
+    local disk. Usable as a context manager.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Spool:
         republish_window: float = 10.0,
         max_bytes: int = 1 << 30,
         timeout: float = 30.0,
+        tracing: Tracing | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """``timeout``: how many seconds to wait for another writer. Opens the file at first use."""
@@ -82,6 +84,7 @@ class Spool:
         self._window = republish_window
         self._max_bytes = max_bytes
         self._timeout = timeout
+        self._tracing = tracing
         self._now = now
         self._local = threading.local()
 
@@ -96,6 +99,8 @@ class Spool:
 
     def encode(self, change: Change) -> bytes:
         """The envelope of ``change``, signed when keys are configured."""
+        if self._tracing is not None:
+            change = self._tracing.published(change)
         return envelope.encode(change, keys=self._keys, max_bytes=self._max_envelope)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final
@@ -308,14 +308,19 @@ class Worker:
             tell(error, attempt, seconds)
             self._count_retried(changes, error)
 
-        settled = retrying(
-            attempt,
-            # What failed by itself has its budget among the held ones.
-            budget=self.options.retry_for if self._suspected is None else 0.0,
-            wait=self._wait,
-            give_up=self._stopping.is_set,
-            before_wait=retried,
-        )
+        tracing = self.bus.tracing
+        applying = nullcontext() if tracing is None else tracing.applying(self.store.name, changes)
+        with applying as tell_trace:
+            settled = retrying(
+                attempt,
+                # What failed by itself has its budget among the held ones.
+                budget=self.options.retry_for if self._suspected is None else 0.0,
+                wait=self._wait,
+                give_up=self._stopping.is_set,
+                before_wait=retried,
+            )
+            if tell_trace is not None:
+                tell_trace(settled)
         self._reopened = 0
         if not any(item.outcome is Outcome.HELD for item in settled):
             self._suspected = None

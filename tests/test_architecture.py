@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ LAYERS = [
     {"store", "joined"},
     {"retry"},
     {"apply", "stores", "transports"},
-    {"registry", "bus", "verify", "circuit", "rate", "isolation"},
+    {"registry", "bus", "verify", "circuit", "rate", "isolation", "tracing"},
     {"progress", "publisher", "relay", "spool"},
     {"watchdog", "supervisor"},
     {"settlement", "crew", "survey"},
@@ -63,6 +64,7 @@ def part(path: Path) -> str:
     return first.removesuffix(".py")
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """The names of the modules that a file imports anywhere, those for type checking included."""
     found = set()

@@ -85,7 +85,7 @@ def relay(
         raise typer.BadParameter("--listen is for a relay that goes on running")
     log_to_stderr(log_level, deployment.settings)
     if spool is not None:
-        taken = deployment.settings.spool(spool)
+        taken = deployment.spool(spool)
         if once:
             return _spool_once(deployment, taken, as_json)
         return _serve_spool(deployment, taken, listen)
