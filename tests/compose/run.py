@@ -76,7 +76,7 @@ class Trial:
         print(f"{now - self.began:6.1f} s  {text}", flush=True)
         self.began = now
 
-    def until(self, check: Callable[[], object], what: str, *, within: float = 60.0) -> None:
+    def until(self, check: Callable[[], object], what: str, *, within: float = 180.0) -> None:
         """Wait until something is so. Raises ``SystemExit``."""
         deadline = time.monotonic() + within
         while not check():
@@ -86,7 +86,7 @@ class Trial:
 
     def up(self, *scale: str) -> None:
         arguments = [part for pair in scale for part in ("--scale", pair)]
-        self.compose("up", "--detach", "--wait", "--wait-timeout", "180", *arguments)
+        self.compose("up", "--detach", "--wait", "--wait-timeout", "300", *arguments)
 
     def settled(self) -> bool:
         """Whether nothing waits anywhere, and nothing is dead or held."""
@@ -100,7 +100,7 @@ class Trial:
                 return False
         return True
 
-    def agree(self, within: float = 60.0) -> str:
+    def agree(self, within: float = 180.0) -> str:
         """Wait until all is settled and the stores agree; how many records each holds."""
         found: dict[str, Any] = {}
 
@@ -108,7 +108,11 @@ class Trial:
             found["verified"] = self.compose.json("verify") if self.settled() else None
             return bool(found["verified"]) and found["verified"]["agree"]
 
-        self.until(same, "all is settled and the stores agree", within=within)
+        try:
+            self.until(same, "all is settled and the stores agree", within=within)
+        except SystemExit:
+            print(self.compose.eventsync("status"), self.compose.eventsync("verify"))
+            raise
         orders = self.compose.sql("SELECT count(*) FROM sales_order")
         customers = self.compose.sql("SELECT count(*) FROM customer")
         return f"{customers} customers and {orders} orders, all stores agree"
@@ -208,7 +212,7 @@ def steps(trial: Trial, options: argparse.Namespace) -> None:
     assert producer.returncode == 0, said
     made = json.loads(said.strip().splitlines()[-1])
     trial.tell(f"the producer has made its edits: {made}")
-    agreed = trial.agree(within=120)
+    agreed = trial.agree()
     after = int(compose.sql("SELECT count(*) FROM sales_order"))
     assert after == before + made.get("order", 0), (before, after, made)
     trial.tell(f"nothing lost, nothing differs, no dead letter: {agreed}")
