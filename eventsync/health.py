@@ -58,20 +58,24 @@ class Health:
         reasons = self._away()
         queues, now = self._survey.broker.answer or {}, self._now()
         for store in self._stores:
-            found = queues.get(store)
-            if found is None or found.since is None:
+            found, states = queues.get(store), self._of(store)
+            # Not every broker tells what it has handed out; who holds it does.
+            held = [now - state["silence"] for state in states if state["in_hand"]]
+            since = min(held, default=None) if found is None or found.since is None else found.since
+            if since is None:
                 continue
-            states = self._of(store)
             moved = self._crew.moved(store) or -math.inf
-            still = now - max(moved, found.since)
+            still = now - max(moved, since)
             if states and not any(map(_is_closed, states)):
                 reasons += _circuits(states)
             elif still > self._stall_after:
-                waiting = found.work + (found.in_hand or 0)
+                waiting = sum(state["in_hand"] for state in states)
+                if found is not None:
+                    waiting = found.work + (waiting if found.in_hand is None else found.in_hand)
                 doing = ", ".join(dict.fromkeys(s["doing"] for s in states)) or "none lives"
                 reasons.append(
-                    f"{store}: {waiting:,} messages wait, and none was settled for {still:.0f} s; "
-                    f"its workers: {doing}"
+                    f"{store}: {waiting:,} messages wait or are in hand, and none was settled for "
+                    f"{still:.0f} s; its workers: {doing}"
                 )
         for name, look in self._survey.outboxes.items():
             outbox = look.answer
@@ -93,6 +97,7 @@ class Health:
             return None if moment is None else round(max(0.0, now - moment), 3)
 
         return {
+            "stores": self._stores,
             "broker": {"up": survey.broker.answer is not None, "error": survey.broker.error},
             "queues": {
                 store: found
@@ -129,9 +134,6 @@ def _is_closed(state: dict[str, Any]) -> bool:
 
 
 def _circuits(states: Sequence[dict[str, Any]]) -> list[str]:
-    told = [
-        f"{state['store']}: circuit {state['circuit']['state']}: {state['circuit']['error']}"
-        for state in states
-        if not _is_closed(state)
-    ]
+    open = [state for state in states if not _is_closed(state)]
+    told = (f"{state['store']}: circuit open: {state['circuit']['error']}" for state in open)
     return list(dict.fromkeys(told))

@@ -136,9 +136,8 @@ class Settlement:
         if fresh:
             self._bus.hold(self._store, [self.letter(item) for item in fresh])
         detailed = self._log.is_enabled_for(logging.DEBUG)
-        for item in items:
-            if detailed or item.outcome is Outcome.REJECTED or item.outcome is Outcome.HELD:
-                self._tell(item)
+        for item in items if detailed else (*rejected, *held):
+            self._tell(item)
         self._count(items)
         if changes:
             self._tally.observe(metric.BATCH, len(changes), self._store)

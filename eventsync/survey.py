@@ -62,6 +62,11 @@ class Look(Generic[T]):
                 return
 
     @property
+    def is_known(self) -> bool:
+        """Whether it has answered or failed yet."""
+        return self._held is not None or bool(self._error)
+
+    @property
     def answer(self) -> T | None:
         """The last answer; ``None`` if that failed, or is too old."""
         held = self._held

@@ -157,7 +157,7 @@ class Worker:
             try:
                 retrying(
                     self.store.open,
-                    budget=math.inf,
+                    budget=self.options.retry_for,
                     wait=self._wait,
                     give_up=self._stopping.is_set,
                     before_wait=self._tell("store is away"),
@@ -168,7 +168,7 @@ class Worker:
                 self.progress.error = str(error)
                 self._log.warning("broker is away; trying again", error=str(error))
                 self._wait(1.0)
-            except EventSyncError as error:
+            except (EventSyncError, OSError) as error:
                 if not is_retryable(error):
                     raise
                 if not self._stopping.is_set():
@@ -431,7 +431,7 @@ class Worker:
 
     # -- waiting --------------------------------------------------
 
-    def _await_store(self, cause: EventSyncError) -> None:
+    def _await_store(self, cause: EventSyncError | OSError) -> None:
         """The circuit is open: consume nothing until the store can be used again."""
         circuit = self.progress.circuit
         circuit.open(cause)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -283,9 +284,19 @@ def test_progress_is_judged_by_what_moves(bus, store):
     publish(bus, {"id": 1, "name": "a"})
     assert look(after=200.0) == []
     (reason,) = look(after=301.0)
-    assert reason == ("crm: 1 messages wait, and none was settled for 301 s; its workers: applying")
+    assert reason == (
+        "crm: 1 messages wait or are in hand, and none was settled for 301 s; its workers: applying"
+    )
     progress.settled(1)
     assert look(after=200.0) == []
+    # A broker that tells nothing of what it has handed out; then who holds it does.
+    held = replace(survey.broker.answer["crm"], work=0, in_hand=None, since=None)
+    survey.broker._held = (survey.broker._held[0], {"crm": held})
+    assert health.progress() == []
+    progress.in_hand, progress._beat = 3, progress._beat - 301.0
+    now[0] += 301.0
+    assert health.progress()[0].startswith("crm: 3 messages wait or are in hand")
+    progress.settled(3)
     progress.circuit.open(StoreUnavailableError("away for the test"))
     assert look() == ["crm: circuit open: away for the test"]
     assert health.ready() == look()

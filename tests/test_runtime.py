@@ -105,6 +105,51 @@ def test_circuit_is_visible(bus, store):
         thread.join(10)
 
 
+def test_circuit_opens_for_an_error_of_the_system(bus, store):
+    """A store that fails with an ``OSError`` is away like any other, and its worker lives on."""
+    accessor = store.accessors["Product"]
+    worker = Worker(store, bus, options=Options(retry_for=0.2))
+    publish(bus, "a")
+    real = accessor.write_rows
+
+    def reset(*arguments):
+        raise ConnectionResetError("reset for the test")
+
+    accessor.write_rows = reset
+    thread = running(worker)
+    try:
+        eventually(lambda: worker.progress.circuit.opened)
+        accessor.write_rows = real
+        eventually(lambda: worker.outcomes == {Outcome.APPLIED: 1})
+    finally:
+        worker.stop()
+        thread.join(10)
+
+
+def test_circuit_opens_before_the_store_was_ever_there(bus, store):
+    """A store that is away when its worker starts is told as one that went away later."""
+    worker = Worker(store, bus, options=Options(retry_for=0.2))
+    accessor, real = store.accessors["Product"], store.open
+
+    def locked():
+        if accessor.away:
+            raise StoreUnavailableError("locked for the test")
+        return real()
+
+    accessor.away, store.open = True, locked
+    publish(bus, "a")
+    thread = running(worker)
+    try:
+        eventually(lambda: worker.progress.circuit.state is not CircuitState.CLOSED)
+        accessor.away = False
+        eventually(lambda: worker.outcomes == {Outcome.APPLIED: 1})
+        assert worker.progress.circuit.state is CircuitState.CLOSED
+    finally:
+        accessor.away = False
+        worker.stop()
+        thread.join(10)
+
+
 def test_circuit_states():
     """Half open is between open and closed only, and the time is that of the first failure."""
     now = [1.0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from http.client import HTTPConnection, HTTPException
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import typer
 
@@ -16,7 +16,7 @@ from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import print_json, warn
 from eventsync.errors import ConfigError
 
-__all__ = ["ask", "health"]
+__all__ = ["ask", "health", "parse_url"]
 
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -71,6 +71,17 @@ def _own(deployment: Deployment) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def parse_url(url: str) -> SplitResult:
+    """The parts of an endpoint's URL, or of ``HOST:PORT``. Raises ``ConfigError``."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme == "http" and parts.hostname and parts.port:
+            return parts
+    except ValueError:
+        pass  # a port that is none
+    raise ConfigError(f"{url!r} is no endpoint", hint="as in http://localhost:9464")
+
+
 def ask(url: str, *, timeout: float, address: str = "") -> tuple[int, dict[str, Any]]:
     """The status code and the JSON that an endpoint answers.
 
@@ -79,10 +90,8 @@ def ask(url: str, *, timeout: float, address: str = "") -> tuple[int, dict[str, 
     """
     import json
 
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme != "http" or not parts.hostname:
-        raise ConfigError(f"{url!r} is no endpoint", hint="as in http://localhost:9464")
-    connection = HTTPConnection(address or parts.hostname, parts.port or 80, timeout=timeout)
+    parts = parse_url(url)
+    connection = HTTPConnection(address or parts.hostname or "", parts.port, timeout=timeout)
     try:
         path = parts.path.rstrip("/") or "/progress"
         connection.request("GET", path, headers={"Host": parts.netloc})

@@ -15,6 +15,7 @@ COMMANDS = [
     ("worker",),
     ("relay",),
     ("status",),
+    ("top",),
     ("health",),
     ("publish",),
     ("sync",),

@@ -171,7 +171,7 @@ def test_work_that_does_not_move_is_unwell(cli):
         try:
             publish(cli, 1)
             eventually(lambda: crew.get("/progress")[0] == 503)
-            assert "1 messages wait" in cli("health", crew.url).check(1).err
+            assert "1 messages wait or are in hand" in cli("health", crew.url).check(1).err
             assert crew.get("/live")[0] == 200
         finally:
             os.kill(state["pid"], signal.SIGCONT)
