@@ -19,6 +19,7 @@ import pytest
 import redis
 import typer.main
 import yaml
+from servers import program
 from servers.redis import RedisServer
 
 import eventsync
@@ -164,6 +165,13 @@ def test_monitoring_asks_the_right_ports() -> None:
     for rules in config["rule_files"]:
         assert (ROOT / "deploy/prometheus" / rules).exists()
     assert list((ROOT / "deploy/grafana/dashboards").glob("*.json"))
+
+
+def test_prometheus_takes_its_configuration() -> None:
+    """Prometheus' own checker finds nothing wrong with it, nor with the rules that it names."""
+    check = [program("promtool"), "check", "config", "deploy/prometheus/prometheus.yml"]
+    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_image_has_what_it_needs() -> None:
