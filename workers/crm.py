@@ -17,18 +17,11 @@ def store() -> Store:
     ten seconds a worker looks for edits that the CRM, or somebody at its prompt, made.
     """
     database = location("crm")
-    customers = SqlAccessor(
-        Customer,
-        database,
-        table="customer",
-        create=True,
-        view=View(rename={"id": "customer_id", "name": "full_name", "since": "customer_since"}),
+    customer = View(rename={"id": "customer_id", "name": "full_name", "since": "customer_since"})
+    order = View(rename={"number": "order_id", "customer": "customer_id", "placed": "placed_on"})
+    return Store(
+        "crm",
+        SqlAccessor(Customer, database, table="customer", create=True, view=customer),
+        SqlAccessor(Order, database, table="sales_order", create=True, view=order),
+        capture_every=10.0,
     )
-    orders = SqlAccessor(
-        Order,
-        database,
-        table="sales_order",
-        create=True,
-        view=View(rename={"number": "order_id", "customer": "customer_id", "placed": "placed_on"}),
-    )
-    return Store("crm", customers, orders, capture_every=10.0)
