@@ -47,12 +47,14 @@ class Look(Generic[T]):
         self._error = ""
 
     def once(self) -> None:
-        """Ask now. Blocks. Raises what is a fault in the program."""
+        """Ask now. Blocks."""
         try:
             self._held = (self._monotonic(), self._ask())
             self._error = ""
         except (EventSyncError, OSError) as error:
             self._held, self._error = None, str(error)
+        except Exception as error:  # a fault in somebody's accessor must not end the looking
+            self._held, self._error = None, f"{type(error).__name__}: {error}"
 
     def run(self, stopping: threading.Event) -> None:
         """Ask until ``stopping`` is set. Blocks."""

@@ -176,6 +176,37 @@ def test_worker_counts(bus, store):
     assert found["eventsync_queue_messages", "work", "crm"] == 0
 
 
+def test_counting_is_done_by_batches(bus, store, monkeypatch):
+    """What a thousand changes cost in counting is what ten cost: a few additions."""
+    calls = []
+    for name in ("add", "spread"):
+        real = getattr(Tally, name)
+        monkeypatch.setattr(
+            Tally, name, lambda *arguments, real=real: (calls.append(1), real(*arguments))
+        )
+    worker = Worker(store, bus)
+    costs = []
+    for count in (10, 1000):
+        clock = Clock()
+        changes = [
+            Change(
+                type="Product",
+                key=str(n),
+                op=PUT,
+                version=clock.tick(),
+                data={"id": n, "name": "a"},
+            )
+            for n in range(count)
+        ]
+        calls.clear()
+        bus._message_envelopes = count
+        bus.publish("Product", [bus.encode(change) for change in changes])
+        worker.drain()
+        costs.append(len(calls))
+    assert worker.outcomes.total() == 1010
+    assert costs[0] == costs[1] < 10
+
+
 def test_retries_are_counted(bus, store):
     """Each try again counts the changes of its batch, by why."""
     worker = Worker(store, bus, options=Options(retry_for=0.2))
@@ -260,6 +291,23 @@ def test_an_answer_grows_old():
     assert (look.answer, look.error) == (1, "")
     now[0] = 17.0
     assert (look.answer, look.error) == (None, "it does not answer any more")
+
+
+def test_a_fault_is_no_answer():
+    """Whatever is raised where one looks is told, and the next look may find an answer."""
+    answers = [ZeroDivisionError("a fault"), 1]
+
+    def ask():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    look = Look("it", ask)
+    look.once()
+    assert (look.answer, look.error) == (None, "ZeroDivisionError: a fault")
+    look.once()
+    assert (look.answer, look.error) == (1, "")
 
 
 def test_progress_is_judged_by_what_moves(bus, store):

@@ -6,7 +6,7 @@ It owns how the endpoint is asked. It must not know what counts as well.
 from __future__ import annotations
 
 from http.client import HTTPConnection, HTTPException
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 import typer
@@ -18,7 +18,8 @@ from eventsync.errors import ConfigError
 
 __all__ = ["ask", "health", "parse_url"]
 
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+# Who listens at every address of a host is reached at this one.
+_ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @command
@@ -29,7 +30,10 @@ def health(
         typer.Argument(
             metavar="URL",
             help="An endpoint, as http://host:9464; the path is /progress, if none is named. "
-            "Default: that of EVENTSYNC_LISTEN, on this host.",
+            "Default: where EVENTSYNC_LISTEN says that one on this host listens.",
+            # Without the settings, which would cost a check that is made often most of its time.
+            envvar="EVENTSYNC_LISTEN",
+            show_envvar=False,
             show_default=False,
         ),
     ] = None,
@@ -48,8 +52,10 @@ def health(
       eventsync health http://localhost:9464/ready
       eventsync health http://localhost:9464 --json | jq .workers
     """
+    if not url:
+        raise ConfigError("which endpoint?", hint="name its URL, or set EVENTSYNC_LISTEN")
     try:
-        status, told = ask(url or _own(deployment), timeout=timeout)
+        status, told = ask(url, timeout=timeout)
     except (OSError, HTTPException, ValueError) as error:
         warn(f"the endpoint does not answer: {error}")
         return UNAVAILABLE
@@ -58,17 +64,6 @@ def health(
     for reason in told["reasons"]:
         warn(reason)
     return OK if status == 200 else FOUND_WRONG
-
-
-def _own(deployment: Deployment) -> str:
-    from eventsync.endpoint import parse_address
-
-    address = deployment.settings.listen
-    if not address:
-        raise ConfigError("which endpoint?", hint="name its URL, or set EVENTSYNC_LISTEN")
-    host, port = parse_address(address)
-    host = _ANYWHERE.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def parse_url(url: str) -> SplitResult:
@@ -91,7 +86,8 @@ def ask(url: str, *, timeout: float, address: str = "") -> tuple[int, dict[str, 
     import json
 
     parts = parse_url(url)
-    connection = HTTPConnection(address or parts.hostname or "", parts.port, timeout=timeout)
+    host = address or parts.hostname or ""
+    connection = HTTPConnection(_ANYWHERE.get(host, host), parts.port, timeout=timeout)
     try:
         path = parts.path.rstrip("/") or "/progress"
         connection.request("GET", path, headers={"Host": parts.netloc})
