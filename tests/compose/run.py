@@ -153,6 +153,8 @@ def main() -> None:
         steps(Trial(compose), options)
     except BaseException:
         print(compose("ps", "--all", check=False), file=sys.stderr)
+        for container in compose("ps", "--quiet", check=False).split():
+            print(container, state(container, "Health"), file=sys.stderr)
         print(compose("logs", "--tail", "40", check=False), file=sys.stderr)
         raise
     finally:
