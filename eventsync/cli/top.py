@@ -5,6 +5,7 @@ It owns what is shown where. It must not know where a fact comes from.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import time
@@ -19,7 +20,7 @@ from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import ago, draw_table, print_json, print_table, warn
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import ConsoleDimensions, RenderableType
 
     from eventsync.cli.lookout import Lookout, Sight, StoreSight, WorkerSight
 
@@ -80,10 +81,12 @@ def _once(lookout: Lookout, every: float, as_json: bool) -> int:
     if as_json:
         print_json(asdict(sight))
     else:
-        for number, sheet in enumerate(_sheets(sight, wide=not sys.stdout.isatty())):
-            if number:
-                typer.echo()
-            print_table(**sheet)
+        columns = shutil.get_terminal_size().columns
+        wide = columns >= _WIDE or not sys.stdout.isatty()
+        print_table(**_sheet(_STORES, sight.stores, wide))
+        if sight.workers:
+            typer.echo()
+            print_table(**_sheet(_WORKERS, sight.workers, wide))
         for problem in sight.problems:
             warn(problem)
         if not lookout.knows_workers:
@@ -103,7 +106,7 @@ def _watch(lookout: Lookout, every: float, broker: str) -> None:
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
                 sight = lookout.look()
-                live.update(_screen(sight, lookout, broker, console.width, every), refresh=True)
+                live.update(_screen(sight, lookout, broker, console.size, every), refresh=True)
                 time.sleep(every)
     except KeyboardInterrupt:
         return
@@ -112,8 +115,9 @@ def _watch(lookout: Lookout, every: float, broker: str) -> None:
 
 
 def _screen(
-    sight: Sight, lookout: Lookout, broker: str, width: int, every: float
+    sight: Sight, lookout: Lookout, broker: str, size: ConsoleDimensions, every: float
 ) -> RenderableType:
+    """What fits a screen: first what is wrong, then as many workers as there is room for."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -125,12 +129,25 @@ def _screen(
     if not sight.broker:
         name.append("  away", style="bold red")
     head.add_row(name, f"{time.strftime('%H:%M:%S', time.localtime(sight.at))}  every {every:g} s")
-    parts: list[Any] = [head, Text()]
-    for sheet in _sheets(sight, wide=width >= _WIDE):
-        parts += [draw_table(**sheet), Text()]
-    parts += [Text(problem, style="red", overflow="fold") for problem in sight.problems]
+    wide = size.width >= _WIDE
+    parts: list[Any] = [head, Text(), draw_table(**_sheet(_STORES, sight.stores, wide)), Text()]
+    used = 5 + len(sight.stores)
+    if sight.problems:
+        parts += [Text(problem, style="red", overflow="fold") for problem in sight.problems]
+        parts.append(Text())
+        used += 1 + sum(-(-len(problem) // size.width) for problem in sight.problems)
     if not lookout.knows_workers:
         parts.append(Text(_NOBODY, style="dim"))
+    if sight.workers:
+        workers, room = sight.workers, max(1, size.height - used - 2)
+        if len(workers) > room:
+            # Those in trouble first; the sort keeps the others in their order.
+            workers = sorted(workers, key=lambda w: (w.circuit == "closed", w.silence < _BEHIND))
+            workers = workers[: max(1, room - 1)]
+        parts.append(draw_table(**_sheet(_WORKERS, workers, wide)))
+        if len(workers) < len(sight.workers):
+            left = len(sight.workers) - len(workers)
+            parts.append(Text(f"and {left:,} more", style="dim"))
     return Group(*parts)
 
 
@@ -207,17 +224,10 @@ _WORKERS: Final = (
 )
 
 
-def _sheets(sight: Sight, *, wide: bool) -> list[dict[str, Any]]:
-    """The tables, as ``print_table`` and ``draw_table`` take them."""
-    sheets = [_sheet(_STORES, sight.stores, wide)]
-    if sight.workers:
-        sheets.append(_sheet(_WORKERS, sight.workers, wide))
-    return sheets
-
-
 def _sheet(
     columns: tuple[_Column, ...], things: list[StoreSight] | list[WorkerSight], wide: bool
 ) -> dict[str, Any]:
+    """A table, as ``print_table`` and ``draw_table`` take it."""
     shown = [column for column in columns if wide or not column.wide]
     return {
         "columns": [column.title for column in shown],

@@ -76,7 +76,8 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "eventsync", *arguments],
             cwd=cli.folder,
-            env=cli.environment(TERM="xterm-256color"),
+            # Size by the terminal alone: a test runner may say another in the environment.
+            env=cli.environment(TERM="xterm-256color", COLUMNS="", LINES=""),
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
