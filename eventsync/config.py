@@ -2,15 +2,20 @@
 
 It knows nothing of stores, nor of what its settings do in the end. Times are in seconds, sizes in
 bytes.
+
+What is not in the environment is looked for in the folder that ``EVENTSYNC_SECRETS_DIR`` names, in
+a file called as the variable would be (``eventsync_broker``), which is where secrets belong.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, create_model, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventsync.apply import Limits
@@ -21,23 +26,22 @@ from eventsync.spool import Spool
 from eventsync.tracing import Tracing
 from eventsync.worker import Options
 
-__all__ = ["Settings", "load"]
+__all__ = ["Settings", "load", "location"]
 
+S = TypeVar("S", bound=BaseSettings)
 _Seconds = Annotated[float, Field(gt=0)]
 _Count = Annotated[int, Field(gt=0)]
 
 
 class Settings(BaseSettings):
-    """Each is read from the environment variable ``EVENTSYNC_`` and its name in capitals."""
+    """Each is read from the environment variable ``EVENTSYNC_`` and its name in capitals, or from
+    a file of that name."""
 
     model_config = SettingsConfigDict(env_prefix="EVENTSYNC_", frozen=True, extra="ignore")
 
     app: str = "workers:registry"
     """Where the store registry is: a module and an attribute (or a function that returns it)."""
-    broker: SecretStr = Field(
-        default=SecretStr("sqlite:///eventsync-broker.db"),
-        validation_alias=AliasChoices("broker", "EVENTSYNC_BROKER"),
-    )
+    broker: SecretStr = SecretStr("sqlite:///eventsync-broker.db")
     """The broker's URL; it may hold a password, so it is never shown."""
     keys: SecretStr | None = None
     """Signing keys, ``id:base64,id:base64``; the first signs, all of them verify."""
@@ -165,9 +169,38 @@ def load(**overrides: Any) -> Settings:
 
     Raises ``ConfigError`` that names every setting that is wrong.
     """
-    given = {name: held for name, held in overrides.items() if held is not None}
+    return _read(Settings, **{name: held for name, held in overrides.items() if held is not None})
+
+
+def location(store: str, default: str | None = None) -> str:
+    """Where a store of yours is, a URL or a folder: ``EVENTSYNC_STORE_`` and its name in capitals.
+
+    For the functions that make stores, so that the same ones serve on a laptop and in production.
+    Raises ``ConfigError`` if it is said nowhere and there is no default.
+    """
+    name = "store_" + re.sub(r"\W", "_", store).lower()
+    field: dict[str, Any] = {name: (str | None, default)}
+    model = create_model("Location", __base__=_Location, **field)
+    found: str | None = getattr(_read(model), name)
+    if not found:
+        raise ConfigError(
+            f"nothing says where the store {store!r} is",
+            hint=f"set EVENTSYNC_{name.upper()}, or put it into a file eventsync_{name} in the "
+            "folder that EVENTSYNC_SECRETS_DIR names",
+        )
+    return found
+
+
+class _Location(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="EVENTSYNC_", frozen=True, extra="ignore")
+
+
+def _read(model: type[S], **given: Any) -> S:
+    secrets = os.environ.get("EVENTSYNC_SECRETS_DIR") or None
+    if secrets and not Path(secrets).is_dir():
+        raise ConfigError(f"EVENTSYNC_SECRETS_DIR: there is no folder {secrets}")
     try:
-        return Settings(**given)
+        return model(_secrets_dir=secrets, **given)
     except ValidationError as error:
         wrong = "; ".join(
             (

@@ -34,7 +34,9 @@ class Deployment:
     """
 
     def __init__(self, *, app: str | None = None, broker: str | None = None) -> None:
-        self._given = {"app": app, "broker": broker}
+        given = {"app": app, "broker": broker}
+        self.given = {name: held for name, held in given.items() if held is not None}
+        """What was given, by the names of settings; for processes that are to work on the same."""
 
     def __enter__(self) -> Deployment:
         return self
@@ -47,7 +49,7 @@ class Deployment:
         """The settings. Raises ``ConfigError``."""
         from eventsync.config import load
 
-        return load(**self._given)
+        return load(**self.given)
 
     @cached_property
     def registry(self) -> StoreRegistry:

@@ -178,13 +178,10 @@ def _supervise(
         for number in range(processes):
             commands[f"{name}-{number + 1}"] = command
     settings = deployment.settings
-    # In the environment, not on the command line, where everybody on the host could read it.
-    environment = {
-        **os.environ,
-        "EVENTSYNC_APP": settings.app,
-        "EVENTSYNC_BROKER": settings.broker.get_secret_value(),
-        "EVENTSYNC_LISTEN": "",  # the one endpoint is here
-    }
+    # Only what came by an option, which everybody on the host could read; what is in a file of
+    # secrets is to stay there.
+    given = {f"EVENTSYNC_{name.upper()}": held for name, held in deployment.given.items()}
+    environment = {**os.environ, **given, "EVENTSYNC_LISTEN": ""}  # the one endpoint is here
     crew = Crew()
     supervisor = Supervisor(commands, environment=environment, grace=settings.grace, audience=crew)
     with listening(deployment, listen, crew, [deployment.store(name) for name in stores]):
