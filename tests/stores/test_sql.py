@@ -334,6 +334,27 @@ def test_held_ones_are_tried_once_their_parent_has_come(shop, tmp_path):
         assert "maker '9'" in letter.message
 
 
+def test_what_is_behind_a_backlog_may_still_come(shop, tmp_path):
+    """The time to wait for another record is over only once the queue is past that of the first
+    try: its parent may be in there."""
+    with Bus(f"sqlite:///{tmp_path}/broker.db") as bus:
+        bus.declare("shop", shop.accessors)
+        maker = shop_change("maker", "1", 1, {"id": 1, "name": "Acme"})
+        for change in (item(1, 1), maker):
+            bus.publish(change.type, [bus.encode(change)])
+        worker = Worker(shop, bus, options=Options(hold_for=0.0))
+        subscription = bus.subscribe("shop", shop.accessors, prefetch=1)
+        first = subscription.fetch(timeout=5.0, limit=1)
+        patient = Worker(shop, bus)
+        patient._handle(first, subscription)
+        subscription.close()
+        worker._upkeep(at_once=True)
+        assert [state.ready for state in bus.states("shop").values()] == [1, 1, 0]
+        worker.drain(timeout=0.05)
+        assert [state.ready for state in bus.states("shop").values()] == [0, 0, 0]
+        assert shop.count() == 2
+
+
 def test_unique_and_exact(shop):
     """What breaks a unique constraint or would be rounded is rejected, and nothing else."""
     changes = [
