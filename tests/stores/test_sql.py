@@ -272,6 +272,30 @@ def test_who_waits_holds_up_nobody(shop, monkeypatch):
     assert goes == [(1, False), (203, False), (203, True)]
 
 
+def test_a_patch_that_refers_to_what_is_missing(shop):
+    """Under the per-field rule a patch waits alone too, and what it did not say stays as it was."""
+    engine = shop.index.engine
+    piece = derive(engine, "item", name="piece", rule="field")
+    apply(shop, [shop_change("maker", "1", 1, {"id": 1, "name": "Acme"})], clock=shop.clock)
+    with Store("pieces", SqlAccessor(piece, engine, table="item")) as pieces:
+        for number in range(1, 9):
+            pieces.add(piece(id=number, maker=1, part_of=None, price="1"))
+        later = shop.clock.now() * 1000 + 1000
+        patches = [
+            Change(
+                type="piece",
+                key=str(number),
+                op="patch",
+                version=Version.of(int(later), 0, number),
+                data={"maker": 9} if number == 5 else {"part_of": number % 8 + 1},
+            )
+            for number in range(1, 9)
+        ]
+        settled = apply(pieces, patches, clock=shop.clock)
+        assert [s.change.key for s in settled if s.outcome is Outcome.HELD] == ["5"]
+        assert (pieces[piece, 5]["maker"], pieces[piece, 4]["part_of"]) == (1, 5)
+
+
 def test_a_tree_is_removed_from_its_leaves(shop, monkeypatch):
     """Deletes in any order: children go first, and only what is still referred to waits."""
     changes = [item(n, n, part_of=n // 2 or None) for n in range(1, 601)]
