@@ -61,39 +61,32 @@ def fresh(server):
     return sa.make_url(server).set(database=name).render_as_string(hide_password=False)
 
 
-COMPILED = {}
-"""By server, its dialect and the statements that have been compiled for it.
-
-To compile them anew for each of a thousand stores takes more time than all that is tested.
-"""
-
-
 class OnServer(StoreContract):
     """Each folder stands for a database of its own, on one server."""
 
     examples = 5
 
+    def database(self, url):
+        """What an accessor gets of the database at ``url``."""
+        return url
+
     def accessor(self, record_type, folder, view=None):
         mark = folder / "database"
         if not mark.exists():
             mark.write_text(fresh(self.server))
-        return SqlAccessor(record_type, self.engine(mark.read_text()), create=True, view=view)
+        return SqlAccessor(record_type, self.database(mark.read_text()), create=True, view=view)
 
-    def engine(self, url):
-        """A new engine as another process would make it, which knows all compiled statements."""
-        if self.server not in COMPILED:
-            known = sa.create_engine(self.server)
-            known.connect().close()  # it learns what server that is
-            known.dispose()
-            COMPILED[self.server] = known.dialect, {}
-        dialect, compiled = COMPILED[self.server]
-        arguments, options = dialect.create_connect_args(sa.make_url(url))
-        pool = sa.QueuePool(lambda: dialect.connect(*arguments, **options))
-        on_connect = dialect.on_connect_url(sa.make_url(url)) or (lambda connection: None)
-        sa.event.listen(pool, "connect", lambda connection, record: on_connect(connection))
-        return sa.Engine(
-            pool, dialect, sa.make_url(url), execution_options={"compiled_cache": compiled}
-        )
+
+@pytest.fixture(scope="session")
+def compiled(postgres):
+    """PostgreSQL's dialect as one connection has found it, and statements compiled for it.
+
+    To compile them anew for a thousand stores takes more time than all that is tested.
+    """
+    known = sa.create_engine(postgres)
+    known.connect().close()
+    known.dispose()
+    return known.dialect, {}
 
 
 @pytest.mark.slow
@@ -103,8 +96,18 @@ class TestPostgres(OnServer):
     odd_text = False
 
     @pytest.fixture(autouse=True)
-    def _server(self, postgres):
+    def _server(self, postgres, compiled):
         self.server = postgres
+        self.dialect, self.compiled = compiled
+
+    def database(self, url):
+        """An engine of its own, as another process would make it."""
+        place, dialect = sa.make_url(url), self.dialect
+        arguments, options = dialect.create_connect_args(place)
+        pool = sa.QueuePool(lambda: dialect.connect(*arguments, **options))
+        on_connect = dialect.on_connect_url(place) or (lambda connection: None)
+        sa.event.listen(pool, "connect", lambda connection, record: on_connect(connection))
+        return sa.Engine(pool, dialect, place, execution_options={"compiled_cache": self.compiled})
 
 
 @pytest.mark.slow
