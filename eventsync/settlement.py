@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -19,7 +20,7 @@ from eventsync.apply import Settled
 from eventsync.bus import Bus, Delivery
 from eventsync.change import Change
 from eventsync.deadletter import DeadLetter
-from eventsync.errors import EnvelopeError, EventSyncError
+from eventsync.errors import DependencyError, EnvelopeError, EventSyncError
 from eventsync.gate import Outcome
 from eventsync.tally import Tally
 
@@ -72,6 +73,8 @@ class Settlement:
         self._log = log
         self.collisions = 0
         """How many changes carried the version of another one."""
+        self.oldest = math.inf
+        """When the oldest message in the queue was published, in seconds since the epoch."""
 
     def open(self, delivery: Delivery) -> list[Item]:
         """The envelopes in a message; what is not one comes with its error."""
@@ -126,7 +129,7 @@ class Settlement:
                 )
         now = time.time()
         for item in items:
-            if item.outcome is Outcome.HELD and now - item.first_time > self._hold_for:
+            if item.outcome is Outcome.HELD and self._is_over(item, now):
                 item.outcome = Outcome.REJECTED
         rejected = [item for item in items if item.outcome is Outcome.REJECTED]
         held = [item for item in items if item.outcome is Outcome.HELD]
@@ -150,6 +153,15 @@ class Settlement:
         self._outcomes[Outcome.REJECTED] += 1
         self._tally.add(metric.CHANGES, 1, self._store, metric.OTHER, str(Outcome.REJECTED))
         self._tally.add(metric.DEAD_LETTERS, 1, self._store, metric.OTHER, "too-large")
+
+    def _is_over(self, item: Item, now: float) -> bool:
+        """Whether a held change has been tried for as long as it may."""
+        waits = self.may_come(_reason(item), item.first_time)
+        return not waits and now - item.first_time > self._hold_for
+
+    def may_come(self, reason: str, first_time: float) -> bool:
+        """Whether what a held change waits for may still be in the queue, behind a backlog."""
+        return reason == DependencyError.reason and self.oldest < first_time
 
     def letter(self, item: Item) -> DeadLetter:
         """What is kept of a change that is put aside."""

@@ -367,9 +367,12 @@ class Worker:
 
     def _try_held(self) -> None:
         """Try again what was held, if its time or what it waits for has come."""
-        ready = self.bus.states(self.store.name)["held"].ready
+        states = self.bus.states(self.store.name)
+        ready = states["held"].ready
         if not ready:
             return
+        backlog = states["queue"].oldest
+        self._settlement.oldest = math.inf if backlog is None else time.time() - backlog
         moved = self._moved()
         begun = time.monotonic()
         with self.bus.letters(self.store.name, held=True) as letters:
@@ -421,6 +424,8 @@ class Worker:
             due = letter.version.millis / 1000 - self.options.limits.drift
         else:
             due = letter.last_time + min(_LONGEST_HELD_WAIT, 2.0 ** min(letter.attempts, 10))
+        if self._settlement.may_come(letter.reason, letter.first_time):
+            return due
         return min(due, letter.first_time + self.options.hold_for)
 
     def _drop_letters(self) -> None:
