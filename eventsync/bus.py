@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import kombu
-from kombu.exceptions import KombuError
+from kombu.exceptions import BatchPublishError, KombuError
 from kombu.exceptions import OperationalError as KombuOperationalError
 from kombu.utils.url import maybe_sanitize_url
 
@@ -374,7 +374,7 @@ def _bus_errors(what: str, link: Callable[[], Link | None]) -> Iterator[None]:
         yield
     except EventSyncError:
         raise
-    except (OSError, KombuOperationalError) as error:
+    except (OSError, KombuOperationalError, BatchPublishError) as error:
         raise BusUnavailableError(f"broker {what}: {error}") from error
     except KeyError as error:
         # Kombu's way of saying that it knows no such transport; its text is a KeyError's argument.
