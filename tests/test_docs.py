@@ -79,7 +79,8 @@ SERVERS = {
 def test_store_examples_run(mark, tmp_path):
     """The examples of a store run, one after another, on a server of the test's own."""
     server, address = SERVERS[mark]
-    code = "\n".join(blocks("docs/stores.md", f"python {mark}"))
+    pages = ("docs/stores.md", "docs/trackers.md")
+    code = "\n".join(code for page in pages for code in blocks(page, f"python {mark}"))
     assert address in code
     with server() as running:
         script = tmp_path / "example.py"
