@@ -44,11 +44,11 @@ class Slow(SqlAccessor):
         super().__init__(Product, f"sqlite:///{folder / 'crm.db'}", create=True)
         self.journal, self.pause = folder / "journal", pause
 
-    def apply(self, batch):
+    def apply(self, batch, *, hold=False):
         with self.journal.open("a") as journal:
             journal.write("".join(f"{key}\n" for key in batch))
         time.sleep(self.pause)  # before its transaction, which would lock others out
-        return super().apply(batch)
+        return super().apply(batch, hold=hold)
 
 
 def work(name: str, folder: Path, url: str, pause: float) -> None:

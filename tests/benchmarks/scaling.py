@@ -67,12 +67,12 @@ class Slow(RedisAccessor):
         self.began = self.ended = 0.0
         self.calls = 0
 
-    def apply(self, batch):
+    def apply(self, batch, *, hold=False):
         self.began = self.began or time.monotonic()
         calls = len(batch) if self.a_record else 1
         for _ in range(calls):
             time.sleep(CALL)
-        verdicts = super().apply(batch)
+        verdicts = super().apply(batch, hold=hold)
         self.calls += calls
         self.ended = time.monotonic()
         return verdicts

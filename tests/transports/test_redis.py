@@ -557,7 +557,7 @@ def test_a_cluster() -> None:
     """A cluster, which refuses a script whose keys it would not keep together, is a broker too."""
     server = RedisServer()
     command = [*server.command(), "--cluster-enabled", "yes"]
-    command += ["--cluster-announce-ip", "127.0.0.1"]
+    command += ["--cluster-announce-ip", "127.0.0.1", "--cluster-port", str(free_port())]
     server.command = lambda: command  # type: ignore[method-assign]
     url = f"redis+cluster://127.0.0.1:{server.port}"
     with server:
