@@ -233,12 +233,13 @@ def _load(accessor: Accessor[Any], item: Settled) -> bool:
 
 
 def _loaded(accessor: Accessor[Any], change: Change) -> Change:
-    type, data = accessor.type, change.data
+    type = accessor.type
     if change.op == DELETE:
         type.key_values(change.key)  # raises if it is no key of this type
         return change
+    fits, data = change.fits(type), change.data
     assert data is not None
-    loaded = data if type.fits(data) else type.load(data, partial=True, unknown="ignore")
+    loaded = data if fits else type.load(data, partial=True, unknown="ignore")
     known = change.known
     if change.op == PATCH:
         key = type.key_values(change.key)

@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, SafeUUID
 
 import msgpack
 
@@ -47,6 +47,7 @@ __all__ = [
     "unpack",
     "unpack_body",
     "unpack_flat",
+    "unpack_map",
     "unpack_parts",
 ]
 
@@ -74,7 +75,11 @@ _FLAT: Final = _PLAIN | _SOUND | {float}
 _TEXTS: Final = frozenset({str})
 _UTC: Final = dt.UTC
 # Python reads more as a decimal than the digits, point, sign and exponent that travel.
-_IN_NUMBERS: Final = b"0123456789.-+eE"
+_IN_NUMBERS: Final = b"0123456789.-"
+_OF_EXPONENTS: Final = b"+eE"
+_set_int: Final = vars(UUID)["int"].__set__
+_set_safe: Final = vars(UUID)["is_safe"].__set__
+_SAFE: Final = SafeUUID.unknown
 # A packer has a buffer that is worth keeping; it is for one thread at a time.
 _packers: Final = threading.local()
 # Exact, unlike the context of the running thread, which rounds to 28 digits.
@@ -173,11 +178,12 @@ def _text(payload: bytes) -> str:
 
 
 def _read_decimal(payload: bytes) -> Decimal:
-    if len(payload) > _MAX_DECIMAL or payload.translate(None, _IN_NUMBERS):
+    if len(payload) > _MAX_DECIMAL:
         raise ValueError("not a decimal")
+    beyond = payload.translate(None, _IN_NUMBERS)
     number = Decimal(payload.decode())
-    if abs(number.adjusted()) > _MAX_DECIMAL:
-        raise ValueError("its exponent is too large")
+    if beyond and (beyond.translate(None, _OF_EXPONENTS) or abs(number.adjusted()) > _MAX_DECIMAL):
+        raise ValueError("it has other letters, or too large an exponent")
     return number
 
 
@@ -195,6 +201,16 @@ def _read_aware(payload: bytes) -> dt.datetime:
     return moment.astimezone(_UTC)
 
 
+def _read_uuid(payload: bytes) -> UUID:
+    if len(payload) != 16:
+        raise ValueError(f"it has {len(payload)} bytes")
+    # Its constructor takes its arguments in six forms, and longer than all else that is read.
+    uuid = object.__new__(UUID)
+    _set_int(uuid, int.from_bytes(payload, "big"))
+    _set_safe(uuid, _SAFE)
+    return uuid
+
+
 def _read_bigint(payload: bytes) -> int:
     if not 0 < len(payload) <= _MAX_BIGINT:
         raise ValueError(f"it has {len(payload)} bytes")
@@ -203,11 +219,12 @@ def _read_bigint(payload: bytes) -> int:
 
 _READERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
     _DECIMAL: _read_decimal,
-    _DATE: lambda payload: dt.date.fromisoformat(_text(payload)),
+    # What is not ASCII is no date either.
+    _DATE: lambda payload: dt.date.fromisoformat(payload.decode()),
     _TIME: lambda payload: dt.time.fromisoformat(_text(payload)),
     _NAIVE: _read_naive,
     _AWARE: _read_aware,
-    _UUID: lambda payload: UUID(bytes=payload),
+    _UUID: _read_uuid,
     _BIGINT: _read_bigint,
 }
 
@@ -263,14 +280,10 @@ def unpack(raw: bytes) -> Any:
 def unpack_flat(raw: bytes) -> dict[str, Any] | None:
     """As ``unpack``, for a map with no map or array inside it; ``None`` for anything else.
 
-    The quickest way for what most records are: without ``unpack``'s look for keys that come twice,
-    since the size of a map tells.
+    The quickest way for what most records are, of whatever type.
     """
-    value = _unpackb(raw, None)
-    if type(value) is not dict:
-        return None
-    declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
-    if len(value) != declared:
+    value = unpack_map(raw)
+    if value is None:
         return None
     kinds = set(map(type, value.values()))
     if not kinds <= _FLAT or not _TEXTS.issuperset(map(type, value)):
@@ -278,6 +291,19 @@ def unpack_flat(raw: bytes) -> dict[str, Any] | None:
     if float in kinds and any(item != item for item in value.values() if type(item) is float):
         return None
     return value
+
+
+def unpack_map(raw: bytes) -> dict[Any, Any] | None:
+    """A map of which the caller is to look at each key and value, for nobody has; ``None`` for
+    anything else.
+
+    No key came twice in it, since the size of a map tells; in a map inside it one may have.
+    """
+    value = _unpackb(raw, None)
+    if type(value) is not dict:
+        return None
+    declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
+    return value if len(value) == declared else None
 
 
 def unpack_body(raw: bytes) -> dict[str, Any]:

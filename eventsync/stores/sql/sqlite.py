@@ -127,6 +127,10 @@ class Sqlite(Dialect):
     def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
         self.run(connection, self.upsert_sql(target), rows)
 
+    def run(self, connection: sa.Connection, statement: str, rows: Sequence[Any]) -> None:
+        # SQLAlchemy would look through the values of every row first, which takes as long again.
+        self.raw(connection).executemany(statement, rows)
+
     def keys_in(self, keys: Sequence[str], count: int) -> str:
         if len(keys) == 1:
             return super().keys_in(keys, count)
