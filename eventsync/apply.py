@@ -82,7 +82,8 @@ def apply(
         fit = _coalesced if accessor.type.rule == "record" else _all_loaded
         ready = {key: fit(accessor, items) for key, items in batch.items()}
         _apply_or_split(accessor, {key: items for key, items in ready.items() if items})
-    newest = max((i.change.version for i in settled if i.outcome is Outcome.APPLIED), default=None)
+    applied = Outcome.APPLIED
+    newest = max((i.change.version for i in settled if i.outcome is applied), default=None)
     if newest is not None:
         clock.observe(newest, max_drift=limits.drift)
     return settled
@@ -304,9 +305,10 @@ def _apply_or_split(
         for half in (keys[:middle], keys[middle:]):
             _apply_or_split(accessor, {key: batch[key] for key in half}, hold=hold)
         return
+    held = Outcome.HELD
     for key, items in batch.items():
         first = verdicts[key][0]
-        if first.outcome is Outcome.HELD:
+        if first.outcome is held:
             _hold(items, first.error)
         else:
             _note(items, verdicts[key])

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from eventsync import envelope, framing
 from eventsync.apply import Settled
@@ -23,6 +23,8 @@ from eventsync.errors import EnvelopeError, EventSyncError
 from eventsync.gate import Outcome
 
 __all__ = ["Item", "Settlement", "about_letter"]
+
+_ASIDE: Final = (Outcome.REJECTED, Outcome.HELD)
 
 
 @dataclass(slots=True)
@@ -116,20 +118,21 @@ class Settlement:
                 self._log.error(
                     "two changes carry one version", **_about(settled.change), id=settled.change.id
                 )
+        aside = [item for item in items if item.outcome in _ASIDE]
         now = time.time()
-        for item in items:
+        for item in aside:
             if item.outcome is Outcome.HELD and now - item.first_time > self._hold_for:
                 item.outcome = Outcome.REJECTED
-        rejected = [item for item in items if item.outcome is Outcome.REJECTED]
-        held = [item for item in items if item.outcome is Outcome.HELD]
+        rejected = [item for item in aside if item.outcome is Outcome.REJECTED]
+        held = [item for item in aside if item.outcome is Outcome.HELD]
         if rejected:
             self._bus.dead_letter(self._store, [self.letter(item) for item in rejected])
         fresh = [item for item in held if not item.delivery.queue.endswith(".held")]
         if fresh:
             self._bus.hold(self._store, [self.letter(item) for item in fresh])
-        detailed = self._log.is_enabled_for(logging.DEBUG)
-        for item in items:
-            self._account(item, detailed)
+        self._outcomes.update([item.outcome for item in items])
+        for item in items if self._log.is_enabled_for(logging.DEBUG) else aside:
+            self._tell(item)
         return held
 
     def letter(self, item: Item) -> DeadLetter:
@@ -160,8 +163,7 @@ class Settlement:
             item.error = error
         return item
 
-    def _account(self, item: Item, detailed: bool) -> None:
-        self._outcomes[item.outcome] += 1
+    def _tell(self, item: Item) -> None:
         if item.outcome is Outcome.REJECTED:
             self._log.error(
                 "dead letter", **_about(item.change), reason=_reason(item), error=str(item.error)
@@ -169,7 +171,7 @@ class Settlement:
         elif item.outcome is Outcome.HELD:
             told = _about(item.change) | {"attempt": item.attempts}
             self._log.warning("held", **told, error=str(item.error))
-        elif detailed:
+        else:
             self._log.debug(str(item.outcome), **_about(item.change), attempt=item.attempts)
 
 
