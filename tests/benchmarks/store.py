@@ -43,7 +43,7 @@ def main() -> int:
             for start in range(0, len(made), batch):
                 with dialect.connected(engine) as connection:
                     dialect.begin(connection)
-                    values = [tuple(table.row(row)) for row in made[start : start + batch]]
+                    values = table.rows(made[start : start + batch])
                     connection.exec_driver_sql(dialect.upsert_sql(target), values)
                     connection.commit()
             raw = len(made) / (time.perf_counter() - started)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -203,14 +203,18 @@ class Postgresql(Dialect):
     def upsert_sql(self, target: Target) -> str:
         return f"{self.insert_sql(target)} {self.on_conflict(target)}"
 
-    def insert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+    def insert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
         self._write(connection, target, rows, "")
 
-    def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+    def upsert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
         self._write(connection, target, rows, self.on_conflict(target))
 
     def _write(
-        self, connection: sa.Connection, target: Target, rows: Sequence[Any], clause: str
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
     ) -> None:
         cursor = self.raw(connection).cursor()
         if len(rows) < _COPY_FROM:

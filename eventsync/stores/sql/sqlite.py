@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -29,6 +29,7 @@ from eventsync.stores.sql.value import (
 __all__ = ["Sqlite"]
 
 _NATIVE = frozenset({str, int, float, bool, bytes})
+_AS_TEXT = frozenset({Decimal, UUID, dt.date, dt.time})
 _FAITHFUL = _NATIVE | {dt.date, dt.time, dt.datetime, UUID, Decimal}
 
 
@@ -86,7 +87,7 @@ class Sqlite(Dialect):
 
     def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
         numeric = isinstance(kind, sa.Numeric | sa.Integer)
-        write = _to_number if numeric else to_text
+        write: Callable[[Any], Any] = _to_number if numeric else to_text
         if field is None:
             return Codec(write, faithful=False)
         if not field.scalar:
@@ -97,7 +98,11 @@ class Sqlite(Dialect):
             or (field.type is str and (numeric or isinstance(kind, sa.types.NullType)))
         )
         verbatim = not (numeric and field.type is Decimal)
-        return Codec(None if field.type in _NATIVE else write, faithful=faithful, verbatim=verbatim)
+        if field.type in _NATIVE:
+            return Codec(faithful=faithful, verbatim=verbatim)
+        if write is to_text and field.type in _AS_TEXT and not field.optional:
+            write = str  # the same, and no call of Python's
+        return Codec(write, faithful=faithful, verbatim=verbatim)
 
     def hidden_uniques(
         self, inspector: sa.Inspector, table: str, schema: str | None
@@ -124,10 +129,12 @@ class Sqlite(Dialect):
     def upsert_sql(self, target: Target) -> str:
         return f"{self.insert_sql(target)} {self.on_conflict(target)}"
 
-    def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+    def upsert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
         self.run(connection, self.upsert_sql(target), rows)
 
-    def run(self, connection: sa.Connection, statement: str, rows: Sequence[Any]) -> None:
+    def run(self, connection: sa.Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
         # SQLAlchemy would look through the values of every row first, which takes as long again.
         self.raw(connection).executemany(statement, rows)
 
