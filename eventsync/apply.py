@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from eventsync.accessor import Accessor
-from eventsync.change import DELETE, PATCH, Change
+from eventsync.change import DELETE, PATCH, PUT, Change
 from eventsync.clock import Clock, Version
 from eventsync.errors import (
     ChangeRefusedError,
@@ -240,6 +240,8 @@ def _loaded(accessor: Accessor[Any], change: Change) -> Change:
         return change
     fits, data = change.fits(type), change.data
     assert data is not None
+    if fits and change.op == PUT and type.is_key(change.key, data):
+        return change
     loaded = data if fits else type.load(data, partial=True, unknown="ignore")
     known = change.known
     if change.op == PATCH:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from uuid import UUID
 
 from eventsync import key
 from eventsync.errors import FieldError, RecordError
@@ -49,6 +50,7 @@ class RecordType:
     __slots__ = (
         "_coders",
         "_containers",
+        "_plain_key",
         "_plan",
         "_shapes",
         "cls",
@@ -79,6 +81,10 @@ class RecordType:
         self._check()
         self._plan = {f.name: (f.type, f.verify, f.coerce) for f in fields.values()}
         self._coders = tuple((self.fields[n], *key.CODERS[self.fields[n].type]) for n in self.keys)
+        # Most keys are one field, the text of which needs no escapes.
+        only = self.fields[self.keys[0]] if len(self.keys) == 1 else None
+        plain = only is not None and only.type in (int, UUID)
+        self._plain_key = (only.name, str) if only is not None and plain else None
         self._shapes: dict[tuple[Any, ...], _Checks | None] = {}
         self._containers = tuple(field.name for field in fields.values() if not field.scalar)
 
@@ -282,6 +288,16 @@ class RecordType:
         if len(text) > key.MAX_LENGTH:
             raise self._key_error(text, f"a key of at most {key.MAX_LENGTH} characters")
         return text
+
+    def is_key(self, text: str, values: Mapping[str, Any]) -> bool:
+        """Whether ``text`` is the key of a record of these values, which fit their fields.
+
+        ``False`` also where only ``key_text`` can tell.
+        """
+        if self._plain_key is None:
+            return False
+        name, encode = self._plain_key
+        return name in values and len(text) <= key.MAX_LENGTH and encode(values[name]) == text
 
     def key_of(self, value: Any) -> str:
         """The canonical key that ``value`` says.

@@ -92,6 +92,10 @@ def _refuse(message: str) -> ValueRefusedError:
     return ValueRefusedError(message, hint="see 'Values' in docs/envelope.md for what may travel")
 
 
+# What msgpack raises for bytes that are not a value of its.
+_BROKEN: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
+
+
 def check(value: Any, *, depth: int = 0) -> None:
     """Raise ``ValueRefusedError`` unless ``value`` and all inside it may travel.
 
@@ -272,7 +276,7 @@ def unpack(raw: bytes) -> Any:
 
     Raises ``ValueRefusedError``, and nothing else, for bytes that are not one such value.
     """
-    value = _unpackb(raw, _unique)
+    value = unpack_parts(raw)
     check(value)
     return value
 
@@ -299,7 +303,16 @@ def unpack_map(raw: bytes) -> dict[Any, Any] | None:
 
     No key came twice in it, since the size of a map tells; in a map inside it one may have.
     """
-    value = _unpackb(raw, None)
+    try:
+        value = msgpack.unpackb(
+            raw,
+            ext_hook=_decode_special,
+            # Also keeps what a declared length makes msgpack allocate at once small.
+            max_array_len=MAX_ENTRIES,
+            max_map_len=MAX_ENTRIES,
+        )
+    except _BROKEN as error:
+        raise _no_value(error) from error
     if type(value) is not dict:
         return None
     declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
@@ -325,23 +338,20 @@ def unpack_parts(raw: bytes) -> Any:
 
     For a map whose parts each have the whole of ``MAX_DEPTH`` to themselves.
     """
-    return _unpackb(raw, _unique)
-
-
-def _unpackb(raw: bytes, pairs_hook: Callable[[list[tuple[Any, Any]]], Any] | None) -> Any:
     try:
         return msgpack.unpackb(
             raw,
-            object_pairs_hook=pairs_hook,
+            object_pairs_hook=_unique,
             ext_hook=_decode_special,
-            # Also keeps what a declared length makes msgpack allocate at once small.
             max_array_len=MAX_ENTRIES,
             max_map_len=MAX_ENTRIES,
         )
-    except ValueRefusedError:
-        raise
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        raise _refuse(f"not a msgpack value: {type(error).__name__}: {error}") from error
+    except _BROKEN as error:
+        raise _no_value(error) from error
+
+
+def _no_value(error: Exception) -> ValueRefusedError:
+    return _refuse(f"not a msgpack value: {type(error).__name__}: {error}")
 
 
 def _canonical(value: Any) -> Any:
