@@ -280,19 +280,20 @@ class Accessor(ABC, Generic[R]):
         name = self.type.name
         with self.index.transaction() as transaction:
             self.recover(transaction)
-            keys = list(batch)
+            # In the order that indexes have, so that neighbours are read and written together.
+            keys = sorted(batch)
             if self.type.rule == "record":
                 stamps = transaction.stamps(name, keys)
                 decisions = {
-                    key: decide_put_or_delete(stamps.get(key), changes[0], self.view)
-                    for key, changes in batch.items()
+                    key: decide_put_or_delete(stamps.get(key), batch[key][0], self.view)
+                    for key in keys
                 }
             else:
                 entries = transaction.read(name, keys)
                 rows = self.read_rows(keys, transaction)
                 decisions = {
-                    key: decide(entries.get(key), rows.get(key), changes, self.view, key)
-                    for key, changes in batch.items()
+                    key: decide(entries.get(key), rows.get(key), batch[key], self.view, key)
+                    for key in keys
                 }
             if hold:
                 self._hold_back(decisions, transaction)

@@ -271,7 +271,8 @@ class SqlAccessor(Accessor[R]):
         found = {}
         for start in range(0, len(keys), _IN):
             chunk = keys[start : start + _IN]
-            rows = connection.exec_driver_sql(
+            rows = self.dialect.fetch(
+                connection,
                 f"SELECT {table.selected} FROM {table.name}"
                 f" WHERE {self.dialect.keys_in(table.key_names, len(chunk))}",
                 tuple(part for key in chunk for part in table.key_row(key)),

@@ -6,7 +6,7 @@ It owns the contract and what most databases share. It knows nothing of records 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -189,6 +189,12 @@ class Dialect(ABC):
         """One statement for many rows."""
         if rows:
             connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0])
+
+    def fetch(
+        self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
+    ) -> Iterable[Sequence[Any]]:
+        """The rows that a statement finds."""
+        return connection.exec_driver_sql(statement, parameters)
 
     def keys_in(self, keys: Sequence[str], count: int) -> str:
         """The condition that a row's key is one of ``count``."""

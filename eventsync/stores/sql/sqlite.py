@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -28,6 +28,8 @@ from eventsync.stores.sql.value import (
 
 __all__ = ["Sqlite"]
 
+_CACHE = 16_384
+"""How many KiB of a file a connection keeps in memory while it is at work."""
 _NATIVE = frozenset({str, int, float, bool, bytes})
 _AS_TEXT = frozenset({Decimal, UUID, dt.date, dt.time})
 _FAITHFUL = _NATIVE | {dt.date, dt.time, dt.datetime, UUID, Decimal}
@@ -55,6 +57,10 @@ class Sqlite(Dialect):
             sqlite3.ProgrammingError,
         )
         return Fault.REJECTED if isinstance(error, rejecting) else Fault.AWAY
+
+    def set_up(self, connection: sa.Connection) -> None:
+        # By default it keeps 2 MB of pages at hand, and writes and reads again what is beyond.
+        self.raw(connection).execute(f"PRAGMA cache_size = -{_CACHE}")
 
     def begin(self, connection: sa.Connection) -> None:
         # Readers go on; other writers wait from here on, before anything is read.
@@ -137,6 +143,12 @@ class Sqlite(Dialect):
     def run(self, connection: sa.Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
         # SQLAlchemy would look through the values of every row first, which takes as long again.
         self.raw(connection).executemany(statement, rows)
+
+    def fetch(
+        self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
+    ) -> Iterable[Sequence[Any]]:
+        rows: Iterable[Sequence[Any]] = self.raw(connection).execute(statement, parameters)
+        return rows
 
     def keys_in(self, keys: Sequence[str], count: int) -> str:
         if len(keys) == 1:
