@@ -118,11 +118,12 @@ def decide_put_or_delete(held: Stamp | None, change: Change, view: BoundView) ->
         return Decision([verdict])
     if change.op == DELETE:
         return Decision([verdict], Entry(stamp, Presence.GONE), remove=True)
-    assert change.data is not None
-    values = _filled(change.data, view, change.key)
+    data = change.data
+    assert data is not None
+    values = _filled(data, view, change.key)
     if not view.matches(values):
         return Decision([verdict], Entry(stamp, Presence.AWAY), remove=True)
-    altered = view.partial or not change.exact or len(values) != len(change.data)
+    altered = view.partial or not change.exact or len(values) != len(data)
     return Decision([verdict], Entry(stamp, _HERE), write=values, altered=altered)
 
 

@@ -289,12 +289,12 @@ class RecordType:
             raise self._key_error(text, f"a key of at most {key.MAX_LENGTH} characters")
         return text
 
-    def is_key(self, text: str, values: Mapping[str, Any]) -> bool:
+    def is_key(self, text: str, values: Mapping[str, Any] | None) -> bool:
         """Whether ``text`` is the key of a record of these values, which fit their fields.
 
         ``False`` also where only ``key_text`` can tell.
         """
-        if self._plain_key is None:
+        if self._plain_key is None or values is None:
             return False
         name, encode = self._plain_key
         return name in values and len(text) <= key.MAX_LENGTH and encode(values[name]) == text

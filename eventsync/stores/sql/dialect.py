@@ -203,6 +203,10 @@ class Dialect(ABC):
         one = f"({', '.join([self.mark] * len(keys))})"
         return f"({', '.join(keys)}) IN ({', '.join([one] * count)})"
 
+    def among(self, column: str, values: list[str]) -> tuple[str, Sequence[Any]]:
+        """The condition that a column of text holds one of ``values``, and its parameters."""
+        return self.keys_in((column,), len(values)), values
+
     @contextmanager
     def connected(self, engine: sa.Engine) -> Iterator[sa.Connection]:
         """A connection from the pool, set up."""

@@ -264,12 +264,12 @@ class SqlTransaction(IndexTransaction):
         ordered = sorted(set(keys))
         for start in range(0, len(ordered), _CHUNK):
             chunk = ordered[start : start + _CHUNK]
+            among, values = dialect.among(index.columns[1], chunk)
             yield from dialect.fetch(
                 self.connection,
                 f"SELECT {', '.join(index.columns[columns])} FROM {index.name}"
-                f" WHERE {index.columns[0]} = {dialect.mark}"
-                f" AND {dialect.keys_in(index.columns[1:2], len(chunk))}{lock}",
-                (type, *chunk),
+                f" WHERE {index.columns[0]} = {dialect.mark} AND {among}{lock}",
+                (type, *values),
             )
 
     def _note_absent(self, type: str, keys: Sequence[str], found: Container[str]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -199,6 +199,18 @@ class Postgresql(Dialect):
             # Of another collation only the database knows what it takes for the same.
             return Comparison(text_operand, ordered=False, exact=kind.collation in (None, "C"))
         return None
+
+    def among(self, column: str, values: list[str]) -> tuple[str, Sequence[Any]]:
+        return f"{column} = ANY({self.mark})", (values,)
+
+    def fetch(
+        self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
+    ) -> Iterable[Sequence[Any]]:
+        # SQLAlchemy would make objects of its own of the rows.
+        rows: Sequence[Sequence[Any]] = (
+            self.raw(connection).execute(statement, parameters).fetchall()
+        )
+        return rows
 
     def upsert_sql(self, target: Target) -> str:
         return f"{self.insert_sql(target)} {self.on_conflict(target)}"
