@@ -492,7 +492,7 @@ class Accessor(ABC, Generic[R]):
         if not entries:
             return
         writes = [
-            Write(key, d.write, whole=d.row is None)
+            Write(key, d.write, d.row is None)
             for key, d in decisions.items()
             if d.write is not None
         ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from uuid import UUID
@@ -28,7 +29,8 @@ Unknown: TypeAlias = Literal["refuse", "ignore"]
 
 class _Checks(NamedTuple):
     """What to check, by field, of values whose classes are right: if they were given, and if they
-    have just been decoded, so that text is known to have a UTF-8 form."""
+    have just been decoded, so that text is known to have a UTF-8 form, and decimals to be finite.
+    """
 
     given: list[tuple[str, Callable[[Any], bool]]]
     decoded: list[tuple[str, Callable[[Any], bool]]]
@@ -209,7 +211,8 @@ class RecordType:
                 return None
             if field.verify is not None:
                 given.append((name, field.verify))
-        return _Checks(given, [check for check in given if check[1] is not is_text])
+        decoded = [check for check in given if check[1] not in (is_text, Decimal.is_finite)]
+        return _Checks(given, decoded)
 
     def coerce(self, field: Field | str, value: Any) -> Any:
         """The plain value that ``value`` stands for in that field. Raises ``FieldError``."""

@@ -92,6 +92,8 @@ def _refuse(message: str) -> ValueRefusedError:
     return ValueRefusedError(message, hint="see 'Values' in docs/envelope.md for what may travel")
 
 
+# Without its constructor's look at a code and bytes that are ours.
+_ext: Final = msgpack.ExtType._make
 # What msgpack raises for bytes that are not a value of its.
 _BROKEN: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
 
@@ -141,7 +143,7 @@ def _check_container(value: dict[Any, Any] | list[Any], depth: int) -> None:
             check(item, depth=depth)
 
 
-def _encode_special(value: Any) -> msgpack.ExtType:
+def _encode_special(value: Any) -> Any:
     """msgpack's hook for what it cannot encode by itself."""
     kind = type(value)
     if kind is Decimal:
@@ -149,31 +151,31 @@ def _encode_special(value: Any) -> msgpack.ExtType:
         if "E+" in text or (text[0] == "-" and not value):
             # Stores that keep all its digits still write 1E+3 as 1000, and zero without a sign.
             text = format(value if value else abs(value), "f")
-        return msgpack.ExtType(_DECIMAL, text.encode())
+        return _ext((_DECIMAL, text.encode()))
     if kind is dt.datetime:
         if value.tzinfo is None:
-            return msgpack.ExtType(_NAIVE, value.isoformat().encode())
-        return msgpack.ExtType(_AWARE, value.astimezone(_UTC).isoformat().encode())
+            return _ext((_NAIVE, value.isoformat().encode()))
+        return _ext((_AWARE, value.astimezone(_UTC).isoformat().encode()))
     if kind is dt.date:
-        return msgpack.ExtType(_DATE, value.isoformat().encode())
+        return _ext((_DATE, value.isoformat().encode()))
     if kind is dt.time:
-        return msgpack.ExtType(_TIME, value.isoformat().encode())
+        return _ext((_TIME, value.isoformat().encode()))
     if kind is UUID:
-        return msgpack.ExtType(_UUID, value.bytes)
+        return _ext((_UUID, value.bytes))
     if kind is int:
         size = (value if value >= 0 else ~value).bit_length() // 8 + 1
         if size > _MAX_BIGINT:
             raise _refuse(f"an integer has {size} bytes; {_MAX_BIGINT} is the limit")
-        return msgpack.ExtType(_BIGINT, value.to_bytes(size, "big", signed=True))
+        return _ext((_BIGINT, value.to_bytes(size, "big", signed=True)))
     raise _refuse(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel")
 
 
-def _encode_canonical(value: Any) -> msgpack.ExtType:
+def _encode_canonical(value: Any) -> Any:
     """As ``_encode_special``, but equal decimals get equal bytes (1.10 and 1.1)."""
     if type(value) is Decimal:
         plain = value.normalize(_EXACT)
         # The sign of a zero and its exponent are lost by stores; they must not matter.
-        return msgpack.ExtType(_DECIMAL, str(plain).encode() if plain else b"0")
+        return _ext((_DECIMAL, str(plain).encode() if plain else b"0"))
     return _encode_special(value)
 
 
@@ -258,7 +260,7 @@ def pack(value: Any) -> bytes:
     return _packb(value, _encode_special)
 
 
-def _packb(value: Any, special: Callable[[Any], msgpack.ExtType]) -> bytes:
+def _packb(value: Any, special: Callable[[Any], Any]) -> bytes:
     packers: dict[Any, msgpack.Packer] = _packers.__dict__
     packer = packers.get(special)
     if packer is None:
