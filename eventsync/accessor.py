@@ -488,15 +488,18 @@ class Accessor(ABC, Generic[R]):
     ) -> None:
         """Write what was decided: intents, data, entries, in this order."""
         name = self.type.name
-        entries = {k: d.entry for k, d in decisions.items() if d.entry is not None}
+        entries: dict[str, Entry] = {}
+        writes: list[Write] = []
+        removals: list[str] = []
+        for key, decision in decisions.items():
+            if decision.entry is not None:
+                entries[key] = decision.entry
+            if decision.write is not None:
+                writes.append(Write(key, decision.write, decision.row is None))
+            if decision.remove:
+                removals.append(key)
         if not entries:
             return
-        writes = [
-            Write(key, d.write, d.row is None)
-            for key, d in decisions.items()
-            if d.write is not None
-        ]
-        removals = [key for key, d in decisions.items() if d.remove]
         intents = self._intents(decisions) if transaction.intents else {}
         transaction.intend(name, intents, bodies)
         try:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import itemgetter
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
@@ -281,7 +280,8 @@ class SqlTransaction(IndexTransaction):
         # By target, those that are there and those that are new.
         known: tuple[list[tuple[Any, ...]], ...] = ([], [])
         new: tuple[list[tuple[Any, ...]], ...] = ([], [])
-        for key, entry in sorted(entries.items(), key=itemgetter(0)):
+        for key in sorted(entries):
+            entry = entries[key]
             rows = new if absent and (type, key) in absent else known
             detail, echo = entry.pack_detail(), entry.echo
             row = (type, key, entry.stamp, int(entry.presence))
