@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from itertools import chain
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -30,6 +31,9 @@ __all__ = ["Sqlite"]
 
 _CACHE = 16_384
 """How many KiB of a file a connection keeps in memory while it is at work."""
+_ROWS = 64
+"""How many rows a statement writes, if that is no more than the parameters it may have."""
+_PARAMETERS = 999
 _NATIVE = frozenset({str, int, float, bool, bytes})
 _AS_TEXT = frozenset({Decimal, UUID, dt.date, dt.time})
 _FAITHFUL = _NATIVE | {dt.date, dt.time, dt.datetime, UUID, Decimal}
@@ -135,10 +139,27 @@ class Sqlite(Dialect):
     def upsert_sql(self, target: Target) -> str:
         return f"{self.insert_sql(target)} {self.on_conflict(target)}"
 
+    def insert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
+        self._write(connection, target, rows, "")
+
     def upsert(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
     ) -> None:
-        self.run(connection, self.upsert_sql(target), rows)
+        self._write(connection, target, rows, self.on_conflict(target))
+
+    def _write(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
+    ) -> None:
+        # Statements of many rows each take less time than one that is run for each row.
+        many = max(1, min(_ROWS, _PARAMETERS // len(target.columns)))
+        more = f", ({', '.join([self.mark] * len(target.columns))})" * (many - 1)
+        insert, alone = self.insert_sql(target), len(rows) - len(rows) % many
+        for start in range(0, alone, many):
+            parts = tuple(chain.from_iterable(rows[start : start + many]))
+            self.raw(connection).execute(f"{insert}{more} {clause}", parts)
+        self.run(connection, f"{insert} {clause}", rows[alone:])
 
     def run(self, connection: sa.Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
         # SQLAlchemy would look through the values of every row first, which takes as long again.
