@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import kombu
-from kombu.exceptions import KombuError
+from kombu.exceptions import BatchPublishError, KombuError
 from kombu.exceptions import OperationalError as KombuOperationalError
 from kombu.utils.url import maybe_sanitize_url
 
@@ -29,6 +29,7 @@ from eventsync.errors import (
     UnroutableError,
 )
 from eventsync.keyring import Keyring
+from eventsync.tracing import Tracing
 from eventsync.transports import amqp, redis_url, sqlite
 from eventsync.transports.link import Delivery, Link, QueueState
 
@@ -46,7 +47,8 @@ class Bus:
 
     ``url``: of the broker, as kombu takes it; ``sqlite:////path`` is the embedded one. ``keys``:
     sign what is published, and demand signatures of what is received. ``max_message``: the size of
-    the largest message that is read. Connects at first use. After
+    the largest message that is read. ``tracing``: traces changes from here to where they are
+    applied; ``None``: nothing is traced. Connects at first use. After
     a ``BusUnavailableError`` the next call connects again. Publishing is thread-safe.
     """
 
@@ -60,9 +62,11 @@ class Bus:
         message_bytes: int = 512 * 1024,
         max_message: int = 8 * 1024 * 1024,
         lease: float = 60.0,
+        tracing: Tracing | None = None,
     ) -> None:
         self._url = url
         self.keys = keys
+        self.tracing = tracing
         self.max_envelope = max_envelope
         self._message_envelopes = message_envelopes
         self._message_bytes = message_bytes
@@ -125,6 +129,8 @@ class Bus:
 
     def encode(self, change: Change) -> bytes:
         """The envelope of ``change``, signed when keys are configured."""
+        if self.tracing is not None:
+            change = self.tracing.published(change)
         return envelope.encode(change, keys=self.keys, max_bytes=self.max_envelope)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
@@ -368,7 +374,7 @@ def _bus_errors(what: str, link: Callable[[], Link | None]) -> Iterator[None]:
         yield
     except EventSyncError:
         raise
-    except (OSError, KombuOperationalError) as error:
+    except (OSError, KombuOperationalError, BatchPublishError) as error:
         raise BusUnavailableError(f"broker {what}: {error}") from error
     except KeyError as error:
         # Kombu's way of saying that it knows no such transport; its text is a KeyError's argument.

@@ -2,15 +2,20 @@
 
 It knows nothing of stores, nor of what its settings do in the end. Times are in seconds, sizes in
 bytes.
+
+What is not in the environment is looked for in the folder that ``EVENTSYNC_SECRETS_DIR`` names, in
+a file called as the variable would be (``eventsync_broker``), which is where secrets belong.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, create_model, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventsync.apply import Limits
@@ -18,25 +23,25 @@ from eventsync.bus import Bus
 from eventsync.envelope import Keyring
 from eventsync.errors import ConfigError
 from eventsync.spool import Spool
+from eventsync.tracing import Tracing
 from eventsync.worker import Options
 
-__all__ = ["Settings", "load"]
+__all__ = ["Settings", "load", "location"]
 
+S = TypeVar("S", bound=BaseSettings)
 _Seconds = Annotated[float, Field(gt=0)]
 _Count = Annotated[int, Field(gt=0)]
 
 
 class Settings(BaseSettings):
-    """Each is read from the environment variable ``EVENTSYNC_`` and its name in capitals."""
+    """Each is read from the environment variable ``EVENTSYNC_`` and its name in capitals, or from
+    a file of that name."""
 
     model_config = SettingsConfigDict(env_prefix="EVENTSYNC_", frozen=True, extra="ignore")
 
     app: str = "workers:registry"
     """Where the store registry is: a module and an attribute (or a function that returns it)."""
-    broker: SecretStr = Field(
-        default=SecretStr("sqlite:///eventsync-broker.db"),
-        validation_alias=AliasChoices("broker", "EVENTSYNC_BROKER"),
-    )
+    broker: SecretStr = SecretStr("sqlite:///eventsync-broker.db")
     """The broker's URL; it may hold a password, so it is never shown."""
     keys: SecretStr | None = None
     """Signing keys, ``id:base64,id:base64``; the first signs, all of them verify."""
@@ -81,6 +86,10 @@ class Settings(BaseSettings):
     """After how many bytes of growth a worker makes place for a new process; 0: never."""
     stall_after: _Seconds = 300.0
     """How long one call of a store may take before the watchdog ends the worker."""
+    listen: str = ""
+    """Where metrics and health are served, ``HOST:PORT``; empty: nowhere."""
+    traces: bool = False
+    """Whether changes are traced with OpenTelemetry, which has settings of its own, ``OTEL_``."""
     state_dir: Path | None = None
     """A folder for state files of workers, which tell what each is doing; ``None``: no files."""
 
@@ -107,7 +116,7 @@ class Settings(BaseSettings):
             found.append(key.partition(":")[2].strip())
         return [secret for secret in found if secret]
 
-    def bus(self) -> Bus:
+    def bus(self, *, tracing: Tracing | None = None) -> Bus:
         """The bus that these settings describe, not yet connected. Raises ``ConfigError``."""
         keys = self.keys.get_secret_value() if self.keys else ""
         return Bus(
@@ -118,9 +127,10 @@ class Settings(BaseSettings):
             message_bytes=self.message_bytes,
             max_message=self.max_message,
             lease=self.lease,
+            tracing=tracing,
         )
 
-    def spool(self, path: Path) -> Spool:
+    def spool(self, path: Path, *, tracing: Tracing | None = None) -> Spool:
         """The spool in a file, not yet opened. Raises ``ConfigError``."""
         keys = self.keys.get_secret_value() if self.keys else ""
         return Spool(
@@ -129,6 +139,7 @@ class Settings(BaseSettings):
             max_envelope=self.max_envelope,
             republish_window=self.republish_window,
             max_bytes=self.spool_bytes,
+            tracing=tracing,
         )
 
     def limits(self) -> Limits:
@@ -158,9 +169,38 @@ def load(**overrides: Any) -> Settings:
 
     Raises ``ConfigError`` that names every setting that is wrong.
     """
-    given = {name: held for name, held in overrides.items() if held is not None}
+    return _read(Settings, **{name: held for name, held in overrides.items() if held is not None})
+
+
+def location(store: str, default: str | None = None) -> str:
+    """Where a store of yours is, a URL or a folder: ``EVENTSYNC_STORE_`` and its name in capitals.
+
+    For the functions that make stores, so that the same ones serve on a laptop and in production.
+    Raises ``ConfigError`` if it is said nowhere and there is no default.
+    """
+    name = "store_" + re.sub(r"\W", "_", store).lower()
+    field: dict[str, Any] = {name: (str | None, default)}
+    model = create_model("Location", __base__=_Location, **field)
+    found: str | None = getattr(_read(model), name)
+    if not found:
+        raise ConfigError(
+            f"nothing says where the store {store!r} is",
+            hint=f"set EVENTSYNC_{name.upper()}, or put it into a file eventsync_{name} in the "
+            "folder that EVENTSYNC_SECRETS_DIR names",
+        )
+    return found
+
+
+class _Location(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="EVENTSYNC_", frozen=True, extra="ignore")
+
+
+def _read(model: type[S], **given: Any) -> S:
+    secrets = os.environ.get("EVENTSYNC_SECRETS_DIR") or None
+    if secrets and not Path(secrets).is_dir():
+        raise ConfigError(f"EVENTSYNC_SECRETS_DIR: there is no folder {secrets}")
     try:
-        return Settings(**given)
+        return model(_secrets_dir=secrets, **given)
     except ValidationError as error:
         wrong = "; ".join(
             (

@@ -172,7 +172,9 @@ def decide_one(
     """The decision on one change, under the rule of its type; see the other two."""
     if view.record_type.rule == "record":
         return decide_put_or_delete(None if entry is None else entry.stamp, change, view)
-    return decide(entry, row, [change], view, change.key)
+    # The first change of a record that is here says all of it, even if that is but its key.
+    first = entry is None and row is not None
+    return decide(entry, row, [change], view, change.key, final=first)
 
 
 def _held(entry: Entry | None, row: Mapping[str, Any] | None, view: BoundView) -> State:

@@ -52,6 +52,9 @@ class Progress:
         """How many messages it has taken and not settled yet."""
         self.applied_at: float | None = None
         """When a message was last settled; ``None`` before the first."""
+        self.oldest: float | None = None
+        """When the oldest change in hand, or last applied, was made; ``None`` once the queue was
+        found empty."""
         self.error = ""
         """The last error that it logged, empty after the next settled message."""
         self._now = now
@@ -78,6 +81,12 @@ class Progress:
         """For how many seconds the worker has not got on; not positive while it waits on purpose"""
         return self._monotonic() - self._beat
 
+    @property
+    def lag(self) -> float:
+        """How far the worker is behind, in seconds, as far as it has seen."""
+        oldest = self.oldest
+        return 0.0 if oldest is None else max(0.0, self._now() - oldest)
+
     def to_json(self) -> dict[str, Any]:
         """All of it, ready for ``json.dumps``."""
         return {
@@ -90,6 +99,7 @@ class Progress:
             "messages": self.messages,
             "in_hand": self.in_hand,
             "applied_at": self.applied_at,
+            "lag": round(self.lag, 3),
             "outcomes": {str(name): count for name, count in self.outcomes.copy().items()},
             "circuit": self.circuit.to_json(),
             "error": self.error,

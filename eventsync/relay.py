@@ -10,16 +10,17 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import structlog
 
+from eventsync.change import Change
 from eventsync.errors import BusUnavailableError, ConfigError, EventSyncError
 from eventsync.index import Index
 from eventsync.store import Publisher, Store
 
-__all__ = ["Outlet", "Relay", "Turn", "serve"]
+__all__ = ["Broker", "Outlet", "Relay", "Told", "Turn", "serve"]
 
 _CHUNK: Final = 1000
 _MARK: Final = "relay"
@@ -36,6 +37,34 @@ class Outlet(Protocol):
 
         Raises ``BusUnavailableError``, ``UnroutableError``, ``StoreUnavailableError``.
         """
+
+
+class Broker(Publisher, Protocol):
+    """A publisher that knows whether its broker may have forgotten something, as ``Bus``."""
+
+    def life(self) -> str | None:
+        """See ``Bus.life``."""
+
+
+class Told:
+    """A broker that tells of each publish that went well: of which type, and how many."""
+
+    def __init__(self, broker: Broker, tell: Callable[[str, int], object]) -> None:
+        self._broker = broker
+        self._tell = tell
+
+    def encode(self, change: Change) -> bytes:
+        """As the broker does."""
+        return self._broker.encode(change)
+
+    def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
+        """As the broker does."""
+        self._broker.publish(type, envelopes)
+        self._tell(type, len(envelopes))
+
+    def life(self) -> str | None:
+        """As the broker does."""
+        return self._broker.life()
 
 
 class Turn:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from eventsync import envelope, framing
+from eventsync import envelope, framing, lag, metric
 from eventsync.apply import Settled
 from eventsync.bus import Bus, Delivery
 from eventsync.change import Change
 from eventsync.deadletter import DeadLetter
-from eventsync.errors import EnvelopeError, EventSyncError
+from eventsync.errors import DependencyError, EnvelopeError, EventSyncError
 from eventsync.gate import Outcome
+from eventsync.tally import Tally
 
 __all__ = ["Item", "Settlement", "about_letter"]
 
@@ -44,7 +46,8 @@ class Settlement:
     """Settles messages for one store. For one thread.
 
     ``apply``: applies changes, and says what became of each; its retryable errors pass through.
-    ``outcomes`` is counted up. ``hold_for``: how long, in seconds, a held change is tried again.
+    ``outcomes`` and ``tally`` are counted up, by batches. ``types``: the record types that the
+    store holds. ``hold_for``: how long, in seconds, a held change is tried again.
     ``max_deliveries``: how often a message may be taken by workers that then die.
     """
 
@@ -54,7 +57,9 @@ class Settlement:
         bus: Bus,
         apply: Callable[[Sequence[Change]], list[Settled]],
         *,
+        types: Collection[str],
         outcomes: Counter[Outcome],
+        tally: Tally,
         hold_for: float,
         max_deliveries: int,
         log: Any,
@@ -62,12 +67,16 @@ class Settlement:
         self._store = store
         self._bus = bus
         self._apply = apply
+        self._types = types
         self._outcomes = outcomes
+        self._tally = tally
         self._hold_for = hold_for
         self._max_deliveries = max_deliveries
         self._log = log
         self.collisions = 0
         """How many changes carried the version of another one."""
+        self.oldest = math.inf
+        """When the oldest message in the queue was published, in seconds since the epoch."""
 
     def open(self, delivery: Delivery) -> list[Item]:
         """The envelopes in a message; what is not one comes with its error."""
@@ -108,6 +117,7 @@ class Settlement:
         letters, or among the held ones, which are returned if they were held before. Raises
         retryable errors; then nothing is settled, and all of it may come again.
         """
+        started = time.monotonic()
         sound = [item for item in items if item.change is not None and item.error is None]
         changes = [item.change for item in sound if item.change is not None]
         applied = self._apply(changes) if changes else []
@@ -115,13 +125,14 @@ class Settlement:
             item.outcome, item.error = settled.outcome, settled.error
             if settled.collision:
                 self.collisions += 1
+                self._tally.add(metric.COLLISIONS, 1, self._store, self._type_of(item))
                 self._log.error(
                     "two changes carry one version", **_about(settled.change), id=settled.change.id
                 )
         aside = [item for item in items if item.outcome in _ASIDE]
         now = time.time()
         for item in aside:
-            if item.outcome is Outcome.HELD and now - item.first_time > self._hold_for:
+            if item.outcome is Outcome.HELD and self._is_over(item, now):
                 item.outcome = Outcome.REJECTED
         rejected = [item for item in aside if item.outcome is Outcome.REJECTED]
         held = [item for item in aside if item.outcome is Outcome.HELD]
@@ -130,10 +141,29 @@ class Settlement:
         fresh = [item for item in held if not item.delivery.queue.endswith(".held")]
         if fresh:
             self._bus.hold(self._store, [self.letter(item) for item in fresh])
-        self._outcomes.update([item.outcome for item in items])
         for item in items if self._log.is_enabled_for(logging.DEBUG) else aside:
             self._tell(item)
+        self._count(items)
+        if changes:
+            self._tally.observe(metric.BATCH, len(changes), self._store)
+            self._tally.observe(metric.BATCH_DURATION, time.monotonic() - started, self._store)
         return held
+
+    def refused(self, size: int) -> None:
+        """A message of ``size`` bytes was too large to be opened, and goes to the dead letters."""
+        self._log.error("dead letter", reason="too-large", size=size)
+        self._outcomes[Outcome.REJECTED] += 1
+        self._tally.add(metric.CHANGES, 1, self._store, metric.OTHER, str(Outcome.REJECTED))
+        self._tally.add(metric.DEAD_LETTERS, 1, self._store, metric.OTHER, "too-large")
+
+    def _is_over(self, item: Item, now: float) -> bool:
+        """Whether a held change has been tried for as long as it may."""
+        waits = self.may_come(_reason(item), item.first_time)
+        return not waits and now - item.first_time > self._hold_for
+
+    def may_come(self, reason: str, first_time: float) -> bool:
+        """Whether what a held change waits for may still be in the queue, behind a backlog."""
+        return reason == DependencyError.reason and self.oldest < first_time
 
     def letter(self, item: Item) -> DeadLetter:
         """What is kept of a change that is put aside."""
@@ -162,6 +192,32 @@ class Settlement:
         except EnvelopeError as error:
             item.error = error
         return item
+
+    def _count(self, items: Sequence[Item]) -> None:
+        """Count a batch: what can be summed up first is, since this is done for every change."""
+        by_type: dict[str, list[Item]] = {}
+        for item in items:
+            by_type.setdefault(self._type_of(item), []).append(item)
+        won, lost = Outcome.APPLIED, Outcome.REJECTED  # looked up once: see ``gate``
+        for type, of_type in by_type.items():
+            # By name: a member's own hash is a call into Python for each.
+            counts = Counter([item.outcome._name_ for item in of_type])
+            for name, count in counts.items():
+                outcome = Outcome[name]
+                self._outcomes[outcome] += count
+                self._tally.add(metric.CHANGES, count, self._store, type, str(outcome))
+            applied = [i.change for i in of_type if i.outcome is won and i.change]
+            if applied:
+                ages = lag.spread(applied, metric.LAG.bounds)
+                self._tally.spread(metric.LAG, ages, self._store, type)
+            rejected = Counter(_reason(i) for i in of_type if i.outcome is lost)
+            for reason, count in rejected.items():
+                self._tally.add(metric.DEAD_LETTERS, count, self._store, type, reason)
+
+    def _type_of(self, item: Item) -> str:
+        """The label of its record type, none that came from outside."""
+        type = item.change.type if item.change is not None else metric.OTHER
+        return type if type in self._types else metric.OTHER
 
     def _tell(self, item: Item) -> None:
         if item.outcome is Outcome.REJECTED:

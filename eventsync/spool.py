@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from eventsync import envelope
 from eventsync.change import Change
 from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError
 from eventsync.keyring import Keyring
+from eventsync.relay import Broker
 from eventsync.store import Publisher
+from eventsync.tracing import Tracing
 
 __all__ = ["Spool", "SpoolState"]
 
@@ -48,13 +50,6 @@ class SpoolState:
     bytes: int
 
 
-class Broker(Publisher, Protocol):
-    """Where a spool is published, as ``Bus``."""
-
-    def life(self) -> str | None:
-        """See ``Bus.life``."""
-
-
 class Spool:
     """Takes envelopes into a file, and publishes them from there; fits ``store.Publisher``.
 
@@ -65,10 +60,10 @@ class Spool:
     confirmed.
     What is published twice is applied once.
 
-    ``keys``: sign what ``encode`` makes. ``max_bytes``: how large the file may become by
-    ``publish``, which then raises; the log that SQLite keeps beside it comes on top. Thread-safe
-    and process-safe: any number of producers and relays may use one file on a local disk. Usable as
-    a context manager.
+    ``keys``: sign what ``encode`` makes. ``tracing``: as of a ``Bus``. ``max_bytes``: how large the
+    file may become by ``publish``, which then raises; the log that SQLite keeps beside it comes on
+    top. Thread-safe and process-safe: any number of producers and relays may use one file on a
+    local disk. Usable as a context manager.
     """
 
     def __init__(
@@ -80,6 +75,7 @@ class Spool:
         republish_window: float = 10.0,
         max_bytes: int = 1 << 30,
         timeout: float = 30.0,
+        tracing: Tracing | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """``timeout``: how many seconds to wait for another writer. Opens the file at first use."""
@@ -90,6 +86,7 @@ class Spool:
         self._window = republish_window
         self._max_bytes = max_bytes
         self._timeout = timeout
+        self._tracing = tracing
         self._now = now
         self._local = threading.local()
 
@@ -104,6 +101,8 @@ class Spool:
 
     def encode(self, change: Change) -> bytes:
         """The envelope of ``change``, signed when keys are configured."""
+        if self._tracing is not None:
+            change = self._tracing.published(change)
         return envelope.encode(change, keys=self._keys, max_bytes=self._max_envelope)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:

@@ -1,6 +1,7 @@
 """The supervisor: keeps worker processes running, each started anew when it ends.
 
-It owns the processes, their lifelines and the pace of restarts. It must not know what they do.
+It owns the processes, their lifelines and the pace of restarts. It must not know what they do, nor
+what they report.
 """
 
 from __future__ import annotations
@@ -13,19 +14,32 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 
-__all__ = ["Lifeline", "Supervisor"]
+__all__ = ["Audience", "Lifeline", "Supervisor"]
 
 _LOOK: Final = 0.05
 _STABLE: Final = 60.0
 _LONGEST_WAIT: Final = 30.0
 _FAILED: Final = 70
+
+
+class Audience(Protocol):
+    """Who is told of the processes, by the names of their places."""
+
+    def started(self, name: str, /) -> None:
+        """A process was started."""
+
+    def heard(self, name: str, report: bytes, /) -> None:
+        """A process reported something at its lifeline."""
+
+    def left(self, name: str, /) -> None:
+        """A process has ended; all that it reported was heard."""
 
 
 @dataclass(slots=True)
@@ -40,6 +54,7 @@ class _Child:
     heard: float = 0.0
     failures: int = 0
     start_at: float = 0.0
+    unread: bytes = b""
 
 
 class Supervisor:
@@ -50,7 +65,7 @@ class Supervisor:
     up to 30 seconds, which begins anew after a minute of life. One that has given no sign of life
     for ``silence`` seconds is killed and started again. A signal is passed on; after ``grace``
     seconds, or some more signals, those left are killed. Should the supervisor die, its processes
-    notice at their lifelines and stop. For the main thread.
+    notice at their lifelines and stop. ``audience`` is told of them. For the main thread.
     """
 
     def __init__(
@@ -60,12 +75,14 @@ class Supervisor:
         environment: Mapping[str, str] | None = None,
         grace: float,
         silence: float = 30.0,
+        audience: Audience | None = None,
         log: Any = None,
     ) -> None:
         self._children = [_Child(name, command) for name, command in commands.items()]
         self._environment = environment
         self._grace = grace
         self._silence = silence
+        self._audience = audience
         self._log = log or structlog.get_logger("eventsync.supervisor")
         self._signals = 0
         self._passed_on = 0
@@ -137,14 +154,22 @@ class Supervisor:
             )
         child.lifeline = ours
         child.started = child.heard = time.monotonic()
+        if self._audience is not None:
+            self._audience.started(child.name)
         self._log.info("worker process started", worker=child.name, pid=child.process.pid)
 
     def _hears(self, child: _Child) -> bool:
+        """Take in all that a child has sent until now; whether it has sent anything."""
         assert child.lifeline is not None
-        try:
-            return bool(child.lifeline.recv(4096))
-        except (BlockingIOError, ConnectionResetError):
-            return False
+        heard = False
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            while sent := child.lifeline.recv(65_536):
+                heard = True
+                *reports, child.unread = (child.unread + sent).split(b"\n")
+                if self._audience is not None:
+                    for report in filter(None, reports):
+                        self._audience.heard(child.name, report)
+        return heard
 
     def _stop(self) -> int:
         self._log.info("stopping workers")
@@ -156,6 +181,9 @@ class Supervisor:
                 for process in running:
                     with contextlib.suppress(ProcessLookupError):
                         process.send_signal(signal.SIGTERM)
+            for child in self._children:
+                if child.lifeline is not None:
+                    self._hears(child)
             if time.monotonic() > deadline or self._signals > 3:
                 self._log.error("workers did not leave in time: killed")
                 return _FAILED
@@ -165,11 +193,14 @@ class Supervisor:
         # One that was told before it could listen had taken nothing.
         return _FAILED if set(codes) - {0, -signal.SIGTERM} else 0
 
-    @staticmethod
-    def _let_go(child: _Child) -> None:
+    def _let_go(self, child: _Child) -> None:
         if child.lifeline is not None:
+            # What a process has sent is there although it has died.
+            self._hears(child)
             child.lifeline.close()
-            child.lifeline = None
+            child.lifeline, child.unread = None, b""
+            if self._audience is not None:
+                self._audience.left(child.name)
 
 
 class Lifeline:
@@ -178,15 +209,40 @@ class Lifeline:
     def __init__(self, number: int) -> None:
         self._socket = socket.socket(fileno=number)
         self._socket.set_inheritable(False)
+        self._socket.setblocking(False)
+        self._lock = threading.Lock()
+        self._unsent = b""
 
-    def watch(self) -> None:
-        """Beat every second from a thread, for as long as the process lives."""
+    def send(self, report: bytes) -> bool:
+        """Report one line to the supervisor; ``False``, and nothing sent, if it does not listen.
+
+        What was sent is heard even if this process dies at once. Thread-safe, does not block.
+        Raises ``OSError`` when there is no supervisor any more.
+        """
+        with self._lock:
+            try:
+                if self._unsent:
+                    self._unsent = self._unsent[self._socket.send(self._unsent) :]
+                if self._unsent:
+                    return False
+                line = report + b"\n"
+                self._unsent = line[self._socket.send(line) :]
+            except BlockingIOError:
+                return False
+            return True
+
+    def watch(self, beat: Callable[[], object] | None = None) -> None:
+        """Beat every second from a thread, for as long as the process lives.
+
+        ``beat``: does so by ``send``; by default with nothing to report.
+        """
+        beat = beat or (lambda: self.send(b""))
 
         def watch() -> None:
             alone = threading.Event()
             while not alone.wait(1.0):
                 try:
-                    self._socket.send(b".")
+                    beat()
                 except OSError:
                     alone.set()
                     os.kill(os.getpid(), signal.SIGTERM)

@@ -13,13 +13,14 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final
 
 import structlog
 
+from eventsync import lag, metric
 from eventsync.apply import DEFAULT_LIMITS, Limits, Settled, apply, complete
 from eventsync.bus import Bus, Delivery, Letters, Subscription
 from eventsync.change import Change
@@ -36,10 +37,11 @@ from eventsync.index import Presence
 from eventsync.isolation import apply_apart
 from eventsync.progress import Progress, resident_bytes
 from eventsync.rate import RateLimit
-from eventsync.relay import Relay
+from eventsync.relay import Relay, Told
 from eventsync.retry import is_retryable, retrying
 from eventsync.settlement import Item, Settlement, about_letter
 from eventsync.store import Store
+from eventsync.tally import Tally
 from eventsync.watchdog import Watchdog
 
 __all__ = ["Options", "Worker", "run"]
@@ -88,6 +90,8 @@ class Worker:
     in the store's outbox, captures edits made behind eventsync's back, completes pending records
     from ``peers``, and forgets tombstones that are old enough. For one thread; ``stop`` may be
     called from anywhere, signal handlers included. Any number of workers may serve one store.
+
+    ``tally``: what it counts goes there, by default into one of its own.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class Worker:
         *,
         options: Options = DEFAULT_OPTIONS,
         peers: Iterable[Store] = (),
+        tally: Tally | None = None,
         log: Any = None,
     ) -> None:
         self.store = store
@@ -106,6 +111,12 @@ class Worker:
         """What it is doing, for health checks and metrics."""
         self.outcomes: Counter[Outcome] = self.progress.outcomes
         """How many changes came to each outcome."""
+        self.tally = tally or Tally()
+        """What it counted, as docs/metrics.md has it."""
+        self.counted: Callable[[], object] = lambda: None
+        """Called when messages are settled and counted, before the broker forgets them: what is
+        told of them then is not lost with this process."""
+        self._publisher = Told(bus, self._published)
         self._peers = list(peers)
         self._log = log or structlog.get_logger("eventsync.worker").bind(store=store.name)
         self._stopping = threading.Event()
@@ -115,14 +126,16 @@ class Worker:
             store.name,
             bus,
             self._apply,
+            types=store.accessors,
             outcomes=self.outcomes,
+            tally=self.tally,
             hold_for=options.hold_for,
             max_deliveries=options.max_deliveries,
             log=self._log,
         )
         rate = options.rate or store.rate
         self._rate = RateLimit(rate) if rate else None
-        self._relay = Relay(store, _Beating(bus, self.progress))
+        self._relay = Relay(store, self._publisher)
         # One message at a time, so that a limit holds as closely as messages are small.
         self._prefetch = 1 if rate else options.prefetch
         self._baseline: int | None = None
@@ -148,7 +161,7 @@ class Worker:
             try:
                 retrying(
                     self.store.open,
-                    budget=math.inf,
+                    budget=self.options.retry_for,
                     wait=self._wait,
                     give_up=self._stopping.is_set,
                     before_wait=self._tell("store is away"),
@@ -159,7 +172,7 @@ class Worker:
                 self.progress.error = str(error)
                 self._log.warning("broker is away; trying again", error=str(error))
                 self._wait(1.0)
-            except EventSyncError as error:
+            except (EventSyncError, OSError) as error:
                 if not is_retryable(error):
                     raise
                 if not self._stopping.is_set():
@@ -200,6 +213,8 @@ class Worker:
                 deliveries = subscription.fetch(timeout=_POLL, limit=self._prefetch)
                 if deliveries:
                     self._take(deliveries, subscription)
+                else:
+                    self.progress.oldest = None
                 self._upkeep()
                 if self._is_spent():
                     self._log.info("worker recycles", messages=self.progress.messages)
@@ -237,7 +252,7 @@ class Worker:
             known, seen_at = self._broker
             if life != known or (life is None and self._broker_lost):
                 since = seen_at - self.options.republish_window
-                count = self.store.republish(_Beating(self.bus, self.progress), since=since)
+                count = self.store.republish(self._publisher, since=since)
                 self._log.info("broker was restarted: latest changes published again", count=count)
         self._broker, self._broker_lost = (life, time.time()), False
 
@@ -254,11 +269,12 @@ class Worker:
         whole = [delivery for delivery in group if delivery.is_whole]
         items = [item for delivery in whole for item in self._settlement.open(delivery)]
         self._settlement.settle(items)
+        for delivery in cut:
+            self._settlement.refused(delivery.size)
+        self.tally.add(metric.MESSAGES, len(group), self.store.name)
+        self.counted()
         subscription.acknowledge(whole)
         if cut:
-            for delivery in cut:
-                self._log.error("dead letter", reason="too-large", size=delivery.size)
-                self.outcomes[Outcome.REJECTED] += 1
             subscription.refuse(cut)
 
     def _grouped(self, deliveries: Sequence[Delivery]) -> Iterator[list[Delivery]]:
@@ -280,10 +296,11 @@ class Worker:
 
     def _apply(self, changes: Sequence[Change]) -> list[Settled]:
         """Apply changes, again and again while the store is busy, within the budget for that."""
+        self.progress.oldest = lag.oldest(changes)
 
         def attempt() -> list[Settled]:
             if self.store.capture_every:
-                self.store.capture_before(changes, self.bus)
+                self.store.capture_before(changes, self._publisher)
             if self._suspected is not None:
                 works = (self.progress.applied_at or 0.0) > self._suspected
                 return apply_apart(apply_all, changes, works=works)
@@ -292,14 +309,25 @@ class Worker:
         def apply_all(changes: Sequence[Change]) -> list[Settled]:
             return apply(self.store, changes, clock=self.store.clock, limits=self.options.limits)
 
-        settled = retrying(
-            attempt,
-            # What failed by itself has its budget among the held ones.
-            budget=self.options.retry_for if self._suspected is None else 0.0,
-            wait=self._wait,
-            give_up=self._stopping.is_set,
-            before_wait=self._tell("store is busy or away"),
-        )
+        tell = self._tell("store is busy or away")
+
+        def retried(error: BaseException, attempt: int, seconds: float) -> None:
+            tell(error, attempt, seconds)
+            self._count_retried(changes, error)
+
+        tracing = self.bus.tracing
+        applying = nullcontext() if tracing is None else tracing.applying(self.store.name, changes)
+        with applying as tell_trace:
+            settled = retrying(
+                attempt,
+                # What failed by itself has its budget among the held ones.
+                budget=self.options.retry_for if self._suspected is None else 0.0,
+                wait=self._wait,
+                give_up=self._stopping.is_set,
+                before_wait=retried,
+            )
+            if tell_trace is not None:
+                tell_trace(settled)
         self._reopened = 0
         applied, held = Outcome.APPLIED, Outcome.HELD
         self._arrived |= {item.change.type for item in settled if item.outcome is applied}
@@ -336,13 +364,16 @@ class Worker:
                     self._log.warning("upkeep failed", task=name, error=str(error))
 
     def _flush(self) -> None:
-        self.store.flush(_Beating(self.bus, self.progress))
+        self.store.flush(self._publisher)
 
     def _try_held(self) -> None:
         """Try again what was held, if its time or what it waits for has come."""
-        ready = self.bus.states(self.store.name)["held"].ready
+        states = self.bus.states(self.store.name)
+        ready = states["held"].ready
         if not ready:
             return
+        backlog = states["queue"].oldest
+        self._settlement.oldest = math.inf if backlog is None else time.time() - backlog
         moved = self._moved()
         begun = time.monotonic()
         with self.bus.letters(self.store.name, held=True) as letters:
@@ -394,6 +425,8 @@ class Worker:
             due = letter.version.millis / 1000 - self.options.limits.drift
         else:
             due = letter.last_time + min(_LONGEST_HELD_WAIT, 2.0 ** min(letter.attempts, 10))
+        if self._settlement.may_come(letter.reason, letter.first_time):
+            return due
         return min(due, letter.first_time + self.options.hold_for)
 
     def _drop_letters(self) -> None:
@@ -416,7 +449,7 @@ class Worker:
         def unreadable(error: EventSyncError) -> None:
             self._log.error("a record cannot be read and is passed over", error=str(error))
 
-        edits = self.store.capture(whole=False, publisher=self.bus, unreadable=unreadable)
+        edits = self.store.capture(whole=False, publisher=self._publisher, unreadable=unreadable)
         for changes in edits:
             self.progress.beat()
             if changes:
@@ -440,7 +473,7 @@ class Worker:
 
     # -- waiting --------------------------------------------------
 
-    def _await_store(self, cause: EventSyncError) -> None:
+    def _await_store(self, cause: EventSyncError | OSError) -> None:
         """The circuit is open: consume nothing until the store can be used again."""
         circuit = self.progress.circuit
         circuit.open(cause)
@@ -468,6 +501,17 @@ class Worker:
         for type in self.store.accessors:
             self.store.index.counts(type)[Presence.PENDING]
 
+    def _published(self, type: str, count: int) -> None:
+        self.progress.beat()
+        self.tally.add(metric.PUBLISHED, count, self.store.name, type)
+
+    def _count_retried(self, changes: Iterable[Change], error: BaseException) -> None:
+        reason = error.reason if isinstance(error, EventSyncError) else "unavailable"
+        held = self.store.accessors
+        types = Counter(c.type if c.type in held else metric.OTHER for c in changes)
+        for type, count in types.items():
+            self.tally.add(metric.RETRIED, count, self.store.name, type, reason)
+
     def _wait(self, seconds: float) -> None:
         self.progress.beat(pause=seconds)
         self._stopping.wait(seconds)
@@ -494,21 +538,6 @@ def _uncollected() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
-
-
-class _Beating:
-    """A bus through which each publish is a sign of progress."""
-
-    def __init__(self, bus: Bus, progress: Progress) -> None:
-        self._bus = bus
-        self._progress = progress
-
-    def encode(self, change: Change) -> bytes:
-        return self._bus.encode(change)
-
-    def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        self._bus.publish(type, envelopes)
-        self._progress.beat()
 
 
 def run(worker: Worker, *, grace: float, watchdog: Watchdog | None = None) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 
+import pytest
+
+from eventsync.apply import apply
 from eventsync.index import Presence
 from eventsync.record import Field, Record
 from eventsync.store import Store
+from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor
 from eventsync.view import View
 
@@ -46,4 +50,40 @@ def test_record_edited_out_of_the_filter_leaves(tmp_path):
         assert [(change.op, change.data["open"]) for change in changes] == [("put", False)]
         assert store.count(Task) == 0
         assert store.index.counts("Task")[Presence.AWAY] == 1
+        assert [change for chunk in store.capture() for change in chunk] == []
+
+
+class Word(Record, rule="field"):
+    id: str = Field(key=True)
+    note: str | None = None
+
+
+@pytest.mark.parametrize("omit", [(), ("note",)])
+def test_record_of_which_only_the_key_is_known(omit):
+    """A record that others made without any value is captured once, reaches others, and is edited
+    as any other."""
+    accessor = MemoryAccessor(Word, view=View(omit=omit))
+    other = Store("other", MemoryAccessor(Word))
+    with Store("words", accessor) as store, other:
+        accessor.data["a"] = {"id": "a", "note": None}
+        changes = [change for chunk in store.capture() for change in chunk]
+        assert [change.key for change in changes] == ["a"]
+        assert [change for chunk in store.capture() for change in chunk] == []
+        apply(other, changes, clock=other.clock)
+        assert store.index.counts("Word")[Presence.HERE] == 1
+        # What the origin does not hold, another store may: so it waits for that.
+        assert other.index.counts("Word")[Presence.PENDING if omit else Presence.HERE] == 1
+        del accessor.data["a"]
+        assert [c.op for chunk in store.capture() for c in chunk] == ["delete"]
+
+
+def test_edit_of_a_record_without_values():
+    """A record that others made without any value, and that was not captured yet, can be edited."""
+    accessor = MemoryAccessor(Word)
+    with Store("words", accessor) as store:
+        accessor.data["a"] = {"id": "a", "note": None}
+        word = store[Word, "a"]
+        word.note = "new"
+        store.update(word)
+        assert accessor.data["a"]["note"] == "new"
         assert [change for chunk in store.capture() for change in chunk] == []

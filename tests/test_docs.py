@@ -12,6 +12,9 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from servers.github import GitHubSimulator
+from servers.gitlab import GitLabSimulator
+from servers.jira import JiraSimulator
 from servers.mongodb import MongoServer
 from servers.objects import ObjectServer
 from servers.redis import RedisServer
@@ -61,6 +64,9 @@ def test_python_examples_run(page, tmp_path):
 
 # By the mark of a fence: the server that the example needs, and where the example looks for it.
 SERVERS = {
+    "github": (GitHubSimulator, "http://localhost:8918"),
+    "gitlab": (GitLabSimulator, "http://localhost:8919"),
+    "jira": (JiraSimulator, "http://localhost:8920"),
     "ldap": (SlapdServer, "ldap://localhost"),
     "mongo": (MongoServer, "mongodb://localhost:27017"),
     "redis": (RedisServer, "redis://localhost:6379/0"),
@@ -73,7 +79,8 @@ SERVERS = {
 def test_store_examples_run(mark, tmp_path):
     """The examples of a store run, one after another, on a server of the test's own."""
     server, address = SERVERS[mark]
-    code = "\n".join(blocks("docs/stores.md", f"python {mark}"))
+    pages = ("docs/stores.md", "docs/trackers.md")
+    code = "\n".join(code for page in pages for code in blocks(page, f"python {mark}"))
     assert address in code
     with server() as running:
         script = tmp_path / "example.py"

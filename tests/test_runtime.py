@@ -15,7 +15,7 @@ from eventsync.bus import Bus
 from eventsync.change import Change
 from eventsync.circuit import Circuit, CircuitState
 from eventsync.clock import Clock
-from eventsync.config import load
+from eventsync.config import load, location
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.gate import Outcome
 from eventsync.progress import Progress, StateFile, read_states
@@ -99,6 +99,51 @@ def test_circuit_is_visible(bus, store):
         eventually(lambda: store.count(Product) == 2)
         assert circuit.state is CircuitState.CLOSED
         assert circuit.to_json()["opened"] == 1
+    finally:
+        accessor.away = False
+        worker.stop()
+        thread.join(10)
+
+
+def test_circuit_opens_for_an_error_of_the_system(bus, store):
+    """A store that fails with an ``OSError`` is away like any other, and its worker lives on."""
+    accessor = store.accessors["Product"]
+    worker = Worker(store, bus, options=Options(retry_for=0.2))
+    publish(bus, "a")
+    real = accessor.write_rows
+
+    def reset(*arguments):
+        raise ConnectionResetError("reset for the test")
+
+    accessor.write_rows = reset
+    thread = running(worker)
+    try:
+        eventually(lambda: worker.progress.circuit.opened)
+        accessor.write_rows = real
+        eventually(lambda: worker.outcomes == {Outcome.APPLIED: 1})
+    finally:
+        worker.stop()
+        thread.join(10)
+
+
+def test_circuit_opens_before_the_store_was_ever_there(bus, store):
+    """A store that is away when its worker starts is told as one that went away later."""
+    worker = Worker(store, bus, options=Options(retry_for=0.2))
+    accessor, real = store.accessors["Product"], store.open
+
+    def locked():
+        if accessor.away:
+            raise StoreUnavailableError("locked for the test")
+        return real()
+
+    accessor.away, store.open = True, locked
+    publish(bus, "a")
+    thread = running(worker)
+    try:
+        eventually(lambda: worker.progress.circuit.state is not CircuitState.CLOSED)
+        accessor.away = False
+        eventually(lambda: worker.outcomes == {Outcome.APPLIED: 1})
+        assert worker.progress.circuit.state is CircuitState.CLOSED
     finally:
         accessor.away = False
         worker.stop()
@@ -263,3 +308,34 @@ def test_watchdog(how, code):
     assert done.returncode == code, done.stderr
     if code:
         assert "most recent call first" in done.stderr
+
+
+def test_settings_from_files(tmp_path, monkeypatch):
+    """A secret may lie in a file; the environment stands over it, an argument over both."""
+    (tmp_path / "eventsync_broker").write_text("redis://:hunter22@files/0\n", encoding="utf-8")
+    (tmp_path / "eventsync_store_crm_2").write_text("sqlite:///files.db\n", encoding="utf-8")
+    monkeypatch.setenv("EVENTSYNC_SECRETS_DIR", str(tmp_path))
+    assert load().broker.get_secret_value() == "redis://:hunter22@files/0"
+    assert load().secrets() == ["hunter22", "hunter22"]
+    assert location("crm-2", "sqlite:///default.db") == "sqlite:///files.db"
+    monkeypatch.setenv("EVENTSYNC_BROKER", "redis://environment/0")
+    monkeypatch.setenv("EVENTSYNC_STORE_CRM_2", "sqlite:///environment.db")
+    assert load().broker.get_secret_value() == "redis://environment/0"
+    assert load(broker="redis://given/0").broker.get_secret_value() == "redis://given/0"
+    assert location("crm-2") == "sqlite:///environment.db"
+
+
+def test_locations_that_are_said_nowhere(tmp_path, monkeypatch):
+    """The default counts; without one the error says what to set, also for a missing folder."""
+    assert location("crm", "sqlite:///default.db") == "sqlite:///default.db"
+    with pytest.raises(ConfigError, match="EVENTSYNC_STORE_CRM"):
+        location("crm")
+    monkeypatch.setenv("EVENTSYNC_SECRETS_DIR", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="EVENTSYNC_SECRETS_DIR"):
+        location("crm", "sqlite:///default.db")
+
+
+def test_only_prefixed_variables_count(monkeypatch):
+    """A variable of somebody else's that is called ``BROKER`` is not taken for the broker."""
+    monkeypatch.setenv("BROKER", "amqp://somebody.else/")
+    assert load().broker.get_secret_value().startswith("sqlite:")

@@ -1,4 +1,4 @@
-"""The shipped deployment: a registry of its stores, each made in a module of its own.
+"""The shipped deployment: its stores, each made in a module of its own.
 
 This is where everything is put together; nothing may import it but ``eventsync --app``.
 """
@@ -6,8 +6,11 @@ This is where everything is put together; nothing may import it but ``eventsync 
 from __future__ import annotations
 
 from eventsync import StoreRegistry
-from workers import crm, documents, report
+from workers import cache, crm, documents
 
 __all__ = ["registry"]
 
-registry = StoreRegistry(crm.store(), documents.store(), report.store())
+
+def registry() -> StoreRegistry:
+    """All stores of the deployment, none of them opened. Raises ``ConfigError``."""
+    return StoreRegistry(crm.store(), cache.store(), documents.store())

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from eventsync import Store, View
+from eventsync.config import location
 from eventsync.stores.sql import SqlAccessor
-from workers.records import Customer
+from workers.records import Customer, Order
 
 __all__ = ["store"]
 
 
 def store() -> Store:
-    """Whole customers, in the table ``customer`` of an SQLite database.
+    """All of customers and orders, in the tables that the CRM has for them, under its own names.
 
-    The table is created if it is missing; an existing one is used as it stands, so long as its
-    columns are those of the view.
+    ``create`` makes the tables if they are missing; existing ones are used as they stand. Every
+    ten seconds a worker looks for edits that the CRM, or somebody at its prompt, made.
     """
-    customers = SqlAccessor(
-        Customer,
-        "sqlite:///crm.db",
-        table="customer",
-        create=True,
-        view=View(rename={"id": "customer_id", "name": "full_name"}),
+    database = location("crm")
+    customer = View(rename={"id": "customer_id", "name": "full_name", "since": "customer_since"})
+    order = View(rename={"number": "order_id", "customer": "customer_id", "placed": "placed_on"})
+    return Store(
+        "crm",
+        SqlAccessor(Customer, database, table="customer", create=True, view=customer),
+        SqlAccessor(Order, database, table="sales_order", create=True, view=order),
+        capture_every=10.0,
     )
-    return Store("crm", customers)

@@ -1,10 +1,13 @@
-"""The documents that other programs read. It knows nothing of the other stores."""
+"""The documents that other programs read, and people edit. It knows nothing of the other stores."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from eventsync import Store, View
+from eventsync.config import location
 from eventsync.stores.files import JsonFolderAccessor
-from workers.records import Customer
+from workers.records import Customer, Standing
 
 __all__ = ["store"]
 
@@ -15,6 +18,8 @@ def store() -> Store:
     Every five seconds the worker looks for documents that somebody edited.
     """
     customers = JsonFolderAccessor(
-        Customer, "documents", view=View(omit=("balance",), where={"active": True})
+        Customer,
+        Path(location("documents"), "customers"),
+        view=View(omit=("balance",), where={"standing": Standing.ACTIVE}),
     )
-    return Store("documents", customers, index="documents.versions.db", capture_every=5.0)
+    return Store("documents", customers, capture_every=5.0)

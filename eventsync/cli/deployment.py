@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eventsync.errors import BusUnavailableError, ConfigError, EventSyncError
@@ -16,8 +17,10 @@ from eventsync.errors import BusUnavailableError, ConfigError, EventSyncError
 if TYPE_CHECKING:
     from eventsync.bus import Bus
     from eventsync.config import Settings
+    from eventsync.exporters.opentelemetry import Tracer
     from eventsync.record import Record
     from eventsync.registry import StoreRegistry
+    from eventsync.spool import Spool
     from eventsync.store import Store
 
 __all__ = ["Deployment", "find_registry"]
@@ -31,7 +34,9 @@ class Deployment:
     """
 
     def __init__(self, *, app: str | None = None, broker: str | None = None) -> None:
-        self._given = {"app": app, "broker": broker}
+        given = {"app": app, "broker": broker}
+        self.given = {name: held for name, held in given.items() if held is not None}
+        """What was given, by the names of settings; for processes that are to work on the same."""
 
     def __enter__(self) -> Deployment:
         return self
@@ -44,7 +49,7 @@ class Deployment:
         """The settings. Raises ``ConfigError``."""
         from eventsync.config import load
 
-        return load(**self._given)
+        return load(**self.given)
 
     @cached_property
     def registry(self) -> StoreRegistry:
@@ -54,7 +59,20 @@ class Deployment:
     @cached_property
     def bus(self) -> Bus:
         """The bus, which connects at first use. Raises ``ConfigError``."""
-        return self.settings.bus()
+        return self.settings.bus(tracing=self.tracing)
+
+    @cached_property
+    def tracing(self) -> Tracer | None:
+        """What traces changes, if the settings ask for it. Raises ``ConfigError``."""
+        if not self.settings.traces:
+            return None
+        from eventsync.exporters.opentelemetry import Tracer
+
+        return Tracer.exporting()
+
+    def spool(self, path: Path) -> Spool:
+        """The spool in a file, not opened. Raises ``ConfigError``."""
+        return self.settings.spool(path, tracing=self.tracing)
 
     def store(self, name: str) -> Store:
         """The store of that name, not opened. Raises ``ConfigError``."""
@@ -93,6 +111,8 @@ class Deployment:
             self.registry.close()
         if "bus" in self.__dict__:
             self.bus.close()
+        if (tracing := self.__dict__.get("tracing")) is not None:
+            tracing.close()
 
 
 def find_registry(app: str) -> StoreRegistry:

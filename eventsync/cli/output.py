@@ -15,13 +15,17 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import typer
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 __all__ = [
     "ago",
+    "draw_table",
     "note",
     "plural",
     "print_json",
@@ -117,26 +121,37 @@ def print_table(
 
     ``right``: the numbers of the columns set flush right. ``marked``: a colour for a cell.
     """
-    listed = [list(row) for row in rows]
-    flush_right = frozenset(right)
     if not sys.stdout.isatty():
-        _print_plain(columns, listed, flush_right)
+        _print_plain(columns, [list(row) for row in rows], frozenset(right))
         return
-    from rich import box
     from rich.console import Console
+
+    Console(highlight=False).print(draw_table(columns, rows, right=right, marked=marked))
+
+
+def draw_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Iterable[int] = (),
+    marked: Callable[[int, int], str | None] = lambda row, column: None,
+) -> Table:
+    """A table for a terminal, as ``print_table`` prints it there."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    flush_right = frozenset(right)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for number, column in enumerate(columns):
         table.add_column(
             column, justify="right" if number in flush_right else "left", overflow="fold"
         )
-    for row_number, row in enumerate(listed):
+    for row_number, row in enumerate(rows):
         table.add_row(
             *(Text(cell, style=marked(row_number, column) or "") for column, cell in enumerate(row))
         )
-    Console(highlight=False).print(table)
+    return table
 
 
 def _print_plain(

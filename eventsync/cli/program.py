@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from eventsync.cli import check, demo, dlq, find, project, publish, relay, status, sync, worker
+from eventsync.cli import (
+    check,
+    demo,
+    dlq,
+    find,
+    health,
+    project,
+    publish,
+    relay,
+    status,
+    sync,
+    top,
+    worker,
+)
 from eventsync.cli.command import EXIT_CODES, help_of
 
 __all__ = ["program"]
@@ -41,6 +54,7 @@ def _eventsync(
       eventsync init shop                   start a project of your own
       eventsync worker crm                  apply to store crm what others change
       eventsync status                      queues and stores at a glance
+      eventsync top                         the same live, with what workers get done
       eventsync find Customer               all stores side by side
     """
 
@@ -56,7 +70,7 @@ def _program() -> typer.Typer:
     app.callback(help=help_of(_eventsync), epilog=EXIT_CODES)(_eventsync)
     for panel, commands in (
         (_BEGIN, (demo.demo, project.init, check.check)),
-        (_RUN, (worker.worker, relay.relay, status.status)),
+        (_RUN, (worker.worker, relay.relay, status.status, top.top, health.health)),
         (_RECORDS, (publish.publish, sync.sync, find.get, find.find, find.verify)),
     ):
         for function in commands:

@@ -17,6 +17,7 @@ import typer
 
 from eventsync.cli.command import FOUND_WRONG, OK, JsonOption, command, complete_store
 from eventsync.cli.deployment import Deployment
+from eventsync.cli.listen import ListenOption, listening
 from eventsync.cli.output import plural, print_json
 from eventsync.cli.worker import LogLevel, log_to_stderr
 
@@ -50,6 +51,7 @@ def relay(
         bool, typer.Option("--once", help="Publish what waits now, then leave.")
     ] = False,
     as_json: JsonOption = False,
+    listen: ListenOption = None,
     log_level: Annotated[LogLevel, typer.Option(help="From which level on to log.")] = (
         LogLevel.INFO
     ),
@@ -63,6 +65,8 @@ def relay(
 
     With --spool it publishes what eventsync publish --spool, or a Spool in your program, took in.
 
+    With --listen it serves its metrics and its health over HTTP (eventsync health asks it).
+
     Logs to standard error. With --once it tells how much it published, and --json says so in JSON.
 
     Examples:
@@ -71,20 +75,25 @@ def relay(
       eventsync relay --all
       eventsync relay crm --once --json
       eventsync relay --spool changes.db
+      eventsync relay --all --listen 0.0.0.0:9464
     """
     if (every, bool(stores), spool is not None).count(True) != 1:
         raise typer.BadParameter("say which STORE, or --all, or --spool")
     if as_json and not once:
         raise typer.BadParameter("--json is for --once")
+    if listen and once:
+        raise typer.BadParameter("--listen is for a relay that goes on running")
     log_to_stderr(log_level, deployment.settings)
     if spool is not None:
-        taken = deployment.settings.spool(spool)
-        return _spool_once(deployment, taken, as_json) if once else _serve_spool(deployment, taken)
+        taken = deployment.spool(spool)
+        if once:
+            return _spool_once(deployment, taken, as_json)
+        return _serve_spool(deployment, taken, listen)
     registry = deployment.registry
     chosen = list(registry) if every else [registry[name] for name in dict.fromkeys(stores or ())]
     if once:
         return _once(deployment, chosen, as_json)
-    return _serve(deployment, chosen)
+    return _serve(deployment, chosen, listen)
 
 
 def _once(deployment: Deployment, stores: list[Store], as_json: bool) -> int:
@@ -99,7 +108,8 @@ def _once(deployment: Deployment, stores: list[Store], as_json: bool) -> int:
     return OK
 
 
-def _serve(deployment: Deployment, stores: list[Store]) -> int:
+def _serve(deployment: Deployment, stores: list[Store], listen: str | None) -> int:
+    from eventsync.crew import Crew
     from eventsync.relay import Relay, serve
 
     # Made before the threads are, which share them.
@@ -111,9 +121,11 @@ def _serve(deployment: Deployment, stores: list[Store]) -> int:
             store.open()
             deployment.declare()
 
-        serve(Relay(store, bus), stopping, connect=connect)
+        serve(Relay(store, crew.counted(store.name, bus)), stopping, connect=connect)
 
-    return _until_told(stopping, [partial(run, store) for store in stores])
+    crew = Crew()
+    with listening(deployment, listen, crew, stores, relays=True):
+        return _until_told(stopping, [partial(run, store) for store in stores])
 
 
 def _spool_once(deployment: Deployment, spool: Spool, as_json: bool) -> int:
@@ -130,13 +142,14 @@ def _spool_once(deployment: Deployment, spool: Spool, as_json: bool) -> int:
     return FOUND_WRONG if state["waiting"] else OK
 
 
-def _serve_spool(deployment: Deployment, spool: Spool) -> int:
+def _serve_spool(deployment: Deployment, spool: Spool, listen: str | None) -> int:
+    from eventsync.crew import Crew
     from eventsync.relay import serve
 
     stopping = threading.Event()
 
     def run() -> None:
-        with spool, spool.relay(deployment.bus) as relay:
+        with spool, spool.relay(crew.counted(spool.name, bus)) as relay:
             serve(
                 relay,
                 stopping,
@@ -144,10 +157,12 @@ def _serve_spool(deployment: Deployment, spool: Spool) -> int:
                 describe=lambda: asdict(spool.state()),
             )
 
+    bus, crew = deployment.bus, Crew()
     # Made here, so that a wrong file ends the command at once.
     with spool:
         spool.state()
-    return _until_told(stopping, [run])
+    with listening(deployment, listen, crew, (), spools=[spool], relays=True):
+        return _until_told(stopping, [run])
 
 
 def _until_told(stopping: threading.Event, tasks: list[Callable[[], None]]) -> int:

@@ -132,7 +132,7 @@ def sink_for(
         if type is None:
             raise typer.BadParameter("say which STORE, or a record type with --type")
         record_type = deployment.record_type(type)
-        publisher = deployment.declare() if spool is None else deployment.settings.spool(spool)
+        publisher = deployment.declare() if spool is None else deployment.spool(spool)
         return BusSink(publisher, record_type, delete)
     target = deployment.store(store)
     if type is None and len(target.accessors) > 1:

@@ -15,6 +15,7 @@ import typer
 
 from eventsync.cli.command import OK, command, complete_store
 from eventsync.cli.deployment import Deployment
+from eventsync.cli.listen import ListenOption, listening
 
 if TYPE_CHECKING:
     from eventsync.config import Settings
@@ -57,6 +58,7 @@ def worker(
     drain: Annotated[
         bool, typer.Option("--drain", help="Apply what is there, then leave.")
     ] = False,
+    listen: ListenOption = None,
     log_level: Annotated[
         LogLevel, typer.Option(help="debug shows what became of every single change.")
     ] = LogLevel.INFO,
@@ -73,6 +75,9 @@ def worker(
     when they end or hang. A worker whose store hangs for longer than EVENTSYNC_STALL_AFTER ends
     with 71, and one that does not finish in time with 70.
 
+    With --listen it serves its metrics and its health over HTTP, one endpoint for all processes of
+    the command (eventsync health asks it).
+
     Logs to standard error: for people on a terminal, as JSON lines elsewhere.
 
     Examples:
@@ -80,8 +85,10 @@ def worker(
       eventsync worker crm --processes 4    four of them, kept running
       eventsync worker --all                one for each store, kept running
       eventsync worker crm --drain          apply what waits, then leave
+      eventsync worker crm --listen 0.0.0.0:9464
       eventsync worker crm 2>> crm.log      JSON lines
     """
+    from eventsync.crew import Crew
     from eventsync.worker import Worker
 
     if every == (store is not None):
@@ -94,25 +101,48 @@ def worker(
         if drain:
             raise typer.BadParameter("--drain is for one worker, without --processes or --all")
         names = list(registry.stores) if every else [registry[str(store)].name]
-        return _supervise(deployment, names, processes or 1, rate, log_level)
-    options = replace(settings.worker_options(), rate=rate)
-    working = Worker(registry[str(store)], deployment.bus, options=options, peers=registry)
+        return _supervise(deployment, names, processes or 1, rate, log_level, listen)
+    working = Worker(
+        registry[str(store)],
+        deployment.bus,
+        options=replace(settings.worker_options(), rate=rate),
+        peers=registry,
+    )
     if drain:
+        if listen:
+            raise typer.BadParameter("--listen is for a worker that goes on running")
         working.store.open()
         working.drain()
+    elif lifeline is not None:
+        _work_supervised(working, settings, lifeline)
     else:
-        _work(working, settings, lifeline)
+        crew = Crew(working.tally)
+        crew.join(working.store.name, working.progress)
+        with listening(deployment, listen, crew, [working.store]):
+            _work(working, settings)
     return OK
 
 
-def _work(worker: Worker, settings: Settings, lifeline: int | None) -> None:
-    from eventsync.progress import StateFile
+def _work_supervised(worker: Worker, settings: Settings, lifeline: int) -> None:
+    """Work, and report to the supervisor each second and after each batch."""
+    from eventsync.crew import Report
     from eventsync.supervisor import Lifeline
+
+    line = Lifeline(lifeline)
+    report = Report(worker.tally, worker.progress, line.send)
+    worker.counted = report.quietly
+    line.watch(report)
+    try:
+        _work(worker, settings)
+    finally:
+        report.quietly()
+
+
+def _work(worker: Worker, settings: Settings) -> None:
+    from eventsync.progress import StateFile
     from eventsync.watchdog import Watchdog
     from eventsync.worker import run
 
-    if lifeline is not None:
-        Lifeline(lifeline).watch()
     state = StateFile(settings.state_dir, worker.progress) if settings.state_dir else None
     each = state.write if state else lambda: None
     try:
@@ -127,8 +157,14 @@ def _work(worker: Worker, settings: Settings, lifeline: int | None) -> None:
 
 
 def _supervise(
-    deployment: Deployment, stores: list[str], processes: int, rate: float | None, level: LogLevel
+    deployment: Deployment,
+    stores: list[str],
+    processes: int,
+    rate: float | None,
+    level: LogLevel,
+    listen: str | None,
 ) -> int:
+    from eventsync.crew import Crew
     from eventsync.supervisor import Supervisor
 
     commands = {}
@@ -142,13 +178,14 @@ def _supervise(
         for number in range(processes):
             commands[f"{name}-{number + 1}"] = command
     settings = deployment.settings
-    # In the environment, not on the command line, where everybody on the host could read it.
-    environment = {
-        **os.environ,
-        "EVENTSYNC_APP": settings.app,
-        "EVENTSYNC_BROKER": settings.broker.get_secret_value(),
-    }
-    return Supervisor(commands, environment=environment, grace=settings.grace).run()
+    # Only what came by an option, which everybody on the host could read; what is in a file of
+    # secrets is to stay there.
+    given = {f"EVENTSYNC_{name.upper()}": held for name, held in deployment.given.items()}
+    environment = {**os.environ, **given, "EVENTSYNC_LISTEN": ""}  # the one endpoint is here
+    crew = Crew()
+    supervisor = Supervisor(commands, environment=environment, grace=settings.grace, audience=crew)
+    with listening(deployment, listen, crew, [deployment.store(name) for name in stores]):
+        return supervisor.run()
 
 
 def log_to_stderr(level: LogLevel, settings: Settings) -> None:

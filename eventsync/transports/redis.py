@@ -111,6 +111,11 @@ def _weaknesses(client: RedisClient) -> list[str]:
             f"appendfsync is {fsync}: a crash of the server's host may lose what was published "
             f"{lost}; set `appendfsync always` where that is too much"
         )
+    if info.get("aof_enabled") == "1" and not _reads_its_log(client):
+        found.append(
+            "its default user may not do everything: a server that starts reads its append-only "
+            "file as that user, and leaves out the rest; give that user `~* +@all` and a password"
+        )
     policy = info.get("maxmemory_policy", "")
     if policy != "noeviction":
         found.append(
@@ -118,3 +123,19 @@ def _weaknesses(client: RedisClient) -> list[str]:
             "queues away; set `maxmemory-policy noeviction`"
         )
     return found
+
+
+def _reads_its_log(client: RedisClient) -> bool:
+    """Whether the default user may do everything; True too where the server does not tell."""
+    try:
+        reply = client.command("ACL", "GETUSER", "default")
+    except BusUnavailableError:
+        raise
+    except BusError:
+        return True
+    if isinstance(reply, list):
+        reply = dict(zip(reply[::2], reply[1::2], strict=True))
+    keys = reply[b"keys"]  # a text, or in Redis 6 a list of patterns
+    patterns = keys.split() if isinstance(keys, bytes) else keys
+    commands = reply[b"commands"].split()
+    return b"+@all" in commands and len(commands) == 1 and {b"~*", b"*"} & set(patterns) != set()

@@ -9,7 +9,8 @@ Run it from the project's root, for one broker and store or for several::
 One publisher process and one worker process; servers of its own. The raw limits are measured in the
 same run: the same rows, in the same order, in bulk upserts with the plain driver, without and with
 a version check; the same messages with the broker's plain client. Use the ratios: the rest depends
-on the machine.
+on the machine. With ``--metrics`` the worker reports each batch, as a supervised one does, and is
+scraped each second. Where others work too, the worker's processor time an event says the most.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import multiprocessing
 import random
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,8 +41,11 @@ from eventsync import framing
 from eventsync.bus import Bus
 from eventsync.change import PUT, Change
 from eventsync.clock import Clock
+from eventsync.crew import Crew, Report
+from eventsync.exporters.prometheus import Exporter
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
+from eventsync.survey import Survey
 from eventsync.worker import Worker
 
 __all__ = ["STORES", "changes", "database", "rows"]
@@ -91,6 +96,33 @@ def produce(options: argparse.Namespace, broker: str, started: Any) -> None:
             bus.publish("Customer", [bus.encode(change) for change in chunk])
 
 
+@contextlib.contextmanager
+def _watched(worker: Worker, broker: str) -> Iterator[None]:
+    """Have the worker report, and be scraped, while the block runs."""
+    crew = Crew()
+
+    def heard(line: bytes) -> bool:
+        crew.heard("crm-1", line)
+        return True
+
+    worker.counted = Report(worker.tally, worker.progress, heard)
+    stopping = threading.Event()
+    with Survey(Bus(broker), [worker.store]) as survey:
+        exporter = Exporter(crew, survey)
+
+        def scrape() -> None:
+            while not stopping.wait(1.0):
+                exporter.answer("")
+
+        thread = threading.Thread(target=scrape)
+        thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            thread.join()
+
+
 def consume(
     options: argparse.Namespace, broker: str, database: str, started: Any, finished: Any
 ) -> None:
@@ -101,15 +133,20 @@ def consume(
         bus.declare("crm", ["Customer"])
         worker = Worker(store, bus)
         started.wait()
-        while sum(worker.outcomes.values()) < options.events:
-            worker.drain(timeout=0.05)
-        finished.put(({str(k): n for k, n in worker.outcomes.items()}, bus.states("crm")))
+        begun = time.process_time()
+        with _watched(worker, broker) if options.metrics else contextlib.nullcontext():
+            while sum(worker.outcomes.values()) < options.events:
+                worker.drain(timeout=0.05)
+        taken = time.process_time() - begun
+        outcomes = {str(k): n for k, n in worker.outcomes.items()}
+        finished.put((outcomes, bus.states("crm")["dead"].ready, taken))
 
 
 def through_eventsync(
     options: argparse.Namespace, broker: str, database: str
-) -> tuple[float, dict[str, int]]:
-    """Events per second from the first publish to the last one applied."""
+) -> tuple[float, float, dict[str, int]]:
+    """Events per second from the first publish to the last applied; the worker's seconds of
+    processor time an event."""
     context = multiprocessing.get_context("spawn")
     started, finished = context.Barrier(3), context.Queue()
     producer = context.Process(target=produce, args=(options, broker, started))
@@ -118,11 +155,11 @@ def through_eventsync(
     consumer.start()
     started.wait()
     begun = time.perf_counter()
-    outcomes, states = finished.get(timeout=1200)
+    outcomes, dead, busy = finished.get(timeout=1200)
     taken = time.perf_counter() - begun
     producer.join()
     consumer.join()
-    return options.events / taken, outcomes | {"dead_letters": states["dead"].ready}
+    return options.events / taken, busy / options.events, outcomes | {"dead_letters": dead}
 
 
 @contextlib.contextmanager
@@ -177,7 +214,7 @@ def measure(broker: str, store: str, options: argparse.Namespace) -> dict[str, A
         plain, gated = _store_limits(store, options, folder)
         published, consumed = _broker_limits(broker, options)
         with running_broker(broker) as url, database(store, folder) as target:
-            rate, outcomes = through_eventsync(options, url, target)
+            rate, busy, outcomes = through_eventsync(options, url, target)
     return {
         "broker": broker,
         "store": store,
@@ -189,6 +226,7 @@ def measure(broker: str, store: str, options: argparse.Namespace) -> dict[str, A
         "published_to_applied_per_s": round(rate),
         "ratio": round(rate / plain, 3),
         "ratio_with_version": round(rate / gated, 3),
+        "worker_cpu_us_per_event": round(busy * 1e6, 1),
         "outcomes": outcomes,
     }
 
@@ -207,6 +245,7 @@ def main() -> int:
         "--batch", type=int, default=5000, help="rows a transaction, in the raw run"
     )
     parser.add_argument("--chunk", type=int, default=2000, help="envelopes a publish")
+    parser.add_argument("--metrics", action="store_true", help="report batches, and be scraped")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     found = []
@@ -217,16 +256,17 @@ def main() -> int:
                 print(json.dumps(found[-1]), flush=True)
     if options.json:
         return 0
-    print("events/s       broker alone          store alone   published  ratio to the store")
-    print("            publish  consume     plain  versioned  to applied  plain  versioned")
+    print("events/s       broker alone          store alone   published  ratio to the store    CPU")
+    print("            publish  consume     plain  versioned  to applied  plain  versioned     µs")
     for one in found:
         print(f"{one['broker']} into {one['store']}:")
         print(
             f"{one['broker_published_per_s']:>19,}{one['broker_consumed_per_s']:>9,}"
             f"{one['store_rows_per_s']:>10,}{one['store_rows_with_version_per_s']:>11,}"
             f"{one['published_to_applied_per_s']:>12,}{one['ratio']:>7.2f}"
-            f"{one['ratio_with_version']:>11.2f}   {one['outcomes']}"
+            f"{one['ratio_with_version']:>11.2f}{one['worker_cpu_us_per_event']:>10}"
         )
+        print(f"  {one['outcomes']}")
     return 0
 
 

@@ -185,10 +185,14 @@ def step_clock(scene: Scene) -> Struck:
 def lock_store(scene: Scene) -> Struck:
     """Have nobody write to the database of the store ``left`` for a while."""
     connection = sqlite3.connect(
-        scene.folder / "left.db", timeout=10.0, isolation_level=None, check_same_thread=False
+        scene.folder / "left.db", timeout=1.0, isolation_level=None, check_same_thread=False
     )
-    connection.execute("BEGIN EXCLUSIVE")
-    scene.later(scene.rng.uniform(0.5, 3.0), connection.close)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        connection.close()  # a worker that is paused has it locked already
+    else:
+        scene.later(scene.rng.uniform(0.5, 3.0), connection.close)
     return "left"
 
 

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -105,7 +106,8 @@ def relay(folder: Path) -> None:
     """A process that publishes what waits in the producers' spool."""
     _quiet()
     plan = Plan.load(folder)
-    with _spool(folder) as spool, plan.bus() as bus, spool.relay(bus) as outlet:
+    # Connected at first use: the broker may be away just now.
+    with _spool(folder) as spool, closing(plan.bus()) as bus, spool.relay(bus) as outlet:
         serve(outlet, threading.Event())
 
 
@@ -137,7 +139,7 @@ def produce(folder: Path, number: int, seed: int) -> None:
     rng = random.Random(f"{seed} {number} {journal.made}")
     clock = Clock(now=_Skewed(folder))
     with contextlib.ExitStack() as stack:
-        bus = stack.enter_context(plan.bus())
+        bus = stack.enter_context(closing(plan.bus()))
         publisher = stack.enter_context(_spool(folder)) if plan.through == "spool" else bus
         for body in journal.unconfirmed:
             raws = framing.split_batch(body)

@@ -131,12 +131,12 @@ class Cli:
         )
         return Ran(done.returncode, done.stdout, done.stderr)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """A command that goes on running."""
         return subprocess.Popen(
             [sys.executable, "-m", "eventsync", *arguments],
             cwd=self.folder,
-            env=self.environment(),
+            env=self.environment(**environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -15,6 +15,8 @@ COMMANDS = [
     ("worker",),
     ("relay",),
     ("status",),
+    ("top",),
+    ("health",),
     ("publish",),
     ("sync",),
     ("get",),

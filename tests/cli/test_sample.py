@@ -1,38 +1,83 @@
-"""The repository's own ``workers/``: small modules that do nothing when they are imported."""
+"""The repository's own ``workers/``, and the project that ``eventsync init`` writes: small modules
+of one shape, which do nothing when they are imported."""
 
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 from cli.project import ROOT, Cli
+from servers.postgres import PostgresServer
+from servers.redis import RedisServer
 
-MODULES = sorted((ROOT / "workers").glob("*.py"))
-STORES = [path for path in MODULES if path.stem not in ("__init__", "records")]
+from eventsync.cli.deployment import find_registry
+
+FOLDERS = [ROOT / "workers", ROOT / "eventsync/cli/starter/workers"]
+MODULES = [path for folder in FOLDERS for path in sorted(folder.glob("*.py*"))]
+STORES = [path for path in MODULES if path.name.partition(".")[0] not in ("__init__", "records")]
 
 
-@pytest.mark.parametrize("path", STORES, ids=lambda path: path.stem)
+def functions(path: Path) -> dict[str, str]:
+    """The functions of a module, and what each returns."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    found = [node for node in body if isinstance(node, ast.FunctionDef)]
+    return {node.name: ast.unparse(node.returns) if node.returns else "" for node in found}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", STORES, ids=name)
 def test_a_module_a_store(path: Path) -> None:
     """Each module is short, has one typed function, which makes the store, and no class."""
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 40
-    found = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
-    assert [node.name for node in found] == ["store"]
-    assert found[0].returns is not None
+    assert functions(path) == {"store": "Store"}
     assert "class " not in text
 
 
-def test_the_sample_runs(bare: Cli) -> None:
-    """It opens nothing when it is imported, its stores fit together, and it keeps them in sync."""
-    from eventsync.cli.deployment import find_registry
+@pytest.mark.parametrize("folder", FOLDERS, ids=name)
+def test_the_registry_is_a_function(folder: Path) -> None:
+    """The package names the stores' modules in a function, so that nothing is read before use."""
+    (package,) = folder.glob("__init__.py*")
+    assert functions(package) == {"registry": "StoreRegistry"}
+    stores = [path for path in STORES if path.parent == folder]
+    for path in stores:
+        assert f"{path.name.partition('.')[0]}.store()" in package.read_text(encoding="utf-8")
 
-    registry = find_registry("workers:registry")
+
+def test_importing_asks_for_nothing(bare: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is opened, and no setting looked for, when the modules are imported."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    __import__("workers")
+    assert callable(sys.modules["workers"].registry)
     assert list(bare.folder.iterdir()) == []
-    assert registry.problems() == []
-    customers = '{"id": 1, "name": "Ann", "city": "Oslo", "balance": "12.50"}\n'
-    bare("publish", "crm", input=customers).check()
-    bare.drain()
-    bare("verify").check()
-    assert "Ann" in Path("report.csv").read_text(encoding="utf-8")
-    assert Path("documents", "1.json").exists()
+    ran = bare("status").check(78)
+    assert "EVENTSYNC_STORE_CRM" in ran.err
+
+
+def test_the_sample_runs(bare: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a database as the CRM has it, the stores fit together and are kept in sync."""
+    with PostgresServer() as postgres, RedisServer() as redis:
+        postgres.run_sql(ROOT / "deploy/compose/crm.sql")
+        monkeypatch.setenv("EVENTSYNC_STORE_CRM", postgres.url)
+        monkeypatch.setenv("EVENTSYNC_STORE_CACHE", redis.url)
+        monkeypatch.setenv("EVENTSYNC_STORE_DOCUMENTS", "documents")
+        registry = find_registry("workers:registry")
+        assert registry.problems() == []
+        assert list(bare.folder.iterdir()) == []
+        names = ("crm", "cache", "documents")
+        # The first captures what was in the database before eventsync came.
+        bare.drain(*names)
+        bare("verify").check()
+        customer = '{"id": 1, "city": "Bergen", "standing": "active"}\n'
+        bare("publish", "crm", "--type", "Customer", input=customer).check()
+        bare.drain(*names)
+        bare("verify").check()
+        client = redis.client()
+        assert client.hget("customer:1", "city") == b"Bergen"
+        client.close()
+    assert "Bergen" in Path("documents/customers/1.json").read_text(encoding="utf-8")

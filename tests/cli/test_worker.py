@@ -33,6 +33,31 @@ def test_worker_applies_and_leaves_on_sigterm(cli: Cli) -> None:
     assert "Ann" in Path("report.csv").read_text()
 
 
+def test_secrets_in_files_stay_there(cli: Cli, tmp_path: Path) -> None:
+    """Supervised processes read a broker's URL where it is; an option's reaches them all the same.
+
+    It is on no command line and, from a file, in no environment.
+    """
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "eventsync_broker").write_text("sqlite:///hidden-7.db")
+    for options, broker in (((), "hidden-7.db"), (("--broker", "sqlite:///given-8.db"), "given-8")):
+        crew = cli.start(
+            "worker", "crm", "--processes", "1", *options, EVENTSYNC_SECRETS_DIR=str(secrets)
+        )
+        try:
+            assert crew.stderr is not None
+            lines = map(json.loads, crew.stderr)
+            pid = next(one["pid"] for one in lines if one["event"] == "worker process started")
+            started = next(one for one in lines if one["event"] == "worker started")
+            assert broker in started["broker"]
+            assert b"hidden-7" not in Path(f"/proc/{pid}/environ").read_bytes()
+            assert broker.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        finally:
+            crew.terminate()
+            crew.communicate(timeout=20)
+
+
 def test_publishing_before_any_worker_ran(cli: Cli) -> None:
     """What is published before a store's worker has ever run waits for it."""
     cli("publish", "crm", "--type", "Person", input='{"id": 1, "name": "Ann"}').check()

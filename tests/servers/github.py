@@ -1,6 +1,6 @@
-"""A GitHub of the tests' own: issues, comments, labels and milestones of one repository.
+"""A GitHub of the tests' own: what is in one repository, and the organization beside.
 
-Small, and made from the published description of the REST API: ``tests/stores/check_github.py``
+Small, and made from the published description of the REST API: ``tests/stores/check_trackers.py``
 holds what it is asked and what it answers against that. It refuses what GitHub refuses.
 """
 
@@ -10,17 +10,15 @@ import datetime as dt
 import itertools
 from typing import Any
 
+from servers.github_organization import Organization, user
 from servers.http_service import Asked, HttpService
 
 __all__ = ["GitHubSimulator"]
 
-_USER_URLS = (
-    "followers following gists starred subscriptions organizations repos events received_events"
-)
-
 
 class GitHubSimulator(HttpService):
-    """The repository ``ann/shop``. ``collaborators``: who may be an assignee."""
+    """The repository ``ann/shop``. ``collaborators``: who may be an assignee. ``organization``: the
+    organization ``acme``."""
 
     token = "good-token"
     root = "https://api.github.com/repos/ann/shop"
@@ -32,6 +30,7 @@ class GitHubSimulator(HttpService):
         self.milestones: dict[int, dict[str, Any]] = {}
         self.labels: dict[str, dict[str, Any]] = {}
         self.collaborators = ["ann", "bob"]
+        self.organization = Organization()
         self._ids = itertools.count(1001)
         self._clock = itertools.count()
 
@@ -89,7 +88,7 @@ class GitHubSimulator(HttpService):
         assert asked.headers.get("X-GitHub-Api-Version") == "2022-11-28"
         assert asked.headers.get("User-Agent")
         if asked.names[:3] != ["repos", "ann", "shop"]:
-            return self._missing()
+            return self.organization.act(asked) or self._missing()
         match asked.method, *asked.names[3:]:
             case "GET", "issues":
                 return self._list(list(self.issues.values()), asked)
@@ -153,7 +152,7 @@ class GitHubSimulator(HttpService):
             if name == "labels":
                 held["labels"] = [self._label({"name": label})[1] for label in value]
             elif name == "assignees":
-                users = [self._user(login) for login in value if login in self.collaborators]
+                users = [user(login) for login in value if login in self.collaborators]
                 held["assignees"], held["assignee"] = users, users[0] if users else None
             elif name == "milestone":
                 if value is not None and value not in self.milestones:
@@ -175,7 +174,7 @@ class GitHubSimulator(HttpService):
             **{name: held for name, held in common.items() if name != "user"},
             "number": number,
             "labels_url": f"{self.root}/milestones/{number}/labels",
-            "creator": self._user("ann"),
+            "creator": user("ann"),
             "description": None,
             "state": "open",
             "due_on": None,
@@ -211,7 +210,7 @@ class GitHubSimulator(HttpService):
             "node_id": "n",
             "url": f"{self.root}/{kind}/{number}",
             "html_url": f"https://github.com/ann/shop/{kind}/{number}",
-            "user": self._user("ann"),
+            "user": user("ann"),
             "created_at": (now := self._now()),
             "updated_at": now,
         }
@@ -220,18 +219,3 @@ class GitHubSimulator(HttpService):
         seconds = next(self._clock)
         moment = dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(seconds=seconds)
         return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-    def _user(self, login: str) -> dict[str, Any]:
-        url = f"https://api.github.com/users/{login}"
-        return {
-            "login": login,
-            "id": 1,
-            "node_id": "n",
-            "avatar_url": url,
-            "gravatar_id": "",
-            "url": url,
-            "html_url": f"https://github.com/{login}",
-            "type": "User",
-            "site_admin": False,
-            **{f"{name}_url": f"{url}/{name}" for name in _USER_URLS.split()},
-        }

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+from pathlib import Path
 
 from servers import Server, program
 
@@ -32,10 +33,11 @@ class PostgresServer(Server):
     def user(self) -> str | None:
         return "postgres" if os.getuid() == 0 else None  # it refuses to run as root
 
-    def _run(self, name: str, *arguments: str) -> None:
+    def _run(self, name: str, *arguments: str, input: bytes | None = None) -> None:
         subprocess.run(
             [program(name, *_PLACES), *arguments],
             check=True,
+            input=input,
             stdout=subprocess.DEVNULL,
             user=self.user(),
             cwd=self.folder,
@@ -47,6 +49,13 @@ class PostgresServer(Server):
         self._run(
             "initdb", "--no-sync", "-D", str(self.folder / "data"), "-U", "eventsync", "-A", "trust"
         )
+
+    def run_sql(self, script: Path) -> None:
+        """Run an SQL script in the database ``test``."""
+        self._run(
+            "psql", self.url.replace("+psycopg", ""), "-qX", "-v", "ON_ERROR_STOP=1",
+            input=script.read_bytes(),
+        )  # fmt: skip
 
     def command(self) -> list[str]:
         return [

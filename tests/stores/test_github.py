@@ -6,24 +6,37 @@ import datetime as dt
 
 import pytest
 from servers.github import GitHubSimulator
+from stores.trackers import captured, checked, created_once, put
 
 from eventsync.apply import apply
-from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.gate import Outcome
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
 from eventsync.store import Store
-from eventsync.stores.trackers import Comment, Issue, Label, Milestone
+from eventsync.stores.trackers import (
+    Account,
+    Comment,
+    Group,
+    Issue,
+    Label,
+    Member,
+    Milestone,
+    Project,
+)
 from eventsync.stores.trackers.github import (
+    GitHubAccounts,
     GitHubComments,
+    GitHubGroups,
     GitHubIssues,
     GitHubLabels,
+    GitHubMembers,
     GitHubMilestones,
+    GitHubProjects,
     GitHubService,
 )
-from eventsync.stores.trackers.tracker import marked, unmarked
+from eventsync.stores.trackers.marker import marked, unmarked
 
 
 @pytest.fixture
@@ -51,19 +64,22 @@ def store_in(github, folder, token="good-token"):
     )
 
 
-def put(clock, record):
-    return Change(
-        type=type(record).__record__.name,
-        key=record.key,
-        op="put",
-        version=clock.tick(),
-        data=record.raw(),
-        source="t",
+def organization_in(github, folder):
+    service = GitHubService("good-token", url=github.url, allow=["127.0.0.1"])
+    return Store(
+        "organization",
+        GitHubProjects(Project, service, "acme"),
+        GitHubAccounts(Account, service, "acme"),
+        GitHubGroups(Group, service, "acme"),
+        GitHubMembers(Member, service, "acme"),
+        index=FileIndex(folder / "organization.v.db"),
     )
 
 
-def captured(store, **more):
-    return [change for found in store.capture(**more) for change in found]
+@pytest.fixture
+def organization(github, tmp_path):
+    with organization_in(github, tmp_path) as made:
+        yield made
 
 
 def tour(store, github):
@@ -130,6 +146,70 @@ def test_round_trip(store, github):
     assert [(c.key, c.data["title"]) for c in captured(store)] == [("github:1", "Lamp!")]
 
 
+def organize(organization, github):
+    """Every operation on what is of an organization."""
+    project = checked(organization, Project(id="acme/site", description="What one sees"))
+    project.description = ""
+    organization.update(project)
+    group = checked(organization, Group(id="the-core", name="The Core", description="d"))
+    group.name, group.description = "The: core", ""
+    organization.update(group)
+    member = checked(organization, Member(group="the-core", account="ann", role="maintainer"))
+    member.role = ""
+    organization.update(member)
+    checked(organization, Member(group="the-core", account="bob", role="maintainer"))
+    accounts = {account.key: account for account in organization.find(Account)}
+    assert (accounts["ann"].name, accounts["eve"].address) == ("Ann A.", None)
+    assert captured(organization) == []
+
+
+def test_organization(organization, github):
+    """Repositories, teams and their members go in, are changed and removed, and are no edits."""
+    captured(organization)
+    organize(organization, github)
+    acme = github.organization
+    assert acme.repositories["site"]["description"] == ""
+    assert acme.teams["the-core"]["name"] == "The: core"
+    assert acme.roles == {"the-core": {"ann": "member", "bob": "maintainer"}}
+    organization.remove(organization[Member, ("the-core", "bob")])
+    assert acme.roles == {"the-core": {"ann": "member"}}
+    acme.roles["the-core"]["eve"] = "maintainer"
+    assert [(c.key, c.data["role"]) for c in captured(organization)] == [
+        ("the-core/eve", "maintainer")
+    ]
+    organization.remove(organization[Group, "the-core"])
+    assert acme.teams == {}
+    assert {(c.type, c.op) for c in captured(organization)} == {("Member", "delete")}
+    organization.remove(organization[Project, "acme/site"])
+    assert acme.repositories["site"]["archived"]
+    assert captured(organization) == []
+    checked(organization, Project(id="acme/site", description="Again"))
+    assert not acme.repositories["site"]["archived"]
+
+
+def test_what_an_organization_refuses(organization, github):
+    """What GitHub offers no way to do is rejected with the reason, and nothing is done."""
+    with pytest.raises(RejectedError, match="GitHub does not create Account 'zoe'"):
+        organization.add(Account(id="zoe"))
+    ann = organization[Account, "ann"]
+    with pytest.raises(RejectedError, match="does not destroy"):
+        organization.remove(ann)
+    ann.name = "Another"
+    with pytest.raises(RejectedError, match="does not modify"):
+        organization.update(ann)
+    with pytest.raises(RejectedError, match="not know a team of the name 'Core team' as 'core'"):
+        organization.add(Group(id="core", name="Core team"))
+    for key in ("ann/shop", "acme", "acme/", "acme/a/b"):
+        with pytest.raises(RejectedError, match="no repository of acme"):
+            organization.add(Project(id=key))
+    organization.add(Group(id="core"))
+    with pytest.raises(RejectedError, match="'zoe' is no member of acme"):
+        organization.add(Member(group="core", account="zoe"))
+    with pytest.raises(RejectedError, match="no role 'owner'"):
+        organization.add(Member(group="core", account="ann", role="owner"))
+    assert github.writes() == [("POST", "/orgs/acme/teams")]
+
+
 def test_made_at_github(store, github):
     """What people do at GitHub itself is captured under keys of its ids; pull requests are not."""
     captured(store)
@@ -159,25 +239,10 @@ def test_made_at_github(store, github):
     [Issue(id="K", title="t", status="closed"), Milestone(id="M", title="m")],
 )
 @pytest.mark.parametrize("skip", [0, 1])
-def test_created_once(store, github, tmp_path, failure, record, skip):
+def test_created_once(github, tmp_path, failure, record, skip):
     """Whatever becomes of an answer, an issue or a milestone is created once."""
-    clock = Clock()
-    change = put(clock, record)
-    github.only = lambda method, path: method in ("POST", "PATCH")
-    github.failures.extend([None] * skip + [failure])
-    for _ in range(4):
-        try:
-            (settled,) = apply(store, [change], clock=clock)
-            break
-        except StoreUnavailableError:
-            store.close()
-            store = store_in(github, tmp_path)
-    assert settled.outcome in (Outcome.APPLIED, Outcome.DUPLICATE)
+    created_once(github, lambda: store_in(github, tmp_path), record, failure, skip=skip)
     assert len(github.issues) + len(github.milestones) == 1
-    held = store[type(record), record.key]
-    assert (held.title, held.status) == (record.title, record.status)
-    assert captured(store) == []
-    store.close()
 
 
 def test_what_comes_too_early(store, github):

@@ -32,6 +32,7 @@ from eventsync.stores.rest import (
     RestAccessor,
     Service,
     Since,
+    Within,
 )
 from eventsync.testing import FakeBus
 from eventsync.worker import Options, Worker
@@ -98,6 +99,52 @@ def applied(store, *changes):
         assert [item.outcome for item in settled if item.error] == []
         return [item.outcome for item in settled]
     raise AssertionError("it never succeeded")
+
+
+class Line(Record, rule="field"):
+    id: str = Field(key=True)
+    note: str | None = None
+    text: str = ""
+
+
+@pytest.mark.parametrize("update", ["PUT", "PATCH"])
+def test_lists_within_objects(server, tmp_path, update):
+    """Objects of which each of others has a list are created in theirs, found, and stay there."""
+    server.ids = True
+    server.objects = {"notes": {"7": {"id": "7"}, "8": {"id": "8"}}}
+    described = Resource(
+        items="/lines-{in}",
+        item="/lines-{in}/{id}",
+        within=Within(items="/notes"),
+        paths={"note": "@in.id"},
+        marker="ref",
+        pages=Links(size=10),
+        update=update,
+    )
+    service = Service(server.url, allow=["127.0.0.1"])
+    identity = IdentityMap(tmp_path / "ids.db", name="rest")
+    accessor = RestAccessor(Line, service, described, identity=identity)
+    with Store("rest", accessor, index=FileIndex(tmp_path / "v.db")) as store:
+        store.add(Line(id="a", note="8", text="first"))
+        assert server.objects["lines-8"] == {"1": {"id": "1", "ref": "a", "text": "first"}}
+        line = store[Line, "a"]
+        line.text = "second"
+        store.update(line)
+        assert server.objects["lines-8"]["1"] == {"id": "1", "ref": "a", "text": "second"}
+        server.objects["lines-7"] = {"5": {"id": "5", "text": "theirs"}}
+        found = {line.key: (line.note, line.text) for line in store.find(Line)}
+        assert found == {"a": ("8", "second"), "rest:7:5": ("7", "theirs")}
+        line.note = "7"
+        with pytest.raises(RejectedError, match="cannot move"):
+            store.update(line)
+        with pytest.raises(RejectedError, match="does not say what it is in"):
+            store.add(Line(id="b"))
+        server.failures.append(("lose",))
+        server.only = lambda method, path: method == "POST"
+        store.add(Line(id="c", note="7"))
+        assert len(server.objects["lines-7"]) == 2
+        store.remove(store[Line, "a"])
+        assert server.objects["lines-8"] == {}
 
 
 # -- writes that meet others -----------------------------------------------------------------------

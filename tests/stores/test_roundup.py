@@ -6,27 +6,29 @@ import contextlib
 
 import pytest
 from servers.roundup import RoundupServer
+from stores import trackers
+from stores.trackers import checked, put
 
 from eventsync.apply import apply
 from eventsync.change import Change
 from eventsync.clock import Clock
-from eventsync.errors import ConfigError, StoreUnavailableError
+from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.gate import Outcome
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
 from eventsync.store import Store
 from eventsync.stores.rest import OvertakenError
-from eventsync.stores.trackers import Account, Comment, Issue
+from eventsync.stores.trackers import Account, Comment, Issue, Label, Member
 from eventsync.stores.trackers.roundup import (
     RoundupAccounts,
     RoundupComments,
     RoundupIssues,
+    RoundupLabels,
+    RoundupMembers,
     RoundupService,
 )
 from eventsync.testing import Crash, FakeBus
 from eventsync.view import View
-
-OUTSIDE = frozenset({"milestone"})
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +61,9 @@ def tracker_in(server, folder, *, bus=None, password="secret", **more):
     )
 
 
-def put(clock, record):
-    return Change(
-        type=type(record).__record__.name,
-        key=record.key,
-        op="put",
-        version=clock.tick(),
-        data=record.raw(),
-        source="t",
-    )
-
-
 def captured(store, **more):
     """What is captured, but for the two accounts that a new tracker has."""
-    found = [change for changes in store.capture(**more) for change in changes]
-    return [change for change in found if change.key not in ("admin", "anonymous")]
+    return [c for c in trackers.captured(store, **more) if c.key not in ("admin", "anonymous")]
 
 
 def issues(server):
@@ -225,6 +215,38 @@ def test_killed_while_creating(server, tracker, tmp_path, monkeypatch, record, m
         assert len(issues(server)) == (2 if isinstance(record, Issue) else 1)
         assert len(server.ask("GET", "/data/msg")["collection"]) == 2
         assert captured(again) == []
+
+
+def test_labels_and_members(server, tracker, tmp_path):
+    """Keywords go in and out, and users get roles and lose them, one by one; none is an edit."""
+    service = RoundupService(server.url, "admin", "secret", allow=["127.0.0.1"])
+    checked(tracker, Account(id="ada", name="Ada L."))
+    with Store(
+        "roles",
+        RoundupLabels(Label, service),
+        RoundupMembers(Member, service),
+        index=FileIndex(tmp_path / "roles.v.db"),
+    ) as store:
+        found = {(c.type, c.key) for c in trackers.captured(store)}
+        assert found >= {("Member", "Admin/admin"), ("Member", "User/ada")}
+        assert trackers.captured(store) == []
+        checked(store, Label(id="bug"))
+        checked(store, Member(group="Admin", account="ada"))
+        (user,) = server.ask("GET", "/data/user?username:=ada&@fields=roles")["collection"]
+        assert user["roles"] == "User,Admin"
+        assert trackers.captured(store) == []
+        server.change(f"user/{user['id']}", roles="User")
+        assert [(c.op, c.key) for c in trackers.captured(store)] == [("delete", "Admin/ada")]
+        store.remove(store[Member, ("User", "ada")])
+        assert server.ask("GET", f"/data/user/{user['id']}")["attributes"]["roles"] is None
+        store.remove(store[Label, "bug"])
+        assert server.ask("GET", "/data/keyword")["collection"] == []
+        checked(store, Label(id="bug"))
+        with pytest.raises(RejectedError, match="does not exist"):
+            store.add(Member(group="Nobody", account="ada"))
+        early = put(Clock(), Member(group="User", account="zoe"))
+        (settled,) = apply(store, [early], clock=store.clock)
+        assert settled.outcome is Outcome.HELD
 
 
 def test_overtaken(server, tracker):

@@ -61,39 +61,32 @@ def fresh(server):
     return sa.make_url(server).set(database=name).render_as_string(hide_password=False)
 
 
-COMPILED = {}
-"""By server, its dialect and the statements that have been compiled for it.
-
-To compile them anew for each of a thousand stores takes more time than all that is tested.
-"""
-
-
 class OnServer(StoreContract):
     """Each folder stands for a database of its own, on one server."""
 
     examples = 5
 
+    def database(self, url):
+        """What an accessor gets of the database at ``url``."""
+        return url
+
     def accessor(self, record_type, folder, view=None):
         mark = folder / "database"
         if not mark.exists():
             mark.write_text(fresh(self.server))
-        return SqlAccessor(record_type, self.engine(mark.read_text()), create=True, view=view)
+        return SqlAccessor(record_type, self.database(mark.read_text()), create=True, view=view)
 
-    def engine(self, url):
-        """A new engine as another process would make it, which knows all compiled statements."""
-        if self.server not in COMPILED:
-            known = sa.create_engine(self.server)
-            known.connect().close()  # it learns what server that is
-            known.dispose()
-            COMPILED[self.server] = known.dialect, {}
-        dialect, compiled = COMPILED[self.server]
-        arguments, options = dialect.create_connect_args(sa.make_url(url))
-        pool = sa.QueuePool(lambda: dialect.connect(*arguments, **options))
-        on_connect = dialect.on_connect_url(sa.make_url(url)) or (lambda connection: None)
-        sa.event.listen(pool, "connect", lambda connection, record: on_connect(connection))
-        return sa.Engine(
-            pool, dialect, sa.make_url(url), execution_options={"compiled_cache": compiled}
-        )
+
+@pytest.fixture(scope="session")
+def compiled(postgres):
+    """PostgreSQL's dialect as one connection has found it, and statements compiled for it.
+
+    To compile them anew for a thousand stores takes more time than all that is tested.
+    """
+    known = sa.create_engine(postgres)
+    known.connect().close()
+    known.dispose()
+    return known.dialect, {}
 
 
 @pytest.mark.slow
@@ -103,8 +96,18 @@ class TestPostgres(OnServer):
     odd_text = False
 
     @pytest.fixture(autouse=True)
-    def _server(self, postgres):
+    def _server(self, postgres, compiled):
         self.server = postgres
+        self.dialect, self.compiled = compiled
+
+    def database(self, url):
+        """An engine of its own, as another process would make it."""
+        place, dialect = sa.make_url(url), self.dialect
+        arguments, options = dialect.create_connect_args(place)
+        pool = sa.QueuePool(lambda: dialect.connect(*arguments, **options))
+        on_connect = dialect.on_connect_url(place) or (lambda connection: None)
+        sa.event.listen(pool, "connect", lambda connection, record: on_connect(connection))
+        return sa.Engine(pool, dialect, place, execution_options={"compiled_cache": self.compiled})
 
 
 @pytest.mark.slow
@@ -272,6 +275,30 @@ def test_who_waits_holds_up_nobody(shop, monkeypatch):
     assert goes == [(1, False), (203, False), (203, True)]
 
 
+def test_a_patch_that_refers_to_what_is_missing(shop):
+    """Under the per-field rule a patch waits alone too, and what it did not say stays as it was."""
+    engine = shop.index.engine
+    piece = derive(engine, "item", name="piece", rule="field")
+    apply(shop, [shop_change("maker", "1", 1, {"id": 1, "name": "Acme"})], clock=shop.clock)
+    with Store("pieces", SqlAccessor(piece, engine, table="item")) as pieces:
+        for number in range(1, 9):
+            pieces.add(piece(id=number, maker=1, part_of=None, price="1"))
+        later = shop.clock.now() * 1000 + 1000
+        patches = [
+            Change(
+                type="piece",
+                key=str(number),
+                op="patch",
+                version=Version.of(int(later), 0, number),
+                data={"maker": 9} if number == 5 else {"part_of": number % 8 + 1},
+            )
+            for number in range(1, 9)
+        ]
+        settled = apply(pieces, patches, clock=shop.clock)
+        assert [s.change.key for s in settled if s.outcome is Outcome.HELD] == ["5"]
+        assert (pieces[piece, 5]["maker"], pieces[piece, 4]["part_of"]) == (1, 5)
+
+
 def test_a_tree_is_removed_from_its_leaves(shop, monkeypatch):
     """Deletes in any order: children go first, and only what is still referred to waits."""
     changes = [item(n, n, part_of=n // 2 or None) for n in range(1, 601)]
@@ -332,6 +359,27 @@ def test_held_ones_are_tried_once_their_parent_has_come(shop, tmp_path):
             ((letter, _),) = letters.read()
         assert (letter.key, letter.reason) == ("7", "dependency")
         assert "maker '9'" in letter.message
+
+
+def test_what_is_behind_a_backlog_may_still_come(shop, tmp_path):
+    """The time to wait for another record is over only once the queue is past that of the first
+    try: its parent may be in there."""
+    with Bus(f"sqlite:///{tmp_path}/broker.db") as bus:
+        bus.declare("shop", shop.accessors)
+        maker = shop_change("maker", "1", 1, {"id": 1, "name": "Acme"})
+        for change in (item(1, 1), maker):
+            bus.publish(change.type, [bus.encode(change)])
+        worker = Worker(shop, bus, options=Options(hold_for=0.0))
+        subscription = bus.subscribe("shop", shop.accessors, prefetch=1)
+        first = subscription.fetch(timeout=5.0, limit=1)
+        patient = Worker(shop, bus)
+        patient._handle(first, subscription)
+        subscription.close()
+        worker._upkeep(at_once=True)
+        assert [state.ready for state in bus.states("shop").values()] == [1, 1, 0]
+        worker.drain(timeout=0.05)
+        assert [state.ready for state in bus.states("shop").values()] == [0, 0, 0]
+        assert shop.count() == 2
 
 
 def test_unique_and_exact(shop):

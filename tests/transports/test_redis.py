@@ -587,6 +587,23 @@ def test_a_cluster() -> None:
         client.close()
 
 
+def test_a_restricted_default_user_is_told() -> None:
+    """Redis reads its append-only file as its default user: what that may not do would be lost."""
+    with RedisServer() as server, server.client() as client:
+        client.acl_setuser(
+            "own", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"]
+        )
+        url = f"redis://own:secret@127.0.0.1:{server.port}/0"
+        before = advice(url)
+        client.acl_setuser("default", enabled=True, nopass=True, keys=["*"], commands=["+@all"])
+        assert advice(url) == before
+        client.execute_command("ACL", "SETUSER", "default", "-flushall")
+        (told,) = set(advice(url)) - set(before)
+        assert "append-only" in told
+        client.execute_command("ACL", "SETUSER", "default", "resetkeys", "allcommands")
+        assert told in advice(url)
+
+
 def _published(broker: Broker) -> bool:
     try:
         broker.publish("crm", "4")

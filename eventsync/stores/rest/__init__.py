@@ -5,12 +5,13 @@ It knows nothing of other stores. It needs the extra ``rest``.
 
 from __future__ import annotations
 
-from eventsync.stores.rest.accessor import Object, RestAccessor
+from eventsync.stores.rest.accessor import RestAccessor
 from eventsync.stores.rest.auth import Auth, Basic, ClientCredentials, Token
 from eventsync.stores.rest.ids import OvertakenError
+from eventsync.stores.rest.object import Object
 from eventsync.stores.rest.page import Cursor, Links, Numbers, OnePage, Pages
 from eventsync.stores.rest.path import ABSENT, Place
-from eventsync.stores.rest.resource import Resource, Since
+from eventsync.stores.rest.resource import Resource, Since, Within
 from eventsync.stores.rest.service import Answer, Service
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "Service",
     "Since",
     "Token",
+    "Within",
 ]

@@ -11,50 +11,36 @@ between reading and writing is overwritten, in the fields that are written.
 
 from __future__ import annotations
 
-import copy
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync import value
-from eventsync.accessor import Accessor, Edit, Write
+from eventsync.accessor import Edit, Write
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.echo import echo_of
-from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
+from eventsync.errors import ConfigError, RecordError, StoreUnavailableError
 from eventsync.identity import IdentityMap
 from eventsync.index import IndexTransaction, Presence
-from eventsync.key import split as split_key
-from eventsync.member import Members
 from eventsync.query import Query
 from eventsync.record import Record
 from eventsync.schema import same
-from eventsync.stores.rest.ids import Ids, OvertakenError
-from eventsync.stores.rest.path import ABSENT, Place, at, place
-from eventsync.stores.rest.resource import Resource, filled
+from eventsync.stores.rest.ids import OvertakenError
+from eventsync.stores.rest.object import Object, ObjectAccessor
+from eventsync.stores.rest.path import at
+from eventsync.stores.rest.resource import Resource
 from eventsync.stores.rest.service import Answer, Service
 from eventsync.view import View
 
-__all__ = ["Object", "OvertakenError", "RestAccessor"]
+__all__ = ["RestAccessor"]
 
 R = TypeVar("R", bound=Record)
 _TRIES: Final = 5
 _FEW: Final = 10
 
 
-class Object(NamedTuple):
-    """An object as the service gave it.
-
-    ``etag``: its strong entity tag, if it has one. ``listed``: it comes from a list, which gives no
-    tags.
-    """
-
-    data: dict[str, Any]
-    etag: str | None = None
-    listed: bool = False
-
-
-class RestAccessor(Accessor[R]):
+class RestAccessor(ObjectAccessor[R]):
     """Records of one type as the objects of a REST service.
 
     ``resource`` says where they are. ``identity``: for a service that gives ids of its own, the map
@@ -79,51 +65,11 @@ class RestAccessor(Accessor[R]):
         view: View | None = None,
         identity: IdentityMap | None = None,
     ) -> None:
-        super().__init__(record_type, view=view)
-        self.service = service
-        self.resource = resource
-        self.identity = identity
-        self.ids = None if identity is None else Ids(self, identity)
-        self._members = Members(self.view)
-        self._check_names(resource.names())
-        left_out = self.type.keys if identity is not None else ()
-        self._places: dict[str, Place] = {}
-        for name, stored in self.view.names.items():
-            path = resource.paths.get(stored)
-            if path is None and name in left_out:
-                continue  # the service has an id instead
-            self._places[stored] = _place(stored, path)
-        for stored in self.view.constant:
-            self._places[stored] = _place(stored, resource.paths.get(stored))
-        self._marker = None if resource.marker is None else _place("", resource.marker)
+        super().__init__(record_type, service, resource, view=view, identity=identity)
         # What was read in the transaction that goes on, and what its writes were answered with.
         self._reading: IndexTransaction | None = None
         self._objects: dict[str, Object] = {}
         self._answered: dict[str, dict[str, Any]] = {}
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.type.name}, {self.service.url!r})"
-
-    def _check_names(self, names: set[str]) -> None:
-        known = {"key", *self.type.keys} if self.identity is None else {"id"}
-        if not names or not names <= known:
-            raise ConfigError(
-                f"{self.type.name}: item={self.resource.item!r} has to name the object by "
-                + " or ".join(f"{{{name}}}" for name in sorted(known)),
-                hint="and with {id} pass identity=IdentityMap(...)",
-            )
-
-    # -- lifecycle ---------------------------------------------------------------------------------
-
-    def ping(self) -> None:
-        pages = self.resource.pages
-        few = {pages.size_name: "1"} if pages.first() and pages.size_name else {}
-        self.service.request("GET", self.resource.items, query={**self.resource.query, **few})
-
-    def close(self) -> None:
-        self.service.close()
-        if self.identity is not None:
-            self.identity.close()
 
     # -- the six -----------------------------------------------------------------------------------
 
@@ -145,137 +91,6 @@ class RestAccessor(Accessor[R]):
         found = self.fetch(key)
         if found is not None:
             self.destroy(key, found)
-
-    def record_to_data(self, record: R) -> dict[str, Any]:
-        members = self._encoded(record.raw(), whole=True)
-        body = self.fill(members, None)
-        if self._marker is not None:
-            self._marker.write(body, record.key)
-        return body
-
-    def data_to_record(self, data: Any) -> R:
-        return self._record(self.key_in(data), Object(data))
-
-    # -- what a subclass may do otherwise ----------------------------------------------------------
-
-    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """All objects, or those that ``query`` narrows the list down to."""
-        asked = {**self.resource.query, **query}
-        for page in self.resource.pages.walk(self.service, self.resource.items, asked):
-            yield from page
-
-    def fetch(self, key: str) -> Object | None:
-        """The object of a record, ``None`` if there is none."""
-        path = self.path_of(key)
-        if path is None:
-            return None
-        answer = self.service.request("GET", path, allow=(404, 410))
-        if answer.status in (404, 410):
-            return None
-        data = self._data(answer)
-        if not self.present(data):
-            return None
-        return Object(data, answer.etag if self.resource.etags else None)
-
-    def create(self, key: str, members: Mapping[str, Any]) -> Answer:
-        """Create the object of a record that has none. Raises ``OvertakenError`` if it has."""
-        body = self.fill(members, None)
-        if self._marker is not None:
-            self._marker.write(body, key)
-        if self.resource.create == "PUT" and self.identity is None:
-            headers = {"If-None-Match": "*"} if self.resource.etags else {}
-            path = self.path_of(key)
-            assert path is not None
-            return self._sent("PUT", path, body, headers)
-        answer = self.service.request("POST", self.resource.items, body=body, allow=(409,))
-        if answer.status == 409:
-            if self.identity is None and self.fetch(key) is not None:
-                raise self.overtaken(key)
-            raise RejectedError(self.service.meaning("POST", answer).message)
-        return answer
-
-    def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
-        """Write changed members. Raises ``OvertakenError`` if the object is not as it was found."""
-        path = self.path_of(key)
-        assert path is not None
-        base = copy.deepcopy(found.data) if self.resource.update == "PUT" else None
-        body = self.fill(members, base)
-        return self._sent(self.resource.update, path, body, _if_match(found))
-
-    def destroy(self, key: str, found: Object) -> None:
-        """Remove the object. Raises ``OvertakenError`` if it is not as it was found. Idempotent."""
-        path = self.path_of(key)
-        assert path is not None
-        answer = self.service.request(
-            "DELETE", path, headers=_if_match(found), allow=(404, 410, 412)
-        )
-        if answer.status == 412:
-            raise self.overtaken(key)
-        if self.identity is not None:
-            self.identity.forget(self.type.name, key)
-
-    def present(self, data: Mapping[str, Any]) -> bool:
-        """Whether an object is a record at all: not so of one that is only marked as deleted."""
-        return True
-
-    def marker_in(self, data: dict[str, Any]) -> str | None:
-        """The key of the record that eventsync created the object for, ``None`` if it did not."""
-        found = ABSENT if self._marker is None else self._marker.read(data)
-        return found if isinstance(found, str) and found else None
-
-    def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
-        """By the view's names, the JSON values that an object holds."""
-        held = {name: place.read(data) for name, place in self._places.items()}
-        return {name: json for name, json in held.items() if json is not ABSENT}
-
-    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
-        """The body to send: JSON values by the view's names, put into ``body`` or a new one."""
-        body = {} if body is None else body
-        for name, held in members.items():
-            if name in self._places:
-                self._places[name].write(body, held)
-        return body
-
-    def id_in(self, data: Mapping[str, Any]) -> str | None:
-        """The service's own id of an object, ``None`` if it has none yet."""
-        id = at(data, self.resource.id)
-        return None if id is None else str(id)
-
-    # -- identity ----------------------------------------------------------------------------------
-
-    def path_of(self, key: str) -> str | None:
-        """The path of a record's object, ``None`` if it has no id."""
-        if self.ids is None:
-            parts = dict(zip(self.type.keys, split_key(key), strict=True))
-            return filled(self.resource.item, {**parts, "key": key})
-        id = self.ids.id_of(key)
-        return None if id is None else filled(self.resource.item, {"id": id})
-
-    def key_in(self, data: dict[str, Any]) -> str:
-        """The key of the record that an object is. Raises ``RecordError``."""
-        if self.ids is not None:
-            return self.ids.key_in(data)
-        keys = (self.view.names[name] for name in self.type.keys)
-        held = self.values_in(data)
-        part = {name: held[name] for name in keys if name in held}
-        return self.type.key_text(self.view.to_record(self._members.decode(part)))
-
-    def find_marked(self, key: str) -> str | None:
-        """The id of the object that was created for a record, found by its marker."""
-        query = {name: text.replace("{key}", key) for name, text in self.resource.marked.items()}
-        for data in self.objects(query):
-            if self.marker_in(data) == key and self.present(data):
-                return self.id_in(data)
-        return None
-
-    def id_made(self, answer: Answer) -> str:
-        """The id in the answer to a creation. Raises ``ConfigError``."""
-        id = self.id_in(self._data(answer))
-        if id is None:
-            raise ConfigError(
-                f"{self!r}: the answer to a creation has no id at {self.resource.id!r}"
-            )
-        return id
 
     # -- many at once, and again if overtaken ------------------------------------------------------
 
@@ -397,10 +212,6 @@ class RestAccessor(Accessor[R]):
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def listed(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """The objects that are records, as ``objects`` gives them."""
-        return (data for data in self.objects(query) if self.present(data))
-
     def _found(self, key: str, transaction: IndexTransaction) -> Object | None:
         """The object as this transaction has read it, or as it is now."""
         held = self._objects.pop(key, None) if self._reading is transaction else None
@@ -433,55 +244,6 @@ class RestAccessor(Accessor[R]):
         if any(name in self._places for name in members):
             self._note(write.key, self.modify(write.key, found, members))
 
-    def _encoded(self, values: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
-        stored = dict(self.view.constant) if whole else {}
-        return self._members.encode(stored | self.view.to_store(values))
-
-    def _record(self, key: str, found: Object) -> R:
-        values = self.view.to_record(self._members.decode(self.values_in(found.data)))
-        for name in self.view.optional:
-            values.setdefault(name, None)
-        return self.make(self.type.key_values(key) | values)
-
-    def _data(self, answer: Answer) -> dict[str, Any]:
-        data = at(answer.json(), self.resource.body)
-        if not isinstance(data, dict):
-            raise RecordError(f"{answer.url}: the answer holds no object")
-        return data
-
     def _note(self, key: str, answer: Answer) -> None:
         if self.resource.returns and answer.content:
-            self._answered[key] = self._data(answer)
-
-    def _sent(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
-        answer = self.service.request(
-            method, path, body=body, headers=headers, allow=(404, 410, 412)
-        )
-        if answer.status in (410, 412) or (answer.status == 404 and "If-None-Match" not in headers):
-            raise self.overtaken(path)
-        if answer.status == 404:
-            raise self.service.meaning(method, answer)
-        return answer
-
-    def overtaken(self, what: str) -> OvertakenError:
-        """The error that somebody else was faster with an object, or with its creation."""
-        return OvertakenError(
-            f"{self.service.url}: {self.type.name} {what!r} was changed by somebody else at the "
-            "same moment",
-            hint="it is tried again",
-        )
-
-
-def _if_match(found: Object) -> dict[str, str]:
-    return {"If-Match": found.etag} if found.etag else {}
-
-
-def _place(name: str, path: str | Place | None) -> Place:
-    if isinstance(path, Place):
-        return path
-    if path is not None:
-        return place(path)
-    # A name is a name, even with a point in it.
-    return Place(
-        lambda data: data.get(name, ABSENT), lambda body, held: body.__setitem__(name, held)
-    )
+            self._answered[key] = self.placed(key, self.data_of(answer))

@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
+from eventsync.errors import (
+    DependencyError,
+    RecordError,
+    RejectedError,
+    StoreUnavailableError,
+)
 from eventsync.identity import IdentityMap
 from eventsync.record import RecordType
 from eventsync.stores.rest.service import Answer
@@ -27,6 +32,9 @@ class Objects(Protocol):
     @property
     def type(self) -> RecordType: ...
 
+    @property
+    def leaves(self) -> bool: ...
+
     def listed(self, query: Mapping[str, str]) -> Iterable[dict[str, Any]]: ...
 
     def fetch(self, key: str) -> object | None: ...
@@ -39,7 +47,7 @@ class Objects(Protocol):
 
     def id_in(self, data: Mapping[str, Any]) -> str | None: ...
 
-    def id_made(self, answer: Answer) -> str: ...
+    def id_made(self, answer: Answer, members: Mapping[str, Any]) -> str: ...
 
     def overtaken(self, what: str) -> OvertakenError: ...
 
@@ -99,10 +107,14 @@ class Ids:
             if not error.uncertain:
                 self._map.abandon(name, key)
             raise
+        except DependencyError:
+            if not objects.leaves:
+                self._map.abandon(name, key)
+            raise
         except RejectedError:
             self._map.abandon(name, key)
             raise
-        if not self._map.bind(name, key, objects.id_made(answer)):
+        if not self._map.bind(name, key, objects.id_made(answer, members)):
             raise StoreUnavailableError(f"{name} {key!r} got an id meanwhile", uncertain=True)
         return answer
 

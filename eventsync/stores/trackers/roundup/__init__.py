@@ -10,9 +10,17 @@ which it is found again.
 
 from __future__ import annotations
 
-from eventsync.stores.trackers.roundup.account import RoundupAccounts
+from eventsync.stores.trackers.roundup.account import RoundupAccounts, RoundupMembers
 from eventsync.stores.trackers.roundup.comment import RoundupComments
 from eventsync.stores.trackers.roundup.issue import RoundupIssues
 from eventsync.stores.trackers.roundup.item import RoundupService
+from eventsync.stores.trackers.roundup.label import RoundupLabels
 
-__all__ = ["RoundupAccounts", "RoundupComments", "RoundupIssues", "RoundupService"]
+__all__ = [
+    "RoundupAccounts",
+    "RoundupComments",
+    "RoundupIssues",
+    "RoundupLabels",
+    "RoundupMembers",
+    "RoundupService",
+]

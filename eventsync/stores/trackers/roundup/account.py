@@ -1,4 +1,4 @@
-"""The users of a Roundup tracker.
+"""The users of a Roundup tracker, and their roles.
 
 It knows nothing of issues.
 """
@@ -6,74 +6,79 @@ It knows nothing of issues.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from eventsync.errors import RejectedError
+from eventsync.key import split as split_key
 from eventsync.record import Record
-from eventsync.stores.rest import Answer, Object, Resource
-from eventsync.stores.trackers.roundup.item import NOTHING, Items, RoundupService, resource_of
-from eventsync.view import View
+from eventsync.stores.rest import Answer, Object
+from eventsync.stores.trackers.record import Account, Member
+from eventsync.stores.trackers.roundup.item import NOTHING, NamedItems, resource_of
+from eventsync.stores.trackers.slot import Slot, text
 
-__all__ = ["RoundupAccounts"]
+__all__ = ["RoundupAccounts", "RoundupMembers"]
 
 R = TypeVar("R", bound=Record)
 
 
-class RoundupAccounts(Items[R]):
+class RoundupAccounts(NamedItems[R]):
     """Users, known by the name they log in with, which is the record's key.
 
     A new one has the role ``User`` and no password; removing one retires it.
     """
 
+    shape = Account
     item_class = "user"
-    holds = frozenset({"name", "address"})
     fields = "username,realname,address"
+    where = resource_of("user")
+    keys = (Slot(at="username"),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "name": Slot(at="realname", read=text),
+        "address": Slot(at="address", write=lambda held: held or NOTHING),
+    }
 
-    def __init__(
-        self, record_type: type[R], service: RoundupService, *, view: View | None = None
-    ) -> None:
-        pages = resource_of("user").pages
-        resource = Resource(items="/user", item="/user/{key}", pages=pages)
-        super().__init__(record_type, service, resource, view=view)
-        self._key = self.view.names[self.type.keys[0]]
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        said = {name: held for name, held in body.items() if held}
+        return super().post(key, {"roles": "User", **said})
 
-    def ping(self) -> None:
-        self.select("user", "username", {"id": "1"})
+
+class RoundupMembers(NamedItems[R]):
+    """Which users have which roles: a role is a group.
+
+    Roles themselves are made in the tracker's schema. Its own user's rights come from a role too.
+    """
+
+    shape = Member
+    item_class = "user"
+    fields = "username,roles"
+    where = resource_of("user", by="account")
+    keys = (Slot(at="@role", of="Group"), Slot(at="username", of="Account"))
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        yield from self.select("user", self.fields, query)
+        for user in super().objects(query):
+            for role in _roles(user):
+                yield {**user, "@role": role}
 
     def fetch(self, key: str) -> Object | None:
-        name = next(iter(self.type.key_values(key).values()))
-        for data in self.select("user", "username", {"username:": name}):
-            return self.item("user", data["id"])
-        return None
+        role, name = split_key(key)
+        user = self.found(name)
+        if user is None or role not in _roles(user.data):
+            return None
+        return Object({**user.data, "@role": role}, user.etag)
 
-    def create(self, key: str, members: Mapping[str, Any]) -> Answer:
-        filled = self.fill(members, None)
-        body = {"roles": "User", **{name: held for name, held in filled.items() if held}}
-        answer = self.service.request("POST", "/user", body=body, allow=(409,))
-        if answer.status == 409:
-            if self.fetch(key) is not None:
-                raise self.overtaken(key)
-            raise RejectedError(self.service.meaning("POST", answer).message)
-        return answer
-
-    def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
-        return self.write("user", found, self.fill(members, None))
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        role, name = split_key(key)
+        user = self.found(name)
+        if user is None:
+            raise self.missing(self.view.names[self.type.keys[1]], name)
+        return self._give(user, [*_roles(user.data), role])
 
     def destroy(self, key: str, found: Object) -> None:
-        self.retire("user", found)
+        role = split_key(key)[0]
+        self._give(found, [held for held in _roles(found.data) if held != role])
 
-    def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
-        return self.only_held(
-            {
-                self._key: data["username"],
-                "name": data.get("realname") or "",
-                "address": data.get("address"),
-            }
-        )
+    def _give(self, user: Object, roles: list[str]) -> Answer:
+        return self.write("user", user, {"roles": ",".join(roles)})
 
-    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
-        own = {self._key: "username", "name": "realname", "address": "address"}
-        return {own[name]: held or NOTHING for name, held in members.items() if name in own}
+
+def _roles(user: Mapping[str, Any]) -> list[str]:
+    return [role.strip() for role in (user.get("roles") or "").split(",") if role.strip()]

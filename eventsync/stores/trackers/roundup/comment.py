@@ -11,7 +11,10 @@ from typing import Any, ClassVar, TypeVar
 from eventsync.errors import RejectedError
 from eventsync.record import Record
 from eventsync.stores.rest import Answer, Object
+from eventsync.stores.trackers.record import Comment
+from eventsync.stores.trackers.roundup.item import resource_of, since
 from eventsync.stores.trackers.roundup.message import EMPTY, Messages
+from eventsync.stores.trackers.slot import Slot, text
 
 __all__ = ["RoundupComments"]
 
@@ -25,9 +28,18 @@ class RoundupComments(Messages[R]):
     a user that nobody else does.
     """
 
+    shape = Comment
     item_class = "msg"
-    holds = frozenset({"issue", "author", "body"})
-    references: ClassVar[Mapping[str, str]] = {"issue": "Issue", "author": "Account"}
+    where = resource_of("msg", since=since())
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "issue": Slot(at="@issue", of="Issue", fixed="cannot move to another issue"),
+        "author": Slot(at="author.username", to="author", of="Account"),
+        "body": Slot(
+            at="content",
+            read=lambda held: "" if held == EMPTY else text(held),
+            write=lambda held: held or EMPTY,
+        ),
+    }
 
     def ping(self) -> None:
         self.select("msg", "messageid", {"id": "1"})
@@ -67,14 +79,9 @@ class RoundupComments(Messages[R]):
         self.write("issue", found, {"@op": "add", "messages": [message]})
         return self.service.request("GET", f"/msg/{message}")
 
-    def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
-        if "issue" in members:
-            raise RejectedError(f"{self.type.name} {key!r} cannot move to another issue")
-        body: dict[str, Any] = {}
-        if "body" in members:
-            body["content"] = members["body"] or EMPTY
-        if "author" in members:
-            body["author"] = self.reference("author", members["author"]) or self.service.user
+    def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
+        if "author" in body:
+            body["author"] = body["author"] or self.service.user
         return self.write("msg", found, body)
 
     def destroy(self, key: str, found: Object) -> None:
@@ -84,20 +91,11 @@ class RoundupComments(Messages[R]):
         assert self.identity is not None
         self.identity.forget(self.type.name, key)
 
-    def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
-        author, text = data.get("author"), str(data.get("content") or "")
-        name = author and author["username"]
-        return self.only_held(
-            {
-                "issue": self.referred("issue", data["@issue"]),
-                # What the service's own user says it says for nobody.
-                "author": self.referred("author", None if name == self.service.user else name),
-                "body": "" if text == EMPTY else text,
-            }
-        )
-
-    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
-        return dict(members)
+    def referred(self, name: str, id: str) -> str | None:
+        # What the service's own user says it says for nobody.
+        if name == "author" and id == self.service.user:
+            return None
+        return super().referred(name, id)
 
     def id_of_marked(self, issue: Mapping[str, Any], message: str) -> str:
         return message

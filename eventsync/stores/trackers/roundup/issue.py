@@ -11,8 +11,10 @@ from typing import Any, ClassVar, TypeVar
 from eventsync.identity import IdentityMap
 from eventsync.record import Record
 from eventsync.stores.rest import Answer, Object
-from eventsync.stores.trackers.roundup.item import NOTHING, RoundupService
+from eventsync.stores.trackers.record import Issue
+from eventsync.stores.trackers.roundup.item import NOTHING, RoundupService, resource_of, since
 from eventsync.stores.trackers.roundup.message import EMPTY, Messages
+from eventsync.stores.trackers.slot import Slot, text
 from eventsync.stores.trackers.tracker import sorted_names
 from eventsync.view import View
 
@@ -28,9 +30,25 @@ class RoundupIssues(Messages[R]):
     have among its keywords yet is added to them. Removing an issue retires it.
     """
 
+    shape = Issue
     item_class = "issue"
-    holds = frozenset({"title", "description", "status", "priority", "assignee", "labels"})
-    references: ClassVar[Mapping[str, str]] = {"assignee": "Account"}
+    where = resource_of("issue", since=since())
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "title": Slot(at="title", read=text),
+        "description": Slot(at="@text"),
+        "status": Slot(at="status.name", to="status", words={"open": "open", "closed": "closed"}),
+        "priority": Slot(at="priority.name", to="priority", write=lambda held: held or NOTHING),
+        "assignee": Slot(
+            at="assignedto.username",
+            to="assignedto",
+            write=lambda held: held or NOTHING,
+            of="Account",
+        ),
+        "labels": Slot(
+            at="keyword",
+            read=lambda keywords: sorted_names(word["name"] for word in keywords or ()),
+        ),
+    }
     fields = "title,status,priority,assignedto,keyword,messages,activity"
 
     def __init__(
@@ -43,7 +61,6 @@ class RoundupIssues(Messages[R]):
         open: str = "unread",
         closed: Sequence[str] = ("resolved", "done-cbb"),
     ) -> None:
-        view = view or View(omit=("milestone",))
         super().__init__(record_type, service, identity=identity, view=view)
         self._open, self._closed = open, tuple(closed)
 
@@ -91,34 +108,15 @@ class RoundupIssues(Messages[R]):
         self.identity.forget(self.type.name, key)
 
     def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
-        status, priority = data.get("status"), data.get("priority")
-        assignee = data.get("assignedto")
-        return self.only_held(
-            {
-                "title": data.get("title") or "",
-                "description": data["@text"],
-                "status": "closed" if status and status["name"] in self._closed else "open",
-                "priority": priority and priority["name"],
-                "assignee": self.referred("assignee", assignee and assignee["username"]),
-                "labels": sorted_names(label["name"] for label in data.get("keyword") or ()),
-            }
-        )
+        values = super().values_in(data)
+        if "status" in values:
+            values["status"] = "closed" if values["status"] in self._closed else "open"
+        return values
 
     def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
-        filled: dict[str, Any] = {}
-        for name, held in members.items():
-            if name == "status":
-                filled["status"] = self._closed[0] if held == "closed" else self._open
-            elif name == "assignee":
-                filled["assignedto"] = self.reference(name, held) or NOTHING
-            elif name == "labels":
-                filled["keyword"] = held
-            elif name == "description":
-                filled["@text"] = held
-            elif name == "priority":
-                filled[name] = held or NOTHING
-            elif name == "title":
-                filled[name] = held
+        filled = super().fill(members, body)
+        if "status" in filled:
+            filled["status"] = self._closed[0] if filled["status"] == "closed" else self._open
         return filled
 
     def id_of_marked(self, issue: Mapping[str, Any], message: str) -> str:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import urlsplit
 
 from eventsync.errors import DependencyError, EventSyncError
+from eventsync.key import split as split_key
 from eventsync.record import Record
 from eventsync.stores.rest import Answer, Basic, Numbers, Object, Resource, Service, Since
 from eventsync.stores.trackers.tracker import TrackerAccessor
 
-__all__ = ["NOTHING", "Items", "RoundupService", "resource_of", "since"]
+__all__ = ["NOTHING", "Items", "NamedItems", "RoundupService", "resource_of", "since"]
 
 R = TypeVar("R", bound=Record)
 NOTHING: Final = ""
@@ -55,8 +56,9 @@ class RoundupService(Service):
 
 
 class Items(TrackerAccessor[R]):
-    """Items of one class of the tracker's database."""
+    """Items of one class of the tracker's database. ``fields``: what their list is asked for."""
 
+    tracker = "Roundup"
     service: RoundupService
     item_class: ClassVar[str] = ""
     fields: ClassVar[str] = ""
@@ -77,27 +79,49 @@ class Items(TrackerAccessor[R]):
 
     def write(self, item_class: str, found: Object, body: Mapping[str, Any]) -> Answer:
         """Change an item that is as it was found. Raises ``OvertakenError``."""
-        return self._sent(
+        return self.sent(
             "PATCH", f"/{item_class}/{found.data['id']}", body, {"If-Match": found.etag or ""}
         )
 
     def retire(self, item_class: str, found: Object) -> None:
         """Retire an item that is as it was found. Raises ``OvertakenError``."""
         # It reads a body even where there is none.
-        self._sent(
-            "DELETE", f"/{item_class}/{found.data['id']}", {}, {"If-Match": found.etag or ""}
-        )
+        self.sent("DELETE", f"/{item_class}/{found.data['id']}", {}, {"If-Match": found.etag or ""})
 
     def added(self, item_class: str, body: Mapping[str, Any]) -> Answer:
         """Create an item."""
         return self.service.request("POST", f"/{item_class}", body=body)
 
 
-def resource_of(item_class: str, *, since: Since | None = None) -> Resource:
-    """The lists of a class."""
+class NamedItems(Items[R]):
+    """Items that are known by a name, in the property that is the key's slot."""
+
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        yield from self.select(self.item_class, self.fields, query)
+
+    def fetch(self, key: str) -> Object | None:
+        (name,) = split_key(key)
+        return self.found(name)
+
+    def found(self, name: str) -> Object | None:
+        """The item of that name, if it is there and not retired."""
+        known_by = self.keys[-1].at
+        for data in self.select(self.item_class, known_by, {f"{known_by}:": name}):
+            return self.item(self.item_class, data["id"])
+        return None
+
+    def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
+        return self.write(self.item_class, found, body)
+
+    def destroy(self, key: str, found: Object) -> None:
+        self.retire(self.item_class, found)
+
+
+def resource_of(item_class: str, *, by: str = "id", since: Since | None = None) -> Resource:
+    """The lists of a class, whose items are known by a field, or by an id of the tracker's."""
     return Resource(
         items=f"/{item_class}",
-        item=f"/{item_class}/{{id}}",
+        item=f"/{item_class}/{{{by}}}",
         pages=Numbers(
             items="data.collection", name="@page_index", size_name="@page_size", size=100
         ),

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 from eventsync.identity import IdentityMap
 from eventsync.record import Record
 from eventsync.stores.rest import Answer
-from eventsync.stores.trackers.roundup.item import Items, RoundupService, resource_of, since
-from eventsync.stores.trackers.tracker import quoted
+from eventsync.stores.trackers.marker import quoted
+from eventsync.stores.trackers.roundup.item import Items, RoundupService
 from eventsync.view import View
 
 __all__ = ["EMPTY", "Messages"]
@@ -28,6 +28,8 @@ _MESSAGE_ID: Final = re.compile(r"<eventsync\.([\w.-]+)\.([\w.%~]+)@eventsync>",
 class Messages(Items[R]):
     """What issues and comments share: texts are the content of messages."""
 
+    leaves = True  # the message
+
     def __init__(
         self,
         record_type: type[R],
@@ -36,8 +38,7 @@ class Messages(Items[R]):
         identity: IdentityMap,
         view: View | None = None,
     ) -> None:
-        resource = resource_of(self.item_class, since=since())
-        super().__init__(record_type, service, resource, view=view, identity=identity)
+        super().__init__(record_type, service, view=view, identity=identity)
         # Messages of attempts that came no further than these.
         self._left: dict[str, str] = {}
 

@@ -1,0 +1,90 @@
+"""``--listen``: metrics and health over HTTP, beside what a command does.
+
+It owns which path answers what. It must not know how anything is found or judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from eventsync.cli.deployment import Deployment
+
+if TYPE_CHECKING:
+    from eventsync.crew import Crew
+    from eventsync.endpoint import Answer
+    from eventsync.log import Redaction
+    from eventsync.spool import Spool
+    from eventsync.store import Store
+
+__all__ = ["ListenOption", "listening"]
+
+_UNWELL: Final = 503
+
+ListenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--listen",
+        metavar="HOST:PORT",
+        help="Serve metrics and health there (or EVENTSYNC_LISTEN).",
+        show_default=False,
+    ),
+]
+
+
+@contextmanager
+def listening(
+    deployment: Deployment,
+    listen: str | None,
+    crew: Crew,
+    stores: Sequence[Store],
+    *,
+    spools: Sequence[Spool] = (),
+    relays: bool = False,
+) -> Iterator[None]:
+    """Serve what ``crew`` tells while the block runs, if that is asked for.
+
+    ``relays``: the stores are relayed for, and need no workers. Raises ``ConfigError``.
+    """
+    settings = deployment.settings
+    address = listen or settings.listen
+    if not address:
+        yield
+        return
+    from eventsync.endpoint import Endpoint
+    from eventsync.exporters.prometheus import Exporter
+    from eventsync.health import Health
+    from eventsync.log import Redaction
+    from eventsync.survey import Survey
+
+    if not relays:
+        for store in stores:
+            crew.expect(store.name, store.accessors)
+    with Survey(settings.bus(), stores, spools=spools) as survey:
+        health = Health(crew, survey, stores=crew.stores, stall_after=settings.stall_after)
+        redaction = Redaction(settings.secrets())
+
+        def answering(judge: Callable[[], list[str]]) -> Callable[[str], Answer]:
+            return lambda accept: _judged(judge(), health.to_json(), redaction)
+
+        routes = {
+            "/metrics": Exporter(crew, survey).answer,
+            "/live": answering(health.live),
+            "/ready": answering(health.ready),
+            "/progress": answering(health.progress),
+        }
+        with Endpoint(address, routes):
+            yield
+
+
+def _judged(reasons: list[str], known: dict[str, Any], redaction: Redaction) -> Answer:
+    """What an operator is told; errors of stores and drivers may name what nobody may see."""
+    import json
+
+    from eventsync.endpoint import Answer
+
+    told = redaction(None, "", {"ok": not reasons, "reasons": reasons, **known})
+    return Answer(f"{json.dumps(told)}\n".encode(), "application/json", _UNWELL if reasons else 200)

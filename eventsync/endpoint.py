@@ -1,0 +1,118 @@
+"""The endpoint: answers HTTP requests for a few paths, from threads, beside the real work.
+
+It owns the protocol: addresses, limits, status codes. It must not know what the answers say.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+from eventsync.errors import ConfigError
+
+__all__ = ["Answer", "Endpoint", "parse_address"]
+
+_TIMEOUT: Final = 10.0
+
+
+@dataclass(slots=True, frozen=True)
+class Answer:
+    """What is answered: a body, what it is, and the status code."""
+
+    body: bytes
+    content_type: str
+    status: int = 200
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """The host and port in ``HOST:PORT`` (``[::1]:9464`` for IPv6). Raises ``ConfigError``."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
+        raise ConfigError(f"{text!r} is no address to listen at", hint="as in 127.0.0.1:9464")
+    return host, int(port)
+
+
+class Endpoint:
+    """A small HTTP server for GET and HEAD. Usable as a context manager, which serves meanwhile.
+
+    ``address``: ``HOST:PORT``; port 0 for any free one. ``routes``: by path, what answers; it is
+    given the request's ``Accept`` header, and has to be thread-safe. Raises ``ConfigError`` when
+    nobody can listen there.
+    """
+
+    def __init__(self, address: str, routes: Mapping[str, Callable[[str], Answer]]) -> None:
+        host, port = parse_address(address)
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            self._server = _server(family)((host, port), _handler(routes))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen at {address}: {error}",
+                hint="choose another address: --listen, or EVENTSYNC_LISTEN",
+            ) from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="eventsync-endpoint", daemon=True
+        )
+
+    @property
+    def port(self) -> int:
+        """The port that it listens at."""
+        return int(self._server.server_address[1])
+
+    def __enter__(self) -> Endpoint:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _server(family: socket.AddressFamily) -> type[ThreadingHTTPServer]:
+    class Server(ThreadingHTTPServer):
+        address_family = family
+        daemon_threads = True
+        # A reader that hangs must not keep the process from ending.
+        block_on_close = False
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A client that leaves in the middle of its answer is nothing to tell of."""
+
+    return Server
+
+
+def _handler(routes: Mapping[str, Callable[[str], Answer]]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = _TIMEOUT
+        server_version = "eventsync"
+        sys_version = ""
+
+        def do_GET(self) -> None:  # the library's name
+            route = routes.get(self.path.partition("?")[0])
+            if route is None:
+                found = Answer(f"try {' '.join(routes)}\n".encode(), "text/plain", 404)
+            else:
+                try:
+                    found = route(self.headers.get("Accept", ""))
+                except Exception as error:
+                    # Its kind only: its text may hold what is nobody's business. The work goes on.
+                    found = Answer(f"{type(error).__name__}\n".encode(), "text/plain", 500)
+            self.send_response(found.status)
+            self.send_header("Content-Type", found.content_type)
+            self.send_header("Content-Length", str(len(found.body)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(found.body)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """That somebody looked is nothing to tell of."""
+
+    return Handler

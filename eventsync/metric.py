@@ -1,0 +1,145 @@
+"""The metrics: the name, kind, labels and meaning of everything that is counted or measured.
+
+It owns the catalogue that docs/metrics.md explains. It must not know how anything is counted, nor
+which system it is exported to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+__all__ = ["OTHER", "Metric"]
+
+OTHER: Final = "other"
+"""The label ``type`` of what is of no type that the store holds: names from outside are no labels,
+or anybody could make any number of series."""
+
+
+@dataclass(slots=True, frozen=True)
+class Metric:
+    """One metric. Counters and histograms only grow; ``bounds`` are a histogram's, ascending."""
+
+    name: str
+    kind: Literal["counter", "histogram", "gauge"]
+    help: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+
+
+_TYPED: Final = ("store", "type")
+_WORKER: Final = ("store", "worker")
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+CHANGES: Final = Metric(
+    "eventsync_changes_total", "counter", "Changes settled, by outcome.", (*_TYPED, "outcome")
+)
+MESSAGES: Final = Metric(
+    "eventsync_messages_total", "counter", "Broker messages settled.", ("store",)
+)
+PUBLISHED: Final = Metric(
+    "eventsync_published_total", "counter", "Changes published from an outbox or spool.", _TYPED
+)
+DEAD_LETTERS: Final = Metric(
+    "eventsync_dead_letters_total", "counter", "Changes put aside.", (*_TYPED, "reason")
+)
+RETRIED: Final = Metric(
+    "eventsync_retried_total",
+    "counter",
+    "Changes whose batch was tried again.",
+    (*_TYPED, "reason"),
+)
+COLLISIONS: Final = Metric(
+    "eventsync_collisions_total", "counter", "Changes with the version of another one.", _TYPED
+)
+BATCH: Final = Metric(
+    "eventsync_batch_changes",
+    "histogram",
+    "Changes applied at a time.",
+    ("store",),
+    (1.0, 10.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0),
+)
+BATCH_DURATION: Final = Metric(
+    "eventsync_batch_duration_seconds",
+    "histogram",
+    "How long a batch took, tries included.",
+    ("store",),
+    _SECONDS,
+)
+LAG: Final = Metric(
+    "eventsync_lag_seconds",
+    "histogram",
+    "From the edit to applied, of each change that was applied.",
+    _TYPED,
+    (*_SECONDS, 300.0, 1800.0, 3600.0, 86_400.0),
+)
+STARTS: Final = Metric(
+    "eventsync_worker_starts_total", "counter", "Processes started by the supervisor.", _WORKER
+)
+COUNTED: Final = {
+    metric.name: metric
+    for metric in (
+        CHANGES,
+        MESSAGES,
+        PUBLISHED,
+        DEAD_LETTERS,
+        RETRIED,
+        COLLISIONS,
+        BATCH,
+        BATCH_DURATION,
+        LAG,
+        STARTS,
+    )
+}
+"""What a ``Tally`` counts, by name."""
+
+CURRENT_LAG: Final = Metric(
+    "eventsync_current_lag_seconds",
+    "gauge",
+    "Age of the oldest change in hand or last applied; 0 once the queue was found empty.",
+    ("store",),
+)
+QUEUE: Final = Metric(
+    "eventsync_queue_messages", "gauge", "Messages that wait.", ("store", "queue")
+)
+IN_HAND: Final = Metric(
+    "eventsync_queue_in_hand_messages", "gauge", "Messages that workers hold.", ("store",)
+)
+OLDEST: Final = Metric(
+    "eventsync_queue_oldest_seconds", "gauge", "How long the oldest message waits.", ("store",)
+)
+OUTBOX: Final = Metric(
+    "eventsync_outbox_changes", "gauge", "Changes in an outbox or spool, unpublished.", ("store",)
+)
+OUTBOX_OLDEST: Final = Metric(
+    "eventsync_outbox_oldest_seconds", "gauge", "Age of the oldest of them.", ("store",)
+)
+SPOOL_BYTES: Final = Metric(
+    "eventsync_spool_bytes", "gauge", "Bytes in use in a spool.", ("store",)
+)
+BROKER_UP: Final = Metric(
+    "eventsync_broker_up", "gauge", "Whether the broker answered when it was last asked."
+)
+STORE_UP: Final = Metric(
+    "eventsync_store_up",
+    "gauge",
+    "Whether the store answered when it was last asked.",
+    ("store",),
+)
+WORKERS: Final = Metric("eventsync_workers", "gauge", "Worker processes that live.", ("store",))
+CIRCUIT: Final = Metric(
+    "eventsync_worker_circuit",
+    "gauge",
+    "1 for the state that the circuit is in, else 0.",
+    (*_WORKER, "state"),
+)
+SILENCE: Final = Metric(
+    "eventsync_worker_silence_seconds", "gauge", "How long without progress.", _WORKER
+)
+MEMORY: Final = Metric("eventsync_worker_memory_bytes", "gauge", "Memory in use.", _WORKER)
+STARTED: Final = Metric(
+    "eventsync_worker_start_time_seconds",
+    "gauge",
+    "When the process started, in seconds since the epoch.",
+    _WORKER,
+)

@@ -1,0 +1,201 @@
+"""What is in a GitHub repository: issues, comments, milestones and labels.
+
+It knows nothing of organizations.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, TypeVar
+
+from eventsync.errors import RejectedError
+from eventsync.identity import IdentityMap
+from eventsync.record import Record
+from eventsync.stores.rest import Answer, Object, Resource, Since
+from eventsync.stores.trackers.github.service import (
+    PAGES,
+    GitHubAccessor,
+    GitHubService,
+    repository_path,
+)
+from eventsync.stores.trackers.marker import MarkedAccessor, marked
+from eventsync.stores.trackers.record import (
+    Comment,
+    Issue,
+    Label,
+    Milestone,
+)
+from eventsync.stores.trackers.slot import Slot, day, text
+from eventsync.stores.trackers.tracker import sorted_names
+from eventsync.view import View
+
+__all__ = ["GitHubComments", "GitHubIssues", "GitHubLabels", "GitHubMilestones"]
+
+R = TypeVar("R", bound=Record)
+_NO_COLOR: Final = "ededed"
+"""The color that GitHub gives a label without one."""
+_STATES: Final = {"open": "open", "closed": "closed"}
+_SINCE: Final = Since(
+    updated="updated_at",
+    query={"since": "{since}"},
+    show=lambda moment: moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+)
+
+
+class _OfRepository(GitHubAccessor[R]):
+    """``repository``: as in ``owner/name``."""
+
+    def __init__(
+        self,
+        record_type: type[R],
+        service: GitHubService,
+        repository: str,
+        *,
+        identity: IdentityMap | None = None,
+        view: View | None = None,
+    ) -> None:
+        super().__init__(
+            record_type, service, repository_path(repository), identity=identity, view=view
+        )
+
+
+class GitHubIssues(MarkedAccessor[R], _OfRepository[R]):
+    """Issues. Pull requests, which GitHub lists among them, are left out.
+
+    An issue has one assignee here: the first, and writing it takes the others away. GitHub passes
+    over an assignee who has no access to the repository. There is no priority.
+    """
+
+    shape = Issue
+    where = Resource(
+        items="./issues",
+        item="./issues/{id}",
+        id="number",
+        query={"state": "all", "sort": "created", "direction": "asc"},
+        pages=PAGES,
+        etags=False,
+        returns=True,
+        since=_SINCE,
+    )
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "title": Slot(at="title"),
+        "description": Slot(at="body", marked=True),
+        "status": Slot(at="state", words=_STATES, new="open"),
+        "assignee": Slot(
+            at="assignee.login",
+            to="assignees",
+            write=lambda login: [] if login is None else [login],
+            of="Account",
+        ),
+        "milestone": Slot(
+            at="milestone.number",
+            to="milestone",
+            write=lambda number: None if number is None else int(number),
+            of="Milestone",
+        ),
+        "labels": Slot(
+            at="labels",
+            read=lambda labels: sorted_names(
+                one if isinstance(one, str) else one["name"] for one in labels
+            ),
+        ),
+    }
+
+    def present(self, data: Mapping[str, Any]) -> bool:
+        deleted = self.parts(data)[2] and data["state"] == "closed"
+        return "pull_request" not in data and not deleted
+
+    def destroy(self, key: str, found: Object) -> None:
+        path = self.path_of(key)
+        assert path is not None
+        assert self.identity is not None
+        self.service.request("PUT", f"{path}/lock", body={"lock_reason": "resolved"})
+        gone = marked(self.parts(found.data)[0], self.type.name, key, deleted=True)
+        body = {"state": "closed", "state_reason": "not_planned", "body": gone}
+        self.service.request("PATCH", path, body=body)
+        self.identity.forget(self.type.name, key)
+
+
+class GitHubComments(MarkedAccessor[R], _OfRepository[R]):
+    """Comments on issues, not on pull requests. Their author is whose token it is."""
+
+    shape = Comment
+    where = Resource(
+        items="./issues/comments",
+        item="./issues/comments/{id}",
+        query={"sort": "created", "direction": "asc"},
+        pages=PAGES,
+        etags=False,
+        returns=True,
+        since=_SINCE,
+    )
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "issue": Slot(
+            at="issue_url",
+            read=lambda url: url.rpartition("/")[2],
+            of="Issue",
+            fixed="cannot move to another issue",
+        ),
+        "body": Slot(at="body", marked=True),
+    }
+
+    def present(self, data: Mapping[str, Any]) -> bool:
+        return "/pull/" not in data["html_url"]
+
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        number = body.pop("issue_url", None)
+        if number is None:
+            raise RejectedError(f"{self.type.name} {key!r} is about no issue")
+        path = self.resource.items.replace("issues/comments", f"issues/{number}/comments")
+        return self.service.request("POST", path, body=body)
+
+
+class GitHubMilestones(MarkedAccessor[R], _OfRepository[R]):
+    """Milestones. Removing one deletes it; its issues stay."""
+
+    shape = Milestone
+    where = Resource(
+        items="./milestones",
+        item="./milestones/{id}",
+        id="number",
+        query={"state": "all"},
+        pages=PAGES,
+        etags=False,
+        returns=True,
+    )
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "title": Slot(at="title"),
+        "description": Slot(at="description", marked=True),
+        "status": Slot(at="state", words=_STATES),
+        "due": Slot(
+            at="due_on",
+            read=day,
+            # It keeps the day; noon is on the same one in nearly all of the world.
+            write=lambda date: f"{date}T12:00:00Z",
+            kept="takes no date away from a milestone: give it another",
+        ),
+    }
+
+
+class GitHubLabels(_OfRepository[R]):
+    """Labels. GitHub takes names that differ in case only for the same."""
+
+    shape = Label
+    where = Resource(
+        items="./labels",
+        item="./labels/{id}",
+        pages=PAGES,
+        etags=False,
+        returns=True,
+        taken=frozenset({422}),
+    )
+    keys = (Slot(at="name"),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "color": Slot(
+            at="color",
+            read=lambda color: "" if color == _NO_COLOR else color,
+            write=lambda color: color.lstrip("#").lower() or _NO_COLOR,
+        ),
+        "description": Slot(at="description", read=text),
+    }

@@ -1,0 +1,273 @@
+"""What is around GitLab's projects: groups, their members and projects, and users.
+
+It knows nothing of what is in a project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, TypeVar
+
+from eventsync.errors import DependencyError, RejectedError
+from eventsync.key import split as split_key
+from eventsync.record import Record
+from eventsync.stores.rest import Answer, Object, Resource, Service, Within
+from eventsync.stores.rest.resource import filled
+from eventsync.stores.trackers.gitlab.service import PAGES, GitLabAccessor, GitLabService
+from eventsync.stores.trackers.record import (
+    Account,
+    Group,
+    Member,
+    Project,
+)
+from eventsync.stores.trackers.slot import Slot, text
+from eventsync.view import View
+
+__all__ = [
+    "GitLabAccounts",
+    "GitLabGroupAccounts",
+    "GitLabGroups",
+    "GitLabMembers",
+    "GitLabProjects",
+]
+
+R = TypeVar("R", bound=Record)
+_ROLES: Final = {
+    "minimal": 5,
+    "guest": 10,
+    "planner": 15,
+    "reporter": 20,
+    "developer": 30,
+    "maintainer": 40,
+    "owner": 50,
+}
+
+
+_NAMES: Final = {level: role for role, level in _ROLES.items()}
+
+
+class _OfGroup(GitLabAccessor[R]):
+    """``group``: its path."""
+
+    def __init__(
+        self, record_type: type[R], service: GitLabService, group: str, *, view: View | None = None
+    ) -> None:
+        self.group = group
+        base = filled("/groups/{path}", {"path": group})
+        super().__init__(record_type, service, base, view=view)
+
+
+class _OfInstance(GitLabAccessor[R]):
+    def __init__(
+        self, record_type: type[R], service: GitLabService, *, view: View | None = None
+    ) -> None:
+        super().__init__(record_type, service, view=view)
+
+
+class GitLabProjects(_OfGroup[R]):
+    """The projects of a group and those within, under their paths: ``group/name``.
+
+    Removing one archives it, and so it is no record any more; it is taken out of the archive when
+    the record is there again.
+    """
+
+    shape = Project
+    where = Resource(
+        items="./projects",
+        item="/projects/{id}",
+        creations="/projects",
+        query={"include_subgroups": "true", "with_shared": "false", "archived": "false"},
+        pages=PAGES,
+        update="PUT",
+        etags=False,
+        returns=True,
+    )
+    keys = (Slot(at="path_with_namespace", to="path"),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "name": Slot(at="name"),
+        "description": Slot(at="description", read=text),
+    }
+
+    def present(self, data: Mapping[str, Any]) -> bool:
+        return not data["archived"] and not data.get("marked_for_deletion_on")
+
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        path = self.path_of(key)
+        assert path is not None
+        space, _, name = body.pop("path").rpartition("/")
+        if not f"{space}/".startswith(f"{self.group}/"):
+            raise RejectedError(
+                f"{self.type.name} {key!r} is no project of {self.group}",
+                hint=f"its key has to begin with {self.group}/",
+            )
+        body["name"] = body.get("name") or name
+        if self.service.request("GET", path, allow=(404,)).status != 404:
+            self.service.request("POST", f"{path}/unarchive")
+            return self.service.request("PUT", path, body=body)
+        body |= {"path": name, "namespace_id": _group_id(self.service, space)}
+        return super().post(key, body)
+
+    def destroy(self, key: str, found: Object) -> None:
+        self.service.request("POST", f"{self.path_of(key)}/archive")
+
+
+class GitLabGroupAccounts(_OfGroup[R]):
+    """The users in a group and those above it, under their names. They can only be read."""
+
+    shape = Account
+    where = Resource(items="./members/all", item="/users/{id}", pages=PAGES, etags=False)
+    keys = (Slot(at="username"),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "name": Slot(at="name", read=text),
+        "address": Slot(at="email"),
+    }
+    refuses: ClassVar[Mapping[str, str]] = {
+        "create": "people sign up by themselves",
+        "modify": "people describe themselves",
+        "destroy": "people leave, or are removed by hand",
+    }
+
+    def fetch(self, key: str) -> Object | None:
+        (name,) = split_key(key)
+        query = {"query": name}
+        found = (data for data in self.objects(query) if data["username"] == name)
+        return next((Object(data) for data in found), None)
+
+
+class GitLabMembers(_OfInstance[R]):
+    """Who is directly in which group, as ``minimal``, ``guest``, ``planner``, ``reporter``,
+    ``developer``, ``maintainer`` or ``owner``."""
+
+    shape = Member
+    where = Resource(
+        items="/groups/{in}/members",
+        item="/groups/{group}/members/{account}",
+        within=Within(items="/groups", query={"min_access_level": "10"}, id="full_path"),
+        pages=PAGES,
+        update="PUT",
+        etags=False,
+        returns=True,
+    )
+    keys = (
+        Slot(at="@in.full_path", of="Group"),
+        Slot(at="username", to="user_id", write=int, of="Account"),
+    )
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "role": Slot(
+            at="access_level",
+            read=lambda level: _NAMES.get(level, str(level)),
+            words=_ROLES,
+        )
+    }
+
+    def path_of(self, key: str) -> str | None:
+        group, name = split_key(key)
+        user = self.service.user(name)
+        if user is None:
+            return None
+        return filled(self.where.item, {"group": group, "account": user["id"]})
+
+    def reference(self, name: str, held: str | None) -> str | None:
+        known = super().reference(name, held)
+        if known is None or self.held[name].of != "Account":
+            return known
+        return str(self.user_id(name, known))
+
+
+class GitLabGroups(_OfInstance[R]):
+    """The groups that the token's user is in, under their paths. A group without a name is called
+    as its path ends."""
+
+    shape = Group
+    where = Resource(
+        items="/groups",
+        item="/groups/{id}",
+        query={"min_access_level": "10"},
+        single={"with_projects": "false"},
+        pages=PAGES,
+        update="PUT",
+        etags=False,
+        returns=True,
+    )
+    keys = (Slot(at="full_path", to="path"),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "name": Slot(at="name"),
+        "description": Slot(at="description", read=text),
+    }
+    refuses: ClassVar[Mapping[str, str]] = {
+        "destroy": "with a group all that is in it would go; that is done by hand"
+    }
+
+    def present(self, data: Mapping[str, Any]) -> bool:
+        return not data.get("marked_for_deletion_on")
+
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        space, _, name = body["path"].rpartition("/")
+        body |= {"path": name, "name": body.get("name") or name}
+        if space:
+            body["parent_id"] = _group_id(self.service, space)
+        return super().post(key, body)
+
+
+class GitLabAccounts(_OfInstance[R]):
+    """The users of a GitLab of your own; the token has to be an administrator's.
+
+    A new one gets a mail to choose a password. Removing one blocks it, and it is unblocked when the
+    record is there again.
+    """
+
+    shape = Account
+    where = Resource(
+        items="/users",
+        item="/users/{id}",
+        query={"humans": "true"},
+        pages=PAGES,
+        update="PUT",
+        etags=False,
+        returns=True,
+    )
+    keys = (Slot(at="username"),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "name": Slot(at="name", read=text),
+        "address": Slot(at="email", kept="has no user without an address"),
+    }
+
+    def path_of(self, key: str) -> str | None:
+        user = self.service.user(split_key(key)[0])
+        return None if user is None else filled("/users/{id}", {"id": user["id"]})
+
+    def present(self, data: Mapping[str, Any]) -> bool:
+        return bool(data["state"] == "active")
+
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        username = body["username"]
+        body["name"] = body.get("name") or username
+        path = self.path_of(key)
+        if path is not None:
+            self.service.request("POST", f"{path}/unblock")
+            del body["username"]
+            return self.send(key, Object({}), body)
+        if "email" not in body:
+            raise RejectedError(f"GitLab creates no user without an address: {key!r}")
+        return super().post(key, {**body, "reset_password": True})
+
+    def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
+        if "email" in body:
+            body["skip_reconfirmation"] = True
+        return super().send(key, found, body)
+
+    def destroy(self, key: str, found: Object) -> None:
+        path = self.path_of(key)
+        if path is not None:
+            self.service.request("POST", f"{path}/block")
+
+
+def _group_id(service: Service, path: str) -> int:
+    """The id of a group. Raises ``DependencyError`` if there is none yet."""
+    query = {"with_projects": "false"}
+    found = service.request(
+        "GET", filled("/groups/{path}", {"path": path}), query=query, allow=(404,)
+    )
+    if found.status == 404:
+        raise DependencyError(f"there is no group {path!r} in {service.url} yet")
+    return int(found.json()["id"])

@@ -1,0 +1,182 @@
+"""What is on a Jira site beside issues: projects, people, groups and labels.
+
+It knows nothing of what is in a project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
+
+from eventsync.key import split as split_key
+from eventsync.record import Record
+from eventsync.stores.rest import (
+    Answer,
+    Object,
+    Resource,
+    Within,
+)
+from eventsync.stores.trackers.jira.service import SIZE, JiraAccessor, JiraService, pages
+from eventsync.stores.trackers.record import (
+    Account,
+    Group,
+    Label,
+    Member,
+    Project,
+)
+from eventsync.stores.trackers.slot import Slot, text
+from eventsync.view import View
+
+__all__ = ["JiraAccounts", "JiraGroups", "JiraLabels", "JiraMembers", "JiraProjects"]
+
+R = TypeVar("R", bound=Record)
+
+
+class _OfSite(JiraAccessor[R]):
+    def __init__(
+        self, record_type: type[R], service: JiraService, *, view: View | None = None
+    ) -> None:
+        super().__init__(record_type, service, view=view)
+
+
+class JiraLabels(_OfSite[R]):
+    """The words that issues of the site are labelled with. They can only be read: a label is there
+    as long as an issue has it."""
+
+    shape = Label
+    where = Resource(items="/label", item="/label/{id}", etags=False)
+    keys = (Slot(at="name"),)
+    refuses: ClassVar[Mapping[str, str]] = {
+        "create": "a label is there once an issue has it",
+        "destroy": "a label is there as long as an issue has it",
+    }
+
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        start, last = 0, False
+        while not last:
+            asked = {"startAt": str(start), "maxResults": "1000"}
+            page = self.service.request("GET", "/label", query=asked).json()
+            yield from ({"name": name} for name in page["values"])
+            start, last = start + len(page["values"]), page["isLast"] or not page["values"]
+
+    def fetch(self, key: str) -> Object | None:
+        (name,) = split_key(key)
+        return next((Object(data) for data in self.objects({}) if data["name"] == name), None)
+
+
+class JiraProjects(_OfSite[R]):
+    """Projects, under their keys. ``project_type``: of those that are created; their lead is whose
+    token it is. Removing one puts it into the trash, where it stays for 60 days."""
+
+    shape = Project
+    where = Resource(
+        items="/project/search",
+        item="/project/{id}",
+        creations="/project",
+        query={"expand": "description"},
+        pages=pages("values"),
+        update="PUT",
+        etags=False,
+        taken=frozenset({400}),
+    )
+    keys = (Slot(at="key"),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "name": Slot(at="name"),
+        "description": Slot(at="description", read=text),
+    }
+
+    def __init__(
+        self,
+        record_type: type[R],
+        service: JiraService,
+        *,
+        view: View | None = None,
+        project_type: str = "software",
+    ) -> None:
+        super().__init__(record_type, service, view=view)
+        self._project_type = project_type
+
+    def post(self, key: str, body: dict[str, Any]) -> Answer:
+        lead = self.service.request("GET", "/myself").json()["accountId"]
+        body["name"] = body.get("name") or body["key"]
+        body |= {"projectTypeKey": self._project_type, "leadAccountId": lead}
+        return super().post(key, body)
+
+    def destroy(self, key: str, found: Object) -> None:
+        self.service.request("DELETE", f"{self.path_of(key)}?enableUndo=true", allow=(404,))
+
+
+class JiraAccounts(_OfSite[R]):
+    """The people on the site, under their account ids. They can only be read, and their addresses
+    only as far as they show them."""
+
+    shape = Account
+    where = Resource(items="/users/search", item="/user?accountId={id}", etags=False)
+    keys = (Slot(at="accountId"),)
+    slots: ClassVar[Mapping[str, Slot]] = {
+        "name": Slot(at="displayName", read=text),
+        "address": Slot(at="emailAddress", read=lambda address: address or None),
+    }
+    refuses: ClassVar[Mapping[str, str]] = {
+        "create": "accounts are Atlassian's, and people are invited by hand",
+        "modify": "people describe themselves",
+        "destroy": "accounts are Atlassian's, and people are removed by hand",
+    }
+
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        start = 0
+        while True:
+            asked = {"startAt": str(start), "maxResults": str(SIZE)}
+            page = self.service.request("GET", "/users/search", query=asked).json()
+            if not page:
+                return
+            yield from page
+            start += SIZE  # a page may be shorter though others follow
+
+    def present(self, data: Mapping[str, Any]) -> bool:
+        return bool(data["active"] and data["accountType"] == "atlassian")
+
+
+class JiraGroups(_OfSite[R]):
+    """Groups, which are names and nothing else."""
+
+    shape = Group
+    where = Resource(
+        items="/group/bulk",
+        item="/group?groupname={id}",
+        creations="/group",
+        pages=pages("values"),
+        etags=False,
+        taken=frozenset({400}),
+    )
+    keys = (Slot(at="name"),)
+
+    def fetch(self, key: str) -> Object | None:
+        (name,) = split_key(key)
+        return next((Object(data) for data in self.objects({"groupName": name})), None)
+
+
+class JiraMembers(_OfSite[R]):
+    """Who is in which group. There are no roles."""
+
+    shape = Member
+    where = Resource(
+        items="/group/member",
+        creations="/group/user?groupname={in}",
+        item="/group/user?groupname={group}&accountId={account}",
+        within=Within(items="/group/bulk", id="name"),
+        pages=pages("values"),
+        etags=False,
+    )
+    keys = (Slot(at="@in.name", of="Group"), Slot(at="accountId", of="Account"))
+
+    def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        for group in self.outer(query):
+            asked = {"groupname": group["name"]}
+            for page in self.resource.pages.walk(self.service, self.resource.items, asked):
+                yield from ({**data, "@in": group} for data in page)
+
+    def fetch(self, key: str) -> Object | None:
+        group, account = split_key(key)
+        found = self.objects({"groupName": group})
+        return next((Object(data) for data in found if data["accountId"] == account), None)

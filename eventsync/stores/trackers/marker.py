@@ -1,0 +1,81 @@
+"""Markers: a record's key at the end of a text, in an HTML comment that readers do not see.
+
+It owns their form, and the accessors of objects that carry them. It knows no tracker.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, unquote
+
+from eventsync.record import Record
+from eventsync.stores.rest import Answer, Object
+from eventsync.stores.rest.path import at, put
+from eventsync.stores.trackers.slot import Slot
+from eventsync.stores.trackers.tracker import TrackerAccessor
+
+__all__ = ["MarkedAccessor", "marked", "quoted", "unmarked"]
+
+R = TypeVar("R", bound=Record)
+_MARKER: Final = re.compile(
+    r"(?:\r?\n){0,2}<!-- eventsync:([\w.-]+):([\w.%~]+)( deleted)? -->\s*\Z", re.ASCII
+)
+
+
+def quoted(key: str) -> str:
+    """A key as it may stand in a marker: it could not end one."""
+    return quote(key, safe="").replace("-", "%2D")
+
+
+def marked(text: str, type: str, key: str, *, deleted: bool = False) -> str:
+    """``text`` with a marker after it."""
+    gone = " deleted" if deleted else ""
+    gap = "\n\n" if text else ""
+    return f"{text}{gap}<!-- eventsync:{type}:{quoted(key)}{gone} -->"
+
+
+def unmarked(text: str, type: str) -> tuple[str, str | None, bool]:
+    """The text without its marker, the key in that, and whether it says that the record is deleted.
+
+    A marker of another type is a part of the text.
+    """
+    found = _MARKER.search(text)
+    if found is None or found[1] != type:
+        return text, None, False
+    return text[: found.start()], unquote(found[2]), found[3] is not None
+
+
+class MarkedAccessor(TrackerAccessor[R]):
+    """Objects whose text, in the slot that says so, ends with the record's key."""
+
+    def parts(self, data: Mapping[str, Any]) -> tuple[str, str | None, bool]:
+        """An object's text, the key it is marked with, and whether that says it is deleted."""
+        return unmarked(at(data, self._marked.at) or "", self.type.name)
+
+    def marker_in(self, data: dict[str, Any]) -> str | None:
+        _, key, deleted = self.parts(data)
+        return None if deleted else key
+
+    def mark(self, body: dict[str, Any], key: str) -> None:
+        held = at(body, self._marked.target) or ""
+        put(body, self._marked.target, marked(held, self.type.name, key))
+
+    def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
+        text = self.parts(data)[0]
+        values = super().values_in(data)
+        return values | {
+            name: slot.read(text)
+            for name, slot in self.held.items()
+            if slot.marked and name in values
+        }
+
+    def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
+        if at(body, self._marked.target) is not None and self.marker_in(found.data) is not None:
+            self.mark(body, key)
+        return super().send(key, found, body)
+
+    @property
+    def _marked(self) -> Slot:
+        return next(slot for slot in self.slots.values() if slot.marked)

@@ -1,0 +1,27 @@
+"""The keywords of a Roundup tracker, which are its labels.
+
+It knows nothing of issues.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from eventsync.record import Record
+from eventsync.stores.trackers.record import Label
+from eventsync.stores.trackers.roundup.item import NamedItems, resource_of
+from eventsync.stores.trackers.slot import Slot
+
+__all__ = ["RoundupLabels"]
+
+R = TypeVar("R", bound=Record)
+
+
+class RoundupLabels(NamedItems[R]):
+    """Keywords, which are words and nothing else. Removing one retires it."""
+
+    shape = Label
+    item_class = "keyword"
+    fields = "name"
+    where = resource_of("keyword")
+    keys = (Slot(at="name"),)
