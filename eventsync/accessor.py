@@ -10,9 +10,8 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 from eventsync import value
 from eventsync.change import Change
@@ -51,8 +50,7 @@ def _until_done(method: Callable[Concatenate[A, P], T]) -> Callable[Concatenate[
     return until_done
 
 
-@dataclass(slots=True, frozen=True)
-class Write:
+class Write(NamedTuple):
     """Field values to write to one record.
 
     ``whole``: ``values`` are all fields the store holds, so the record can be added if it is not
@@ -282,19 +280,20 @@ class Accessor(ABC, Generic[R]):
         name = self.type.name
         with self.index.transaction() as transaction:
             self.recover(transaction)
-            keys = list(batch)
+            # In the order that indexes have, so that neighbours are read and written together.
+            keys = sorted(batch)
             if self.type.rule == "record":
                 stamps = transaction.stamps(name, keys)
                 decisions = {
-                    key: decide_put_or_delete(stamps.get(key), changes[0], self.view)
-                    for key, changes in batch.items()
+                    key: decide_put_or_delete(stamps.get(key), batch[key][0], self.view)
+                    for key in keys
                 }
             else:
                 entries = transaction.read(name, keys)
                 rows = self.read_rows(keys, transaction)
                 decisions = {
-                    key: decide(entries.get(key), rows.get(key), changes, self.view, key)
-                    for key, changes in batch.items()
+                    key: decide(entries.get(key), rows.get(key), batch[key], self.view, key)
+                    for key in keys
                 }
             if hold:
                 self._hold_back(decisions, transaction)
@@ -489,15 +488,18 @@ class Accessor(ABC, Generic[R]):
     ) -> None:
         """Write what was decided: intents, data, entries, in this order."""
         name = self.type.name
-        entries = {k: d.entry for k, d in decisions.items() if d.entry is not None}
+        entries: dict[str, Entry] = {}
+        writes: list[Write] = []
+        removals: list[str] = []
+        for key, decision in decisions.items():
+            if decision.entry is not None:
+                entries[key] = decision.entry
+            if decision.write is not None:
+                writes.append(Write(key, decision.write, decision.row is None))
+            if decision.remove:
+                removals.append(key)
         if not entries:
             return
-        writes = [
-            Write(key, d.write, whole=d.row is None)
-            for key, d in decisions.items()
-            if d.write is not None
-        ]
-        removals = [key for key, d in decisions.items() if d.remove]
         intents = self._intents(decisions) if transaction.intents else {}
         transaction.intend(name, intents, bodies)
         try:
@@ -534,12 +536,12 @@ class Accessor(ABC, Generic[R]):
         """Note how what was written looks in the store, which may keep it in a form of its own."""
         writes = {key: d.write for key, d in decisions.items() if d.write is not None}
         altered = self.read_back(writes, transaction) if writes else {}
-        by_field = self.type.rule == "field"
+        by_field, verbatim, here = self.type.rule == "field", self.verbatim, Presence.HERE
         for key, decision in decisions.items():
             entry = decision.entry
-            if entry is None or entry.presence is not Presence.HERE:
+            if entry is None or entry.presence is not here:
                 continue
-            if not by_field and self.verbatim and not decision.altered and key not in altered:
+            if verbatim and not by_field and not decision.altered and key not in altered:
                 continue  # the row is the body of the stamp
             row = altered.get(key)
             if row is None:
@@ -549,7 +551,7 @@ class Accessor(ABC, Generic[R]):
                 entry.echo = echo_of_fields(
                     entry.echo, row, seen=decision.row or {}, written=decision.write or {}
                 )
-            elif self.verbatim or key in altered:
+            elif verbatim or key in altered:
                 entry.echo = echo_of(entry, row, self.view)
             else:
                 entry.echo = value.digest(row)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from eventsync.accessor import Accessor
-from eventsync.change import DELETE, PATCH, Change
+from eventsync.change import DELETE, PATCH, PUT, Change
 from eventsync.clock import Clock, Version
 from eventsync.errors import (
     ChangeRefusedError,
@@ -23,7 +23,7 @@ from eventsync.errors import (
     RecordError,
     StoreError,
 )
-from eventsync.gate import Outcome, Verdict
+from eventsync.gate import Outcome
 from eventsync.index import Presence
 from eventsync.retry import is_retryable
 from eventsync.schema import same
@@ -82,7 +82,8 @@ def apply(
         fit = _coalesced if accessor.type.rule == "record" else _all_loaded
         ready = {key: fit(accessor, items) for key, items in batch.items()}
         _apply_or_split(accessor, {key: items for key, items in ready.items() if items})
-    newest = max((i.change.version for i in settled if i.outcome is Outcome.APPLIED), default=None)
+    applied = Outcome.APPLIED
+    newest = max((i.change.version for i in settled if i.outcome is applied), default=None)
     if newest is not None:
         clock.observe(newest, max_drift=limits.drift)
     return settled
@@ -207,8 +208,9 @@ class _Admission:
 
 def _coalesced(accessor: Accessor[Any], items: list[Settled]) -> list[Settled]:
     """The changes of one record, the greatest that can be read first; it supersedes the others."""
-    if len(items) > 1:
-        items.sort(key=lambda item: item.change.stamp, reverse=True)
+    if len(items) == 1:
+        return items if _load(accessor, items[0]) else []
+    items.sort(key=lambda item: item.change.stamp, reverse=True)
     while items and not _load(accessor, items[0]):
         items = items[1:]
     for item in items[1:]:
@@ -225,20 +227,26 @@ def _all_loaded(accessor: Accessor[Any], items: list[Settled]) -> list[Settled]:
 def _load(accessor: Accessor[Any], item: Settled) -> bool:
     """Bring a change's values into their types; ``False``, and rejected, if they do not fit."""
     if item.loaded is None:
+        change, type = item.change, accessor.type
         try:
-            item.loaded = _loaded(accessor, item.change)
+            # Of most changes this is all that has to be found out.
+            as_it_is = (
+                change.op == PUT and change.fits(type) and type.is_key(change.key, change.data)
+            )
+            item.loaded = change if as_it_is else _loaded(accessor, change)
         except (ChangeRefusedError, RecordError) as error:
             item.outcome, item.error = Outcome.REJECTED, error
     return item.loaded is not None
 
 
 def _loaded(accessor: Accessor[Any], change: Change) -> Change:
-    type, data = accessor.type, change.data
+    type = accessor.type
     if change.op == DELETE:
         type.key_values(change.key)  # raises if it is no key of this type
         return change
+    fits, data = change.fits(type), change.data
     assert data is not None
-    loaded = data if type.fits(data) else type.load(data, partial=True, unknown="ignore")
+    loaded = data if fits else type.load(data, partial=True, unknown="ignore")
     known = change.known
     if change.op == PATCH:
         key = type.key_values(change.key)
@@ -277,13 +285,7 @@ def _apply_or_split(
     if not batch:
         return
     try:
-        verdicts = accessor.apply(
-            {
-                key: [i.loaded for i in items if i.loaded is not None]
-                for key, items in batch.items()
-            },
-            hold=hold,
-        )
+        verdicts = accessor.apply(_to_judge(accessor, batch), hold=hold)
     except Exception as error:
         waiting = isinstance(error, DependencyError)
         if not waiting and (is_retryable(error) or isinstance(error, ConfigError)):
@@ -303,12 +305,27 @@ def _apply_or_split(
         for half in (keys[:middle], keys[middle:]):
             _apply_or_split(accessor, {key: batch[key] for key in half}, hold=hold)
         return
+    held = Outcome.HELD
     for key, items in batch.items():
         first = verdicts[key][0]
-        if first.outcome is Outcome.HELD:
+        if first.outcome is held:
             _hold(items, first.error)
         else:
-            _note(items, verdicts[key])
+            # Under the per-record rule only the first was put to the store.
+            for item, verdict in zip(items, verdicts[key], strict=False):
+                item.outcome, item.collision = verdict.outcome, verdict.collision
+
+
+def _to_judge(
+    accessor: Accessor[Any], batch: Mapping[str, list[Settled]]
+) -> dict[str, Sequence[Change]]:
+    """The changes of each record that its store is to judge."""
+    if accessor.type.rule == "record":
+        return {key: [items[0].loaded] for key, items in batch.items() if items[0].loaded}
+    return {
+        key: [item.loaded for item in items if item.loaded is not None]
+        for key, items in batch.items()
+    }
 
 
 def _named(error: Exception) -> EventSyncError:
@@ -345,9 +362,3 @@ def _hold(items: Sequence[Settled], error: EventSyncError | None) -> None:
     """All changes of a record wait, those too that the greatest would supersede."""
     for item in items:
         item.outcome, item.error = Outcome.HELD, error
-
-
-def _note(items: Sequence[Settled], verdicts: Sequence[Verdict]) -> None:
-    # Under the per-record rule only the first was put to the store.
-    for item, verdict in zip(items, verdicts, strict=False):
-        item.outcome, item.collision = verdict.outcome, verdict.collision

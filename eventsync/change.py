@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from eventsync import value
 from eventsync.clock import Version
@@ -116,6 +116,16 @@ class Known:
     stamp: Stamp
     values: Mapping[str, Any]
     versions: Mapping[str, Version]
+
+
+class Reader(Protocol):
+    """What a change needs of a record type."""
+
+    def fits(self, data: Mapping[str, Any], /) -> bool:
+        """Whether the type would leave ``data`` as they are."""
+
+    def unpack(self, body: bytes, /) -> Mapping[str, Any] | None:
+        """The data in the bytes of a body, if the type would leave them as they are."""
 
 
 _UNREAD: Final[Any] = object()
@@ -223,6 +233,20 @@ class Change:
             assert self._body is not None
             self._data = value.unpack_body(self._body)
         return self._data
+
+    def fits(self, type: Reader) -> bool:
+        """Whether the data are known to be just what that type would make of them.
+
+        A sealed body is read for that. ``False`` when it takes a closer look at ``data`` to tell.
+        Raises ``ValueRefusedError`` if a sealed body is not one.
+        """
+        if self._data is not _UNREAD:
+            return self._data is not None and type.fits(self._data)
+        assert self._body is not None
+        data = type.unpack(self._body)
+        if data is not None:
+            self._data = data
+        return data is not None
 
     @property
     def body(self) -> bytes:

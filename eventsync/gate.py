@@ -80,10 +80,14 @@ class Decision:
     row: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
+# Python 3.11 takes as long to look up a member of an enumeration as for several calls, so where
+# changes come by the thousand it is looked up once.
+_WON: Final = Outcome.APPLIED
+_HERE: Final = Presence.HERE
 _LOST: Final = (Outcome.STALE, Outcome.DUPLICATE)
 _STALE: Final = Verdict(Outcome.STALE)
 _DUPLICATE: Final = Verdict(Outcome.DUPLICATE)
-_APPLIED: Final = Verdict(Outcome.APPLIED)
+_APPLIED: Final = Verdict(_WON)
 
 
 def _judge(stamp: Stamp, held: Stamp) -> Verdict:
@@ -109,20 +113,18 @@ def decide_put_or_delete(held: Stamp | None, change: Change, view: BoundView) ->
             hint='declare the record type with rule="field", or publish whole records',
         )
     stamp = change.stamp
-    if held is not None:
-        verdict = _judge(stamp, held)
-        if verdict.outcome is not Outcome.APPLIED:
-            return Decision([verdict])
-    else:
-        verdict = _APPLIED
+    verdict = _APPLIED if held is None else _judge(stamp, held)
+    if verdict.outcome is not _WON:
+        return Decision([verdict])
     if change.op == DELETE:
         return Decision([verdict], Entry(stamp, Presence.GONE), remove=True)
-    assert change.data is not None
-    values = _filled(change.data, view, change.key)
+    data = change.data
+    assert data is not None
+    values = _filled(data, view, change.key)
     if not view.matches(values):
         return Decision([verdict], Entry(stamp, Presence.AWAY), remove=True)
-    altered = view.partial or not change.exact or len(values) != len(change.data)
-    return Decision([verdict], Entry(stamp, Presence.HERE), write=values, altered=altered)
+    altered = view.partial or not change.exact or len(values) != len(data)
+    return Decision([verdict], Entry(stamp, _HERE), write=values, altered=altered)
 
 
 def decide(

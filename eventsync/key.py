@@ -72,13 +72,12 @@ CODERS: Final[Mapping[type[Any], tuple[Callable[[Any], str], Callable[[str], Any
 
 def join(components: Sequence[str]) -> str:
     """The key of these components' texts."""
-    return "/".join([_escaped(text) for text in components])
-
-
-def _escaped(text: str) -> str:
-    if "%" in text or "/" in text:
-        return text.replace("%", "%25").replace("/", "%2F")
-    return text
+    return "/".join(
+        [
+            text.replace("%", "%25").replace("/", "%2F") if "%" in text or "/" in text else text
+            for text in components
+        ]
+    )
 
 
 def split(key: str) -> list[str]:

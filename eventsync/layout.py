@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from struct import Struct
 from typing import Any, Final
 
 from eventsync import value
@@ -38,6 +39,8 @@ _SIGNATURE_ENTRIES: Final = 2
 _ID: Final = b"\xa2id\xc4\x10"
 _VER: Final = b"\xa3ver\xc4\x10"
 _KEY: Final = b"\xa3key"
+# From ``id`` on to the first byte of the key: what has the same length in every envelope.
+_FIXED: Final = Struct("5x16s6s16s4sB")
 _EXT: Final = b"\xa3ext"
 _KNOWN: Final = b"\xa5known\x83\xa5stamp\xc4\x31"
 _VALUES: Final = b"\xa6values"
@@ -132,12 +135,13 @@ def read(raw: bytes, end: int) -> Change | None:
     a rule, and reads nothing otherwise than by the letter of msgpack; it is there for speed only.
     """
     at = raw.find(_ID, 0, _LONGEST_HEAD)
-    if at < 0 or len(raw) < at + 49:
+    if at < 0 or len(raw) <= at + _FIXED.size:
         return None
     head = _read_head(raw[1:at])
-    if head is None or raw[at + 21 : at + 27] != _VER or raw[at + 43 : at + 47] != _KEY:
+    id_, ver, version, key_name, size = _FIXED.unpack_from(raw, at)
+    if head is None or ver != _VER or key_name != _KEY:
         return None
-    start, size = at + 48, raw[at + 47]
+    start = at + _FIXED.size
     if 0xA0 < size <= 0xBF:
         size &= 0x1F
     elif size == 0xD9 and raw[start]:
@@ -156,12 +160,11 @@ def read(raw: bytes, end: int) -> Change | None:
             return None
     except (UnicodeDecodeError, ValueRefusedError):
         return None
-    body = raw[after + len(_DATA) : end]
-    if raw[after : after + len(_DATA)] != _DATA or (known is not None and op != PATCH):
+    if not raw.startswith(_DATA, after) or (known is not None and op != PATCH):
         return None
+    body = raw[after + len(_DATA) : end]
     # Its length is known: ``Version`` would look again.
-    version = bytes.__new__(Version, raw[at + 27 : at + 43])
-    id_ = raw[at + 5 : at + 21]
+    version = bytes.__new__(Version, version)
     if op != DELETE:
         return Change.sealed(source, type_, op, schema, hops, key, version, id_, known, body)
     if body != _NIL:

@@ -6,14 +6,17 @@ It knows nothing of the records themselves, of stores or of versions.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from uuid import UUID
 
 from eventsync import key
 from eventsync.errors import FieldError, RecordError
 from eventsync.field import MISSING, Field
-from eventsync.value import freeze
+from eventsync.shape import is_text
+from eventsync.value import freeze, unpack_map
 
 __all__ = ["RecordType", "Rule", "Unknown", "content_hash", "same"]
 
@@ -22,6 +25,16 @@ Rule: TypeAlias = Literal["record", "field"]
 
 Unknown: TypeAlias = Literal["refuse", "ignore"]
 """What becomes of data for fields that are not declared."""
+
+
+class _Checks(NamedTuple):
+    """What to check, by field, of values whose classes are right: if they were given, and if they
+    have just been decoded, so that text is known to have a UTF-8 form, and decimals to be finite.
+    """
+
+    given: list[tuple[str, Callable[[Any], bool]]]
+    decoded: list[tuple[str, Callable[[Any], bool]]]
+
 
 # How many shapes of data a record type remembers; hostile ones must not fill the memory.
 _SHAPES: Final = 256
@@ -39,8 +52,9 @@ class RecordType:
     __slots__ = (
         "_coders",
         "_containers",
-        "_fits",
+        "_plain_key",
         "_plan",
+        "_shapes",
         "cls",
         "fields",
         "keys",
@@ -69,7 +83,11 @@ class RecordType:
         self._check()
         self._plan = {f.name: (f.type, f.verify, f.coerce) for f in fields.values()}
         self._coders = tuple((self.fields[n], *key.CODERS[self.fields[n].type]) for n in self.keys)
-        self._fits: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
+        # Most keys are one field, the text of which needs no escapes.
+        only = self.fields[self.keys[0]] if len(self.keys) == 1 else None
+        plain = only is not None and only.type in (int, UUID)
+        self._plain_key = (only.name, str) if only is not None and plain else None
+        self._shapes: dict[tuple[Any, ...], _Checks | None] = {}
         self._containers = tuple(field.name for field in fields.values() if not field.scalar)
 
     def _check(self) -> None:
@@ -146,24 +164,43 @@ class RecordType:
 
         ``False`` when it takes a closer look to tell, as with lists and dicts. Thread-safe.
         """
-        # Bodies of a few shapes come by the thousand: what there is to check is found out once.
-        shape = (*data, *map(type, data.values()))
-        try:
-            checks = self._fits[shape]
-        except KeyError:
-            checks = self._checks_of(data)
-            if len(self._fits) < _SHAPES:
-                self._fits[shape] = checks
+        checks = self._checks_of(data)
         if checks is None:
             return False
-        for name, verify in checks:  # noqa: SIM110  # a generator costs more than the checks
+        for name, verify in checks.given:  # noqa: SIM110  # a generator costs more than the checks
             if not verify(data[name]):
                 return False
         return True
 
-    def _checks_of(self, data: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        """What to check of data of this shape, if their fields and classes are right."""
-        checks = []
+    def unpack(self, body: bytes) -> dict[str, Any] | None:
+        """The values in the bytes of a body, if they are just what ``load`` would make of them.
+
+        ``None`` when it takes a closer look to tell. Raises ``ValueRefusedError`` for bytes that
+        are no msgpack value. Thread-safe.
+        """
+        data = unpack_map(body)
+        checks = None if data is None else self._checks_of(data)
+        if data is None or checks is None:
+            return None
+        for name, verify in checks.decoded:
+            if not verify(data[name]):
+                return None
+        return data
+
+    def _checks_of(self, data: Mapping[Any, Any]) -> _Checks | None:
+        """What to check of the values of ``data``, if their fields and classes are right."""
+        # Bodies of a few shapes come by the thousand: what there is to check is found out once.
+        shape = (*data, *map(type, data.values()))
+        try:
+            return self._shapes[shape]
+        except KeyError:
+            checks = self._new_checks_of(data)
+        if len(self._shapes) < _SHAPES:
+            self._shapes[shape] = checks
+        return checks
+
+    def _new_checks_of(self, data: Mapping[Any, Any]) -> _Checks | None:
+        given = []
         for name, value in data.items():
             field = self.fields.get(name)
             if field is None or not field.scalar:
@@ -173,8 +210,9 @@ class RecordType:
             if type(value) is not field.type:
                 return None
             if field.verify is not None:
-                checks.append((name, field.verify))
-        return tuple(checks)
+                given.append((name, field.verify))
+        decoded = [check for check in given if check[1] not in (is_text, Decimal.is_finite)]
+        return _Checks(given, decoded)
 
     def coerce(self, field: Field | str, value: Any) -> Any:
         """The plain value that ``value`` stands for in that field. Raises ``FieldError``."""
@@ -244,13 +282,25 @@ class RecordType:
         for field, encode, _ in self._coders:
             value = values.get(field.name, MISSING)
             try:
-                texts.append(encode(field.coerce(value)))
+                if type(value) is not field.type or field.verify is not None:
+                    value = field.coerce(value)
+                texts.append(encode(value))
             except (ValueError, ArithmeticError):
                 raise field.error(value, "a value that a key can have") from None
         text = key.join(texts)
         if len(text) > key.MAX_LENGTH:
             raise self._key_error(text, f"a key of at most {key.MAX_LENGTH} characters")
         return text
+
+    def is_key(self, text: str, values: Mapping[str, Any] | None) -> bool:
+        """Whether ``text`` is the key of a record of these values, which fit their fields.
+
+        ``False`` also where only ``key_text`` can tell.
+        """
+        if self._plain_key is None or values is None:
+            return False
+        name, encode = self._plain_key
+        return name in values and len(text) <= key.MAX_LENGTH and encode(values[name]) == text
 
     def key_of(self, value: Any) -> str:
         """The canonical key that ``value`` says.

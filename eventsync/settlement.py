@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from eventsync import envelope, framing, lag, metric
 from eventsync.apply import Settled
@@ -25,6 +25,8 @@ from eventsync.gate import Outcome
 from eventsync.tally import Tally
 
 __all__ = ["Item", "Settlement", "about_letter"]
+
+_ASIDE: Final = (Outcome.REJECTED, Outcome.HELD)
 
 
 @dataclass(slots=True)
@@ -127,19 +129,19 @@ class Settlement:
                 self._log.error(
                     "two changes carry one version", **_about(settled.change), id=settled.change.id
                 )
+        aside = [item for item in items if item.outcome in _ASIDE]
         now = time.time()
-        for item in items:
+        for item in aside:
             if item.outcome is Outcome.HELD and self._is_over(item, now):
                 item.outcome = Outcome.REJECTED
-        rejected = [item for item in items if item.outcome is Outcome.REJECTED]
-        held = [item for item in items if item.outcome is Outcome.HELD]
+        rejected = [item for item in aside if item.outcome is Outcome.REJECTED]
+        held = [item for item in aside if item.outcome is Outcome.HELD]
         if rejected:
             self._bus.dead_letter(self._store, [self.letter(item) for item in rejected])
         fresh = [item for item in held if not item.delivery.queue.endswith(".held")]
         if fresh:
             self._bus.hold(self._store, [self.letter(item) for item in fresh])
-        detailed = self._log.is_enabled_for(logging.DEBUG)
-        for item in items if detailed else (*rejected, *held):
+        for item in items if self._log.is_enabled_for(logging.DEBUG) else aside:
             self._tell(item)
         self._count(items)
         if changes:
@@ -196,6 +198,7 @@ class Settlement:
         by_type: dict[str, list[Item]] = {}
         for item in items:
             by_type.setdefault(self._type_of(item), []).append(item)
+        won, lost = Outcome.APPLIED, Outcome.REJECTED  # looked up once: see ``gate``
         for type, of_type in by_type.items():
             # By name: a member's own hash is a call into Python for each.
             counts = Counter([item.outcome._name_ for item in of_type])
@@ -203,11 +206,11 @@ class Settlement:
                 outcome = Outcome[name]
                 self._outcomes[outcome] += count
                 self._tally.add(metric.CHANGES, count, self._store, type, str(outcome))
-            applied = [i.change for i in of_type if i.outcome is Outcome.APPLIED and i.change]
+            applied = [i.change for i in of_type if i.outcome is won and i.change]
             if applied:
                 ages = lag.spread(applied, metric.LAG.bounds)
                 self._tally.spread(metric.LAG, ages, self._store, type)
-            rejected = Counter(_reason(i) for i in of_type if i.outcome is Outcome.REJECTED)
+            rejected = Counter(_reason(i) for i in of_type if i.outcome is lost)
             for reason, count in rejected.items():
                 self._tally.add(metric.DEAD_LETTERS, count, self._store, type, reason)
 

@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, SafeUUID
 
 import msgpack
 
@@ -47,6 +47,7 @@ __all__ = [
     "unpack",
     "unpack_body",
     "unpack_flat",
+    "unpack_map",
     "unpack_parts",
 ]
 
@@ -74,7 +75,11 @@ _FLAT: Final = _PLAIN | _SOUND | {float}
 _TEXTS: Final = frozenset({str})
 _UTC: Final = dt.UTC
 # Python reads more as a decimal than the digits, point, sign and exponent that travel.
-_IN_NUMBERS: Final = b"0123456789.-+eE"
+_IN_NUMBERS: Final = b"0123456789.-"
+_OF_EXPONENTS: Final = b"+eE"
+_set_int: Final = vars(UUID)["int"].__set__
+_set_safe: Final = vars(UUID)["is_safe"].__set__
+_SAFE: Final = SafeUUID.unknown
 # A packer has a buffer that is worth keeping; it is for one thread at a time.
 _packers: Final = threading.local()
 # Exact, unlike the context of the running thread, which rounds to 28 digits.
@@ -85,6 +90,12 @@ _EXACT: Final = decimal.Context(
 
 def _refuse(message: str) -> ValueRefusedError:
     return ValueRefusedError(message, hint="see 'Values' in docs/envelope.md for what may travel")
+
+
+# Without its constructor's look at a code and bytes that are ours.
+_ext: Final = msgpack.ExtType._make
+# What msgpack raises for bytes that are not a value of its.
+_BROKEN: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
 
 
 def check(value: Any, *, depth: int = 0) -> None:
@@ -132,7 +143,7 @@ def _check_container(value: dict[Any, Any] | list[Any], depth: int) -> None:
             check(item, depth=depth)
 
 
-def _encode_special(value: Any) -> msgpack.ExtType:
+def _encode_special(value: Any) -> Any:
     """msgpack's hook for what it cannot encode by itself."""
     kind = type(value)
     if kind is Decimal:
@@ -140,31 +151,31 @@ def _encode_special(value: Any) -> msgpack.ExtType:
         if "E+" in text or (text[0] == "-" and not value):
             # Stores that keep all its digits still write 1E+3 as 1000, and zero without a sign.
             text = format(value if value else abs(value), "f")
-        return msgpack.ExtType(_DECIMAL, text.encode())
+        return _ext((_DECIMAL, text.encode()))
     if kind is dt.datetime:
         if value.tzinfo is None:
-            return msgpack.ExtType(_NAIVE, value.isoformat().encode())
-        return msgpack.ExtType(_AWARE, value.astimezone(_UTC).isoformat().encode())
+            return _ext((_NAIVE, value.isoformat().encode()))
+        return _ext((_AWARE, value.astimezone(_UTC).isoformat().encode()))
     if kind is dt.date:
-        return msgpack.ExtType(_DATE, value.isoformat().encode())
+        return _ext((_DATE, value.isoformat().encode()))
     if kind is dt.time:
-        return msgpack.ExtType(_TIME, value.isoformat().encode())
+        return _ext((_TIME, value.isoformat().encode()))
     if kind is UUID:
-        return msgpack.ExtType(_UUID, value.bytes)
+        return _ext((_UUID, value.bytes))
     if kind is int:
         size = (value if value >= 0 else ~value).bit_length() // 8 + 1
         if size > _MAX_BIGINT:
             raise _refuse(f"an integer has {size} bytes; {_MAX_BIGINT} is the limit")
-        return msgpack.ExtType(_BIGINT, value.to_bytes(size, "big", signed=True))
+        return _ext((_BIGINT, value.to_bytes(size, "big", signed=True)))
     raise _refuse(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel")
 
 
-def _encode_canonical(value: Any) -> msgpack.ExtType:
+def _encode_canonical(value: Any) -> Any:
     """As ``_encode_special``, but equal decimals get equal bytes (1.10 and 1.1)."""
     if type(value) is Decimal:
         plain = value.normalize(_EXACT)
         # The sign of a zero and its exponent are lost by stores; they must not matter.
-        return msgpack.ExtType(_DECIMAL, str(plain).encode() if plain else b"0")
+        return _ext((_DECIMAL, str(plain).encode() if plain else b"0"))
     return _encode_special(value)
 
 
@@ -173,11 +184,12 @@ def _text(payload: bytes) -> str:
 
 
 def _read_decimal(payload: bytes) -> Decimal:
-    if len(payload) > _MAX_DECIMAL or payload.translate(None, _IN_NUMBERS):
+    if len(payload) > _MAX_DECIMAL:
         raise ValueError("not a decimal")
+    beyond = payload.translate(None, _IN_NUMBERS)
     number = Decimal(payload.decode())
-    if abs(number.adjusted()) > _MAX_DECIMAL:
-        raise ValueError("its exponent is too large")
+    if beyond and (beyond.translate(None, _OF_EXPONENTS) or abs(number.adjusted()) > _MAX_DECIMAL):
+        raise ValueError("it has other letters, or too large an exponent")
     return number
 
 
@@ -195,6 +207,16 @@ def _read_aware(payload: bytes) -> dt.datetime:
     return moment.astimezone(_UTC)
 
 
+def _read_uuid(payload: bytes) -> UUID:
+    if len(payload) != 16:
+        raise ValueError(f"it has {len(payload)} bytes")
+    # Its constructor takes its arguments in six forms, and longer than all else that is read.
+    uuid = object.__new__(UUID)
+    _set_int(uuid, int.from_bytes(payload, "big"))
+    _set_safe(uuid, _SAFE)
+    return uuid
+
+
 def _read_bigint(payload: bytes) -> int:
     if not 0 < len(payload) <= _MAX_BIGINT:
         raise ValueError(f"it has {len(payload)} bytes")
@@ -203,11 +225,12 @@ def _read_bigint(payload: bytes) -> int:
 
 _READERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
     _DECIMAL: _read_decimal,
-    _DATE: lambda payload: dt.date.fromisoformat(_text(payload)),
+    # What is not ASCII is no date either.
+    _DATE: lambda payload: dt.date.fromisoformat(payload.decode()),
     _TIME: lambda payload: dt.time.fromisoformat(_text(payload)),
     _NAIVE: _read_naive,
     _AWARE: _read_aware,
-    _UUID: lambda payload: UUID(bytes=payload),
+    _UUID: _read_uuid,
     _BIGINT: _read_bigint,
 }
 
@@ -237,7 +260,7 @@ def pack(value: Any) -> bytes:
     return _packb(value, _encode_special)
 
 
-def _packb(value: Any, special: Callable[[Any], msgpack.ExtType]) -> bytes:
+def _packb(value: Any, special: Callable[[Any], Any]) -> bytes:
     packers: dict[Any, msgpack.Packer] = _packers.__dict__
     packer = packers.get(special)
     if packer is None:
@@ -255,7 +278,7 @@ def unpack(raw: bytes) -> Any:
 
     Raises ``ValueRefusedError``, and nothing else, for bytes that are not one such value.
     """
-    value = _unpackb(raw, _unique)
+    value = unpack_parts(raw)
     check(value)
     return value
 
@@ -263,14 +286,10 @@ def unpack(raw: bytes) -> Any:
 def unpack_flat(raw: bytes) -> dict[str, Any] | None:
     """As ``unpack``, for a map with no map or array inside it; ``None`` for anything else.
 
-    The quickest way for what most records are: without ``unpack``'s look for keys that come twice,
-    since the size of a map tells.
+    The quickest way for what most records are, of whatever type.
     """
-    value = _unpackb(raw, None)
-    if type(value) is not dict:
-        return None
-    declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
-    if len(value) != declared:
+    value = unpack_map(raw)
+    if value is None:
         return None
     kinds = set(map(type, value.values()))
     if not kinds <= _FLAT or not _TEXTS.issuperset(map(type, value)):
@@ -278,6 +297,28 @@ def unpack_flat(raw: bytes) -> dict[str, Any] | None:
     if float in kinds and any(item != item for item in value.values() if type(item) is float):
         return None
     return value
+
+
+def unpack_map(raw: bytes) -> dict[Any, Any] | None:
+    """A map of which the caller is to look at each key and value, for nobody has; ``None`` for
+    anything else.
+
+    No key came twice in it, since the size of a map tells; in a map inside it one may have.
+    """
+    try:
+        value = msgpack.unpackb(
+            raw,
+            ext_hook=_decode_special,
+            # Also keeps what a declared length makes msgpack allocate at once small.
+            max_array_len=MAX_ENTRIES,
+            max_map_len=MAX_ENTRIES,
+        )
+    except _BROKEN as error:
+        raise _no_value(error) from error
+    if type(value) is not dict:
+        return None
+    declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
+    return value if len(value) == declared else None
 
 
 def unpack_body(raw: bytes) -> dict[str, Any]:
@@ -299,23 +340,20 @@ def unpack_parts(raw: bytes) -> Any:
 
     For a map whose parts each have the whole of ``MAX_DEPTH`` to themselves.
     """
-    return _unpackb(raw, _unique)
-
-
-def _unpackb(raw: bytes, pairs_hook: Callable[[list[tuple[Any, Any]]], Any] | None) -> Any:
     try:
         return msgpack.unpackb(
             raw,
-            object_pairs_hook=pairs_hook,
+            object_pairs_hook=_unique,
             ext_hook=_decode_special,
-            # Also keeps what a declared length makes msgpack allocate at once small.
             max_array_len=MAX_ENTRIES,
             max_map_len=MAX_ENTRIES,
         )
-    except ValueRefusedError:
-        raise
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        raise _refuse(f"not a msgpack value: {type(error).__name__}: {error}") from error
+    except _BROKEN as error:
+        raise _no_value(error) from error
+
+
+def _no_value(error: Exception) -> ValueRefusedError:
+    return _refuse(f"not a msgpack value: {type(error).__name__}: {error}")
 
 
 def _canonical(value: Any) -> Any:

@@ -329,8 +329,9 @@ class Worker:
             if tell_trace is not None:
                 tell_trace(settled)
         self._reopened = 0
-        self._arrived |= {i.change.type for i in settled if i.outcome is Outcome.APPLIED}
-        if not any(item.outcome is Outcome.HELD for item in settled):
+        applied, held = Outcome.APPLIED, Outcome.HELD
+        self._arrived |= {item.change.type for item in settled if item.outcome is applied}
+        if self._suspected is not None and all(item.outcome is not held for item in settled):
             self._suspected = None
         return settled
 

@@ -48,7 +48,9 @@ from eventsync.stores.sql import SqlAccessor
 from eventsync.survey import Survey
 from eventsync.worker import Worker
 
-_STORES = ("sqlite", "postgres")
+__all__ = ["STORES", "changes", "database", "rows"]
+
+STORES = ("sqlite", "postgres")
 
 
 def rows(count: int, seed: int) -> list[dict[str, object]]:
@@ -60,7 +62,7 @@ def rows(count: int, seed: int) -> list[dict[str, object]]:
     ]
 
 
-def _changes(options: argparse.Namespace) -> Iterator[list[Change]]:
+def changes(options: argparse.Namespace) -> Iterator[list[Change]]:
     """The rows as puts, in the chunks in which they are published; some of them poisonous."""
     clock = Clock()
     made = rows(options.events, options.seed)
@@ -88,7 +90,7 @@ def produce(options: argparse.Namespace, broker: str, started: Any) -> None:
     """Publish every row as a put."""
     with Bus(broker) as bus:
         bus.declare("crm", ["Customer"])
-        chunks = list(_changes(options))
+        chunks = list(changes(options))
         started.wait()
         for chunk in chunks:
             bus.publish("Customer", [bus.encode(change) for change in chunk])
@@ -161,7 +163,7 @@ def through_eventsync(
 
 
 @contextlib.contextmanager
-def _database(store: str, folder: Path) -> Iterator[str]:
+def database(store: str, folder: Path) -> Iterator[str]:
     """The URL of a database with an empty table of customers."""
     if store == "sqlite":
         limit.create_sqlite(folder / "crm.db")
@@ -195,7 +197,7 @@ def _broker_limits(broker: str, options: argparse.Namespace) -> tuple[float, flo
     bus = Bus("sqlite://")
     chunks = [
         list(framing.batches(map(bus.encode, chunk), max_count=500, max_bytes=512 * 1024))
-        for chunk in _changes(options)
+        for chunk in changes(options)
     ]
     with running_broker(broker) as url:
         client = plain_client(broker, url)
@@ -211,8 +213,8 @@ def measure(broker: str, store: str, options: argparse.Namespace) -> dict[str, A
         folder = Path(name)
         plain, gated = _store_limits(store, options, folder)
         published, consumed = _broker_limits(broker, options)
-        with running_broker(broker) as url, _database(store, folder) as database:
-            rate, busy, outcomes = through_eventsync(options, url, database)
+        with running_broker(broker) as url, database(store, folder) as target:
+            rate, busy, outcomes = through_eventsync(options, url, target)
     return {
         "broker": broker,
         "store": store,
@@ -235,7 +237,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--broker", nargs="+", choices=BROKERS, default=["embedded"])
-    parser.add_argument("--store", nargs="+", choices=_STORES, default=["sqlite"])
+    parser.add_argument("--store", nargs="+", choices=STORES, default=["sqlite"])
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--poison", type=int, default=0, help="of them cannot be applied")
     parser.add_argument("--seed", type=int, default=1)

@@ -423,6 +423,31 @@ def test_who_has_the_value_already(server, request, tmp_path):
         assert store.count(person) == 2
 
 
+@pytest.mark.parametrize("server", ["sqlite", "postgres", "mariadb"])
+def test_one_of_many_is_refused(server, request, tmp_path):
+    """Rows that go to the database many at once: one that it refuses, and all others, each once."""
+    url = f"sqlite:///{tmp_path}/p.db" if server == "sqlite" else None
+    engine = sa.create_engine(url or fresh(request.getfixturevalue(server)))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE person (id INT PRIMARY KEY, mail INT UNIQUE)")
+    person = derive(engine, "person")
+    with Store("people", SqlAccessor(person, engine)) as store:
+        store.add(person(id=0, mail=150))
+        changes = [shop_change("person", str(n), n, {"id": n, "mail": n}) for n in range(1, 201)]
+        for verdict in (Outcome.APPLIED, Outcome.DUPLICATE):
+            outcomes = [item.outcome for item in apply(store, changes, clock=store.clock)]
+            assert outcomes[149] is Outcome.REJECTED
+            assert {*outcomes[:149], *outcomes[150:]} == {verdict}
+        later = [
+            shop_change("person", str(n), 500 + n, {"id": n, "mail": -n}) for n in range(1, 201)
+        ]
+        assert {item.outcome for item in apply(store, later, clock=store.clock)} == {
+            Outcome.APPLIED
+        }
+        held = {record["id"]: record["mail"] for record in store.find(person)}
+        assert held == {0: 150} | {n: -n for n in range(1, 201)}
+
+
 def test_connections_that_are_cut(postgres):
     """Connections that the server ended are made again, and a missing server is worth waiting."""
     url = fresh(postgres)

@@ -206,11 +206,11 @@ class SqlAccessor(Accessor[R]):
             dialect.insert(
                 connection,
                 table.target,
-                self._dependents.parents_first([table.row(write.values) for write in added]),
+                self._dependents.parents_first(table.rows([write.values for write in added])),
             )
             changed = [w for w in writes if w.key in present]
         else:
-            whole = [table.row(write.values) for write in writes if write.whole]
+            whole = table.rows([write.values for write in writes if write.whole])
             if whole:
                 dialect.upsert(connection, table.target, self._dependents.parents_first(whole))
             changed = [write for write in writes if not write.whole]
@@ -271,7 +271,8 @@ class SqlAccessor(Accessor[R]):
         found = {}
         for start in range(0, len(keys), _IN):
             chunk = keys[start : start + _IN]
-            rows = connection.exec_driver_sql(
+            rows = self.dialect.fetch(
+                connection,
                 f"SELECT {table.selected} FROM {table.name}"
                 f" WHERE {self.dialect.keys_in(table.key_names, len(chunk))}",
                 tuple(part for key in chunk for part in table.key_row(key)),

@@ -6,7 +6,7 @@ It owns the contract and what most databases share. It knows nothing of records 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -140,14 +140,18 @@ class Dialect(ABC):
         """How a column of that type is compared; ``None`` if not as Python compares its field."""
 
     @abstractmethod
-    def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+    def upsert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
         """Write rows, each in place of the one of the same key if there is one."""
 
     @abstractmethod
     def upsert_sql(self, target: Target) -> str:
         """The statement that writes one row."""
 
-    def insert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+    def insert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
         """Add rows. Fails if one of their keys is there already."""
         self.run(connection, self.insert_sql(target), rows)
 
@@ -181,12 +185,16 @@ class Dialect(ABC):
         action = f"UPDATE SET {sets}" if sets else "NOTHING"
         return f"ON CONFLICT ({', '.join(target.keys)}) DO {action}"
 
-    def run(self, connection: sa.Connection, statement: str, rows: Sequence[Any]) -> None:
+    def run(self, connection: sa.Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
         """One statement for many rows."""
         if rows:
-            connection.exec_driver_sql(
-                statement, [tuple(row) for row in rows] if len(rows) > 1 else tuple(rows[0])
-            )
+            connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0])
+
+    def fetch(
+        self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
+    ) -> Iterable[Sequence[Any]]:
+        """The rows that a statement finds."""
+        return connection.exec_driver_sql(statement, parameters)
 
     def keys_in(self, keys: Sequence[str], count: int) -> str:
         """The condition that a row's key is one of ``count``."""
@@ -194,6 +202,10 @@ class Dialect(ABC):
             return f"{keys[0]} IN ({', '.join([self.mark] * count)})"
         one = f"({', '.join([self.mark] * len(keys))})"
         return f"({', '.join(keys)}) IN ({', '.join([one] * count)})"
+
+    def among(self, column: str, values: list[str]) -> tuple[str, Sequence[Any]]:
+        """The condition that a column of text holds one of ``values``, and its parameters."""
+        return self.keys_in((column,), len(values)), values
 
     @contextmanager
     def connected(self, engine: sa.Engine) -> Iterator[sa.Connection]:

@@ -39,6 +39,7 @@ from eventsync.stores.sql.engine import (
 __all__ = ["SqlIndex", "SqlTransaction"]
 
 _CHUNK = 1000
+_USUAL = 4  # columns of an entry of which nothing more is to be kept than that it is here
 _PRESENCE = {int(presence): presence for presence in Presence}
 
 
@@ -104,7 +105,12 @@ class SqlIndex(Index):
         quote = self.engine.dialect.identifier_preparer
         self.name = quote.format_table(self.tables.version)
         columns = tuple(quote.quote(column.name) for column in self.tables.version.columns)
-        self.target = Target(self.name, columns, columns[:2], columns[2:])
+        self.columns = columns
+        self.targets = tuple(
+            Target(self.name, columns[:count], columns[:2], columns[2:])
+            for count in (_USUAL, len(columns))
+        )
+        """Where entries go: those without detail and echo, as most are, and the others."""
         self._ready = False
 
     def __repr__(self) -> str:
@@ -253,16 +259,16 @@ class SqlTransaction(IndexTransaction):
     def _locked(self, type: str, keys: Sequence[str], columns: slice) -> Iterator[Any]:
         """These columns of the entries of ``keys``, locked where others may write at once."""
         index, dialect = self._index, self._index.dialect
-        target = index.target
-        lock = f" ORDER BY {target.columns[1]} FOR UPDATE" if dialect.concurrent else ""
-        ordered = sorted(set(keys)) if dialect.concurrent else list(dict.fromkeys(keys))
+        lock = f" ORDER BY {index.columns[1]} FOR UPDATE" if dialect.concurrent else ""
+        ordered = sorted(set(keys))
         for start in range(0, len(ordered), _CHUNK):
             chunk = ordered[start : start + _CHUNK]
-            yield from self.connection.exec_driver_sql(
-                f"SELECT {', '.join(target.columns[columns])} FROM {index.name}"
-                f" WHERE {target.columns[0]} = {dialect.mark}"
-                f" AND {dialect.keys_in(target.keys[1:], len(chunk))}{lock}",
-                (type, *chunk),
+            among, values = dialect.among(index.columns[1], chunk)
+            yield from dialect.fetch(
+                self.connection,
+                f"SELECT {', '.join(index.columns[columns])} FROM {index.name}"
+                f" WHERE {index.columns[0]} = {dialect.mark} AND {among}{lock}",
+                (type, *values),
             )
 
     def _note_absent(self, type: str, keys: Sequence[str], found: Container[str]) -> None:
@@ -270,21 +276,32 @@ class SqlTransaction(IndexTransaction):
             self._absent.update((type, key) for key in keys if key not in found)
 
     def write(self, type: str, entries: Mapping[str, Entry]) -> None:
-        new: list[tuple[Any, ...]] = []
-        known: list[tuple[Any, ...]] = []
-        for key, entry in sorted(entries.items()) if self._absent else entries.items():
-            row = (type, key, entry.stamp, int(entry.presence), entry.pack_detail(), entry.echo)
-            (new if (type, key) in self._absent else known).append(row)
-        dialect, target = self._index.dialect, self._index.target
-        if known:
-            dialect.upsert(self.connection, target, known)
-        if new:
-            try:
-                with errors("version index", dialect):
-                    dialect.insert(self.connection, target, new)
-            except UniqueError as error:
-                raise UndoneError(f"another process was quicker: {error.message}") from error
-            self._absent.difference_update((type, row[1]) for row in new)
+        dialect, absent = self._index.dialect, self._absent
+        # By target, those that are there and those that are new.
+        known: tuple[list[tuple[Any, ...]], ...] = ([], [])
+        new: tuple[list[tuple[Any, ...]], ...] = ([], [])
+        for key in sorted(entries):
+            entry = entries[key]
+            rows = new if absent and (type, key) in absent else known
+            detail, echo = entry.pack_detail(), entry.echo
+            row = (type, key, entry.stamp, int(entry.presence))
+            if detail is None and echo is None:
+                rows[0].append(row)
+            else:
+                rows[1].append((*row, detail, echo))
+        for target, known_rows, new_rows in zip(self._index.targets, known, new, strict=True):
+            if known_rows:
+                dialect.upsert(self.connection, target, known_rows)
+            if new_rows:
+                self._insert(target, new_rows)
+
+    def _insert(self, target: Target, rows: list[tuple[Any, ...]]) -> None:
+        try:
+            with errors("version index", self._index.dialect):
+                self._index.dialect.insert(self.connection, target, rows)
+        except UniqueError as error:
+            raise UndoneError(f"another process was quicker: {error.message}") from error
+        self._absent.difference_update(row[:2] for row in rows)
 
     def forget(self, type: str, keys: Sequence[str]) -> None:
         table = self._index.tables.version

@@ -6,7 +6,7 @@ It knows nothing of records or versions.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -197,7 +197,9 @@ class Mysql(Dialect):
         sets = ", ".join(f"{column} = VALUES({column})" for column in changed)
         return f"{self.insert_sql(target)} ON DUPLICATE KEY UPDATE {sets}"
 
-    def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+    def upsert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
         self.run(connection, self.upsert_sql(target), rows)
 
 

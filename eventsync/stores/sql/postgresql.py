@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -200,17 +200,33 @@ class Postgresql(Dialect):
             return Comparison(text_operand, ordered=False, exact=kind.collation in (None, "C"))
         return None
 
+    def among(self, column: str, values: list[str]) -> tuple[str, Sequence[Any]]:
+        return f"{column} = ANY({self.mark})", (values,)
+
+    def fetch(
+        self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
+    ) -> Iterable[Sequence[Any]]:
+        # SQLAlchemy would make objects of its own of the rows.
+        rows: Sequence[Sequence[Any]] = (
+            self.raw(connection).execute(statement, parameters).fetchall()
+        )
+        return rows
+
     def upsert_sql(self, target: Target) -> str:
         return f"{self.insert_sql(target)} {self.on_conflict(target)}"
 
-    def insert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+    def insert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
         self._write(connection, target, rows, "")
 
-    def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
+    def upsert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
         self._write(connection, target, rows, self.on_conflict(target))
 
     def _write(
-        self, connection: sa.Connection, target: Target, rows: Sequence[Any], clause: str
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
     ) -> None:
         cursor = self.raw(connection).cursor()
         if len(rows) < _COPY_FROM:

@@ -205,7 +205,7 @@ class Dependents:
 
     # -- who is first --------------------------------------------------
 
-    def parents_first(self, rows: list[Sequence[Any]]) -> list[Sequence[Any]]:
+    def parents_first(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """The rows of a table that refers to itself, each after the one it refers to."""
         order = {column: place for place, column in enumerate(self._table.columns)}
         for reference in self._own:
@@ -213,11 +213,11 @@ class Dependents:
             if not {*ours, *theirs} <= order.keys():
                 continue
             by_key = {tuple(row[order[c]] for c in theirs): row for row in rows}
-            placed: dict[int, Sequence[Any]] = {}
+            placed: dict[int, tuple[Any, ...]] = {}
             for row in rows:
-                chain: list[Sequence[Any]] = []
+                chain: list[tuple[Any, ...]] = []
                 seen: set[int] = set()
-                above: Sequence[Any] | None = row
+                above: tuple[Any, ...] | None = row
                 while above is not None and id(above) not in placed and id(above) not in seen:
                     seen.add(id(above))
                     chain.append(above)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import datetime as dt
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from itertools import chain
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -28,7 +29,13 @@ from eventsync.stores.sql.value import (
 
 __all__ = ["Sqlite"]
 
+_CACHE = 16_384
+"""How many KiB of a file a connection keeps in memory while it is at work."""
+_ROWS = 64
+"""How many rows a statement writes, if that is no more than the parameters it may have."""
+_PARAMETERS = 999
 _NATIVE = frozenset({str, int, float, bool, bytes})
+_AS_TEXT = frozenset({Decimal, UUID, dt.date, dt.time})
 _FAITHFUL = _NATIVE | {dt.date, dt.time, dt.datetime, UUID, Decimal}
 
 
@@ -54,6 +61,10 @@ class Sqlite(Dialect):
             sqlite3.ProgrammingError,
         )
         return Fault.REJECTED if isinstance(error, rejecting) else Fault.AWAY
+
+    def set_up(self, connection: sa.Connection) -> None:
+        # By default it keeps 2 MB of pages at hand, and writes and reads again what is beyond.
+        self.raw(connection).execute(f"PRAGMA cache_size = -{_CACHE}")
 
     def begin(self, connection: sa.Connection) -> None:
         # Readers go on; other writers wait from here on, before anything is read.
@@ -86,7 +97,7 @@ class Sqlite(Dialect):
 
     def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
         numeric = isinstance(kind, sa.Numeric | sa.Integer)
-        write = _to_number if numeric else to_text
+        write: Callable[[Any], Any] = _to_number if numeric else to_text
         if field is None:
             return Codec(write, faithful=False)
         if not field.scalar:
@@ -97,7 +108,11 @@ class Sqlite(Dialect):
             or (field.type is str and (numeric or isinstance(kind, sa.types.NullType)))
         )
         verbatim = not (numeric and field.type is Decimal)
-        return Codec(None if field.type in _NATIVE else write, faithful=faithful, verbatim=verbatim)
+        if field.type in _NATIVE:
+            return Codec(faithful=faithful, verbatim=verbatim)
+        if write is to_text and field.type in _AS_TEXT and not field.optional:
+            write = str  # the same, and no call of Python's
+        return Codec(write, faithful=faithful, verbatim=verbatim)
 
     def hidden_uniques(
         self, inspector: sa.Inspector, table: str, schema: str | None
@@ -124,8 +139,37 @@ class Sqlite(Dialect):
     def upsert_sql(self, target: Target) -> str:
         return f"{self.insert_sql(target)} {self.on_conflict(target)}"
 
-    def upsert(self, connection: sa.Connection, target: Target, rows: Sequence[Any]) -> None:
-        self.run(connection, self.upsert_sql(target), rows)
+    def insert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
+        self._write(connection, target, rows, "")
+
+    def upsert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
+        self._write(connection, target, rows, self.on_conflict(target))
+
+    def _write(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
+    ) -> None:
+        # Statements of many rows each take less time than one that is run for each row.
+        many = max(1, min(_ROWS, _PARAMETERS // len(target.columns)))
+        more = f", ({', '.join([self.mark] * len(target.columns))})" * (many - 1)
+        insert, alone = self.insert_sql(target), len(rows) - len(rows) % many
+        for start in range(0, alone, many):
+            parts = tuple(chain.from_iterable(rows[start : start + many]))
+            self.raw(connection).execute(f"{insert}{more} {clause}", parts)
+        self.run(connection, f"{insert} {clause}", rows[alone:])
+
+    def run(self, connection: sa.Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        # SQLAlchemy would look through the values of every row first, which takes as long again.
+        self.raw(connection).executemany(statement, rows)
+
+    def fetch(
+        self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
+    ) -> Iterable[Sequence[Any]]:
+        rows: Iterable[Sequence[Any]] = self.raw(connection).execute(statement, parameters)
+        return rows
 
     def keys_in(self, keys: Sequence[str], count: int) -> str:
         if len(keys) == 1:

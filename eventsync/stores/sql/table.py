@@ -5,7 +5,7 @@ It owns what is read from the database's description of the table. It runs no st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -162,29 +162,31 @@ class Table:
         self._readers = [
             (c, codec.read) for c, codec in codecs.items() if codec.read and c in self.columns
         ]
-        names = list(self.view.names)
+        names = list(self.view.names.values() if self.view.convert else self.view.names)
         self._pick: Callable[[Mapping[str, Any]], tuple[Any, ...]] = (
             itemgetter(*names) if len(names) > 1 else lambda values: (values[names[0]],)
         )
         order = {column: place for place, column in enumerate(self.columns)}
-        self._plain = not self.view.convert and not self.view.constant
         self._places = [(order[column], write) for column, write in self._writers.items()]
         self._key_places = [order[column] for column in self.keys]
 
-    def row(self, values: Mapping[str, Any]) -> Sequence[Any]:
-        """The row of a whole record, in the order of ``columns``."""
-        if not self._plain:
-            stored = self.stored(values) | {
-                c: self._written(c, held) for c, held in self.view.constant.items()
-            }
-            return tuple(stored[column] for column in self.columns)
-        row = self._pick(values)
-        if not self._places:
-            return row
-        adapted = list(row)
+    def rows(self, records: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        """The rows of whole records, in the order of ``columns``.
+
+        Column by column: that is a fraction of the calls which it takes row by row.
+        """
+        if self.view.convert:
+            records = map(self.view.to_store, records)
+        rows = list(map(self._pick, records))
+        if self.view.constant:
+            constants = tuple(self.view.constant.values())
+            rows = [row + constants for row in rows]
+        if not self._places or not rows:
+            return rows
+        columns: list[Iterable[Any]] = list(zip(*rows, strict=True))
         for place, write in self._places:
-            adapted[place] = write(adapted[place])
-        return adapted
+            columns[place] = map(write, columns[place])
+        return list(zip(*columns, strict=True))
 
     def stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """By column, what the database gets for these field values."""

@@ -1,0 +1,107 @@
+"""Processor time of publisher and worker for 1,000 events, beside the store's plain driver.
+
+Run it from the project's root: ``python tests/benchmarks/cost.py``. All of it happens in this one
+process, one thing after the other: what else the machine does then disturbs it little, as it would
+the seconds of ``throughput.py``. What a database or broker server spends is not in it; SQLite, and
+the embedded broker, are no servers, so of them it is the whole. The least of several runs counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import structlog
+from benchmarks import limit
+from benchmarks.broker import BROKERS, running_broker
+from benchmarks.customer import Customer
+from benchmarks.throughput import STORES, changes, database, rows
+
+from eventsync.bus import Bus
+from eventsync.store import Store
+from eventsync.stores.sql import SqlAccessor
+from eventsync.worker import Worker
+
+
+def spent(work: Callable[[], object]) -> float:
+    """Seconds of this process's processor time that it takes."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def through_eventsync(options: argparse.Namespace) -> tuple[float, float]:
+    """What publisher and worker spend."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        running_broker(options.broker) as broker,
+        database(options.store, Path(name)) as url,
+        Bus(broker) as bus,
+    ):
+        bus.declare("crm", ["Customer"])
+        chunks = list(changes(options))
+
+        def publish() -> None:
+            for chunk in chunks:
+                bus.publish("Customer", [bus.encode(change) for change in chunk])
+
+        published = spent(publish)
+        with Store("crm", SqlAccessor(Customer, url, table="customer")) as store:
+            worker = Worker(store, bus)
+            applied = spent(lambda: worker.drain(timeout=0.05))
+            assert worker.outcomes.total() == options.events
+    return published, applied
+
+
+def by_driver(options: argparse.Namespace, *, version: bool) -> float:
+    """What the plain driver spends on the same rows; ``version``: compared with what is there."""
+    made = rows(options.events, options.seed)
+    with tempfile.TemporaryDirectory() as name:
+        if options.store == "sqlite":
+            return spent(
+                lambda: limit.sqlite(
+                    Path(name) / "raw.db", made, version=version, batch=options.batch
+                )
+            )
+        with database(options.store, Path(name)) as url:
+            url = url.replace("+psycopg", "")
+            return spent(lambda: limit.postgres(url, made, version=version, batch=options.batch))
+
+
+def main() -> int:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--broker", choices=BROKERS, default="embedded")
+    parser.add_argument("--store", choices=STORES, default="sqlite")
+    parser.add_argument("--events", type=int, default=20_000)
+    parser.add_argument("--repeat", type=int, default=5)
+    options = parser.parse_args()
+    options.seed, options.poison, options.chunk, options.batch = 1, 0, 2000, 5000
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    found: list[tuple[float, ...]] = [
+        (
+            by_driver(options, version=False),
+            by_driver(options, version=True),
+            *through_eventsync(options),
+        )
+        for _ in range(options.repeat)
+    ]
+    plain, gated, published, applied = (
+        min(column) / options.events * 1e6 for column in zip(*found, strict=True)
+    )
+    print(f"milliseconds of processor time for 1,000 events ({options.broker}, {options.store})")
+    print(f"plain driver{plain:>10.1f}    with a version check{gated:>10.1f}")
+    print(f"publisher   {published:>10.1f}    worker              {applied:>10.1f}")
+    print(f"driver with a version check, of the worker's time: {gated / applied:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
