@@ -303,7 +303,8 @@ class Harness:
             os.kill(self.process(name).pid, number)
         for name in names:
             self.process(name).join(40)
-            if self.process(name).exitcode not in (0, -signal.SIGKILL):
+            # One told to leave before it has begun knows no better than to end.
+            if self.process(name).exitcode not in (0, -signal.SIGKILL, -signal.SIGTERM):
                 raise RuntimeError(f"{name} left with {self.process(name).exitcode}")
 
     def _kill_crew(self) -> None:
