@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import structlog
 from benchmarks import limit
 from benchmarks.broker import BROKERS, running_broker
-from benchmarks.customer import Customer
-from benchmarks.throughput import STORES, changes, database, rows
+from benchmarks.customer import Customer, rows
+from benchmarks.throughput import STORES, changes, database
 
 from eventsync.bus import Bus
 from eventsync.store import Store

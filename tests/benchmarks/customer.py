@@ -13,7 +13,7 @@ from uuid import UUID
 
 from eventsync.record import Field, Record
 
-__all__ = ["Customer", "row"]
+__all__ = ["COLUMNS", "Customer", "row", "rows"]
 
 _CITIES = ["Łódź", "Zürich", "Reykjavík", "Paris", "São Paulo"]
 _COUNTRIES = ["PL", "CH", "IS", "FR", "BR"]
@@ -36,6 +36,9 @@ class Customer(Record):
     token: UUID
 
 
+COLUMNS = list(Customer.__record__.fields)
+
+
 def row(rng: random.Random, key: int) -> dict[str, Any]:
     """The values of one customer."""
     return {
@@ -52,3 +55,12 @@ def row(rng: random.Random, key: int) -> dict[str, Any]:
         "born": dt.date(1950, 1, 1) + dt.timedelta(days=rng.randrange(20000)),
         "token": UUID(int=rng.getrandbits(128)),
     }
+
+
+def rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Half of the rows are new records, half change one that came before."""
+    rng = random.Random(seed)
+    return [
+        row(rng, number // 2 if number % 2 == 0 else rng.randrange(number // 2 + 1))
+        for number in range(count)
+    ]

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from benchmarks.customer import Customer
+from benchmarks.customer import COLUMNS, Customer
 
 __all__ = ["create_postgres", "create_sqlite", "postgres", "sqlite"]
 
-_COLUMNS = list(Customer.__record__.fields)
 Row = dict[str, Any]
 
 
@@ -33,7 +32,8 @@ def _upsert(table: str, names: Sequence[str], source: str, *, version: bool) -> 
 def _rate(rows: Sequence[Row], batch: int, write: Callable[[int, Sequence[Row]], None]) -> float:
     started = time.perf_counter()
     for start in range(0, len(rows), batch):
-        write(start, rows[start : start + batch])
+        # Of a record that changes twice in a batch only the last is written, as workers do it.
+        write(start, list({row["id"]: row for row in rows[start : start + batch]}.values()))
     return len(rows) / (time.perf_counter() - started)
 
 
@@ -53,7 +53,7 @@ def create_sqlite(path: Path, *, version: bool = False) -> None:
 def sqlite(path: Path, rows: Sequence[Row], *, version: bool, batch: int) -> float:
     """Rows per second of ``sqlite3``'s ``executemany``, the conversion of values included."""
     create_sqlite(path, version=version)
-    names = [*_COLUMNS, *(["version"] if version else [])]
+    names = [*COLUMNS, *(["version"] if version else [])]
     sql = _upsert("customer", names, f"VALUES ({', '.join('?' * len(names))})", version=version)
     connection = sqlite3.connect(path, isolation_level=None)
 
@@ -94,21 +94,22 @@ def create_postgres(url: str, table: str = "customer", *, version: bool = False)
         kinds["version"] = "bytea"
     with psycopg.connect(url, autocommit=True) as connection:
         text = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+        connection.execute(f"DROP TABLE IF EXISTS {table}")
         connection.execute(f"CREATE TABLE {table} ({text})")
 
 
 def postgres(url: str, rows: Sequence[Row], *, version: bool, batch: int) -> float:
-    """Rows per second of binary COPY into a temporary table and one upsert from it."""
+    """Rows per second of binary COPY into a temporary table and one upsert from it.
+
+    Writes into a table of its own, made anew.
+    """
     table = f"raw_{'gated' if version else 'plain'}"
     create_postgres(url, table, version=version)
-    names = [*_COLUMNS, *(["version"] if version else [])]
-    order = "id" + (", version DESC" if version else ", number DESC")
-    source = f"SELECT DISTINCT ON (id) {', '.join(names)} FROM incoming ORDER BY {order}"
+    names = [*COLUMNS, *(["version"] if version else [])]
+    source = f"SELECT {', '.join(names)} FROM incoming"
     sql = _upsert(table, names, source, version=version)
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(
-            f"CREATE TEMP TABLE incoming (LIKE {table}, number bigint) ON COMMIT DELETE ROWS"
-        )
+        connection.execute(f"CREATE TEMP TABLE incoming (LIKE {table}) ON COMMIT DELETE ROWS")
         kinds = [
             str(kind)
             for (kind,) in connection.execute(
@@ -123,7 +124,7 @@ def postgres(url: str, rows: Sequence[Row], *, version: bool, batch: int) -> flo
                     copy.set_types(kinds)
                     for number, row in enumerate(some, start=start):
                         gate = [number.to_bytes(16, "big")] if version else []
-                        copy.write_row([*row.values(), *gate, number])
+                        copy.write_row([*row.values(), *gate])
                 cursor.execute(sql)
 
         return _rate(rows, batch, write)

@@ -16,26 +16,25 @@ import argparse
 import itertools
 import json
 import os
-import sqlite3
 import statistics
 import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import ldap3
-import psycopg
 import pymysql
 import sqlalchemy as sa
-from throughput import COLUMNS, Customer, rows
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from servers import Server  # tests are no package
+from benchmarks import limit
+from benchmarks.customer import COLUMNS, Customer, rows
+from servers import Server
 from servers.mariadb import MariaServer
 from servers.postgres import PostgresServer
 from servers.redis import RedisServer
@@ -61,6 +60,10 @@ SETS = [column for column in ALL if column != "id"]
 def row_of(change: Change) -> tuple[Any, ...]:
     assert change.data is not None
     return (*(change.data[name] for name in COLUMNS), bytes(change.version))
+
+
+def values(batches: Batches) -> list[dict[str, Any]]:
+    return [dict(change.data or {}) for batch in batches for change in batch]
 
 
 def last(batch: Sequence[Change]) -> list[Change]:
@@ -97,36 +100,17 @@ class Sqlite(Kind):
     raw_way = "executemany: INSERT .. ON CONFLICT DO UPDATE .. WHERE excluded.version > version"
 
     def file(self) -> Path:
-        path = self.folder / f"{next(self.numbers)}.db"
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-        return path
+        return self.folder / f"{next(self.numbers)}.db"
 
     def raw(self, batches: Batches) -> float:
-        sets = ", ".join(f"{c} = excluded.{c}" for c in SETS)
-        statement = (
-            f"INSERT INTO customer VALUES ({', '.join('?' * len(ALL))})"
-            f" ON CONFLICT (id) DO UPDATE SET {sets} WHERE excluded.version > version"
-        )
-
-        def text(row: tuple[Any, ...]) -> list[Any]:
-            plain = (int, float, str, bytes)
-            return [held if type(held) in plain else str(held) for held in row]
-
-        with closing(sqlite3.connect(self.file())) as connection:
-            connection.execute(
-                "CREATE TABLE customer (id INTEGER PRIMARY KEY, name TEXT, email TEXT, street TEXT,"
-                " city TEXT, country TEXT, balance TEXT, visits INTEGER, score REAL,"
-                " active INTEGER, born TEXT, token TEXT, version BLOB)"
-            )
-            started = time.perf_counter()
-            for batch in batches:
-                with connection:
-                    connection.executemany(statement, [text(row_of(c)) for c in last(batch)])
-            return time.perf_counter() - started
+        made = values(batches)
+        rate = limit.sqlite(self.file(), made, version=True, batch=len(batches[0]))
+        return len(made) / rate
 
     def store(self) -> Store:
-        return Store("crm", SqlAccessor(Customer, f"sqlite:///{self.file()}", create=True))
+        path = self.file()
+        limit.create_sqlite(path)
+        return Store("crm", SqlAccessor(Customer, f"sqlite:///{path}", table="customer"))
 
 
 class Sql(Kind):
@@ -145,13 +129,7 @@ class Sql(Kind):
 
 class Postgres(Sql):
     name = "PostgreSQL"
-    raw_way = (
-        "INSERT .. SELECT unnest(..) ON CONFLICT DO UPDATE .. WHERE excluded.version > version"
-    )
-    types = (
-        *("bigint", "text", "text", "text", "text", "text", "numeric"),
-        *("bigint", "float8", "boolean", "date", "uuid", "bytea"),
-    )
+    raw_way = "COPY into a temporary table, INSERT .. SELECT ON CONFLICT DO UPDATE .. WHERE"
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         super().__init__(stack, folder)
@@ -159,22 +137,8 @@ class Postgres(Sql):
 
     def raw(self, batches: Batches) -> float:
         self.emptied().dispose()
-        columns = ", ".join(f"{c} {t}" for c, t in zip(ALL, self.types, strict=True))
-        sets = ", ".join(f"{c} = excluded.{c}" for c in SETS)
-        arrays = ", ".join(f"%s::{t}[]" for t in self.types)
-        statement = (
-            f"INSERT INTO raw SELECT * FROM unnest({arrays})"
-            f" ON CONFLICT (id) DO UPDATE SET {sets} WHERE excluded.version > raw.version"
-        )
-        with psycopg.connect(self.url.replace("+psycopg", "")) as connection:
-            connection.execute(f"CREATE TABLE raw ({columns}, PRIMARY KEY (id))")
-            connection.commit()
-            started = time.perf_counter()
-            for batch in batches:
-                values = zip(*(row_of(change) for change in last(batch)), strict=True)
-                connection.execute(statement, [list(column) for column in values])
-                connection.commit()
-            return time.perf_counter() - started
+        made, url = values(batches), self.url.replace("+psycopg", "")
+        return len(made) / limit.postgres(url, made, version=True, batch=len(batches[0]))
 
 
 class Maria(Sql):

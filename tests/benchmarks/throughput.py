@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import structlog
 from benchmarks import limit
 from benchmarks.broker import BROKERS, plain_client, running_broker, seconds
-from benchmarks.customer import Customer, row
+from benchmarks.customer import Customer, rows
 from servers.postgres import PostgresServer
 
 from eventsync import framing
@@ -51,15 +51,6 @@ from eventsync.worker import Worker
 __all__ = ["STORES", "changes", "database", "rows"]
 
 STORES = ("sqlite", "postgres")
-
-
-def rows(count: int, seed: int) -> list[dict[str, object]]:
-    """Half of the rows are new records, half change one that came before."""
-    rng = random.Random(seed)
-    return [
-        row(rng, number // 2 if number % 2 == 0 else rng.randrange(number // 2 + 1))
-        for number in range(count)
-    ]
 
 
 def changes(options: argparse.Namespace) -> Iterator[list[Change]]:
@@ -169,7 +160,7 @@ def database(store: str, folder: Path) -> Iterator[str]:
         limit.create_sqlite(folder / "crm.db")
         yield f"sqlite:///{folder / 'crm.db'}"
         return
-    with PostgresServer() as server:
+    with PostgresServer(durable=True) as server:
         limit.create_postgres(server.url.replace("+psycopg", ""))
         yield server.url
 
@@ -183,7 +174,7 @@ def _store_limits(store: str, options: argparse.Namespace, folder: Path) -> tupl
             for version in (False, True)
         )
         return plain, gated
-    with PostgresServer() as server:
+    with PostgresServer(durable=True) as server:
         url = server.url.replace("+psycopg", "")
         plain, gated = (
             limit.postgres(url, made, version=version, batch=options.batch)
