@@ -281,7 +281,8 @@ class Accessor(ABC, Generic[R]):
         with self.index.transaction() as transaction:
             self.recover(transaction)
             # In the order that indexes have, so that neighbours are read and written together.
-            keys = sorted(batch)
+            # Where a batch can be cut short, those go first that came first.
+            keys = sorted(batch) if self.atomic else list(batch)
             if self.type.rule == "record":
                 stamps = transaction.stamps(name, keys)
                 decisions = {
