@@ -1,6 +1,6 @@
 """What more workers bring to a store that takes 20 ms a call, beside one worker in the same run.
 
-Run it from the project's root: ``PYTHONPATH=tests python tests/benchmarks/scaling.py``. It starts
+Run it from the project's root: ``python tests/benchmarks/scaling.py``. It starts
 a Redis of its own, which is broker and store; the store waits 20 ms at each call besides. Such a
 store keeps its workers waiting, so many more of them than cores are of use. Three kinds of it:
 
@@ -18,6 +18,9 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from servers.redis import RedisServer
 
