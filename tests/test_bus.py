@@ -10,6 +10,7 @@ from functools import partial
 
 import amqp
 import pytest
+from kombu.exceptions import BatchPublishError
 from kombu.transport import TRANSPORT_ALIASES
 from servers import eventually
 from servers.certificate import self_signed
@@ -17,7 +18,7 @@ from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
 from eventsync import framing
-from eventsync.bus import Bus, dead_queue, store_queue
+from eventsync.bus import Bus, _bus_errors, dead_queue, store_queue
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.deadletter import DeadLetter
@@ -467,6 +468,12 @@ def test_a_worker_outlives_a_broker_of_kombus_own_kind(monkeypatch):
                 worker.stop()
                 thread.join(20)
         assert not thread.is_alive()
+
+
+def test_a_batch_that_may_be_lost_can_be_published_again():
+    """What a foreign transport is not sure of is an outage, not a refusal."""
+    with pytest.raises(BusUnavailableError, match="uncertain"), _bus_errors("here", lambda: None):
+        raise BatchPublishError("delivery is uncertain")
 
 
 def _published(bus, number):
