@@ -57,7 +57,7 @@ def health(
     try:
         status, told = ask(url, timeout=timeout)
     except (OSError, HTTPException, ValueError) as error:
-        warn(f"the endpoint does not answer: {error}")
+        warn(f"the endpoint {url} does not answer: {error}")
         return UNAVAILABLE
     if as_json:
         print_json(told)
@@ -68,6 +68,9 @@ def health(
 
 def parse_url(url: str) -> SplitResult:
     """The parts of an endpoint's URL, or of ``HOST:PORT``. Raises ``ConfigError``."""
+    if "@" in url:
+        # It is not shown: somebody put a password there.
+        raise ConfigError("the URL of an endpoint has no user and password", hint="leave them out")
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme == "http" and parts.hostname and parts.port:
@@ -96,5 +99,5 @@ def ask(url: str, *, timeout: float, address: str = "") -> tuple[int, dict[str, 
     finally:
         connection.close()
     if not isinstance(told, dict) or not isinstance(told.get("reasons"), list):
-        raise ValueError(f"{url} does not answer as an endpoint of eventsync does")
+        raise ValueError("what answers there is no endpoint of eventsync")
     return response.status, told

@@ -176,3 +176,12 @@ def test_work_that_does_not_move_is_unwell(cli):
         finally:
             os.kill(state["pid"], signal.SIGCONT)
         eventually(lambda: crew.get("/progress")[0] == 200)
+
+
+def test_health_names_the_endpoint_and_shows_no_password(cli):
+    """An endpoint that nobody serves is named; a URL with a password is refused, and not shown."""
+    url = f"http://127.0.0.1:{free_port()}"
+    assert f"the endpoint {url} does not answer" in cli("health", url).check(69).err
+    ran = cli("health", url.replace("//", "//somebody:hidden-word@")).check(78)
+    assert "no user and password" in ran.err
+    assert "hidden-word" not in ran.out + ran.err
