@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -57,10 +58,8 @@ def row(rng: random.Random, key: int) -> dict[str, Any]:
     }
 
 
-def rows(count: int, seed: int) -> list[dict[str, Any]]:
+def rows(count: int, seed: int) -> Iterator[dict[str, Any]]:
     """Half of the rows are new records, half change one that came before."""
     rng = random.Random(seed)
-    return [
-        row(rng, number // 2 if number % 2 == 0 else rng.randrange(number // 2 + 1))
-        for number in range(count)
-    ]
+    for number in range(count):
+        yield row(rng, number // 2 if number % 2 == 0 else rng.randrange(number // 2 + 1))

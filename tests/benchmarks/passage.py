@@ -1,0 +1,199 @@
+"""A passage: events of a load through a broker into a store, and how long that takes.
+
+One process publishes, one or several work as ``eventsync worker`` does. It owns those processes and
+the clock. It must not know which servers there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from benchmarks.deployment import made
+from benchmarks.load import Load
+
+from eventsync.apply import apply
+from eventsync.bus import Bus
+from eventsync.change import Change
+from eventsync.clock import Clock
+from eventsync.crew import Crew, Report
+from eventsync.exporters.prometheus import Exporter
+from eventsync.survey import Survey
+from eventsync.worker import Worker
+
+__all__ = ["Passage", "passed"]
+
+_LONGEST = 1800.0
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What came of a passage."""
+
+    rate: float
+    """Events a second, from the first publish, or from where the workers begin if all waited by
+    then, to the last applied."""
+    cpu: float
+    """Seconds of the workers' processor time for an event."""
+    outcomes: dict[str, int]
+    dead: int
+    """How many dead letters there are."""
+
+
+class _Shared:
+    """What the processes of a passage tell one another."""
+
+    def __init__(self, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.ready = context.Barrier(workers + 1)
+        self.settled = context.Value("q", 0)
+        self.began = context.Value("d", 0.0)
+        self.ended = context.Value("d", 0.0)
+        self.done = context.Event()
+        self.told = context.Queue()
+
+
+def passed(
+    load: Load,
+    broker: str,
+    store: str,
+    *,
+    workers: int = 1,
+    waiting: bool = False,
+    metrics: bool = False,
+) -> Passage:
+    """Take a load through a broker into a store, both empty, by their URLs.
+
+    ``waiting``: all of it is published before the workers begin. ``metrics``: workers report each
+    batch, as supervised ones do, and are scraped each second. Blocks. Raises ``RuntimeError`` if a
+    process ends too early.
+    """
+    shared = _Shared(workers)
+    context = multiprocessing.get_context("spawn")
+    with Bus(broker) as bus:
+        bus.declare("crm", [load.type.__record__.name])
+    made(store, load.type).open().close()
+    publisher = context.Process(target=_publish, args=(load, broker, shared, waiting))
+    processes = [publisher]
+    for _ in range(workers):
+        arguments = (load, broker, store, shared, metrics)
+        processes.append(context.Process(target=_work, args=arguments))
+    for process in processes:
+        process.start()
+    try:
+        results = []
+        deadline = time.monotonic() + _LONGEST
+        while len(results) < workers:
+            with contextlib.suppress(queue.Empty):
+                results.append(shared.told.get(timeout=0.5))
+            if any(process.exitcode for process in processes) or time.monotonic() > deadline:
+                raise RuntimeError(f"not all of {load} was applied")
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
+    finally:
+        for process in processes:
+            process.join()
+    taken = shared.ended.value - shared.began.value
+    outcomes: Counter[str] = sum((Counter(found) for found, _ in results), Counter())
+    with Bus(broker) as bus:
+        dead = bus.states("crm")["dead"].ready
+    busy = sum(spent for _, spent in results)
+    return Passage(load.events / taken, busy / load.events, dict(outcomes), dead)
+
+
+def _publish(load: Load, broker: str, shared: _Shared, waiting: bool) -> None:
+    name = load.type.__record__.name
+    with Bus(broker) as bus:
+
+        def begin() -> None:
+            shared.ready.wait(_LONGEST)
+            shared.began.value = time.monotonic()
+
+        def publish(chunks: Iterable[list[Change]]) -> None:
+            for chunk in chunks:
+                bus.publish(name, [bus.encode(change) for change in chunk])
+
+        if waiting:
+            publish(load.chunks())
+            begin()
+        else:
+            chunks = list(load.chunks())
+            begin()
+            publish(chunks)
+
+
+def _work(load: Load, broker: str, url: str, shared: _Shared, metrics: bool) -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    store = made(url, load.type)
+    with store, Bus(broker) as bus:
+        for chunk in load.chunks_before():
+            apply(store, chunk, clock=Clock())
+        worker = Worker(store, bus)
+        with _watched(worker, broker) if metrics else contextlib.nullcontext(lambda: None) as tell:
+            worker.counted = _counting(worker, load, shared, tell)
+            stopping = threading.Thread(target=lambda: (shared.done.wait(), worker.stop()))
+            stopping.daemon = True
+            shared.ready.wait(_LONGEST)
+            stopping.start()
+            before = time.process_time()
+            worker.run()
+            spent = time.process_time() - before
+        shared.told.put(({str(name): n for name, n in worker.outcomes.items()}, spent))
+
+
+def _counting(
+    worker: Worker, load: Load, shared: _Shared, tell: Callable[[], object]
+) -> Callable[[], None]:
+    """What is called when messages are settled: notes when the last of all events was."""
+    seen = 0
+
+    def count() -> None:
+        nonlocal seen
+        tell()
+        total = worker.outcomes.total()
+        with shared.settled.get_lock():
+            shared.settled.value += total - seen
+            seen = total
+            if shared.settled.value >= load.events and not shared.done.is_set():
+                shared.ended.value = time.monotonic()
+                shared.done.set()
+
+    return count
+
+
+@contextlib.contextmanager
+def _watched(worker: Worker, broker: str) -> Iterator[Callable[[], object]]:
+    """Have the worker scraped while the block runs; gives what is to be called at each batch."""
+    crew = Crew()
+
+    def heard(line: bytes) -> bool:
+        crew.heard("crm-1", line)
+        return True
+
+    report: Any = Report(worker.tally, worker.progress, heard)
+    stopping = threading.Event()
+    with Survey(Bus(broker), [worker.store]) as survey:
+        exporter = Exporter(crew, survey)
+
+        def scrape() -> None:
+            while not stopping.wait(1.0):
+                exporter.answer("")
+
+        thread = threading.Thread(target=scrape)
+        thread.start()
+        try:
+            yield report
+        finally:
+            stopping.set()
+            thread.join()
