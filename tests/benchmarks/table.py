@@ -5,10 +5,13 @@ It knows nothing of what was measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Column", "markdown", "text"]
+__all__ = ["Column", "Tell", "markdown", "text"]
+
+Tell = Callable[[dict[str, Any]], object]
+"""What is told each row of a measurement once it is known."""
 
 
 class Column(NamedTuple):

@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ from benchmarks.customer import Customer, rows
 from benchmarks.database import STORES, emptied, running_store
 from benchmarks.load import Customers
 from benchmarks.passage import Passage, passed
-from benchmarks.table import Column
+from benchmarks.table import Column, Tell
 
 from eventsync import framing
 from eventsync.bus import Bus
@@ -82,9 +82,7 @@ class _Store:
     rates: dict[limit.Way, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-def measure(
-    tell: Callable[[dict[str, Any]], object], scale: Scale = Scale()
-) -> list[dict[str, Any]]:
+def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
     """A row for each pair of a broker and a store; tells each when it is known."""
     made = list(rows(scale.events, 1))
     load = Customers(events=scale.events, poison=scale.poison)
