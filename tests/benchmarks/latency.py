@@ -32,13 +32,13 @@ from typing import Any
 import psycopg
 import redis
 import sqlalchemy as sa
-from benchmarks import customer, process
+from benchmarks import limit, process
 from benchmarks.broker import running_broker
 from benchmarks.customer import Customer, row
 from benchmarks.database import running_store
 from benchmarks.deployment import TABLE, made
 from benchmarks.load import change
-from benchmarks.table import Column
+from benchmarks.table import Column, Tell
 from servers import eventually
 
 from eventsync.bus import Bus
@@ -57,20 +57,10 @@ COLUMNS = (
     Column("raw_p50_ms", "raw p50 from due, ms", 1),
     Column("ratio", "ratio", 1),
 )
-_NAMES = customer.COLUMNS
 _TELL = f"""
 CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN PERFORM pg_notify('seen', NEW.id::text); RETURN NULL; END $$;
 CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION tell();
-"""
-_PLAIN = f"""
-WITH won AS (
-  INSERT INTO eventsync_version (type, key, stamp, presence) VALUES ('Customer', %s, %s, 1)
-  ON CONFLICT (type, key) DO UPDATE SET stamp = excluded.stamp, presence = excluded.presence
-  WHERE excluded.stamp > eventsync_version.stamp RETURNING key
-)
-INSERT INTO {TABLE} ({", ".join(_NAMES)}) SELECT {", ".join(["%s"] * len(_NAMES))} FROM won
-ON CONFLICT (id) DO UPDATE SET {", ".join(f"{n} = excluded.{n}" for n in _NAMES if n != "id")}
 """
 _QUEUE = "plain"
 _WARM = 20
@@ -154,9 +144,7 @@ class Plain(Sender):
             pipe.execute()
 
 
-def measure(
-    tell: Callable[[dict[str, Any]], object], scale: Scale = Scale()
-) -> list[dict[str, Any]]:
+def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
     """A row for each way in, broker and pace; tells each when it is known."""
     raw: dict[int, float] = {}
     found = []
@@ -345,7 +333,8 @@ def _listen(url: str, count: Any, pipe: Any) -> None:
 def _work_plainly(broker: str, store: str) -> None:
     client = redis.Redis.from_url(broker)
     number = 0
-    with psycopg.connect(store.replace("+psycopg", "")) as connection:
+    with limit.opened("postgres", store, Customer) as raw:
+        write = raw.one_by_one(limit.Way.TABLES)
         while True:
             answer = client.xreadgroup("g", "c", {_QUEUE: ">"}, count=500, block=1000)
             if not answer:
@@ -353,12 +342,9 @@ def _work_plainly(broker: str, store: str) -> None:
             ids, rows = [], []
             for id, fields in answer[0][1]:
                 ids.append(id)
-                row, number = pickle.loads(fields[b"b"]), number + 1
-                stamp = number.to_bytes(16, "big") + bytes(33)
-                rows.append([str(row["id"]), stamp, *row.values()])
-            with connection.cursor() as cursor:
-                cursor.executemany(_PLAIN, rows)
-            connection.commit()
+                number += 1
+                rows.append((pickle.loads(fields[b"b"]), number.to_bytes(16, "big") + bytes(33)))
+            write(rows)
             with client.pipeline(transaction=False) as pipe:
                 pipe.xack(_QUEUE, "g", *ids)
                 pipe.xdel(_QUEUE, *ids)

@@ -6,6 +6,6 @@ nothing of how eventsync writes them.
 
 from __future__ import annotations
 
-from benchmarks.limit.raw import BATCHES, Fastest, Raw, Row, Way, fastest, opened, rate
+from benchmarks.limit.raw import BATCHES, Fastest, Raw, Row, Way, Write, fastest, opened, rate
 
-__all__ = ["BATCHES", "Fastest", "Raw", "Row", "Way", "fastest", "opened", "rate"]
+__all__ = ["BATCHES", "Fastest", "Raw", "Row", "Way", "Write", "fastest", "opened", "rate"]

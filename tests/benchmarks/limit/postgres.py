@@ -129,6 +129,23 @@ class Postgres(SqlRaw):
 
         return write
 
+    def one_by_one(self, way: Way) -> Write:
+        """A statement for each row, all sent at once: for a few rows, or to see each of them."""
+        marks = ", ".join(["%b"] * len(self.names))
+        statement = (
+            f"WITH won AS (INSERT INTO {VERSIONS} ({', '.join(_ENTRY)})"
+            f" VALUES ('{self.type}', %b, %b, 1)"
+            f"{self.upsert(VERSIONS, _ENTRY, _KEYS, newer='stamp')} RETURNING key)"
+            f" INSERT INTO {TABLE} ({', '.join(self.names)}) SELECT {marks} FROM won"
+        ) + self.upsert(TABLE, self.names, ["id"])
+
+        def write(rows: Stamped) -> None:
+            with self.connection.transaction(), self.connection.cursor() as cursor:
+                values = [[str(row["id"]), stamp, *row.values()] for row, stamp in rows]
+                cursor.executemany(statement, values)
+
+        return write
+
     def staged(self, statements: Sequence[str], columns: Sequence[str] | None = None) -> Write:
         """COPY of rows, with key and stamp, into a temporary table; then these statements."""
         taken = self.names if columns is None else list(columns)

@@ -86,10 +86,10 @@ def opened(store: str, url: str, type: type[Record]) -> Iterator[Raw]:
         raw.close()
 
 
-def stamped(rows: Sequence[Row]) -> list[tuple[Row, bytes]]:
+def stamped(rows: Sequence[Row], *, first: int = 0) -> list[tuple[Row, bytes]]:
     """The rows with the stamps that changes to them would have, each newer than the last."""
     found = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, start=first):
         text = number.to_bytes(16, "big")
         found.append((row, text + b"\1" + hashlib.sha256(text).digest()))
     return found
@@ -102,26 +102,41 @@ def rate(
     way: Way,
     how: str,
     batch: int,
+    before: Sequence[Row] = (),
+    each: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Rows per second, the conversion of values included, into tables that are empty before."""
-    made = stamped(rows)
+    """Rows per second, the conversion of values included.
+
+    ``before``: what the tables hold already. ``each``: all changes of a record in a batch are
+    written, not the last one only, as workers do it.
+    """
     raw.prepare(way)
+    if before:
+        getattr(raw, raw.ways[way][0])(way)(stamped(before))
+    made = stamped(rows, first=len(before))
     write: Write = getattr(raw, how)(way)
     started = clock()
     for start in range(0, len(made), batch):
-        # Of a record that changes twice in a batch only the last is written, as workers do it.
-        write(list({each[0]["id"]: each for each in made[start : start + batch]}.values()))
+        some = made[start : start + batch]
+        write(some if each else list({one[0]["id"]: one for one in some}.values()))
     return len(made) / (clock() - started)
 
 
 def fastest(
-    raw: Raw, rows: Sequence[Row], *, way: Way, batches: Sequence[int] = BATCHES
+    raw: Raw,
+    rows: Sequence[Row],
+    *,
+    way: Way,
+    hows: Sequence[str] = (),
+    batches: Sequence[int] = BATCHES,
+    before: Sequence[Row] = (),
+    each: bool = False,
 ) -> Fastest:
-    """The fastest of all that can be tried, each once."""
-    found = [
-        Fastest(way, how, batch, rate(raw, rows, way=way, how=how, batch=batch))
-        for how in raw.ways[way]
-        for batch in batches
-    ]
+    """The fastest of all that can be tried, each once; ``hows``: not the usual ones."""
+    found = []
+    for how in hows or raw.ways[way]:
+        for batch in batches:
+            made = rate(raw, rows, way=way, how=how, batch=batch, before=before, each=each)
+            found.append(Fastest(way, how, batch, made))
     return max(found, key=lambda one: one.rate)
