@@ -38,13 +38,14 @@ from benchmarks.customer import Customer, row
 from benchmarks.database import running_store
 from benchmarks.deployment import TABLE, made
 from benchmarks.load import change
+from benchmarks.plot import Bars, Panel
 from benchmarks.table import Column, Tell
 from servers import eventually
 
 from eventsync.bus import Bus
 from eventsync.clock import Clock
 
-__all__ = ["COLUMNS", "measure"]
+__all__ = ["COLUMNS", "QUICK", "Scale", "measure", "panels"]
 
 COLUMNS = (
     Column("way", "way"),
@@ -174,6 +175,19 @@ def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
                 for one in _edited(bus, url, broker, listener, scale):
                     note(one)
     return found
+
+
+def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
+    """What is drawn of the rows."""
+    groups = {
+        f"{row['way']}, {row['broker']}, {row['per_s']:,}/s": {
+            "p50": row["due_p50_ms"],
+            "p99": row["due_p99_ms"],
+        }
+        for row in rows
+    }
+    title = "milliseconds from when an event was due until it is seen (logarithmic)"
+    return [Bars(title, groups, digits=1, logarithmic=True)]
 
 
 def _plainly(scale: Scale) -> Iterator[dict[str, Any]]:

@@ -30,7 +30,7 @@ from eventsync.exporters.prometheus import Exporter
 from eventsync.survey import Survey
 from eventsync.worker import Worker
 
-__all__ = ["Passage", "passed"]
+__all__ = ["Passage", "passed", "publish"]
 
 _LONGEST = 1800.0
 
@@ -112,25 +112,23 @@ def passed(
     return Passage(load.events / taken, busy / load.events, dict(outcomes), dead)
 
 
-def _publish(load: Load, broker: str, shared: _Shared, waiting: bool) -> None:
+def publish(load: Load, broker: str, chunks: Iterable[list[Change]] | None = None) -> None:
+    """Publish a load, without keeping any of it; ``chunks``: its changes, made already. Blocks."""
     name = load.type.__record__.name
     with Bus(broker) as bus:
+        for chunk in load.chunks() if chunks is None else chunks:
+            bus.publish(name, [bus.encode(change) for change in chunk])
 
-        def begin() -> None:
-            shared.ready.wait(_LONGEST)
-            shared.began.value = time.monotonic()
 
-        def publish(chunks: Iterable[list[Change]]) -> None:
-            for chunk in chunks:
-                bus.publish(name, [bus.encode(change) for change in chunk])
-
-        if waiting:
-            publish(load.chunks())
-            begin()
-        else:
-            chunks = list(load.chunks())
-            begin()
-            publish(chunks)
+def _publish(load: Load, broker: str, shared: _Shared, waiting: bool) -> None:
+    chunks: list[list[Change]] = []
+    if waiting:
+        publish(load, broker)
+    else:
+        chunks = list(load.chunks())
+    shared.ready.wait(_LONGEST)
+    shared.began.value = time.monotonic()
+    publish(load, broker, chunks)
 
 
 def _work(load: Load, broker: str, url: str, shared: _Shared, metrics: bool) -> None:

@@ -27,13 +27,14 @@ from benchmarks.deployment import TABLE
 from benchmarks.limit.postgres import Postgres
 from benchmarks.load import Load, change
 from benchmarks.passage import passed
+from benchmarks.plot import Bars, Panel
 from benchmarks.table import Column, Tell
 
 from eventsync.change import DELETE, PATCH, Change
 from eventsync.clock import Clock
 from eventsync.record import Field, Record
 
-__all__ = ["COLUMNS", "measure"]
+__all__ = ["COLUMNS", "QUICK", "Scale", "measure", "panels"]
 
 COLUMNS = (
     Column("shape", "shape"),
@@ -233,6 +234,12 @@ def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
             found.append(_measured(shape, url, scale.rounds))
             tell(found[-1])
     return found
+
+
+def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
+    """What is drawn of the rows."""
+    title = "events applied a second, of those that the plain driver writes to the same tables"
+    return [Bars(title, {row["shape"]: {"": row["ratio"]} for row in rows}, digits=2, target=1.0)]
 
 
 def _measured(shape: Shape, url: str, rounds: int) -> dict[str, Any]:

@@ -34,12 +34,13 @@ from benchmarks.customer import Customer, rows
 from benchmarks.database import STORES, emptied, running_store
 from benchmarks.load import Customers
 from benchmarks.passage import Passage, passed
+from benchmarks.plot import Bars, Panel
 from benchmarks.table import Column, Tell
 
 from eventsync import framing
 from eventsync.bus import Bus
 
-__all__ = ["COLUMNS", "measure"]
+__all__ = ["COLUMNS", "QUICK", "Scale", "measure", "panels"]
 
 COLUMNS = (
     Column("broker", "broker"),
@@ -103,6 +104,15 @@ def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
                 found.append(_row(broker, name, ours[broker], store, broker_rates[broker], scale))
                 tell(found[-1])
     return found
+
+
+def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
+    """What is drawn of the rows."""
+    groups: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        groups[row["store"]][row["broker"]] = row["ratio_tables"]
+    title = "events applied a second, of the rows that the plain driver writes to the same tables"
+    return [Bars(title, groups, digits=2, target=1.0)]
 
 
 @contextmanager
