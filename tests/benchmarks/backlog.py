@@ -60,7 +60,7 @@ def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
     """A row for each size; tells each when it is known."""
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, running_store("postgres", Path(name)) as url:
-        made_rows = list(rows(scale.raw, 1))
+        made_rows = rows(scale.raw, 1)
         with limit.opened("postgres", url, Customer) as raw:
             fastest = limit.fastest(raw, made_rows, way=limit.Way.TABLES)
         for size in scale.sizes:

@@ -62,7 +62,7 @@ def through_eventsync(options: argparse.Namespace) -> tuple[float, float]:
 
 def by_driver(options: argparse.Namespace, way: limit.Way) -> float:
     """What the plain driver spends on the same rows, by the first of its ways."""
-    held = list(rows(options.events, 1))
+    held = rows(options.events, 1)
     with (
         tempfile.TemporaryDirectory() as name,
         running_store(options.store, Path(name)) as url,

@@ -10,9 +10,12 @@ from benchmarks.customer import Customer
 from eventsync import Bus, Record, Store, StoreRegistry
 from eventsync.config import location
 
-__all__ = ["TABLE", "made", "registry", "source"]
+__all__ = ["made", "registry", "source", "table_of"]
 
-TABLE = "record"
+
+def table_of(type: type[Record]) -> str:
+    """The name of the table that keeps records of a type."""
+    return type.__record__.name.lower()
 
 
 def made(url: str, type: type[Record], *, name: str = "crm", publisher: Bus | None = None) -> Store:
@@ -23,7 +26,9 @@ def made(url: str, type: type[Record], *, name: str = "crm", publisher: Bus | No
         return Store(name, RedisAccessor(type, url), publisher=publisher)
     from eventsync.stores.sql import SqlAccessor
 
-    return Store(name, SqlAccessor(type, url, table=TABLE, create=True), publisher=publisher)
+    return Store(
+        name, SqlAccessor(type, url, table=table_of(type), create=True), publisher=publisher
+    )
 
 
 def registry() -> StoreRegistry:

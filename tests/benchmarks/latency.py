@@ -36,7 +36,7 @@ from benchmarks import limit, process
 from benchmarks.broker import running_broker
 from benchmarks.customer import Customer, row
 from benchmarks.database import running_store
-from benchmarks.deployment import TABLE, made
+from benchmarks.deployment import made, table_of
 from benchmarks.load import change
 from benchmarks.plot import Bars, Panel
 from benchmarks.table import Column, Tell
@@ -61,7 +61,8 @@ COLUMNS = (
 _TELL = f"""
 CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN PERFORM pg_notify('seen', NEW.id::text); RETURN NULL; END $$;
-CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {TABLE} FOR EACH ROW EXECUTE FUNCTION tell();
+CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {table_of(Customer)}
+FOR EACH ROW EXECUTE FUNCTION tell();
 """
 _QUEUE = "plain"
 _WARM = 20

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.customer import Customer, rows
+from benchmarks.customer import Customer, each_row
 
 from eventsync.change import PUT, Change, Op
 from eventsync.clock import Clock
@@ -86,7 +86,7 @@ class Customers(Load):
 
     def changes(self, clock: Clock) -> Iterator[Change]:
         spoilt = set(random.Random(self.seed).sample(range(self.events), self.poison))
-        for number, values in enumerate(rows(self.events, self.seed)):
+        for number, values in enumerate(each_row(self.events, self.seed)):
             if number in spoilt:
                 values = values | {"id": 10**9 + number, "balance": "no number"}
             yield change(clock, Customer, values["id"], values)

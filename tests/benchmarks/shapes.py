@@ -23,7 +23,6 @@ from benchmarks import limit
 from benchmarks.broker import running_broker
 from benchmarks.customer import Customer, row
 from benchmarks.database import emptied, running_store
-from benchmarks.deployment import TABLE
 from benchmarks.limit.postgres import Postgres
 from benchmarks.load import Load, change
 from benchmarks.passage import passed
@@ -184,15 +183,15 @@ class _Shaped(Postgres):
     def deletes(self, way: limit.Way) -> limit.Write:
         """COPY of keys; one statement, which puts the versions and deletes those that won."""
         won = f"WITH won AS ({self.newer_entries(presence=2)} RETURNING key)"
-        gone = f"{won} DELETE FROM {TABLE} USING incoming i JOIN won ON won.key = i.entry"
-        return self.staged([f"{gone} WHERE {TABLE}.id = i.id"], ["id"])
+        gone = f"{won} DELETE FROM {self.table} USING incoming i JOIN won ON won.key = i.entry"
+        return self.staged([f"{gone} WHERE {self.table}.id = i.id"], ["id"])
 
     def patches(self, way: limit.Way) -> limit.Write:
         """COPY of what changed; one statement, which puts the versions and those that won."""
         won = f"WITH won AS ({self.newer_entries()} RETURNING key)"
         changed = (
-            f"{won} UPDATE {TABLE} SET visits = i.visits, balance = i.balance"
-            f" FROM incoming i JOIN won ON won.key = i.entry WHERE {TABLE}.id = i.id"
+            f"{won} UPDATE {self.table} SET visits = i.visits, balance = i.balance"
+            f" FROM incoming i JOIN won ON won.key = i.entry WHERE {self.table}.id = i.id"
         )
         return self.staged([changed], ["id", "visits", "balance"])
 

@@ -85,7 +85,7 @@ class _Store:
 
 def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
     """A row for each pair of a broker and a store; tells each when it is known."""
-    made = list(rows(scale.events, 1))
+    made = rows(scale.events, 1)
     load = Customers(events=scale.events, poison=scale.poison)
     found = []
     broker_rates = {name: _broker_rate(name, load) for name in scale.brokers}

@@ -56,7 +56,7 @@ def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
     passages = defaultdict(list)
     with tempfile.TemporaryDirectory() as name, running_store("postgres", Path(name)) as url:
         with limit.opened("postgres", url, Customer) as raw:
-            fastest = limit.fastest(raw, list(rows(scale.events, 1)), way=limit.Way.TABLES)
+            fastest = limit.fastest(raw, rows(scale.events, 1), way=limit.Way.TABLES)
         for _ in range(scale.rounds):
             for workers in scale.workers:
                 with running_broker("redis-always") as broker:

@@ -8,7 +8,6 @@ from uuid import UUID
 
 import pymysql
 import sqlalchemy as sa
-from benchmarks.deployment import TABLE
 from benchmarks.limit.raw import Row, Stamped, Way, Ways, Write
 from benchmarks.limit.sql import VERSIONS, SqlRaw
 
@@ -42,7 +41,7 @@ class Mariadb(SqlRaw):
     def many_rows(self, way: Way) -> Write:
         """Statements of many rows, and before them, with versions apart, a look at those."""
         columns = self.columns(way)
-        data = self._insert(TABLE, columns, newer=way is Way.IN_ROW)
+        data = self._insert(self.table, columns, newer=way is Way.IN_ROW)
         entries = self._insert(VERSIONS, _ENTRY)
 
         def write(rows: Stamped) -> None:
@@ -67,7 +66,7 @@ class Mariadb(SqlRaw):
             cursor.execute("DROP TEMPORARY TABLE IF EXISTS incoming")
             cursor.execute(
                 f"CREATE TEMPORARY TABLE incoming AS SELECT {names}, `key` AS entry, stamp"
-                f" FROM {TABLE}, {VERSIONS} LIMIT 0"
+                f" FROM {self.table}, {VERSIONS} LIMIT 0"
             )
         marks = ", ".join(["%s"] * (len(self.names) + 2))
         fill = f"INSERT INTO incoming ({names}, entry, stamp) VALUES ({marks})"
@@ -76,7 +75,7 @@ class Mariadb(SqlRaw):
             " AND v.`key` = i.entry WHERE v.stamp >= i.stamp"
         )
         sets = ", ".join(f"{name} = VALUES({name})" for name in self.names)
-        data = f"INSERT INTO {TABLE} ({names}) SELECT {names} FROM incoming"
+        data = f"INSERT INTO {self.table} ({names}) SELECT {names} FROM incoming"
         entries = (
             f"INSERT INTO {VERSIONS} ({', '.join(_ENTRY)})"
             f" SELECT '{self.type}', entry, stamp, 1 FROM incoming"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import psycopg
-from benchmarks.deployment import TABLE
 from benchmarks.limit.raw import Stamped, Way, Ways, Write
 from benchmarks.limit.sql import VERSIONS, SqlRaw
 
@@ -40,11 +39,11 @@ class Postgres(SqlRaw):
     def copy(self, way: Way) -> Write:
         """COPY into a temporary table, one upsert from there."""
         columns = self.columns(way)
-        incoming = self.temporary("incoming", TABLE, columns)
+        incoming = self.temporary("incoming", self.table, columns)
         names = ", ".join(columns)
         newer = "version" if way is Way.IN_ROW else ""
-        data = f"INSERT INTO {TABLE} ({names}) SELECT {names} FROM incoming" + self.upsert(
-            TABLE, columns, ["id"], newer
+        data = f"INSERT INTO {self.table} ({names}) SELECT {names} FROM incoming" + self.upsert(
+            self.table, columns, ["id"], newer
         )
 
         def write(rows: Stamped) -> None:
@@ -57,11 +56,11 @@ class Postgres(SqlRaw):
     def arrays(self, way: Way) -> Write:
         """One statement, its parameters an array for each column."""
         columns = self.columns(way)
-        kinds = self.temporary("incoming", TABLE, columns)
+        kinds = self.temporary("incoming", self.table, columns)
         newer = "version" if way is Way.IN_ROW else ""
         arrays = ", ".join(f"%b::{kind}[]" for kind in kinds)
-        data = f"INSERT INTO {TABLE} ({', '.join(columns)}) SELECT * FROM unnest({arrays})"
-        data += self.upsert(TABLE, columns, ["id"], newer)
+        data = f"INSERT INTO {self.table} ({', '.join(columns)}) SELECT * FROM unnest({arrays})"
+        data += self.upsert(self.table, columns, ["id"], newer)
 
         def write(rows: Stamped) -> None:
             by_column = [list(column) for column in zip(*self.values(rows, way), strict=True)]
@@ -77,9 +76,9 @@ class Postgres(SqlRaw):
         names = ", ".join(self.names)
         winners = f"WITH won AS ({self.newer_entries()} RETURNING key)"
         data = (
-            f"{winners} INSERT INTO {TABLE} ({names})"
+            f"{winners} INSERT INTO {self.table} ({names})"
             f" SELECT {names} FROM incoming JOIN won ON won.key = incoming.entry"
-        ) + self.upsert(TABLE, self.names, ["id"])
+        ) + self.upsert(self.table, self.names, ["id"])
         return self.staged([data])
 
     def losers_deleted(self, way: Way) -> Write:
@@ -89,8 +88,8 @@ class Postgres(SqlRaw):
             f"DELETE FROM incoming USING {VERSIONS} v WHERE v.type = '{self.type}'"
             " AND v.key = incoming.entry AND v.stamp >= incoming.stamp"
         )
-        data = f"INSERT INTO {TABLE} ({names}) SELECT {names} FROM incoming" + self.upsert(
-            TABLE, self.names, ["id"]
+        data = f"INSERT INTO {self.table} ({names}) SELECT {names} FROM incoming" + self.upsert(
+            self.table, self.names, ["id"]
         )
         entries = self.entries() + self.upsert(VERSIONS, _ENTRY, _KEYS)
         return self.staged([losers, data, entries])
@@ -98,14 +97,14 @@ class Postgres(SqlRaw):
     def looked_up(self, way: Way) -> Write:
         """The versions are read; COPY of what is newer into two tables, and two upserts."""
         names = ", ".join(self.names)
-        incoming = self.temporary("incoming", TABLE, self.names)
+        incoming = self.temporary("incoming", self.table, self.names)
         stamps = self.temporary("entries", VERSIONS, _ENTRY)
         look = (
             f"SELECT key, stamp FROM {VERSIONS} WHERE type = %s AND key = ANY(%s)"
             " ORDER BY key FOR UPDATE"
         )
-        data = f"INSERT INTO {TABLE} ({names}) SELECT {names} FROM incoming" + self.upsert(
-            TABLE, self.names, ["id"]
+        data = f"INSERT INTO {self.table} ({names}) SELECT {names} FROM incoming" + self.upsert(
+            self.table, self.names, ["id"]
         )
         entry = ", ".join(_ENTRY)
         entries = f"INSERT INTO {VERSIONS} ({entry}) SELECT {entry} FROM entries" + self.upsert(
@@ -136,8 +135,8 @@ class Postgres(SqlRaw):
             f"WITH won AS (INSERT INTO {VERSIONS} ({', '.join(_ENTRY)})"
             f" VALUES ('{self.type}', %b, %b, 1)"
             f"{self.upsert(VERSIONS, _ENTRY, _KEYS, newer='stamp')} RETURNING key)"
-            f" INSERT INTO {TABLE} ({', '.join(self.names)}) SELECT {marks} FROM won"
-        ) + self.upsert(TABLE, self.names, ["id"])
+            f" INSERT INTO {self.table} ({', '.join(self.names)}) SELECT {marks} FROM won"
+        ) + self.upsert(self.table, self.names, ["id"])
 
         def write(rows: Stamped) -> None:
             with self.connection.transaction(), self.connection.cursor() as cursor:
@@ -149,7 +148,9 @@ class Postgres(SqlRaw):
     def staged(self, statements: Sequence[str], columns: Sequence[str] | None = None) -> Write:
         """COPY of rows, with key and stamp, into a temporary table; then these statements."""
         taken = self.names if columns is None else list(columns)
-        kinds = self.temporary("incoming", TABLE, taken, ", ''::text AS entry, ''::bytea AS stamp")
+        kinds = self.temporary(
+            "incoming", self.table, taken, ", ''::text AS entry, ''::bytea AS stamp"
+        )
 
         def write(rows: Stamped) -> None:
             values = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import sqlalchemy as sa
-from benchmarks.deployment import TABLE, made
+from benchmarks.deployment import made, table_of
 from benchmarks.limit.raw import Raw, Way
 
 from eventsync.record import Record
@@ -27,11 +27,11 @@ class SqlRaw(Raw):
         made(self.url, self.record).open().close()
         engine = sa.create_engine(self.url)
         with engine.begin() as connection:
-            found = {column["name"] for column in sa.inspect(connection).get_columns(TABLE)}
+            found = {column["name"] for column in sa.inspect(connection).get_columns(self.table)}
             if (way is Way.IN_ROW) != ("version" in found):
                 change = f"ADD version {self.blob}" if way is Way.IN_ROW else "DROP COLUMN version"
-                connection.exec_driver_sql(f"ALTER TABLE {TABLE} {change}")
-            for table in (TABLE, VERSIONS):
+                connection.exec_driver_sql(f"ALTER TABLE {self.table} {change}")
+            for table in (self.table, VERSIONS):
                 connection.exec_driver_sql(self.emptying.format(table))
         engine.dispose()
 
@@ -40,6 +40,7 @@ class SqlRaw(Raw):
     def __init__(self, url: str, record: type[Record]) -> None:
         super().__init__(url, record)
         self.record = record
+        self.table = table_of(record)
 
     def columns(self, way: Way) -> list[str]:
         """The columns of a row."""

@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import Any, ClassVar
 from uuid import UUID
 
-from benchmarks.deployment import TABLE
 from benchmarks.limit.raw import Row, Stamped, Way, Ways, Write
 from benchmarks.limit.sql import VERSIONS, SqlRaw
 
@@ -64,8 +63,8 @@ class Sqlite(SqlRaw):
             " WHERE v.stamp IS NULL OR v.stamp < i.stamp"
         )
         select = ", ".join(f"i.{name}" for name in self.names)
-        data = f"INSERT INTO {TABLE} ({names}) SELECT {select} {newer}" + self.upsert(
-            TABLE, self.names, ["id"]
+        data = f"INSERT INTO {self.table} ({names}) SELECT {select} {newer}" + self.upsert(
+            self.table, self.names, ["id"]
         )
         entries = (
             f"INSERT INTO {VERSIONS} ({', '.join(_ENTRY)})"
@@ -93,7 +92,9 @@ class Sqlite(SqlRaw):
     def _writer(self, way: Way, *, many: bool) -> Write:
         columns = self.columns(way)
         newer = "version" if way is Way.IN_ROW else ""
-        data = self._statement(TABLE, columns, self.upsert(TABLE, columns, ["id"], newer), many)
+        data = self._statement(
+            self.table, columns, self.upsert(self.table, columns, ["id"], newer), many
+        )
         entries = self._statement(VERSIONS, _ENTRY, self.upsert(VERSIONS, _ENTRY, _KEYS), many)
 
         def write(rows: Stamped) -> None:
