@@ -45,7 +45,7 @@ from servers import eventually
 from eventsync.bus import Bus
 from eventsync.clock import Clock
 
-__all__ = ["COLUMNS", "QUICK", "Scale", "measure", "panels"]
+__all__ = ["COLUMNS", "QUICK", "Scale", "Sender", "measure", "paced", "panels", "percentile"]
 
 COLUMNS = (
     Column("way", "way"),
@@ -170,7 +170,7 @@ def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
             process.workers(1, broker=url, store=store),
         ):
             bus.declare("crm", ["Customer"])
-            for one in _paced(Publishing(bus), broker, listener, scale.seconds):
+            for one in _at_paces(Publishing(bus), broker, listener, scale.seconds):
                 note(one)
             if number == 0:
                 for one in _edited(bus, url, broker, listener, scale):
@@ -200,7 +200,7 @@ def _plainly(scale: Scale) -> Iterator[dict[str, Any]]:
         worker = context.Process(target=_work_plainly, args=(url, store), daemon=True)
         worker.start()
         try:
-            yield from _paced(Plain(url), broker, listener, scale.seconds)
+            yield from _at_paces(Plain(url), broker, listener, scale.seconds)
         finally:
             worker.kill()
             worker.join()
@@ -213,13 +213,13 @@ def _edited(
     with tempfile.TemporaryDirectory() as folder:
         shop = f"sqlite:///{folder}/shop.db"
         if Editing.way in scale.edits:
-            yield from _paced(Editing(bus, shop), broker, listener, paces)
+            yield from _at_paces(Editing(bus, shop), broker, listener, paces)
         if Relayed.way in scale.edits:
             with process.relays(broker=url, store=shop):
-                yield from _paced(Relayed(bus, shop), broker, listener, paces)
+                yield from _at_paces(Relayed(bus, shop), broker, listener, paces)
 
 
-def _paced(
+def _at_paces(
     sender: Sender, broker: str, listener: _Listener, paces: Sequence[tuple[int, float]]
 ) -> Iterator[dict[str, Any]]:
     rng = random.Random(7)
@@ -233,7 +233,7 @@ def _paced(
         listener.wait()
     for pace, seconds in paces:
         rows = [new() for _ in range(round(pace * seconds))]
-        due, committed = _send(sender, rows, pace)
+        due, committed = paced(sender, rows, pace)
         listener.wait()
         seen = listener.taken()
         from_commit = [seen[number] - committed[number] for number in due]
@@ -243,15 +243,15 @@ def _paced(
             "broker": broker,
             "per_s": pace,
             "events": len(rows),
-            "p50_ms": _percentile(from_commit, 0.50),
-            "p99_ms": _percentile(from_commit, 0.99),
-            "due_p50_ms": _percentile(from_due, 0.50),
-            "due_p99_ms": _percentile(from_due, 0.99),
-            "due_max_ms": _percentile(from_due, 1.0),
+            "p50_ms": percentile(from_commit, 0.50),
+            "p99_ms": percentile(from_commit, 0.99),
+            "due_p50_ms": percentile(from_due, 0.50),
+            "due_p99_ms": percentile(from_due, 0.99),
+            "due_max_ms": percentile(from_due, 1.0),
         }
 
 
-def _send(
+def paced(
     sender: Sender, rows: Sequence[dict[str, Any]], pace: int
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Send the rows at a pace; when each was due, and when the call that sent it returned."""
@@ -274,7 +274,7 @@ def _send(
     return due, committed
 
 
-def _percentile(seconds: Sequence[float], share: float) -> float:
+def percentile(seconds: Sequence[float], share: float) -> float:
     """That of the sorted values, in milliseconds, which that share of them does not exceed."""
     ranked = sorted(seconds)
     return round(ranked[math.ceil(share * len(ranked)) - 1] * 1000, 2)

@@ -56,7 +56,12 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
     began = time.monotonic()
     rows = module.measure(tell, scale)
-    return {"rows": rows, "seconds": round(time.monotonic() - began), "machine": machine()}
+    return {
+        "rows": rows,
+        "quick": options.quick,
+        "seconds": round(time.monotonic() - began),
+        "machine": machine(),
+    }
 
 
 def machine() -> str:
@@ -81,18 +86,19 @@ def shown(found: Measured) -> str:
 def rendered(name: str, one: dict[str, Any]) -> str:
     """A table for the documentation, and what it was measured on."""
     columns = importlib.import_module(f"benchmarks.{name}").COLUMNS
-    told = f"Measured {one['machine']}; it took {one['seconds']:,} s."
+    quick = " With --quick: these figures say nothing." if one["quick"] else ""
+    told = f"Measured {one['machine']}; it took {one['seconds']:,} s.{quick}"
     return f"{table.markdown(columns, one['rows'])}\n\n{told}"
 
 
 def put(page: str, name: str, text: str) -> str:
     """A page with ``text`` between its marks of that name. Raises ``ValueError`` without them."""
-    begin, end = f"<!-- {name}: begin -->\n", f"\n<!-- {name}: end -->"
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
     before, found, rest = page.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise ValueError(f"the page has no marks of {name!r}")
-    return before + begin + text + end + after
+    return f"{before}{begin}{text}\n{end}{after}"
 
 
 def draw(found: Measured, folder: Path) -> None:

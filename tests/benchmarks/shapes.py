@@ -177,7 +177,7 @@ class Patches(Deletes):
             yield change(clock, Patched, key, values, op=PATCH)
 
 
-class _Shaped(Postgres):
+class Shaped(Postgres):
     """psycopg, for changes that are no upserts of whole rows."""
 
     def deletes(self, way: limit.Way) -> limit.Write:
@@ -247,7 +247,7 @@ def _measured(shape: Shape, url: str, rounds: int) -> dict[str, Any]:
     raw_rates, rates = [], []
     best: limit.Fastest | None = None
     for _ in range(rounds):
-        raw = _Shaped(emptied(url), shape.type)
+        raw = Shaped(emptied(url), shape.type)
         tried = [best.batch] if best else shape.batches
         hows = [best.how] if best else shape.hows
         best = limit.fastest(

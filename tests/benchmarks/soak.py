@@ -28,7 +28,7 @@ from benchmarks.table import Column, Tell
 from eventsync.bus import Bus
 from eventsync.clock import Clock
 
-__all__ = ["COLUMNS", "QUICK", "Scale", "measure", "panels"]
+__all__ = ["COLUMNS", "QUICK", "Scale", "growth", "measure", "panels"]
 
 COLUMNS = (
     Column("worker", "worker"),
@@ -125,17 +125,17 @@ def _row(
         "events": sent,
         "memory_mib": round(second[0][1].memory / _MIB, 1),
         "memory_end_mib": round(last.memory / _MIB, 1),
-        "growth_mib_per_h": round(_growth([(at, one.memory / _MIB) for at, one in second]), 2),
+        "growth_mib_per_h": round(growth([(at, one.memory / _MIB) for at, one in second]), 2),
         "files": last.files,
-        "files_per_h": round(_growth([(at, one.files) for at, one in second]), 2),
+        "files_per_h": round(growth([(at, one.files) for at, one in second]), 2),
         "threads": last.threads,
-        "threads_per_h": round(_growth([(at, one.threads) for at, one in second]), 2),
+        "threads_per_h": round(growth([(at, one.threads) for at, one in second]), 2),
         "left": left,
         "samples": [[round(at), round(one.memory / _MIB, 1)] for at, one in samples[::step]],
     }
 
 
-def _growth(points: Sequence[tuple[float, float]]) -> float:
+def growth(points: Sequence[tuple[float, float]]) -> float:
     """The slope of a line through points in time, an hour."""
     seconds, values = zip(*points, strict=True)
     return statistics.linear_regression(seconds, values).slope * 3600
