@@ -72,13 +72,13 @@ _WARM = 20
 class Scale:
     """For how many seconds each pace, in events a second, is kept."""
 
-    seconds: tuple[tuple[int, float], ...] = ((10, 20.0), (100, 15.0), (1000, 10.0))
+    seconds: tuple[tuple[int, float], ...] = ((10, 15.0), (100, 10.0), (1000, 8.0))
     brokers: tuple[str, ...] = ("redis-always", "embedded", "rabbitmq")
     edits: tuple[str, ...] = ("edit", "edit, relay")
     edit_paces: tuple[int, ...] = (10, 100)
 
 
-QUICK = Scale(seconds=((10, 3.0), (100, 3.0), (1000, 3.0)), edit_paces=(100,))
+QUICK = Scale(seconds=((10, 2.0), (100, 2.0), (1000, 2.0)), edit_paces=(100,))
 
 
 class Sender(ABC):

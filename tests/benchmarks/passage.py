@@ -25,9 +25,6 @@ from eventsync.apply import apply
 from eventsync.bus import Bus
 from eventsync.change import Change
 from eventsync.clock import Clock
-from eventsync.crew import Crew, Report
-from eventsync.exporters.prometheus import Exporter
-from eventsync.survey import Survey
 from eventsync.worker import Worker
 
 __all__ = ["Passage", "passed", "publish"]
@@ -40,13 +37,13 @@ class Passage:
     """What came of a passage."""
 
     rate: float
-    """Events a second, from the first publish, or from where the workers begin if all waited by
-    then, to the last applied."""
+    """Events a second, from the first publish, when the workers look at their queue already, or
+    from where they begin if all waited by then, to the last applied."""
     cpu: float
     """Seconds of the workers' processor time for an event."""
     outcomes: dict[str, int]
     dead: int
-    """How many dead letters there are."""
+    """How many dead letters came of it."""
 
 
 class _Shared:
@@ -71,7 +68,7 @@ def passed(
     waiting: bool = False,
     metrics: bool = False,
 ) -> Passage:
-    """Take a load through a broker into a store, both empty, by their URLs.
+    """Take a load through a broker, whose queue is empty, into an empty store, by their URLs.
 
     ``waiting``: all of it is published before the workers begin. ``metrics``: workers report each
     batch, as supervised ones do, and are scraped each second. Blocks. Raises ``RuntimeError`` if a
@@ -81,11 +78,12 @@ def passed(
     context = multiprocessing.get_context("spawn")
     with Bus(broker) as bus:
         bus.declare("crm", [load.type.__record__.name])
+        before = bus.states("crm")["dead"].ready
     made(store, load.type).open().close()
     publisher = context.Process(target=_publish, args=(load, broker, shared, waiting))
     processes = [publisher]
     for _ in range(workers):
-        arguments = (load, broker, store, shared, metrics)
+        arguments = (load, broker, store, shared, waiting, metrics)
         processes.append(context.Process(target=_work, args=arguments))
     for process in processes:
         process.start()
@@ -107,43 +105,54 @@ def passed(
     taken = shared.ended.value - shared.began.value
     outcomes: Counter[str] = sum((Counter(found) for found, _ in results), Counter())
     with Bus(broker) as bus:
-        dead = bus.states("crm")["dead"].ready
+        dead = bus.states("crm")["dead"].ready - before
     busy = sum(spent for _, spent in results)
     return Passage(load.events / taken, busy / load.events, dict(outcomes), dead)
 
 
-def publish(load: Load, broker: str, chunks: Iterable[list[Change]] | None = None) -> None:
-    """Publish a load, without keeping any of it; ``chunks``: its changes, made already. Blocks."""
-    name = load.type.__record__.name
+def publish(load: Load, broker: str) -> None:
+    """Publish a load, without keeping any of it. Blocks."""
     with Bus(broker) as bus:
-        for chunk in load.chunks() if chunks is None else chunks:
-            bus.publish(name, [bus.encode(change) for change in chunk])
+        _send(load, bus, load.chunks())
+
+
+def _send(load: Load, bus: Bus, chunks: Iterable[list[Change]]) -> None:
+    name = load.type.__record__.name
+    for chunk in chunks:
+        bus.publish(name, [bus.encode(change) for change in chunk])
 
 
 def _publish(load: Load, broker: str, shared: _Shared, waiting: bool) -> None:
-    chunks: list[list[Change]] = []
-    if waiting:
-        publish(load, broker)
-    else:
-        chunks = list(load.chunks())
-    shared.ready.wait(_LONGEST)
-    shared.began.value = time.monotonic()
-    publish(load, broker, chunks)
+    with Bus(broker) as bus:
+        chunks = [] if waiting else list(load.chunks())
+        if waiting:
+            _send(load, bus, load.chunks())
+        shared.ready.wait(_LONGEST)
+        shared.began.value = time.monotonic()
+        _send(load, bus, chunks)
 
 
-def _work(load: Load, broker: str, url: str, shared: _Shared, metrics: bool) -> None:
+def _work(load: Load, broker: str, url: str, shared: _Shared, waiting: bool, metrics: bool) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     store = made(url, load.type)
     with store, Bus(broker) as bus:
         for chunk in load.chunks_before():
             apply(store, chunk, clock=Clock())
         worker = Worker(store, bus)
+
+        def watch() -> None:
+            if not waiting:
+                while worker.progress.doing != "waiting":
+                    time.sleep(0.01)
+                shared.ready.wait(_LONGEST)
+            shared.done.wait()
+            worker.stop()
+
         with _watched(worker, broker) if metrics else contextlib.nullcontext(lambda: None) as tell:
             worker.counted = _counting(worker, load, shared, tell)
-            stopping = threading.Thread(target=lambda: (shared.done.wait(), worker.stop()))
-            stopping.daemon = True
-            shared.ready.wait(_LONGEST)
-            stopping.start()
+            if waiting:
+                shared.ready.wait(_LONGEST)
+            threading.Thread(target=watch, daemon=True).start()
             before = time.process_time()
             worker.run()
             spent = time.process_time() - before
@@ -173,6 +182,10 @@ def _counting(
 @contextlib.contextmanager
 def _watched(worker: Worker, broker: str) -> Iterator[Callable[[], object]]:
     """Have the worker scraped while the block runs; gives what is to be called at each batch."""
+    from eventsync.crew import Crew, Report
+    from eventsync.exporters.prometheus import Exporter
+    from eventsync.survey import Survey
+
     crew = Crew()
 
     def heard(line: bytes) -> bool:

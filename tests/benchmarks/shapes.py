@@ -200,7 +200,7 @@ class Shaped(Postgres):
 class Scale:
     """How much is done."""
 
-    rounds: int = 3
+    rounds: int = 2
     shapes: Sequence[Shape] = (
         HotKey(events=10_000),
         WideRecords(events=2_000, chunk=200),

@@ -65,13 +65,15 @@ class Scale:
 
     events: int = 40_000
     rounds: int = 3
-    brokers: Sequence[str] = ("embedded", "redis", "redis-always", "rabbitmq")
+    brokers: Sequence[str] = ("embedded", "redis-always", "rabbitmq")
     stores: Sequence[str] = STORES
+    batches: Sequence[int] = limit.BATCHES
+    """Of the raw limits."""
     poison: int = 0
     metrics: bool = False
 
 
-QUICK = Scale(events=4_000, rounds=1)
+QUICK = Scale(events=4_000, rounds=1, batches=(2000,))
 
 
 @dataclass
@@ -89,19 +91,21 @@ def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
     load = Customers(events=scale.events, poison=scale.poison)
     found = []
     broker_rates = {name: _broker_rate(name, load) for name in scale.brokers}
-    for name in scale.stores:
-        with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            store = stack.enter_context(_known(name, folder, made))
-            ours: dict[str, list[Passage]] = defaultdict(list)
-            for _ in range(scale.rounds):
-                _again(name, store, made)
-                for broker in scale.brokers:
-                    with running_broker(broker) as url:
+    with ExitStack() as brokers:
+        # They are empty again after each passage.
+        urls = {name: brokers.enter_context(running_broker(name)) for name in scale.brokers}
+        for name in scale.stores:
+            with ExitStack() as stack:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                store = stack.enter_context(_known(name, folder, made, scale))
+                ours: dict[str, list[Passage]] = defaultdict(list)
+                for _ in range(scale.rounds):
+                    _again(name, store, made)
+                    for broker, url in urls.items():
                         target = emptied(store.url)
                         ours[broker].append(passed(load, url, target, metrics=scale.metrics))
-            for broker in scale.brokers:
-                found.append(_row(broker, name, ours[broker], store, broker_rates[broker], scale))
+            for broker, rate in broker_rates.items():
+                found.append(_row(broker, name, ours[broker], store, rate, scale))
                 tell(found[-1])
     return found
 
@@ -116,11 +120,11 @@ def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
 
 
 @contextmanager
-def _known(name: str, folder: Path, made: Sequence[limit.Row]) -> Iterator[_Store]:
+def _known(name: str, folder: Path, made: Sequence[limit.Row], scale: Scale) -> Iterator[_Store]:
     """A running store, of which is known how it is written to at its fastest."""
     with running_store(name, folder) as url:
         with limit.opened(name, url, Customer) as raw:
-            ways = [limit.fastest(raw, made, way=way) for way in limit.Way]
+            ways = [limit.fastest(raw, made, way=way, batches=scale.batches) for way in limit.Way]
         yield _Store(url, ways)
 
 
