@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import importlib
 import json
 import os
 import platform
@@ -29,11 +28,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import plot, table
+from benchmarks.measurement import MEASUREMENTS, USUAL, measurement
 
-__all__ = ["MEASUREMENTS", "main", "put", "rendered"]
+__all__ = ["main", "put", "rendered"]
 
-MEASUREMENTS = ("throughput", "latency", "shapes", "backlog", "workers", "start", "soak", "peers")
-_USUAL = MEASUREMENTS[:-2]
 _DOCS = Path(__file__).parents[2] / "docs"
 
 Measured = dict[str, dict[str, Any]]
@@ -43,7 +41,7 @@ Measured = dict[str, dict[str, Any]]
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Do one measurement."""
-    module = importlib.import_module(f"benchmarks.{name}")
+    module = measurement(name)
     scale = module.QUICK if options.quick else module.Scale()
     if name == "soak" and options.minutes:
         scale = replace(scale, minutes=options.minutes)
@@ -77,7 +75,7 @@ def shown(found: Measured) -> str:
     """The tables for a terminal."""
     parts = []
     for name, one in found.items():
-        columns = importlib.import_module(f"benchmarks.{name}").COLUMNS
+        columns = measurement(name).COLUMNS
         parts.append(f"{name} ({one['machine']}; {one['seconds']} s)")
         parts.append(table.text(columns, one["rows"]) + "\n")
     return "\n".join(parts)
@@ -85,7 +83,7 @@ def shown(found: Measured) -> str:
 
 def rendered(name: str, one: dict[str, Any]) -> str:
     """A table for the documentation, and what it was measured on."""
-    columns = importlib.import_module(f"benchmarks.{name}").COLUMNS
+    columns = measurement(name).COLUMNS
     quick = " With --quick: these figures say nothing." if one["quick"] else ""
     told = f"Measured {one['machine']}; it took {one['seconds']:,} s.{quick}"
     return f"{table.markdown(columns, one['rows'])}\n\n{told}"
@@ -105,7 +103,7 @@ def draw(found: Measured, folder: Path) -> None:
     """Write a picture of each measurement that has one."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, one in found.items():
-        panels = importlib.import_module(f"benchmarks.{name}").panels(one["rows"])
+        panels = measurement(name).panels(one["rows"])
         if panels:
             (folder / f"{name}.svg").write_text(plot.svg(panels), encoding="utf-8")
 
@@ -125,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=_USUAL)
+    parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=USUAL)
     parser.add_argument("--quick", action="store_true", help="little, to see whether it works")
     parser.add_argument("--minutes", type=float, help="of soak; 20 if not said")
     parser.add_argument("--sizes", type=int, nargs="+", help="of backlog, in events")

@@ -21,6 +21,7 @@ from benchmarks.deployment import table_of
 from benchmarks.latency import Sender, paced, percentile
 from benchmarks.limit.raw import stamped
 from benchmarks.load import Customers
+from benchmarks.measurement import MEASUREMENTS, measurement
 from benchmarks.passage import passed
 from benchmarks.shapes import Deletes, Patches, Shaped
 from benchmarks.soak import growth
@@ -177,12 +178,23 @@ def test_pictures_are_small_and_well_formed():
 def test_the_page_has_a_place_for_each_measurement():
     """What is measured can be put into the documentation, between marks, again and again."""
     page = DOCS.read_text(encoding="utf-8")
-    for name in run.MEASUREMENTS:
+    for name in MEASUREMENTS:
         once = run.put(page, name, "| figures |")
         assert f"<!-- {name}: begin -->\n| figures |\n<!-- {name}: end -->" in once
         assert run.put(once, name, "| others |") == run.put(page, name, "| others |")
     with pytest.raises(ValueError, match="no marks"):
         run.put(page, "nothing", "")
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_measurements_are_alike(name):
+    """Each has a small scale and a whole one, columns, and a picture or none."""
+    one = measurement(name)
+    assert isinstance(one.QUICK, one.Scale)
+    assert one.Scale() != one.QUICK
+    assert len({column.key for column in one.COLUMNS}) == len(one.COLUMNS)
+    assert callable(one.measure)
+    assert callable(one.panels)
 
 
 @pytest.mark.slow
