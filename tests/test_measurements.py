@@ -207,5 +207,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert json.loads(results.read_text())["start"]["rows"][0]["way"] == "import eventsync"
     assert run.main(["--read", str(results), "--docs"]) == 0
     assert "import eventsync" in capsys.readouterr().out
-    assert "| import eventsync |" in (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    assert "| import eventsync |" in page
+    assert "(benchmarks/start.svg)" in page
     assert (tmp_path / "benchmarks" / "start.svg").exists()

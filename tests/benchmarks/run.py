@@ -82,11 +82,15 @@ def shown(found: Measured) -> str:
 
 
 def rendered(name: str, one: dict[str, Any]) -> str:
-    """A table for the documentation, and what it was measured on."""
-    columns = measurement(name).COLUMNS
+    """A table for the documentation, what it was measured on, and the picture."""
+    module = measurement(name)
     quick = " With --quick: these figures say nothing." if one["quick"] else ""
     told = f"Measured {one['machine']}; it took {one['seconds']:,} s.{quick}"
-    return f"{table.markdown(columns, one['rows'])}\n\n{told}"
+    parts = [table.markdown(module.COLUMNS, one["rows"]), told]
+    titles = [panel.title for panel in module.panels(one["rows"])]
+    if titles:
+        parts.append(f"![{'; '.join(titles)}](benchmarks/{name}.svg)")
+    return "\n\n".join(parts)
 
 
 def put(page: str, name: str, text: str) -> str:
