@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,9 @@ _CASES = (
 _WORKER = ("celery", "-A", "celery_app", "worker", "--concurrency", "1", "--loglevel", "warning")
 
 
-def measure(folder: Path, events: int, factor: int) -> list[dict[str, Any]]:
+def measure(folder: Path, events: int, factor: int) -> Iterator[dict[str, Any]]:
     """Each case beside eventsync; ``factor``: how many times as many events that gets."""
     environment = Environment(NAME, folder)
-    found = []
     beside = {}
     for broker, write, mode in _CASES:
         if (broker, mode) not in beside:
@@ -42,15 +42,12 @@ def measure(folder: Path, events: int, factor: int) -> list[dict[str, Any]]:
             publisher=("python", "-m", "celery_app"),
             variables={"WRITE": write},
         )
-        found.append(
-            compared(
-                NAME,
-                f"{write}, {mode}",
-                theirs,
-                beside[broker, mode],
-                broker=broker,
-                note="a task a change, acknowledged late, one prefork process; eventsync: one "
-                "worker, changes published one at a time through BatchPublisher",
-            )
+        yield compared(
+            NAME,
+            f"{write}, {mode}",
+            theirs,
+            beside[broker, mode],
+            broker=broker,
+            note="a task a change, acknowledged late, one prefork process; eventsync: one "
+            "worker, changes published one at a time through BatchPublisher",
         )
-    return found

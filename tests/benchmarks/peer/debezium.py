@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,10 @@ def followed(environment: Environment, events: int, size: int, seed: int = 1) ->
             return Taken(events, taken, spent() - before, reached.wrong(made))
 
 
-def measure(folder: Path, events: int, factor: int) -> list[dict[str, Any]]:
+def measure(folder: Path, events: int, factor: int) -> Iterator[dict[str, Any]]:
     """A backlog beside eventsync, which has it in its queue, or in the source's outbox."""
     environment = Environment(NAME, folder)
     count = events * factor
-    found = []
     worker = ours.through_queue(broker=_BROKER, events=count, mode=BACKLOG)
     whole = ours.from_outbox(rows(count, 1), broker=_BROKER, size=1000, mode=BACKLOG)
     for size in (1, 1000):
@@ -67,15 +67,12 @@ def measure(folder: Path, events: int, factor: int) -> list[dict[str, Any]]:
             (BACKLOG, worker, "a worker starts on the full queue"),
             (f"{BACKLOG} in the outbox", whole, "relay and worker start, all is in the outbox"),
         ):
-            found.append(
-                compared(
-                    NAME,
-                    f"{size} a transaction, {case}",
-                    theirs,
-                    beside,
-                    broker=_BROKER,
-                    note="the engine, started and warm, goes on with what was committed; "
-                    f"eventsync: {note}",
-                )
+            yield compared(
+                NAME,
+                f"{size} a transaction, {case}",
+                theirs,
+                beside,
+                broker=_BROKER,
+                note="the engine, started and warm, goes on with what was committed; "
+                f"eventsync: {note}",
             )
-    return found

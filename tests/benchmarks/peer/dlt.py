@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,11 @@ _CASES = (("delete-insert", "sqlalchemy"), ("upsert", "pyarrow"))
 """How rows are merged, and how they are read: as dlt has it by default, and its fastest."""
 
 
-def measure(folder: Path, events: int, factor: int) -> list[dict[str, Any]]:
+def measure(folder: Path, events: int, factor: int) -> Iterator[dict[str, Any]]:
     """One incremental batch of ``events * factor`` rows, as dlt has it and as it is fastest."""
     environment = Environment(NAME, folder)
     count = events * factor
     beside = through_eventsync(_BROKER, count)
-    found = []
     for strategy, backend in _CASES:
         with databases() as (source, target), tempfile.TemporaryDirectory() as name:
             variables = {
@@ -43,15 +43,12 @@ def measure(folder: Path, events: int, factor: int) -> list[dict[str, Any]]:
                     pipeline.wait_for("ready")
 
                 theirs, idle = copied(source, target, count, "crm.customer", run)
-        found.append(
-            compared(
-                NAME,
-                f"merge by {strategy}, read by {backend}",
-                theirs,
-                beside,
-                broker=_BROKER,
-                note=f"an incremental batch, {idle}; eventsync: relay and worker start, all is in "
-                "the outbox",
-            )
+        yield compared(
+            NAME,
+            f"merge by {strategy}, read by {backend}",
+            theirs,
+            beside,
+            broker=_BROKER,
+            note=f"an incremental batch, {idle}; eventsync: relay and worker start, all is in "
+            "the outbox",
         )
-    return found

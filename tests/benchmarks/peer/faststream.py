@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ _CASES = (("redis-always", LIVE), ("redis-always", BACKLOG), ("rabbitmq", BACKLO
 _PROGRAM = ("python", "-m", "faststream_app")
 
 
-def measure(folder: Path, events: int, factor: int) -> list[dict[str, Any]]:
+def measure(folder: Path, events: int, factor: int) -> Iterator[dict[str, Any]]:
     """Each case beside eventsync; ``factor``: how many times as many events that gets."""
     environment = Environment(NAME, folder)
-    found = []
     for broker, mode in _CASES:
         theirs = through_queue(
             environment,
@@ -32,15 +32,12 @@ def measure(folder: Path, events: int, factor: int) -> list[dict[str, Any]]:
             publisher=(*_PROGRAM, "publish"),
         )
         beside = ours.through_queue(broker=broker, events=events * factor, mode=mode)
-        found.append(
-            compared(
-                NAME,
-                mode,
-                theirs,
-                beside,
-                broker=broker,
-                note="a message a change, handled one at a time, in order; eventsync: one worker, "
-                "changes published one at a time through BatchPublisher",
-            )
+        yield compared(
+            NAME,
+            mode,
+            theirs,
+            beside,
+            broker=broker,
+            note="a message a change, handled one at a time, in order; eventsync: one worker, "
+            "changes published one at a time through BatchPublisher",
         )
-    return found

@@ -63,9 +63,8 @@ def replicated(events: int, size: int, mode: str, seed: int = 1) -> Taken:
         return Taken(events, taken, spent() - before, reached.wrong(made))
 
 
-def measure(folder: Path, events: int, factor: int) -> list[dict[str, Any]]:
+def measure(folder: Path, events: int, factor: int) -> Iterator[dict[str, Any]]:
     """Live and as a backlog, for transactions of several sizes; ``folder`` is not needed."""
-    found = []
     for size in _SIZES:
         # Small transactions are slow at the source, whoever does them.
         count = events * min(size, factor)
@@ -75,7 +74,7 @@ def measure(folder: Path, events: int, factor: int) -> list[dict[str, Any]]:
             "an application commits plain rows; eventsync: it commits them through "
             "Store.using(transaction) with their envelopes, and relay and worker run"
         )
-        found.append(_line(f"{size} a transaction, live", theirs, beside, note))
+        yield _line(f"{size} a transaction, live", theirs, beside, note)
     count = events * factor
     made = rows(count, 1)
     worker = ours.through_queue(broker=_BROKER, events=count, mode=BACKLOG)
@@ -87,8 +86,7 @@ def measure(folder: Path, events: int, factor: int) -> list[dict[str, Any]]:
             (BACKLOG, worker, "a worker starts on the full queue"),
             (f"{BACKLOG} in the outbox", whole, "relay and worker start, all is in the outbox"),
         ):
-            found.append(_line(f"{size} a transaction, {case}", theirs, beside, enabled + note))
-    return found
+            yield _line(f"{size} a transaction, {case}", theirs, beside, enabled + note)
 
 
 def _line(case: str, theirs: Taken, beside: Taken, note: str) -> dict[str, Any]:

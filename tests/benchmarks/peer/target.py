@@ -39,7 +39,7 @@ def warm_row(number: int = 0) -> Row:
 class Target:
     """A database with a table of customers. Usable as a context manager."""
 
-    def __init__(self, url: str, *, table: str = "customer", pause: float = 0.005) -> None:
+    def __init__(self, url: str, *, table: str = "customer", pause: float = 0.02) -> None:
         self._connection = psycopg.connect(plain(url), autocommit=True)
         self._table = table
         self._pause = pause

@@ -64,5 +64,6 @@ properties = {
 
 if __name__ == "__main__":
     engine = DebeziumJsonEngine(properties=properties, handler=Upserts())
+    engine.engine  # noqa: B018  # starts Java, so that it is known whether there is one
     start.ready()
     engine.run()
