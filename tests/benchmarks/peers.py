@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -98,6 +99,8 @@ def main() -> int:
     parser.add_argument("--environments", type=Path, help="keep the peers' packages here")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    # Told to end, it ends the servers that it started as well.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if not options.json:
         print(f"{'':<65}{'events':>9}{'events/s':>20}{'ratio':>8}{'µs CPU an event':>21}")
         print(f"{'':<74}{'peer':>9}{'eventsync':>11}{'':>8}{'peer':>10}{'eventsync':>11}")

@@ -14,7 +14,7 @@ from benchmarks.broker import seconds
 from benchmarks.customer import COLUMNS, row
 from benchmarks.peer import ours
 from benchmarks.peer.queued import BACKLOG
-from benchmarks.peer.result import Taken, spent
+from benchmarks.peer.result import NotRunError, Taken, spent
 from benchmarks.peer.source import upsert
 from benchmarks.peer.target import Target, plain
 from servers.postgres import PostgresServer
@@ -83,12 +83,14 @@ def copied(
     source.write(before)
     run()
     spent_before = spent()
-    idle = seconds(run)
-    idle_processor = spent() - spent_before
+    idle = min(seconds(run), seconds(run))
+    idle_processor = (spent() - spent_before) / 2
     source.write(batch)
     spent_before = spent()
     taken = seconds(run)
     processor = spent() - spent_before
+    if taken <= idle:
+        raise NotRunError(f"a batch of {events:,} takes no longer than none; take more events")
     with Target(target, table=table) as reached:
         wrong = reached.wrong([*before, *batch])
     note = f"{events / taken:,.0f}/s with the {idle:.1f} s of a run that finds nothing"

@@ -24,6 +24,8 @@ from benchmarks.peer.target import Target
 from sqlalchemy import create_engine
 
 from eventsync.bus import Bus
+from eventsync.change import PUT, Change
+from eventsync.clock import Clock
 from eventsync.publisher import BatchPublisher
 from eventsync.relay import Relay, serve
 from eventsync.store import Store
@@ -42,11 +44,21 @@ def publish(options: argparse.Namespace, broker: str, started: Any) -> None:
     """Publish every change by itself, as an application has it, through the batching publisher."""
     with Bus(broker) as bus:
         bus.declare("crm", ["Customer"])
-        made = [change for chunk in throughput.changes(options) for change in chunk]
+        made = rows(options.events, options.seed)
+        clock = Clock()
         with BatchPublisher(bus) as publisher:
             started.wait()
-            for change in made:
-                publisher.send(change)
+            for values in made:
+                publisher.send(
+                    Change(
+                        type="Customer",
+                        key=str(values["id"]),
+                        op=PUT,
+                        version=clock.tick(),
+                        data=values,
+                        source="benchmark",
+                    )
+                )
 
 
 def through_queue(*, broker: str, events: int, mode: str, seed: int = 1) -> Taken:
