@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import limit
 from benchmarks.customer import rows
 from benchmarks.peer.batch import made
 from benchmarks.peer.result import Taken, compared, left_out, spent
 from benchmarks.peer.source import commit_by_server
-from benchmarks.peer.target import Target, plain, warm_row
+from benchmarks.peer.target import Target, create, warm_row
 from servers.postgres import PostgresServer
 from sqlalchemy import create_engine
 
@@ -31,7 +30,7 @@ def server():
 @pytest.fixture
 def target(server):
     """The table of customers, empty."""
-    limit.create_postgres(plain(server.url))
+    create(server.url)
     with Target(server.url) as reached:
         yield reached
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from benchmarks import limit
 from benchmarks.broker import seconds
 from benchmarks.customer import COLUMNS, row
 from benchmarks.peer import ours
 from benchmarks.peer.queued import BACKLOG
 from benchmarks.peer.result import NotRunError, Taken, spent
 from benchmarks.peer.source import upsert
-from benchmarks.peer.target import Target, plain
+from benchmarks.peer.target import Target, create, plain
 from servers.postgres import PostgresServer
 
 __all__ = ["Source", "copied", "made", "through_eventsync"]
@@ -40,7 +39,7 @@ class Source:
     url: str
 
     def __post_init__(self) -> None:
-        limit.create_postgres(self.url)
+        create(self.url)
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute("CREATE SEQUENCE change")
             connection.execute("ALTER TABLE customer ADD changed bigint")

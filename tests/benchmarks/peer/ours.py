@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import multiprocessing
@@ -15,69 +14,66 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from benchmarks import throughput
+from benchmarks import deployment
 from benchmarks.broker import running_broker
 from benchmarks.customer import Customer, rows
+from benchmarks.load import Customers, change
 from benchmarks.peer.queued import BACKLOG
 from benchmarks.peer.result import Taken, spent
-from benchmarks.peer.target import Target
+from benchmarks.peer.target import Target, database
 from sqlalchemy import create_engine
 
 from eventsync.bus import Bus
-from eventsync.change import PUT, Change
 from eventsync.clock import Clock
 from eventsync.publisher import BatchPublisher
 from eventsync.relay import Relay, serve
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
+from eventsync.worker import Worker
 
 __all__ = ["from_outbox", "record", "through_queue"]
 
 Row = dict[str, Any]
 
 
-def _options(events: int, seed: int = 1) -> argparse.Namespace:
-    return argparse.Namespace(events=events, seed=seed, poison=0, chunk=2000, metrics=False)
-
-
-def publish(options: argparse.Namespace, broker: str, started: Any) -> None:
+def publish(load: Customers, broker: str, started: Any) -> None:
     """Publish every change by itself, as an application has it, through the batching publisher."""
     with Bus(broker) as bus:
         bus.declare("crm", ["Customer"])
-        made = rows(options.events, options.seed)
-        clock = Clock()
+        made, clock = rows(load.events, load.seed), Clock()
         with BatchPublisher(bus) as publisher:
             started.wait()
             for values in made:
-                publisher.send(
-                    Change(
-                        type="Customer",
-                        key=str(values["id"]),
-                        op=PUT,
-                        version=clock.tick(),
-                        data=values,
-                        source="benchmark",
-                    )
-                )
+                publisher.send(change(clock, Customer, values["id"], values))
+
+
+def consume(events: int, broker: str, url: str, started: Any, finished: Any) -> None:
+    """Apply what comes until all of it is settled."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    with deployment.made(url, Customer) as store, Bus(broker) as bus:
+        bus.declare("crm", ["Customer"])
+        worker = Worker(store, bus)
+        started.wait()
+        while worker.outcomes.total() < events:
+            worker.drain(timeout=0.05)
+        finished.put(events)
 
 
 def through_queue(*, broker: str, events: int, mode: str, seed: int = 1) -> Taken:
     """One publisher and one worker process; see ``queued`` for the two modes."""
-    options = _options(events, seed)
+    load = Customers(events=events, seed=seed)
     context = multiprocessing.get_context("spawn")
     alone = mode == BACKLOG
     with (
         tempfile.TemporaryDirectory() as name,
         running_broker(broker) as broker_url,
-        throughput.database("postgres", Path(name)) as url,
+        database(Path(name)) as url,
     ):
         started, finished = context.Barrier(2 if alone else 3), context.Queue()
-        publishing = context.Process(
-            target=publish, args=(options, broker_url, started), daemon=True
-        )
+        publishing = context.Process(target=publish, args=(load, broker_url, started), daemon=True)
         working = context.Process(
-            target=throughput.consume,
-            args=(options, broker_url, url, started, finished),
+            target=consume,
+            args=(events, broker_url, url, started, finished),
             daemon=True,
         )
         publishing.start()
@@ -167,12 +163,11 @@ def from_outbox(
     they wait in the outbox when those begin. ``before``: rows that both have already.
     """
     context = multiprocessing.get_context("spawn")
-    options = _options(len(made))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         broker_url = stack.enter_context(running_broker(broker))
-        source = stack.enter_context(throughput.database("postgres", folder))
-        url = stack.enter_context(throughput.database("postgres", folder))
+        source = stack.enter_context(database(folder))
+        url = stack.enter_context(database(folder))
         finished, stopping = context.Queue(), context.Event()
 
         def process(target: Any, *args: Any) -> Any:
@@ -185,10 +180,9 @@ def from_outbox(
 
         def moving(count: int, started: Any) -> list[Any]:
             stopping.clear()
-            options.events = count
             return [
                 process(relay, broker_url, source, started, stopping),
-                process(throughput.consume, options, broker_url, url, started, finished),
+                process(consume, count, broker_url, url, started, finished),
             ]
 
         def done(processes: list[Any]) -> None:

@@ -13,8 +13,7 @@ from benchmarks.broker import running_broker
 from benchmarks.customer import rows
 from benchmarks.peer.environment import Environment
 from benchmarks.peer.result import Taken, spent
-from benchmarks.peer.target import Target, warm_row
-from benchmarks.throughput import database
+from benchmarks.peer.target import Target, database, warm_row
 
 __all__ = ["BACKLOG", "LIVE", "through_queue"]
 
@@ -45,7 +44,7 @@ def through_queue(
     with (
         tempfile.TemporaryDirectory() as name,
         running_broker(broker) as queue,
-        database("postgres", Path(name)) as url,
+        database(Path(name)) as url,
         Target(url) as target,
     ):
         folder = Path(name)

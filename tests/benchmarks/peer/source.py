@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
-from benchmarks import limit
 from benchmarks.customer import COLUMNS
-from benchmarks.peer.target import plain
+from benchmarks.peer.target import create, plain
 from servers.postgres import PostgresServer
 
 __all__ = ["FollowedServer", "commit", "commit_by_server", "upsert"]
@@ -29,7 +28,7 @@ class FollowedServer(PostgresServer):
 
     def start(self) -> FollowedServer:
         super().start()
-        limit.create_postgres(plain(self.url))
+        create(self.url)
         return self
 
     def run(self, *statements: str) -> None:

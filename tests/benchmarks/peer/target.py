@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
-from benchmarks.customer import COLUMNS, row
+from benchmarks.customer import COLUMNS, Customer, row
+from benchmarks.database import emptied, running_store
+from benchmarks.deployment import made
 
-__all__ = ["WARM", "Target", "plain", "warm_row"]
+__all__ = ["WARM", "Target", "create", "database", "plain", "warm_row"]
 
 WARM = -1
 """The key of a record that is sent ahead, so that all connections are there; it does not count."""
@@ -29,6 +33,20 @@ _CASTS = {
 def plain(url: str) -> str:
     """The URL without SQLAlchemy's name of a driver."""
     return url.replace("+psycopg", "")
+
+
+def create(url: str) -> None:
+    """Have an empty table of customers in a database, as eventsync makes it, and nothing else."""
+    with_driver = plain(url).replace("postgresql:", "postgresql+psycopg:")
+    made(emptied(with_driver), Customer).open().close()
+
+
+@contextmanager
+def database(folder: Path) -> Iterator[str]:
+    """The URL of a durable PostgreSQL with that table."""
+    with running_store("postgres", folder) as url:
+        create(url)
+        yield url
 
 
 def warm_row(number: int = 0) -> Row:
