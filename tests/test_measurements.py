@@ -221,7 +221,7 @@ def test_workers_are_watched_while_they_are_kept_busy():
         assert one["left"] == 0
         assert one["events"] == pytest.approx(1500, rel=0.1)
         assert 20 < one["memory_mib"] < 400
-        assert one["files"] > 3
+        assert one["files"] >= 3
         assert one["threads"] >= 1
         assert len(one["samples"]) > 5
 
