@@ -140,7 +140,7 @@ def _row(
         "threads": last.threads,
         "threads_per_h": round(growth([(at, one.threads) for at, one in second]), 2),
         "left": left,
-        "samples": [[round(at), round(one.memory / _MIB, 1)] for at, one in samples[::step]],
+        "samples": [[round(at, 1), round(one.memory / _MIB, 1)] for at, one in samples[::step]],
     }
 
 
