@@ -22,6 +22,7 @@ from benchmarks.limit.raw import stamped
 from benchmarks.load import Customers
 from benchmarks.measurement import MEASUREMENTS, measurement
 from benchmarks.passage import passed
+from benchmarks.sender import Sender
 from benchmarks.shapes import Deletes, Patches, Shaped
 from benchmarks.table import Column
 
@@ -113,7 +114,7 @@ def test_a_late_event_counts_from_when_it_was_due():
     """A slow call delays the schedule of nothing: what became due meanwhile goes in the next."""
     calls = []
 
-    class Slow(latency.Sender):
+    class Slow(Sender):
         def send(self, rows):
             calls.append(len(rows))
             time.sleep(0.05)
