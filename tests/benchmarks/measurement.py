@@ -48,8 +48,8 @@ def measurement(name: str) -> Measurement:
 class _PeersScale:
     """How many events peers get that take them one by one, and how many times as many others."""
 
-    events: int = 2000
-    factor: int = 20
+    events: int = 1000
+    factor: int = 40
 
 
 class _Peers:
