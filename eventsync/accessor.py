@@ -11,10 +11,11 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
+from itertools import compress
 from typing import Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 from eventsync import value
-from eventsync.change import Change
+from eventsync.change import Change, Stamp, stamps
 from eventsync.clock import Clock
 from eventsync.echo import echo_of, echo_of_fields
 from eventsync.edit import Edit, Editor, state_of
@@ -26,9 +27,18 @@ from eventsync.errors import (
     RejectedError,
     StoreUnavailableError,
 )
-from eventsync.gate import Decision, Outcome, Verdict, decide, decide_one, decide_put_or_delete
+from eventsync.gate import (
+    Decision,
+    Outcome,
+    Verdict,
+    decide,
+    decide_one,
+    decide_put_or_delete,
+    judge,
+)
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Presence
 from eventsync.query import Query
+from eventsync.reader import Reader
 from eventsync.record import Record
 from eventsync.view import View
 
@@ -82,6 +92,7 @@ class Accessor(ABC, Generic[R]):
         self.record_class = record_type
         self.type = record_type.__record__
         self.view = (view or View()).bind(self.type)
+        self.reader = Reader(self.type)
         self.forgets = False
         """Whether records may leave the store by themselves (they expire), so that one which is not
         there any more was not deleted."""
@@ -200,6 +211,19 @@ class Accessor(ABC, Generic[R]):
         """
         return True
 
+    @property
+    def plain(self) -> bool:
+        """Whether a put leaves nothing behind but its own values, and its stamp beside them.
+
+        So it is where data and index share one transaction, and every row reads back as it was
+        written. Then ``write_puts`` is called for those puts that were read in bulk.
+        """
+        return False
+
+    def write_puts(self, puts: Sequence[Change], transaction: IndexTransaction) -> None:
+        """Write whole records, in the order of their keys, whose values are at hand as rows."""
+        self.write_rows([Write(put.key, put.data or {}, whole=True) for put in puts], [], transaction)
+
     def default_index(self) -> Index:
         """The version index to use when the store is given none."""
         raise ConfigError(
@@ -278,16 +302,21 @@ class Accessor(ABC, Generic[R]):
         retryable errors likewise.
         """
         name = self.type.name
+        verdicts: dict[str, list[Verdict]] = {}
         with self.index.transaction() as transaction:
             self.recover(transaction)
             # In the order that indexes have, so that neighbours are read and written together.
             # Where a batch can be cut short, those go first that came first.
             keys = sorted(batch) if self.atomic else list(batch)
             if self.type.rule == "record":
-                stamps = transaction.stamps(name, keys)
+                held = transaction.stamps(name, keys)
+                if self.plain and not hold:
+                    puts = [c for c in [batch[key][0] for key in keys] if c.row is not None]
+                    verdicts = self._put_newer(puts, held, transaction)
                 decisions = {
-                    key: decide_put_or_delete(stamps.get(key), batch[key][0], self.view)
+                    key: decide_put_or_delete(held.get(key), batch[key][0], self.view)
                     for key in keys
+                    if key not in verdicts
                 }
             else:
                 entries = transaction.read(name, keys)
@@ -299,7 +328,9 @@ class Accessor(ABC, Generic[R]):
             if hold:
                 self._hold_back(decisions, transaction)
             self._perform(decisions, transaction)
-        return {key: decision.verdicts for key, decision in decisions.items()}
+        for key, decision in decisions.items():
+            verdicts[key] = decision.verdicts
+        return verdicts
 
     @_until_done
     def edit(
@@ -451,6 +482,25 @@ class Accessor(ABC, Generic[R]):
         transaction.settle(name, list(intents), send=True)
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _put_newer(
+        self, puts: Sequence[Change], held: Mapping[str, Stamp], transaction: IndexTransaction
+    ) -> dict[str, list[Verdict]]:
+        """Put whole records in their place, each if it is newer than what is held there.
+
+        What ``decide_put_or_delete`` and ``_perform`` come to where there is nothing to decide but
+        which is newer, and nothing to note but that.
+        """
+        keys, own = [change.key for change in puts], stamps(puts)
+        verdicts = judge(own, map(held.get, keys))
+        newer = Outcome.APPLIED
+        won = [verdict.outcome is newer for verdict in verdicts]
+        if any(won):
+            self.write_puts(list(compress(puts, won)), transaction)
+            transaction.put(
+                self.type.name, list(compress(keys, won)), list(compress(own, won))
+            )
+        return {key: [verdict] for key, verdict in zip(keys, verdicts, strict=True)}
 
     def _readable(
         self, keys: Sequence[str], transaction: IndexTransaction

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from eventsync.accessor import Accessor
-from eventsync.change import DELETE, PATCH, PUT, Change
+from eventsync.change import DELETE, PATCH, Change, read_rows
 from eventsync.clock import Clock, Version
 from eventsync.errors import (
     ChangeRefusedError,
@@ -79,9 +79,8 @@ def apply(
             keys = by_type.setdefault(item.change.type, {})
             keys.setdefault(item.change.key, []).append(item)
     for accessor, batch in _in_order(store, by_type):
-        fit = _coalesced if accessor.type.rule == "record" else _all_loaded
-        ready = {key: fit(accessor, items) for key, items in batch.items()}
-        _apply_or_split(accessor, {key: items for key, items in ready.items() if items})
+        fit = _greatest if accessor.type.rule == "record" else _all_loaded
+        _apply_or_split(accessor, fit(accessor, batch))
     applied = Outcome.APPLIED
     newest = max((i.change.version for i in settled if i.outcome is applied), default=None)
     if newest is not None:
@@ -206,34 +205,53 @@ class _Admission:
         )
 
 
-def _coalesced(accessor: Accessor[Any], items: list[Settled]) -> list[Settled]:
-    """The changes of one record, the greatest that can be read first; it supersedes the others."""
-    if len(items) == 1:
-        return items if _load(accessor, items[0]) else []
-    items.sort(key=lambda item: item.change.stamp, reverse=True)
-    while items and not _load(accessor, items[0]):
-        items = items[1:]
-    for item in items[1:]:
-        same = item.change.stamp == items[0].change.stamp
-        item.outcome = Outcome.DUPLICATE if same else Outcome.SUPERSEDED
-    return items
+def _greatest(
+    accessor: Accessor[Any], batch: Mapping[str, list[Settled]]
+) -> dict[str, list[Settled]]:
+    """The changes of each record, the greatest that can be read first: it supersedes the others."""
+    for items in batch.values():
+        if len(items) > 1:
+            items.sort(key=lambda item: item.change.stamp, reverse=True)
+    read_rows((items[0].change for items in batch.values()), accessor.reader)
+    ready = {}
+    for key, items in batch.items():
+        first = items[0]
+        if first.change.row is not None:
+            first.loaded = first.change
+        else:
+            while items and not _load(accessor, items[0]):
+                items = items[1:]
+            if not items:
+                continue
+        if len(items) > 1:
+            stamp = items[0].change.stamp
+            for item in items[1:]:
+                same = item.change.stamp == stamp
+                item.outcome = Outcome.DUPLICATE if same else Outcome.SUPERSEDED
+        ready[key] = items
+    return ready
 
 
-def _all_loaded(accessor: Accessor[Any], items: list[Settled]) -> list[Settled]:
-    """The changes of one record that can be read: under the per-field rule each has its part."""
-    return [item for item in items if _load(accessor, item)]
+def _all_loaded(
+    accessor: Accessor[Any], batch: Mapping[str, list[Settled]]
+) -> dict[str, list[Settled]]:
+    """The changes of each record that can be read: under the per-field rule each has its part."""
+    read_rows((item.change for items in batch.values() for item in items), accessor.reader)
+    ready = {}
+    for key, items in batch.items():
+        loaded = [item for item in items if _load(accessor, item)]
+        if loaded:
+            ready[key] = loaded
+    return ready
 
 
 def _load(accessor: Accessor[Any], item: Settled) -> bool:
     """Bring a change's values into their types; ``False``, and rejected, if they do not fit."""
     if item.loaded is None:
-        change, type = item.change, accessor.type
+        change = item.change
         try:
-            # Of most changes this is all that has to be found out.
-            as_it_is = (
-                change.op == PUT and change.fits(type) and type.is_key(change.key, change.data)
-            )
-            item.loaded = change if as_it_is else _loaded(accessor, change)
+            # What was read in bulk is known to fit.
+            item.loaded = change if change.row is not None else _loaded(accessor, change)
         except (ChangeRefusedError, RecordError) as error:
             item.outcome, item.error = Outcome.REJECTED, error
     return item.loaded is not None
@@ -244,9 +262,9 @@ def _loaded(accessor: Accessor[Any], change: Change) -> Change:
     if change.op == DELETE:
         type.key_values(change.key)  # raises if it is no key of this type
         return change
-    fits, data = change.fits(type), change.data
+    data = change.data
     assert data is not None
-    loaded = data if fits else type.load(data, partial=True, unknown="ignore")
+    loaded = data if type.fits(data) else type.load(data, partial=True, unknown="ignore")
     known = change.known
     if change.op == PATCH:
         key = type.key_values(change.key)
@@ -351,8 +369,7 @@ def _isolate(
     if accessor.type.rule == "record":
         # The greatest was tried, and what it superseded is worth trying after all.
         items[0].outcome, items[0].error = Outcome.REJECTED, error
-        rest = _coalesced(accessor, items[1:])
-        _apply_or_split(accessor, {key: rest} if rest else {})
+        _apply_or_split(accessor, _greatest(accessor, {key: items[1:]}))
         return
     for item in items:
         _apply_or_split(accessor, {key: [item]})

@@ -7,6 +7,7 @@ is part of that, and to be had from here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from eventsync import layout, value
@@ -26,6 +27,7 @@ __all__ = [
     "Keyring",
     "batches",
     "decode",
+    "decode_all",
     "encode",
     "framed_size",
     "join_batch",
@@ -57,13 +59,8 @@ def encode(change: Change, *, keys: Keyring | None = None, max_bytes: int = MAX_
     return raw
 
 
-def decode(
-    raw: bytes, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES, lazily: bool = False
-) -> Change:
+def decode(raw: bytes, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES) -> Change:
     """The change in an envelope. Pure, thread-safe; for bytes from anywhere.
-
-    ``lazily``: its body may be left unread until its ``data`` are asked for, which then raises
-    ``ValueRefusedError`` if they are none.
 
     With ``keys`` a signature is demanded, and verified before anything else is looked at; without,
     it is ignored. Entries that this version does not know are kept in ``ext`` under the empty name
@@ -73,18 +70,40 @@ def decode(
     it is a ``SignatureError``), ``envelope`` (not one at all), ``envelope-version`` (of a later
     major version) or ``malformed`` (an entry breaks its rule).
     """
+    change = _decode_lazily(raw, keys, max_bytes)
+    try:
+        change.data  # noqa: B018  # reads it
+    except ValueRefusedError:
+        return _read_any(raw, None if keys is None else keys.verify(raw)[0])  # says what is wrong
+    return change
+
+
+def decode_all(
+    raws: Sequence[bytes], *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES
+) -> list[Change | EnvelopeError]:
+    """The change in each envelope, as ``decode``, or the error that it would raise.
+
+    The body of a change may be left unread until its ``data`` are asked for, which then raises
+    ``ValueRefusedError`` if they are none.
+    """
+    if keys is None and raws and max(map(len, raws)) <= max_bytes:
+        changes: list[Any] = layout.read_all(raws)
+    else:
+        changes = [None] * len(raws)
+    for number, change in enumerate(changes):
+        if change is None:
+            try:
+                changes[number] = _decode_lazily(raws[number], keys, max_bytes)
+            except EnvelopeError as error:
+                changes[number] = error
+    return changes
+
+
+def _decode_lazily(raw: bytes, keys: Keyring | None, max_bytes: int) -> Change:
     if len(raw) > max_bytes:
         raise _refuse(f"{len(raw)} bytes; {max_bytes} is the limit", "too-large")
     kid, end = (None, len(raw)) if keys is None else keys.verify(raw)
-    change = layout.read(raw, end)
-    if change is None:
-        return _read_any(raw, kid)
-    if not lazily:
-        try:
-            change.data  # noqa: B018  # reads it
-        except ValueRefusedError:
-            return _read_any(raw, kid)  # says in which part what is wrong
-    return change
+    return layout.read(raw, end) or _read_any(raw, kid)
 
 
 def _read_any(raw: bytes, kid: str | None = None) -> Change:

@@ -26,6 +26,7 @@ __all__ = [
     "decide",
     "decide_one",
     "decide_put_or_delete",
+    "judge",
 ]
 
 UNVERSIONED: Final = Stamp(bytes(16) + b"\x01" + bytes(32))
@@ -90,13 +91,23 @@ _DUPLICATE: Final = Verdict(Outcome.DUPLICATE)
 _APPLIED: Final = Verdict(_WON)
 
 
-def _judge(stamp: Stamp, held: Stamp) -> Verdict:
+def _judge(stamp: Stamp, held: Stamp | None) -> Verdict:
     """The verdict on a put or delete by its place in the total order."""
+    if held is None:
+        return _APPLIED
     if stamp[:16] != held[:16]:
         return _APPLIED if stamp > held else _STALE
     if stamp == held:
         return _DUPLICATE
     return Verdict(Outcome.APPLIED if stamp > held else Outcome.STALE, collision=True)
+
+
+def judge(stamps: Iterable[Stamp], held: Iterable[Stamp | None]) -> list[Verdict]:
+    """The verdict on each put or delete of different records, under the per-record rule.
+
+    ``held``: the stamp of what the store knows of each record, ``None`` if it knows nothing.
+    """
+    return [_judge(stamp, before) for stamp, before in zip(stamps, held, strict=True)]
 
 
 def decide_put_or_delete(held: Stamp | None, change: Change, view: BoundView) -> Decision:
@@ -113,7 +124,7 @@ def decide_put_or_delete(held: Stamp | None, change: Change, view: BoundView) ->
             hint='declare the record type with rule="field", or publish whole records',
         )
     stamp = change.stamp
-    verdict = _APPLIED if held is None else _judge(stamp, held)
+    verdict = _judge(stamp, held)
     if verdict.outcome is not _WON:
         return Decision([verdict])
     if change.op == DELETE:

@@ -104,11 +104,15 @@ class Settlement:
             raws = framing.split_batch(delivery.body)
         except EnvelopeError as error:
             return [Item(delivery.body, delivery, now, attempts, error=error)]
-        return [self._decoded(Item(raw, delivery, now, attempts)) for raw in raws]
+        items = [Item(raw, delivery, now, attempts) for raw in raws]
+        self._decode(items)
+        return items
 
     def reopen(self, letter: DeadLetter, delivery: Delivery) -> Item:
         """A held change that is to be tried again."""
-        return self._decoded(Item(letter.raw, delivery, letter.first_time, letter.attempts + 1))
+        item = Item(letter.raw, delivery, letter.first_time, letter.attempts + 1)
+        self._decode([item])
+        return item
 
     def settle(self, items: Sequence[Item]) -> list[Item]:
         """Apply, and put what cannot be applied where it is safe. The one place that does.
@@ -184,14 +188,15 @@ class Settlement:
             content_type=item.delivery.content_type,
         )
 
-    def _decoded(self, item: Item) -> Item:
-        try:
-            item.change = envelope.decode(
-                item.raw, keys=self._bus.keys, max_bytes=self._bus.max_envelope, lazily=True
-            )
-        except EnvelopeError as error:
-            item.error = error
-        return item
+    def _decode(self, items: Sequence[Item]) -> None:
+        read = envelope.decode_all(
+            [item.raw for item in items], keys=self._bus.keys, max_bytes=self._bus.max_envelope
+        )
+        for item, found in zip(items, read, strict=True):
+            if isinstance(found, Change):
+                item.change = found
+            else:
+                item.error = found
 
     def _count(self, items: Sequence[Item]) -> None:
         """Count a batch: what can be summed up first is, since this is done for every change."""

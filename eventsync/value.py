@@ -25,7 +25,7 @@ import datetime as dt
 import decimal
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID, SafeUUID
@@ -46,8 +46,8 @@ __all__ = [
     "pack_body",
     "unpack",
     "unpack_body",
+    "unpack_column",
     "unpack_flat",
-    "unpack_map",
     "unpack_parts",
 ]
 
@@ -234,14 +234,56 @@ _READERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
     _BIGINT: _read_bigint,
 }
 
+# By code, what reads the text of a payload, where that does.
+_OF_LINES: Final[Mapping[int, Callable[[str], Any]]] = {
+    _DECIMAL: Decimal,
+    _DATE: dt.date.fromisoformat,
+    _TIME: dt.time.fromisoformat,
+}
+
 
 def _decode_special(code: int, payload: bytes) -> Any:
     try:
         return _READERS[code](payload)
     except KeyError:
-        raise _refuse(f"extension type {code} is unknown") from None
+        raise _unknown(code) from None
     except (ValueError, ArithmeticError) as error:
-        raise _refuse(f"extension type {code} has a malformed payload: {error}") from error
+        raise _malformed(code, error) from error
+
+
+def _unknown(code: int) -> ValueRefusedError:
+    return _refuse(f"extension type {code} is unknown")
+
+
+def _malformed(code: int, error: Exception) -> ValueRefusedError:
+    return _refuse(f"extension type {code} has a malformed payload: {error}")
+
+
+def unpack_column(code: int, payloads: Sequence[bytes]) -> list[Any]:
+    """The values of many extension types of one code. Thread-safe.
+
+    Raises ``ValueRefusedError`` if one of them is malformed; which, can be found out one by one.
+    """
+    try:
+        texts = _lines(code, payloads) if code in _OF_LINES else None
+        if texts is not None:
+            return list(map(_OF_LINES[code], texts))
+        return list(map(_READERS[code], payloads))
+    except KeyError:
+        raise _unknown(code) from None
+    except (ValueError, ArithmeticError) as error:
+        raise _malformed(code, error) from error
+
+
+def _lines(code: int, payloads: Sequence[bytes]) -> list[str] | None:
+    """The texts of payloads with which nothing is the matter; ``None`` if one takes a look."""
+    lines = b"\n".join(payloads)
+    if code == _DECIMAL and (
+        lines.translate(None, _IN_NUMBERS + b"\n") or max(map(len, payloads)) > _MAX_DECIMAL
+    ):
+        return None
+    texts = lines.decode("ascii").split("\n")
+    return texts if len(texts) == len(payloads) else None
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -288,23 +330,6 @@ def unpack_flat(raw: bytes) -> dict[str, Any] | None:
 
     The quickest way for what most records are, of whatever type.
     """
-    value = unpack_map(raw)
-    if value is None:
-        return None
-    kinds = set(map(type, value.values()))
-    if not kinds <= _FLAT or not _TEXTS.issuperset(map(type, value)):
-        return None
-    if float in kinds and any(item != item for item in value.values() if type(item) is float):
-        return None
-    return value
-
-
-def unpack_map(raw: bytes) -> dict[Any, Any] | None:
-    """A map of which the caller is to look at each key and value, for nobody has; ``None`` for
-    anything else.
-
-    No key came twice in it, since the size of a map tells; in a map inside it one may have.
-    """
     try:
         value = msgpack.unpackb(
             raw,
@@ -317,8 +342,14 @@ def unpack_map(raw: bytes) -> dict[Any, Any] | None:
         raise _no_value(error) from error
     if type(value) is not dict:
         return None
+    # No key came twice: the number of entries tells.
     declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
-    return value if len(value) == declared else None
+    kinds = set(map(type, value.values()))
+    if len(value) != declared or not kinds <= _FLAT or not _TEXTS.issuperset(map(type, value)):
+        return None
+    if float in kinds and any(item != item for item in value.values() if type(item) is float):
+        return None
+    return value
 
 
 def unpack_body(raw: bytes) -> dict[str, Any]:

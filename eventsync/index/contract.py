@@ -147,6 +147,13 @@ class IndexTransaction(ABC):
     def write(self, type: str, entries: Mapping[str, Entry]) -> None:
         """Put these entries in place of what was there."""
 
+    def put(self, type: str, keys: Sequence[str], stamps: Sequence[Stamp]) -> None:
+        """As ``write``, for records that are here just as the bodies of these stamps say."""
+        self.write(
+            type,
+            {key: Entry(stamp, Presence.HERE) for key, stamp in zip(keys, stamps, strict=True)},
+        )
+
     @abstractmethod
     def forget(self, type: str, keys: Sequence[str]) -> None:
         """Remove the entries of ``keys``. Idempotent."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import sqlalchemy as sa
 
 from eventsync.accessor import Accessor, Write
+from eventsync.change import Change
 from eventsync.errors import ConfigError, DependencyError, EventSyncError, RejectedError
 from eventsync.index import Index, IndexTransaction
 from eventsync.query import Query
@@ -137,6 +138,24 @@ class SqlAccessor(Accessor[R]):
             if other is None:
                 raise
             raise UniqueError(f"{error.message}; {other}", hint=error.hint) from error
+
+    @property
+    def plain(self) -> bool:
+        view, table = self.view, self._table
+        return table.faithful and table.verbatim and not view.partial and view.where is None
+
+    def write_puts(self, puts: Sequence[Change], transaction: IndexTransaction) -> None:
+        table = self._table
+        rows = [] if table.guarded else [put.row for put in puts if put.row is not None]
+        if len(rows) < max(2, len(puts)):  # alone it is told more of if it is refused
+            super().write_puts(puts, transaction)
+            return
+        assert isinstance(transaction, SqlTransaction)
+        stored = table.rows_of(rows, self.reader.names)
+        with self._errors():
+            self.dialect.upsert(
+                transaction.connection, table.target, self._dependents.parents_first(stored)
+            )
 
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction

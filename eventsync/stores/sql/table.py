@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from operator import itemgetter
 from typing import Any
 
@@ -183,7 +184,21 @@ class Table:
             rows = [row + constants for row in rows]
         if not self._places or not rows:
             return rows
-        columns: list[Iterable[Any]] = list(zip(*rows, strict=True))
+        return self._written_all(list(zip(*rows, strict=True)))
+
+    def rows_of(
+        self, records: Sequence[tuple[Any, ...]], names: Sequence[str]
+    ) -> list[tuple[Any, ...]]:
+        """As ``rows``, of records whose values are in the order of the fields ``names``.
+
+        Not where the view converts values.
+        """
+        columns: list[Iterable[Any]] = list(zip(*records, strict=True))
+        constants = [repeat(held, len(records)) for held in self.view.constant.values()]
+        return self._written_all([*(columns[names.index(n)] for n in self.view.names), *constants])
+
+    def _written_all(self, columns: list[Iterable[Any]]) -> list[tuple[Any, ...]]:
+        """The rows of these columns, as the database gets them."""
         for place, write in self._places:
             columns[place] = map(write, columns[place])
         return list(zip(*columns, strict=True))
