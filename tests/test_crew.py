@@ -21,6 +21,7 @@ from eventsync.crew import Crew, Report
 from eventsync.errors import StoreUnavailableError
 from eventsync.exporters.prometheus import Exporter
 from eventsync.health import Health
+from eventsync.option import Options
 from eventsync.progress import Progress
 from eventsync.record import Field, Record
 from eventsync.spool import Spool
@@ -29,7 +30,7 @@ from eventsync.stores.memory import MemoryAccessor
 from eventsync.supervisor import Supervisor
 from eventsync.survey import Look, Survey
 from eventsync.tally import Tally
-from eventsync.worker import Options, Worker
+from eventsync.worker import Worker
 
 
 class Product(Record):
