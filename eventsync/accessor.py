@@ -12,10 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from itertools import compress
-from typing import Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from eventsync import value
-from eventsync.change import Change, Stamp, stamps
+from eventsync.change import Change, Row, Stamp, stamps
 from eventsync.clock import Clock
 from eventsync.echo import echo_of, echo_of_fields
 from eventsync.edit import Edit, Editor, state_of
@@ -42,7 +42,7 @@ from eventsync.reader import Reader
 from eventsync.record import Record
 from eventsync.view import View
 
-__all__ = ["Accessor", "Edit", "Write"]
+__all__ = ["Accessor", "Edit", "Puts", "Write"]
 
 R = TypeVar("R", bound=Record)
 A = TypeVar("A", bound="Accessor[Any]")
@@ -70,6 +70,36 @@ class Write(NamedTuple):
     key: str
     values: Mapping[str, Any]
     whole: bool
+
+
+class Puts(Sequence[Write]):
+    """The writes of whole records, in the order of their keys, whose values are at hand as rows.
+
+    A store that wants columns takes ``rows``; to any other it is but a sequence.
+    """
+
+    __slots__ = ("_changes",)
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        self._changes = changes
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of each record its values, in the order of ``Reader.names``."""
+        return [change.row for change in self._changes if change.row is not None]
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    @overload
+    def __getitem__(self, at: int) -> Write: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Write]: ...
+    def __getitem__(self, at: int | slice) -> Write | list[Write]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(len(self))[at]]
+        change = self._changes[at]
+        return Write(change.key, change.data or {}, whole=True)
 
 
 class Accessor(ABC, Generic[R]):
@@ -215,14 +245,10 @@ class Accessor(ABC, Generic[R]):
     def plain(self) -> bool:
         """Whether a put leaves nothing behind but its own values, and its stamp beside them.
 
-        So it is where data and index share one transaction, and every row reads back as it was
-        written. Then ``write_puts`` is called for those puts that were read in bulk.
+        So it is where data and index share one transaction, and ``read_back`` leaves out every row
+        of a put. Those that were read in bulk then come to ``write_rows`` as ``Puts``.
         """
         return False
-
-    def write_puts(self, puts: Sequence[Change], transaction: IndexTransaction) -> None:
-        """Write whole records, in the order of their keys, whose values are at hand as rows."""
-        self.write_rows([Write(put.key, put.data or {}, whole=True) for put in puts], [], transaction)
 
     def default_index(self) -> Index:
         """The version index to use when the store is given none."""
@@ -496,10 +522,8 @@ class Accessor(ABC, Generic[R]):
         newer = Outcome.APPLIED
         won = [verdict.outcome is newer for verdict in verdicts]
         if any(won):
-            self.write_puts(list(compress(puts, won)), transaction)
-            transaction.put(
-                self.type.name, list(compress(keys, won)), list(compress(own, won))
-            )
+            self.write_rows(Puts(list(compress(puts, won))), (), transaction)
+            transaction.put(self.type.name, list(compress(keys, won)), list(compress(own, won)))
         return {key: [verdict] for key, verdict in zip(keys, verdicts, strict=True)}
 
     def _readable(

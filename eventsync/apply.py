@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from operator import attrgetter
 from typing import Any, Final
 
 from eventsync.accessor import Accessor
@@ -49,6 +51,8 @@ class Limits:
 
 DEFAULT_LIMITS: Final = Limits()
 
+_version: Final = attrgetter("change.version")
+
 
 @dataclass(slots=True)
 class Settled:
@@ -73,11 +77,11 @@ def apply(
     """
     settled = [Settled(change) for change in changes]
     by_type: dict[str, dict[str, list[Settled]]] = {}
-    admission = _Admission(store, clock, limits)
-    for item in settled:
-        if admission.admits(item):
-            keys = by_type.setdefault(item.change.type, {})
-            keys.setdefault(item.change.key, []).append(item)
+    for item in _Admission(store, clock, limits).admitted(settled):
+        change = item.change
+        if change.type not in by_type:
+            by_type[change.type] = {}
+        by_type[change.type].setdefault(change.key, []).append(item)
     for accessor, batch in _in_order(store, by_type):
         fit = _greatest if accessor.type.rule == "record" else _all_loaded
         _apply_or_split(accessor, fit(accessor, batch))
@@ -156,16 +160,29 @@ class _Admission:
         self._oldest = Version.of(math.ceil(oldest * 1000))
         self._newest = Version.of(int((now + limits.drift) * 1000))
 
-    def admits(self, item: Settled) -> bool:
-        """Whether the change may go on to the gate; otherwise ``item`` says what became of it."""
+    def admitted(self, items: Iterable[Settled]) -> Iterator[Settled]:
+        """Those that may go on to the gate; the others say what became of them."""
+        accessors, hops = self._store.accessors, self._limits.hops
+        oldest, newest = self._oldest, self._newest
+        for item in items:
+            change = item.change
+            if (
+                change.type in accessors
+                and change.hops <= hops
+                and oldest <= change.version <= newest
+                and change.packed
+            ) or self._admits(item):
+                yield item
+
+    def _admits(self, item: Settled) -> bool:
+        """The same of one that takes a closer look."""
         change = item.change
         try:
             if change.type not in self._store.accessors:
                 raise self._unknown(change)
             if change.hops > self._limits.hops:
                 raise self._hops(change)
-            if not self._oldest <= change.version <= self._newest:
-                self._check_time(change)
+            self._check_time(change)
             change.digest  # noqa: B018  # of what cannot even travel there is none
         except ClockDriftError as error:
             item.error = error
@@ -211,8 +228,9 @@ def _greatest(
     """The changes of each record, the greatest that can be read first: it supersedes the others."""
     for items in batch.values():
         if len(items) > 1:
-            items.sort(key=lambda item: item.change.stamp, reverse=True)
+            _sort(items)
     read_rows((items[0].change for items in batch.values()), accessor.reader)
+    duplicate, superseded = Outcome.DUPLICATE, Outcome.SUPERSEDED  # once: see ``gate``
     ready = {}
     for key, items in batch.items():
         first = items[0]
@@ -224,12 +242,22 @@ def _greatest(
             if not items:
                 continue
         if len(items) > 1:
-            stamp = items[0].change.stamp
+            first = items[0]
             for item in items[1:]:
-                same = item.change.stamp == stamp
-                item.outcome = Outcome.DUPLICATE if same else Outcome.SUPERSEDED
+                item.outcome = duplicate if _is_same(item, first) else superseded
         ready[key] = items
     return ready
+
+
+def _sort(items: list[Settled]) -> None:
+    """The greatest first. Digests are not taken of changes whose versions tell already."""
+    items.sort(key=_version, reverse=True)
+    if any(one.change.version == other.change.version for one, other in pairwise(items)):
+        items.sort(key=lambda item: item.change.stamp, reverse=True)
+
+
+def _is_same(one: Settled, other: Settled) -> bool:
+    return one.change.version == other.change.version and one.change.stamp == other.change.stamp
 
 
 def _all_loaded(

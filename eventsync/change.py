@@ -258,6 +258,11 @@ class Change:
         return self._row
 
     @property
+    def packed(self) -> bool:
+        """Whether the bytes of its body are at hand, so that it can travel for certain."""
+        return self._body is not None or self._data is None
+
+    @property
     def body(self) -> bytes:
         """The bytes of ``data`` on the wire; empty for a delete.
 

@@ -18,7 +18,7 @@ __all__ = ["oldest", "spread"]
 def oldest(changes: Iterable[Change]) -> float | None:
     """When the oldest of ``changes`` was made, in seconds since the epoch; ``None`` for none."""
     latest = int(time.time() * 1000).to_bytes(6)
-    first = min((_made(change, latest) for change in changes), default=None)
+    first = min(_times(changes, latest), default=None)
     return None if first is None else int.from_bytes(first) / 1000
 
 
@@ -32,7 +32,7 @@ def spread(
     moment = int((time.time() if now is None else now) * 1000)
     latest = moment.to_bytes(6)
     # As bytes: sorted and searched without a number made of each.
-    times = sorted(_made(change, latest) for change in changes)
+    times = sorted(_times(changes, latest))
     ahead = bisect_left(times, latest)
     times[ahead:] = [latest] * (len(times) - ahead)
     up_to = [
@@ -43,12 +43,13 @@ def spread(
     return Spread(counts, (len(times) * moment - sum(map(int.from_bytes, times))) / 1000)
 
 
-def _made(change: Change, latest: bytes) -> bytes:
-    """When the change was made, in milliseconds since the epoch, as 6 bytes.
+def _times(changes: Iterable[Change], latest: bytes) -> list[bytes]:
+    """When each change was made, in milliseconds since the epoch, as 6 bytes.
 
     Its id says it: a version may be much older, for what ``eventsync sync`` publishes keeps its
     own. An id that is no UUIDv7, of a foreign producer, or one that cannot be right says nothing.
     """
-    id, version = change.id, change.version[:6]
-    made = id[:6]
-    return made if id[6] >> 4 == 7 and version <= made <= latest else version
+    return [
+        id[:6] if id[6] >> 4 == 7 and version[:6] <= id[:6] <= latest else version[:6]
+        for id, version in [(change.id, change.version) for change in changes]
+    ]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from eventsync.apply import complete
-from eventsync.bus import Bus, Letters
+from eventsync.bus import Bus, Delivery, Letters
 from eventsync.deadletter import DeadLetter
 from eventsync.errors import (
     BusUnavailableError,
@@ -26,7 +26,7 @@ from eventsync.errors import (
 from eventsync.option import Options
 from eventsync.progress import Progress
 from eventsync.relay import Broker, Relay
-from eventsync.settlement import Item, Settlement, about_letter
+from eventsync.settlement import Hand, Item, Settlement, about_letter
 from eventsync.store import Store
 
 __all__ = ["Upkeep"]
@@ -49,7 +49,7 @@ class Upkeep:
         *,
         publisher: Broker,
         settlement: Settlement,
-        settle: Callable[[Sequence[Item]], list[Item]],
+        settle: Callable[[Hand], list[Item]],
         peers: Sequence[Store],
         progress: Progress,
         options: Options,
@@ -130,23 +130,23 @@ class Upkeep:
             # Once round: what is held again comes behind the others.
             while ready > 0 and (chunk := letters.read(min(ready, self._options.batch))):
                 ready -= len(chunk)
-                items = [
-                    self._settlement.reopen(letter, delivery)
+                due = [
+                    (letter, delivery)
                     for letter, delivery in chunk
                     if letter.type in moved[letter.reason] or time.time() >= self._due_at(letter)
                 ]
-                if items:
-                    self._try_again(items, letters)
+                if due:
+                    self._try_again(due, letters)
                     self._progress.beat("held")
         # However many they are, most of the time is left for what comes.
         pause = max(1.0, 4.0 * (time.monotonic() - begun))
         self._due["held"] = time.monotonic() + pause
 
-    def _try_again(self, items: Sequence[Item], letters: Letters) -> None:
-        still = self._settle(items)
+    def _try_again(self, due: Sequence[tuple[DeadLetter, Delivery]], letters: Letters) -> None:
+        still = self._settle(self._settlement.reopen(due))
         # Written anew with what was learnt, so that it outlives this process.
         self._bus.hold(self._store.name, [self._settlement.letter(item) for item in still])
-        letters.settle(item.delivery for item in items)
+        letters.settle(delivery for _, delivery in due)
 
     def _moved(self) -> Mapping[str, Container[str]]:
         """By why they are held, the types of which records may wait for nothing more.

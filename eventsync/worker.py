@@ -31,7 +31,7 @@ from eventsync.progress import Progress, resident_bytes
 from eventsync.rate import RateLimit
 from eventsync.relay import Told
 from eventsync.retry import is_retryable, retrying
-from eventsync.settlement import Item, Settlement
+from eventsync.settlement import Hand, Item, Settlement
 from eventsync.store import Store
 from eventsync.tally import Tally
 from eventsync.upkeep import Upkeep
@@ -220,8 +220,7 @@ class Worker:
     def _settle_group(self, group: Sequence[Delivery], subscription: Subscription) -> None:
         cut = [delivery for delivery in group if not delivery.is_whole]
         whole = [delivery for delivery in group if delivery.is_whole]
-        items = [item for delivery in whole for item in self._settlement.open(delivery)]
-        self._settlement.settle(items)
+        self._settlement.settle(self._settlement.open(whole))
         for delivery in cut:
             self._settlement.refused(delivery.size)
         self.tally.add(metric.MESSAGES, len(group), self.store.name)
@@ -288,13 +287,13 @@ class Worker:
             self._suspected = None
         return settled
 
-    def _settle_apart(self, items: Sequence[Item]) -> list[Item]:
+    def _settle_apart(self, hand: Hand) -> list[Item]:
         """Settle what was held: it may fail by itself again, and its store is known to work."""
         # It answers; and others it took when these failed, or they would not be here.
         self._ping()
         before, self._suspected = self._suspected, -math.inf
         try:
-            return self._settlement.settle(items)
+            return self._settlement.settle(hand)
         finally:
             self._suspected = before
 

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "eventsync"
 LAYERS = [
     {"errors", "incarnation", "metric"},
     {"value", "tally"},
-    {"clock", "key", "shape", "field", "schema", "declaration", "record"},
+    {"clock", "key", "shape", "field", "schema", "reader", "declaration", "record"},
     {"change", "condition", "query", "lag"},
     {
         "keyring",
@@ -50,6 +50,7 @@ LAYERS = [
 ]
 OWNERS = {
     "msgpack": {"eventsync/value.py"},
+    "msgspec": {"eventsync/reader.py"},
     "tenacity": {"eventsync/retry.py"},
     "kombu": {"eventsync/bus.py", "eventsync/transports/"},
     "amqp": {"eventsync/transports/"},

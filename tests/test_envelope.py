@@ -243,7 +243,7 @@ def test_hostile_envelopes_take_no_memory():
 def test_what_is_read_late_is_the_same(body):
     """A change whose body is left unread has the same stamp, and then the same data."""
     raw = envelope.encode(strategies.change("put", Version.of(1), body))
-    late, now = envelope.decode(raw, lazily=True), envelope.decode(raw)
+    [late], now = envelope.decode_all([raw]), envelope.decode(raw)
     assert late.stamp == now.stamp
     assert late == now
     assert envelope.encode(late) == raw
@@ -254,9 +254,10 @@ def test_a_body_read_late_raises_only_the_one_error(body, noise, place):
     """Whatever has become of its bytes."""
     raw = bytearray(envelope.encode(strategies.change("put", Version.of(1), body)))
     raw[place % len(raw) : place % len(raw) + len(noise)] = noise
+    [late] = envelope.decode_all([bytes(raw)])
     try:
-        assert envelope.decode(bytes(raw), lazily=True).data is not ...
-    except (EnvelopeError, ValueRefusedError):
+        assert isinstance(late, EnvelopeError) or late.data is not ...
+    except ValueRefusedError:
         return
 
 

@@ -12,8 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import sqlalchemy as sa
 
-from eventsync.accessor import Accessor, Write
-from eventsync.change import Change
+from eventsync.accessor import Accessor, Puts, Write
 from eventsync.errors import ConfigError, DependencyError, EventSyncError, RejectedError
 from eventsync.index import Index, IndexTransaction
 from eventsync.query import Query
@@ -144,19 +143,6 @@ class SqlAccessor(Accessor[R]):
         view, table = self.view, self._table
         return table.faithful and table.verbatim and not view.partial and view.where is None
 
-    def write_puts(self, puts: Sequence[Change], transaction: IndexTransaction) -> None:
-        table = self._table
-        rows = [] if table.guarded else [put.row for put in puts if put.row is not None]
-        if len(rows) < max(2, len(puts)):  # alone it is told more of if it is refused
-            super().write_puts(puts, transaction)
-            return
-        assert isinstance(transaction, SqlTransaction)
-        stored = table.rows_of(rows, self.reader.names)
-        with self._errors():
-            self.dialect.upsert(
-                transaction.connection, table.target, self._dependents.parents_first(stored)
-            )
-
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
@@ -214,6 +200,10 @@ class SqlAccessor(Accessor[R]):
         self, connection: sa.Connection, writes: Sequence[Write], removals: Sequence[str]
     ) -> None:
         table, dialect = self._table, self.dialect
+        if isinstance(writes, Puts) and not table.guarded:
+            whole = table.rows_of(writes.rows, self.reader.names)
+            dialect.upsert(connection, table.target, self._dependents.parents_first(whole))
+            writes = ()
         if dialect.concurrent:
             # All processes in one order, so that they do not wait for one another in a circle.
             writes, removals = sorted(writes, key=lambda write: write.key), sorted(removals)
