@@ -11,11 +11,20 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
-from itertools import compress
-from typing import Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
+from typing import (
+    Any,
+    ClassVar,
+    Concatenate,
+    Final,
+    Generic,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    overload,
+)
 
 from eventsync import value
-from eventsync.change import Change, Row, Stamp, stamps
+from eventsync.change import DELETE, PUT, Change, Row, stamps
 from eventsync.clock import Clock
 from eventsync.echo import echo_of, echo_of_fields
 from eventsync.edit import Edit, Editor, state_of
@@ -28,13 +37,13 @@ from eventsync.errors import (
     StoreUnavailableError,
 )
 from eventsync.gate import (
+    APPLIED,
     Decision,
     Outcome,
     Verdict,
     decide,
     decide_one,
     decide_put_or_delete,
-    judge,
 )
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Presence
 from eventsync.query import Query
@@ -58,6 +67,9 @@ def _until_done(method: Callable[Concatenate[A, P], T]) -> Callable[Concatenate[
         return self.index.until_done(lambda: method(self, *args, **kwargs))
 
     return until_done
+
+
+_APPLIED: Final = (APPLIED,)
 
 
 class Write(NamedTuple):
@@ -318,7 +330,7 @@ class Accessor(ABC, Generic[R]):
     @_until_done
     def apply(
         self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, list[Verdict]]:
+    ) -> dict[str, Sequence[Verdict]]:
         """Pass changes through the version gate and write the winners, in one transaction.
 
         ``batch``: the changes of each record by its key, their values as the record type has them;
@@ -328,21 +340,21 @@ class Accessor(ABC, Generic[R]):
         retryable errors likewise.
         """
         name = self.type.name
-        verdicts: dict[str, list[Verdict]] = {}
+        verdicts: dict[str, Sequence[Verdict]] = {}
         with self.index.transaction() as transaction:
             self.recover(transaction)
             # In the order that indexes have, so that neighbours are read and written together.
             # Where a batch can be cut short, those go first that came first.
             keys = sorted(batch) if self.atomic else list(batch)
+            firsts = [batch[key][0] for key in keys]
+            if self.plain and not hold and all(map(self.is_plain, firsts)):
+                verdicts = self._put_newer(firsts, keys, transaction)
+                keys = [key for key in keys if key not in verdicts]
             if self.type.rule == "record":
-                held = transaction.stamps(name, keys)
-                if self.plain and not hold:
-                    puts = [c for c in [batch[key][0] for key in keys] if c.row is not None]
-                    verdicts = self._put_newer(puts, held, transaction)
+                stamps = transaction.stamps(name, keys) if keys else {}
                 decisions = {
-                    key: decide_put_or_delete(held.get(key), batch[key][0], self.view)
+                    key: decide_put_or_delete(stamps.get(key), batch[key][0], self.view)
                     for key in keys
-                    if key not in verdicts
                 }
             else:
                 entries = transaction.read(name, keys)
@@ -357,6 +369,13 @@ class Accessor(ABC, Generic[R]):
         for key, decision in decisions.items():
             verdicts[key] = decision.verdicts
         return verdicts
+
+    def is_plain(self, change: Change) -> bool:
+        """Whether nothing has to be decided about a record but if this change of it is newer.
+
+        Such changes are best applied in batches of their own.
+        """
+        return self.plain and (change.row is not None or change.op == DELETE)
 
     @_until_done
     def edit(
@@ -510,21 +529,21 @@ class Accessor(ABC, Generic[R]):
     # -- inside --------------------------------------------------------------------------------
 
     def _put_newer(
-        self, puts: Sequence[Change], held: Mapping[str, Stamp], transaction: IndexTransaction
-    ) -> dict[str, list[Verdict]]:
-        """Put whole records in their place, each if it is newer than what is held there.
+        self, changes: Sequence[Change], keys: Sequence[str], transaction: IndexTransaction
+    ) -> dict[str, Sequence[Verdict]]:
+        """Make of whole records and deletes those take effect that are newer than what is held.
 
-        What ``decide_put_or_delete`` and ``_perform`` come to where there is nothing to decide but
-        which is newer, and nothing to note but that.
+        What ``decide_put_or_delete`` and ``_perform`` come to where there is nothing else to decide
+        or to note. The others are left for them, such as do without any verdict.
         """
-        keys, own = [change.key for change in puts], stamps(puts)
-        verdicts = judge(own, map(held.get, keys))
-        newer = Outcome.APPLIED
-        won = [verdict.outcome is newer for verdict in verdicts]
-        if any(won):
-            self.write_rows(Puts(list(compress(puts, won))), (), transaction)
-            transaction.put(self.type.name, list(compress(keys, won)), list(compress(own, won)))
-        return {key: [verdict] for key, verdict in zip(keys, verdicts, strict=True)}
+        won = transaction.claim(self.type.name, keys, stamps(changes))
+        if len(won) < len(keys):
+            changes = [change for change in changes if change.key in won]
+        removals = [change.key for change in changes if change.op == DELETE]
+        puts = [change for change in changes if change.op == PUT] if removals else changes
+        if changes:
+            self.write_rows(Puts(puts), removals, transaction)
+        return dict.fromkeys(won, _APPLIED)
 
     def _readable(
         self, keys: Sequence[str], transaction: IndexTransaction

@@ -76,15 +76,19 @@ def apply(
     (``StoreUnavailableError``, ``OSError``); then the whole batch is to be tried again.
     """
     settled = [Settled(change) for change in changes]
-    by_type: dict[str, dict[str, list[Settled]]] = {}
+    by_type: dict[str, dict[str, list[Settled]]] = {type: {} for type in store.accessors}
     for item in _Admission(store, clock, limits).admitted(settled):
         change = item.change
-        if change.type not in by_type:
-            by_type[change.type] = {}
-        by_type[change.type].setdefault(change.key, []).append(item)
+        of_type = by_type[change.type]
+        if change.key in of_type:
+            of_type[change.key].append(item)
+        else:
+            of_type[change.key] = [item]
+    by_type = {type: batch for type, batch in by_type.items() if batch}
     for accessor, batch in _in_order(store, by_type):
         fit = _greatest if accessor.type.rule == "record" else _all_loaded
-        _apply_or_split(accessor, fit(accessor, batch))
+        for part in _parts(accessor, fit(accessor, batch)):
+            _apply_or_split(accessor, part)
     applied = Outcome.APPLIED
     newest = max((i.change.version for i in settled if i.outcome is applied), default=None)
     if newest is not None:
@@ -117,6 +121,16 @@ def _in_order(
         yield accessor, {k: i for k, i in by_type[name].items() if not _deletes(i)}
     for name, accessor in reversed(ordered.items()):
         yield accessor, {k: i for k, i in by_type[name].items() if _deletes(i)}
+
+
+def _parts(
+    accessor: Accessor[Any], batch: dict[str, list[Settled]]
+) -> Iterable[dict[str, list[Settled]]]:
+    """A batch, the plain records apart: by themselves they take much less time."""
+    plain = {key: i for key, i in batch.items() if i[0].loaded and accessor.is_plain(i[0].loaded)}
+    if not plain or len(plain) == len(batch):
+        return (batch,)
+    return plain, {key: items for key, items in batch.items() if key not in plain}
 
 
 def _deletes(items: Sequence[Settled]) -> bool:
@@ -353,13 +367,15 @@ def _apply_or_split(
         return
     held = Outcome.HELD
     for key, items in batch.items():
-        first = verdicts[key][0]
-        if first.outcome is held:
-            _hold(items, first.error)
-        else:
-            # Under the per-record rule only the first was put to the store.
-            for item, verdict in zip(items, verdicts[key], strict=False):
-                item.outcome, item.collision = verdict.outcome, verdict.collision
+        judged = verdicts[key]
+        if judged[0].outcome is held:
+            _hold(items, judged[0].error)
+            continue
+        # Under the per-record rule only the first was put to the store.
+        for item, verdict in zip(items, judged, strict=False):
+            item.outcome = verdict.outcome
+            if verdict.collision:
+                item.collision = True
 
 
 def _to_judge(
@@ -367,7 +383,7 @@ def _to_judge(
 ) -> dict[str, Sequence[Change]]:
     """The changes of each record that its store is to judge."""
     if accessor.type.rule == "record":
-        return {key: [items[0].loaded] for key, items in batch.items() if items[0].loaded}
+        return {key: (items[0].loaded,) for key, items in batch.items() if items[0].loaded}
     return {
         key: [item.loaded for item in items if item.loaded is not None]
         for key, items in batch.items()

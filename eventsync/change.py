@@ -321,20 +321,18 @@ def read_rows(changes: Iterable[Change], reader: Reader) -> None:
         change._row = row
 
 
-def stamps(changes: Iterable[Change]) -> list[Stamp]:
+def stamps(changes: Sequence[Change]) -> list[Stamp]:
     """The stamp of each: for many at once that takes a fraction of the time.
 
     Raises ``ValueRefusedError`` if one cannot travel.
     """
-    new, digest_of_body = bytes.__new__, value.digest_of_body
-    found = []
-    for change in changes:
-        digest = change._digest
-        if digest is None:
-            body = change._body
-            digest = change._digest = digest_of_body(body) if body else change.digest
-        found.append(new(Stamp, change.version + _RANK[change.op] + digest))
-    return found
+    packed = [change for change in changes if change._body and change._digest is None]
+    digests = value.digests_of_bodies([change._body for change in packed if change._body])
+    for change, digest in zip(packed, digests, strict=True):
+        change._digest = digest
+    return [
+        bytes.__new__(Stamp, c.version + _RANK[c.op] + (c._digest or c.digest)) for c in changes
+    ]
 
 
 _ATTRIBUTES: Final = (

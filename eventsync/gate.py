@@ -19,6 +19,7 @@ from eventsync.schema import same
 from eventsync.view import BoundView
 
 __all__ = [
+    "APPLIED",
     "UNVERSIONED",
     "Decision",
     "Outcome",
@@ -26,7 +27,6 @@ __all__ = [
     "decide",
     "decide_one",
     "decide_put_or_delete",
-    "judge",
 ]
 
 UNVERSIONED: Final = Stamp(bytes(16) + b"\x01" + bytes(32))
@@ -88,26 +88,19 @@ _HERE: Final = Presence.HERE
 _LOST: Final = (Outcome.STALE, Outcome.DUPLICATE)
 _STALE: Final = Verdict(Outcome.STALE)
 _DUPLICATE: Final = Verdict(Outcome.DUPLICATE)
-_APPLIED: Final = Verdict(_WON)
+APPLIED: Final = Verdict(_WON)
+"""The verdict on a change that won, and all is well."""
 
 
 def _judge(stamp: Stamp, held: Stamp | None) -> Verdict:
     """The verdict on a put or delete by its place in the total order."""
     if held is None:
-        return _APPLIED
+        return APPLIED
     if stamp[:16] != held[:16]:
-        return _APPLIED if stamp > held else _STALE
+        return APPLIED if stamp > held else _STALE
     if stamp == held:
         return _DUPLICATE
     return Verdict(Outcome.APPLIED if stamp > held else Outcome.STALE, collision=True)
-
-
-def judge(stamps: Iterable[Stamp], held: Iterable[Stamp | None]) -> list[Verdict]:
-    """The verdict on each put or delete of different records, under the per-record rule.
-
-    ``held``: the stamp of what the store knows of each record, ``None`` if it knows nothing.
-    """
-    return [_judge(stamp, before) for stamp, before in zip(stamps, held, strict=True)]
 
 
 def decide_put_or_delete(held: Stamp | None, change: Change, view: BoundView) -> Decision:
@@ -223,15 +216,15 @@ def _verdict(change: Change, before: State, after: State, view: BoundView) -> Ve
     if change.op != PATCH:
         return _judge(change.stamp, before.stamp)
     if after.stamp > before.stamp:
-        return _APPLIED
+        return APPLIED
     needed = view.needed
     told = State.of(change)
     if change.known is not None:
         told = join(told, State.of_known(change.known))
     if told.versions and not any(name in told.values for name in needed):
-        return _APPLIED  # nothing in it is of this store's fields, so it holds all that concerns it
+        return APPLIED  # nothing in it is of this store's fields, so it holds all that concerns it
     if any(after.version_of(name) > before.version_of(name) for name in needed):
-        return _APPLIED
+        return APPLIED
     lost = [n for n in needed if n in before.values and before.values[n] != after.values.get(n)]
     if lost or any(name in after.values and name not in before.values for name in needed):
         # The same version with another value: a collision, or a value that was not kept before.

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -22,6 +22,7 @@ from eventsync.change import Change
 from eventsync.deadletter import DeadLetter
 from eventsync.errors import DependencyError, EnvelopeError, EventSyncError
 from eventsync.gate import Outcome
+from eventsync.progress import Progress
 from eventsync.tally import Tally
 
 __all__ = ["Hand", "Item", "Settlement", "about_letter"]
@@ -77,7 +78,7 @@ class Settlement:
     """Settles messages for one store. For one thread.
 
     ``apply``: applies changes, and says what became of each; its retryable errors pass through.
-    ``outcomes`` and ``tally`` are counted up, by batches. ``types``: the record types that the
+    ``progress`` and ``tally`` are told, by batches. ``types``: the record types that the
     store holds. ``hold_for``: how long, in seconds, a held change is tried again.
     ``max_deliveries``: how often a message may be taken by workers that then die.
     """
@@ -89,7 +90,7 @@ class Settlement:
         apply: Callable[[Sequence[Change]], list[Settled]],
         *,
         types: Collection[str],
-        outcomes: Counter[Outcome],
+        progress: Progress,
         tally: Tally,
         hold_for: float,
         max_deliveries: int,
@@ -99,7 +100,7 @@ class Settlement:
         self._bus = bus
         self._apply = apply
         self._types = types
-        self._outcomes = outcomes
+        self._progress = progress
         self._tally = tally
         self._hold_for = hold_for
         self._max_deliveries = max_deliveries
@@ -163,6 +164,8 @@ class Settlement:
         """
         started = time.monotonic()
         changes = [found for found in hand.found if isinstance(found, Change)]
+        times = lag.times(changes)
+        self._progress.oldest = lag.oldest(times)
         applied = self._apply(changes) if changes else []
         aside = self._aside(hand, applied)
         rejected = [item for item in aside if item.outcome is Outcome.REJECTED]
@@ -182,7 +185,7 @@ class Settlement:
                 if one is not None and one.outcome not in _ASIDE:
                     about = _about(one.change) | {"attempt": origin.attempts}
                     self._log.debug(str(one.outcome), **about)
-        self._count(applied, aside)
+        self._count(applied, times, aside)
         if changes:
             self._tally.observe(metric.BATCH, len(changes), self._store)
             self._tally.observe(metric.BATCH_DURATION, time.monotonic() - started, self._store)
@@ -207,7 +210,7 @@ class Settlement:
     def refused(self, size: int) -> None:
         """A message of ``size`` bytes was too large to be opened, and goes to the dead letters."""
         self._log.error("dead letter", reason="too-large", size=size)
-        self._outcomes[Outcome.REJECTED] += 1
+        self._progress.outcomes[Outcome.REJECTED] += 1
         self._tally.add(metric.CHANGES, 1, self._store, metric.OTHER, str(Outcome.REJECTED))
         self._tally.add(metric.DEAD_LETTERS, 1, self._store, metric.OTHER, "too-large")
 
@@ -239,22 +242,26 @@ class Settlement:
             content_type=item.origin.delivery.content_type,
         )
 
-    def _count(self, applied: Sequence[Settled], aside: Sequence[Item]) -> None:
+    def _count(
+        self, applied: Sequence[Settled], times: Sequence[bytes], aside: Sequence[Item]
+    ) -> None:
         """Count a batch: what can be summed up first is, since this is done for every change."""
-        by_type: dict[str, list[Settled]] = {}
-        for settled in applied:
-            by_type.setdefault(settled.change.type, []).append(settled)
+        names: defaultdict[str, list[str]] = defaultdict(list)
+        made: defaultdict[str, list[bytes]] = defaultdict(list)
         won = Outcome.APPLIED
-        counts: Counter[tuple[str, Outcome]] = Counter()
-        for type, of_type in by_type.items():
+        for settled, moment in zip(applied, times, strict=True):
+            type, outcome = settled.change.type, settled.outcome
             # By name: a member's own hash is a call into Python for each.
-            of_outcome = Counter([settled.outcome._name_ for settled in of_type])
-            for name, count in of_outcome.items():
+            names[type].append(outcome._name_)
+            if outcome is won:
+                made[type].append(moment)
+        counts: Counter[tuple[str, Outcome]] = Counter()
+        for type, of_type in names.items():
+            for name, count in Counter(of_type).items():
                 counts[self._label(type), Outcome[name]] += count
-            changes = [settled.change for settled in of_type if settled.outcome is won]
-            if changes:
-                ages = lag.spread(changes, metric.LAG.bounds)
-                self._tally.spread(metric.LAG, ages, self._store, self._label(type))
+        for type, moments in made.items():
+            ages = lag.spread(moments, metric.LAG.bounds)
+            self._tally.spread(metric.LAG, ages, self._store, self._label(type))
         for item in aside:
             type = metric.OTHER if item.change is None else self._label(item.change.type)
             if item.change is None:
@@ -262,7 +269,7 @@ class Settlement:
             if item.outcome is Outcome.REJECTED:
                 self._tally.add(metric.DEAD_LETTERS, 1, self._store, type, _reason(item))
         for (type, outcome), count in counts.items():
-            self._outcomes[outcome] += count
+            self._progress.outcomes[outcome] += count
             self._tally.add(metric.CHANGES, count, self._store, type, str(outcome))
 
     def _label(self, type: str) -> str:

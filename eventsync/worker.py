@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from eventsync import lag, metric
+from eventsync import metric
 from eventsync.apply import Settled, apply
 from eventsync.bus import Bus, Delivery, Subscription
 from eventsync.change import Change
@@ -84,7 +84,7 @@ class Worker:
             bus,
             self._apply,
             types=store.accessors,
-            outcomes=self.outcomes,
+            progress=self.progress,
             tally=self.tally,
             hold_for=options.hold_for,
             max_deliveries=options.max_deliveries,
@@ -248,7 +248,6 @@ class Worker:
 
     def _apply(self, changes: Sequence[Change]) -> list[Settled]:
         """Apply changes, again and again while the store is busy, within the budget for that."""
-        self.progress.oldest = lag.oldest(changes)
 
         def attempt() -> list[Settled]:
             if self.store.capture_every:

@@ -199,8 +199,8 @@ class MongoAccessor(Accessor[R]):
 
     def apply(
         self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, list[Verdict]]:
-        verdicts: dict[str, list[Verdict]] = {}
+    ) -> dict[str, Sequence[Verdict]]:
+        verdicts: dict[str, Sequence[Verdict]] = {}
 
         def attempt(alike: Accessor[R], left: Sequence[str]) -> None:
             verdicts.update(Accessor.apply(alike, {key: batch[key] for key in left}, hold=hold))

@@ -138,10 +138,11 @@ class SqlAccessor(Accessor[R]):
                 raise
             raise UniqueError(f"{error.message}; {other}", hint=error.hint) from error
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         view, table = self.view, self._table
-        return table.faithful and table.verbatim and not view.partial and view.where is None
+        as_written = table.faithful and table.verbatim
+        return as_written and not view.partial and view.where is None and self.type.rule == "record"
 
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction

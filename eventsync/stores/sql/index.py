@@ -10,7 +10,7 @@ another transaction was quicker the whole transaction is undone and done again.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from typing import Any, ClassVar
@@ -112,6 +112,9 @@ class SqlIndex(Index):
             for count in (_USUAL, len(columns))
         )
         """Where entries go: those without detail and echo, as most are, and the others."""
+        stamp = columns[2]
+        self.newer = f"substr(excluded.{stamp}, 1, 16) > substr({self.name}.{stamp}, 1, 16)"
+        """The condition that an entry is of a later version than the one that is there."""
         self._ready = False
 
     def __repr__(self) -> str:
@@ -291,10 +294,17 @@ class SqlTransaction(IndexTransaction):
         for target, of_target in zip(self._index.targets, rows, strict=True):
             self._write(target, type, of_target)
 
-    def put(self, type: str, keys: Sequence[str], stamps: Sequence[Stamp]) -> None:
-        rows = sorted(zip(repeat(type), keys, stamps, repeat(int(Presence.HERE))))
+    def claim(self, type: str, keys: Sequence[str], stamps: Sequence[Stamp]) -> Collection[str]:
+        index, dialect = self._index, self._index.dialect
+        if not dialect.conditional:
+            return super().claim(type, keys, stamps)
+        here, gone = int(Presence.HERE), int(Presence.GONE)
+        # As ``Stamp.deleted``, without a call for each.
+        presences = [gone if stamp[16] == 2 else here for stamp in stamps]
+        rows = list(zip(repeat(type), keys, stamps, presences))
         # An entry that had more to say loses it: of a record put whole there is no more.
-        self._write(self._index.targets[0], type, rows)
+        target = index.targets[0]
+        return set(dialect.upsert_if(self.connection, target, rows, index.newer, index.columns[1]))
 
     def _write(self, target: Target, type: str, rows: list[tuple[Any, ...]]) -> None:
         """Write entries, in the order of their keys."""

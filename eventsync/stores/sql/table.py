@@ -6,7 +6,7 @@ It owns what is read from the database's description of the table. It runs no st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from operator import itemgetter
 from typing import Any
@@ -159,6 +159,8 @@ class Table:
         """Whether it also does so in the same form."""
         for column in self.view.constant:
             codecs[column] = dialect.codec(self.found.c[column].type, None)
+        kinds = tuple(codecs[column].kind for column in self.columns)
+        self.target = replace(self.target, types=kinds if all(kinds) else ())
         self._writers = {c: codec.write for c, codec in codecs.items() if codec.write}
         self._readers = [
             (c, codec.read) for c, codec in codecs.items() if codec.read and c in self.columns
