@@ -195,6 +195,8 @@ class Table:
 
         Not where the view converts values.
         """
+        if not records:
+            return []
         columns: list[Iterable[Any]] = list(zip(*records, strict=True))
         constants = [repeat(held, len(records)) for held in self.view.constant.values()]
         return self._written_all([*(columns[names.index(n)] for n in self.view.names), *constants])
