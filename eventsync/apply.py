@@ -253,6 +253,7 @@ def _greatest(
         else:
             while items and not _load(accessor, items[0]):
                 items = items[1:]
+                read_rows([item.change for item in items[:1]], accessor.reader)
             if not items:
                 continue
         if len(items) > 1:
