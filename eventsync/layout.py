@@ -58,13 +58,13 @@ def write(change: Change, *, signed: bool) -> bytes:
 
     The change's own entries have been checked. Raises ``ValueRefusedError`` for the rest.
     """
-    count, extra = _write_extra(change) if change.ext or change.known is not None else (0, b"")
-    count += _ENTRIES + _SIGNATURE_ENTRIES * signed
+    count, extra = _ENTRIES + _SIGNATURE_ENTRIES * signed, b""
+    if change.ext or change.known is not None:
+        more, extra = _write_extra(change)
+        count += more
     return b"".join(
         (
-            bytes((0x80 | count,)) if count < 16 else b"\xde" + count.to_bytes(2, "big"),
-            _write_head(change.source, change.type, change.op, change.schema, change.hops),
-            _ID,
+            _write_head(count, change.source, change.type, change.op, change.schema, change.hops),
             change.id,
             _VER,
             change.version,
@@ -79,10 +79,12 @@ def write(change: Change, *, signed: bool) -> bytes:
 
 # This and ``_read_head`` are memos of pure functions.
 @lru_cache(maxsize=1024)
-def _write_head(source: str, type: str, op: str, schema: int, hops: int) -> bytes:
+def _write_head(count: int, source: str, type: str, op: str, schema: int, hops: int) -> bytes:
+    """How a map of ``count`` entries begins: up to where its ``id`` goes."""
     check_head(source, type, op, schema, hops)
     head = {"v": MAJOR, "src": source, "type": type, "op": op, "schema": schema, "hops": hops}
-    return value.pack(head)[1:]
+    first = b"%c" % (0x80 | count) if count < 16 else b"\xde" + count.to_bytes(2, "big")
+    return first + value.pack(head)[1:] + _ID
 
 
 def _write_text(text: str) -> bytes:
@@ -92,8 +94,8 @@ def _write_text(text: str) -> bytes:
         raise ValueRefusedError("the key holds a lone surrogate, which has no UTF-8 form") from None
     size = len(encoded)
     if size < 32:
-        return bytes((0xA0 | size,)) + encoded
-    return bytes((0xD9, size)) + encoded if size < 256 else value.pack(text)
+        return b"%c%b" % (0xA0 | size, encoded)
+    return b"\xd9%c%b" % (size, encoded) if size < 256 else value.pack(text)
 
 
 def _write_extra(change: Change) -> tuple[int, bytes]:

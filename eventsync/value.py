@@ -27,6 +27,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from functools import partial
 from typing import Any, Final
 from uuid import UUID, SafeUUID
 
@@ -80,8 +81,6 @@ _OF_EXPONENTS: Final = b"+eE"
 _set_int: Final = vars(UUID)["int"].__set__
 _set_safe: Final = vars(UUID)["is_safe"].__set__
 _SAFE: Final = SafeUUID.unknown
-# A packer has a buffer that is worth keeping; it is for one thread at a time.
-_packers: Final = threading.local()
 # Exact, unlike the context of the running thread, which rounds to 28 digits.
 _EXACT: Final = decimal.Context(
     prec=decimal.MAX_PREC, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX, traps=[]
@@ -93,7 +92,7 @@ def _refuse(message: str) -> ValueRefusedError:
 
 
 # Without its constructor's look at a code and bytes that are ours.
-_ext: Final = msgpack.ExtType._make
+_ext: Final[Callable[[tuple[int, bytes]], Any]] = partial(tuple.__new__, msgpack.ExtType)
 # What msgpack raises for bytes that are not a value of its.
 _BROKEN: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
 
@@ -107,23 +106,30 @@ def check(value: Any, *, depth: int = 0) -> None:
     if kind in _PLAIN:
         return
     if kind is float:
-        if value != value:
-            raise _refuse(
-                "NaN cannot travel: it is not equal to itself, so stores never agree on it"
-            )
+        _float_form(value)
         return
     if kind is dict or kind is list:
         _check_container(value, depth + 1)
         return
     if kind is Decimal:
-        if not value.is_finite():
-            raise _refuse(f"Decimal {value} cannot travel: only finite decimals can")
-        if abs(value.adjusted()) > _MAX_DECIMAL or len(str(value)) > _MAX_DECIMAL:
-            raise _refuse(f"a decimal has over {_MAX_DECIMAL} digits or so large an exponent")
+        _decimal_text(value)
         return
     if kind is dt.datetime or kind is dt.time:
         return
-    raise _refuse(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel")
+    raise _unknown(kind)
+
+
+def _unknown(kind: type) -> ValueRefusedError:
+    return _refuse(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel")
+
+
+def _decimal_text(number: Decimal) -> str:
+    """The text of a decimal that may travel."""
+    if not number.is_finite():
+        raise _refuse(f"Decimal {number} cannot travel: only finite decimals can")
+    if abs(number.adjusted()) <= _MAX_DECIMAL and len(text := str(number)) <= _MAX_DECIMAL:
+        return text
+    raise _refuse(f"a decimal has over {_MAX_DECIMAL} digits or so large an exponent")
 
 
 def _check_container(value: dict[Any, Any] | list[Any], depth: int) -> None:
@@ -143,31 +149,75 @@ def _check_container(value: dict[Any, Any] | list[Any], depth: int) -> None:
             check(item, depth=depth)
 
 
+# -- the forms in which values are given to msgpack -----------------------------------------------
+
+
+def _float_form(number: float) -> float:
+    if number != number:
+        raise _refuse("NaN cannot travel: it is not equal to itself, so stores never agree on it")
+    return number + 0.0  # a zero loses its sign, as it does in stores
+
+
+def _decimal_form(number: Decimal) -> Any:
+    text = _decimal_text(number)
+    if "E+" in text or (text[0] == "-" and not number):
+        # Stores that keep all its digits still write 1E+3 as 1000, and zero without a sign.
+        text = format(number if number else abs(number), "f")
+    return _ext((_DECIMAL, text.encode()))
+
+
+def _date_form(date: dt.date) -> Any:
+    return _ext((_DATE, date.isoformat().encode()))
+
+
+def _time_form(time: dt.time) -> Any:
+    return _ext((_TIME, time.isoformat().encode()))
+
+
+def _datetime_form(moment: dt.datetime) -> Any:
+    if moment.tzinfo is None:
+        return _ext((_NAIVE, moment.isoformat().encode()))
+    return _ext((_AWARE, moment.astimezone(_UTC).isoformat().encode()))
+
+
+def _uuid_form(uuid: UUID) -> Any:
+    return _ext((_UUID, uuid.int.to_bytes(16, "big")))
+
+
+def _bigint_form(number: int) -> Any:
+    size = (number if number >= 0 else ~number).bit_length() // 8 + 1
+    if size > _MAX_BIGINT:
+        raise _refuse(f"an integer has {size} bytes; {_MAX_BIGINT} is the limit")
+    return _ext((_BIGINT, number.to_bytes(size, "big", signed=True)))
+
+
+def _container_form(container: Any) -> Any:
+    """That of a map or array in a body."""
+    check(container, depth=1)
+    return _canonical(container)
+
+
+# By the type of a value in a body, which must be in it; ``None``: it is given as it is.
+_FORMS: Final[dict[type, Callable[[Any], Any] | None]] = {
+    **dict.fromkeys((str, int, bool, type(None), bytes)),
+    float: _float_form,
+    Decimal: _decimal_form,
+    dt.date: _date_form,
+    dt.time: _time_form,
+    dt.datetime: _datetime_form,
+    UUID: _uuid_form,
+    dict: _container_form,
+    list: _container_form,
+}
+
+
 def _encode_special(value: Any) -> Any:
     """msgpack's hook for what it cannot encode by itself."""
     kind = type(value)
-    if kind is Decimal:
-        text = str(value)
-        if "E+" in text or (text[0] == "-" and not value):
-            # Stores that keep all its digits still write 1E+3 as 1000, and zero without a sign.
-            text = format(value if value else abs(value), "f")
-        return _ext((_DECIMAL, text.encode()))
-    if kind is dt.datetime:
-        if value.tzinfo is None:
-            return _ext((_NAIVE, value.isoformat().encode()))
-        return _ext((_AWARE, value.astimezone(_UTC).isoformat().encode()))
-    if kind is dt.date:
-        return _ext((_DATE, value.isoformat().encode()))
-    if kind is dt.time:
-        return _ext((_TIME, value.isoformat().encode()))
-    if kind is UUID:
-        return _ext((_UUID, value.bytes))
-    if kind is int:
-        size = (value if value >= 0 else ~value).bit_length() // 8 + 1
-        if size > _MAX_BIGINT:
-            raise _refuse(f"an integer has {size} bytes; {_MAX_BIGINT} is the limit")
-        return _ext((_BIGINT, value.to_bytes(size, "big", signed=True)))
-    raise _refuse(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel")
+    form = _bigint_form if kind is int else _FORMS.get(kind)
+    if form is None:
+        raise _unknown(kind)
+    return form(value)
 
 
 def _encode_canonical(value: Any) -> Any:
@@ -257,14 +307,21 @@ def pack(value: Any) -> bytes:
     Raises ``ValueRefusedError`` for what may not travel (see ``check``).
     """
     check(value)
-    return _packb(value, _encode_special)
+    return _packb(value, _packers.special)
 
 
-def _packb(value: Any, special: Callable[[Any], Any]) -> bytes:
-    packers: dict[Any, msgpack.Packer] = _packers.__dict__
-    packer = packers.get(special)
-    if packer is None:
-        packer = packers[special] = msgpack.Packer(default=special)
+class _Packers(threading.local):
+    """A packer has a buffer that is worth keeping; it is for one thread at a time."""
+
+    def __init__(self) -> None:
+        self.special = msgpack.Packer(default=_encode_special)
+        self.canonical = msgpack.Packer(default=_encode_canonical)
+
+
+_packers: Final = _Packers()
+
+
+def _packb(value: Any, packer: msgpack.Packer) -> bytes:
     try:
         return packer.pack(value)  # type: ignore[no-any-return]
     except UnicodeEncodeError as error:
@@ -378,15 +435,14 @@ def pack_body(body: Mapping[str, Any]) -> bytes:
     if len(body) > MAX_ENTRIES or not _TEXTS.issuperset(map(type, body)):
         _check_container(dict(body), 1)  # says what is wrong
     ordered = {}
-    for name in sorted(body):
-        item = body[name]
-        kind = type(item)
-        if kind not in _PLAIN:
-            check(item, depth=1)
-            if kind not in _SOUND:
-                item = _canonical(item)
-        ordered[name] = item
-    return _packb(ordered, _encode_special)
+    try:
+        for name in sorted(body):
+            item = body[name]
+            form = _FORMS[type(item)]
+            ordered[name] = item if form is None else form(item)
+    except KeyError:
+        raise _unknown(type(item)) from None
+    return _packb(ordered, _packers.special)
 
 
 def digest_of_body(packed: bytes) -> bytes:
@@ -404,7 +460,7 @@ def digest(row: Mapping[str, Any]) -> bytes:
     for key in sorted(row):
         item = row[key]
         ordered[key] = item if type(item) in _PLAIN else _canonical(item)
-    return digest_of_body(_packb(ordered, _encode_canonical))
+    return digest_of_body(_packb(ordered, _packers.canonical))
 
 
 def freeze(value: Any) -> Any:
