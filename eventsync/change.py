@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
@@ -34,6 +34,7 @@ __all__ = [
     "Stamp",
     "State",
     "join",
+    "make_bodies",
     "new_id",
 ]
 
@@ -129,6 +130,8 @@ class Reader(Protocol):
 
 
 _UNREAD: Final[Any] = object()
+# So many bodies are made as quickly one by one.
+_FEW: Final = 10
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -292,6 +295,19 @@ class Change:
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in _ATTRIBUTES)
         return f"Change({shown})"
+
+
+def make_bodies(changes: Iterable[Change]) -> None:
+    """Make the bodies of many changes at once: quicker than one by one where they are alike.
+
+    Nothing else is to be seen of it: what may not travel is refused when its ``body`` is asked for.
+    """
+    bodiless = [change for change in changes if change._body is None and change._data is not None]
+    if len(bodiless) < _FEW:
+        return
+    bodies = value.pack_bodies([change._data for change in bodiless])  # type: ignore[misc]
+    for change, body in zip(bodiless, bodies or (), strict=False):
+        change._body = body
 
 
 _ATTRIBUTES: Final = (

@@ -7,6 +7,7 @@ is part of that, and to be had from here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from eventsync import layout, value
@@ -27,6 +28,7 @@ __all__ = [
     "batches",
     "decode",
     "encode",
+    "encode_all",
     "framed_size",
     "join_batch",
     "split_batch",
@@ -55,6 +57,21 @@ def encode(change: Change, *, keys: Keyring | None = None, max_bytes: int = MAX_
             hint="keep large content elsewhere, and a reference to it in the record",
         )
     return raw
+
+
+def encode_all(
+    changes: Sequence[Change], *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES
+) -> list[bytes]:
+    """As ``encode`` of each, in less time where they are alike: puts of one type, say.
+
+    Raises ``ValueRefusedError`` for the first that may not travel.
+    """
+    raws = layout.write_alike(changes, signed=keys is not None) if changes else []
+    if raws is not None and keys is not None:
+        raws = list(map(keys.sign, raws))
+    if raws is None or max(map(len, raws), default=0) > max_bytes:
+        return [encode(change, keys=keys, max_bytes=max_bytes) for change in changes]
+    return raws
 
 
 def decode(

@@ -25,10 +25,11 @@ import datetime as dt
 import decimal
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from functools import partial
-from typing import Any, Final
+from functools import lru_cache, partial
+from itertools import chain, repeat
+from typing import Any, Final, TypeVar
 from uuid import UUID, SafeUUID
 
 import msgpack
@@ -43,14 +44,19 @@ __all__ = [
     "digest",
     "digest_of_body",
     "freeze",
+    "map_head",
     "pack",
+    "pack_bodies",
     "pack_body",
+    "pack_column",
     "unpack",
     "unpack_body",
     "unpack_flat",
     "unpack_map",
     "unpack_parts",
 ]
+
+_T = TypeVar("_T")
 
 MAX_DEPTH: Final = 16
 """How deep maps and arrays may nest."""
@@ -67,6 +73,8 @@ _MAX_BIGINT: Final = 512
 
 _DECIMAL, _DATE, _TIME, _NAIVE, _AWARE, _UUID, _BIGINT = range(1, 8)
 
+# What msgpack encodes by itself as it is.
+_NATIVE: Final = frozenset({str, int, bool, type(None), bytes})
 # What msgpack encodes by itself and what needs no look inside. Floats are not among them: NaN.
 _PLAIN: Final = frozenset({str, int, bool, type(None), bytes, dt.date, UUID})
 # What needs no look inside once it has been decoded.
@@ -106,7 +114,10 @@ def check(value: Any, *, depth: int = 0) -> None:
     if kind in _PLAIN:
         return
     if kind is float:
-        _float_form(value)
+        if value != value:
+            raise _refuse(
+                "NaN cannot travel: it is not equal to itself, so stores never agree on it"
+            )
         return
     if kind is dict or kind is list:
         _check_container(value, depth + 1)
@@ -149,75 +160,53 @@ def _check_container(value: dict[Any, Any] | list[Any], depth: int) -> None:
             check(item, depth=depth)
 
 
-# -- the forms in which values are given to msgpack -----------------------------------------------
-
-
-def _float_form(number: float) -> float:
-    if number != number:
-        raise _refuse("NaN cannot travel: it is not equal to itself, so stores never agree on it")
-    return number + 0.0  # a zero loses its sign, as it does in stores
-
-
-def _decimal_form(number: Decimal) -> Any:
+def _decimal_extension(number: Decimal) -> tuple[int, bytes]:
     text = _decimal_text(number)
     if "E+" in text or (text[0] == "-" and not number):
         # Stores that keep all its digits still write 1E+3 as 1000, and zero without a sign.
         text = format(number if number else abs(number), "f")
-    return _ext((_DECIMAL, text.encode()))
+    return _DECIMAL, text.encode()
 
 
-def _date_form(date: dt.date) -> Any:
-    return _ext((_DATE, date.isoformat().encode()))
+def _date_extension(date: dt.date) -> tuple[int, bytes]:
+    return _DATE, date.isoformat().encode()
 
 
-def _time_form(time: dt.time) -> Any:
-    return _ext((_TIME, time.isoformat().encode()))
+def _time_extension(time: dt.time) -> tuple[int, bytes]:
+    return _TIME, time.isoformat().encode()
 
 
-def _datetime_form(moment: dt.datetime) -> Any:
+def _moment_extension(moment: dt.datetime) -> tuple[int, bytes]:
     if moment.tzinfo is None:
-        return _ext((_NAIVE, moment.isoformat().encode()))
-    return _ext((_AWARE, moment.astimezone(_UTC).isoformat().encode()))
+        return _NAIVE, moment.isoformat().encode()
+    return _AWARE, moment.astimezone(_UTC).isoformat().encode()
 
 
-def _uuid_form(uuid: UUID) -> Any:
-    return _ext((_UUID, uuid.int.to_bytes(16, "big")))
+def _uuid_extension(uuid: UUID) -> tuple[int, bytes]:
+    return _UUID, uuid.int.to_bytes(16, "big")
 
 
-def _bigint_form(number: int) -> Any:
-    size = (number if number >= 0 else ~number).bit_length() // 8 + 1
-    if size > _MAX_BIGINT:
-        raise _refuse(f"an integer has {size} bytes; {_MAX_BIGINT} is the limit")
-    return _ext((_BIGINT, number.to_bytes(size, "big", signed=True)))
-
-
-def _container_form(container: Any) -> Any:
-    """That of a map or array in a body."""
-    check(container, depth=1)
-    return _canonical(container)
-
-
-# By the type of a value in a body, which must be in it; ``None``: it is given as it is.
-_FORMS: Final[dict[type, Callable[[Any], Any] | None]] = {
-    **dict.fromkeys((str, int, bool, type(None), bytes)),
-    float: _float_form,
-    Decimal: _decimal_form,
-    dt.date: _date_form,
-    dt.time: _time_form,
-    dt.datetime: _datetime_form,
-    UUID: _uuid_form,
-    dict: _container_form,
-    list: _container_form,
+# By the type of a value that always travels as an extension type: code and payload of that.
+_EXTENSIONS: Final[dict[type, Callable[[Any], tuple[int, bytes]]]] = {
+    Decimal: _decimal_extension,
+    dt.date: _date_extension,
+    dt.time: _time_extension,
+    dt.datetime: _moment_extension,
+    UUID: _uuid_extension,
 }
 
 
 def _encode_special(value: Any) -> Any:
     """msgpack's hook for what it cannot encode by itself."""
     kind = type(value)
-    form = _bigint_form if kind is int else _FORMS.get(kind)
-    if form is None:
-        raise _unknown(kind)
-    return form(value)
+    if kind in _EXTENSIONS:
+        return _ext(_EXTENSIONS[kind](value))
+    if kind is int:
+        size = (value if value >= 0 else ~value).bit_length() // 8 + 1
+        if size > _MAX_BIGINT:
+            raise _refuse(f"an integer has {size} bytes; {_MAX_BIGINT} is the limit")
+        return _ext((_BIGINT, value.to_bytes(size, "big", signed=True)))
+    raise _unknown(kind)
 
 
 def _encode_canonical(value: Any) -> Any:
@@ -307,23 +296,24 @@ def pack(value: Any) -> bytes:
     Raises ``ValueRefusedError`` for what may not travel (see ``check``).
     """
     check(value)
-    return _packb(value, _packers.special)
+    return _packed(_packer.pack, value)
 
 
-class _Packers(threading.local):
-    """A packer has a buffer that is worth keeping; it is for one thread at a time."""
+class _Packer(threading.local):
+    """What msgpack makes of a value. Its buffers are worth keeping, for one thread each."""
 
     def __init__(self) -> None:
-        self.special = msgpack.Packer(default=_encode_special)
-        self.canonical = msgpack.Packer(default=_encode_canonical)
+        self.pack: Callable[[Any], bytes] = msgpack.Packer(default=_encode_special).pack
+        self.pack_canonical: Callable[[Any], bytes] = msgpack.Packer(default=_encode_canonical).pack
 
 
-_packers: Final = _Packers()
+_packer: Final = _Packer()
 
 
-def _packb(value: Any, packer: msgpack.Packer) -> bytes:
+def _packed(pack: Callable[[Any], _T], value: Any) -> _T:
+    """What ``pack`` makes of ``value``. Raises ``ValueRefusedError``, and nothing else."""
     try:
-        return packer.pack(value)  # type: ignore[no-any-return]
+        return pack(value)
     except UnicodeEncodeError as error:
         raise _refuse("a string holds a lone surrogate, which has no UTF-8 form") from error
     except (TypeError, ValueError, OverflowError) as error:
@@ -434,15 +424,78 @@ def pack_body(body: Mapping[str, Any]) -> bytes:
     """
     if len(body) > MAX_ENTRIES or not _TEXTS.issuperset(map(type, body)):
         _check_container(dict(body), 1)  # says what is wrong
+    return _packed(_pack_ordered, body)
+
+
+def _pack_ordered(body: Mapping[str, Any]) -> bytes:
     ordered = {}
+    for name in sorted(body):
+        item = body[name]
+        kind = type(item)
+        if kind not in _NATIVE:
+            item = _form(item, kind)
+        ordered[name] = item
+    return _packer.pack(ordered)
+
+
+def _form(item: Any, kind: type) -> Any:
+    """What msgpack is given for an item of a body that is not native to it, of type ``kind``."""
+    if kind in _EXTENSIONS:
+        return _ext(_EXTENSIONS[kind](item))
+    if kind is float and item == item:
+        return item + 0.0  # a zero loses its sign
+    check(item, depth=1)
+    return _canonical(item)
+
+
+def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[bytes] | None:
+    """What ``pack_body`` makes of each, made name by name, which is quicker. Thread-safe.
+
+    ``None`` unless all have the same names, or when one may not travel.
+    """
+    if not _TEXTS.issuperset(map(type, chain.from_iterable(bodies))):
+        return None
+    names = sorted(bodies[0])
+    if set(map(len, bodies)) != {len(names)} or len(names) > MAX_ENTRIES:
+        return None
+    # The bytes of all bodies begin alike; then comes each name, and what each body has under it.
+    columns: list[Iterable[bytes]] = [repeat(map_head(len(names)), len(bodies))]
     try:
-        for name in sorted(body):
-            item = body[name]
-            form = _FORMS[type(item)]
-            ordered[name] = item if form is None else form(item)
-    except KeyError:
-        raise _unknown(type(item)) from None
-    return _packb(ordered, _packers.special)
+        for name, packed in zip(names, pack_column(names), strict=True):
+            columns += (repeat(packed), pack_column([body[name] for body in bodies]))
+    except (KeyError, ValueRefusedError):
+        return None
+    return list(map(b"".join, zip(*columns, strict=False)))
+
+
+def pack_column(items: Sequence[Any]) -> list[bytes]:
+    """The bytes of each of ``items``, as they are in a body. Thread-safe.
+
+    Raises ``ValueRefusedError`` when one of them may not travel.
+    """
+    return _packed(_pack_each, items)
+
+
+def _pack_each(items: Sequence[Any]) -> list[bytes]:
+    kinds = set(map(type, items))
+    if len(kinds) == 1 and kinds <= _EXTENSIONS.keys():
+        # Most of what it takes to have msgpack write an extension type is the same each time.
+        extensions = map(_EXTENSIONS[kinds.pop()], items)
+        return [_extension_head(code, len(payload)) + payload for code, payload in extensions]
+    if not kinds <= _NATIVE:
+        items = [_form(item, type(item)) for item in items]
+    return list(map(_packer.pack, items))
+
+
+def map_head(count: int) -> bytes:
+    """The bytes with which a map of ``count`` entries begins; at most 65,535."""
+    return b"%c" % (0x80 | count) if count < 16 else b"\xde" + count.to_bytes(2, "big")
+
+
+@lru_cache(maxsize=1024)
+def _extension_head(code: int, size: int) -> bytes:
+    """What comes before the payload of an extension type. A memo of a pure function."""
+    return _packer.pack(_ext((code, bytes(size))))[:-size]
 
 
 def digest_of_body(packed: bytes) -> bytes:
@@ -460,7 +513,7 @@ def digest(row: Mapping[str, Any]) -> bytes:
     for key in sorted(row):
         item = row[key]
         ordered[key] = item if type(item) in _PLAIN else _canonical(item)
-    return digest_of_body(_packb(ordered, _packers.canonical))
+    return digest_of_body(_packed(_packer.pack_canonical, ordered))
 
 
 def freeze(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import random
 from decimal import Decimal
+from enum import StrEnum
 from uuid import UUID
 
 import msgpack
@@ -52,6 +53,10 @@ def test_a_body_has_one_form(body, rng):
     assert value.pack_body(value.unpack_body(packed)) == packed
 
 
+class _Name(StrEnum):
+    B = "b"
+
+
 def plainly(item):
     """What ``pack_body`` makes, by the letter of docs/envelope.md and of msgpack, in no hurry."""
 
@@ -86,6 +91,33 @@ def plainly(item):
 def test_a_body_is_packed_as_plain_msgpack_would(body):
     """Its bytes are those of a packer with a hook, given the keys of all maps in order."""
     assert value.pack_body(body) == plainly(body)
+
+
+@st.composite
+def tables(draw):
+    """Bodies of the same names, of which some have values of one type and some of any."""
+    names = draw(st.lists(strategies.text, unique=True, max_size=4))
+    columns = {
+        name: draw(st.sampled_from([*strategies.of_type, strategies.values])) for name in names
+    }
+    return [
+        {name: draw(columns[name]) for name in draw(st.permutations(names))}
+        for _ in range(draw(st.integers(1, 4)))
+    ]
+
+
+@given(tables())
+def test_many_bodies_at_once_are_packed_as_each_alone(bodies):
+    """Name by name or body by body, the bytes are the same."""
+    assert value.pack_bodies(bodies) == [plainly(body) for body in bodies]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"a": 1}, {"a": 1, "c": 1}, {"a": 1, "b": 1, "c": 1}, {"a": 1, _Name.B: 1}]
+)
+def test_bodies_of_other_names_are_not_packed_together(wrong):
+    """One name less, another, one more, one that is no plain text."""
+    assert value.pack_bodies([{"a": 1, "b": 2}, wrong]) is None
 
 
 @pytest.mark.parametrize(
@@ -157,6 +189,9 @@ REFUSED = {
     "a tuple": (1, 2),
     "an object": object(),
     "complex": 1j,
+    "a subclass of str": _Name.B,
+    "a subclass of str as a key": {_Name.B: 1},
+    "a moment that UTC has no date for": dt.datetime.min.replace(tzinfo=dt.timezone.max),
 }
 
 
@@ -177,6 +212,7 @@ def test_what_may_not_travel_is_refused_in_a_body(item):
         with pytest.raises(ValueRefusedError) as told:
             value.pack_body(body)
         assert told.value.message == plainly_told.value.message
+        assert value.pack_bodies([body]) is None
 
 
 def test_limits_are_what_they_say():
