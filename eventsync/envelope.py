@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from eventsync import layout, value
-from eventsync.change import Change, Known, Stamp
+from eventsync.change import Change, Known, Stamp, make_bodies
 from eventsync.clock import Version
 from eventsync.entry import MAX_KEY, MAX_NAME, check_body, check_head, shown
 from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError
@@ -66,6 +66,7 @@ def encode_all(
 
     Raises ``ValueRefusedError`` for the first that may not travel.
     """
+    make_bodies(changes)
     raws = layout.write_alike(changes, signed=keys is not None) if changes else []
     if raws is not None and keys is not None:
         raws = list(map(keys.sign, raws))

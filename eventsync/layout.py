@@ -16,7 +16,7 @@ from struct import Struct
 from typing import Any, Final
 
 from eventsync import value
-from eventsync.change import DELETE, PATCH, Change, Known, Op, Stamp, make_bodies
+from eventsync.change import DELETE, PATCH, Change, Known, Op, Stamp
 from eventsync.clock import Version
 from eventsync.entry import MAX_KEY, check_head, check_known, check_text
 from eventsync.errors import ValueRefusedError
@@ -86,7 +86,6 @@ def write_alike(changes: Sequence[Change], *, signed: bool) -> list[bytes] | Non
     heads = {(c.source, c.type, c.op, c.schema, c.hops) for c in changes}
     if len(heads) != 1 or any(c.ext or c.known is not None or c.op == DELETE for c in changes):
         return None
-    make_bodies(changes)
     ids = [change.id for change in changes]
     versions = [change.version for change in changes]
     keys = [change.key for change in changes]
