@@ -40,6 +40,10 @@ CONTENT_TYPE: Final = "application/x-eventsync"
 MAX_BYTES: Final = 256 * 1024
 """How large one envelope may be, unless another limit is given."""
 
+# So many envelopes are made at once: more stay in no processor's cache, and one that is unlike the
+# others, or may not travel, keeps no more than these from being made together.
+_TOGETHER: Final = 500
+
 
 def encode(change: Change, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES) -> bytes:
     """The envelope of ``change``, signed if there are ``keys``. Pure, thread-safe.
@@ -66,11 +70,18 @@ def encode_all(
 
     Raises ``ValueRefusedError`` for the first that may not travel.
     """
+    raws: list[bytes] = []
+    for start in range(0, len(changes), _TOGETHER):
+        raws += _encode_some(changes[start : start + _TOGETHER], keys, max_bytes)
+    return raws
+
+
+def _encode_some(changes: Sequence[Change], keys: Keyring | None, max_bytes: int) -> list[bytes]:
     make_bodies(changes)
-    raws = layout.write_alike(changes, signed=keys is not None) if changes else []
+    raws = layout.write_alike(changes, signed=keys is not None)
     if raws is not None and keys is not None:
         raws = list(map(keys.sign, raws))
-    if raws is None or max(map(len, raws), default=0) > max_bytes:
+    if raws is None or max(map(len, raws)) > max_bytes:
         return [encode(change, keys=keys, max_bytes=max_bytes) for change in changes]
     return raws
 

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache, partial
 from itertools import chain, repeat
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 from uuid import UUID, SafeUUID
 
@@ -462,7 +463,7 @@ def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[bytes] | None:
     columns: list[Iterable[bytes]] = [repeat(map_head(len(names)), len(bodies))]
     try:
         for name, packed in zip(names, pack_column(names), strict=True):
-            columns += (repeat(packed), pack_column([body[name] for body in bodies]))
+            columns += (repeat(packed), pack_column(list(map(itemgetter(name), bodies))))
     except (KeyError, ValueRefusedError):
         return None
     return list(map(b"".join, zip(*columns, strict=False)))
