@@ -96,10 +96,10 @@ def write_alike(changes: Sequence[Change], *, signed: bool) -> list[bytes] | Non
     try:
         head = _write_head(_ENTRIES + _SIGNATURE_ENTRIES * signed, *heads.pop())
         texts = value.pack_column(keys)
-        bodies = [change.body for change in changes]
+        bodies = [change.body for change in changes if change.data is not None]
     except ValueRefusedError:
         return None
-    if b"" in bodies:
+    if len(bodies) < len(changes):
         return None
     parts = (repeat(head), ids, repeat(_VER), versions, repeat(_KEY), texts, repeat(_DATA), bodies)
     return list(map(b"".join, zip(*parts, strict=False)))

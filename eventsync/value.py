@@ -464,7 +464,7 @@ def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[bytes] | None:
     try:
         for name, packed in zip(names, pack_column(names), strict=True):
             columns += (repeat(packed), pack_column(list(map(itemgetter(name), bodies))))
-    except (KeyError, ValueRefusedError):
+    except (KeyError, TypeError, ValueRefusedError):
         return None
     return list(map(b"".join, zip(*columns, strict=False)))
 

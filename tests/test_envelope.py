@@ -160,6 +160,7 @@ WRONG = {
     "a lone surrogate": {"data": {"a": "\ud800", "b": "é"}},
     "a name that is no text": {"data": {1: 1}},
     "no data": {"data": None},
+    "data that are no map": {"data": ["a"]},
     "data in a delete": {"op": DELETE},
     "no key": {"key": ""},
     "a long key": {"key": "k" * 513},
@@ -189,6 +190,14 @@ def test_one_of_many_that_may_not_travel_is_refused(wrong, alone):
     with pytest.raises(ValueRefusedError) as told:
         envelope.encode_all(batch)
     assert told.value.message == alone_told.value.message
+
+
+def test_what_was_not_read_is_looked_at_before_it_is_passed_on():
+    """Among many as alone: a body that came from elsewhere, and is none, goes no further."""
+    broken = Change.sealed("", "T", PUT, 1, 0, "1", Version.of(5), bytes(16), None, b"\xc1")
+    for encode in (envelope.encode, lambda change: envelope.encode_all([change] * 12)):
+        with pytest.raises(ValueRefusedError, match="not a msgpack value"):
+            encode(broken)
 
 
 def test_keys_rotate():
