@@ -35,6 +35,7 @@ __all__ = [
     "Stamp",
     "State",
     "join",
+    "make_bodies",
     "new_id",
     "read_rows",
     "stamps",
@@ -104,10 +105,10 @@ _randomness: Final = _Randomness()
 
 def new_id() -> bytes:
     """A UUIDv7 (RFC 9562) as 16 bytes: an event's name for tracing, never for order."""
-    random = bytearray(_randomness.take(10))
-    random[0] = 0x70 | random[0] & 0x0F
-    random[2] = 0x80 | random[2] & 0x3F
-    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + bytes(random)
+    random = int.from_bytes(_randomness.take(10), "big")
+    # Version 7 in its first four bits, variant 2 in two later ones.
+    marked = random & 0x0FFF_3FFF_FFFF_FFFF_FFFF | 0x7000_8000_0000_0000_0000
+    return (time.time_ns() // 1_000_000 << 80 | marked).to_bytes(16, "big")
 
 
 @dataclass(slots=True, frozen=True)
@@ -136,6 +137,8 @@ class Reader(Protocol):
 
 
 _UNREAD: Final[Any] = object()
+# So many bodies are made as quickly one by one.
+_FEW: Final = 10
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -333,6 +336,19 @@ def stamps(changes: Sequence[Change]) -> list[Stamp]:
     return [
         bytes.__new__(Stamp, c.version + _RANK[c.op] + (c._digest or c.digest)) for c in changes
     ]
+
+
+def make_bodies(changes: Iterable[Change]) -> None:
+    """Make the bodies of many changes at once: quicker than one by one where they are alike.
+
+    Nothing else is to be seen of it: what may not travel is refused when its ``body`` is asked for.
+    """
+    bodiless = [change for change in changes if change._body is None and change._data is not None]
+    if len(bodiless) < _FEW:
+        return
+    bodies = value.pack_bodies([change._data for change in bodiless])  # type: ignore[misc]
+    for change, body in zip(bodiless, bodies or (), strict=False):
+        change._body = body
 
 
 _ATTRIBUTES: Final = (

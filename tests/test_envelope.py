@@ -119,6 +119,87 @@ def test_any_flipped_bit_breaks_the_signature(change, data):
         envelope.decode(bytes(raw), keys=KEYS)
 
 
+@st.composite
+def batches(draw):
+    """Changes most of which are puts of one type with the same fields, as producers have them."""
+    names = draw(st.lists(strategies.text, unique=True, max_size=3))
+    puts = [
+        Change(
+            type="T",
+            key=draw(strategies.text | st.just("k" * 300)),
+            op=PUT,
+            version=Version.of(number),
+            data={name: draw(strategies.values) for name in names},
+            source=draw(st.sampled_from(["s", "s", "s", "other"])),
+        )
+        for number in range(draw(st.integers(0, 12)))
+    ]
+    return puts + draw(st.lists(changes(), max_size=1))
+
+
+def encoded(encode):
+    """What it makes, or the words in which it refuses."""
+    try:
+        return encode()
+    except ValueRefusedError as error:
+        return error.message
+
+
+@given(batches(), st.sampled_from([None, KEYS]), st.sampled_from([300, 10**6]))
+def test_many_are_encoded_as_each_alone(batch, keys, most):
+    """The same bytes in the same order, or the refusal of the first that may not travel."""
+    again = [change.replace() for change in batch]
+    assert encoded(lambda: envelope.encode_all(batch, keys=keys, max_bytes=most)) == encoded(
+        lambda: [envelope.encode(change, keys=keys, max_bytes=most) for change in again]
+    )
+
+
+WRONG = {
+    "NaN": {"data": {"a": float("nan"), "b": "é"}},
+    "an object": {"data": {"a": object(), "b": "é"}},
+    "a lone surrogate": {"data": {"a": "\ud800", "b": "é"}},
+    "a name that is no text": {"data": {1: 1}},
+    "no data": {"data": None},
+    "data that are no map": {"data": ["a"]},
+    "data in a delete": {"op": DELETE},
+    "no key": {"key": ""},
+    "a long key": {"key": "k" * 513},
+    "a key that is no text": {"key": 7},
+    "a key with a lone surrogate": {"key": "\ud800"},
+    "a short id": {"id": b"1"},
+    "an id that is no bytes": {"id": "1" * 16},
+    "a short version": {"version": b"1"},
+    "no type": {"type": ""},
+    "a long source": {"source": "s" * 129},
+    "another op": {"op": "copy"},
+    "a negative schema": {"schema": -1},
+    "known in a put": {"known": Known(Stamp(bytes(49)), {}, {})},
+    "a wrong ext": {"ext": {"a": object()}},
+    "a large one": {"data": {"a": "a" * envelope.MAX_BYTES, "b": "é"}},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("alone", [True, False])
+def test_one_of_many_that_may_not_travel_is_refused(wrong, alone):
+    """In the same words as by itself; be it that the others are like it or not."""
+    spoilt = [PLAIN.replace(**wrong)] * 12
+    batch = spoilt if alone else [PLAIN.replace() for _ in range(20)] + spoilt
+    with pytest.raises(ValueRefusedError) as alone_told:
+        envelope.encode(PLAIN.replace(**wrong))
+    with pytest.raises(ValueRefusedError) as told:
+        envelope.encode_all(batch)
+    assert told.value.message == alone_told.value.message
+
+
+def test_what_was_not_read_is_looked_at_before_it_is_passed_on():
+    """Among many as alone: a body that came from elsewhere, and is none, goes no further."""
+    broken = Change.sealed("", "T", PUT, 1, 0, "1", Version.of(5), bytes(16), None, b"\xc1")
+    for encode in (envelope.encode, lambda change: envelope.encode_all([change] * 12)):
+        with pytest.raises(ValueRefusedError, match="not a msgpack value"):
+            encode(broken)
+
+
 def test_keys_rotate():
     """What an older key signed is read while that key is configured, and no longer."""
     raw = envelope.encode(PLAIN, keys=OLD)

@@ -84,7 +84,7 @@ def produce(options: argparse.Namespace, broker: str, started: Any) -> None:
         chunks = list(changes(options))
         started.wait()
         for chunk in chunks:
-            bus.publish("Customer", [bus.encode(change) for change in chunk])
+            bus.publish("Customer", bus.encode_all(chunk))
 
 
 @contextlib.contextmanager
