@@ -233,6 +233,18 @@ def test_made_at_github(store, github):
     assert github.issues[1]["body"] == "Thanks"  # no mark in what is not ours
 
 
+def test_somebody_edits_meanwhile(store, github):
+    """What somebody edits between our reading and our writing is captured."""
+    store.add(Issue(id="K", title="a"))
+    github.between = lambda: github.edits(1, state="closed")
+    issue = store[Issue, "K"]
+    issue.title = "b"
+    store.update(issue)
+    github.between = lambda: None
+    assert (store[Issue, "K"].title, store[Issue, "K"].status) == ("b", "closed")
+    assert [c.data for c in captured(store)] == [{"status": "closed"}]
+
+
 @pytest.mark.parametrize("failure", [("lose",), ("drop",), ("status", 502, {}, b"")])
 @pytest.mark.parametrize(
     "record",
