@@ -108,14 +108,16 @@ SAMPLES = [
 ]  # fmt: skip
 
 
+ops = st.sampled_from([PUT, PATCH, DELETE])
+samples = st.lists(st.integers(0, len(SAMPLES) - 1), max_size=4).map(
+    lambda chosen: {str(at): SAMPLES[at] for at in chosen}
+)
+
+
 @st.composite
 def sampled_changes(draw):
     """A change of any form, of values that are not drawn."""
-    op = draw(st.sampled_from([PUT, PATCH, DELETE]))
-    body, other = (
-        {str(at): SAMPLES[at] for at in draw(st.sets(st.integers(0, len(SAMPLES) - 1), max_size=4))}
-        for _ in range(2)
-    )
+    op, body, other = draw(ops), draw(samples), draw(samples)
     known = None
     if op == PATCH and other:
         stamp = Stamp(Version.of(1) + b"\x01" + bytes(range(32)))
