@@ -16,7 +16,15 @@ try:
     pytest.register_assert_rewrite(
         *(
             f"eventsync.testing.{name}"
-            for name in ("harness", "crud", "views", "convergence", "capture", "crashes")
+            for name in (
+                "harness",
+                "crud",
+                "views",
+                "convergence",
+                "capture",
+                "crashes",
+                "tracker",
+            )
         )
     )
     from eventsync.testing.contract import StoreContract
