@@ -23,7 +23,8 @@ try:
                 "convergence",
                 "capture",
                 "crashes",
-                "tracker",
+                "tracker.contract",
+                "tracker.harness",
             )
         )
     )

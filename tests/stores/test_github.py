@@ -47,6 +47,13 @@ class TestGitHub(TrackerContract):
         Project: ({"id": "acme/site"},),
         Issue: ({"assignee": "bob", "labels": ["a/b c", "ui"]},),
     }
+    refuses: ClassVar = {
+        Account: {
+            "create": "people sign up by themselves",
+            "modify": "people describe themselves",
+            "destroy": "people leave",
+        },
+    }
     refused = ((Issue(id="K", title=""), "Validation Failed"),)
     rejects = (
         (Group(id="core", name="Core team"), "not know a team of the name 'Core team' as 'core'"),

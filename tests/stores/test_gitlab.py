@@ -50,6 +50,7 @@ class TestGitLab(TrackerContract):
         Issue: ({"assignee": "zoe", "labels": ["a/b c", "ui"]},),
     }
     nobody = "yan"
+    refuses: ClassVar = {Group: {"destroy": "all that is in it would go"}}
     refused = ((Issue(id="K", title=""), "title is missing"),)
     rejects = (
         (Issue(id="K", title="t", labels=["a,b"]), "comma"),

@@ -50,6 +50,14 @@ class TestJira(TrackerContract):
         ),
     }
     unique = (Project,)
+    refuses: ClassVar = {
+        Label: {"create": "once an issue has it", "destroy": "as long as an issue has it"},
+        Account: {
+            "create": "accounts are Atlassian's",
+            "modify": "people describe themselves",
+            "destroy": "removed by hand",
+        },
+    }
     refused = (
         (Issue(id="K", title=""), "specify a summary"),
         (Issue(id="K", title="t", assignee="zoe"), "assignee does not exist"),
