@@ -20,7 +20,7 @@ LAYERS = [
     {"errors", "incarnation", "metric"},
     {"value", "tally"},
     {"clock", "key", "shape", "field", "schema", "reader", "declaration", "record"},
-    {"change", "condition", "query", "lag"},
+    {"change", "condition", "filter", "query", "lag"},
     {
         "keyring",
         "entry",

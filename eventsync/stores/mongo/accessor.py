@@ -22,8 +22,9 @@ from eventsync.query import All, Compare, Query
 from eventsync.record import Record
 from eventsync.stores.mongo.codec import Codec
 from eventsync.stores.mongo.database import Database, Place
-from eventsync.stores.mongo.index import Envelope, MongoIndex, MongoTransaction
+from eventsync.stores.mongo.index import MongoIndex
 from eventsync.stores.mongo.step import MARK, Task
+from eventsync.stores.mongo.transaction import Envelope, MongoTransaction
 from eventsync.view import View
 
 __all__ = ["MongoAccessor"]
