@@ -35,7 +35,7 @@ class LeaseSettings:
     lease: float = 30.0
     reclaim_interval: float = 0.25
     lease_limit: int = 1000
-    lease_bytes: int = 64 * 1024 * 1024
+    lease_bytes: int = 2 * 1024 * 1024
 
     @classmethod
     def read(cls, *, query: Mapping[str, str], options: Mapping[str, Any], **fixed: Any) -> Self:

@@ -185,6 +185,8 @@ class Link:
                 self._connection.drain_events(timeout=wait)
             except TimeoutError:
                 break
+            if isinstance(self._channel, LeasedChannel):
+                break  # all that was ready has come at once: another look would only keep it here
         received, self._received = self._received, []
         return received
 

@@ -157,12 +157,15 @@ LEASE = Script(
     + _REMOVE
     + """
 local consumers, me, queues = KEYS[1], ARGV[1], tonumber(ARGV[6])
-if ARGV[3] ~= '1' and not redis.call('ZSCORE', consumers, me) then return {'gone'} end
+local ttl, expiry = tonumber(ARGV[2]), redis.call('ZSCORE', consumers, me)
+if ARGV[3] ~= '1' and not expiry then return {'gone'} end
 for i = 1, queues do
   if redis.call('SISMEMBER', KEYS[2], ARGV[6 + i]) == 0 then return {'missing', ARGV[6 + i]} end
 end
 despite_full_memory(consumers)
-expire_in(consumers, me, tonumber(ARGV[2]))
+-- A look that finds nothing writes nothing, or the disk would have to be waited for. As often as
+-- this a consumer shows itself anyway.
+if not expiry or expiry - milliseconds() < 0.8 * ttl then expire_in(consumers, me, ttl) end
 remove(7 + queues)
 
 local left, room, largest, taken = tonumber(ARGV[4]), tonumber(ARGV[5]), 1, 0

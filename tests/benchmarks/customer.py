@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 from eventsync.record import Field, Record
 
-__all__ = ["COLUMNS", "Customer", "row", "rows"]
+__all__ = ["COLUMNS", "Customer", "each_row", "row", "rows"]
 
 _CITIES = ["Łódź", "Zürich", "Reykjavík", "Paris", "São Paulo"]
 _COUNTRIES = ["PL", "CH", "IS", "FR", "BR"]
@@ -59,8 +60,11 @@ def row(rng: random.Random, key: int) -> dict[str, Any]:
 
 def rows(count: int, seed: int) -> list[dict[str, Any]]:
     """Half of the rows are new records, half change one that came before."""
+    return list(each_row(count, seed))
+
+
+def each_row(count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """As ``rows``, one after the other."""
     rng = random.Random(seed)
-    return [
-        row(rng, number // 2 if number % 2 == 0 else rng.randrange(number // 2 + 1))
-        for number in range(count)
-    ]
+    for number in range(count):
+        yield row(rng, number // 2 if number % 2 == 0 else rng.randrange(number // 2 + 1))

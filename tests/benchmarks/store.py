@@ -27,17 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import ldap3
-import pymysql
-import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import limit
+from benchmarks import deployment, limit
 from benchmarks.customer import COLUMNS, Customer, rows
-from servers import Server
-from servers.mariadb import MariaServer
-from servers.postgres import PostgresServer
-from servers.redis import RedisServer
+from benchmarks.database import emptied, running_store
 from servers.slapd import SlapdServer
 
 from eventsync.apply import apply
@@ -48,22 +43,9 @@ from eventsync.interchange import to_json
 from eventsync.store import Store
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.ldap import LdapAccessor
-from eventsync.stores.redis import RedisAccessor
-from eventsync.stores.sql import SqlAccessor
 from eventsync.view import View
 
 Batches = Sequence[Sequence[Change]]
-ALL = [*COLUMNS, "version"]
-SETS = [column for column in ALL if column != "id"]
-
-
-def row_of(change: Change) -> tuple[Any, ...]:
-    assert change.data is not None
-    return (*(change.data[name] for name in COLUMNS), bytes(change.version))
-
-
-def values(batches: Batches) -> list[dict[str, Any]]:
-    return [dict(change.data or {}) for batch in batches for change in batch]
 
 
 def last(batch: Sequence[Change]) -> list[Change]:
@@ -83,9 +65,6 @@ class Kind(ABC):
         self.stack, self.folder = stack, folder
         self.numbers = itertools.count()
 
-    def server(self, server: Server) -> Any:
-        return self.stack.enter_context(server)
-
     @abstractmethod
     def raw(self, batches: Batches) -> float:
         """The seconds it takes by the driver alone, into a place that is empty."""
@@ -95,127 +74,44 @@ class Kind(ABC):
         """A store that is empty."""
 
 
-class Sqlite(Kind):
-    name = "SQLite"
+class Database(Kind):
+    """One of those whose fastest ways ``limit`` knows."""
+
+    store_name: str
+    how: str
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        super().__init__(stack, folder)
+        self.url = stack.enter_context(running_store(self.store_name, folder))
+
+    def raw(self, batches: Batches) -> float:
+        made = [dict(change.data or {}) for batch in batches for change in batch]
+        way, size = limit.Way.IN_ROW, len(batches[0])
+        with limit.opened(self.store_name, emptied(self.url), Customer) as raw:
+            return len(made) / limit.rate(raw, made, way=way, how=self.how, batch=size)
+
+    def store(self) -> Store:
+        return deployment.made(emptied(self.url), Customer)
+
+
+class Sqlite(Database):
+    name, store_name, how = "SQLite", "sqlite", "executemany"
     raw_way = "executemany: INSERT .. ON CONFLICT DO UPDATE .. WHERE excluded.version > version"
 
-    def file(self) -> Path:
-        return self.folder / f"{next(self.numbers)}.db"
 
-    def raw(self, batches: Batches) -> float:
-        made = values(batches)
-        rate = limit.sqlite(self.file(), made, version=True, batch=len(batches[0]))
-        return len(made) / rate
-
-    def store(self) -> Store:
-        path = self.file()
-        limit.create_sqlite(path)
-        return Store("crm", SqlAccessor(Customer, f"sqlite:///{path}", table="customer"))
-
-
-class Sql(Kind):
-    url: str
-
-    def emptied(self) -> sa.Engine:
-        engine = sa.create_engine(self.url)
-        with engine.begin() as connection:
-            for name in ("Customer", "raw", "eventsync_version"):
-                sa.Table(name, sa.MetaData()).drop(connection, checkfirst=True)
-        return engine
-
-    def store(self) -> Store:
-        return Store("crm", SqlAccessor(Customer, self.emptied(), create=True))
-
-
-class Postgres(Sql):
-    name = "PostgreSQL"
+class Postgres(Database):
+    name, store_name, how = "PostgreSQL", "postgres", "copy"
     raw_way = "COPY into a temporary table, INSERT .. SELECT ON CONFLICT DO UPDATE .. WHERE"
 
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
-        super().__init__(stack, folder)
-        self.url = self.server(PostgresServer(durable=True)).url
 
-    def raw(self, batches: Batches) -> float:
-        self.emptied().dispose()
-        made, url = values(batches), self.url.replace("+psycopg", "")
-        return len(made) / limit.postgres(url, made, version=True, batch=len(batches[0]))
-
-
-class Maria(Sql):
-    name = "MariaDB"
+class Maria(Database):
+    name, store_name, how = "MariaDB", "mariadb", "many_rows"
     raw_way = "INSERT of many rows .. ON DUPLICATE KEY UPDATE .. IF(VALUES(version) > version, ..)"
 
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
-        super().__init__(stack, folder)
-        self.url = self.server(MariaServer(durable=True)).url
 
-    def raw(self, batches: Batches) -> float:
-        self.emptied().dispose()
-        sets = [f"{c} = IF(VALUES(version) > version, VALUES({c}), {c})" for c in SETS]
-        statement = (
-            f"INSERT INTO raw ({', '.join(ALL)}) VALUES ({', '.join(['%s'] * len(ALL))})"
-            f" ON DUPLICATE KEY UPDATE {', '.join(sets)}"
-        )
-        found = sa.make_url(self.url)
-        with pymysql.connect(
-            host=found.host, port=found.port, user="root", database="test", ssl_disabled=True
-        ) as connection:
-            cursor = connection.cursor()
-            cursor.execute(
-                "CREATE TABLE raw (id BIGINT PRIMARY KEY, name LONGTEXT, email LONGTEXT,"
-                " street LONGTEXT, city LONGTEXT, country LONGTEXT, balance DECIMAL(65,30),"
-                " visits BIGINT, score DOUBLE, active TINYINT(1), born DATE, token VARCHAR(36),"
-                " version VARBINARY(16))"
-            )
-            started = time.perf_counter()
-            for batch in batches:
-                cursor.executemany(statement, [self.text(row_of(change)) for change in last(batch)])
-                connection.commit()
-            return time.perf_counter() - started
-
-    @staticmethod
-    def text(row: tuple[Any, ...]) -> list[Any]:
-        return [str(held) if type(held).__name__ == "UUID" else held for held in row]
-
-
-class Redis(Kind):
-    name = "Redis"
+class Redis(Database):
+    name, store_name, how = "Redis", "redis", "script"
     raw_way = "one Lua script a batch, which compares versions and sets hashes"
-    script = """
-    local step = tonumber(ARGV[1])
-    for i = 1, #KEYS do
-      local at = 2 + (i - 1) * step
-      local held = redis.call('HGET', 'version', KEYS[i])
-      if not held or held < ARGV[at] then
-        redis.call('HSET', 'version', KEYS[i], ARGV[at])
-        redis.call('HSET', KEYS[i], unpack(ARGV, at + 1, at + step - 1))
-      end
-    end
-    """
-
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
-        super().__init__(stack, folder)
-        self.running = self.server(RedisServer())
-
-    def raw(self, batches: Batches) -> float:
-        with self.running.client() as client:
-            client.flushdb()
-            guarded = client.register_script(self.script)
-            started = time.perf_counter()
-            for batch in map(last, batches):
-                arguments: list[Any] = [1 + 2 * len(COLUMNS)]
-                for change in batch:
-                    assert change.data is not None
-                    arguments.append(change.version.hex())
-                    for name, held in change.data.items():
-                        arguments += [name, str(held)]
-                guarded(keys=[f"Customer:{change.key}" for change in batch], args=arguments)
-            return time.perf_counter() - started
-
-    def store(self) -> Store:
-        with self.running.client() as client:
-            client.flushdb()
-        return Store("crm", RedisAccessor(Customer, self.running.url))
 
 
 class Ldap(Kind):
@@ -225,7 +121,8 @@ class Ldap(Kind):
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         super().__init__(stack, folder)
-        self.running = self.server(SlapdServer(attributes=[f"x-{name}" for name in COLUMNS]))
+        attributes = [f"x-{name}" for name in COLUMNS]
+        self.running = stack.enter_context(SlapdServer(attributes=attributes))
 
     def unit(self) -> str:
         unit = f"ou=u{next(self.numbers)},dc=example,dc=org"
@@ -317,13 +214,13 @@ def measure(kind: Kind, options: argparse.Namespace) -> dict[str, Any]:
     for _ in range(options.rounds):
         raw.append(count / kind.raw(batches))
         ours.append(count / applied(kind.store(), batches))
-    limit, rate = statistics.median(raw), statistics.median(ours)
+    most, rate = statistics.median(raw), statistics.median(ours)
     return {
         "store": kind.name,
         "rows": count,
-        "raw": round(limit),
+        "raw": round(most),
         "apply": round(rate),
-        "ratio": round(rate / limit, 2),
+        "ratio": round(rate / most, 2),
         "raw_way": kind.raw_way,
     }
 

@@ -255,6 +255,39 @@ def test_a_lease_is_bounded_in_bytes(broker: Broker) -> None:
 # -- what goes wrong ---------------------------------------------------------------------------
 
 
+def test_what_is_ready_comes_at_one_look(url: str, monkeypatch) -> None:
+    """What has come is not kept waiting for a second look that finds nothing more."""
+    ran: list[redis_script.Script] = []
+    run = RedisClient.run
+
+    def counted(self: RedisClient, script: redis_script.Script, *arguments: Any) -> Any:
+        ran.append(script)
+        return run(self, script, *arguments)
+
+    with Bus(url) as bus:
+        bus.declare("crm", ["T"])
+        bus.publish("T", [b"one", b"two"])
+        bus.publish("T", [b"three"])
+        subscription = bus.subscribe("crm", ["T"], prefetch=64)
+        monkeypatch.setattr(RedisClient, "run", counted)
+        assert len(subscription.fetch(timeout=5.0, limit=64)) == 2
+        assert ran.count(redis_script.LEASE) == 1
+        subscription.close()
+
+
+def test_a_look_that_finds_nothing_writes_nothing(url: str, server: RedisServer) -> None:
+    """The disk, for which each write waits, is not kept busy by consumers that have no work."""
+    with Bus(url) as bus, server.client() as client:
+        subscription = bus.subscribe("crm", ["T"], prefetch=64)
+        subscription.fetch(timeout=0.0, limit=64)
+        before = client.info("persistence")["aof_current_size"]
+        for _ in range(50):
+            subscription.fetch(timeout=0.0, limit=64)
+        # A consumer that shows itself, as it does each second, takes some hundred bytes.
+        assert client.info("persistence")["aof_current_size"] - before < 1000
+        subscription.close()
+
+
 def test_forgotten_scripts_are_sent_again(broker: Broker, server: RedisServer) -> None:
     """SCRIPT FLUSH between any two steps is not noticed."""
     client = server.client()
