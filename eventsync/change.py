@@ -416,7 +416,14 @@ def join(a: State, b: State) -> State:
     same = a.stamp == b.stamp
     floor = a.stamp[:16]
     joined = State(stamp=a.stamp, whole=a.whole or (same and b.whole))
-    for name in a.versions.keys() | b.versions.keys() | a.values.keys() | b.values.keys():
+    if not b.stamp and all(version > floor for version in a.versions.values()):
+        # What is but patched keeps all that the patches do not name: most of a record, mostly.
+        names = b.versions.keys() | b.values.keys()
+        joined.versions = {n: v for n, v in a.versions.items() if n not in names}
+        joined.values = {n: v for n, v in a.values.items() if n not in names}
+    else:
+        names = a.versions.keys() | b.versions.keys() | a.values.keys() | b.values.keys()
+    for name in names:
         ours, theirs = a.version_of(name), b.version_of(name)
         candidates = []
         if ours >= floor:
