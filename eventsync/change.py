@@ -34,6 +34,7 @@ __all__ = [
     "Row",
     "Stamp",
     "State",
+    "body_parts",
     "join",
     "make_bodies",
     "new_id",
@@ -344,11 +345,22 @@ def make_bodies(changes: Iterable[Change]) -> None:
     Nothing else is to be seen of it: what may not travel is refused when its ``body`` is asked for.
     """
     bodiless = [change for change in changes if change._body is None and change._data is not None]
-    if len(bodiless) < _FEW:
-        return
-    bodies = value.pack_bodies([change._data for change in bodiless])  # type: ignore[misc]
-    for change, body in zip(bodiless, bodies or (), strict=False):
-        change._body = body
+    parts = body_parts(bodiless)
+    if parts is not None:
+        for change, body in zip(bodiless, map(b"".join, zip(*parts, strict=False)), strict=True):
+            change._body = body
+
+
+def body_parts(changes: Sequence[Change]) -> list[Iterable[bytes]] | None:
+    """The bodies of changes that have none yet, as ``value.pack_bodies`` makes them, and not kept.
+
+    ``None`` where one has its body, or is to have none, and where they are few or not alike.
+    """
+    if len(changes) < _FEW or any(
+        change._body is not None or change._data is None for change in changes
+    ):
+        return None
+    return value.pack_bodies([change._data for change in changes])  # type: ignore[misc]
 
 
 _ATTRIBUTES: Final = (

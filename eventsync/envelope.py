@@ -78,11 +78,11 @@ def encode_all(
 
 
 def _encode_some(changes: Sequence[Change], keys: Keyring | None, max_bytes: int) -> list[bytes]:
-    make_bodies(changes)
     raws = layout.write_alike(changes, signed=keys is not None)
     if raws is not None and keys is not None:
         raws = list(map(keys.sign, raws))
     if raws is None or max(map(len, raws)) > max_bytes:
+        make_bodies(changes)
         return [encode(change, keys=keys, max_bytes=max_bytes) for change in changes]
     return raws
 

@@ -16,7 +16,7 @@ from struct import Struct
 from typing import Any, Final
 
 from eventsync import value
-from eventsync.change import DELETE, PATCH, Change, Known, Op, Stamp
+from eventsync.change import DELETE, PATCH, Change, Known, Op, Stamp, body_parts
 from eventsync.clock import Version
 from eventsync.entry import MAX_KEY, check_head, check_known, check_text
 from eventsync.errors import ValueRefusedError
@@ -83,10 +83,14 @@ def write(change: Change, *, signed: bool) -> bytes:
 def write_alike(changes: Sequence[Change], *, signed: bool) -> list[bytes] | None:
     """What ``write`` makes of each of many puts or patches that are alike, made part by part.
 
-    ``None`` where they are not alike, or where one breaks a rule, whichever that is.
+    Their bodies are not kept. ``None`` where they are not alike, or too few for that to be quicker,
+    or where one breaks a rule, whichever that is.
     """
     heads = {(c.source, c.type, c.op, c.schema, c.hops) for c in changes}
     if len(heads) != 1 or any(c.ext or c.known is not None or c.op == DELETE for c in changes):
+        return None
+    bodies = body_parts(changes)
+    if bodies is None:
         return None
     ids = [change.id for change in changes]
     versions = [change.version for change in changes]
@@ -98,12 +102,9 @@ def write_alike(changes: Sequence[Change], *, signed: bool) -> list[bytes] | Non
     try:
         head = _write_head(_ENTRIES + _SIGNATURE_ENTRIES * signed, *heads.pop())
         texts = value.pack_column(keys)
-        bodies = [change.body for change in changes if change.data is not None]
     except ValueRefusedError:
         return None
-    if len(bodies) < len(changes):
-        return None
-    parts = (repeat(head), ids, repeat(_VER), versions, repeat(_KEY), texts, repeat(_DATA), bodies)
+    parts = (repeat(head), ids, repeat(_VER), versions, repeat(_KEY), texts, repeat(_DATA), *bodies)
     return list(map(b"".join, zip(*parts, strict=False)))
 
 

@@ -482,10 +482,11 @@ def _form(item: Any, kind: type) -> Any:
     return _canonical(item)
 
 
-def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[bytes] | None:
-    """What ``pack_body`` makes of each, made name by name, which is quicker. Thread-safe.
+def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[Iterable[bytes]] | None:
+    """What ``pack_body`` makes of each, in parts to be joined, one of every item for each body.
 
-    ``None`` unless all have the same names, or when one may not travel.
+    Made name by name, which is quicker. ``None`` unless all have the same names, or when one may
+    not travel. Thread-safe.
     """
     if not _TEXTS.issuperset(map(type, chain.from_iterable(bodies))):
         return None
@@ -493,13 +494,13 @@ def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[bytes] | None:
     if set(map(len, bodies)) != {len(names)} or len(names) > MAX_ENTRIES:
         return None
     # The bytes of all bodies begin alike; then comes each name, and what each body has under it.
-    columns: list[Iterable[bytes]] = [repeat(map_head(len(names)), len(bodies))]
+    parts: list[Iterable[bytes]] = [repeat(map_head(len(names)), len(bodies))]
     try:
         for name, packed in zip(names, pack_column(names), strict=True):
-            columns += (repeat(packed), pack_column(list(map(itemgetter(name), bodies))))
+            parts += (repeat(packed), pack_column(list(map(itemgetter(name), bodies))))
     except (KeyError, TypeError, ValueRefusedError):
         return None
-    return list(map(b"".join, zip(*columns, strict=False)))
+    return parts
 
 
 def pack_column(items: Sequence[Any]) -> list[bytes]:
