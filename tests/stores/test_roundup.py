@@ -54,7 +54,7 @@ class TestRoundup(TrackerContract):
     since = "activity="
     tags = True
     hint = "credentials"
-    ways = ("unanswered", "killed before", "killed after")
+    ways = ("killed before", "killed after")
 
     @pytest.fixture(autouse=True)
     def _server(self, server):

@@ -51,8 +51,9 @@ class TrackerContract(TrackerHarness):
             def text(self, issue): ...
             def count(self): ...
 
-    What the tracker does otherwise is said with the class attributes. Fields that an accessor does
-    not hold are left out of the records by themselves.
+    What the tracker does otherwise is said with the class attributes, of which ``refused``,
+    ``since`` and ``hint`` have no default. Fields that an accessor does not hold are left out of
+    the records by themselves.
     """
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
