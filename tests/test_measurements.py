@@ -13,18 +13,17 @@ from pathlib import Path
 import pytest
 import redis
 import sqlalchemy as sa
-from benchmarks import limit, plot, run, table
+from benchmarks import latency, limit, plot, run, soak, table
 from benchmarks.broker import running_broker
 from benchmarks.customer import Customer, row, rows
 from benchmarks.database import STORES, emptied, running_store
 from benchmarks.deployment import table_of
-from benchmarks.latency import Sender, paced, percentile
 from benchmarks.limit.raw import stamped
 from benchmarks.load import Customers
 from benchmarks.measurement import MEASUREMENTS, measurement
 from benchmarks.passage import passed
+from benchmarks.sender import Sender
 from benchmarks.shapes import Deletes, Patches, Shaped
-from benchmarks.soak import growth
 from benchmarks.table import Column
 
 DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -121,7 +120,7 @@ def test_a_late_event_counts_from_when_it_was_due():
             time.sleep(0.05)
 
     made = [row(random.Random(1), number) for number in range(40)]
-    due, committed = paced(Slow(), made, 200)
+    due, committed = latency.paced(Slow(), made, 200)
     times = [due[number] for number in range(40)]
     assert [round(late - first, 6) for first, late in pairwise(times)] == [0.005] * 39
     assert calls[0] == 1
@@ -132,12 +131,12 @@ def test_a_late_event_counts_from_when_it_was_due():
 def test_percentiles_are_of_the_sorted():
     """The value that so many of all do not exceed, in milliseconds."""
     seconds = [number / 1000 for number in range(100, 0, -1)]
-    assert [percentile(seconds, share) for share in (0.5, 0.99, 1.0)] == [50, 99, 100]
+    assert [latency.percentile(seconds, share) for share in (0.5, 0.99, 1.0)] == [50, 99, 100]
 
 
 def test_growth_is_that_of_the_line():
     """A steady leak is told as it is, whatever lies under it."""
-    assert growth([(at, 80 + at / 1800) for at in range(0, 1200, 5)]) == pytest.approx(2.0)
+    assert soak.growth([(at, 80 + at / 1800) for at in range(0, 1200, 5)]) == pytest.approx(2.0)
 
 
 COLUMNS = (Column("name", "name"), Column("rate", "per s"), Column("ratio", "ratio", 2))
@@ -170,8 +169,10 @@ def test_pictures_are_small_and_well_formed():
     assert len(text) < 6000
     space = "{http://www.w3.org/2000/svg}"
     drawn = ET.fromstring(text)
-    bars = [float(one.get("width")) for one in drawn.iter(f"{space}rect") if one.get("x") == "210"]
-    assert bars == pytest.approx([460, 230, 0, 115, 460])
+    bars = [one for one in drawn.iter(f"{space}rect") if one.get("height") == "11"]
+    widths = [float(one.get("width")) for one in bars]
+    most = widths[0]
+    assert widths == pytest.approx([most, most / 2, 0, most / 4, most], abs=0.1)
     assert "<b> & c" in [one.text for one in drawn.iter(f"{space}text")]
 
 
@@ -195,6 +196,37 @@ def test_measurements_are_alike(name):
     assert len({column.key for column in one.COLUMNS}) == len(one.COLUMNS)
     assert callable(one.measure)
     assert callable(one.panels)
+
+
+@pytest.mark.slow
+def test_events_are_seen_by_every_way_in():
+    """Each way of sending at a pace brings all its events to PostgreSQL, which tells of them."""
+    scale = latency.Scale(seconds=((100, 0.2),), brokers=("redis-always",), edit_paces=(100,))
+    told = []
+    found = latency.measure(told.append, scale)
+    assert told == found
+    assert [one["way"] for one in found] == ["plain clients", "publish", "edit", "edit, relay"]
+    for one in found:
+        assert one["events"] == 20
+        assert 0 < one["due_p50_ms"] <= one["due_p99_ms"] <= one["due_max_ms"]
+        assert one["p99_ms"] <= one["due_p99_ms"]
+    relayed = found[-1]
+    assert relayed["due_p50_ms"] > found[1]["due_p50_ms"]
+
+
+@pytest.mark.slow
+def test_workers_are_watched_while_they_are_kept_busy():
+    """What each worker uses is sampled, and nothing is left of what was published."""
+    scale = soak.Scale(minutes=0.05, every=0.2)
+    found = soak.measure(lambda row: None, scale)
+    assert [one["worker"] for one in found] == [1, 2]
+    for one in found:
+        assert one["left"] == 0
+        assert one["events"] == pytest.approx(1500, rel=0.1)
+        assert 20 < one["memory_mib"] < 400
+        assert one["files"] >= 3
+        assert one["threads"] >= 1
+        assert len(one["samples"]) > 5
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from benchmarks.passage import publish
 from benchmarks.plot import Bars, Panel
 from benchmarks.table import Column, Tell
 
-from eventsync.bus import Bus
+from eventsync.bus import Bus, store_queue
 
 __all__ = ["COLUMNS", "QUICK", "Scale", "measure", "panels"]
 
@@ -112,7 +112,7 @@ def _drained(size: int, broker: str, url: str) -> tuple[float, int]:
             deadline = time.monotonic() + _LONGEST
             began = 0.0
             while True:
-                queue = bus.states("crm")["queue"]
+                queue = bus.state(store_queue("crm"))
                 now = time.monotonic()
                 began = began or (now if queue.leased else 0.0)
                 if not queue.ready and not queue.leased:

@@ -22,7 +22,6 @@ import pickle
 import random
 import tempfile
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,21 +30,19 @@ from typing import Any
 
 import psycopg
 import redis
-import sqlalchemy as sa
 from benchmarks import limit, process
 from benchmarks.broker import running_broker
 from benchmarks.customer import Customer, row
 from benchmarks.database import running_store
 from benchmarks.deployment import made, table_of
-from benchmarks.load import change
 from benchmarks.plot import Bars, Panel
+from benchmarks.sender import QUEUE, Editing, Plain, Publishing, Relayed, Sender
 from benchmarks.table import Column, Tell
 from servers import eventually
 
 from eventsync.bus import Bus
-from eventsync.clock import Clock
 
-__all__ = ["COLUMNS", "QUICK", "Scale", "Sender", "measure", "paced", "panels", "percentile"]
+__all__ = ["COLUMNS", "QUICK", "Scale", "measure", "paced", "panels", "percentile"]
 
 COLUMNS = (
     Column("way", "way"),
@@ -64,86 +61,19 @@ $$ BEGIN PERFORM pg_notify('seen', NEW.id::text); RETURN NULL; END $$;
 CREATE TRIGGER tell AFTER INSERT OR UPDATE ON {table_of(Customer)}
 FOR EACH ROW EXECUTE FUNCTION tell();
 """
-_QUEUE = "plain"
 _WARM = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """For how many seconds each pace, in events a second, is kept."""
+    """For how many seconds each pace, in events a second, is kept; which of them for edits."""
 
     seconds: tuple[tuple[int, float], ...] = ((10, 15.0), (100, 10.0), (1000, 8.0))
     brokers: tuple[str, ...] = ("redis-always", "embedded", "rabbitmq")
-    edits: tuple[str, ...] = ("edit", "edit, relay")
     edit_paces: tuple[int, ...] = (10, 100)
 
 
 QUICK = Scale(seconds=((10, 2.0), (100, 2.0), (1000, 2.0)), edit_paces=(100,))
-
-
-class Sender(ABC):
-    """What has events sent, by their numbers, which are the keys of new records."""
-
-    way: str
-
-    @abstractmethod
-    def send(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Send one event for each row, all in one call; they are committed when this returns."""
-
-
-class Publishing(Sender):
-    """By the bus, without a store."""
-
-    way = "publish"
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self._clock = Clock()
-
-    def send(self, rows: Sequence[dict[str, Any]]) -> None:
-        changes = [change(self._clock, Customer, row["id"], row) for row in rows]
-        self._bus.publish("Customer", [self._bus.encode(one) for one in changes])
-
-
-class Editing(Sender):
-    """Through a store, which publishes."""
-
-    way = "edit"
-
-    def __init__(self, bus: Bus, url: str) -> None:
-        self._store = made(url, Customer, name="shop", publisher=bus).open()
-
-    def send(self, rows: Sequence[dict[str, Any]]) -> None:
-        self._store.add(Customer(**row) for row in rows)
-
-
-class Relayed(Sender):
-    """In a transaction of one's own; a relay publishes."""
-
-    way = "edit, relay"
-
-    def __init__(self, bus: Bus, url: str) -> None:
-        self._store = made(url, Customer, name="shop", publisher=bus).open()
-        self._engine = sa.create_engine(url)
-
-    def send(self, rows: Sequence[dict[str, Any]]) -> None:
-        with self._engine.begin() as connection:
-            self._store.using(connection).add(Customer(**row) for row in rows)
-
-
-class Plain(Sender):
-    """By the plain client of Redis."""
-
-    way = "plain clients"
-
-    def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(url)
-
-    def send(self, rows: Sequence[dict[str, Any]]) -> None:
-        with self._client.pipeline(transaction=False) as pipe:
-            for row in rows:
-                pipe.xadd(_QUEUE, {"b": pickle.dumps(row)})
-            pipe.execute()
 
 
 def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
@@ -196,7 +126,7 @@ def _plainly(scale: Scale) -> Iterator[dict[str, Any]]:
     with _target() as store, running_broker(broker) as url, _listener(store) as listener:
         context = multiprocessing.get_context("spawn")
         with redis.Redis.from_url(url) as client:
-            client.xgroup_create(_QUEUE, "g", "0", mkstream=True)
+            client.xgroup_create(QUEUE, "g", "0", mkstream=True)
         worker = context.Process(target=_work_plainly, args=(url, store), daemon=True)
         worker.start()
         try:
@@ -212,11 +142,9 @@ def _edited(
     paces = [(pace, seconds) for pace, seconds in scale.seconds if pace in scale.edit_paces]
     with tempfile.TemporaryDirectory() as folder:
         shop = f"sqlite:///{folder}/shop.db"
-        if Editing.way in scale.edits:
-            yield from _at_paces(Editing(bus, shop), broker, listener, paces)
-        if Relayed.way in scale.edits:
-            with process.relays(broker=url, store=shop):
-                yield from _at_paces(Relayed(bus, shop), broker, listener, paces)
+        yield from _at_paces(Editing(bus, shop), broker, listener, paces)
+        with process.relays(broker=url, store=shop):
+            yield from _at_paces(Relayed(bus, shop), broker, listener, paces)
 
 
 def _at_paces(
@@ -351,7 +279,7 @@ def _work_plainly(broker: str, store: str) -> None:
     with limit.opened("postgres", store, Customer) as raw:
         write = raw.one_by_one(limit.Way.TABLES)
         while True:
-            answer = client.xreadgroup("g", "c", {_QUEUE: ">"}, count=500, block=1000)
+            answer = client.xreadgroup("g", "c", {QUEUE: ">"}, count=500, block=1000)
             if not answer:
                 continue
             ids, rows = [], []
@@ -361,6 +289,6 @@ def _work_plainly(broker: str, store: str) -> None:
                 rows.append((pickle.loads(fields[b"b"]), number.to_bytes(16, "big") + bytes(33)))
             write(rows)
             with client.pipeline(transaction=False) as pipe:
-                pipe.xack(_QUEUE, "g", *ids)
-                pipe.xdel(_QUEUE, *ids)
+                pipe.xack(QUEUE, "g", *ids)
+                pipe.xdel(QUEUE, *ids)
                 pipe.execute()

@@ -43,8 +43,8 @@ PEERS = ("celery", "faststream", "replication", "debezium", "singer", "dlt")
 def measure(
     names: Sequence[str] = PEERS,
     *,
-    events: int = 2000,
-    factor: int = 20,
+    events: int = 1000,
+    factor: int = 40,
     environments: Path | None = None,
     tell: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
@@ -94,8 +94,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--peer", nargs="+", choices=PEERS, default=PEERS)
-    parser.add_argument("--events", type=int, default=2000, help="of a peer that takes them singly")
-    parser.add_argument("--factor", type=int, default=20, help="times as many for the others")
+    parser.add_argument("--events", type=int, default=1000, help="of a peer that takes them singly")
+    parser.add_argument("--factor", type=int, default=40, help="times as many for the others")
     parser.add_argument("--environments", type=Path, help="keep the peers' packages here")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -13,7 +13,8 @@ from xml.sax.saxutils import escape
 __all__ = ["Bars", "Lines", "Panel", "svg"]
 
 _WIDTH = 760
-_LEFT = 210
+_LETTER = 7.2
+"""How wide a letter is, at most, on the average."""
 _RIGHT = 90
 _BAR = 13
 _COLOURS = ("#2f6f9f", "#e08a3c", "#5c9e5c", "#b0567a", "#7a6cb0", "#8c8c8c")
@@ -70,32 +71,35 @@ def _bars(panel: Bars, top: float) -> tuple[list[str], float]:
     colours = _coloured(names)
     parts, at = _heading(panel.title, colours, top)
     values = [value for group in panel.groups.values() for value in group.values()]
-    span = _Span(values + ([panel.target] if panel.target else []), panel.logarithmic)
+    left = 20 + _LETTER * max(map(len, panel.groups), default=0)
+    held = values + ([panel.target] if panel.target else [])
+    span = _Span(held, panel.logarithmic, _WIDTH - left - _RIGHT)
     first = at
     for label, group in panel.groups.items():
         middle = at + _BAR * len(group) / 2 + 4
-        parts.append(_text(_LEFT - 8, middle, label, "end"))
+        parts.append(_text(left - 8, middle, label, "end"))
         for name, value in group.items():
             width = span.of(value)
             parts.append(
-                f'<rect x="{_LEFT}" y="{at:.0f}" width="{width:.1f}" height="{_BAR - 2}"'
+                f'<rect x="{left:.0f}" y="{at:.0f}" width="{width:.1f}" height="{_BAR - 2}"'
                 f' fill="{colours[name]}"/>'
             )
             shown = f"{value:,.{panel.digits}f}"
-            parts.append(_text(_LEFT + width + 4, at + _BAR - 3, shown, size=10))
+            parts.append(_text(left + width + 4, at + _BAR - 3, shown, size=10))
             at += _BAR
         at += 7
     if panel.target:
-        x = _LEFT + span.of(panel.target)
+        x = left + span.of(panel.target)
         parts.append(_line(x, first - 4, x, at - 4, dashed=True))
-    parts.append(_line(_LEFT, first - 4, _LEFT, at - 4))
+    parts.append(_line(left, first - 4, left, at - 4))
     return parts, at - top
 
 
 class _Span:
     """How long the bar of a value is."""
 
-    def __init__(self, values: Sequence[float], logarithmic: bool) -> None:
+    def __init__(self, values: Sequence[float], logarithmic: bool, width: float) -> None:
+        self._width = width
         positive = [value for value in values if value > 0]
         self._logarithmic = logarithmic and bool(positive)
         self._most = max(positive, default=1.0)
@@ -108,7 +112,7 @@ class _Span:
         share = value / self._most
         if self._logarithmic:
             share = math.log(value / self._least) / math.log(self._most / self._least)
-        return share * (_WIDTH - _LEFT - _RIGHT)
+        return share * self._width
 
 
 def _lines(panel: Lines, top: float) -> tuple[list[str], float]:
@@ -126,7 +130,8 @@ def _lines(panel: Lines, top: float) -> tuple[list[str], float]:
         shown = f"{share * up:,.{panel.digits}f}"
         parts.append(_text(left - 6, y + 4, shown, "end", size=10))
         x = left + share * (_WIDTH - left - right)
-        parts.append(_text(x, bottom + 14, f"{share * across:,.0f}", "middle", size=10))
+        shown = f"{share * across:,.{0 if across >= 10 else 1}f}"
+        parts.append(_text(x, bottom + 14, shown, "middle", size=10))
     for name, line in panel.lines.items():
         path = " ".join(f"{left + x * scale_x:.0f},{bottom - y * scale_y:.1f}" for x, y in line)
         parts.append(

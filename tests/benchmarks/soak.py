@@ -74,8 +74,7 @@ def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
         bus.declare("crm", ["Customer"])
         with process.workers(scale.workers, broker=broker, store=url) as workers:
             sent, samples = _kept_busy(bus, workers, scale)
-            time.sleep(2.0)
-            left = bus.states("crm")["queue"].ready
+            left = _left(bus)
     found = []
     for number in range(scale.workers):
         own = [(at, uses[number]) for at, uses in samples]
@@ -90,6 +89,16 @@ def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
         f"worker {row['worker']}": [(at / 60, mib) for at, mib in row["samples"]] for row in rows
     }
     return [Lines("memory of each worker, MiB", lines, "minutes")]
+
+
+def _left(bus: Bus) -> int:
+    """How many messages wait that workers do not get done within a minute."""
+    deadline = time.monotonic() + 60.0
+    while (queue := bus.states("crm")["queue"]).ready or queue.leased:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    return queue.ready + (queue.leased or 0)
 
 
 def _kept_busy(
@@ -131,7 +140,7 @@ def _row(
         "threads": last.threads,
         "threads_per_h": round(growth([(at, one.threads) for at, one in second]), 2),
         "left": left,
-        "samples": [[round(at), round(one.memory / _MIB, 1)] for at, one in samples[::step]],
+        "samples": [[round(at, 1), round(one.memory / _MIB, 1)] for at, one in samples[::step]],
     }
 
 

@@ -55,7 +55,9 @@ def replicated(events: int, size: int, mode: str, seed: int = 1) -> Taken:
         else:
             context = multiprocessing.get_context("spawn")
             started = context.Barrier(2)
-            context.Process(target=commit, args=(made, source.url, size, started)).start()
+            context.Process(
+                target=commit, args=(made, source.url, size, started), daemon=True
+            ).start()
             started.wait()
             before, begun = spent(), time.perf_counter()
         reached.wait(made[-1])
@@ -79,7 +81,7 @@ def measure(folder: Path, events: int, factor: int) -> Iterator[dict[str, Any]]:
     made = rows(count, 1)
     worker = ours.through_queue(broker=_BROKER, events=count, mode=BACKLOG)
     whole = ours.from_outbox(made, broker=_BROKER, size=1000, mode=BACKLOG)
-    enabled = "the subscription is enabled; eventsync: "
+    enabled = "the subscription, by default not waiting for the disk, is enabled; eventsync: "
     for size in _SIZES:
         theirs = replicated(count, size, BACKLOG)
         for case, beside, note in (
