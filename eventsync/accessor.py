@@ -11,10 +11,20 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
-from typing import Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import (
+    Any,
+    ClassVar,
+    Concatenate,
+    Final,
+    Generic,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    overload,
+)
 
 from eventsync import value
-from eventsync.change import Change
+from eventsync.change import DELETE, PUT, Change, Row, stamps
 from eventsync.clock import Clock
 from eventsync.echo import echo_of, echo_of_fields
 from eventsync.edit import Edit, Editor, state_of
@@ -26,13 +36,22 @@ from eventsync.errors import (
     RejectedError,
     StoreUnavailableError,
 )
-from eventsync.gate import Decision, Outcome, Verdict, decide, decide_one, decide_put_or_delete
+from eventsync.gate import (
+    APPLIED,
+    Decision,
+    Outcome,
+    Verdict,
+    decide,
+    decide_one,
+    decide_put_or_delete,
+)
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Presence
 from eventsync.query import Query
+from eventsync.reader import Reader
 from eventsync.record import Record
 from eventsync.view import View
 
-__all__ = ["Accessor", "Edit", "Write"]
+__all__ = ["Accessor", "Edit", "Puts", "Write"]
 
 R = TypeVar("R", bound=Record)
 A = TypeVar("A", bound="Accessor[Any]")
@@ -50,6 +69,9 @@ def _until_done(method: Callable[Concatenate[A, P], T]) -> Callable[Concatenate[
     return until_done
 
 
+_APPLIED: Final = (APPLIED,)
+
+
 class Write(NamedTuple):
     """Field values to write to one record.
 
@@ -60,6 +82,36 @@ class Write(NamedTuple):
     key: str
     values: Mapping[str, Any]
     whole: bool
+
+
+class Puts(Sequence[Write]):
+    """The writes of whole records, in the order of their keys, whose values are at hand as rows.
+
+    A store that wants columns takes ``rows``; to any other it is but a sequence.
+    """
+
+    __slots__ = ("_changes",)
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        self._changes = changes
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of each record its values, in the order of ``Reader.names``."""
+        return [change.row for change in self._changes if change.row is not None]
+
+    def __len__(self) -> int:
+        return len(self._changes)
+
+    @overload
+    def __getitem__(self, at: int) -> Write: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Write]: ...
+    def __getitem__(self, at: int | slice) -> Write | list[Write]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(len(self))[at]]
+        change = self._changes[at]
+        return Write(change.key, change.data or {}, whole=True)
 
 
 class Accessor(ABC, Generic[R]):
@@ -82,6 +134,7 @@ class Accessor(ABC, Generic[R]):
         self.record_class = record_type
         self.type = record_type.__record__
         self.view = (view or View()).bind(self.type)
+        self.reader = Reader(self.type)
         self.forgets = False
         """Whether records may leave the store by themselves (they expire), so that one which is not
         there any more was not deleted."""
@@ -200,6 +253,15 @@ class Accessor(ABC, Generic[R]):
         """
         return True
 
+    @property
+    def plain(self) -> bool:
+        """Whether a put leaves nothing behind but its own values, and its stamp beside them.
+
+        So it is where data and index share one transaction, and ``read_back`` leaves out every row
+        of a put. Those that were read in bulk then come to ``write_rows`` as ``Puts``.
+        """
+        return False
+
     def default_index(self) -> Index:
         """The version index to use when the store is given none."""
         raise ConfigError(
@@ -268,7 +330,7 @@ class Accessor(ABC, Generic[R]):
     @_until_done
     def apply(
         self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, list[Verdict]]:
+    ) -> dict[str, Sequence[Verdict]]:
         """Pass changes through the version gate and write the winners, in one transaction.
 
         ``batch``: the changes of each record by its key, their values as the record type has them;
@@ -278,13 +340,18 @@ class Accessor(ABC, Generic[R]):
         retryable errors likewise.
         """
         name = self.type.name
+        verdicts: dict[str, Sequence[Verdict]] = {}
         with self.index.transaction() as transaction:
             self.recover(transaction)
             # In the order that indexes have, so that neighbours are read and written together.
             # Where a batch can be cut short, those go first that came first.
             keys = sorted(batch) if self.atomic else list(batch)
+            firsts = [batch[key][0] for key in keys]
+            if self.plain and not hold and all(map(self.is_plain, firsts)):
+                verdicts = self._put_newer(firsts, keys, transaction)
+                keys = [key for key in keys if key not in verdicts]
             if self.type.rule == "record":
-                stamps = transaction.stamps(name, keys)
+                stamps = transaction.stamps(name, keys) if keys else {}
                 decisions = {
                     key: decide_put_or_delete(stamps.get(key), batch[key][0], self.view)
                     for key in keys
@@ -299,7 +366,16 @@ class Accessor(ABC, Generic[R]):
             if hold:
                 self._hold_back(decisions, transaction)
             self._perform(decisions, transaction)
-        return {key: decision.verdicts for key, decision in decisions.items()}
+        for key, decision in decisions.items():
+            verdicts[key] = decision.verdicts
+        return verdicts
+
+    def is_plain(self, change: Change) -> bool:
+        """Whether nothing has to be decided about a record but if this change of it is newer.
+
+        Such changes are best applied in batches of their own.
+        """
+        return self.plain and (change.row is not None or change.op == DELETE)
 
     @_until_done
     def edit(
@@ -451,6 +527,23 @@ class Accessor(ABC, Generic[R]):
         transaction.settle(name, list(intents), send=True)
 
     # -- inside --------------------------------------------------------------------------------
+
+    def _put_newer(
+        self, changes: Sequence[Change], keys: Sequence[str], transaction: IndexTransaction
+    ) -> dict[str, Sequence[Verdict]]:
+        """Make of whole records and deletes those take effect that are newer than what is held.
+
+        What ``decide_put_or_delete`` and ``_perform`` come to where there is nothing else to decide
+        or to note. The others are left for them, such as do without any verdict.
+        """
+        won = transaction.claim(self.type.name, keys, stamps(changes))
+        if len(won) < len(keys):
+            changes = [change for change in changes if change.key in won]
+        removals = [change.key for change in changes if change.op == DELETE]
+        puts = [change for change in changes if change.op == PUT] if removals else changes
+        if changes:
+            self.write_rows(Puts(puts), removals, transaction)
+        return dict.fromkeys(won, _APPLIED)
 
     def _readable(
         self, keys: Sequence[str], transaction: IndexTransaction

@@ -133,6 +133,12 @@ class Bus:
             change = self.tracing.published(change)
         return envelope.encode(change, keys=self.keys, max_bytes=self.max_envelope)
 
+    def encode_all(self, changes: Iterable[Change]) -> list[bytes]:
+        """The envelopes of changes in their order: quicker than one by one where they are alike."""
+        if self.tracing is not None:
+            changes = map(self.tracing.published, changes)
+        return envelope.encode_all(list(changes), keys=self.keys, max_bytes=self.max_envelope)
+
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
         """Send envelopes of one record type to every store that takes it; blocks until the broker
         has them safe. Thread-safe.

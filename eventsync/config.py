@@ -22,9 +22,9 @@ from eventsync.apply import Limits
 from eventsync.bus import Bus
 from eventsync.envelope import Keyring
 from eventsync.errors import ConfigError
+from eventsync.option import Options
 from eventsync.spool import Spool
 from eventsync.tracing import Tracing
-from eventsync.worker import Options
 
 __all__ = ["Settings", "load", "location"]
 

@@ -5,7 +5,6 @@ This module is pure: it makes and compares traces of rows. It knows nothing of s
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ def echo_of(entry: Entry, row: Mapping[str, Any], view: BoundView) -> bytes | No
         packed = value.pack_body(row)
         same_body = value.digest_of_body(packed) == entry.stamp.digest
         return None if same_body else value.digest(row)
-    return value.pack({name: _short_digest(held) for name, held in row.items()})
+    return value.pack({name: value.short_digest(held) for name, held in row.items()})
 
 
 def echo_of_fields(
@@ -44,8 +43,8 @@ def echo_of_fields(
         known = old.get(name) if name in seen and name not in written else None
         if known is not None and not same(seen[name], held):
             # The store altered it by itself, unless it was no more what it had been.
-            known = known if known != _short_digest(seen[name]) else None
-        echo[name] = known if known is not None else _short_digest(held)
+            known = known if known != value.short_digest(seen[name]) else None
+        echo[name] = known if known is not None else value.short_digest(held)
     return value.pack(echo)
 
 
@@ -64,9 +63,5 @@ def changed_since(entry: Entry, row: Mapping[str, Any], view: BoundView) -> dict
         name: held
         for name, held in row.items()
         # A field without an echo came with a later version of the view: it is no edit.
-        if name in echo and echo[name] != _short_digest(held)
+        if name in echo and echo[name] != value.short_digest(held)
     }
-
-
-def _short_digest(held: Any) -> bytes:
-    return hashlib.blake2b(value.digest({"": held}), digest_size=8).digest()

@@ -41,8 +41,9 @@ def check_body(change: Change) -> None:
         raise ValueRefusedError(f"id is {shown(change.id)}, not 16 bytes")
     if len(change.version) != 16:
         raise ValueRefusedError(f"ver is {shown(change.version)}, not 16 bytes")
-    check_text("key", change.key, MAX_KEY)
-    if not change.key:
+    key = change.key
+    if type(key) is not str or not 0 < len(key) <= MAX_KEY:
+        check_text("key", key, MAX_KEY)
         raise ValueRefusedError("key is empty")
     if (change.data is None) != (change.op == DELETE):
         kind = "nil" if change.data is None else "a map"

@@ -7,10 +7,11 @@ is part of that, and to be had from here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from eventsync import layout, value
-from eventsync.change import Change, Known, Stamp
+from eventsync.change import Change, Known, Stamp, make_bodies
 from eventsync.clock import Version
 from eventsync.entry import MAX_KEY, MAX_NAME, check_body, check_head, shown
 from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError
@@ -26,7 +27,9 @@ __all__ = [
     "Keyring",
     "batches",
     "decode",
+    "decode_all",
     "encode",
+    "encode_all",
     "framed_size",
     "join_batch",
     "split_batch",
@@ -37,6 +40,10 @@ CONTENT_TYPE: Final = "application/x-eventsync"
 
 MAX_BYTES: Final = 256 * 1024
 """How large one envelope may be, unless another limit is given."""
+
+# So many envelopes are made at once: more stay in no processor's cache, and one that is unlike the
+# others, or may not travel, keeps no more than these from being made together.
+_TOGETHER: Final = 500
 
 
 def encode(change: Change, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES) -> bytes:
@@ -57,13 +64,31 @@ def encode(change: Change, *, keys: Keyring | None = None, max_bytes: int = MAX_
     return raw
 
 
-def decode(
-    raw: bytes, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES, lazily: bool = False
-) -> Change:
-    """The change in an envelope. Pure, thread-safe; for bytes from anywhere.
+def encode_all(
+    changes: Sequence[Change], *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES
+) -> list[bytes]:
+    """As ``encode`` of each, in less time where they are alike: puts of one type, say.
 
-    ``lazily``: its body may be left unread until its ``data`` are asked for, which then raises
-    ``ValueRefusedError`` if they are none.
+    Raises ``ValueRefusedError`` for the first that may not travel.
+    """
+    raws: list[bytes] = []
+    for start in range(0, len(changes), _TOGETHER):
+        raws += _encode_some(changes[start : start + _TOGETHER], keys, max_bytes)
+    return raws
+
+
+def _encode_some(changes: Sequence[Change], keys: Keyring | None, max_bytes: int) -> list[bytes]:
+    raws = layout.write_alike(changes, signed=keys is not None)
+    if raws is not None and keys is not None:
+        raws = list(map(keys.sign, raws))
+    if raws is None or max(map(len, raws)) > max_bytes:
+        make_bodies(changes)
+        return [encode(change, keys=keys, max_bytes=max_bytes) for change in changes]
+    return raws
+
+
+def decode(raw: bytes, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES) -> Change:
+    """The change in an envelope. Pure, thread-safe; for bytes from anywhere.
 
     With ``keys`` a signature is demanded, and verified before anything else is looked at; without,
     it is ignored. Entries that this version does not know are kept in ``ext`` under the empty name
@@ -73,18 +98,40 @@ def decode(
     it is a ``SignatureError``), ``envelope`` (not one at all), ``envelope-version`` (of a later
     major version) or ``malformed`` (an entry breaks its rule).
     """
+    change = _decode_lazily(raw, keys, max_bytes)
+    try:
+        change.data  # noqa: B018  # reads it
+    except ValueRefusedError:
+        return _read_any(raw, None if keys is None else keys.verify(raw)[0])  # says what is wrong
+    return change
+
+
+def decode_all(
+    raws: Sequence[bytes], *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES
+) -> list[Change | EnvelopeError]:
+    """The change in each envelope, as ``decode``, or the error that it would raise.
+
+    The body of a change may be left unread until its ``data`` are asked for, which then raises
+    ``ValueRefusedError`` if they are none.
+    """
+    if keys is None and raws and max(map(len, raws)) <= max_bytes:
+        changes: list[Any] = layout.read_all(raws)
+    else:
+        changes = [None] * len(raws)
+    for number, change in enumerate(changes):
+        if change is None:
+            try:
+                changes[number] = _decode_lazily(raws[number], keys, max_bytes)
+            except EnvelopeError as error:
+                changes[number] = error
+    return changes
+
+
+def _decode_lazily(raw: bytes, keys: Keyring | None, max_bytes: int) -> Change:
     if len(raw) > max_bytes:
         raise _refuse(f"{len(raw)} bytes; {max_bytes} is the limit", "too-large")
     kid, end = (None, len(raw)) if keys is None else keys.verify(raw)
-    change = layout.read(raw, end)
-    if change is None:
-        return _read_any(raw, kid)
-    if not lazily:
-        try:
-            change.data  # noqa: B018  # reads it
-        except ValueRefusedError:
-            return _read_any(raw, kid)  # says in which part what is wrong
-    return change
+    return layout.read(raw, end) or _read_any(raw, kid)
 
 
 def _read_any(raw: bytes, kid: str | None = None) -> Change:

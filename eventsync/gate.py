@@ -19,6 +19,7 @@ from eventsync.schema import same
 from eventsync.view import BoundView
 
 __all__ = [
+    "APPLIED",
     "UNVERSIONED",
     "Decision",
     "Outcome",
@@ -87,13 +88,16 @@ _HERE: Final = Presence.HERE
 _LOST: Final = (Outcome.STALE, Outcome.DUPLICATE)
 _STALE: Final = Verdict(Outcome.STALE)
 _DUPLICATE: Final = Verdict(Outcome.DUPLICATE)
-_APPLIED: Final = Verdict(_WON)
+APPLIED: Final = Verdict(_WON)
+"""The verdict on a change that won, and all is well."""
 
 
-def _judge(stamp: Stamp, held: Stamp) -> Verdict:
+def _judge(stamp: Stamp, held: Stamp | None) -> Verdict:
     """The verdict on a put or delete by its place in the total order."""
+    if held is None:
+        return APPLIED
     if stamp[:16] != held[:16]:
-        return _APPLIED if stamp > held else _STALE
+        return APPLIED if stamp > held else _STALE
     if stamp == held:
         return _DUPLICATE
     return Verdict(Outcome.APPLIED if stamp > held else Outcome.STALE, collision=True)
@@ -113,7 +117,7 @@ def decide_put_or_delete(held: Stamp | None, change: Change, view: BoundView) ->
             hint='declare the record type with rule="field", or publish whole records',
         )
     stamp = change.stamp
-    verdict = _APPLIED if held is None else _judge(stamp, held)
+    verdict = _judge(stamp, held)
     if verdict.outcome is not _WON:
         return Decision([verdict])
     if change.op == DELETE:
@@ -212,15 +216,15 @@ def _verdict(change: Change, before: State, after: State, view: BoundView) -> Ve
     if change.op != PATCH:
         return _judge(change.stamp, before.stamp)
     if after.stamp > before.stamp:
-        return _APPLIED
+        return APPLIED
     needed = view.needed
     told = State.of(change)
     if change.known is not None:
         told = join(told, State.of_known(change.known))
     if told.versions and not any(name in told.values for name in needed):
-        return _APPLIED  # nothing in it is of this store's fields, so it holds all that concerns it
+        return APPLIED  # nothing in it is of this store's fields, so it holds all that concerns it
     if any(after.version_of(name) > before.version_of(name) for name in needed):
-        return _APPLIED
+        return APPLIED
     lost = [n for n in needed if n in before.values and before.values[n] != after.values.get(n)]
     if lost or any(name in after.values and name not in before.values for name in needed):
         # The same version with another value: a collision, or a value that was not kept before.

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-__all__ = ["CODERS", "MAX_LENGTH", "join", "split"]
+__all__ = ["CODERS", "MAX_LENGTH", "join", "join_all", "split"]
 
 MAX_LENGTH: Final = 512
 """How many characters a key may have."""
@@ -78,6 +78,15 @@ def join(components: Sequence[str]) -> str:
             for text in components
         ]
     )
+
+
+def join_all(columns: Sequence[Sequence[str]]) -> list[str]:
+    """The keys of many records, by the texts of each component of all of them."""
+    if len(columns) == 1:
+        joined = "".join(columns[0])
+        if "%" not in joined and "/" not in joined:
+            return list(columns[0])
+    return list(map(join, zip(*columns, strict=True)))
 
 
 def split(key: str) -> list[str]:

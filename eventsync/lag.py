@@ -12,43 +12,42 @@ from collections.abc import Iterable, Sequence
 from eventsync.change import Change
 from eventsync.tally import Spread
 
-__all__ = ["oldest", "spread"]
+__all__ = ["oldest", "spread", "times"]
 
 
-def oldest(changes: Iterable[Change]) -> float | None:
-    """When the oldest of ``changes`` was made, in seconds since the epoch; ``None`` for none."""
-    latest = int(time.time() * 1000).to_bytes(6)
-    first = min((_made(change, latest) for change in changes), default=None)
-    return None if first is None else int.from_bytes(first) / 1000
-
-
-def spread(
-    changes: Iterable[Change], bounds: Sequence[float], *, now: float | None = None
-) -> Spread:
-    """How the ages of ``changes`` are spread over ``bounds``, all in seconds.
-
-    One that a clock ahead of ours made has the age 0.
-    """
-    moment = int((time.time() if now is None else now) * 1000)
-    latest = moment.to_bytes(6)
-    # As bytes: sorted and searched without a number made of each.
-    times = sorted(_made(change, latest) for change in changes)
-    ahead = bisect_left(times, latest)
-    times[ahead:] = [latest] * (len(times) - ahead)
-    up_to = [
-        len(times) - bisect_left(times, max(0, moment - round(bound * 1000)).to_bytes(6))
-        for bound in bounds
-    ]
-    counts = [this - before for before, this in zip([0, *up_to], [*up_to, len(times)], strict=True)]
-    return Spread(counts, (len(times) * moment - sum(map(int.from_bytes, times))) / 1000)
-
-
-def _made(change: Change, latest: bytes) -> bytes:
-    """When the change was made, in milliseconds since the epoch, as 6 bytes.
+def times(changes: Iterable[Change]) -> list[bytes]:
+    """When each change was made, in milliseconds since the epoch, as 6 bytes.
 
     Its id says it: a version may be much older, for what ``eventsync sync`` publishes keeps its
     own. An id that is no UUIDv7, of a foreign producer, or one that cannot be right says nothing.
     """
-    id, version = change.id, change.version[:6]
-    made = id[:6]
-    return made if id[6] >> 4 == 7 and version <= made <= latest else version
+    latest = int(time.time() * 1000).to_bytes(6)
+    return [
+        id[:6] if id[6] >> 4 == 7 and version[:6] <= id[:6] <= latest else version[:6]
+        for id, version in [(change.id, change.version) for change in changes]
+    ]
+
+
+def oldest(times: Iterable[bytes]) -> float | None:
+    """The oldest of ``times``, in seconds since the epoch; ``None`` for none."""
+    first = min(times, default=None)
+    return None if first is None else int.from_bytes(first) / 1000
+
+
+def spread(times: Iterable[bytes], bounds: Sequence[float], *, now: float | None = None) -> Spread:
+    """How ages are spread over ``bounds``, those in seconds, of what was made at ``times``.
+
+    What a clock ahead of ours made has the age 0.
+    """
+    moment = int((time.time() if now is None else now) * 1000)
+    latest = moment.to_bytes(6)
+    # As bytes: sorted and searched without a number made of each.
+    made = sorted(times)
+    ahead = bisect_left(made, latest)
+    made[ahead:] = [latest] * (len(made) - ahead)
+    up_to = [
+        len(made) - bisect_left(made, max(0, moment - round(bound * 1000)).to_bytes(6))
+        for bound in bounds
+    ]
+    counts = [this - before for before, this in zip([0, *up_to], [*up_to, len(made)], strict=True)]
+    return Spread(counts, (len(made) * moment - sum(map(int.from_bytes, made))) / 1000)

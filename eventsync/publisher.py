@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 import threading
 import time
 import weakref
@@ -20,6 +19,7 @@ from typing import Any, Final
 
 from eventsync.change import Change
 from eventsync.errors import BusUnavailableError
+from eventsync.incarnation import incarnation
 from eventsync.store import Publisher
 
 __all__ = ["BatchPublisher"]
@@ -30,8 +30,11 @@ _LONGEST_RETRY: Final = 2.0
 
 @dataclass(slots=True)
 class _Item:
+    """What one call gave: it goes together, and has one future."""
+
     type: str
-    body: bytes
+    bodies: Sequence[bytes]
+    size: int
     future: Future[None]
     deadline: float
 
@@ -40,11 +43,11 @@ class BatchPublisher:
     """Sends what it is given in batches, from a thread of its own; fits ``store.Publisher``.
 
     A batch goes when it has ``max_count`` envelopes or ``max_bytes`` bytes, or when its first
-    envelope has waited for ``linger`` seconds. While the broker is away each envelope is tried for
-    ``timeout`` seconds and then fails with ``BusUnavailableError``. At most ``buffer_bytes`` wait;
-    beyond that ``send`` blocks, for ``timeout`` seconds at most. Thread-safe. Usable as a context
-    manager; what waits at the end of the process is sent within ``timeout``. After a fork the child
-    begins empty.
+    envelope has waited for ``linger`` seconds; what one ``publish`` was given goes together. While
+    the broker is away each envelope is tried for ``timeout`` seconds and then fails with
+    ``BusUnavailableError``. At most ``buffer_bytes`` wait; beyond that ``send`` blocks, for
+    ``timeout`` seconds at most. Thread-safe. Usable as a context manager; what waits at the end of
+    the process is sent within ``timeout``. After a fork the child begins empty.
     """
 
     def __init__(
@@ -68,10 +71,12 @@ class BatchPublisher:
         atexit.register(_close, held)
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
+        self._incarnation = incarnation()
         self._changed = threading.Condition()
         self._waiting: deque[_Item] = deque()
+        # Of what waits and what is being sent: its bytes. Of what waits: its envelopes.
         self._size = 0
+        self._count = 0
         self._hurry = False
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -93,7 +98,8 @@ class BatchPublisher:
         is not sent. Raises ``BusUnavailableError`` when there is no room in time,
         ``ValueRefusedError`` for a change that may not travel.
         """
-        (future,) = self._put(change.type, [self.encode(change)], wait=True)
+        future = self._put(change.type, [self.encode(change)], wait=True)
+        assert future is not None
         return future
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
@@ -102,16 +108,18 @@ class BatchPublisher:
         Raises ``BusUnavailableError``: then some may be at the broker and some not; publishing them
         again does no harm. Raises ``UnroutableError``.
         """
+        if not envelopes:
+            return
         deadline = time.monotonic() + self._timeout
-        futures = self._put(type, envelopes, wait=True)
+        future = self._put(type, envelopes, wait=True)
+        assert future is not None
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
-        for future in futures:
-            try:
-                future.result(max(0.0, deadline - time.monotonic()) + _LONGEST_RETRY)
-            except TimeoutError:
-                raise self._slow() from None
+        try:
+            future.result(max(0.0, deadline - time.monotonic()) + _LONGEST_RETRY)
+        except TimeoutError:
+            raise self._slow() from None
 
     async def apublish(self, change: Change) -> None:
         """As ``send`` and waiting for it, from a coroutine, without blocking its loop.
@@ -120,12 +128,12 @@ class BatchPublisher:
         """
         body = self.encode(change)
         deadline = time.monotonic() + self._timeout
-        while not (futures := self._put(change.type, [body], wait=False)):
+        while (future := self._put(change.type, [body], wait=False)) is None:
             if time.monotonic() >= deadline:
                 raise self._full()
             await asyncio.sleep(max(self._linger, 0.005))
         try:
-            await asyncio.wait_for(asyncio.wrap_future(futures[0]), self._timeout)
+            await asyncio.wait_for(asyncio.wrap_future(future), self._timeout)
         except TimeoutError:
             raise self._slow() from None
 
@@ -139,7 +147,7 @@ class BatchPublisher:
 
     def close(self) -> None:
         """Send what waits and end the thread. Idempotent. Raises ``BusUnavailableError``."""
-        if self._pid != os.getpid():
+        if self._incarnation != incarnation():
             return
         try:
             self.flush()
@@ -150,8 +158,8 @@ class BatchPublisher:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _put(self, type: str, bodies: Sequence[bytes], *, wait: bool) -> list[Future[None]]:
-        if self._pid != os.getpid():
+    def _put(self, type: str, bodies: Sequence[bytes], *, wait: bool) -> Future[None] | None:
+        if self._incarnation != incarnation():
             self._begin()
         size = sum(map(len, bodies))
         with self._changed:
@@ -164,26 +172,31 @@ class BatchPublisher:
 
             if not room():
                 if not wait:
-                    return []
+                    return None
                 if not self._changed.wait_for(room, self._timeout):
                     raise self._full()
-            deadline = time.monotonic() + self._timeout
-            items = [_Item(type, body, Future(), deadline) for body in bodies]
-            self._waiting.extend(items)
+            future: Future[None] = Future()
+            self._waiting.append(
+                _Item(type, bodies, size, future, time.monotonic() + self._timeout)
+            )
             self._size += size
+            self._count += len(bodies)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="eventsync-publisher", daemon=True
                 )
                 self._thread.start()
-            self._changed.notify_all()
-        return [item.future for item in items]
+            # In between there is nothing for the thread to do; to wake it then costs more than all
+            # else that happens here.
+            if len(self._waiting) == 1 or self._is_full():
+                self._changed.notify_all()
+        return future
 
     def _run(self) -> None:
         while batch := self._take():
             self._deliver([i for i in batch if i.future.set_running_or_notify_cancel()])
             with self._changed:
-                self._size -= sum(len(item.body) for item in batch)
+                self._size -= sum(item.size for item in batch)
                 self._changed.notify_all()
 
     def _take(self) -> list[_Item]:
@@ -195,13 +208,18 @@ class BatchPublisher:
             if not self._hurry:
                 self._changed.wait_for(self._is_full, self._linger)
             batch = [self._waiting.popleft()]
-            size = len(batch[0].body)
-            while self._waiting and len(batch) < self._max_count:
+            count, size = len(batch[0].bodies), batch[0].size
+            while self._waiting:
                 following = self._waiting[0]
-                size += len(following.body)
-                if following.type != batch[0].type or size > self._max_bytes:
+                count, size = count + len(following.bodies), size + following.size
+                if (
+                    following.type != batch[0].type
+                    or count > self._max_count
+                    or size > self._max_bytes
+                ):
                     break
                 batch.append(self._waiting.popleft())
+            self._count -= sum(len(item.bodies) for item in batch)
             self._hurry = self._hurry and bool(self._waiting)
             return batch
 
@@ -209,7 +227,7 @@ class BatchPublisher:
         return (
             self._hurry
             or self._closed
-            or len(self._waiting) >= self._max_count
+            or self._count >= self._max_count
             or self._size >= self._max_bytes
         )
 
@@ -217,7 +235,8 @@ class BatchPublisher:
         pause = _RETRY
         while batch:
             try:
-                self._target.publish(batch[0].type, [item.body for item in batch])
+                bodies = [body for item in batch for body in item.bodies]
+                self._target.publish(batch[0].type, bodies)
             except BusUnavailableError as error:
                 now = time.monotonic()
                 for item in batch:

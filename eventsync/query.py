@@ -48,10 +48,10 @@ from eventsync.condition import (
     Op,
     fields_of,
     like_to_regex,
-    parse,
     to_json,
 )
 from eventsync.errors import FilterError, RecordError
+from eventsync.filter import parse
 from eventsync.record import Record, RecordType, values_of
 from eventsync.schema import same
 

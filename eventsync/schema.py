@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
-from uuid import UUID
+from typing import Any, Final, Literal, TypeAlias
 
 from eventsync import key
 from eventsync.errors import FieldError, RecordError
 from eventsync.field import MISSING, Field
-from eventsync.shape import is_text
-from eventsync.value import freeze, unpack_map
+from eventsync.value import freeze
 
 __all__ = ["RecordType", "Rule", "Unknown", "content_hash", "same"]
 
@@ -27,14 +24,8 @@ Unknown: TypeAlias = Literal["refuse", "ignore"]
 """What becomes of data for fields that are not declared."""
 
 
-class _Checks(NamedTuple):
-    """What to check, by field, of values whose classes are right: if they were given, and if they
-    have just been decoded, so that text is known to have a UTF-8 form, and decimals to be finite.
-    """
-
-    given: list[tuple[str, Callable[[Any], bool]]]
-    decoded: list[tuple[str, Callable[[Any], bool]]]
-
+_Checks: TypeAlias = list[tuple[str, Callable[[Any], bool]]]
+"""What to check, by field, of values whose classes are right."""
 
 # How many shapes of data a record type remembers; hostile ones must not fill the memory.
 _SHAPES: Final = 256
@@ -52,7 +43,6 @@ class RecordType:
     __slots__ = (
         "_coders",
         "_containers",
-        "_plain_key",
         "_plan",
         "_shapes",
         "cls",
@@ -83,10 +73,6 @@ class RecordType:
         self._check()
         self._plan = {f.name: (f.type, f.verify, f.coerce) for f in fields.values()}
         self._coders = tuple((self.fields[n], *key.CODERS[self.fields[n].type]) for n in self.keys)
-        # Most keys are one field, the text of which needs no escapes.
-        only = self.fields[self.keys[0]] if len(self.keys) == 1 else None
-        plain = only is not None and only.type in (int, UUID)
-        self._plain_key = (only.name, str) if only is not None and plain else None
         self._shapes: dict[tuple[Any, ...], _Checks | None] = {}
         self._containers = tuple(field.name for field in fields.values() if not field.scalar)
 
@@ -167,25 +153,10 @@ class RecordType:
         checks = self._checks_of(data)
         if checks is None:
             return False
-        for name, verify in checks.given:  # noqa: SIM110  # a generator costs more than the checks
+        for name, verify in checks:  # noqa: SIM110  # a generator costs more than the checks
             if not verify(data[name]):
                 return False
         return True
-
-    def unpack(self, body: bytes) -> dict[str, Any] | None:
-        """The values in the bytes of a body, if they are just what ``load`` would make of them.
-
-        ``None`` when it takes a closer look to tell. Raises ``ValueRefusedError`` for bytes that
-        are no msgpack value. Thread-safe.
-        """
-        data = unpack_map(body)
-        checks = None if data is None else self._checks_of(data)
-        if data is None or checks is None:
-            return None
-        for name, verify in checks.decoded:
-            if not verify(data[name]):
-                return None
-        return data
 
     def _checks_of(self, data: Mapping[Any, Any]) -> _Checks | None:
         """What to check of the values of ``data``, if their fields and classes are right."""
@@ -200,7 +171,7 @@ class RecordType:
         return checks
 
     def _new_checks_of(self, data: Mapping[Any, Any]) -> _Checks | None:
-        given = []
+        checks = []
         for name, value in data.items():
             field = self.fields.get(name)
             if field is None or not field.scalar:
@@ -210,9 +181,8 @@ class RecordType:
             if type(value) is not field.type:
                 return None
             if field.verify is not None:
-                given.append((name, field.verify))
-        decoded = [check for check in given if check[1] not in (is_text, Decimal.is_finite)]
-        return _Checks(given, decoded)
+                checks.append((name, field.verify))
+        return checks
 
     def coerce(self, field: Field | str, value: Any) -> Any:
         """The plain value that ``value`` stands for in that field. Raises ``FieldError``."""
@@ -291,16 +261,6 @@ class RecordType:
         if len(text) > key.MAX_LENGTH:
             raise self._key_error(text, f"a key of at most {key.MAX_LENGTH} characters")
         return text
-
-    def is_key(self, text: str, values: Mapping[str, Any] | None) -> bool:
-        """Whether ``text`` is the key of a record of these values, which fit their fields.
-
-        ``False`` also where only ``key_text`` can tell.
-        """
-        if self._plain_key is None or values is None:
-            return False
-        name, encode = self._plain_key
-        return name in values and len(text) <= key.MAX_LENGTH and encode(values[name]) == text
 
     def key_of(self, value: Any) -> str:
         """The canonical key that ``value`` says.

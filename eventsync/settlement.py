@@ -10,10 +10,10 @@ import hashlib
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from eventsync import envelope, framing, lag, metric
 from eventsync.apply import Settled
@@ -22,31 +22,63 @@ from eventsync.change import Change
 from eventsync.deadletter import DeadLetter
 from eventsync.errors import DependencyError, EnvelopeError, EventSyncError
 from eventsync.gate import Outcome
+from eventsync.progress import Progress
 from eventsync.tally import Tally
 
-__all__ = ["Item", "Settlement", "about_letter"]
+__all__ = ["Hand", "Item", "Settlement", "about_letter"]
 
-_ASIDE: Final = (Outcome.REJECTED, Outcome.HELD)
+_ASIDE: Final = frozenset({Outcome.REJECTED, Outcome.HELD})
+
+
+class Origin(NamedTuple):
+    """Where an envelope came from: its message, when it was first tried, and how often by now."""
+
+    delivery: Delivery
+    first_time: float
+    attempts: int
 
 
 @dataclass(slots=True)
 class Item:
-    """One envelope in hand, or a message that is none."""
+    """One envelope, or a message that is none, with which something is the matter."""
 
     raw: bytes
-    delivery: Delivery
-    first_time: float
-    attempts: int
-    change: Change | None = None
-    error: EventSyncError | None = None
-    outcome: Outcome = Outcome.REJECTED
+    origin: Origin
+    change: Change | None
+    outcome: Outcome
+    error: EventSyncError | None
+
+
+class Hand:
+    """The envelopes in hand: of each its bytes, its origin, and the change or error it came to.
+
+    In lists of one length, since there are thousands, and most of them are but changes to apply.
+    """
+
+    __slots__ = ("found", "origins", "raws")
+
+    def __init__(self) -> None:
+        self.raws: list[bytes] = []
+        self.origins: list[Origin] = []
+        self.found: list[Change | EventSyncError] = []
+
+    def __len__(self) -> int:
+        return len(self.raws)
+
+    def add(
+        self, raws: Sequence[bytes], found: Sequence[Change | EventSyncError], origin: Origin
+    ) -> None:
+        """Take up envelopes of one origin."""
+        self.raws += raws
+        self.found += found
+        self.origins += [origin] * len(raws)
 
 
 class Settlement:
-    """Settles messages for one store. For one thread.
+    """Settles messages for one store. For one thread, but that another may ``open`` messages.
 
     ``apply``: applies changes, and says what became of each; its retryable errors pass through.
-    ``outcomes`` and ``tally`` are counted up, by batches. ``types``: the record types that the
+    ``progress`` and ``tally`` are told, by batches. ``types``: the record types that the
     store holds. ``hold_for``: how long, in seconds, a held change is tried again.
     ``max_deliveries``: how often a message may be taken by workers that then die.
     """
@@ -58,7 +90,7 @@ class Settlement:
         apply: Callable[[Sequence[Change]], list[Settled]],
         *,
         types: Collection[str],
-        outcomes: Counter[Outcome],
+        progress: Progress,
         tally: Tally,
         hold_for: float,
         max_deliveries: int,
@@ -68,7 +100,7 @@ class Settlement:
         self._bus = bus
         self._apply = apply
         self._types = types
-        self._outcomes = outcomes
+        self._progress = progress
         self._tally = tally
         self._hold_for = hold_for
         self._max_deliveries = max_deliveries
@@ -78,88 +110,114 @@ class Settlement:
         self.oldest = math.inf
         """When the oldest message in the queue was published, in seconds since the epoch."""
 
-    def open(self, delivery: Delivery) -> list[Item]:
-        """The envelopes in a message; what is not one comes with its error."""
-        now = time.time()
-        attempts = delivery.attempts + 1
-        if attempts > self._max_deliveries:
-            error = EventSyncError(
+    def open(self, deliveries: Iterable[Delivery]) -> Hand:
+        """The envelopes in messages; what is not one comes with its error."""
+        hand, now = Hand(), time.time()
+        for delivery in deliveries:
+            origin = Origin(delivery, now, delivery.attempts + 1)
+            try:
+                raws = self._split(delivery)
+            except EventSyncError as error:
+                hand.add([delivery.body], [error], origin)
+            else:
+                hand.add(raws, self._decode(raws), origin)
+        return hand
+
+    def reopen(self, letters: Iterable[tuple[DeadLetter, Delivery]]) -> Hand:
+        """Held changes that are to be tried again."""
+        hand = Hand()
+        for letter, delivery in letters:
+            origin = Origin(delivery, letter.first_time, letter.attempts + 1)
+            hand.add([letter.raw], self._decode([letter.raw]), origin)
+        return hand
+
+    def _split(self, delivery: Delivery) -> list[bytes]:
+        """The envelopes in a message. Raises ``EventSyncError`` for what is none."""
+        if delivery.attempts >= self._max_deliveries:
+            raise EventSyncError(
                 f"taken {delivery.attempts} times by workers that then died",
                 hint="look at the record with care before you replay it",
             )
-            return [Item(delivery.body, delivery, now, attempts, error=error)]
-        try:
-            if delivery.size > self._bus.max_message:
-                large = EnvelopeError(
-                    f"a message of {delivery.size:,} bytes; {self._bus.max_message:,} is the limit"
-                )
-                large.reason = "too-large"  # type: ignore[misc]  # one class, several rules
-                raise large
-            if delivery.content_type != envelope.CONTENT_TYPE:
-                raise EnvelopeError(
-                    f"a message of content type {delivery.content_type[:80]!r}, "
-                    f"not {envelope.CONTENT_TYPE}",
-                    hint="something else publishes into this queue",
-                )
-            raws = framing.split_batch(delivery.body)
-        except EnvelopeError as error:
-            return [Item(delivery.body, delivery, now, attempts, error=error)]
-        return [self._decoded(Item(raw, delivery, now, attempts)) for raw in raws]
+        if delivery.size > self._bus.max_message:
+            large = EnvelopeError(
+                f"a message of {delivery.size:,} bytes; {self._bus.max_message:,} is the limit"
+            )
+            large.reason = "too-large"  # type: ignore[misc]  # one class, several rules
+            raise large
+        if delivery.content_type != envelope.CONTENT_TYPE:
+            raise EnvelopeError(
+                f"a message of content type {delivery.content_type[:80]!r}, "
+                f"not {envelope.CONTENT_TYPE}",
+                hint="something else publishes into this queue",
+            )
+        return framing.split_batch(delivery.body)
 
-    def reopen(self, letter: DeadLetter, delivery: Delivery) -> Item:
-        """A held change that is to be tried again."""
-        return self._decoded(Item(letter.raw, delivery, letter.first_time, letter.attempts + 1))
+    def _decode(self, raws: Sequence[bytes]) -> list[Change | EnvelopeError]:
+        return envelope.decode_all(raws, keys=self._bus.keys, max_bytes=self._bus.max_envelope)
 
-    def settle(self, items: Sequence[Item]) -> list[Item]:
+    def settle(self, hand: Hand) -> list[Item]:
         """Apply, and put what cannot be applied where it is safe. The one place that does.
 
-        When it returns, every item is in the store, known not to be needed there, in the dead
-        letters, or among the held ones, which are returned if they were held before. Raises
-        retryable errors; then nothing is settled, and all of it may come again.
+        When it returns, every envelope is in the store, known not to be needed there, in the dead
+        letters, or among the held ones, which are returned. Raises retryable errors; then nothing
+        is settled, and all of it may come again.
         """
         started = time.monotonic()
-        sound = [item for item in items if item.change is not None and item.error is None]
-        changes = [item.change for item in sound if item.change is not None]
+        changes = [found for found in hand.found if isinstance(found, Change)]
+        times = lag.times(changes)
+        self._progress.oldest = lag.oldest(times)
         applied = self._apply(changes) if changes else []
-        for item, settled in zip(sound, applied, strict=True):
-            item.outcome, item.error = settled.outcome, settled.error
-            if settled.collision:
-                self.collisions += 1
-                self._tally.add(metric.COLLISIONS, 1, self._store, self._type_of(item))
-                self._log.error(
-                    "two changes carry one version", **_about(settled.change), id=settled.change.id
-                )
-        aside = [item for item in items if item.outcome in _ASIDE]
-        now = time.time()
-        for item in aside:
-            if item.outcome is Outcome.HELD and self._is_over(item, now):
-                item.outcome = Outcome.REJECTED
+        aside = self._aside(hand, applied)
         rejected = [item for item in aside if item.outcome is Outcome.REJECTED]
         held = [item for item in aside if item.outcome is Outcome.HELD]
         if rejected:
             self._bus.dead_letter(self._store, [self.letter(item) for item in rejected])
-        fresh = [item for item in held if not item.delivery.queue.endswith(".held")]
+        fresh = [item for item in held if not item.origin.delivery.queue.endswith(".held")]
         if fresh:
             self._bus.hold(self._store, [self.letter(item) for item in fresh])
-        for item in items if self._log.is_enabled_for(logging.DEBUG) else aside:
+        for item in aside:
             self._tell(item)
-        self._count(items)
+        for settled in applied:
+            if settled.collision:
+                self._tell_collision(settled.change)
+        if self._log.is_enabled_for(logging.DEBUG):
+            for _, origin, _, one in _paired(hand, applied):
+                if one is not None and one.outcome not in _ASIDE:
+                    about = _about(one.change) | {"attempt": origin.attempts}
+                    self._log.debug(str(one.outcome), **about)
+        self._count(applied, times, aside)
         if changes:
             self._tally.observe(metric.BATCH, len(changes), self._store)
             self._tally.observe(metric.BATCH_DURATION, time.monotonic() - started, self._store)
         return held
 
+    def _aside(self, hand: Hand, applied: Sequence[Settled]) -> list[Item]:
+        """What was not applied and is to be kept, with what is to become of it."""
+        if len(applied) == len(hand) and _ASIDE.isdisjoint({s.outcome for s in applied}):
+            return []
+        aside, now = [], time.time()
+        for raw, origin, found, settled in _paired(hand, applied):
+            if settled is None or not isinstance(found, Change):
+                assert isinstance(found, EventSyncError)
+                aside.append(Item(raw, origin, None, Outcome.REJECTED, found))
+            elif settled.outcome in _ASIDE:
+                item = Item(raw, origin, found, settled.outcome, settled.error)
+                if item.outcome is Outcome.HELD and self._is_over(item, now):
+                    item.outcome = settled.outcome = Outcome.REJECTED
+                aside.append(item)
+        return aside
+
     def refused(self, size: int) -> None:
         """A message of ``size`` bytes was too large to be opened, and goes to the dead letters."""
         self._log.error("dead letter", reason="too-large", size=size)
-        self._outcomes[Outcome.REJECTED] += 1
+        self._progress.outcomes[Outcome.REJECTED] += 1
         self._tally.add(metric.CHANGES, 1, self._store, metric.OTHER, str(Outcome.REJECTED))
         self._tally.add(metric.DEAD_LETTERS, 1, self._store, metric.OTHER, "too-large")
 
     def _is_over(self, item: Item, now: float) -> bool:
         """Whether a held change has been tried for as long as it may."""
-        waits = self.may_come(_reason(item), item.first_time)
-        return not waits and now - item.first_time > self._hold_for
+        first = item.origin.first_time
+        return not self.may_come(_reason(item), first) and now - first > self._hold_for
 
     def may_come(self, reason: str, first_time: float) -> bool:
         """Whether what a held change waits for may still be in the queue, behind a backlog."""
@@ -172,63 +230,74 @@ class Settlement:
             reason=_reason(item),
             message=str(item.error or ""),
             store=self._store,
-            queue=item.delivery.queue,
-            attempts=item.attempts,
-            first_time=item.first_time,
+            queue=item.origin.delivery.queue,
+            attempts=item.origin.attempts,
+            first_time=item.origin.first_time,
             last_time=time.time(),
             raw=item.raw,
             type=change.type if change else None,
             key=change.key if change else None,
             version=change.version if change else None,
             op=change.op if change else None,
-            content_type=item.delivery.content_type,
+            content_type=item.origin.delivery.content_type,
         )
 
-    def _decoded(self, item: Item) -> Item:
-        try:
-            item.change = envelope.decode(
-                item.raw, keys=self._bus.keys, max_bytes=self._bus.max_envelope, lazily=True
-            )
-        except EnvelopeError as error:
-            item.error = error
-        return item
-
-    def _count(self, items: Sequence[Item]) -> None:
+    def _count(
+        self, applied: Sequence[Settled], times: Sequence[bytes], aside: Sequence[Item]
+    ) -> None:
         """Count a batch: what can be summed up first is, since this is done for every change."""
-        by_type: dict[str, list[Item]] = {}
-        for item in items:
-            by_type.setdefault(self._type_of(item), []).append(item)
-        won, lost = Outcome.APPLIED, Outcome.REJECTED  # looked up once: see ``gate``
-        for type, of_type in by_type.items():
+        names: defaultdict[str, list[str]] = defaultdict(list)
+        made: defaultdict[str, list[bytes]] = defaultdict(list)
+        won = Outcome.APPLIED
+        for settled, moment in zip(applied, times, strict=True):
+            type, outcome = settled.change.type, settled.outcome
             # By name: a member's own hash is a call into Python for each.
-            counts = Counter([item.outcome._name_ for item in of_type])
-            for name, count in counts.items():
-                outcome = Outcome[name]
-                self._outcomes[outcome] += count
-                self._tally.add(metric.CHANGES, count, self._store, type, str(outcome))
-            applied = [i.change for i in of_type if i.outcome is won and i.change]
-            if applied:
-                ages = lag.spread(applied, metric.LAG.bounds)
-                self._tally.spread(metric.LAG, ages, self._store, type)
-            rejected = Counter(_reason(i) for i in of_type if i.outcome is lost)
-            for reason, count in rejected.items():
-                self._tally.add(metric.DEAD_LETTERS, count, self._store, type, reason)
+            names[type].append(outcome._name_)
+            if outcome is won:
+                made[type].append(moment)
+        counts: Counter[tuple[str, Outcome]] = Counter()
+        for type, of_type in names.items():
+            for name, count in Counter(of_type).items():
+                counts[self._label(type), Outcome[name]] += count
+        for type, moments in made.items():
+            ages = lag.spread(moments, metric.LAG.bounds)
+            self._tally.spread(metric.LAG, ages, self._store, self._label(type))
+        for item in aside:
+            type = metric.OTHER if item.change is None else self._label(item.change.type)
+            if item.change is None:
+                counts[type, Outcome.REJECTED] += 1
+            if item.outcome is Outcome.REJECTED:
+                self._tally.add(metric.DEAD_LETTERS, 1, self._store, type, _reason(item))
+        for (type, outcome), count in counts.items():
+            self._progress.outcomes[outcome] += count
+            self._tally.add(metric.CHANGES, count, self._store, type, str(outcome))
 
-    def _type_of(self, item: Item) -> str:
-        """The label of its record type, none that came from outside."""
-        type = item.change.type if item.change is not None else metric.OTHER
+    def _label(self, type: str) -> str:
+        """The label of a record type, none that came from outside."""
         return type if type in self._types else metric.OTHER
+
+    def _tell_collision(self, change: Change) -> None:
+        self.collisions += 1
+        self._tally.add(metric.COLLISIONS, 1, self._store, self._label(change.type))
+        self._log.error("two changes carry one version", **_about(change), id=change.id)
 
     def _tell(self, item: Item) -> None:
         if item.outcome is Outcome.REJECTED:
             self._log.error(
                 "dead letter", **_about(item.change), reason=_reason(item), error=str(item.error)
             )
-        elif item.outcome is Outcome.HELD:
-            told = _about(item.change) | {"attempt": item.attempts}
-            self._log.warning("held", **told, error=str(item.error))
         else:
-            self._log.debug(str(item.outcome), **_about(item.change), attempt=item.attempts)
+            told = _about(item.change) | {"attempt": item.origin.attempts}
+            self._log.warning("held", **told, error=str(item.error))
+
+
+def _paired(
+    hand: Hand, applied: Iterable[Settled]
+) -> Iterator[tuple[bytes, Origin, Change | EventSyncError, Settled | None]]:
+    """Each envelope, with what became of its change if it holds one."""
+    outcomes = iter(applied)
+    for raw, origin, found in zip(hand.raws, hand.origins, hand.found, strict=True):
+        yield raw, origin, found, next(outcomes) if isinstance(found, Change) else None
 
 
 def _reason(item: Item) -> str:

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +104,12 @@ class Spool:
         if self._tracing is not None:
             change = self._tracing.published(change)
         return envelope.encode(change, keys=self._keys, max_bytes=self._max_envelope)
+
+    def encode_all(self, changes: Iterable[Change]) -> list[bytes]:
+        """The envelopes of changes in their order: quicker than one by one where they are alike."""
+        if self._tracing is not None:
+            changes = map(self._tracing.published, changes)
+        return envelope.encode_all(list(changes), keys=self._keys, max_bytes=self._max_envelope)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
         """Take envelopes of one record type: all of them are on the disk on return, or none.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from eventsync import envelope
 from eventsync.accessor import Accessor, Edit
 from eventsync.capture import Capture
-from eventsync.change import Change
+from eventsync.change import Change, make_bodies
 from eventsync.clock import Clock, Version
 from eventsync.errors import BusUnavailableError, ConfigError, RecordError
 from eventsync.index import FileIndex, Index, Presence
@@ -321,6 +321,7 @@ class Store:
                 ]
                 changes = accessor.states(keys, self.name) if keys else []
                 if changes:
+                    make_bodies(changes)
                     publisher.publish(name, [publisher.encode(change) for change in changes])
                     published += len(changes)
         return published

@@ -25,9 +25,12 @@ import datetime as dt
 import decimal
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Final
+from functools import lru_cache, partial
+from itertools import chain, repeat
+from operator import itemgetter
+from typing import Any, Final, TypeVar
 from uuid import UUID, SafeUUID
 
 import msgpack
@@ -41,15 +44,22 @@ __all__ = [
     "check",
     "digest",
     "digest_of_body",
+    "digests_of_bodies",
     "freeze",
+    "map_head",
     "pack",
+    "pack_bodies",
     "pack_body",
+    "pack_column",
+    "short_digest",
     "unpack",
     "unpack_body",
+    "unpack_column",
     "unpack_flat",
-    "unpack_map",
     "unpack_parts",
 ]
+
+_T = TypeVar("_T")
 
 MAX_DEPTH: Final = 16
 """How deep maps and arrays may nest."""
@@ -66,6 +76,8 @@ _MAX_BIGINT: Final = 512
 
 _DECIMAL, _DATE, _TIME, _NAIVE, _AWARE, _UUID, _BIGINT = range(1, 8)
 
+# What msgpack encodes by itself as it is.
+_NATIVE: Final = frozenset({str, int, bool, type(None), bytes})
 # What msgpack encodes by itself and what needs no look inside. Floats are not among them: NaN.
 _PLAIN: Final = frozenset({str, int, bool, type(None), bytes, dt.date, UUID})
 # What needs no look inside once it has been decoded.
@@ -80,8 +92,6 @@ _OF_EXPONENTS: Final = b"+eE"
 _set_int: Final = vars(UUID)["int"].__set__
 _set_safe: Final = vars(UUID)["is_safe"].__set__
 _SAFE: Final = SafeUUID.unknown
-# A packer has a buffer that is worth keeping; it is for one thread at a time.
-_packers: Final = threading.local()
 # Exact, unlike the context of the running thread, which rounds to 28 digits.
 _EXACT: Final = decimal.Context(
     prec=decimal.MAX_PREC, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX, traps=[]
@@ -93,7 +103,7 @@ def _refuse(message: str) -> ValueRefusedError:
 
 
 # Without its constructor's look at a code and bytes that are ours.
-_ext: Final = msgpack.ExtType._make
+_ext: Final[Callable[[tuple[int, bytes]], Any]] = partial(tuple.__new__, msgpack.ExtType)
 # What msgpack raises for bytes that are not a value of its.
 _BROKEN: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
 
@@ -116,14 +126,24 @@ def check(value: Any, *, depth: int = 0) -> None:
         _check_container(value, depth + 1)
         return
     if kind is Decimal:
-        if not value.is_finite():
-            raise _refuse(f"Decimal {value} cannot travel: only finite decimals can")
-        if abs(value.adjusted()) > _MAX_DECIMAL or len(str(value)) > _MAX_DECIMAL:
-            raise _refuse(f"a decimal has over {_MAX_DECIMAL} digits or so large an exponent")
+        _decimal_text(value)
         return
     if kind is dt.datetime or kind is dt.time:
         return
-    raise _refuse(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel")
+    raise _unknown(kind)
+
+
+def _unknown(kind: type) -> ValueRefusedError:
+    return _refuse(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel")
+
+
+def _decimal_text(number: Decimal) -> str:
+    """The text of a decimal that may travel."""
+    if not number.is_finite():
+        raise _refuse(f"Decimal {number} cannot travel: only finite decimals can")
+    if abs(number.adjusted()) <= _MAX_DECIMAL and len(text := str(number)) <= _MAX_DECIMAL:
+        return text
+    raise _refuse(f"a decimal has over {_MAX_DECIMAL} digits or so large an exponent")
 
 
 def _check_container(value: dict[Any, Any] | list[Any], depth: int) -> None:
@@ -143,31 +163,53 @@ def _check_container(value: dict[Any, Any] | list[Any], depth: int) -> None:
             check(item, depth=depth)
 
 
+def _decimal_extension(number: Decimal) -> tuple[int, bytes]:
+    text = _decimal_text(number)
+    if "E+" in text or (text[0] == "-" and not number):
+        # Stores that keep all its digits still write 1E+3 as 1000, and zero without a sign.
+        text = format(number if number else abs(number), "f")
+    return _DECIMAL, text.encode()
+
+
+def _date_extension(date: dt.date) -> tuple[int, bytes]:
+    return _DATE, date.isoformat().encode()
+
+
+def _time_extension(time: dt.time) -> tuple[int, bytes]:
+    return _TIME, time.isoformat().encode()
+
+
+def _moment_extension(moment: dt.datetime) -> tuple[int, bytes]:
+    if moment.tzinfo is None:
+        return _NAIVE, moment.isoformat().encode()
+    return _AWARE, moment.astimezone(_UTC).isoformat().encode()
+
+
+def _uuid_extension(uuid: UUID) -> tuple[int, bytes]:
+    return _UUID, uuid.int.to_bytes(16, "big")
+
+
+# By the type of a value that always travels as an extension type: code and payload of that.
+_EXTENSIONS: Final[dict[type, Callable[[Any], tuple[int, bytes]]]] = {
+    Decimal: _decimal_extension,
+    dt.date: _date_extension,
+    dt.time: _time_extension,
+    dt.datetime: _moment_extension,
+    UUID: _uuid_extension,
+}
+
+
 def _encode_special(value: Any) -> Any:
     """msgpack's hook for what it cannot encode by itself."""
     kind = type(value)
-    if kind is Decimal:
-        text = str(value)
-        if "E+" in text or (text[0] == "-" and not value):
-            # Stores that keep all its digits still write 1E+3 as 1000, and zero without a sign.
-            text = format(value if value else abs(value), "f")
-        return _ext((_DECIMAL, text.encode()))
-    if kind is dt.datetime:
-        if value.tzinfo is None:
-            return _ext((_NAIVE, value.isoformat().encode()))
-        return _ext((_AWARE, value.astimezone(_UTC).isoformat().encode()))
-    if kind is dt.date:
-        return _ext((_DATE, value.isoformat().encode()))
-    if kind is dt.time:
-        return _ext((_TIME, value.isoformat().encode()))
-    if kind is UUID:
-        return _ext((_UUID, value.bytes))
+    if kind in _EXTENSIONS:
+        return _ext(_EXTENSIONS[kind](value))
     if kind is int:
         size = (value if value >= 0 else ~value).bit_length() // 8 + 1
         if size > _MAX_BIGINT:
             raise _refuse(f"an integer has {size} bytes; {_MAX_BIGINT} is the limit")
         return _ext((_BIGINT, value.to_bytes(size, "big", signed=True)))
-    raise _refuse(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel")
+    raise _unknown(kind)
 
 
 def _encode_canonical(value: Any) -> Any:
@@ -234,14 +276,56 @@ _READERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
     _BIGINT: _read_bigint,
 }
 
+# By code, what reads the text of a payload, where that does.
+_OF_LINES: Final[Mapping[int, Callable[[str], Any]]] = {
+    _DECIMAL: Decimal,
+    _DATE: dt.date.fromisoformat,
+    _TIME: dt.time.fromisoformat,
+}
+
 
 def _decode_special(code: int, payload: bytes) -> Any:
     try:
         return _READERS[code](payload)
     except KeyError:
-        raise _refuse(f"extension type {code} is unknown") from None
+        raise _unknown_code(code) from None
     except (ValueError, ArithmeticError) as error:
-        raise _refuse(f"extension type {code} has a malformed payload: {error}") from error
+        raise _malformed(code, error) from error
+
+
+def _unknown_code(code: int) -> ValueRefusedError:
+    return _refuse(f"extension type {code} is unknown")
+
+
+def _malformed(code: int, error: Exception) -> ValueRefusedError:
+    return _refuse(f"extension type {code} has a malformed payload: {error}")
+
+
+def unpack_column(code: int, payloads: Sequence[bytes]) -> list[Any]:
+    """The values of many extension types of one code. Thread-safe.
+
+    Raises ``ValueRefusedError`` if one of them is malformed; which, can be found out one by one.
+    """
+    try:
+        texts = _lines(code, payloads) if code in _OF_LINES else None
+        if texts is not None:
+            return list(map(_OF_LINES[code], texts))
+        return list(map(_READERS[code], payloads))
+    except KeyError:
+        raise _unknown_code(code) from None
+    except (ValueError, ArithmeticError) as error:
+        raise _malformed(code, error) from error
+
+
+def _lines(code: int, payloads: Sequence[bytes]) -> list[str] | None:
+    """The texts of payloads with which nothing is the matter; ``None`` if one takes a look."""
+    lines = b"\n".join(payloads)
+    if code == _DECIMAL and (
+        lines.translate(None, _IN_NUMBERS + b"\n") or max(map(len, payloads)) > _MAX_DECIMAL
+    ):
+        return None
+    texts = lines.decode("ascii").split("\n")
+    return texts if len(texts) == len(payloads) else None
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -257,16 +341,24 @@ def pack(value: Any) -> bytes:
     Raises ``ValueRefusedError`` for what may not travel (see ``check``).
     """
     check(value)
-    return _packb(value, _encode_special)
+    return _packed(_packer.pack, value)
 
 
-def _packb(value: Any, special: Callable[[Any], Any]) -> bytes:
-    packers: dict[Any, msgpack.Packer] = _packers.__dict__
-    packer = packers.get(special)
-    if packer is None:
-        packer = packers[special] = msgpack.Packer(default=special)
+class _Packer(threading.local):
+    """What msgpack makes of a value. Its buffers are worth keeping, for one thread each."""
+
+    def __init__(self) -> None:
+        self.pack: Callable[[Any], bytes] = msgpack.Packer(default=_encode_special).pack
+        self.pack_canonical: Callable[[Any], bytes] = msgpack.Packer(default=_encode_canonical).pack
+
+
+_packer: Final = _Packer()
+
+
+def _packed(pack: Callable[[Any], _T], value: Any) -> _T:
+    """What ``pack`` makes of ``value``. Raises ``ValueRefusedError``, and nothing else."""
     try:
-        return packer.pack(value)  # type: ignore[no-any-return]
+        return pack(value)
     except UnicodeEncodeError as error:
         raise _refuse("a string holds a lone surrogate, which has no UTF-8 form") from error
     except (TypeError, ValueError, OverflowError) as error:
@@ -288,23 +380,6 @@ def unpack_flat(raw: bytes) -> dict[str, Any] | None:
 
     The quickest way for what most records are, of whatever type.
     """
-    value = unpack_map(raw)
-    if value is None:
-        return None
-    kinds = set(map(type, value.values()))
-    if not kinds <= _FLAT or not _TEXTS.issuperset(map(type, value)):
-        return None
-    if float in kinds and any(item != item for item in value.values() if type(item) is float):
-        return None
-    return value
-
-
-def unpack_map(raw: bytes) -> dict[Any, Any] | None:
-    """A map of which the caller is to look at each key and value, for nobody has; ``None`` for
-    anything else.
-
-    No key came twice in it, since the size of a map tells; in a map inside it one may have.
-    """
     try:
         value = msgpack.unpackb(
             raw,
@@ -317,8 +392,14 @@ def unpack_map(raw: bytes) -> dict[Any, Any] | None:
         raise _no_value(error) from error
     if type(value) is not dict:
         return None
+    # No key came twice: the number of entries tells.
     declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
-    return value if len(value) == declared else None
+    kinds = set(map(type, value.values()))
+    if len(value) != declared or not kinds <= _FLAT or not _TEXTS.issuperset(map(type, value)):
+        return None
+    if float in kinds and any(item != item for item in value.values() if type(item) is float):
+        return None
+    return value
 
 
 def unpack_body(raw: bytes) -> dict[str, Any]:
@@ -377,21 +458,90 @@ def pack_body(body: Mapping[str, Any]) -> bytes:
     """
     if len(body) > MAX_ENTRIES or not _TEXTS.issuperset(map(type, body)):
         _check_container(dict(body), 1)  # says what is wrong
+    return _packed(_pack_ordered, body)
+
+
+def _pack_ordered(body: Mapping[str, Any]) -> bytes:
     ordered = {}
     for name in sorted(body):
         item = body[name]
         kind = type(item)
-        if kind not in _PLAIN:
-            check(item, depth=1)
-            if kind not in _SOUND:
-                item = _canonical(item)
+        if kind not in _NATIVE:
+            item = _form(item, kind)
         ordered[name] = item
-    return _packb(ordered, _encode_special)
+    return _packer.pack(ordered)
+
+
+def _form(item: Any, kind: type) -> Any:
+    """What msgpack is given for an item of a body that is not native to it, of type ``kind``."""
+    if kind in _EXTENSIONS:
+        return _ext(_EXTENSIONS[kind](item))
+    if kind is float and item == item:
+        return item + 0.0  # a zero loses its sign
+    check(item, depth=1)
+    return _canonical(item)
+
+
+def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[Iterable[bytes]] | None:
+    """What ``pack_body`` makes of each, in parts to be joined, one of every item for each body.
+
+    Made name by name, which is quicker. ``None`` unless all have the same names, or when one may
+    not travel. Thread-safe.
+    """
+    if not _TEXTS.issuperset(map(type, chain.from_iterable(bodies))):
+        return None
+    names = sorted(bodies[0])
+    if set(map(len, bodies)) != {len(names)} or len(names) > MAX_ENTRIES:
+        return None
+    # The bytes of all bodies begin alike; then comes each name, and what each body has under it.
+    parts: list[Iterable[bytes]] = [repeat(map_head(len(names)), len(bodies))]
+    try:
+        for name, packed in zip(names, pack_column(names), strict=True):
+            parts += (repeat(packed), pack_column(list(map(itemgetter(name), bodies))))
+    except (KeyError, TypeError, ValueRefusedError):
+        return None
+    return parts
+
+
+def pack_column(items: Sequence[Any]) -> list[bytes]:
+    """The bytes of each of ``items``, as they are in a body. Thread-safe.
+
+    Raises ``ValueRefusedError`` when one of them may not travel.
+    """
+    return _packed(_pack_each, items)
+
+
+def _pack_each(items: Sequence[Any]) -> list[bytes]:
+    kinds = set(map(type, items))
+    if len(kinds) == 1 and kinds <= _EXTENSIONS.keys():
+        # Most of what it takes to have msgpack write an extension type is the same each time.
+        extensions = map(_EXTENSIONS[kinds.pop()], items)
+        return [_extension_head(code, len(payload)) + payload for code, payload in extensions]
+    if not kinds <= _NATIVE:
+        items = [_form(item, type(item)) for item in items]
+    return list(map(_packer.pack, items))
+
+
+def map_head(count: int) -> bytes:
+    """The bytes with which a map of ``count`` entries begins; at most 65,535."""
+    return b"%c" % (0x80 | count) if count < 16 else b"\xde" + count.to_bytes(2, "big")
+
+
+@lru_cache(maxsize=1024)
+def _extension_head(code: int, size: int) -> bytes:
+    """What comes before the payload of an extension type. A memo of a pure function."""
+    return _packer.pack(_ext((code, bytes(size))))[:-size]
 
 
 def digest_of_body(packed: bytes) -> bytes:
     """The SHA-256 of the bytes of a body: 32 bytes. Thread-safe."""
     return hashlib.sha256(packed).digest()
+
+
+def digests_of_bodies(packed: Iterable[bytes]) -> list[bytes]:
+    """As ``digest_of_body``, for many."""
+    sha256 = hashlib.sha256
+    return [sha256(body).digest() for body in packed]
 
 
 def digest(row: Mapping[str, Any]) -> bytes:
@@ -404,7 +554,15 @@ def digest(row: Mapping[str, Any]) -> bytes:
     for key in sorted(row):
         item = row[key]
         ordered[key] = item if type(item) in _PLAIN else _canonical(item)
-    return digest_of_body(_packb(ordered, _encode_canonical))
+    return digest_of_body(_packed(_packer.pack_canonical, ordered))
+
+
+def short_digest(held: Any) -> bytes:
+    """Eight bytes of a digest of one value, whatever form its store gives its decimals: equal for
+    equal values, as ``digest``. Thread-safe."""
+    held = held if type(held) in _PLAIN else _canonical(held)
+    packed = _packed(_packer.pack_canonical, held)
+    return hashlib.blake2b(packed, digest_size=8).digest()
 
 
 def freeze(value: Any) -> Any:

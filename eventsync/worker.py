@@ -1,6 +1,7 @@
-"""The worker: drains the queue of one store into it, and does the upkeep of that store.
+"""The worker: drains the queue of one store into it, and keeps up that store in between.
 
-It knows nothing of how messages travel or of how a store keeps its data.
+It owns the loop, the patience with a store that is busy or away, and what ends either. It must not
+know how messages travel, how a store keeps its data, nor what its upkeep is.
 """
 
 from __future__ import annotations
@@ -8,79 +9,39 @@ from __future__ import annotations
 import gc
 import math
 import os
-import signal
 import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from types import FrameType
-from typing import Any, Final
+from itertools import zip_longest
+from typing import Any
 
 import structlog
 
-from eventsync import lag, metric
-from eventsync.apply import DEFAULT_LIMITS, Limits, Settled, apply, complete
-from eventsync.bus import Bus, Delivery, Letters, Subscription
+from eventsync import metric
+from eventsync.apply import Settled, apply
+from eventsync.bus import Bus, Delivery, Subscription
 from eventsync.change import Change
-from eventsync.deadletter import DeadLetter
-from eventsync.errors import (
-    BusUnavailableError,
-    ClockDriftError,
-    ConfigError,
-    DependencyError,
-    EventSyncError,
-)
+from eventsync.errors import BusUnavailableError, EventSyncError
 from eventsync.gate import Outcome
 from eventsync.index import Presence
 from eventsync.isolation import apply_apart
+from eventsync.option import DEFAULT_OPTIONS, Options
 from eventsync.progress import Progress, resident_bytes
 from eventsync.rate import RateLimit
-from eventsync.relay import Relay, Told
+from eventsync.relay import Told
 from eventsync.retry import is_retryable, retrying
-from eventsync.settlement import Item, Settlement, about_letter
+from eventsync.settlement import Hand, Item, Settlement
 from eventsync.store import Store
 from eventsync.tally import Tally
-from eventsync.watchdog import Watchdog
+from eventsync.upkeep import Upkeep
 
-__all__ = ["Options", "Worker", "run"]
+__all__ = ["Worker"]
 
 _POLL = 0.5
 _SUSPECT_DELIVERIES = 3
-_LONGEST_HELD_WAIT = 60.0
-_ABORTED = 70  # EX_SOFTWARE: left before its work was settled; the broker gives it to others
-
-
-@dataclass(slots=True, frozen=True, kw_only=True)
-class Options:
-    """How a worker goes about its work. Times are in seconds.
-
-    ``prefetch``: messages taken from the broker at a time. ``batch``: changes applied at a time, or
-    so. ``retry_for``: how long it tries again before it lets go of a store that is down, and waits
-    for it. ``hold_for``: how long a change from the future is tried again. ``max_deliveries``: how
-    often a message may be taken by workers that then die. ``limits``: what the store refuses.
-    ``rate``: changes a second at most, ``None`` for no limit. ``recycle_messages`` and
-    ``recycle_growth``: after how many messages, or bytes of growth, the worker stops so that a new
-    process takes its place; 0 for never. ``letter_retention``: how long dead letters are kept.
-    ``republish_window``: when the broker comes back, what this store holds of changes made since so
-    long before it was lost is published again; 0 for nothing.
-    """
-
-    prefetch: int = 64
-    batch: int = 5000
-    retry_for: float = 30.0
-    hold_for: float = 300.0
-    max_deliveries: int = 50
-    limits: Limits = DEFAULT_LIMITS
-    rate: float | None = None
-    recycle_messages: int = 0
-    recycle_growth: int = 0
-    letter_retention: float = 7 * 86_400.0
-    republish_window: float = 10.0
-
-
-DEFAULT_OPTIONS: Final = Options()
 
 
 class Worker:
@@ -120,28 +81,33 @@ class Worker:
         self._peers = list(peers)
         self._log = log or structlog.get_logger("eventsync.worker").bind(store=store.name)
         self._stopping = threading.Event()
-        self._due: dict[str, float] = {}
-        self._arrived: set[str] = set()
         self._settlement = Settlement(
             store.name,
             bus,
             self._apply,
             types=store.accessors,
-            outcomes=self.outcomes,
+            progress=self.progress,
             tally=self.tally,
             hold_for=options.hold_for,
             max_deliveries=options.max_deliveries,
             log=self._log,
         )
+        self._upkeep = Upkeep(
+            store,
+            bus,
+            publisher=self._publisher,
+            settlement=self._settlement,
+            settle=self._settle_apart,
+            peers=self._peers,
+            progress=self.progress,
+            options=options,
+            log=self._log,
+        )
         rate = options.rate or store.rate
         self._rate = RateLimit(rate) if rate else None
-        self._relay = Relay(store, self._publisher)
         # One message at a time, so that a limit holds as closely as messages are small.
         self._prefetch = 1 if rate else options.prefetch
         self._baseline: int | None = None
-        # The broker's life, and when it was last seen in it.
-        self._broker: tuple[str | None, float] | None = None
-        self._broker_lost = False
         self._suspected: float | None = None
         self._reopened = 0
 
@@ -168,7 +134,7 @@ class Worker:
                 )
                 self._consume()
             except BusUnavailableError as error:
-                self._broker_lost = True
+                self._upkeep.broker_lost = True
                 self.progress.error = str(error)
                 self._log.warning("broker is away; trying again", error=str(error))
                 self._wait(1.0)
@@ -191,7 +157,7 @@ class Worker:
             while deliveries := subscription.fetch(timeout=timeout, limit=self.options.prefetch):
                 self._handle(deliveries, subscription)
                 settled += len(deliveries)
-            self._upkeep(at_once=True)
+            self._upkeep.run(at_once=True)
         finally:
             subscription.close()
         return settled
@@ -207,7 +173,7 @@ class Worker:
     def _consume(self) -> None:
         subscription = self._subscribe()
         try:
-            self._greet_broker()
+            self._upkeep.greet_broker()
             while not self._stopping.is_set():
                 self.progress.beat("waiting")
                 deliveries = subscription.fetch(timeout=_POLL, limit=self._prefetch)
@@ -215,7 +181,7 @@ class Worker:
                     self._take(deliveries, subscription)
                 else:
                     self.progress.oldest = None
-                self._upkeep()
+                self._upkeep.run()
                 if self._is_spent():
                     self._log.info("worker recycles", messages=self.progress.messages)
                     self.stop()
@@ -245,35 +211,44 @@ class Worker:
             self._baseline = memory
         return memory - self._baseline >= options.recycle_growth
 
-    def _greet_broker(self) -> None:
-        """Tell a broker again the latest it had confirmed, if it may have forgotten that."""
-        life = self.bus.life()
-        if self._broker is not None and self.options.republish_window:
-            known, seen_at = self._broker
-            if life != known or (life is None and self._broker_lost):
-                since = seen_at - self.options.republish_window
-                count = self.store.republish(self._publisher, since=since)
-                self._log.info("broker was restarted: latest changes published again", count=count)
-        self._broker, self._broker_lost = (life, time.time()), False
-
     def _handle(self, deliveries: Sequence[Delivery], subscription: Subscription) -> None:
         """Settle messages in batches; leave the rest in the broker's hands when told to stop."""
-        for group in self._grouped(deliveries):
-            if self._stopping.is_set():
-                return
-            with _uncollected():
-                self._settle_group(group, subscription)
+        with _uncollected():
+            for group, hand in self._opened(deliveries):
+                if self._stopping.is_set():
+                    return
+                self._settle_group(group, hand, subscription)
 
-    def _settle_group(self, group: Sequence[Delivery], subscription: Subscription) -> None:
+    def _opened(self, deliveries: Sequence[Delivery]) -> Iterator[tuple[list[Delivery], Hand]]:
+        """Messages to be settled together, with their envelopes.
+
+        Those of the next group are opened while this one is applied, which is mostly waiting.
+        """
+        groups = list(self._grouped(deliveries))
+        if len(groups) == 1:
+            yield groups[0], self._open(groups[0])
+            return
+        with ThreadPoolExecutor(1, "opening") as beside:
+            ahead = beside.submit(self._open, groups[0])
+            for group, following in zip_longest(groups, groups[1:]):
+                hand = ahead.result()
+                if following is not None:
+                    ahead = beside.submit(self._open, following)
+                yield group, hand
+
+    def _open(self, group: Sequence[Delivery]) -> Hand:
+        return self._settlement.open([delivery for delivery in group if delivery.is_whole])
+
+    def _settle_group(
+        self, group: Sequence[Delivery], hand: Hand, subscription: Subscription
+    ) -> None:
         cut = [delivery for delivery in group if not delivery.is_whole]
-        whole = [delivery for delivery in group if delivery.is_whole]
-        items = [item for delivery in whole for item in self._settlement.open(delivery)]
-        self._settlement.settle(items)
+        self._settlement.settle(hand)
         for delivery in cut:
             self._settlement.refused(delivery.size)
         self.tally.add(metric.MESSAGES, len(group), self.store.name)
         self.counted()
-        subscription.acknowledge(whole)
+        subscription.acknowledge([delivery for delivery in group if delivery.is_whole])
         if cut:
             subscription.refuse(cut)
 
@@ -296,7 +271,6 @@ class Worker:
 
     def _apply(self, changes: Sequence[Change]) -> list[Settled]:
         """Apply changes, again and again while the store is busy, within the budget for that."""
-        self.progress.oldest = lag.oldest(changes)
 
         def attempt() -> list[Settled]:
             if self.store.capture_every:
@@ -330,146 +304,20 @@ class Worker:
                 tell_trace(settled)
         self._reopened = 0
         applied, held = Outcome.APPLIED, Outcome.HELD
-        self._arrived |= {item.change.type for item in settled if item.outcome is applied}
+        self._upkeep.arrived |= {item.change.type for item in settled if item.outcome is applied}
         if self._suspected is not None and all(item.outcome is not held for item in settled):
             self._suspected = None
         return settled
 
-    # -- upkeep --------------------------------------------------
-
-    def _upkeep(self, *, at_once: bool = False) -> None:
-        """Do what is due. A store that is busy is left for the next time."""
-        tasks: list[tuple[str, float, Callable[[], object]]] = [
-            ("broker", 1.0, self._greet_broker),
-            ("held", 1.0, self._try_held),
-            # At once is now, whoever's turn it is: what is published twice does no harm.
-            ("outbox", 1.0, self._flush if at_once else self._relay.run_once),
-            ("pending", 2.0, lambda: complete(self.store, self._peers)),
-            ("tombstones", 3600.0, self._collect),
-            ("letters", 3600.0, self._drop_letters),
-        ]
-        if self.store.capture_every:
-            tasks.append(("capture", self.store.capture_every, self._capture))
-        for name, every, task in tasks:
-            now = time.monotonic()
-            if at_once or now >= self._due.get(name, 0.0):
-                self._due[name] = now + every
-                self.progress.beat(name)
-                try:
-                    task()
-                except (BusUnavailableError, ConfigError):
-                    raise
-                except (EventSyncError, OSError) as error:
-                    # Upkeep must not stop the store's work; it has its turn again.
-                    self._log.warning("upkeep failed", task=name, error=str(error))
-
-    def _flush(self) -> None:
-        self.store.flush(self._publisher)
-
-    def _try_held(self) -> None:
-        """Try again what was held, if its time or what it waits for has come."""
-        states = self.bus.states(self.store.name)
-        ready = states["held"].ready
-        if not ready:
-            return
-        backlog = states["queue"].oldest
-        self._settlement.oldest = math.inf if backlog is None else time.time() - backlog
-        moved = self._moved()
-        begun = time.monotonic()
-        with self.bus.letters(self.store.name, held=True) as letters:
-            # Once round: what is held again comes behind the others.
-            while ready > 0 and (chunk := letters.read(min(ready, self.options.batch))):
-                ready -= len(chunk)
-                items = [
-                    self._settlement.reopen(letter, delivery)
-                    for letter, delivery in chunk
-                    if letter.type in moved[letter.reason] or time.time() >= self._due_at(letter)
-                ]
-                if items:
-                    self._try_again(items, letters)
-                    self.progress.beat("held")
-        # However many they are, most of the time is left for what comes.
-        pause = max(1.0, 4.0 * (time.monotonic() - begun))
-        self._due["held"] = time.monotonic() + pause
-
-    def _try_again(self, items: Sequence[Item], letters: Letters) -> None:
+    def _settle_apart(self, hand: Hand) -> list[Item]:
+        """Settle what was held: it may fail by itself again, and its store is known to work."""
         # It answers; and others it took when these failed, or they would not be here.
         self._ping()
         before, self._suspected = self._suspected, -math.inf
         try:
-            still = self._settlement.settle(items)
+            return self._settlement.settle(hand)
         finally:
             self._suspected = before
-        # Written anew with what was learnt, so that it outlives this process.
-        self.bus.hold(self.store.name, [self._settlement.letter(item) for item in still])
-        letters.settle(item.delivery for item in items)
-
-    def _moved(self) -> Mapping[str, Container[str]]:
-        """By why they are held, the types of which records may wait for nothing more.
-
-        Something has been applied, since this was last asked, to a type that they depend on or
-        that depends on them.
-        """
-        accessors, self._arrived, arrived = self.store.accessors, set(), self._arrived
-        moved = {
-            name
-            for name, accessor in accessors.items()
-            for other in arrived
-            if accessor.depends_on(accessors[other]) or accessors[other].depends_on(accessor)
-        }
-        return defaultdict(tuple, {DependencyError.reason: moved})
-
-    def _due_at(self, letter: DeadLetter) -> float:
-        """When a held change is worth another try in any case, in seconds since the epoch."""
-        if letter.reason == ClockDriftError.reason and letter.version is not None:
-            due = letter.version.millis / 1000 - self.options.limits.drift
-        else:
-            due = letter.last_time + min(_LONGEST_HELD_WAIT, 2.0 ** min(letter.attempts, 10))
-        if self._settlement.may_come(letter.reason, letter.first_time):
-            return due
-        return min(due, letter.first_time + self.options.hold_for)
-
-    def _drop_letters(self) -> None:
-        """Drop the dead letters that are older than they are kept."""
-        dead = self.bus.states(self.store.name)["dead"]
-        oldest = math.inf if dead.oldest is None else dead.oldest
-        if not dead.ready or oldest < self.options.letter_retention:
-            return
-        before = time.time() - self.options.letter_retention
-        with self.bus.letters(self.store.name) as letters:
-            while chunk := letters.read(500):
-                old = [(one, delivery) for one, delivery in chunk if one.last_time < before]
-                letters.settle(delivery for _, delivery in old)
-                for letter, _ in old:
-                    self._log.warning("dead letter dropped: too old", **about_letter(letter))
-                if len(old) < len(chunk):
-                    return
-
-    def _capture(self) -> None:
-        def unreadable(error: EventSyncError) -> None:
-            self._log.error("a record cannot be read and is passed over", error=str(error))
-
-        edits = self.store.capture(whole=False, publisher=self._publisher, unreadable=unreadable)
-        for changes in edits:
-            self.progress.beat()
-            if changes:
-                self._log.info("captured edits", count=len(changes))
-
-    def _collect(self) -> None:
-        """Forget tombstones that are old enough, if no store lags behind them."""
-        ages = [0.0]
-        for store in [self.store, *self._peers]:
-            try:
-                states = self.bus.states(store.name)
-            except EventSyncError as error:
-                self._log.debug("tombstones are kept", store=store.name, error=str(error))
-                return
-            for state in states.values():
-                if state.ready and state.oldest is None:
-                    return
-                ages.append(state.oldest or 0.0)
-        keep = max(self.options.limits.retention, max(ages) + self.options.limits.drift)
-        self.store.collect(time.time() - keep)
 
     # -- waiting --------------------------------------------------
 
@@ -538,40 +386,3 @@ def _uncollected() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
-
-
-def run(worker: Worker, *, grace: float, watchdog: Watchdog | None = None) -> None:
-    """Run a worker until SIGTERM or SIGINT; it then finishes what it has in hand.
-
-    After ``grace`` seconds, or at a second signal, the process ends at once; what was not settled
-    is given to other workers. ``watchdog`` watches it meanwhile. For the main thread.
-    """
-
-    def abort() -> None:
-        os._exit(_ABORTED)
-
-    signalled = False
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal signalled
-        if signalled:
-            abort()
-        signalled = True
-        # In a thread, for this one may hold the very lock that waking the worker needs.
-        threading.Thread(target=worker.stop, daemon=True).start()
-        deadline = threading.Timer(grace, abort)
-        deadline.daemon = True
-        deadline.start()
-
-    before = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    if watchdog is not None:
-        watchdog.start()
-    try:
-        worker.run()
-    finally:
-        if watchdog is not None:
-            watchdog.stop()
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,7 +14,7 @@ from eventsync.change import DELETE, PATCH, PUT, Change, Known
 from eventsync.clock import Version
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-scalars = st.one_of(
+of_type = (
     st.none(),
     st.booleans(),
     st.integers(-(2**80), 2**80),
@@ -34,6 +34,7 @@ scalars = st.one_of(
     ).filter(lambda moment: moment == moment.astimezone(dt.UTC)),
     st.uuids(),
 )
+scalars = st.one_of(*of_type)
 values = st.recursive(
     scalars,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),

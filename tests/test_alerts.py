@@ -19,13 +19,14 @@ from eventsync.crew import Crew
 from eventsync.errors import StoreUnavailableError
 from eventsync.exporters.prometheus import Exporter
 from eventsync.metric import Metric
+from eventsync.option import Options
 from eventsync.record import Field, Record
 from eventsync.spool import Spool
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.supervisor import Supervisor
 from eventsync.survey import Survey
-from eventsync.worker import Options, Worker
+from eventsync.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / "deploy/prometheus/rules.yml"

@@ -19,8 +19,8 @@ PACKAGE = ROOT / "eventsync"
 LAYERS = [
     {"errors", "incarnation", "metric"},
     {"value", "tally"},
-    {"clock", "key", "shape", "field", "schema", "declaration", "record"},
-    {"change", "condition", "query", "lag"},
+    {"clock", "key", "shape", "field", "schema", "reader", "declaration", "record"},
+    {"change", "condition", "filter", "query", "lag"},
     {
         "keyring",
         "entry",
@@ -36,11 +36,13 @@ LAYERS = [
     {"store", "capture", "joined"},
     {"retry"},
     {"apply", "stores", "transports"},
-    {"registry", "bus", "verify", "circuit", "rate", "isolation", "tracing"},
+    {"registry", "bus", "verify", "circuit", "rate", "isolation", "tracing", "option"},
     {"progress", "publisher", "relay", "spool"},
     {"watchdog", "supervisor"},
     {"settlement", "crew", "survey"},
+    {"upkeep"},
     {"worker", "health", "endpoint"},
+    {"process"},
     {"exporters"},
     {"config", "log", "testing"},
     {"cli"},
@@ -48,6 +50,7 @@ LAYERS = [
 ]
 OWNERS = {
     "msgpack": {"eventsync/value.py"},
+    "msgspec": {"eventsync/reader.py"},
     "tenacity": {"eventsync/retry.py"},
     "kombu": {"eventsync/bus.py", "eventsync/transports/"},
     "amqp": {"eventsync/transports/"},

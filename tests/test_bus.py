@@ -31,12 +31,13 @@ from eventsync.errors import (
     UnroutableError,
 )
 from eventsync.gate import Outcome
+from eventsync.option import Options
 from eventsync.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.transports.amqp import AmqpLink, connect
 from eventsync.transports.confirm import Confirms
-from eventsync.worker import Options, Worker
+from eventsync.worker import Worker
 
 
 class Product(Record):

@@ -21,6 +21,7 @@ from eventsync.crew import Crew, Report
 from eventsync.errors import StoreUnavailableError
 from eventsync.exporters.prometheus import Exporter
 from eventsync.health import Health
+from eventsync.option import Options
 from eventsync.progress import Progress
 from eventsync.record import Field, Record
 from eventsync.spool import Spool
@@ -29,7 +30,7 @@ from eventsync.stores.memory import MemoryAccessor
 from eventsync.supervisor import Supervisor
 from eventsync.survey import Look, Survey
 from eventsync.tally import Tally
-from eventsync.worker import Options, Worker
+from eventsync.worker import Worker
 
 
 class Product(Record):
@@ -108,11 +109,11 @@ def test_lag_is_counted_by_bounds():
         version = Version.of(min(made, 1_000_000))
         return Change(type="T", key="1", op=PUT, version=version, data={}, id=id)
 
-    found = lag.spread(map(change, ages), (1.0, 60.0), now=now)
+    found = lag.spread(lag.times(map(change, ages)), (1.0, 60.0), now=now)
     assert found.counts == [3, 2, 1]
     assert found.sum == pytest.approx(sum(ages))
     assert lag.oldest([]) is None
-    assert lag.oldest(map(change, ages)) == pytest.approx(now - 1e6)
+    assert lag.oldest(lag.times(map(change, ages))) == pytest.approx(now - 1e6)
 
 
 @pytest.mark.parametrize("id", [b"\x40" * 16, b"\x70" * 16, bytes(6) + b"\x70" + bytes(9)])
@@ -121,14 +122,14 @@ def test_lag_by_version_when_the_id_tells_no_time(id):
     made = int(time.time()) - 100
     version = Version.of(made * 1000)
     change = Change(type="T", key="1", op=PUT, version=version, data={}, id=id)
-    assert lag.oldest([change]) == made
+    assert lag.oldest(lag.times([change])) == made
 
 
 def test_a_clock_ahead_makes_no_negative_lag():
     """A change that was made after now, by its producer's clock, has no lag."""
     now = time.time()
     change = Change(type="T", key="1", op=PUT, version=Version.of(int(now * 1000) + 9), data={})
-    assert lag.spread([change], (1.0,), now=now).sum == 0.0
+    assert lag.spread(lag.times([change]), (1.0,), now=now).sum == 0.0
 
 
 def test_tally_travels_and_adds_up():

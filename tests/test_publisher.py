@@ -66,6 +66,16 @@ def test_batches_are_bounded(bus):
     assert max(count for _, count in bus.batches) <= 10
 
 
+def test_what_one_call_gave_goes_together(bus):
+    """A publish of more than a batch has is one batch, with nothing else in it; none is nothing."""
+    bus.gate.set()
+    with BatchPublisher(bus, max_count=10, linger=1.0) as publisher:
+        publisher.send(change(0))
+        publisher.publish("Item", [publisher.encode(change(number)) for number in range(1, 26)])
+        publisher.publish("Item", [])
+    assert [count for _, count in bus.batches] == [1, 25]
+
+
 def test_full_buffer_holds_producers_back(bus):
     """When the broker blocks, memory stays bounded, and the error says so after the timeout."""
     with BatchPublisher(bus, buffer_bytes=2000, timeout=0.2) as publisher:

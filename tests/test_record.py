@@ -570,35 +570,6 @@ class TestLoad:
         loaded = Customer.__record__.load({"id": 1, "x": 1}, partial=True, unknown="ignore")
         assert loaded == {"id": 1}
 
-    @given(
-        st.fixed_dictionaries(
-            {},
-            optional={
-                "id": st.integers() | st.booleans(),
-                "name": st.text(max_size=125) | st.none(),
-                "balance": st.decimals(allow_nan=False, allow_infinity=False, places=2),
-                "born": st.dates() | st.none() | st.datetimes(),
-                "pin": st.text(max_size=5),
-                "tags": st.lists(st.text(max_size=3), max_size=2),
-                "score": st.floats(allow_nan=False),
-            },
-        )
-    )
-    def test_a_body_is_read_as_its_data_are_loaded(self, data: dict[str, Any]) -> None:
-        """What is read in one step is what a closer look makes of the same bytes."""
-        described = Customer.__record__
-        body = travel.pack_body(data)
-        read = described.unpack(body)
-        if read is not None:
-            assert same(read, described.load(travel.unpack_body(body), partial=True))
-            assert same(read, travel.unpack_body(body))
-
-    def test_a_body_with_a_key_twice_is_not_read_in_one_step(self) -> None:
-        """It is refused by the closer look."""
-        twice = b"\x82" + b"\xa2id\x01" * 2
-        assert Customer.__record__.unpack(twice) is None
-        assert Customer.__record__.unpack(b"\x81" + b"\xa2id\x01") == {"id": 1}
-
 
 KEY_VALUES: Mapping[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),

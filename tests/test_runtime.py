@@ -18,12 +18,13 @@ from eventsync.clock import Clock
 from eventsync.config import load, location
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.gate import Outcome
+from eventsync.option import Options
 from eventsync.progress import Progress, StateFile, read_states
 from eventsync.rate import RateLimit
 from eventsync.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
-from eventsync.worker import Options, Worker
+from eventsync.worker import Worker
 
 
 class Product(Record):

@@ -19,10 +19,12 @@ from servers.redis import RedisServer
 from eventsync.bus import Bus
 from eventsync.change import Change
 from eventsync.clock import Clock
+from eventsync.option import Options
+from eventsync.process import run
 from eventsync.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
-from eventsync.worker import Options, Worker, run
+from eventsync.worker import Worker
 
 pytestmark = pytest.mark.slow
 

@@ -216,8 +216,10 @@ def test_signed(tmp_path):
     change = Change(
         type="Product", key="1", op="delete", version=Clock().tick(), data=None, source="t"
     )
-    body = Spool(tmp_path / "spool.db", keys=keys).encode(change)
+    spool = Spool(tmp_path / "spool.db", keys=keys)
+    body = spool.encode(change)
     assert envelope.decode(body, keys=keys).key == "1"
+    assert spool.encode_all([change, change]) == [body, body]
 
 
 def test_wrong_files_are_told(tmp_path):

@@ -114,6 +114,18 @@ def test_nothing_of_a_record_is_told(tmp_path, traced):
     assert "ann" not in span.to_json().lower()
 
 
+def test_each_of_many_has_a_trace_of_its_own(tmp_path, traced):
+    """Also when they are encoded at once."""
+    with Bus(f"sqlite:///{tmp_path / 'broker.db'}", tracing=traced.tracer) as bus:
+        changes = [
+            Change(type="P", key=key, op=PUT, version=Clock().tick(), data={"id": key})
+            for key in "abc"
+        ]
+        sent = [envelope.decode(raw) for raw in bus.encode_all(changes)]
+    assert [change.key for change in sent] == ["a", "b", "c"]
+    assert len({change.ext["traceparent"] for change in sent}) == 3
+
+
 def test_what_is_not_sampled_costs_its_readers_nothing(traced):
     """A change that is not sampled is published as it would be without traces."""
     change = Change(type="P", key="1", op=PUT, version=Clock().tick(), data={"id": 1})

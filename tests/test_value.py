@@ -5,7 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import random
 from decimal import Decimal
+from enum import StrEnum
+from uuid import UUID
 
+import msgpack
 import pytest
 import strategies
 from hypothesis import given
@@ -48,6 +51,84 @@ def test_a_body_has_one_form(body, rng):
     packed = value.pack_body(dict(items))
     assert packed == value.pack_body(body)
     assert value.pack_body(value.unpack_body(packed)) == packed
+
+
+class _Name(StrEnum):
+    B = "b"
+
+
+def plainly(item):
+    """What ``pack_body`` makes, by the letter of docs/envelope.md and of msgpack, in no hurry."""
+
+    def ordered(item):
+        if isinstance(item, dict):
+            return {name: ordered(item[name]) for name in sorted(item)}
+        if isinstance(item, list):
+            return [ordered(inner) for inner in item]
+        return 0.0 if isinstance(item, float) and item == 0 else item
+
+    def extension(item):
+        if isinstance(item, Decimal):
+            text = str(item)
+            text = f"{item:f}" if "E+" in text or not item else text
+            return msgpack.ExtType(1, (text.lstrip("-") if not item else text).encode())
+        if isinstance(item, UUID):
+            return msgpack.ExtType(6, item.bytes)
+        if isinstance(item, int):
+            size = next(n for n in range(9, 513) if -(1 << 8 * n - 1) <= item < 1 << 8 * n - 1)
+            return msgpack.ExtType(7, item.to_bytes(size, "big", signed=True))
+        if isinstance(item, dt.datetime):
+            code = 4 if item.tzinfo is None else 5
+            item = item if item.tzinfo is None else item.astimezone(dt.UTC)
+        else:
+            code = 3 if isinstance(item, dt.time) else 2
+        return msgpack.ExtType(code, item.isoformat().encode())
+
+    return msgpack.packb(ordered(item), default=extension)
+
+
+@given(strategies.bodies)
+def test_a_body_is_packed_as_plain_msgpack_would(body):
+    """Its bytes are those of a packer with a hook, given the keys of all maps in order."""
+    assert value.pack_body(body) == plainly(body)
+
+
+@st.composite
+def tables(draw):
+    """Bodies of the same names, of which some have values of one type and some of any."""
+    names = draw(st.lists(strategies.text, unique=True, max_size=4))
+    columns = {
+        name: draw(st.sampled_from([*strategies.of_type, strategies.values])) for name in names
+    }
+    return [
+        {name: draw(columns[name]) for name in draw(st.permutations(names))}
+        for _ in range(draw(st.integers(1, 4)))
+    ]
+
+
+@given(tables())
+def test_many_bodies_at_once_are_packed_as_each_alone(bodies):
+    """Name by name or body by body, the bytes are the same."""
+    parts = value.pack_bodies(bodies)
+    assert [b"".join(each) for each in zip(*parts, strict=False)] == list(map(plainly, bodies))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"a": 1}, {"a": 1, "c": 1}, {"a": 1, "b": 1, "c": 1}, {"a": 1, _Name.B: 1}]
+)
+def test_bodies_of_other_names_are_not_packed_together(wrong):
+    """One name less, another, one more, one that is no plain text."""
+    assert value.pack_bodies([{"a": 1, "b": 2}, wrong]) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0", "-0", "0.00", "-0.00", "0E+9", "-0E-9", "1E+3", "-1.50E+3", "1E-9", "-12.340", "1E+1024"],
+)
+def test_decimals_of_every_form_are_packed_as_plainly(text):
+    """Zeros with a sign or an exponent, exponents up and down, digits kept at the end."""
+    for body in ({"a": Decimal(text)}, {"a": [Decimal(text)]}):
+        assert value.pack_body(body) == plainly(body)
 
 
 def test_a_body_keeps_the_digits_of_a_decimal_but_no_sign_of_a_zero():
@@ -109,6 +190,9 @@ REFUSED = {
     "a tuple": (1, 2),
     "an object": object(),
     "complex": 1j,
+    "a subclass of str": _Name.B,
+    "a subclass of str as a key": {_Name.B: 1},
+    "a moment that UTC has no date for": dt.datetime.min.replace(tzinfo=dt.timezone.max),
 }
 
 
@@ -117,6 +201,19 @@ def test_what_may_not_travel_is_refused(item):
     """It is refused where it would be sent."""
     with pytest.raises(ValueRefusedError):
         value.pack(item)
+
+
+@pytest.mark.parametrize("item", REFUSED.values(), ids=REFUSED)
+def test_what_may_not_travel_is_refused_in_a_body(item):
+    """There too, in the same words, whether it stands in the body or deeper."""
+    bodies = [{"a": item}, {"b": 1, "a": [{"c": item}]}] + [item] * isinstance(item, dict)
+    for body in bodies:
+        with pytest.raises(ValueRefusedError) as plainly_told:
+            value.pack(body)
+        with pytest.raises(ValueRefusedError) as told:
+            value.pack_body(body)
+        assert told.value.message == plainly_told.value.message
+        assert value.pack_bodies([body]) is None
 
 
 def test_limits_are_what_they_say():

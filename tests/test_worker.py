@@ -23,11 +23,13 @@ from eventsync.errors import (
     UnroutableError,
 )
 from eventsync.gate import Outcome
+from eventsync.option import Options
+from eventsync.process import run
 from eventsync.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor
-from eventsync.worker import Options, Worker, run
+from eventsync.worker import Worker
 
 
 class Product(Record):
@@ -408,7 +410,7 @@ def test_edit_behind_the_back_is_not_overwritten(tmp_path, rule):
         record = other[note, 1]
         record["a"] = "new"
         other.update(record)
-        worker._due["capture"] = float("inf")
+        worker._upkeep._due["capture"] = float("inf")
         for store in (files, other, files):
             Worker(store, bus).drain(timeout=0.02) if store is other else worker.drain(timeout=0.02)
         expected = {"record": "old", "field": "new"}[rule]

@@ -28,7 +28,7 @@ class Format(StrEnum):
 
 @dataclass(slots=True)
 class Line:
-    """One record, or why there is none; ``number`` is that of its (last) line, from 1.
+    """One record and its key, or why there is none; ``number`` is that of its (last) line, from 1.
 
     ``offset``: how many bytes were read when it was complete.
     """
@@ -36,6 +36,7 @@ class Line:
     number: int
     offset: int
     record: Record | None = None
+    key: str = ""
     error: str = ""
 
 
@@ -72,7 +73,7 @@ def read_lines(
                 continue
             try:
                 line.record = record_type.load(data, partial=partial or key_only)
-                _ = line.record.key  # which may be too long
+                line.key = line.record.key  # which may be too long
             except RecordError as error:
                 line.record, line.error = None, str(error)
         yield line

@@ -153,13 +153,12 @@ def _chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
     chunk: list[Line] = []
     keys: set[str] = set()
     for line in lines:
-        key = line.record.key if line.record is not None else None
-        if len(chunk) == _CHUNK or key in keys:
+        if len(chunk) == _CHUNK or line.key in keys:
             yield chunk
             chunk, keys = [], set()
         chunk.append(line)
-        if key is not None:
-            keys.add(key)
+        if line.record is not None:
+            keys.add(line.key)
     if chunk:
         yield chunk
 

@@ -91,22 +91,22 @@ class BusSink(Sink):
         envelopes, wrong = [], []
         for line in lines:
             try:
-                envelopes.append(self._envelope(line.record))
+                envelopes.append(self._envelope(line))
             except EventSyncError as error:
                 line.error = str(error)
                 wrong.append(line)
         self._bus.publish(self.record_type.__record__.name, envelopes)
         return wrong
 
-    def _envelope(self, record: Record | None) -> bytes:
-        assert record is not None
-        described = record.__record__
+    def _envelope(self, line: Line) -> bytes:
+        assert line.record is not None
+        described = self.record_type.__record__
         change = Change(
             type=described.name,
-            key=record.key,
+            key=line.key,
             op=DELETE if self._delete else PUT,
             version=self._clock.tick(),
-            data=None if self._delete else record.raw(),
+            data=None if self._delete else line.record.raw(),
             source="eventsync-publish",
             schema=described.schema,
         )

@@ -139,9 +139,9 @@ def _work_supervised(worker: Worker, settings: Settings, lifeline: int) -> None:
 
 
 def _work(worker: Worker, settings: Settings) -> None:
+    from eventsync.process import run
     from eventsync.progress import StateFile
     from eventsync.watchdog import Watchdog
-    from eventsync.worker import run
 
     state = StateFile(settings.state_dir, worker.progress) if settings.state_dir else None
     each = state.write if state else lambda: None

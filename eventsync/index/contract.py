@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -146,6 +146,22 @@ class IndexTransaction(ABC):
     @abstractmethod
     def write(self, type: str, entries: Mapping[str, Entry]) -> None:
         """Put these entries in place of what was there."""
+
+    def claim(self, type: str, keys: Sequence[str], stamps: Sequence[Stamp]) -> Collection[str]:
+        """Put these stamps, of whole records and deletes, in place of older ones; of which keys.
+
+        ``keys``: all different, in order. Left as they are those of which a later version is held,
+        or the same one: they take a closer look. An index that can do this in one step overrides
+        it: the step is the per-record rule, but for what that says of equal versions.
+        """
+        held = self.stamps(type, keys)
+        won = {
+            key: Entry(stamp, Presence.GONE if stamp.deleted else Presence.HERE)
+            for key, stamp in zip(keys, stamps, strict=True)
+            if key not in held or stamp[:16] > held[key][:16]
+        }
+        self.write(type, won)
+        return won
 
     @abstractmethod
     def forget(self, type: str, keys: Sequence[str]) -> None:

@@ -16,7 +16,16 @@ try:
     pytest.register_assert_rewrite(
         *(
             f"eventsync.testing.{name}"
-            for name in ("harness", "crud", "views", "convergence", "capture", "crashes")
+            for name in (
+                "harness",
+                "crud",
+                "views",
+                "convergence",
+                "capture",
+                "crashes",
+                "tracker.contract",
+                "tracker.harness",
+            )
         )
     )
     from eventsync.testing.contract import StoreContract

@@ -17,6 +17,7 @@ from uuid import UUID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from eventsync import envelope
 from eventsync.accessor import Accessor
 from eventsync.apply import Settled, apply
 from eventsync.change import Change, Op
@@ -136,8 +137,11 @@ class Harness:
             self._opened.pop().close()
 
     def send(self, store: Store, changes: Iterable[Change]) -> list[Settled]:
-        """Apply copies of ``changes``, as they would be decoded from a message."""
-        return apply(store, [change.replace() for change in changes], clock=store.clock)
+        """Apply ``changes`` as they are decoded from messages."""
+        received = envelope.decode_all([envelope.encode(change) for change in changes])
+        decoded = [change for change in received if isinstance(change, Change)]
+        assert len(decoded) == len(received), "a change does not survive its envelope"
+        return apply(store, decoded, clock=store.clock)
 
     def scatter(self, store: Store, changes: Sequence[Change], rng: random.Random) -> None:
         """Apply ``changes`` shuffled, some twice, in batches of random size."""

@@ -50,7 +50,7 @@ def through_eventsync(options: argparse.Namespace) -> tuple[float, float]:
 
         def publish() -> None:
             for chunk in chunks:
-                bus.publish("Customer", [bus.encode(change) for change in chunk])
+                bus.publish("Customer", bus.encode_all(chunk))
 
         published = spent(publish)
         with made(url, Customer) as store:

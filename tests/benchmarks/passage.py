@@ -119,7 +119,7 @@ def publish(load: Load, broker: str) -> None:
 def _send(load: Load, bus: Bus, chunks: Iterable[list[Change]]) -> None:
     name = load.type.__record__.name
     for chunk in chunks:
-        bus.publish(name, [bus.encode(change) for change in chunk])
+        bus.publish(name, bus.encode_all(chunk))
 
 
 def _publish(load: Load, broker: str, shared: _Shared, waiting: bool) -> None:

@@ -408,7 +408,7 @@ class Harness:
         while deliveries := subscription.fetch(timeout=1.0, limit=100):
             for delivery in deliveries:
                 for raw in framing.split_batch(delivery.body):
-                    change = envelope.decode(raw, lazily=True)
+                    change = envelope.decode(raw)
                     history[change.id] = change
                     self.report.received += 1
             subscription.acknowledge(deliveries)

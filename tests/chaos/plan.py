@@ -27,9 +27,11 @@ from eventsync.bus import Bus
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.errors import BusUnavailableError, StoreUnavailableError
+from eventsync.option import Options
+from eventsync.process import run
 from eventsync.relay import serve
 from eventsync.spool import Spool
-from eventsync.worker import Options, Worker, run
+from eventsync.worker import Worker
 
 __all__ = ["Plan", "patiently", "produce", "relay", "work"]
 

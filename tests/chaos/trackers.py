@@ -41,6 +41,8 @@ from servers.roundup import RoundupServer
 
 from eventsync.bus import Bus
 from eventsync.identity import IdentityMap
+from eventsync.option import Options
+from eventsync.process import run
 from eventsync.registry import StoreRegistry
 from eventsync.store import Store
 from eventsync.stores.files import JsonFolderAccessor
@@ -53,7 +55,7 @@ from eventsync.stores.trackers.roundup import (
     RoundupService,
 )
 from eventsync.verify import compare
-from eventsync.worker import Options, Worker, run
+from eventsync.worker import Worker
 
 _context = multiprocessing.get_context("forkserver")
 _TYPES = (Account, Issue, Comment)

@@ -24,10 +24,11 @@ from openapi_schema_validator import OAS30Validator
 from servers.github import GitHubSimulator
 from servers.http_service import Asked
 from servers.jira import JiraSimulator
-from stores import test_github, test_jira
-from stores.trackers import captured
+from stores.test_github import TestGitHub
+from stores.test_jira import TestJira
 
-from eventsync.stores.trackers import Comment, Group, Issue, Label, Member, Milestone, Project
+from eventsync.stores.trackers import Project
+from eventsync.testing.tracker import TrackerContract, captured
 
 Exchange = tuple[Asked, int, Any]
 
@@ -76,26 +77,27 @@ def problems(schema: dict[str, Any], value: Any) -> list[str]:
     return [f"{'/'.join(map(str, e.absolute_path))}: {e.message[:200]}" for e in found]
 
 
+def said(suite: TrackerContract, folder: Path) -> None:
+    """Say all that is said about records of every kind, of ours and of theirs."""
+    suite.setup_method()
+    with suite.opened(folder) as store:
+        suite.says(suite.opens(title="Theirs"), "x")
+        captured(store)
+        for kind in suite.creates:
+            suite.tour(store, kind)
+        captured(store, whole=False)
+        for kind in reversed(suite.creates):
+            store.remove(suite.made(store, kind)[0])
+        if Project not in suite.unique:
+            store.add(suite.made(store, Project)[0])
+
+
 def github(folder: Path) -> Iterator[Exchange]:
     """All that is said between the GitHub store and its simulator."""
-    with GitHubSimulator() as running:
-        with test_github.store_in(running, folder) as store:
-            number = running.opens(title="Theirs")
-            running.says(number, "x")
-            captured(store)
-            test_github.tour(store, running)
-            captured(store, whole=False)
-            removed = ((Comment, "C1"), (Milestone, "M1"), (Label, "ui"), (Issue, "K1"))
-            for record_type, key in removed:
-                store.remove(store[record_type, key])
-        with test_github.organization_in(running, folder) as store:
-            captured(store)
-            test_github.organize(store, running)
-            store.remove(store[Member, ("the-core", "bob")])
-            store.remove(store[Group, "the-core"])
-            store.remove(store[Project, "acme/site"])
-            store.add(Project(id="acme/site"))
-        yield from running.exchanges
+    suite = TestGitHub()
+    with GitHubSimulator() as suite.github:
+        said(suite, folder)
+        yield from suite.github.exchanges
 
 
 def jira(folder: Path) -> Iterator[Exchange]:
@@ -104,21 +106,10 @@ def jira(folder: Path) -> Iterator[Exchange]:
     The description is of 2023, and the search that has taken the place of another since is not in
     it: of that only the issues found are looked at.
     """
-    with JiraSimulator() as running:
-        with test_jira.store_in(running, folder) as store:
-            running.says(running.opens(summary="Theirs"), "x")
-            captured(store)
-            test_jira.tour(store)
-            captured(store, whole=False)
-            for record_type, key in ((Comment, "C1"), (Milestone, "M1"), (Issue, "K1")):
-                store.remove(store[record_type, key])
-        with test_jira.site_in(running, folder) as store:
-            captured(store)
-            test_jira.organize(store)
-            store.remove(store[Member, ("core team", "5b-bob")])
-            store.remove(store[Group, "core team"])
-            store.remove(store[Project, "NEW"])
-        for asked, status, answer in running.exchanges:
+    suite = TestJira()
+    with JiraSimulator() as suite.jira:
+        said(suite, folder)
+        for asked, status, answer in suite.jira.exchanges:
             # It is described in version 3, which differs in the form of texts alone.
             path = asked.path.replace("/rest/api/2/", "/rest/api/3/")
             if path != "/rest/api/3/search/jql":

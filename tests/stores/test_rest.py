@@ -22,6 +22,7 @@ from eventsync.errors import (
 from eventsync.gate import Outcome
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
+from eventsync.option import Options
 from eventsync.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.rest import (
@@ -35,7 +36,7 @@ from eventsync.stores.rest import (
     Within,
 )
 from eventsync.testing import FakeBus
-from eventsync.worker import Options, Worker
+from eventsync.worker import Worker
 
 
 class Note(Record, rule="field"):

@@ -20,12 +20,13 @@ from eventsync.change import Change
 from eventsync.clock import Clock, Version
 from eventsync.errors import DependencyError, RejectedError, StoreUnavailableError
 from eventsync.gate import Outcome
+from eventsync.option import Options
 from eventsync.record import Field, Record
 from eventsync.retry import retrying
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor, derive
 from eventsync.testing import FakeBus, StoreContract
-from eventsync.worker import Options, Worker
+from eventsync.worker import Worker
 
 
 class TestSqlAccessor(StoreContract):
@@ -375,7 +376,7 @@ def test_what_is_behind_a_backlog_may_still_come(shop, tmp_path):
         patient = Worker(shop, bus)
         patient._handle(first, subscription)
         subscription.close()
-        worker._upkeep(at_once=True)
+        worker._upkeep.run(at_once=True)
         assert [state.ready for state in bus.states("shop").values()] == [1, 1, 0]
         worker.drain(timeout=0.05)
         assert [state.ready for state in bus.states("shop").values()] == [0, 0, 0]

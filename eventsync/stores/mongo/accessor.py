@@ -22,8 +22,9 @@ from eventsync.query import All, Compare, Query
 from eventsync.record import Record
 from eventsync.stores.mongo.codec import Codec
 from eventsync.stores.mongo.database import Database, Place
-from eventsync.stores.mongo.index import Envelope, MongoIndex, MongoTransaction
+from eventsync.stores.mongo.index import MongoIndex
 from eventsync.stores.mongo.step import MARK, Task
+from eventsync.stores.mongo.transaction import Envelope, MongoTransaction
 from eventsync.view import View
 
 __all__ = ["MongoAccessor"]
@@ -199,8 +200,8 @@ class MongoAccessor(Accessor[R]):
 
     def apply(
         self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, list[Verdict]]:
-        verdicts: dict[str, list[Verdict]] = {}
+    ) -> dict[str, Sequence[Verdict]]:
+        verdicts: dict[str, Sequence[Verdict]] = {}
 
         def attempt(alike: Accessor[R], left: Sequence[str]) -> None:
             verdicts.update(Accessor.apply(alike, {key: batch[key] for key in left}, hold=hold))

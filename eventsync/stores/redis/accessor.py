@@ -268,7 +268,7 @@ class RedisAccessor(Accessor[R]):
 
     def apply(
         self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, list[Verdict]]:
+    ) -> dict[str, Sequence[Verdict]]:
         whole = self.type.rule == "record" and (self._hash or not self.view.partial)
         if not whole:
             return super().apply(batch, hold=hold)
@@ -280,7 +280,9 @@ class RedisAccessor(Accessor[R]):
         with self._versions.transaction() as transaction:
             transaction.newest_wins = True
             self._perform(decisions, transaction)
-        verdicts = {key: decision.verdicts for key, decision in decisions.items()}
+        verdicts: dict[str, Sequence[Verdict]] = {
+            key: decision.verdicts for key, decision in decisions.items()
+        }
         for key, held in transaction.met.items():
             verdicts[key] = decide_put_or_delete(held.stamp, batch[key][0], self.view).verdicts
         return verdicts

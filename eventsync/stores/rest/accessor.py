@@ -55,6 +55,10 @@ class RestAccessor(ObjectAccessor[R]):
     """
 
     atomic: ClassVar[bool] = False
+    alters: ClassVar[bool] = True
+    """Whether the service may by itself alter fields that a write leaves alone. Without entity tags
+    that is not to be told from what somebody else edits between reading and writing; where this is
+    false it is taken for such an edit, and captured."""
 
     def __init__(
         self,
@@ -70,6 +74,8 @@ class RestAccessor(ObjectAccessor[R]):
         self._reading: IndexTransaction | None = None
         self._objects: dict[str, Object] = {}
         self._answered: dict[str, dict[str, Any]] = {}
+        # What was there when it was read, of that whose writing was not conditional.
+        self._seen: dict[str, Mapping[str, Any]] = {}
 
     # -- the six -----------------------------------------------------------------------------------
 
@@ -165,7 +171,7 @@ class RestAccessor(ObjectAccessor[R]):
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
-        self._answered = {}
+        self._answered, self._seen = {}, {}
         for write in writes:
             self._write(write, self._found(write.key, transaction))
         for key in removals:
@@ -180,7 +186,12 @@ class RestAccessor(ObjectAccessor[R]):
         rows: dict[str, Mapping[str, Any]] = {
             key: self._record(key, found).raw() for key, found in answered.items()
         }
-        return rows | self.read_rows([key for key in writes if key not in rows], transaction)
+        rows |= self.read_rows([key for key in writes if key not in rows], transaction)
+        for key, seen in self._seen.items() if not self.alters else ():
+            if key in rows:
+                left = {name: held for name, held in seen.items() if name not in writes[key]}
+                rows[key] = {**rows[key], **left}
+        return rows
 
     def changed_since(
         self, mark: str, unreadable: Callable[[RecordError], None] | None
@@ -235,6 +246,8 @@ class RestAccessor(ObjectAccessor[R]):
             self._note(write.key, made(write.key, members))
             return
         held = self._record(write.key, found).raw()
+        if found.etag is None:
+            self._seen[write.key] = held
         changed = {
             name: now
             for name, now in write.values.items()

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import sqlalchemy as sa
 
-from eventsync.accessor import Accessor, Write
+from eventsync.accessor import Accessor, Puts, Write
 from eventsync.errors import ConfigError, DependencyError, EventSyncError, RejectedError
 from eventsync.index import Index, IndexTransaction
 from eventsync.query import Query
@@ -138,6 +138,12 @@ class SqlAccessor(Accessor[R]):
                 raise
             raise UniqueError(f"{error.message}; {other}", hint=error.hint) from error
 
+    @cached_property
+    def plain(self) -> bool:
+        view, table = self.view, self._table
+        as_written = table.faithful and table.verbatim
+        return as_written and not view.partial and view.where is None and self.type.rule == "record"
+
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
@@ -195,6 +201,10 @@ class SqlAccessor(Accessor[R]):
         self, connection: sa.Connection, writes: Sequence[Write], removals: Sequence[str]
     ) -> None:
         table, dialect = self._table, self.dialect
+        if isinstance(writes, Puts) and not table.guarded:
+            whole = table.rows_of(writes.rows, self.reader.names)
+            dialect.upsert(connection, table.target, self._dependents.parents_first(whole))
+            writes = ()
         if dialect.concurrent:
             # All processes in one order, so that they do not wait for one another in a circle.
             writes, removals = sorted(writes, key=lambda write: write.key), sorted(removals)

@@ -41,13 +41,15 @@ class Codec:
     """How the values of one column go there and back; ``None`` where they go as they are.
 
     ``faithful``: whether every value that is taken reads back the same. ``verbatim``: and in the
-    same form, the zeros at the end of a decimal included.
+    same form, the zeros at the end of a decimal included. ``kind``: what the database calls the
+    type of the column, where values of it can be sent in the database's own binary form.
     """
 
     write: Callable[[Any], Any] | None = None
     read: Callable[[Any], Any] | None = None
     faithful: bool = True
     verbatim: bool = True
+    kind: str = ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -73,6 +75,7 @@ class Target:
 
     ``columns``: of each row, in its order; ``keys``: those that identify a row; ``changed``: those
     that a later row overwrites. ``overriding``: the database numbers the rows, unless told not to.
+    ``types``: what the database calls the type of each column, if rows can be sent in binary form.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Target:
     keys: tuple[str, ...]
     changed: tuple[str, ...]
     overriding: bool = False
+    types: tuple[str, ...] = ()
 
 
 class Dialect(ABC):
@@ -89,6 +93,8 @@ class Dialect(ABC):
     """What stands for a parameter."""
     concurrent: ClassVar[bool] = True
     """Whether several transactions write at once."""
+    conditional: ClassVar[bool] = False
+    """Whether there is ``upsert_if``."""
     error: type[Exception]
     """The base of the driver's errors."""
 
@@ -144,6 +150,21 @@ class Dialect(ABC):
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
     ) -> None:
         """Write rows, each in place of the one of the same key if there is one."""
+
+    def upsert_if(
+        self,
+        connection: sa.Connection,
+        target: Target,
+        rows: list[tuple[Any, ...]],
+        condition: str,
+        returning: str,
+    ) -> list[Any]:
+        """As ``upsert``, but a row that is there is overwritten only on a condition.
+
+        ``condition``: of ``excluded``, the row that came, and the table's name. Returns a column
+        of the rows that were written.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def upsert_sql(self, target: Target) -> str:

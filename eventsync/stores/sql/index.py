@@ -10,8 +10,9 @@ another transaction was quicker the whole transaction is undone and done again.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
@@ -111,6 +112,9 @@ class SqlIndex(Index):
             for count in (_USUAL, len(columns))
         )
         """Where entries go: those without detail and echo, as most are, and the others."""
+        stamp = columns[2]
+        self.newer = f"substr(excluded.{stamp}, 1, 16) > substr({self.name}.{stamp}, 1, 16)"
+        """The condition that an entry is of a later version than the one that is there."""
         self._ready = False
 
     def __repr__(self) -> str:
@@ -239,7 +243,8 @@ class SqlTransaction(IndexTransaction):
     def __init__(self, connection: sa.Connection, index: SqlIndex) -> None:
         self.connection = connection
         self._index = index
-        self._absent: set[tuple[str, str]] = set()
+        # Keys without an entry, by type: of these there was nothing to lock.
+        self._absent: dict[str, set[str]] = {}
 
     def read(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
         found = {}
@@ -273,27 +278,45 @@ class SqlTransaction(IndexTransaction):
 
     def _note_absent(self, type: str, keys: Sequence[str], found: Container[str]) -> None:
         if self._index.dialect.concurrent:
-            self._absent.update((type, key) for key in keys if key not in found)
+            self._absent.setdefault(type, set()).update(key for key in keys if key not in found)
 
     def write(self, type: str, entries: Mapping[str, Entry]) -> None:
-        dialect, absent = self._index.dialect, self._absent
-        # By target, those that are there and those that are new.
-        known: tuple[list[tuple[Any, ...]], ...] = ([], [])
-        new: tuple[list[tuple[Any, ...]], ...] = ([], [])
+        # By target.
+        rows: tuple[list[tuple[Any, ...]], ...] = ([], [])
         for key in sorted(entries):
             entry = entries[key]
-            rows = new if absent and (type, key) in absent else known
             detail, echo = entry.pack_detail(), entry.echo
             row = (type, key, entry.stamp, int(entry.presence))
             if detail is None and echo is None:
                 rows[0].append(row)
             else:
                 rows[1].append((*row, detail, echo))
-        for target, known_rows, new_rows in zip(self._index.targets, known, new, strict=True):
-            if known_rows:
-                dialect.upsert(self.connection, target, known_rows)
-            if new_rows:
-                self._insert(target, new_rows)
+        for target, of_target in zip(self._index.targets, rows, strict=True):
+            self._write(target, type, of_target)
+
+    def claim(self, type: str, keys: Sequence[str], stamps: Sequence[Stamp]) -> Collection[str]:
+        index, dialect = self._index, self._index.dialect
+        if not dialect.conditional:
+            return super().claim(type, keys, stamps)
+        here, gone = int(Presence.HERE), int(Presence.GONE)
+        # As ``Stamp.deleted``, without a call for each.
+        presences = [gone if stamp[16] == 2 else here for stamp in stamps]
+        rows = list(zip(repeat(type), keys, stamps, presences))
+        # An entry that had more to say loses it: of a record put whole there is no more.
+        target = index.targets[0]
+        return set(dialect.upsert_if(self.connection, target, rows, index.newer, index.columns[1]))
+
+    def _write(self, target: Target, type: str, rows: list[tuple[Any, ...]]) -> None:
+        """Write entries, in the order of their keys."""
+        absent = self._absent.get(type)
+        if absent:
+            new = [row for row in rows if row[1] in absent]
+            rows = [row for row in rows if row[1] not in absent]
+            if new:
+                self._insert(target, new)
+                absent.difference_update(row[1] for row in new)
+        if rows:
+            self._index.dialect.upsert(self.connection, target, rows)
 
     def _insert(self, target: Target, rows: list[tuple[Any, ...]]) -> None:
         try:
@@ -301,7 +324,6 @@ class SqlTransaction(IndexTransaction):
                 self._index.dialect.insert(self.connection, target, rows)
         except UniqueError as error:
             raise UndoneError(f"another process was quicker: {error.message}") from error
-        self._absent.difference_update(row[:2] for row in rows)
 
     def forget(self, type: str, keys: Sequence[str]) -> None:
         table = self._index.tables.version

@@ -9,8 +9,9 @@ import datetime as dt
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import psycopg
@@ -67,6 +68,30 @@ _FAITHFUL: dict[Any, tuple[Any, ...]] = {
     UUID: (sa.Uuid, sa.Text, sa.VARCHAR),
 }
 
+# What the database calls the type of which the driver makes the binary form of a value ...
+_KINDS: dict[Any, str] = {
+    bool: "bool",
+    int: "int8",
+    float: "float8",
+    Decimal: "numeric",
+    str: "text",
+    bytes: "bytea",
+    dt.date: "date",
+    UUID: "uuid",
+}
+# ... and the columns that take it.
+_BINARY: dict[Any, tuple[Any, ...]] = {
+    bool: (sa.Boolean,),
+    int: (sa.BigInteger,),
+    float: (sa.Double, pg.DOUBLE_PRECISION),
+    Decimal: (sa.Numeric,),
+    str: (sa.String,),
+    bytes: (sa.LargeBinary,),
+    dt.date: (sa.Date,),
+    dt.datetime: (sa.DateTime,),
+    UUID: (sa.Uuid,),
+}
+
 
 def _base(kind: Any) -> Any:
     """The type that a domain is of."""
@@ -78,6 +103,7 @@ def _base(kind: Any) -> Any:
 class Postgresql(Dialect):
     """PostgreSQL, with psycopg 3."""
 
+    conditional: ClassVar[bool] = True
     error = psycopg.Error
 
     def fault(self, error: Exception) -> Fault:
@@ -145,6 +171,17 @@ class Postgresql(Dialect):
         return quoted if known else f"{quoted}::text"
 
     def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+        codec = self._codec(kind, field)
+        if field is None or not field.scalar or not isinstance(kind, _BINARY.get(field.type, ())):
+            return codec
+        if isinstance(kind, sa.DateTime):
+            binary = "timestamptz" if kind.timezone else "timestamp"
+            return replace(codec, kind=binary) if kind.timezone is field.zoned else codec
+        if isinstance(kind, _NO_TEXT):
+            return codec
+        return replace(codec, kind=_KINDS[field.type])
+
+    def _codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
         kind = _base(kind)
         if field is None:
             return Codec(faithful=False)
@@ -225,6 +262,26 @@ class Postgresql(Dialect):
     ) -> None:
         self._write(connection, target, rows, self.on_conflict(target))
 
+    def upsert_if(
+        self,
+        connection: sa.Connection,
+        target: Target,
+        rows: list[tuple[Any, ...]],
+        condition: str,
+        returning: str,
+    ) -> list[Any]:
+        if not rows:
+            return []
+        kinds = ["bytea" if isinstance(part, bytes) else _KINDS[type(part)] for part in rows[0]]
+        arrays = ", ".join(f"%b::{kind}[]" for kind in kinds)
+        found = self.raw(connection).execute(
+            f"INSERT INTO {target.name} ({', '.join(target.columns)})"
+            f" SELECT * FROM unnest({arrays})"
+            f" {self.on_conflict(target)} WHERE {condition} RETURNING {returning}",
+            list(map(list, zip(*rows, strict=True))),
+        )
+        return [row[0] for row in found]
+
     def _write(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
     ) -> None:
@@ -244,7 +301,10 @@ class Postgresql(Dialect):
             f" SELECT {columns} FROM {target.name} WITH NO DATA"
         )
         cursor.execute(f"DELETE FROM {temporary}")
-        with cursor.copy(f"COPY {temporary} ({columns}) FROM STDIN") as copy:
+        binary = " (FORMAT BINARY)" if target.types else ""
+        with cursor.copy(f"COPY {temporary} ({columns}) FROM STDIN{binary}") as copy:
+            if target.types:
+                copy.set_types(target.types)
             write = copy.write_row
             for row in rows:
                 write(row)

@@ -44,6 +44,7 @@ class Sqlite(Dialect):
 
     mark: ClassVar[str] = "?"
     concurrent: ClassVar[bool] = False
+    conditional: ClassVar[bool] = sqlite3.sqlite_version_info >= (3, 35)  # has RETURNING
     error = sqlite3.Error
 
     def fault(self, error: Exception) -> Fault:
@@ -149,17 +150,42 @@ class Sqlite(Dialect):
     ) -> None:
         self._write(connection, target, rows, self.on_conflict(target))
 
+    def upsert_if(
+        self,
+        connection: sa.Connection,
+        target: Target,
+        rows: list[tuple[Any, ...]],
+        condition: str,
+        returning: str,
+    ) -> list[Any]:
+        clause = f"{self.on_conflict(target)} WHERE {condition} RETURNING {returning}"
+        many, written = self._at_a_time(target), []
+        for start in range(0, len(rows), many):
+            chunk = rows[start : start + many]
+            found = self.raw(connection).execute(
+                f"{self._insert_many_sql(target, len(chunk))} {clause}",
+                tuple(chain.from_iterable(chunk)),
+            )
+            written += [row[0] for row in found]
+        return written
+
+    def _at_a_time(self, target: Target) -> int:
+        return max(1, min(_ROWS, _PARAMETERS // len(target.columns)))
+
+    def _insert_many_sql(self, target: Target, count: int) -> str:
+        # Statements of many rows each take less time than one that is run for each row.
+        more = f", ({', '.join([self.mark] * len(target.columns))})" * (count - 1)
+        return f"{self.insert_sql(target)}{more}"
+
     def _write(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
     ) -> None:
-        # Statements of many rows each take less time than one that is run for each row.
-        many = max(1, min(_ROWS, _PARAMETERS // len(target.columns)))
-        more = f", ({', '.join([self.mark] * len(target.columns))})" * (many - 1)
-        insert, alone = self.insert_sql(target), len(rows) - len(rows) % many
+        many = self._at_a_time(target)
+        statement, alone = self._insert_many_sql(target, many), len(rows) - len(rows) % many
         for start in range(0, alone, many):
             parts = tuple(chain.from_iterable(rows[start : start + many]))
-            self.raw(connection).execute(f"{insert}{more} {clause}", parts)
-        self.run(connection, f"{insert} {clause}", rows[alone:])
+            self.raw(connection).execute(f"{statement} {clause}", parts)
+        self.run(connection, f"{self.insert_sql(target)} {clause}", rows[alone:])
 
     def run(self, connection: sa.Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
         # SQLAlchemy would look through the values of every row first, which takes as long again.

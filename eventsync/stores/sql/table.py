@@ -6,7 +6,8 @@ It owns what is read from the database's description of the table. It runs no st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 from operator import itemgetter
 from typing import Any
 
@@ -158,6 +159,8 @@ class Table:
         """Whether it also does so in the same form."""
         for column in self.view.constant:
             codecs[column] = dialect.codec(self.found.c[column].type, None)
+        kinds = tuple(codecs[column].kind for column in self.columns)
+        self.target = replace(self.target, types=kinds if all(kinds) else ())
         self._writers = {c: codec.write for c, codec in codecs.items() if codec.write}
         self._readers = [
             (c, codec.read) for c, codec in codecs.items() if codec.read and c in self.columns
@@ -183,7 +186,23 @@ class Table:
             rows = [row + constants for row in rows]
         if not self._places or not rows:
             return rows
-        columns: list[Iterable[Any]] = list(zip(*rows, strict=True))
+        return self._written_all(list(zip(*rows, strict=True)))
+
+    def rows_of(
+        self, records: Sequence[tuple[Any, ...]], names: Sequence[str]
+    ) -> list[tuple[Any, ...]]:
+        """As ``rows``, of records whose values are in the order of the fields ``names``.
+
+        Not where the view converts values.
+        """
+        if not records:
+            return []
+        columns: list[Iterable[Any]] = list(zip(*records, strict=True))
+        constants = [repeat(held, len(records)) for held in self.view.constant.values()]
+        return self._written_all([*(columns[names.index(n)] for n in self.view.names), *constants])
+
+    def _written_all(self, columns: list[Iterable[Any]]) -> list[tuple[Any, ...]]:
+        """The rows of these columns, as the database gets them."""
         for place, write in self._places:
             columns[place] = map(write, columns[place])
         return list(zip(*columns, strict=True))

@@ -35,6 +35,7 @@ class TrackerAccessor(RestAccessor[R]):
     the identity map says otherwise. Other references are ids of the tracker.
     """
 
+    alters: ClassVar[bool] = False
     tracker: ClassVar[str]
     """The name of the tracker, for messages."""
     shape: ClassVar[type[Record]]

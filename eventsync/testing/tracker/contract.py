@@ -1,0 +1,310 @@
+"""The conformance suite for issue trackers: what the store of each has to keep, said once.
+
+It owns the expectations. It knows no tracker, and not how stores and records are made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from eventsync.apply import apply
+from eventsync.errors import RejectedError, StoreUnavailableError
+from eventsync.gate import Outcome
+from eventsync.record import Record
+from eventsync.store import Store
+from eventsync.stores.rest import Answer, OvertakenError
+from eventsync.stores.trackers import Account, Comment, Group, Issue, Member, Milestone
+from eventsync.stores.trackers.tracker import TrackerAccessor
+from eventsync.testing.fake import Crash
+from eventsync.testing.harness import put
+from eventsync.testing.tracker.harness import Kind, TrackerHarness, captured
+from eventsync.testing.tracker.line import Failure
+
+__all__ = ["TrackerContract"]
+
+# Which the tracker gives an id of its own.
+_NUMBERED: Final = frozenset({Milestone, Issue, Comment})
+
+
+class TrackerContract(TrackerHarness):
+    """What every store of an issue tracker has to keep, as a class of tests.
+
+    Extend it in a test module, on a tracker or a simulation of one, which is empty at the beginning
+    of each test. Say how a store is made, and what people do there who know nothing of eventsync::
+
+        class TestHelpdesk(TrackerContract):
+            name = "helpdesk"
+            creates = (Issue, Comment)
+
+            def store(self, folder, secret=None): ...
+            def opens(self, **fields): ...
+            def edits(self, issue, **fields): ...
+            def says(self, issue, body): ...
+            def deletes(self, issue): ...
+            def text(self, issue): ...
+            def count(self): ...
+
+    What the tracker does otherwise is said with the class attributes, of which ``refused``,
+    ``since`` and ``hint`` have no default. Fields that an accessor does not hold are left out of
+    the records by themselves.
+    """
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Try each type that can be created, and each way to fail that makes a difference to it."""
+        if "failure" in metafunc.fixturenames:
+            cases = [
+                pytest.param(kind, failure, skip, id=f"{kind.__name__}-{failure}-{skip}")
+                for kind in self.creates
+                for failure in self.ways
+                for skip in (0, 1)
+                # What is known by a name cannot be there twice.
+                if kind in _NUMBERED or (failure == "unanswered" and not skip)
+            ]
+            metafunc.parametrize(("kind", "failure", "skip"), cases)
+        elif "kind" in metafunc.fixturenames:
+            metafunc.parametrize("kind", self.creates, ids=lambda kind: kind.__name__)
+
+    # -- what is written ---------------------------------------------------------------------------
+
+    def test_round_trip(self, tracker: Store, kind: Kind) -> None:
+        """A record goes in, is found, changed, removed, and put there again; none is an edit."""
+        self.tour(tracker, kind)
+        record, _ = self.made(tracker, kind)
+        if "destroy" in self.refuses.get(kind, ()):
+            return
+        tracker.remove(tracker[record])
+        assert tracker.get(record) is None
+        assert record.key not in [found.key for found in tracker.find(kind)]
+        assert self.seen(tracker) == []
+        if kind in self.unique:
+            with pytest.raises(RejectedError):
+                tracker.add(record)
+        else:
+            tracker.add(record)
+            assert tracker.get(record) is not None
+            assert self.seen(tracker) == []
+
+    def test_written_once(self, tmp_path: Path, kind: Kind, failure: Failure, skip: int) -> None:
+        """Whatever becomes of a write, of its answer and of the process, a record is there once."""
+        self.written_once(tmp_path, kind, failure, skip=skip)
+
+    def written_once(self, folder: Path, kind: Kind, failure: Failure, *, skip: int) -> None:
+        """As ``test_written_once``, for one way to fail."""
+        with self.opened(folder) as store:
+            captured(store)
+            self.prepare(store, kind)
+            before = dict(self.count())
+            record, _ = self.made(store, kind)
+        change = put(record, self.clock.tick())
+        self.line.clear()
+        self.line.fail(failure, skip=skip)
+        for _ in range(4):
+            with self.opened(folder) as store, contextlib.suppress(Crash, StoreUnavailableError):
+                (settled,) = apply(store, [change], clock=self.clock)
+                assert settled.outcome in (Outcome.APPLIED, Outcome.DUPLICATE), settled.error
+                break
+        else:
+            raise AssertionError("it never succeeded")
+        with self.opened(folder) as store:
+            held = store[record]
+            assert held.raw() == {name: record[name] for name in held.raw()}
+            assert self.seen(store) == []
+        if kind in before:
+            before[kind] += 1
+        assert self.count() == before
+
+    def test_somebody_edits_meanwhile(self, tracker: Store) -> None:
+        """What somebody edits between reading and writing is kept, but in the fields written."""
+        tracker.add(Issue(id="K", title="a"))
+        issue = self.id_of(tracker, "K")
+        self.line.meanwhile = lambda: self.edits(issue, status="closed")
+        change = put(Issue(id="K", title="b"), self.clock.tick())
+        change = change.replace(op="patch", data={"title": "b"})
+        if self.tags:
+            with pytest.raises(OvertakenError):
+                apply(tracker, [change], clock=self.clock)
+        apply(tracker, [change], clock=self.clock)
+        held = tracker[Issue, "K"]
+        assert (held.title, held.status) == ("b", "closed")
+        assert [(c.key, c.data) for c in captured(tracker)] == [("K", {"status": "closed"})]
+
+    def test_what_comes_too_early(self, tracker: Store) -> None:
+        """A record waits for those that it refers to; in one batch with them it need not."""
+        issue = Issue(id="K", title="t")
+        late: list[Record] = []
+        if Milestone in self.creates:
+            issue["milestone"] = "M"
+            late.append(Milestone(id="M", title="m"))
+        elif self.nobody is not None:
+            issue["assignee"] = self.nobody
+            late.append(Account(id=self.nobody))
+        comment = put(_comment(), self.clock.tick())
+        early = [comment]
+        if late:
+            early.append(put(issue, self.clock.tick()))
+        before = self.count()
+        for _ in range(2):
+            assert self.outcomes(tracker, early) == [Outcome.HELD] * len(early)
+        assert self.count() == before
+        batch = [comment, *(put(one, self.clock.tick()) for one in (issue, *late))]
+        assert self.outcomes(tracker, batch) == [Outcome.APPLIED] * len(batch)
+        assert self.seen(tracker) == []
+
+    def test_who_comes_too_early(self, tracker: Store) -> None:
+        """An issue waits for its assignee, and a member for the group and the account."""
+        early: list[Record] = []
+        if self.nobody is not None:
+            issue = Issue(id="L", title="t")
+            issue["assignee"] = self.nobody
+            early.append(issue)
+            if Member in self.creates:
+                member, _ = self.made(tracker, Member)
+                early.append(Member(group=member["group"], account=self.nobody))
+        if Member in self.creates and Group in self.creates:
+            early.append(self.made(tracker, Member)[0])
+        changes = [put(record, self.clock.tick()) for record in early]
+        for _ in range(2):
+            assert self.outcomes(tracker, changes) == [Outcome.HELD] * len(changes)
+        assert captured(tracker) == []
+
+    def test_what_is_rejected(self, tracker: Store) -> None:
+        """What is wrong with one record is a rejection, with the tracker's reason or ours."""
+        before = self.count()
+        blocked = Issue(id="K", title="t", status="blocked"), "no status 'blocked'"
+        for record, reason in [blocked, *self.rejects]:
+            with pytest.raises(RejectedError, match=reason):
+                tracker.add(record)
+        assert self.line.writes() == []
+        for record, reason in self.refused:
+            with pytest.raises(RejectedError, match=reason):
+                tracker.add(record)
+        assert self.count() == before
+        tracker.add([Issue(id="K", title="t"), Issue(id="L", title="t")])
+        tracker.add(_comment())
+        comment = tracker[Comment, "C"]
+        comment["issue"] = "L"
+        with pytest.raises(RejectedError, match="cannot move"):
+            tracker.update(comment)
+
+    def test_dates_of_milestones(self, tracker: Store) -> None:
+        """A milestone's date is taken away, or that is rejected."""
+        if Milestone not in self.creates:
+            pytest.skip("there are no milestones")
+        tracker.add(Milestone(id="M", title="m", due=dt.date(2026, 1, 1)))
+        milestone = tracker[Milestone, "M"]
+        milestone.due = None
+        if self.keeps_due:
+            with pytest.raises(RejectedError, match=self.keeps_due):
+                tracker.update(milestone)
+        else:
+            tracker.update(milestone)
+            assert tracker[Milestone, "M"].due is None
+            assert self.seen(tracker) == []
+
+    def test_what_the_tracker_does_not_do(self, tracker: Store) -> None:
+        """What it offers no way to do is rejected with the reason, and nothing is sent."""
+        self.opens(title="t", labels=["ui"])
+        for kind, refused in self.refuses.items():
+            for what, reason in refused.items():
+                record, steps = self.made(tracker, kind)
+                if what != "create":
+                    record = next(iter(tracker.find(kind)))
+                if what == "modify":
+                    name = next(iter(steps[0]))
+                    record[name] = f"not {record[name]}"
+                does: dict[str, Callable[[Record], object]]
+                does = {"create": tracker.add, "modify": tracker.update, "destroy": tracker.remove}
+                self.line.clear()
+                with pytest.raises(RejectedError, match=f"does not {what} .*{reason}"):
+                    does[what](record)
+                assert self.line.writes() == []
+
+    # -- what others write -------------------------------------------------------------------------
+
+    def test_made_there(self, tracker: Store) -> None:
+        """What people make and edit there is captured once, under keys of its ids."""
+        issue = self.opens(title="Theirs", description="Please", labels=["x"])
+        comment = self.says(issue, "Me too")
+        key, about = f"{self.name}:{issue}", f"{self.name}:{comment}"
+        made = {
+            (change.type, change.key): change.data or {}
+            for change in captured(tracker, whole=False)
+            if change.type != "Label"
+        }
+        assert made.keys() == {("Issue", key), ("Comment", about)}
+        theirs = {"title": "Theirs", "description": "Please", "labels": ["x"], "status": "open"}
+        assert made["Issue", key].items() >= theirs.items()
+        assert made["Comment", about].items() >= {"issue": key, "body": "Me too"}.items()
+        for status in ("closed", "open"):
+            self.edits(issue, status=status)
+            self.line.clear()
+            found = captured(tracker, Issue, whole=False)
+            assert [(c.key, c.data) for c in found] == [(key, {"status": status})]
+            assert any(self.since in path for _, path in self.line.requests)
+        assert captured(tracker, whole=False) == captured(tracker) == []
+        assert self.line.writes() == []
+
+    def test_edited_here(self, tracker: Store) -> None:
+        """What was made there can be edited here, and no mark of ours comes into its text."""
+        issue = self.opens(title="Theirs", description="Please")
+        captured(tracker)
+        record = tracker[Issue, f"{self.name}:{issue}"]
+        record.description = "Thanks"
+        tracker.update(record)
+        assert self.text(issue) == "Thanks"
+        assert self.seen(tracker) == []
+
+    def test_deleted_there(self, tracker: Store) -> None:
+        """What is not there any more is captured as deleted."""
+        issue = self.opens(title="Theirs")
+        captured(tracker)
+        self.deletes(issue)
+        deleted = [(c.type, c.key, c.op) for c in captured(tracker)]
+        assert ("Issue", f"{self.name}:{issue}", "delete") in deleted
+        assert {op for _, _, op in deleted} == {"delete"}
+        assert self.seen(tracker) == []
+
+    def test_more_than_a_page(self, tracker: Store) -> None:
+        """All issues are found, however many pages they fill."""
+        accessor = tracker.accessor(Issue)
+        assert isinstance(accessor, TrackerAccessor)
+        pages: Any = accessor.resource.pages
+        accessor.resource = replace(accessor.resource, pages=replace(pages, size=3))
+        issues = {f"{self.name}:{self.opens(title=f't{n}')}" for n in range(7)}
+        self.line.clear()
+        assert {record.key for record in tracker.find(Issue)} == issues
+        assert len(self.line.requests) >= 3
+        assert {change.key for change in captured(tracker)} == issues
+        assert self.seen(tracker) == []
+
+    # -- who may ask, and how often ----------------------------------------------------------------
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_quota(self, tracker: Store, status: int) -> None:
+        """A tracker that asks to be left alone is, for as long as it says."""
+        self.line.answers.append(Answer(status, {"retry-after": "60"}, b"", "quota"))
+        with pytest.raises(StoreUnavailableError) as caught:
+            list(tracker.find(Issue))
+        assert caught.value.retry_after == 60
+        with pytest.raises(StoreUnavailableError, match="left alone"):
+            list(tracker.find(Issue))
+
+    def test_secret(self, tmp_path: Path) -> None:
+        """A secret that is not taken stops the store with a hint at its rights; it is not shown."""
+        with self.store(tmp_path, "hush-hush") as store:
+            with pytest.raises(StoreUnavailableError, match=self.hint) as caught:
+                store.accessor(Issue).ping()
+            assert "hush-hush" not in str(caught.value) + repr(store.accessor(Issue))
+
+
+def _comment() -> Comment:
+    comment = Comment(id="C", body="x")
+    comment["issue"] = "K"
+    return comment
