@@ -89,10 +89,12 @@ class Upkeep:
         ]
         if self._store.capture_every:
             tasks.append(("capture", self._store.capture_every, self._capture))
-        for name, every, task in tasks:
+        for number, (name, every, task) in enumerate(tasks):
             now = time.monotonic()
-            if at_once or now >= self._due.get(name, 0.0):
-                self._due[name] = now + every
+            # Each has its own place in the second: what comes waits for one of them, not for all.
+            due = self._due.setdefault(name, now + number / len(tasks))
+            if at_once or now >= due:
+                self._due[name] = now + every - max(0.0, now - due) % every
                 self._progress.beat(name)
                 try:
                     task()

@@ -263,6 +263,35 @@ def test_message_that_kills_workers_is_put_aside(bus, store):
     assert bus.state(dead_queue("crm")).ready == 1
 
 
+def test_what_comes_waits_for_one_task_of_the_upkeep(bus, store, monkeypatch):
+    """Each task has its own place in the second, also after something that took long."""
+    now = 1000.0
+    monkeypatch.setattr("eventsync.upkeep.time.monotonic", lambda: now)
+    worker = Worker(store, bus)
+    done = []
+    monkeypatch.setattr(worker.progress, "beat", lambda doing=None: done.append(doing))
+
+    def seconds(count):
+        """What each look found due, a hundred looks a second."""
+        nonlocal now
+        looks = []
+        for _ in range(round(count * 100)):
+            done.clear()
+            worker._upkeep.run()
+            looks.append(list(done))
+            now += 0.01
+        return looks
+
+    looks = [*seconds(4)]
+    now += 5.0
+    late, *after = seconds(4)
+    assert len(late) >= 4
+    assert max(map(len, [*looks, *after])) == 1
+    for task in ("broker", "held", "outbox"):
+        assert 3 <= sum(look.count(task) for look in looks) <= 4
+        assert 3 <= sum(look.count(task) for look in after) <= 4
+
+
 def test_outbox_is_relayed(bus, tmp_path):
     """What a producer could not publish waits in its store's outbox, and the worker sends it."""
     bus.declare("other", ["Product"])
