@@ -40,6 +40,11 @@ def _options(events: int, seed: int = 1) -> argparse.Namespace:
     return argparse.Namespace(events=events, seed=seed, poison=0, chunk=2000, metrics=False)
 
 
+def _barrier(context: Any, parties: int) -> Any:
+    """Where processes meet; broken for all when one does not come."""
+    return context.Barrier(parties, timeout=120.0)
+
+
 def publish(options: argparse.Namespace, broker: str, started: Any) -> None:
     """Publish every change by itself, as an application has it, through the batching publisher."""
     with Bus(broker) as bus:
@@ -71,7 +76,7 @@ def through_queue(*, broker: str, events: int, mode: str, seed: int = 1) -> Take
         running_broker(broker) as broker_url,
         throughput.database("postgres", Path(name)) as url,
     ):
-        started, finished = context.Barrier(2 if alone else 3), context.Queue()
+        started, finished = _barrier(context, 2 if alone else 3), context.Queue()
         publishing = context.Process(
             target=publish, args=(options, broker_url, started), daemon=True
         )
@@ -197,15 +202,15 @@ def from_outbox(
                 one.join()
 
         if before:
-            started = context.Barrier(3)
+            started = _barrier(context, 3)
             processes = [recorded(before, 1000, started), *moving(len(before), started)]
             _wait(finished, processes)
             done(processes)
         processes = []
         if mode == BACKLOG:
-            started = context.Barrier(1)
+            started = _barrier(context, 1)
             recorded(made, size, started).join()
-        started = context.Barrier(3 if mode == BACKLOG else 4)
+        started = _barrier(context, 3 if mode == BACKLOG else 4)
         if mode != BACKLOG:
             processes.append(recorded(made, size, started))
         processes += moving(len(made), started)

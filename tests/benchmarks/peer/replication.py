@@ -46,7 +46,7 @@ def replicated(events: int, size: int, mode: str, seed: int = 1) -> Taken:
     As a backlog, from the moment the subscription is enabled.
     """
     made = rows(events, seed)
-    with _subscribed() as (source, target), Target(target.url) as reached:
+    with _subscribed() as (source, target), Target(target.url, pause=0.005) as reached:
         if mode == BACKLOG:
             target.run("ALTER SUBSCRIPTION s DISABLE")
             commit_by_server(made, source, size)
@@ -54,7 +54,7 @@ def replicated(events: int, size: int, mode: str, seed: int = 1) -> Taken:
             target.run("ALTER SUBSCRIPTION s ENABLE")
         else:
             context = multiprocessing.get_context("spawn")
-            started = context.Barrier(2)
+            started = context.Barrier(2, timeout=120.0)
             context.Process(
                 target=commit, args=(made, source.url, size, started), daemon=True
             ).start()
