@@ -66,6 +66,7 @@ def test_a_record_that_is_wrong_missing_or_too_many_is_counted(server, target):
     """What a peer leaves behind is not taken on trust."""
     changes = rows(20, seed=5)
     commit_by_server(changes, server, 20)
+    target.wait_for_first(timeout=5.0)
     with pytest.raises(TimeoutError, match="was not applied within"):
         target.wait(warm_row(), timeout=0.05)
     assert target.wrong([*changes, changes[3] | {"visits": -1}]) == 1

@@ -44,7 +44,7 @@ def measure(
     names: Sequence[str] = PEERS,
     *,
     events: int = 1000,
-    factor: int = 40,
+    factor: int = 25,
     environments: Path | None = None,
     tell: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def main() -> int:
     )
     parser.add_argument("--peer", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--events", type=int, default=1000, help="of a peer that takes them singly")
-    parser.add_argument("--factor", type=int, default=40, help="times as many for the others")
+    parser.add_argument("--factor", type=int, default=25, help="times as many for the others")
     parser.add_argument("--environments", type=Path, help="keep the peers' packages here")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -31,7 +31,7 @@ def followed(environment: Environment, events: int, size: int, seed: int = 1) ->
         tempfile.TemporaryDirectory() as name,
         FollowedServer() as source,
         FollowedServer() as target,
-        Target(target.url) as reached,
+        Target(target.url, pause=0.005) as reached,
     ):
         variables = {"SOURCE_PORT": str(source.port), "DATABASE": target.url}
         with environment.program(

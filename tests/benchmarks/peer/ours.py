@@ -36,6 +36,11 @@ __all__ = ["from_outbox", "record", "through_queue"]
 Row = dict[str, Any]
 
 
+def _barrier(context: Any, parties: int) -> Any:
+    """Where processes meet; broken for all when one does not come."""
+    return context.Barrier(parties, timeout=120.0)
+
+
 def publish(load: Customers, broker: str, started: Any) -> None:
     """Publish every change by itself, as an application has it, through the batching publisher."""
     with Bus(broker) as bus:
@@ -69,7 +74,7 @@ def through_queue(*, broker: str, events: int, mode: str, seed: int = 1) -> Take
         running_broker(broker) as broker_url,
         database(Path(name)) as url,
     ):
-        started, finished = context.Barrier(2 if alone else 3), context.Queue()
+        started, finished = _barrier(context, 2 if alone else 3), context.Queue()
         publishing = context.Process(target=publish, args=(load, broker_url, started), daemon=True)
         working = context.Process(
             target=consume,
@@ -191,15 +196,15 @@ def from_outbox(
                 one.join()
 
         if before:
-            started = context.Barrier(3)
+            started = _barrier(context, 3)
             processes = [recorded(before, 1000, started), *moving(len(before), started)]
             _wait(finished, processes)
             done(processes)
         processes = []
         if mode == BACKLOG:
-            started = context.Barrier(1)
+            started = _barrier(context, 1)
             recorded(made, size, started).join()
-        started = context.Barrier(3 if mode == BACKLOG else 4)
+        started = _barrier(context, 3 if mode == BACKLOG else 4)
         if mode != BACKLOG:
             processes.append(recorded(made, size, started))
         processes += moving(len(made), started)

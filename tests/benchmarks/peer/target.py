@@ -68,13 +68,20 @@ class Target:
     def __exit__(self, *exc_info: object) -> None:
         self._connection.close()
 
+    def wait_for_first(self, *, timeout: float = 60.0) -> None:
+        """Block until any change but the one sent ahead is visible. Raises ``TimeoutError``."""
+        self._wait(f"SELECT 1 FROM {self._table} WHERE id <> {WARM} LIMIT 1", (), timeout)
+
     def wait(self, row: Row, *, timeout: float = 300.0) -> None:
         """Block until a change is visible; each has a token of its own. Raises ``TimeoutError``."""
-        deadline = time.monotonic() + timeout
         query = f"SELECT 1 FROM {self._table} WHERE id = %s AND token = %s"
-        while not self._connection.execute(query, (row["id"], row["token"])).fetchone():
+        self._wait(query, (row["id"], row["token"]), timeout)
+
+    def _wait(self, query: str, values: Sequence[Any], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not self._connection.execute(query, values).fetchone():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the last change was not applied within {timeout:g} s")
+                raise TimeoutError(f"a change was not applied within {timeout:g} s")
             time.sleep(self._pause)
 
     def wrong(self, rows: Sequence[Row]) -> int:
