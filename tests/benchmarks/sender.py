@@ -46,7 +46,7 @@ class Publishing(Sender):
 
     def send(self, rows: Sequence[dict[str, Any]]) -> None:
         changes = [change(self._clock, Customer, row["id"], row) for row in rows]
-        self._bus.publish("Customer", [self._bus.encode(one) for one in changes])
+        self._bus.publish("Customer", self._bus.encode_all(changes))
 
 
 class Editing(Sender):

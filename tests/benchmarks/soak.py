@@ -112,9 +112,8 @@ def _kept_busy(
     while (elapsed := time.monotonic() - began) < scale.minutes * 60:
         due = int(elapsed * scale.pace) - sent
         rows = [row(rng, rng.randrange(_KEYS)) for _ in range(due)]
-        bus.publish(
-            "Customer", [bus.encode(change(clock, Customer, one["id"], one)) for one in rows]
-        )
+        changes = [change(clock, Customer, one["id"], one) for one in rows]
+        bus.publish("Customer", bus.encode_all(changes))
         sent += due
         if elapsed >= len(samples) * scale.every:
             samples.append((elapsed, workers.use()))
