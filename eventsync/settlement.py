@@ -75,7 +75,7 @@ class Hand:
 
 
 class Settlement:
-    """Settles messages for one store. For one thread, but that another may ``open`` messages.
+    """Settles messages for one store. For one thread.
 
     ``apply``: applies changes, and says what became of each; its retryable errors pass through.
     ``progress`` and ``tally`` are told, by batches. ``types``: the record types that the

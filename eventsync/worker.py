@@ -13,9 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from itertools import zip_longest
 from typing import Any
 
 import structlog
@@ -213,42 +211,21 @@ class Worker:
 
     def _handle(self, deliveries: Sequence[Delivery], subscription: Subscription) -> None:
         """Settle messages in batches; leave the rest in the broker's hands when told to stop."""
-        with _uncollected():
-            for group, hand in self._opened(deliveries):
-                if self._stopping.is_set():
-                    return
-                self._settle_group(group, hand, subscription)
+        for group in self._grouped(deliveries):
+            if self._stopping.is_set():
+                return
+            with _uncollected():
+                self._settle_group(group, subscription)
 
-    def _opened(self, deliveries: Sequence[Delivery]) -> Iterator[tuple[list[Delivery], Hand]]:
-        """Messages to be settled together, with their envelopes.
-
-        Those of the next group are opened while this one is applied, which is mostly waiting.
-        """
-        groups = list(self._grouped(deliveries))
-        if len(groups) == 1:
-            yield groups[0], self._open(groups[0])
-            return
-        with ThreadPoolExecutor(1, "opening") as beside:
-            ahead = beside.submit(self._open, groups[0])
-            for group, following in zip_longest(groups, groups[1:]):
-                hand = ahead.result()
-                if following is not None:
-                    ahead = beside.submit(self._open, following)
-                yield group, hand
-
-    def _open(self, group: Sequence[Delivery]) -> Hand:
-        return self._settlement.open([delivery for delivery in group if delivery.is_whole])
-
-    def _settle_group(
-        self, group: Sequence[Delivery], hand: Hand, subscription: Subscription
-    ) -> None:
+    def _settle_group(self, group: Sequence[Delivery], subscription: Subscription) -> None:
         cut = [delivery for delivery in group if not delivery.is_whole]
-        self._settlement.settle(hand)
+        whole = [delivery for delivery in group if delivery.is_whole]
+        self._settlement.settle(self._settlement.open(whole))
         for delivery in cut:
             self._settlement.refused(delivery.size)
         self.tally.add(metric.MESSAGES, len(group), self.store.name)
         self.counted()
-        subscription.acknowledge([delivery for delivery in group if delivery.is_whole])
+        subscription.acknowledge(whole)
         if cut:
             subscription.refuse(cut)
 
