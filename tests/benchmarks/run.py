@@ -138,7 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     found: Measured = {}
     for path in options.read or ():
-        found |= json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found |= json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            parser.error(f"--read {path}: {error}; it takes what --json has written")
     for name in () if options.read else options.only:
         found[name] = measured(name, options)
         if options.json:  # after each, so that what ends in the middle leaves what it has found
