@@ -68,4 +68,9 @@ def retrying(
         before_sleep=tell,
         reraise=True,
     )
-    return retryer(call)
+    try:
+        return retryer(call)
+    finally:
+        # It refers to itself through these, and so would keep all that the call has in hand, such
+        # as a batch of changes, until the next full collection of garbage.
+        retryer.iter_state.reset()

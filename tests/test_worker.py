@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -239,6 +240,20 @@ def test_store_away_dead_letters_nothing(bus, store):
         thread.join(10)
     assert letters(bus) == []
     assert not thread.is_alive()
+
+
+def test_what_is_settled_is_let_go_of(bus, store):
+    """No cycle keeps a batch once it is settled: memory does not wait for the collector."""
+    publish(bus, *(put(store.clock, n) for n in range(10)))
+    worker = Worker(store, bus)
+    gc.collect()
+    gc.disable()
+    try:
+        worker.drain(timeout=0.05)
+        assert worker.outcomes == {Outcome.APPLIED: 10}
+        assert [held for held in gc.get_objects() if isinstance(held, Change)] == []
+    finally:
+        gc.enable()
 
 
 def test_unroutable_change_is_an_error(tmp_path):
