@@ -240,7 +240,7 @@ class Worker:
             group.append(delivery)
             # The number of envelopes is not known yet; their size is a good enough measure of it.
             size += len(delivery.body)
-            if size >= self.options.batch * 256:
+            if size >= self.options.batch * 512:
                 yield group
                 group, size = [], 0
         if group:
