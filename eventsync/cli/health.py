@@ -5,7 +5,6 @@ It owns how the endpoint is asked. It must not know what counts as well.
 
 from __future__ import annotations
 
-from http.client import HTTPConnection, HTTPException
 from typing import Annotated, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -56,7 +55,7 @@ def health(
         raise ConfigError("which endpoint?", hint="name its URL, or set EVENTSYNC_LISTEN")
     try:
         status, told = ask(url, timeout=timeout)
-    except (OSError, HTTPException, ValueError) as error:
+    except (OSError, ValueError) as error:
         warn(f"the endpoint {url} does not answer: {error}")
         return UNAVAILABLE
     if as_json:
@@ -84,9 +83,10 @@ def ask(url: str, *, timeout: float, address: str = "") -> tuple[int, dict[str, 
     """The status code and the JSON that an endpoint answers.
 
     ``address``: where to connect, if the name in ``url`` stands for several. Raises ``OSError``,
-    ``HTTPException``, ``ValueError`` (it is no endpoint of eventsync), ``ConfigError``.
+    ``ValueError`` (it is no endpoint of eventsync), ``ConfigError``.
     """
     import json
+    from http.client import HTTPConnection, HTTPException  # what the help of all commands spares
 
     parts = parse_url(url)
     host = address or parts.hostname or ""
@@ -96,6 +96,8 @@ def ask(url: str, *, timeout: float, address: str = "") -> tuple[int, dict[str, 
         connection.request("GET", path, headers={"Host": parts.netloc})
         response = connection.getresponse()
         told = json.loads(response.read(16 * 1024 * 1024))
+    except HTTPException as error:
+        raise ValueError(f"what answers there speaks no HTTP: {error!r}") from error
     finally:
         connection.close()
     if not isinstance(told, dict) or not isinstance(told.get("reasons"), list):

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,7 +222,7 @@ def _ask_all(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for address in addresses:
         try:
             _, told = ask(url, timeout=3.0, address=address)
-        except (OSError, HTTPException, ValueError) as error:
+        except (OSError, ValueError) as error:
             failed = str(error)
             continue
         answered += 1

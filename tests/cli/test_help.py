@@ -64,7 +64,8 @@ def test_help_imports_nothing_heavy() -> None:
     """``--help`` is quick because brokers, databases, settings and logs are imported later."""
     script = (
         "import sys, eventsync.cli.program\n"
-        "heavy = {'kombu', 'sqlalchemy', 'pydantic', 'structlog', 'msgpack', 'tenacity'}\n"
+        "heavy = {'kombu', 'sqlalchemy', 'pydantic', 'structlog', 'msgpack', 'tenacity',\n"
+        "    'http.client'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
