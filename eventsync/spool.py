@@ -343,9 +343,9 @@ class SpoolRelay:
 
         Raises ``BusUnavailableError``, ``UnroutableError``; what was not published goes on waiting.
         """
-        self._spool.state()  # a wrong file is told before anything is made beside it
-        if self._lock is None and (lock := self._spool.lock()) is not None:
-            self._lock = lock
+        if self._lock is None:
+            self._spool.state()  # a wrong file is told before anything is made beside it
+            self._lock = self._spool.lock()
         if self._lock is None:
             return 0
         try:
