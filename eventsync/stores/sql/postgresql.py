@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from eventsync.field import Field
-from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Target
+from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Statement, Target
 from eventsync.stores.sql.value import (
     exact_decimal,
     from_json,
@@ -237,8 +237,8 @@ class Postgresql(Dialect):
             return Comparison(text_operand, ordered=False, exact=kind.collation in (None, "C"))
         return None
 
-    def among(self, column: str, values: list[str]) -> tuple[str, Sequence[Any]]:
-        return f"{column} = ANY({self.mark})", (values,)
+    def among(self, column: str, values: Sequence[Any]) -> tuple[str, Sequence[Any]]:
+        return f"{column} = ANY({self.mark})", (list(values),)
 
     def fetch(
         self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
@@ -249,18 +249,47 @@ class Postgresql(Dialect):
         )
         return rows
 
+    def execute_all(
+        self, connection: sa.Connection, statements: Sequence[Statement]
+    ) -> list[list[Sequence[Any]]]:
+        raw = self.raw(connection)
+        if len(statements) == 1:
+            cursor = raw.execute(*statements[0])  # that one may be prepared
+        else:
+            # Only where the client puts in the parameters the server takes several at once.
+            cursor = psycopg.ClientCursor(raw)
+            text = "; ".join(statement for statement, _ in statements)
+            cursor.execute(text, [part for _, parameters in statements for part in parameters])
+        return [result.fetchall() if result.description else [] for result in cursor.results()]
+
+    def statement(
+        self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool = False
+    ) -> Statement | None:
+        if len(rows) >= _COPY_FROM:
+            return None
+        # Not executemany: when a row is refused, its pipeline has to be torn down.
+        more = f", ({', '.join([self.mark] * len(target.columns))})" * (len(rows) - 1)
+        clause = f" {self.on_conflict(target)}" if upsert else ""
+        return f"{self.insert_sql(target)}{more}{clause}", tuple(
+            part for row in rows for part in row
+        )
+
+    def is_untouched(self, connection: sa.Connection) -> bool:
+        status = self.raw(connection).info.transaction_status
+        return bool(status is not psycopg.pq.TransactionStatus.INERROR)
+
     def upsert_sql(self, target: Target) -> str:
         return f"{self.insert_sql(target)} {self.on_conflict(target)}"
 
     def insert(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
     ) -> None:
-        self._write(connection, target, rows, "")
+        self._write(connection, target, rows, upsert=False)
 
     def upsert(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
     ) -> None:
-        self._write(connection, target, rows, self.on_conflict(target))
+        self._write(connection, target, rows, upsert=True)
 
     def upsert_if(
         self,
@@ -283,15 +312,19 @@ class Postgresql(Dialect):
         return [row[0] for row in found]
 
     def _write(
-        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
+        self,
+        connection: sa.Connection,
+        target: Target,
+        rows: list[tuple[Any, ...]],
+        *,
+        upsert: bool,
     ) -> None:
+        if not rows:
+            return
         cursor = self.raw(connection).cursor()
-        if len(rows) < _COPY_FROM:
-            if rows:
-                # Not executemany: when a row is refused, its pipeline has to be torn down.
-                more = f", ({', '.join([self.mark] * len(target.columns))})" * (len(rows) - 1)
-                values = [part for row in rows for part in row]
-                cursor.execute(f"{self.insert_sql(target)}{more} {clause}", values)
+        statement = self.statement(target, rows, upsert=upsert)
+        if statement is not None:
+            cursor.execute(*statement)
             return
         columns = ", ".join(target.columns)
         layout = f"{target.name} {columns}".encode()
@@ -309,6 +342,7 @@ class Postgresql(Dialect):
             for row in rows:
                 write(row)
         overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
+        clause = self.on_conflict(target) if upsert else ""
         cursor.execute(
             f"INSERT INTO {target.name} ({columns}){overriding} SELECT {columns} FROM {temporary}"
             f" {clause}"
