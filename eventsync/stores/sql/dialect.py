@@ -242,6 +242,10 @@ class Dialect(ABC):
         """
         return None
 
+    def kind(self, column: sa.types.TypeEngine[Any]) -> str:
+        """What goes into ``Target.types`` for a column that eventsync has made for itself."""
+        return ""
+
     def is_untouched(self, connection: sa.Connection) -> bool:
         """Whether nothing has been done of what was sent together and has failed."""
         return False

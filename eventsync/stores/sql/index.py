@@ -87,13 +87,21 @@ class SqlIndex(Index):
         self.name = quote.format_table(self.tables.version)
         columns = tuple(quote.quote(column.name) for column in self.tables.version.columns)
         self.columns = columns
+        kinds = tuple(self.dialect.kind(column.type) for column in self.tables.version.columns)
         self.targets = tuple(
-            Target(self.name, columns[:count], columns[:2], columns[2:])
+            Target(self.name, columns[:count], columns[:2], columns[2:], types=kinds[:count])
             for count in (_USUAL, len(columns))
         )
         """Where entries go: those without detail and echo, as most are, and the others."""
-        outbox = quote.format_table(self.tables.outbox)
-        self.outbox = Target(outbox, tuple(map(quote.quote, ("type", "body"))), (), ())
+        outbox = self.tables.outbox
+        sent = (outbox.c.type, outbox.c.body)
+        self.outbox = Target(
+            quote.format_table(outbox),
+            tuple(quote.quote(column.name) for column in sent),
+            keys=(),
+            changed=(),
+            types=tuple(self.dialect.kind(column.type) for column in sent),
+        )
         """Where envelopes go, which the database numbers."""
         stamp = columns[2]
         self.newer = f"substr(excluded.{stamp}, 1, 16) > substr({self.name}.{stamp}, 1, 16)"

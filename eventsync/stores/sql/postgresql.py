@@ -1,4 +1,4 @@
-"""PostgreSQL: rows through COPY into a temporary table, values as the driver adapts them.
+"""PostgreSQL: many rows as arrays or through COPY, values as the driver adapts them.
 
 It knows nothing of records or versions.
 """
@@ -33,8 +33,11 @@ from eventsync.stores.sql.value import (
 
 __all__ = ["Postgresql"]
 
-_COPY_FROM = 30
-"""From so many rows on, rows go through COPY instead of one statement with all their values."""
+_FEW = 8
+_SOME = 30
+_MANY = 1000
+"""Fewer than so many rows go in a statement with all their values, the others in arrays or through
+COPY: see ``_write``."""
 _KNOWN = (
     sa.String,
     sa.Integer,
@@ -265,14 +268,21 @@ class Postgresql(Dialect):
     def statement(
         self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool = False
     ) -> Statement | None:
-        if len(rows) >= _COPY_FROM:
-            return None
+        return None if len(rows) >= _SOME else self._with_values(target, rows, upsert=upsert)
+
+    def _with_values(
+        self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool
+    ) -> Statement:
         # Not executemany: when a row is refused, its pipeline has to be torn down.
         more = f", ({', '.join([self.mark] * len(target.columns))})" * (len(rows) - 1)
-        clause = f" {self.on_conflict(target)}" if upsert else ""
+        clause = self._clause(target, upsert=upsert)
         return f"{self.insert_sql(target)}{more}{clause}", tuple(
             part for row in rows for part in row
         )
+
+    def kind(self, column: sa.types.TypeEngine[Any]) -> str:
+        kinds = {sa.Text: "text", sa.LargeBinary: "bytea", sa.SmallInteger: "int2"}
+        return kinds[type(column)]
 
     def is_untouched(self, connection: sa.Connection) -> bool:
         status = self.raw(connection).info.transaction_status
@@ -301,15 +311,27 @@ class Postgresql(Dialect):
     ) -> list[Any]:
         if not rows:
             return []
-        kinds = ["bytea" if isinstance(part, bytes) else _KINDS[type(part)] for part in rows[0]]
-        arrays = ", ".join(f"%b::{kind}[]" for kind in kinds)
+        statement, arrays = self._with_arrays(target, rows, upsert=True)
         found = self.raw(connection).execute(
-            f"INSERT INTO {target.name} ({', '.join(target.columns)})"
-            f" SELECT * FROM unnest({arrays})"
-            f" {self.on_conflict(target)} WHERE {condition} RETURNING {returning}",
-            list(map(list, zip(*rows, strict=True))),
+            f"{statement} WHERE {condition} RETURNING {returning}", arrays
         )
         return [row[0] for row in found]
+
+    def _with_arrays(
+        self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool
+    ) -> Statement:
+        arrays = ", ".join(f"%b::{kind}[]" for kind in target.types)
+        return (
+            f"{self._insert_into(target)} SELECT * FROM unnest({arrays})"
+            f"{self._clause(target, upsert=upsert)}"
+        ), tuple(map(list, zip(*rows, strict=True)))
+
+    def _insert_into(self, target: Target) -> str:
+        overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
+        return f"INSERT INTO {target.name} ({', '.join(target.columns)}){overriding}"
+
+    def _clause(self, target: Target, *, upsert: bool) -> str:
+        return f" {self.on_conflict(target)}" if upsert else ""
 
     def _write(
         self,
@@ -319,13 +341,16 @@ class Postgresql(Dialect):
         *,
         upsert: bool,
     ) -> None:
-        if not rows:
+        # Statements with all values take long to parse. Arrays take the driver longer than COPY, but
+        # that takes four round trips more. For arrays the types have to be known.
+        if len(rows) < (_FEW if target.types else _SOME):
+            if rows:
+                self.raw(connection).execute(*self._with_values(target, rows, upsert=upsert))
+            return
+        if target.types and len(rows) <= _MANY:
+            self.raw(connection).execute(*self._with_arrays(target, rows, upsert=upsert))
             return
         cursor = self.raw(connection).cursor()
-        statement = self.statement(target, rows, upsert=upsert)
-        if statement is not None:
-            cursor.execute(*statement)
-            return
         columns = ", ".join(target.columns)
         layout = f"{target.name} {columns}".encode()
         temporary = f"pg_temp.eventsync_{zlib.crc32(layout):08x}_{len(layout)}"
@@ -341,11 +366,9 @@ class Postgresql(Dialect):
             write = copy.write_row
             for row in rows:
                 write(row)
-        overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
-        clause = self.on_conflict(target) if upsert else ""
         cursor.execute(
-            f"INSERT INTO {target.name} ({columns}){overriding} SELECT {columns} FROM {temporary}"
-            f" {clause}"
+            f"{self._insert_into(target)} SELECT {columns} FROM {temporary}"
+            f"{self._clause(target, upsert=upsert)}"
         )
 
 
