@@ -31,6 +31,8 @@ __all__ = ["Broker", "Outlet", "Relay", "Told", "Turn", "serve"]
 
 _CHUNK: Final = 1000
 _AT_ONCE: Final = 10_000
+_LEFT: Final = 200
+_LEFT_FOR: Final = 1.0
 _MARK: Final = "relay"
 _LONGEST_WAIT: Final = 30.0
 _SOON: Final = 0.01
@@ -157,8 +159,11 @@ class Relay:
 
     Any number of relays and workers of a store may run at once: one of them publishes, in the order
     in which the envelopes came, until it is closed, dies or loses the broker. When it dies another
-    goes on where it was, ``lifetime`` seconds later; at most one chunk of a thousand envelopes is
-    then published twice. Usable as a context manager.
+    goes on where it was, ``lifetime`` seconds later; at most a thousand envelopes are then
+    published twice. Usable as a context manager.
+
+    Few envelopes are left in the outbox for up to a second after they have been published, and then
+    taken out together: to write into it for each of them would be in the way of those who edit.
     """
 
     def __init__(
@@ -173,7 +178,11 @@ class Relay:
         self._store = store
         self._publisher = publisher
         self._turn = Turn(store.index, lifetime=lifetime, monotonic=monotonic)
+        self._monotonic = monotonic
         self._held = False
+        # The numbers of envelopes that are published and still in the outbox, and since when.
+        self._left: set[int] = set()
+        self._left_at = 0.0
 
     def __enter__(self) -> Relay:
         return self
@@ -186,6 +195,7 @@ class Relay:
         self._held = False
         # Where the store is away, others see by themselves that nobody is at it.
         with suppress(StoreUnavailableError):
+            self._take_out()
             self._turn.release()
 
     def run_once(self) -> int:
@@ -206,18 +216,28 @@ class Relay:
 
     def _publish(self) -> int:
         published = 0
-        while self._held and published < _AT_ONCE:
+        more = self._held
+        while more and published < _AT_ONCE:
             waiting = self._store.index.outgoing(_CHUNK)
+            fresh = [outgoing for outgoing in waiting if outgoing.number not in self._left]
             # While there is nothing to do it is enough to be seen alive.
-            if waiting or self._turn.is_due:
+            if fresh or self._turn.is_due:
                 self._held = self._turn.keep()
-            if not self._held or not waiting:
-                break
-            self._store.send(waiting, self._publisher)
-            published += len(waiting)
-            if len(waiting) < _CHUNK:
-                break
+            if self._held and fresh:
+                self._store.send(fresh, self._publisher)
+                self._left_at = self._left_at if self._left else self._monotonic()
+                self._left.update(outgoing.number for outgoing in fresh)
+                published += len(fresh)
+            more = self._held and len(waiting) == _CHUNK
+            late = self._monotonic() - self._left_at >= _LEFT_FOR
+            if late or len(self._left) >= _LEFT or not self._held:
+                self._take_out()
         return published
+
+    def _take_out(self) -> None:
+        if self._left:
+            self._store.index.sent(sorted(self._left))
+            self._left.clear()
 
 
 def serve(

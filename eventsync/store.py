@@ -287,21 +287,21 @@ class Store:
             if not (waiting := self.index.outgoing(left)):
                 break
             self.send(waiting, publisher)
+            self.index.sent([outgoing.number for outgoing in waiting])
             published += len(waiting)
         self.publish_error = None
         return published
 
     def send(self, waiting: Sequence[Outgoing], publisher: Publisher) -> None:
-        """Publish these envelopes of the outbox, and take them out of it. Idempotent in its effect.
+        """Publish these envelopes of the outbox, and leave them there. Idempotent in its effect.
 
-        Raises ``BusUnavailableError``, ``UnroutableError``; they go on waiting.
+        Raises ``BusUnavailableError``, ``UnroutableError``.
         """
         by_type: dict[str, list[bytes]] = {}
         for outgoing in waiting:
             by_type.setdefault(outgoing.type, []).append(outgoing.body)
         for type, bodies in by_type.items():
             publisher.publish(type, bodies)
-        self.index.sent([outgoing.number for outgoing in waiting])
 
     def backlog(self) -> Backlog:
         """How many envelopes wait in the outbox, and how long the oldest has, in seconds."""

@@ -98,6 +98,8 @@ class Dialect(ABC):
     """Whether several transactions write at once."""
     conditional: ClassVar[bool] = False
     """Whether there is ``upsert_if``."""
+    carefree: ClassVar[tuple[Statement, ...]] = ()
+    """What is to be said in a transaction that a crash of the database may undo without harm."""
     error: type[Exception]
     """The base of the driver's errors."""
 
@@ -268,6 +270,12 @@ class Dialect(ABC):
             if "eventsync" not in connection.info:
                 self.set_up(connection)
                 connection.info["eventsync"] = True
+            yield connection
+
+    @contextmanager
+    def reading(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        """As ``connected``, for one statement that only reads."""
+        with self.connected(engine) as connection:
             yield connection
 
     def raw(self, connection: sa.Connection) -> Any:

@@ -196,7 +196,7 @@ class SqlIndex(Index):
             for start in range(0, len(numbers), _CHUNK):
                 among, values = self.dialect.among("number", numbers[start : start + _CHUNK])
                 statement = f"DELETE FROM {self.outbox.name} WHERE {among}"
-                transaction.ask([(statement, tuple(values))])
+                transaction.ask([*self.dialect.carefree, (statement, tuple(values))])
 
     def load_mark(self, name: str) -> str:
         table = self.tables.mark.c
@@ -220,7 +220,7 @@ class SqlIndex(Index):
 
     def _rows(self, query: sa.Select[Any]) -> Sequence[Any]:
         self.prepare()
-        with self._errors(), self.dialect.connected(self.engine) as connection:
+        with self._errors(), self.dialect.reading(self.engine) as connection:
             return connection.execute(query).all()
 
     def _errors(self) -> Any:

@@ -107,6 +107,7 @@ class Postgresql(Dialect):
     """PostgreSQL, with psycopg 3."""
 
     conditional: ClassVar[bool] = True
+    carefree: ClassVar[tuple[Statement, ...]] = (("SET LOCAL synchronous_commit TO off", ()),)
     error = psycopg.Error
 
     def fault(self, error: Exception) -> Fault:
@@ -129,6 +130,18 @@ class Postgresql(Dialect):
         raw.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         raw.execute("SET TIME ZONE 'UTC'")
         raw.commit()
+
+    @contextmanager
+    def reading(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        with self.connected(engine) as connection:
+            raw = self.raw(connection)
+            # To begin and end a transaction takes longer than most of what is read.
+            raw.autocommit = True
+            try:
+                yield connection
+            finally:
+                if not raw.closed:
+                    raw.autocommit = False
 
     @contextmanager
     def beside(self, engine: sa.Engine, connection: sa.Connection) -> Iterator[sa.Connection]:
@@ -341,8 +354,8 @@ class Postgresql(Dialect):
         *,
         upsert: bool,
     ) -> None:
-        # Statements with all values take long to parse. Arrays take the driver longer than COPY, but
-        # that takes four round trips more. For arrays the types have to be known.
+        # Statements with all values take long to parse. Arrays take the driver longer than COPY,
+        # which takes four round trips more. For arrays the types have to be known.
         if len(rows) < (_FEW if target.types else _SOME):
             if rows:
                 self.raw(connection).execute(*self._with_values(target, rows, upsert=upsert))
