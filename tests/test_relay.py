@@ -182,6 +182,31 @@ def test_relay_that_has_nothing_to_do_is_seen_alive():
     assert len(set(marks)) == 4  # by its lifetime of ten seconds
 
 
+def test_what_is_published_leaves_the_outbox_together():
+    """Few envelopes stay there for a second, and are published once all the same; many do not."""
+    clock = Clock()
+    store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
+    bus = FakeBus()
+    with Relay(store, bus, monotonic=clock) as relay:
+        left = []
+        for number in range(5):
+            store.add(Product(id=number, name="x"))
+            assert relay.run_once() == 1
+            left.append(store.index.waiting())
+            clock.now += 0.4
+        assert left == [1, 2, 3, 0, 1]
+        clock.now += 1.0
+        assert relay.run_once() == 0
+        assert store.index.waiting() == 0
+        store.add([Product(id=number, name="x") for number in range(5, 205)])
+        assert relay.run_once() == 200
+        assert store.index.waiting() == 0
+        store.add(Product(id=205, name="x"))
+        assert relay.run_once() == 1
+    assert store.index.waiting() == 0
+    assert [change.key for change in bus.changes()] == [str(number) for number in range(206)]
+
+
 def test_relay_that_loses_the_broker_lets_another_try():
     """Another may reach it."""
     store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
