@@ -299,13 +299,13 @@ class SqlAccessor(Accessor[R]):
         statements: list[Statement] = []
         for start in range(0, len(keys), _IN):
             chunk = keys[start : start + _IN]
-            statement = (
-                f"SELECT {table.selected} FROM {table.name}"
-                f" WHERE {self.dialect.keys_in(table.key_names, len(chunk))}"
-            )
-            statements.append(
-                (statement, tuple(part for key in chunk for part in table.key_row(key)))
-            )
+            parts: Sequence[Any] = [part for key in chunk for part in table.key_row(key)]
+            if table.natural_key:
+                where, parts = self.dialect.among(table.key_names[0], parts)
+            else:
+                where = self.dialect.keys_in(table.key_names, len(chunk))
+            statement = f"SELECT {table.selected} FROM {table.name} WHERE {where}"
+            statements.append((statement, tuple(parts)))
         return statements
 
     def _found(self, answers: Iterable[Iterable[Sequence[Any]]]) -> dict[str, Any]:
