@@ -216,6 +216,12 @@ class Accessor(ABC, Generic[R]):
                 found[key] = record.raw()
         return found
 
+    def read_held(
+        self, keys: Sequence[str], transaction: IndexTransaction
+    ) -> tuple[dict[str, Entry], dict[str, Mapping[str, Any]]]:
+        """Of those of ``keys`` that are there, the index's entries and the field values."""
+        return transaction.read(self.type.name, keys), self.read_rows(keys, transaction)
+
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
@@ -400,8 +406,7 @@ class Accessor(ABC, Generic[R]):
         with self.index.transaction() as transaction:
             self.recover(transaction)
             keys = list(dict.fromkeys(edit.key for edit in edits))
-            entries = transaction.read(name, keys)
-            rows = self.read_rows(keys, transaction)
+            entries, rows = self.read_held(keys, transaction)
             decisions: dict[str, Decision] = {}
             for edit in edits:
                 if edit.key in decisions:
@@ -434,8 +439,7 @@ class Accessor(ABC, Generic[R]):
         editor = Editor(self.view, clock, source)
         with self.index.transaction() as transaction:
             self.recover(transaction)
-            entries = transaction.read(name, keys)
-            rows = self.read_rows(keys, transaction)
+            entries, rows = self.read_held(keys, transaction)
             updated: dict[str, Entry] = {}
             leaving: dict[str, Decision] = {}
             for key in dict.fromkeys(keys):
@@ -486,12 +490,10 @@ class Accessor(ABC, Generic[R]):
         ``states``: by key, what each other store knows (``states``). What none of them knows has no
         value and takes its default. Idempotent.
         """
-        name = self.type.name
         with self.index.transaction() as transaction:
             self.recover(transaction)
             keys = list(states)
-            entries = transaction.read(name, keys)
-            rows = self.read_rows(keys, transaction)
+            entries, rows = self.read_held(keys, transaction)
             decisions = {}
             for key, changes in states.items():
                 entry = entries.get(key)

@@ -6,6 +6,7 @@ reached (a ``Publisher`` takes the envelopes) or what they say.
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import threading
@@ -27,6 +28,7 @@ from eventsync.tracing import Tracing
 __all__ = ["Spool", "SpoolState"]
 
 _CHUNK: Final = 1000
+_DROP_EVERY: Final = 1.0
 _APPLICATION_ID: Final = 0x65737370  # "essp": eventsync spool
 _SCHEMA_VERSION: Final = 1
 # ``sent``: when the broker confirmed it, in seconds since the epoch; null while it waits.
@@ -323,6 +325,7 @@ class SpoolRelay:
         self._lock: sqlite3.Connection | None = None
         self._again = True
         self._life: str | None = None
+        self._dropped = -math.inf
 
     def __enter__(self) -> SpoolRelay:
         return self
@@ -343,9 +346,9 @@ class SpoolRelay:
 
         Raises ``BusUnavailableError``, ``UnroutableError``; what was not published goes on waiting.
         """
-        self._spool.state()  # a wrong file is told before anything is made beside it
-        if self._lock is None and (lock := self._spool.lock()) is not None:
-            self._lock = lock
+        if self._lock is None:
+            self._spool.state()  # a wrong file is told before anything is made beside it
+            self._lock = self._spool.lock()
         if self._lock is None:
             return 0
         try:
@@ -361,10 +364,15 @@ class SpoolRelay:
         if self._again or life != self._life:
             spool.send(publisher, "sent IS NOT NULL")
             self._again, self._life = False, life
-        elif (last := spool.last_kept(settled)) is not None:
+        elif (
+            # Not at every look: it is a publish and a write that nobody waits for.
+            abs(settled - self._dropped) >= _DROP_EVERY
+            and (last := spool.last_kept(settled)) is not None
+        ):
             # Only a broker that has answered since is known to have lived on.
             publisher.publish(last[0], [last[1]])
             spool.drop(settled)
+            self._dropped = settled
         return spool.send(publisher, "sent IS NULL")
 
 

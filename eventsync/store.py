@@ -17,7 +17,7 @@ from eventsync.capture import Capture
 from eventsync.change import Change, make_bodies
 from eventsync.clock import Clock, Version
 from eventsync.errors import BusUnavailableError, ConfigError, RecordError
-from eventsync.index import FileIndex, Index, Presence
+from eventsync.index import FileIndex, Index, Outgoing, Presence
 from eventsync.query import Query
 from eventsync.record import Record
 
@@ -286,15 +286,22 @@ class Store:
             left = _CHUNK if limit is None else min(_CHUNK, limit - published)
             if not (waiting := self.index.outgoing(left)):
                 break
-            by_type: dict[str, list[bytes]] = {}
-            for outgoing in waiting:
-                by_type.setdefault(outgoing.type, []).append(outgoing.body)
-            for type, bodies in by_type.items():
-                publisher.publish(type, bodies)
+            self.send(waiting, publisher)
             self.index.sent([outgoing.number for outgoing in waiting])
             published += len(waiting)
         self.publish_error = None
         return published
+
+    def send(self, waiting: Sequence[Outgoing], publisher: Publisher) -> None:
+        """Publish these envelopes of the outbox, and leave them there. Idempotent in its effect.
+
+        Raises ``BusUnavailableError``, ``UnroutableError``.
+        """
+        by_type: dict[str, list[bytes]] = {}
+        for outgoing in waiting:
+            by_type.setdefault(outgoing.type, []).append(outgoing.body)
+        for type, bodies in by_type.items():
+            publisher.publish(type, bodies)
 
     def backlog(self) -> Backlog:
         """How many envelopes wait in the outbox, and how long the oldest has, in seconds."""

@@ -82,7 +82,7 @@ class Upkeep:
             ("broker", 1.0, self.greet_broker),
             ("held", 1.0, self._try_held),
             # At once is now, whoever's turn it is: what is published twice does no harm.
-            ("outbox", 1.0, self._flush if at_once else self._relay.run_once),
+            ("outbox", 1.0, self._flush if at_once else self._relay_once),
             ("pending", 2.0, lambda: complete(self._store, self._peers)),
             ("tombstones", 3600.0, self._collect),
             ("letters", 3600.0, self._drop_letters),
@@ -117,6 +117,11 @@ class Upkeep:
 
     def _flush(self) -> None:
         self._store.flush(self._publisher)
+
+    def _relay_once(self) -> None:
+        # It looks too seldom to keep the turn, which a relay of its own may want.
+        with self._relay:
+            self._relay.run_once()
 
     def _try_held(self) -> None:
         """Try again what was held, if its time or what it waits for has come."""

@@ -134,12 +134,87 @@ def test_backlog_is_published_in_order_and_once():
     for number in range(2500):
         store.add(Product(id=number, name="x"))
     bus = FakeBus()
-    relay = Relay(store, bus)
-    assert relay.run_once() == 2500
-    assert [change.key for change in bus.changes()] == [str(n) for n in range(2500)]
-    assert store.backlog().waiting == 0
-    assert relay.run_once() == 0
+    with Relay(store, bus) as relay:
+        assert relay.run_once() == 2500
+        assert [change.key for change in bus.changes()] == [str(n) for n in range(2500)]
+        assert store.backlog().waiting == 0
+        assert relay.run_once() == 0
     assert store.index.load_mark("relay") == ""
+
+
+def test_backlog_is_published_in_parts(tmp_path):
+    """A long backlog does not keep a relay from leaving: it comes back after ten thousand."""
+    store = make(tmp_path, Away())
+    with store.index.transaction() as transaction:
+        transaction.send("Product", [b"x"] * 10_001)
+    with Relay(store, FakeBus()) as relay:
+        assert [relay.run_once() for _ in range(3)] == [10_000, 1, 0]
+
+
+def test_relay_keeps_its_turn():
+    """Another waits for as long as the one that published lives, then goes on at once."""
+    store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
+    bus = FakeBus()
+    with Relay(store, bus) as relay, Relay(store, bus) as other:
+        store.add(Product(id=1, name="x"))
+        assert relay.run_once() == 1
+        store.add(Product(id=2, name="x"))
+        assert other.run_once() == 0
+        assert relay.run_once() == 1
+        store.add(Product(id=3, name="x"))
+        relay.close()
+        assert other.run_once() == 1
+        assert relay.run_once() == 0
+
+
+def test_relay_that_has_nothing_to_do_is_seen_alive():
+    """It renews its turn though nothing comes, and reads no more than the outbox in between."""
+    clock = Clock()
+    store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
+    store.add(Product(id=1, name="x"))
+    with Relay(store, FakeBus(), monotonic=clock) as relay:
+        relay.run_once()
+        marks = []
+        for _ in range(10):
+            clock.now += 1.0
+            relay.run_once()
+            marks.append(store.index.load_mark("relay"))
+    assert len(set(marks)) == 4  # by its lifetime of ten seconds
+
+
+def test_what_is_published_leaves_the_outbox_together():
+    """Few envelopes stay there for a second, and are published once all the same; many do not."""
+    clock = Clock()
+    store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
+    bus = FakeBus()
+    with Relay(store, bus, monotonic=clock) as relay:
+        left = []
+        for number in range(5):
+            store.add(Product(id=number, name="x"))
+            assert relay.run_once() == 1
+            left.append(store.index.waiting())
+            clock.now += 0.4
+        assert left == [1, 2, 3, 0, 1]
+        clock.now += 1.0
+        assert relay.run_once() == 0
+        assert store.index.waiting() == 0
+        store.add([Product(id=number, name="x") for number in range(5, 205)])
+        assert relay.run_once() == 200
+        assert store.index.waiting() == 0
+        store.add(Product(id=205, name="x"))
+        assert relay.run_once() == 1
+    assert store.index.waiting() == 0
+    assert [change.key for change in bus.changes()] == [str(number) for number in range(206)]
+
+
+def test_relay_that_loses_the_broker_lets_another_try():
+    """Another may reach it."""
+    store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
+    store.add(Product(id=1, name="x"))
+    with Relay(store, Away()) as relay, Relay(store, FakeBus()) as other:
+        with pytest.raises(BusUnavailableError):
+            relay.run_once()
+        assert other.run_once() == 1
 
 
 def test_relay_lets_another_do_it():
@@ -188,6 +263,61 @@ def test_serve_waits_for_what_is_away():
     assert Hasty.waits == [0.5, 1.0]
 
 
+def test_looks_by_how_often_something_comes():
+    """What comes often is looked for soon again, and where nothing comes it is five times a second.
+
+    What was published is told once a second.
+    """
+    clock, lines = Clock(), []
+
+    class Outlet:
+        name = "crm"
+
+        def run_once(self):
+            return clock.now < 1.0
+
+    class Told(threading.Event):
+        waits: ClassVar = []
+
+        def wait(self, timeout=None):
+            self.waits.append(timeout)
+            clock.now += timeout
+            return False
+
+        def is_set(self):
+            return clock.now > 20.0
+
+    class Log:
+        def info(self, event, **about):
+            lines.append(about["count"])
+
+    serve(Outlet(), Told(), log=Log(), monotonic=clock)
+    waits = Told.waits
+    assert waits[:100] == [0.01] * 100
+    quiet = waits[100:]
+    assert quiet == sorted(quiet)
+    assert quiet[-1] == 0.2
+    assert len(quiet) < 19 * 5 + 50
+    assert lines == [1, 99]
+
+
+def test_idle_relay_reads_once_a_look(tmp_path):
+    """A look at an empty outbox is one statement, and no write."""
+    accessor = SqlAccessor(Product, f"sqlite:///{tmp_path / 'crm.db'}", create=True)
+    statements = []
+    with Store("crm", accessor, publisher=Away()) as store, Relay(store, FakeBus()) as relay:
+        store.add(Product(id=1, name="x"))
+        assert relay.run_once() == 1
+        relay.run_once()
+        with store.index.engine.connect() as connection:
+            raw = connection.connection.driver_connection
+        raw.set_trace_callback(statements.append)
+        relay.run_once()
+        raw.set_trace_callback(None)
+    (statement,) = statements
+    assert statement.startswith("SELECT")
+
+
 RELAY = """
 import sys, threading, time
 from pathlib import Path
@@ -199,13 +329,73 @@ from test_relay import make
 class Slow(Bus):
     def publish(self, type, envelopes):
         super().publish(type, envelopes)
-        time.sleep(0.1)  # so that it dies between the publish and its note of it
+        time.sleep(float(sys.argv[2]))  # it may die between the publish and its note of it
 
 folder = Path(sys.argv[1])
 bus = Slow("sqlite:///" + str(folder / "broker.db"))
 print("ready", flush=True)
 serve(Relay(make(folder), bus, lifetime=1.0), threading.Event(), poll=0.01)
 """
+
+
+def begin(folder, pause):
+    script = RELAY.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", script, str(folder), str(pause)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def received(bus):
+    """The numbers that came, in their order."""
+    got = []
+    subscription = bus.subscribe("all", ["Product"], prefetch=1000)
+    while deliveries := subscription.fetch(timeout=0.2, limit=1000):
+        got += [int(raw) for delivery in deliveries for raw in split_batch(delivery.body)]
+        subscription.acknowledge(deliveries)
+    subscription.close()
+    return got
+
+
+def test_another_takes_over_from_one_that_was_killed(tmp_path):
+    """A relay that holds its turn is killed with nothing in hand: another goes on where it was."""
+    store = make(tmp_path, Away())
+    bus = Bus(f"sqlite:///{tmp_path / 'broker.db'}")
+    bus.declare("all", ["Product"])
+
+    def put(*numbers):
+        with store.index.transaction() as transaction:
+            transaction.send("Product", [b"%d" % number for number in numbers])
+
+    def published():
+        eventually(lambda: store.index.waiting() == 0, timeout=5.0)
+
+    def holder():
+        pid = int(store.index.load_mark("relay").split()[0])
+        return next(relay for relay in relays if relay.pid == pid)
+
+    relays = [begin(tmp_path, 0.0) for _ in range(2)]
+    try:
+        put(0)
+        published()
+        first = holder()
+        put(1)
+        published()
+        assert holder() is first
+        first.kill()
+        first.wait()
+        put(2, 3)
+        # Its lifetime is a second, from when the other has seen its last mark.
+        published()
+        assert holder() is not first
+        put(4)
+        published()
+    finally:
+        for relay in relays:
+            relay.kill()
+            relay.communicate()
+    assert received(bus) == [0, 1, 2, 3, 4]
+    bus.close()
 
 
 @pytest.mark.slow
@@ -222,15 +412,7 @@ def test_relays_that_are_killed(tmp_path):
 
     bus = Bus(f"sqlite:///{tmp_path / 'broker.db'}")
     bus.declare("all", ["Product"])
-    script = RELAY.format(tests=str(Path(__file__).parent))
-
-    def begin():
-        command = [sys.executable, "-c", script, str(tmp_path)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert process.stdout.readline() == b"ready\n"
-        return process
-
-    relays = [begin() for _ in range(3)]
+    relays = [begin(tmp_path, 0.1) for _ in range(3)]
     try:
         for number in range(kills):
             pile_up(number * backlog)
@@ -239,18 +421,13 @@ def test_relays_that_are_killed(tmp_path):
             (victim,) = (relay for relay in relays if relay.pid == holder)
             victim.send_signal(signal.SIGKILL)
             victim.communicate()
-            relays[relays.index(victim)] = begin()
+            relays[relays.index(victim)] = begin(tmp_path, 0.1)
             eventually(lambda: store.index.waiting() == 0, timeout=60)
     finally:
         for relay in relays:
             relay.kill()
             relay.communicate()
-    got = []
-    subscription = bus.subscribe("all", ["Product"], prefetch=1000)
-    while deliveries := subscription.fetch(timeout=0.2, limit=1000):
-        got += [int(raw) for delivery in deliveries for raw in split_batch(delivery.body)]
-        subscription.acknowledge(deliveries)
-    subscription.close()
+    got = received(bus)
     bus.close()
     assert set(got) == set(range(count))
     assert len(got) <= count + 1000 * kills

@@ -136,6 +136,19 @@ def test_kept_until_the_broker_has_answered_later(spool, now):
     assert spool.state().kept == 0
 
 
+def test_broker_is_asked_once_a_second_for_what_is_kept(spool, now):
+    """However often something comes, what was confirmed is not published again for each of it."""
+    broker = Broker()
+    relay = spool.relay(broker)
+    for number in range(150):
+        spool.publish("Product", [b"%d" % number])
+        relay.run_once()
+        now.now += 0.1
+    assert len(set(broker.got)) == 150
+    assert len(broker.got) <= 150 + 6  # in the five seconds in which there was something to drop
+    assert 100 <= spool.state().kept <= 111
+
+
 def test_new_relay_publishes_again_what_is_kept(spool):
     """A relay that begins does not know what became of the broker, and publishes again."""
     broker = Broker()

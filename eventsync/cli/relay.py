@@ -121,7 +121,8 @@ def _serve(deployment: Deployment, stores: list[Store], listen: str | None) -> i
             store.open()
             deployment.declare()
 
-        serve(Relay(store, crew.counted(store.name, bus)), stopping, connect=connect)
+        with Relay(store, crew.counted(store.name, bus)) as relay:
+            serve(relay, stopping, connect=connect)
 
     crew = Crew()
     with listening(deployment, listen, crew, stores, relays=True):

@@ -240,7 +240,10 @@ class Index(ABC):
 
     @abstractmethod
     def sent(self, numbers: Sequence[int]) -> None:
-        """Take envelopes out of the outbox, which the broker has confirmed. Idempotent."""
+        """Take envelopes out of the outbox, which the broker has confirmed. Idempotent.
+
+        A crash of the store may undo it: they are published again then, which does no harm.
+        """
 
     def join(self, transaction: Any) -> AbstractContextManager[IndexTransaction]:
         """As ``transaction``, but as a part of the caller's own, which commits or undoes it.

@@ -8,20 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 from typing import Any, ClassVar, TypeVar
 
 import sqlalchemy as sa
 
 from eventsync.accessor import Accessor, Puts, Write
 from eventsync.errors import ConfigError, DependencyError, EventSyncError, RejectedError
-from eventsync.index import Index, IndexTransaction
+from eventsync.index import Entry, Index, IndexTransaction
 from eventsync.query import Query
 from eventsync.record import Record
 from eventsync.stores.sql.condition import Clause, clause_of
+from eventsync.stores.sql.dialect import Statement
 from eventsync.stores.sql.engine import UniqueError, dialect_of, errors, open_engine
-from eventsync.stores.sql.index import SqlIndex, SqlTransaction
+from eventsync.stores.sql.index import SqlIndex
 from eventsync.stores.sql.reference import Dependents
 from eventsync.stores.sql.table import Table, new_table
+from eventsync.stores.sql.transaction import SqlTransaction
 from eventsync.view import View
 
 __all__ = ["SqlAccessor"]
@@ -123,7 +126,18 @@ class SqlAccessor(Accessor[R]):
     ) -> dict[str, Mapping[str, Any]]:
         assert isinstance(transaction, SqlTransaction)
         with self._errors():
-            return self._select(transaction.connection, keys)
+            return self._found(transaction.ask(self._reading(keys)))
+
+    def read_held(
+        self, keys: Sequence[str], transaction: IndexTransaction
+    ) -> tuple[dict[str, Entry], dict[str, Mapping[str, Any]]]:
+        assert isinstance(transaction, SqlTransaction)
+        name = self.type.name
+        entries = transaction.reading(name, keys)
+        with self._errors():
+            answers = transaction.ask([*entries, *self._reading(keys)])
+            held = transaction.entries(name, keys, *answers[: len(entries)])
+            return held, self._found(answers[len(entries) :])
 
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
@@ -277,19 +291,29 @@ class SqlAccessor(Accessor[R]):
         return None
 
     def _select(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, Any]:
+        return self._found(self.dialect.fetch(connection, *one) for one in self._reading(keys))
+
+    def _reading(self, keys: Sequence[str]) -> list[Statement]:
+        """What to ask for the rows of ``keys``."""
         table = self._table
-        found = {}
+        statements: list[Statement] = []
         for start in range(0, len(keys), _IN):
             chunk = keys[start : start + _IN]
-            rows = self.dialect.fetch(
-                connection,
-                f"SELECT {table.selected} FROM {table.name}"
-                f" WHERE {self.dialect.keys_in(table.key_names, len(chunk))}",
-                tuple(part for key in chunk for part in table.key_row(key)),
-            )
-            for row in rows:
-                values = self.view.to_record(table.loaded(row))
-                found[self.type.key_text(values)] = values
+            parts: Sequence[Any] = [part for key in chunk for part in table.key_row(key)]
+            if table.natural_key:
+                where, parts = self.dialect.among(table.key_names[0], parts)
+            else:
+                where = self.dialect.keys_in(table.key_names, len(chunk))
+            statement = f"SELECT {table.selected} FROM {table.name} WHERE {where}"
+            statements.append((statement, tuple(parts)))
+        return statements
+
+    def _found(self, answers: Iterable[Iterable[Sequence[Any]]]) -> dict[str, Any]:
+        """By key, the field values in the answers to ``_reading``."""
+        found = {}
+        for row in chain.from_iterable(answers):
+            values = self.view.to_record(self._table.loaded(row))
+            found[self.type.key_text(values)] = values
         return found
 
     def _pages(self, clause: Clause | None) -> Iterator[dict[str, Any]]:

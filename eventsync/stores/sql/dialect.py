@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import sqlalchemy as sa
 
 from eventsync.field import Field
 
-__all__ = ["Codec", "Comparison", "Dialect", "Fault", "Target"]
+__all__ = ["Codec", "Comparison", "Dialect", "Fault", "Statement", "Target"]
+
+Statement: TypeAlias = tuple[str, tuple[Any, ...]]
+"""A statement and its parameters."""
 
 
 class Fault(Enum):
@@ -95,6 +98,8 @@ class Dialect(ABC):
     """Whether several transactions write at once."""
     conditional: ClassVar[bool] = False
     """Whether there is ``upsert_if``."""
+    carefree: ClassVar[tuple[Statement, ...]] = ()
+    """What is to be said in a transaction that a crash of the database may undo without harm."""
     error: type[Exception]
     """The base of the driver's errors."""
 
@@ -110,11 +115,11 @@ class Dialect(ABC):
         connection.begin()
 
     def join(  # noqa: B027  # where rows are locked one by one, nobody has to wait
-        self, connection: sa.Connection, outbox: sa.Table
+        self, connection: sa.Connection, outbox: str
     ) -> None:
         """Have other writers wait as ``begin`` does, in a transaction that may have begun.
 
-        ``outbox``: a table to do that with where it takes one.
+        ``outbox``: the name of a table to do that with where it takes one.
         """
 
     @contextmanager
@@ -217,6 +222,36 @@ class Dialect(ABC):
         """The rows that a statement finds."""
         return connection.exec_driver_sql(statement, parameters)
 
+    def execute_all(
+        self, connection: sa.Connection, statements: Sequence[Statement]
+    ) -> list[list[Sequence[Any]]]:
+        """Run statements in their order; the rows that each of them finds.
+
+        In one round trip where the database can do that.
+        """
+        found: list[list[Sequence[Any]]] = []
+        for statement, parameters in statements:
+            result = connection.exec_driver_sql(statement, parameters)
+            found.append(list(result) if result.returns_rows else [])
+        return found
+
+    def statement(
+        self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool = False
+    ) -> Statement | None:
+        """What adds rows, or upserts them, and is worth being sent together with others.
+
+        ``None`` where ``insert`` and ``upsert`` do as well, or better with so many.
+        """
+        return None
+
+    def kind(self, column: sa.types.TypeEngine[Any]) -> str:
+        """What goes into ``Target.types`` for a column that eventsync has made for itself."""
+        return ""
+
+    def is_untouched(self, connection: sa.Connection) -> bool:
+        """Whether nothing has been done of what was sent together and has failed."""
+        return False
+
     def keys_in(self, keys: Sequence[str], count: int) -> str:
         """The condition that a row's key is one of ``count``."""
         if len(keys) == 1:
@@ -224,8 +259,8 @@ class Dialect(ABC):
         one = f"({', '.join([self.mark] * len(keys))})"
         return f"({', '.join(keys)}) IN ({', '.join([one] * count)})"
 
-    def among(self, column: str, values: list[str]) -> tuple[str, Sequence[Any]]:
-        """The condition that a column of text holds one of ``values``, and its parameters."""
+    def among(self, column: str, values: Sequence[Any]) -> tuple[str, Sequence[Any]]:
+        """The condition that a column holds one of ``values``, text or integers; its parameters."""
         return self.keys_in((column,), len(values)), values
 
     @contextmanager
@@ -235,6 +270,12 @@ class Dialect(ABC):
             if "eventsync" not in connection.info:
                 self.set_up(connection)
                 connection.info["eventsync"] = True
+            yield connection
+
+    @contextmanager
+    def reading(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        """As ``connected``, for one statement that only reads."""
+        with self.connected(engine) as connection:
             yield connection
 
     def raw(self, connection: sa.Connection) -> Any:

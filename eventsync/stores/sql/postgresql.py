@@ -1,4 +1,4 @@
-"""PostgreSQL: rows through COPY into a temporary table, values as the driver adapts them.
+"""PostgreSQL: many rows as arrays or through COPY, values as the driver adapts them.
 
 It knows nothing of records or versions.
 """
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from eventsync.field import Field
-from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Target
+from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Statement, Target
 from eventsync.stores.sql.value import (
     exact_decimal,
     from_json,
@@ -33,8 +33,11 @@ from eventsync.stores.sql.value import (
 
 __all__ = ["Postgresql"]
 
-_COPY_FROM = 30
-"""From so many rows on, rows go through COPY instead of one statement with all their values."""
+_FEW = 8
+_SOME = 30
+_MANY = 1000
+"""Fewer than so many rows go in a statement with all their values, the others in arrays or through
+COPY: see ``_write``."""
 _KNOWN = (
     sa.String,
     sa.Integer,
@@ -104,6 +107,7 @@ class Postgresql(Dialect):
     """PostgreSQL, with psycopg 3."""
 
     conditional: ClassVar[bool] = True
+    carefree: ClassVar[tuple[Statement, ...]] = (("SET LOCAL synchronous_commit TO off", ()),)
     error = psycopg.Error
 
     def fault(self, error: Exception) -> Fault:
@@ -126,6 +130,18 @@ class Postgresql(Dialect):
         raw.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         raw.execute("SET TIME ZONE 'UTC'")
         raw.commit()
+
+    @contextmanager
+    def reading(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        with self.connected(engine) as connection:
+            raw = self.raw(connection)
+            # To begin and end a transaction takes longer than most of what is read.
+            raw.autocommit = True
+            try:
+                yield connection
+            finally:
+                if not raw.closed:
+                    raw.autocommit = False
 
     @contextmanager
     def beside(self, engine: sa.Engine, connection: sa.Connection) -> Iterator[sa.Connection]:
@@ -237,8 +253,8 @@ class Postgresql(Dialect):
             return Comparison(text_operand, ordered=False, exact=kind.collation in (None, "C"))
         return None
 
-    def among(self, column: str, values: list[str]) -> tuple[str, Sequence[Any]]:
-        return f"{column} = ANY({self.mark})", (values,)
+    def among(self, column: str, values: Sequence[Any]) -> tuple[str, Sequence[Any]]:
+        return f"{column} = ANY({self.mark})", (list(values),)
 
     def fetch(
         self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
@@ -249,18 +265,54 @@ class Postgresql(Dialect):
         )
         return rows
 
+    def execute_all(
+        self, connection: sa.Connection, statements: Sequence[Statement]
+    ) -> list[list[Sequence[Any]]]:
+        raw = self.raw(connection)
+        if len(statements) == 1:
+            cursor = raw.execute(*statements[0])  # that one may be prepared
+        else:
+            # Only where the client puts in the parameters the server takes several at once.
+            cursor = psycopg.ClientCursor(raw)
+            text = "; ".join(statement for statement, _ in statements)
+            cursor.execute(text, [part for _, parameters in statements for part in parameters])
+        return [result.fetchall() if result.description else [] for result in cursor.results()]
+
+    def statement(
+        self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool = False
+    ) -> Statement | None:
+        return None if len(rows) >= _SOME else self._with_values(target, rows, upsert=upsert)
+
+    def _with_values(
+        self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool
+    ) -> Statement:
+        # Not executemany: when a row is refused, its pipeline has to be torn down.
+        more = f", ({', '.join([self.mark] * len(target.columns))})" * (len(rows) - 1)
+        clause = self._clause(target, upsert=upsert)
+        return f"{self.insert_sql(target)}{more}{clause}", tuple(
+            part for row in rows for part in row
+        )
+
+    def kind(self, column: sa.types.TypeEngine[Any]) -> str:
+        kinds = {sa.Text: "text", sa.LargeBinary: "bytea", sa.SmallInteger: "int2"}
+        return kinds[type(column)]
+
+    def is_untouched(self, connection: sa.Connection) -> bool:
+        status = self.raw(connection).info.transaction_status
+        return bool(status is not psycopg.pq.TransactionStatus.INERROR)
+
     def upsert_sql(self, target: Target) -> str:
         return f"{self.insert_sql(target)} {self.on_conflict(target)}"
 
     def insert(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
     ) -> None:
-        self._write(connection, target, rows, "")
+        self._write(connection, target, rows, upsert=False)
 
     def upsert(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
     ) -> None:
-        self._write(connection, target, rows, self.on_conflict(target))
+        self._write(connection, target, rows, upsert=True)
 
     def upsert_if(
         self,
@@ -272,27 +324,46 @@ class Postgresql(Dialect):
     ) -> list[Any]:
         if not rows:
             return []
-        kinds = ["bytea" if isinstance(part, bytes) else _KINDS[type(part)] for part in rows[0]]
-        arrays = ", ".join(f"%b::{kind}[]" for kind in kinds)
+        statement, arrays = self._with_arrays(target, rows, upsert=True)
         found = self.raw(connection).execute(
-            f"INSERT INTO {target.name} ({', '.join(target.columns)})"
-            f" SELECT * FROM unnest({arrays})"
-            f" {self.on_conflict(target)} WHERE {condition} RETURNING {returning}",
-            list(map(list, zip(*rows, strict=True))),
+            f"{statement} WHERE {condition} RETURNING {returning}", arrays
         )
         return [row[0] for row in found]
 
+    def _with_arrays(
+        self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool
+    ) -> Statement:
+        arrays = ", ".join(f"%b::{kind}[]" for kind in target.types)
+        return (
+            f"{self._insert_into(target)} SELECT * FROM unnest({arrays})"
+            f"{self._clause(target, upsert=upsert)}"
+        ), tuple(map(list, zip(*rows, strict=True)))
+
+    def _insert_into(self, target: Target) -> str:
+        overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
+        return f"INSERT INTO {target.name} ({', '.join(target.columns)}){overriding}"
+
+    def _clause(self, target: Target, *, upsert: bool) -> str:
+        return f" {self.on_conflict(target)}" if upsert else ""
+
     def _write(
-        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
+        self,
+        connection: sa.Connection,
+        target: Target,
+        rows: list[tuple[Any, ...]],
+        *,
+        upsert: bool,
     ) -> None:
-        cursor = self.raw(connection).cursor()
-        if len(rows) < _COPY_FROM:
+        # Statements with all values take long to parse. Arrays take the driver longer than COPY,
+        # which takes four round trips more. For arrays the types have to be known.
+        if len(rows) < (_FEW if target.types else _SOME):
             if rows:
-                # Not executemany: when a row is refused, its pipeline has to be torn down.
-                more = f", ({', '.join([self.mark] * len(target.columns))})" * (len(rows) - 1)
-                values = [part for row in rows for part in row]
-                cursor.execute(f"{self.insert_sql(target)}{more} {clause}", values)
+                self.raw(connection).execute(*self._with_values(target, rows, upsert=upsert))
             return
+        if target.types and len(rows) <= _MANY:
+            self.raw(connection).execute(*self._with_arrays(target, rows, upsert=upsert))
+            return
+        cursor = self.raw(connection).cursor()
         columns = ", ".join(target.columns)
         layout = f"{target.name} {columns}".encode()
         temporary = f"pg_temp.eventsync_{zlib.crc32(layout):08x}_{len(layout)}"
@@ -308,10 +379,9 @@ class Postgresql(Dialect):
             write = copy.write_row
             for row in rows:
                 write(row)
-        overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
         cursor.execute(
-            f"INSERT INTO {target.name} ({columns}){overriding} SELECT {columns} FROM {temporary}"
-            f" {clause}"
+            f"{self._insert_into(target)} SELECT {columns} FROM {temporary}"
+            f"{self._clause(target, upsert=upsert)}"
         )
 
 

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from eventsync.errors import RejectedError
 from eventsync.field import Field
-from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Target
+from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Statement, Target
 from eventsync.stores.sql.value import (
     from_json,
     number_operand,
@@ -71,10 +71,11 @@ class Sqlite(Dialect):
         # Readers go on; other writers wait from here on, before anything is read.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    def join(self, connection: sa.Connection, outbox: sa.Table) -> None:
-        if self.raw(connection).in_transaction:
+    def join(self, connection: sa.Connection, outbox: str) -> None:
+        raw = self.raw(connection)
+        if raw.in_transaction:
             # It may have begun by reading; a write takes the lock.
-            connection.execute(sa.delete(outbox).where(outbox.c.number < 0))
+            raw.execute(f"DELETE FROM {outbox} WHERE number < 0")
         else:
             self.begin(connection)
 
@@ -196,6 +197,12 @@ class Sqlite(Dialect):
     ) -> Iterable[Sequence[Any]]:
         rows: Iterable[Sequence[Any]] = self.raw(connection).execute(statement, parameters)
         return rows
+
+    def execute_all(
+        self, connection: sa.Connection, statements: Sequence[Statement]
+    ) -> list[list[Sequence[Any]]]:
+        raw = self.raw(connection)
+        return [list(raw.execute(*statement)) for statement in statements]
 
     def keys_in(self, keys: Sequence[str], count: int) -> str:
         if len(keys) == 1:

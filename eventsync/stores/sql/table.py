@@ -159,6 +159,8 @@ class Table:
         """Whether it also does so in the same form."""
         for column in self.view.constant:
             codecs[column] = dialect.codec(self.found.c[column].type, None)
+        self.natural_key = len(self.keys) == 1 and bool(codecs[self.keys[0]].kind)
+        """Whether its key is one column, of just the type that the driver makes of its values."""
         kinds = tuple(codecs[column].kind for column in self.columns)
         self.target = replace(self.target, types=kinds if all(kinds) else ())
         self._writers = {c: codec.write for c, codec in codecs.items() if codec.write}

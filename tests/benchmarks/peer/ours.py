@@ -151,7 +151,8 @@ def relay(broker: str, url: str, started: Any, stopping: Any) -> None:
 
         threading.Thread(target=watch, daemon=True).start()
         started.wait()
-        serve(Relay(store, bus), told)
+        with Relay(store, bus) as publishing:
+            serve(publishing, told)
 
 
 def from_outbox(
