@@ -248,12 +248,8 @@ class SqlAccessor(Accessor[R]):
             dialect.run(connection, f"UPDATE {table.name} SET {sets} WHERE {table.key_is}", rows)
         for wave in self._dependents.children_first(connection, removals):
             for start in range(0, len(wave), _IN):
-                chunk = wave[start : start + _IN]
-                connection.exec_driver_sql(
-                    f"DELETE FROM {table.name}"
-                    f" WHERE {dialect.keys_in(table.key_names, len(chunk))}",
-                    tuple(part for key in chunk for part in table.key_row(key)),
-                )
+                among, parameters = self._among(wave[start : start + _IN])
+                connection.exec_driver_sql(f"DELETE FROM {table.name} WHERE {among}", parameters)
 
     def _present(self, connection: sa.Connection, keys: Sequence[str]) -> set[str]:
         """Those of ``keys`` that have a row, compared character by character."""
@@ -290,6 +286,14 @@ class SqlAccessor(Accessor[R]):
                         return f"{self.type.name} {other!r} has the same {shared}"
         return None
 
+    def _among(self, keys: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
+        """The condition that a row is of one of ``keys``, and its parameters."""
+        table, dialect = self._table, self.dialect
+        rows = list(map(table.key_row, keys))
+        if table.key_kinds == ("",) or len(table.key_names) > 1:
+            return dialect.keys_in(table.key_names, len(rows)), tuple(chain.from_iterable(rows))
+        return dialect.among(table.key_names[0], [part for (part,) in rows])
+
     def _select(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, Any]:
         return self._found(self.dialect.fetch(connection, *one) for one in self._reading(keys))
 
@@ -298,14 +302,9 @@ class SqlAccessor(Accessor[R]):
         table = self._table
         statements: list[Statement] = []
         for start in range(0, len(keys), _IN):
-            chunk = keys[start : start + _IN]
-            parts: Sequence[Any] = [part for key in chunk for part in table.key_row(key)]
-            if table.natural_key:
-                where, parts = self.dialect.among(table.key_names[0], parts)
-            else:
-                where = self.dialect.keys_in(table.key_names, len(chunk))
-            statement = f"SELECT {table.selected} FROM {table.name} WHERE {where}"
-            statements.append((statement, tuple(parts)))
+            among, parameters = self._among(keys[start : start + _IN])
+            statement = f"SELECT {table.selected} FROM {table.name} WHERE {among}"
+            statements.append((statement, parameters))
         return statements
 
     def _found(self, answers: Iterable[Iterable[Sequence[Any]]]) -> dict[str, Any]:

@@ -146,6 +146,10 @@ class Dialect(ABC):
     def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
         """For a column of that type and its field; ``None`` for a conversion or a constant."""
 
+    def kind(self, kind: sa.types.TypeEngine[Any]) -> str:
+        """``Codec.kind`` of a column of eventsync's own tables."""
+        return ""
+
     @abstractmethod
     def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
         """How a column of that type is compared; ``None`` if not as Python compares its field."""
@@ -244,10 +248,6 @@ class Dialect(ABC):
         """
         return None
 
-    def kind(self, column: sa.types.TypeEngine[Any]) -> str:
-        """What goes into ``Target.types`` for a column that eventsync has made for itself."""
-        return ""
-
     def is_untouched(self, connection: sa.Connection) -> bool:
         """Whether nothing has been done of what was sent together and has failed."""
         return False
@@ -259,9 +259,12 @@ class Dialect(ABC):
         one = f"({', '.join([self.mark] * len(keys))})"
         return f"({', '.join(keys)}) IN ({', '.join([one] * count)})"
 
-    def among(self, column: str, values: Sequence[Any]) -> tuple[str, Sequence[Any]]:
-        """The condition that a column holds one of ``values``, text or integers; its parameters."""
-        return self.keys_in((column,), len(values)), values
+    def among(self, column: str, values: list[Any]) -> tuple[str, tuple[Any, ...]]:
+        """The condition that a column holds one of ``values``, and its parameters.
+
+        For a column of which ``Codec.kind`` says what the database calls its type.
+        """
+        return self.keys_in((column,), len(values)), tuple(values)
 
     @contextmanager
     def connected(self, engine: sa.Engine) -> Iterator[sa.Connection]:

@@ -194,9 +194,10 @@ class SqlIndex(Index):
         with self.transaction() as transaction:
             assert isinstance(transaction, SqlTransaction)
             for start in range(0, len(numbers), _CHUNK):
-                among, values = self.dialect.among("number", numbers[start : start + _CHUNK])
+                chunk = list(numbers[start : start + _CHUNK])
+                among, parameters = self.dialect.among("number", chunk)
                 statement = f"DELETE FROM {self.outbox.name} WHERE {among}"
-                transaction.ask([*self.dialect.carefree, (statement, tuple(values))])
+                transaction.ask([*self.dialect.carefree, (statement, parameters)])
 
     def load_mark(self, name: str) -> str:
         table = self.tables.mark.c

@@ -197,6 +197,11 @@ class Postgresql(Dialect):
             return codec
         return replace(codec, kind=_KINDS[field.type])
 
+    def kind(self, kind: sa.types.TypeEngine[Any]) -> str:
+        if isinstance(kind, sa.LargeBinary):
+            return "bytea"
+        return "int2" if isinstance(kind, sa.SmallInteger) else "text"
+
     def _codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
         kind = _base(kind)
         if field is None:
@@ -253,8 +258,8 @@ class Postgresql(Dialect):
             return Comparison(text_operand, ordered=False, exact=kind.collation in (None, "C"))
         return None
 
-    def among(self, column: str, values: Sequence[Any]) -> tuple[str, Sequence[Any]]:
-        return f"{column} = ANY({self.mark})", (list(values),)
+    def among(self, column: str, values: list[Any]) -> tuple[str, tuple[Any, ...]]:
+        return f"{column} = ANY({self.mark})", (values,)
 
     def fetch(
         self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
@@ -293,10 +298,6 @@ class Postgresql(Dialect):
             part for row in rows for part in row
         )
 
-    def kind(self, column: sa.types.TypeEngine[Any]) -> str:
-        kinds = {sa.Text: "text", sa.LargeBinary: "bytea", sa.SmallInteger: "int2"}
-        return kinds[type(column)]
-
     def is_untouched(self, connection: sa.Connection) -> bool:
         status = self.raw(connection).info.transaction_status
         return bool(status is not psycopg.pq.TransactionStatus.INERROR)
@@ -328,7 +329,7 @@ class Postgresql(Dialect):
         found = self.raw(connection).execute(
             f"{statement} WHERE {condition} RETURNING {returning}", arrays
         )
-        return [row[0] for row in found]
+        return [row[0] for row in found.fetchall()]
 
     def _with_arrays(
         self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool

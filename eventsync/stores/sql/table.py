@@ -159,9 +159,8 @@ class Table:
         """Whether it also does so in the same form."""
         for column in self.view.constant:
             codecs[column] = dialect.codec(self.found.c[column].type, None)
-        self.natural_key = len(self.keys) == 1 and bool(codecs[self.keys[0]].kind)
-        """Whether its key is one column, of just the type that the driver makes of its values."""
-        kinds = tuple(codecs[column].kind for column in self.columns)
+        self._kinds = {column: codec.kind for column, codec in codecs.items()}
+        kinds = tuple(self._kinds[column] for column in self.columns)
         self.target = replace(self.target, types=kinds if all(kinds) else ())
         self._writers = {c: codec.write for c, codec in codecs.items() if codec.write}
         self._readers = [
@@ -174,6 +173,8 @@ class Table:
         order = {column: place for place, column in enumerate(self.columns)}
         self._places = [(order[column], write) for column, write in self._writers.items()]
         self._key_places = [order[column] for column in self.keys]
+        self.key_kinds = tuple(self._kinds[column] for column in self.keys)
+        """What the database calls the type of each key column; empty where that is not known."""
 
     def rows(self, records: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
         """The rows of whole records, in the order of ``columns``.
