@@ -220,9 +220,10 @@ class Change:
         known: Known | None,
         body: bytes,
     ) -> Change:
-        """A put or patch of which only the ``body`` is at hand: its data are read when asked for.
+        """A change of which only the ``body`` is at hand: its data are read when asked for.
 
         Most of what a busy queue holds of a record is superseded before anybody needs its values.
+        Of a delete the ``body`` does not matter.
         """
         change = cls.__new__(cls)
         change.type = type
@@ -236,9 +237,14 @@ class Change:
         change.ext = _NOTHING
         change.known = known
         change.exact = True
-        change._data = _UNREAD
-        change._digest = None
-        change._body = body
+        if op == DELETE:
+            change._data = None
+            change._digest = value.NO_BODY
+            change._body = b""
+        else:
+            change._data = _UNREAD
+            change._digest = None
+            change._body = body
         change._row = None
         change._names = ()
         return change

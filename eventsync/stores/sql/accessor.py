@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 from typing import Any, ClassVar, TypeVar
 
 import sqlalchemy as sa
@@ -234,12 +235,8 @@ class SqlAccessor(Accessor[R]):
             dialect.run(connection, f"UPDATE {table.name} SET {sets} WHERE {table.key_is}", rows)
         for wave in self._dependents.children_first(connection, removals):
             for start in range(0, len(wave), _IN):
-                chunk = wave[start : start + _IN]
-                connection.exec_driver_sql(
-                    f"DELETE FROM {table.name}"
-                    f" WHERE {dialect.keys_in(table.key_names, len(chunk))}",
-                    tuple(part for key in chunk for part in table.key_row(key)),
-                )
+                among, parameters = self._among(wave[start : start + _IN])
+                connection.exec_driver_sql(f"DELETE FROM {table.name} WHERE {among}", parameters)
 
     def _present(self, connection: sa.Connection, keys: Sequence[str]) -> set[str]:
         """Those of ``keys`` that have a row, compared character by character."""
@@ -276,16 +273,21 @@ class SqlAccessor(Accessor[R]):
                         return f"{self.type.name} {other!r} has the same {shared}"
         return None
 
+    def _among(self, keys: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
+        """The condition that a row is of one of ``keys``, and its parameters."""
+        table, dialect = self._table, self.dialect
+        rows = table.key_rows(keys)
+        if table.key_kinds == ("",) or len(table.key_names) > 1:
+            return dialect.keys_in(table.key_names, len(rows)), tuple(chain.from_iterable(rows))
+        return dialect.among(table.key_names[0], [part for (part,) in rows])
+
     def _select(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, Any]:
         table = self._table
         found = {}
         for start in range(0, len(keys), _IN):
-            chunk = keys[start : start + _IN]
+            among, parameters = self._among(keys[start : start + _IN])
             rows = self.dialect.fetch(
-                connection,
-                f"SELECT {table.selected} FROM {table.name}"
-                f" WHERE {self.dialect.keys_in(table.key_names, len(chunk))}",
-                tuple(part for key in chunk for part in table.key_row(key)),
+                connection, f"SELECT {table.selected} FROM {table.name} WHERE {among}", parameters
             )
             for row in rows:
                 values = self.view.to_record(table.loaded(row))

@@ -224,9 +224,12 @@ class Dialect(ABC):
         one = f"({', '.join([self.mark] * len(keys))})"
         return f"({', '.join(keys)}) IN ({', '.join([one] * count)})"
 
-    def among(self, column: str, values: list[str]) -> tuple[str, Sequence[Any]]:
-        """The condition that a column of text holds one of ``values``, and its parameters."""
-        return self.keys_in((column,), len(values)), values
+    def among(self, column: str, values: list[Any]) -> tuple[str, tuple[Any, ...]]:
+        """The condition that a column holds one of ``values``, and its parameters.
+
+        For a column of which ``Codec.kind`` says what the database calls its type.
+        """
+        return self.keys_in((column,), len(values)), tuple(values)
 
     @contextmanager
     def connected(self, engine: sa.Engine) -> Iterator[sa.Connection]:

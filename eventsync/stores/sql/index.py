@@ -41,7 +41,6 @@ __all__ = ["SqlIndex", "SqlTransaction"]
 
 _CHUNK = 1000
 _USUAL = 4  # columns of an entry of which nothing more is to be kept than that it is here
-_PRESENCE = {int(presence): presence for presence in Presence}
 
 
 class _Tables:
@@ -249,10 +248,7 @@ class SqlTransaction(IndexTransaction):
     def read(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
         found = {}
         for key, stamp, presence, detail, echo in self._locked(type, keys, slice(1, None)):
-            if detail is None:
-                found[key] = Entry(Stamp(stamp), _PRESENCE[presence], echo=echo)
-            else:
-                found[key] = Entry.unpack(stamp, presence, detail, echo)
+            found[key] = Entry.unpack(stamp, presence, detail, echo)
         self._note_absent(type, keys, found)
         return found
 

@@ -237,7 +237,7 @@ class Postgresql(Dialect):
             return Comparison(text_operand, ordered=False, exact=kind.collation in (None, "C"))
         return None
 
-    def among(self, column: str, values: list[str]) -> tuple[str, Sequence[Any]]:
+    def among(self, column: str, values: list[Any]) -> tuple[str, tuple[Any, ...]]:
         return f"{column} = ANY({self.mark})", (values,)
 
     def fetch(
