@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import (
     Any,
@@ -26,7 +26,7 @@ from typing import (
 from eventsync import value
 from eventsync.change import DELETE, PUT, Change, Row, stamps
 from eventsync.clock import Clock
-from eventsync.echo import echo_of, echo_of_fields
+from eventsync.echo import echo_of, echo_of_fields, echoes_with
 from eventsync.edit import Edit, Editor, state_of
 from eventsync.errors import (
     ChangeRefusedError,
@@ -43,6 +43,7 @@ from eventsync.gate import (
     Verdict,
     decide,
     decide_one,
+    decide_patches,
     decide_put_or_delete,
 )
 from eventsync.index import Entry, Index, IndexTransaction, Intent, Presence
@@ -236,6 +237,13 @@ class Accessor(ABC, Generic[R]):
         for key in removals:
             self.remove(key)
 
+    def update_rows(self, writes: Sequence[Write], transaction: IndexTransaction) -> Collection[str]:
+        """Write changed fields of records, of those that are there; the keys of these.
+
+        Asked only where the accessor is ``patchable``.
+        """
+        raise NotImplementedError
+
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
@@ -255,10 +263,19 @@ class Accessor(ABC, Generic[R]):
 
     @property
     def plain(self) -> bool:
-        """Whether a put leaves nothing behind but its own values, and its stamp beside them.
+        """Whether, under the per-record rule, a put leaves nothing behind but its own values, and its stamp beside them.
 
         So it is where data and index share one transaction, and ``read_back`` leaves out every row
         of a put. Those that were read in bulk then come to ``write_rows`` as ``Puts``.
+        """
+        return False
+
+    @property
+    def patchable(self) -> bool:
+        """Whether ``update_rows`` leaves nothing behind but the values it is given, and changes no
+        other record; data and index share one transaction, and the view is all of every record.
+
+        So patches under the per-field rule can be written without a look at the row.
         """
         return False
 
@@ -358,6 +375,9 @@ class Accessor(ABC, Generic[R]):
                 }
             else:
                 entries = transaction.read(name, keys)
+                if self.patchable and not hold:
+                    verdicts = self._patch_newer(batch, entries, transaction)
+                    keys = [key for key in keys if key not in verdicts]
                 rows = self.read_rows(keys, transaction)
                 decisions = {
                     key: decide(entries.get(key), rows.get(key), batch[key], self.view, key)
@@ -544,6 +564,42 @@ class Accessor(ABC, Generic[R]):
         if changes:
             self.write_rows(Puts(puts), removals, transaction)
         return dict.fromkeys(won, _APPLIED)
+
+    def _patch_newer(
+        self,
+        batch: Mapping[str, Sequence[Change]],
+        entries: Mapping[str, Entry],
+        transaction: IndexTransaction,
+    ) -> dict[str, Sequence[Verdict]]:
+        """Write the patches that are newer in all their fields than what is held of a record.
+
+        What ``decide`` and ``_perform`` come to with these. The others are left for them, such as
+        do without any verdict.
+        """
+        decided = {
+            key: decision
+            for key, entry in entries.items()
+            if (decision := decide_patches(entry, batch[key], self.view)) is not None
+        }
+        if not decided:
+            return {}
+        echoes = echoes_with(
+            [entries[key].echo for key in decided],
+            self.view.fields,
+            [decision.write or {} for decision in decided.values()],
+        )
+        patched: dict[str, Entry] = {}
+        writes: list[Write] = []
+        for (key, decision), echo in zip(decided.items(), echoes, strict=True):
+            if echo is not None and decision.entry is not None and decision.write is not None:
+                decision.entry.echo = echo
+                patched[key] = decision.entry
+                writes.append(Write(key, decision.write, whole=False))
+        here = self.update_rows(writes, transaction)
+        if len(here) < len(patched):
+            patched = {key: patched[key] for key in here}
+        transaction.write(self.type.name, patched)
+        return {key: decided[key].verdicts for key in patched}
 
     def _readable(
         self, keys: Sequence[str], transaction: IndexTransaction

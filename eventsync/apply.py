@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from eventsync.accessor import Accessor
-from eventsync.change import DELETE, PATCH, Change, read_rows
+from eventsync.change import DELETE, PATCH, Change, read_patches, read_rows
 from eventsync.clock import Clock, Version
 from eventsync.errors import (
     ChangeRefusedError,
@@ -287,7 +287,9 @@ def _all_loaded(
     accessor: Accessor[Any], batch: Mapping[str, list[Settled]]
 ) -> dict[str, list[Settled]]:
     """The changes of each record that can be read: under the per-field rule each has its part."""
-    read_rows((item.change for items in batch.values() for item in items), accessor.reader)
+    changes = [item.change for items in batch.values() for item in items]
+    read_rows(changes, accessor.reader)
+    read_patches(changes, accessor.reader)
     ready = {}
     for key, items in batch.items():
         loaded = [item for item in items if _load(accessor, item)]

@@ -38,6 +38,7 @@ __all__ = [
     "join",
     "make_bodies",
     "new_id",
+    "read_patches",
     "read_rows",
     "stamps",
 ]
@@ -135,6 +136,14 @@ class Reader(Protocol):
 
     def read(self, bodies: Sequence[bytes], keys: Sequence[str], /) -> list[Row | None]:
         """The values in each body, ``None`` where a closer look is needed."""
+
+    def read_patches(
+        self, bodies: Sequence[bytes], keys: Sequence[str], /
+    ) -> list[tuple[tuple[str, ...], Row] | None]:
+        """As ``read``, of patches: names and values."""
+
+    def fits(self, values: Mapping[str, Any], /) -> bool:
+        """Whether no closer look is needed at values that have been read."""
 
 
 _UNREAD: Final[Any] = object()
@@ -262,8 +271,8 @@ class Change:
 
     @property
     def row(self) -> Row | None:
-        """The values as ``read_rows`` read them, which are just what the record type would make of
-        them; ``None`` if it has not, or could not.
+        """The values as ``read_rows`` or ``read_patches`` read them, which are just what the record
+        type would make of them; ``None`` if they have not, or could not.
         """
         return self._row
 
@@ -329,6 +338,23 @@ def read_rows(changes: Iterable[Change], reader: Reader) -> None:
     for change, row in zip(puts, rows, strict=True):
         change._names = names
         change._row = row
+
+
+def read_patches(changes: Iterable[Change], reader: Reader) -> None:
+    """As ``read_rows``, of patches: their ``row`` are the values of the fields that they name."""
+    patches = [
+        change
+        for change in changes
+        if change._body
+        and change.op == PATCH
+        and change.exact
+        and (change.known is None or reader.fits(change.known.values))
+    ]
+    bodies = [change._body for change in patches if change._body]
+    read = reader.read_patches(bodies, [change.key for change in patches])
+    for change, found in zip(patches, read, strict=True):
+        if found is not None:
+            change._names, change._row = found
 
 
 def stamps(changes: Sequence[Change]) -> list[Stamp]:

@@ -81,12 +81,9 @@ class Entry:
         """The parts that most entries do not need, as bytes; ``None`` when there are none."""
         if not self.versions and not self.parked and self.whole:
             return None
-        return value.pack(
-            {
-                "versions": {name: bytes(version) for name, version in self.versions.items()},
-                "parked": self.parked,
-                "whole": self.whole,
-            }
+        value.check(self.parked)
+        return value.pack_own(
+            {"versions": self.versions, "parked": self.parked, "whole": self.whole}
         )
 
     @classmethod
@@ -94,7 +91,7 @@ class Entry:
         """The entry that these columns hold."""
         entry = cls(Stamp(stamp), _PRESENCE[presence], echo=echo)
         if detail is not None:
-            parts = value.unpack(detail)
+            parts = value.unpack_own(detail)
             entry.versions = {name: Version(raw) for name, raw in parts["versions"].items()}
             entry.parked = parts["parked"]
             entry.whole = parts["whole"]

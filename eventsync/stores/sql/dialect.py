@@ -176,6 +176,18 @@ class Dialect(ABC):
         """Add rows. Fails if one of their keys is there already."""
         self.run(connection, self.insert_sql(target), rows)
 
+    def update(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> int:
+        """Write the changed columns of rows that are there; how many of them are.
+
+        ``rows``: of each ``target.changed``, then ``target.keys``.
+        """
+        sets = ", ".join(f"{column} = {self.mark}" for column in target.changed)
+        one = " AND ".join(f"{column} = {self.mark}" for column in target.keys)
+        statement = f"UPDATE {target.name} SET {sets} WHERE {one}"
+        return connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0]).rowcount
+
     def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
         """Whether a column's text is compared by something looser than its characters."""
         return False

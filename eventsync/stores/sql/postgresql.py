@@ -293,6 +293,27 @@ class Postgresql(Dialect):
                 values = [part for row in rows for part in row]
                 cursor.execute(f"{self.insert_sql(target)}{more} {clause}", values)
             return
+        columns, temporary = ", ".join(target.columns), self._staged(cursor, target, rows)
+        overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
+        cursor.execute(
+            f"INSERT INTO {target.name} ({columns}){overriding} SELECT {columns} FROM {temporary}"
+            f" {clause}"
+        )
+
+    def update(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> int:
+        if len(rows) < _COPY_FROM:
+            return super().update(connection, target, rows)
+        cursor = self.raw(connection).cursor()
+        temporary = self._staged(cursor, target, rows)
+        sets = ", ".join(f"{column} = i.{column}" for column in target.changed)
+        same = " AND ".join(f"t.{column} = i.{column}" for column in target.keys)
+        cursor.execute(f"UPDATE {target.name} t SET {sets} FROM {temporary} i WHERE {same}")
+        return int(cursor.rowcount)
+
+    def _staged(self, cursor: Any, target: Target, rows: list[tuple[Any, ...]]) -> str:
+        """The name of a temporary table that holds these rows, and nothing else."""
         columns = ", ".join(target.columns)
         layout = f"{target.name} {columns}".encode()
         temporary = f"pg_temp.eventsync_{zlib.crc32(layout):08x}_{len(layout)}"
@@ -308,11 +329,7 @@ class Postgresql(Dialect):
             write = copy.write_row
             for row in rows:
                 write(row)
-        overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
-        cursor.execute(
-            f"INSERT INTO {target.name} ({columns}){overriding} SELECT {columns} FROM {temporary}"
-            f" {clause}"
-        )
+        return temporary
 
 
 def _in_utc(held: Any) -> Any:

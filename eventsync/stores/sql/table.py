@@ -116,7 +116,6 @@ class Table:
         self.selected = ", ".join(
             dialect.select_expression(self.quoted[c], self.found.c[c].type) for c in self.columns
         )
-        self.key_is = " AND ".join(f"{quoted} = {dialect.mark}" for quoted in self.key_names)
         self._read_constraints(engine, dialect, name, schema)
         self._make_codecs(dialect)
 
@@ -159,7 +158,8 @@ class Table:
         """Whether it also does so in the same form."""
         for column in self.view.constant:
             codecs[column] = dialect.codec(self.found.c[column].type, None)
-        kinds = tuple(codecs[column].kind for column in self.columns)
+        self._kinds = {column: codec.kind for column, codec in codecs.items()}
+        kinds = tuple(self._kinds[column] for column in self.columns)
         self.target = replace(self.target, types=kinds if all(kinds) else ())
         self._writers = {c: codec.write for c, codec in codecs.items() if codec.write}
         self._readers = [
@@ -173,7 +173,7 @@ class Table:
         self._places = [(order[column], write) for column, write in self._writers.items()]
         self._key_places = [order[column] for column in self.keys]
         self._converts_key = not self.view.convert.keys().isdisjoint(self.type.keys)
-        self.key_kinds = tuple(codecs[column].kind for column in self.keys)
+        self.key_kinds = tuple(self._kinds[column] for column in self.keys)
         """What the database calls the type of each key column; empty where that is not known."""
 
     def rows(self, records: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
@@ -209,6 +209,35 @@ class Table:
         for place, write in self._places:
             columns[place] = map(write, columns[place])
         return list(zip(*columns, strict=True))
+
+    def changes(
+        self, keys: Sequence[str], records: Sequence[Mapping[str, Any]]
+    ) -> tuple[Target, list[tuple[Any, ...]]]:
+        """What an update of these records takes: of each its changed columns, then its key.
+
+        ``records``: the changed values, all of the same fields. Key columns do not change.
+        """
+        names = self.view.names
+        fields = [name for name in records[0] if name in names and name not in self.type.keys]
+        columns = [names[name] for name in fields]
+        if self.view.convert:
+            records = list(map(self.view.to_store, records))
+            fields = columns
+        written: list[Iterable[Any]] = []
+        for field, column in zip(fields, columns, strict=True):
+            held, write = map(itemgetter(field), records), self._writers.get(column)
+            written.append(held if write is None else map(write, held))
+        changed = tuple(self.quoted[column] for column in columns)
+        kinds = (*(self._kinds[column] for column in columns), *self.key_kinds)
+        target = Target(
+            self.name,
+            (*changed, *self.key_names),
+            self.key_names,
+            changed,
+            types=kinds if all(kinds) else (),
+        )
+        whole = zip(*written, *zip(*self.key_rows(keys), strict=True), strict=True)
+        return target, list(whole)
 
     def stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """By column, what the database gets for these field values."""
