@@ -76,6 +76,7 @@ class Target:
     ``columns``: of each row, in its order; ``keys``: those that identify a row; ``changed``: those
     that a later row overwrites. ``overriding``: the database numbers the rows, unless told not to.
     ``types``: what the database calls the type of each column, if rows can be sent in binary form.
+    ``beside``: the columns of other targets that can have a temporary table in common with this.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Target:
     changed: tuple[str, ...]
     overriding: bool = False
     types: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 class Dialect(ABC):
@@ -140,6 +142,10 @@ class Dialect(ABC):
     @abstractmethod
     def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
         """For a column of that type and its field; ``None`` for a conversion or a constant."""
+
+    def kind(self, kind: sa.types.TypeEngine[Any]) -> str:
+        """``Codec.kind`` of a column of eventsync's own tables."""
+        return ""
 
     @abstractmethod
     def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:

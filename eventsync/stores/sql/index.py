@@ -106,8 +106,9 @@ class SqlIndex(Index):
         self.name = quote.format_table(self.tables.version)
         columns = tuple(quote.quote(column.name) for column in self.tables.version.columns)
         self.columns = columns
+        kinds = tuple(self.dialect.kind(column.type) for column in self.tables.version.columns)
         self.targets = tuple(
-            Target(self.name, columns[:count], columns[:2], columns[2:])
+            Target(self.name, columns[:count], columns[:2], columns[2:], types=kinds[:count])
             for count in (_USUAL, len(columns))
         )
         """Where entries go: those without detail and echo, as most are, and the others."""

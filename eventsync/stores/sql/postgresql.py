@@ -181,6 +181,11 @@ class Postgresql(Dialect):
             return codec
         return replace(codec, kind=_KINDS[field.type])
 
+    def kind(self, kind: sa.types.TypeEngine[Any]) -> str:
+        if isinstance(kind, sa.LargeBinary):
+            return "bytea"
+        return "int2" if isinstance(kind, sa.SmallInteger) else "text"
+
     def _codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
         kind = _base(kind)
         if field is None:
@@ -314,15 +319,17 @@ class Postgresql(Dialect):
 
     def _staged(self, cursor: Any, target: Target, rows: list[tuple[Any, ...]]) -> str:
         """The name of a temporary table that holds these rows, and nothing else."""
-        columns = ", ".join(target.columns)
-        layout = f"{target.name} {columns}".encode()
+        # Not one for each set of columns that patches may change: the others stay empty.
+        held = ", ".join(target.beside or target.columns)
+        layout = f"{target.name} {held}".encode()
         temporary = f"pg_temp.eventsync_{zlib.crc32(layout):08x}_{len(layout)}"
         cursor.execute(
             f"CREATE TEMPORARY TABLE IF NOT EXISTS {temporary} ON COMMIT DELETE ROWS AS"
-            f" SELECT {columns} FROM {target.name} WITH NO DATA"
+            f" SELECT {held} FROM {target.name} WITH NO DATA"
         )
         cursor.execute(f"DELETE FROM {temporary}")
         binary = " (FORMAT BINARY)" if target.types else ""
+        columns = ", ".join(target.columns)
         with cursor.copy(f"COPY {temporary} ({columns}) FROM STDIN{binary}") as copy:
             if target.types:
                 copy.set_types(target.types)

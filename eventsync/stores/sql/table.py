@@ -235,6 +235,7 @@ class Table:
             self.key_names,
             changed,
             types=kinds if all(kinds) else (),
+            beside=self.target.columns,
         )
         whole = zip(*written, *zip(*self.key_rows(keys), strict=True), strict=True)
         return target, list(whole)
