@@ -237,7 +237,9 @@ class Accessor(ABC, Generic[R]):
         for key in removals:
             self.remove(key)
 
-    def update_rows(self, writes: Sequence[Write], transaction: IndexTransaction) -> Collection[str]:
+    def update_rows(
+        self, writes: Sequence[Write], transaction: IndexTransaction
+    ) -> Collection[str]:
         """Write changed fields of records, of those that are there; the keys of these.
 
         Asked only where the accessor is ``patchable``.
@@ -263,10 +265,11 @@ class Accessor(ABC, Generic[R]):
 
     @property
     def plain(self) -> bool:
-        """Whether, under the per-record rule, a put leaves nothing behind but its own values, and its stamp beside them.
+        """Whether a put leaves nothing behind but its own values, and its stamp beside them.
 
-        So it is where data and index share one transaction, and ``read_back`` leaves out every row
-        of a put. Those that were read in bulk then come to ``write_rows`` as ``Puts``.
+        So it is under the per-record rule, where data and index share one transaction, and
+        ``read_back`` leaves out every row of a put. Those that were read in bulk then come to
+        ``write_rows`` as ``Puts``.
         """
         return False
 

@@ -133,7 +133,9 @@ class SqlAccessor(Accessor[R]):
         with self._rivals_named(transaction.connection, writes), self._errors():
             self._write(transaction.connection, writes, removals)
 
-    def update_rows(self, writes: Sequence[Write], transaction: IndexTransaction) -> Collection[str]:
+    def update_rows(
+        self, writes: Sequence[Write], transaction: IndexTransaction
+    ) -> Collection[str]:
         assert isinstance(transaction, SqlTransaction)
         connection = transaction.connection
         with self._rivals_named(connection, writes), self._errors():

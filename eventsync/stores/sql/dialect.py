@@ -182,9 +182,7 @@ class Dialect(ABC):
         """Add rows. Fails if one of their keys is there already."""
         self.run(connection, self.insert_sql(target), rows)
 
-    def update(
-        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
-    ) -> int:
+    def update(self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]) -> int:
         """Write the changed columns of rows that are there; how many of them are.
 
         ``rows``: of each ``target.changed``, then ``target.keys``.

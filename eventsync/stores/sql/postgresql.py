@@ -305,9 +305,7 @@ class Postgresql(Dialect):
             f" {clause}"
         )
 
-    def update(
-        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
-    ) -> int:
+    def update(self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]) -> int:
         if len(rows) < _COPY_FROM:
             return super().update(connection, target, rows)
         cursor = self.raw(connection).cursor()
