@@ -151,7 +151,7 @@ class SqlAccessor(Accessor[R]):
     @cached_property
     def patchable(self) -> bool:
         table = self._table
-        return table.faithful and not table.guarded and self._whole and self.type.rule == "field"
+        return table.faithful and table.exact_key and self._whole and self.type.rule == "field"
 
     @property
     def _whole(self) -> bool:

@@ -138,9 +138,11 @@ class Table:
         self.unique_key = by_primary or any(set(c) == keys for c in self.uniques)
         """Whether the database itself holds the key columns unique, so that an upsert can."""
         loose = any(dialect.loose(self.found.c[column].type) for column in self.keys)
+        self.exact_key = self.unique_key and not loose
+        """Whether a condition on the key columns is of the row of one record, and no other's."""
         others = not by_primary or any(set(c) != keys for c in self.uniques)
         anywhere = dialect.upsert_sql(self.target).find("ON CONFLICT") < 0
-        self.guarded = loose or not self.unique_key or (anywhere and others)
+        self.guarded = not self.exact_key or (anywhere and others)
         """Whether an upsert by the database could hit the row of another record."""
         self.references = [
             Reference.of(found) for found in inspector.get_foreign_keys(name, schema=schema)
