@@ -44,13 +44,15 @@ def echo_of_fields(
     of it. An edit of somebody's, in a field that was not written now, is still to be captured.
     """
     old = value.unpack_own(before) if before is not None else {}
-    echo = {}
+    echo: dict[str, bytes | None] = {}
     for name, held in row.items():
         known = old.get(name) if name in seen and name not in written else None
         if known is not None and not same(seen[name], held):
             # The store altered it by itself, unless it was no more what it had been.
             known = known if known != value.short_digest(seen[name]) else None
-        echo[name] = known if known is not None else value.short_digest(held)
+        echo[name] = known
+    fresh = [name for name, digest in echo.items() if digest is None]
+    echo.update(zip(fresh, value.short_digests(row[name] for name in fresh), strict=True))
     return value.pack_own(echo)
 
 

@@ -285,7 +285,7 @@ class Postgresql(Dialect):
             f" {self.on_conflict(target)} WHERE {condition} RETURNING {returning}",
             list(map(list, zip(*rows, strict=True))),
         )
-        return [row[0] for row in found]
+        return [row[0] for row in found.fetchall()]
 
     def _write(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
