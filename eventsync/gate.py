@@ -186,10 +186,10 @@ def decide_patches(
     wanted, floor = view.wanted, entry.stamp[:16]
     versions, write = dict(entry.versions), {}
     for change in changes:
-        if change.op != PATCH or not change.data:
+        version, data = change.version, change.data
+        if change.op != PATCH or not data:
             return None
-        version = change.version
-        for name, held in change.data.items():
+        for name, held in data.items():
             if name not in wanted or version <= versions.get(name, floor):
                 return None
             versions[name] = version

@@ -81,7 +81,8 @@ class Entry:
         """The parts that most entries do not need, as bytes; ``None`` when there are none."""
         if not self.versions and not self.parked and self.whole:
             return None
-        value.check(self.parked)
+        if self.parked:
+            value.check(self.parked)
         return value.pack_own(
             {"versions": self.versions, "parked": self.parked, "whole": self.whole}
         )
