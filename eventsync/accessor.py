@@ -2,54 +2,37 @@
 
 It owns the contract that a new kind of store fulfils, and what every accessor gets from it: the
 version gate, batch apply, local edits and the capture of edits made behind eventsync's back. It
-knows nothing of queues, envelopes on the wire or of other stores.
+knows nothing of queues, envelopes on the wire or of other stores, nor of how what was decided is
+performed (``step``).
 """
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
-from typing import (
-    Any,
-    ClassVar,
-    Concatenate,
-    Final,
-    Generic,
-    NamedTuple,
-    ParamSpec,
-    TypeVar,
-    overload,
-)
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
-from eventsync import value
-from eventsync.change import DELETE, PUT, Change, Row, stamps
+from eventsync.change import DELETE, Change
 from eventsync.clock import Clock
-from eventsync.echo import echo_of, echo_of_fields
+from eventsync.echo import echo_of
 from eventsync.edit import Edit, Editor, state_of
 from eventsync.errors import (
     ChangeRefusedError,
     ConfigError,
     DependencyError,
     RecordError,
-    RejectedError,
     StoreUnavailableError,
 )
-from eventsync.gate import (
-    APPLIED,
-    Decision,
-    Outcome,
-    Verdict,
-    decide,
-    decide_one,
-    decide_put_or_delete,
-)
-from eventsync.index import Entry, Index, IndexTransaction, Intent, Presence
+from eventsync.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete
+from eventsync.index import Entry, Index, IndexTransaction, Presence
 from eventsync.query import Query
 from eventsync.reader import Reader
 from eventsync.record import Record
+from eventsync.step import Step
 from eventsync.view import View
+from eventsync.write import Puts, Write
 
 __all__ = ["Accessor", "Edit", "Puts", "Write"]
 
@@ -67,51 +50,6 @@ def _until_done(method: Callable[Concatenate[A, P], T]) -> Callable[Concatenate[
         return self.index.until_done(lambda: method(self, *args, **kwargs))
 
     return until_done
-
-
-_APPLIED: Final = (APPLIED,)
-
-
-class Write(NamedTuple):
-    """Field values to write to one record.
-
-    ``whole``: ``values`` are all fields the store holds, so the record can be added if it is not
-    there; otherwise they are the changed ones of a record that is.
-    """
-
-    key: str
-    values: Mapping[str, Any]
-    whole: bool
-
-
-class Puts(Sequence[Write]):
-    """The writes of whole records, in the order of their keys, whose values are at hand as rows.
-
-    A store that wants columns takes ``rows``; to any other it is but a sequence.
-    """
-
-    __slots__ = ("_changes",)
-
-    def __init__(self, changes: Sequence[Change]) -> None:
-        self._changes = changes
-
-    @property
-    def rows(self) -> list[Row]:
-        """Of each record its values, in the order of ``Reader.names``."""
-        return [change.row for change in self._changes if change.row is not None]
-
-    def __len__(self) -> int:
-        return len(self._changes)
-
-    @overload
-    def __getitem__(self, at: int) -> Write: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Write]: ...
-    def __getitem__(self, at: int | slice) -> Write | list[Write]:
-        if isinstance(at, slice):
-            return [self[number] for number in range(len(self))[at]]
-        change = self._changes[at]
-        return Write(change.key, change.data or {}, whole=True)
 
 
 class Accessor(ABC, Generic[R]):
@@ -242,6 +180,15 @@ class Accessor(ABC, Generic[R]):
         for key in removals:
             self.remove(key)
 
+    def update_rows(
+        self, writes: Sequence[Write], transaction: IndexTransaction
+    ) -> Collection[str]:
+        """Write changed fields of records, of those that are there; the keys of these.
+
+        Asked only where the accessor is ``patchable``.
+        """
+        raise NotImplementedError
+
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
@@ -263,8 +210,18 @@ class Accessor(ABC, Generic[R]):
     def plain(self) -> bool:
         """Whether a put leaves nothing behind but its own values, and its stamp beside them.
 
-        So it is where data and index share one transaction, and ``read_back`` leaves out every row
-        of a put. Those that were read in bulk then come to ``write_rows`` as ``Puts``.
+        So it is under the per-record rule, where data and index share one transaction, and
+        ``read_back`` leaves out every row of a put. Those that were read in bulk then come to
+        ``write_rows`` as ``Puts``.
+        """
+        return False
+
+    @property
+    def patchable(self) -> bool:
+        """Whether ``update_rows`` leaves nothing behind but the values it is given, and changes no
+        other record; data and index share one transaction, and the view is all of every record.
+
+        So patches under the per-field rule can be written without a look at the row.
         """
         return False
 
@@ -349,12 +306,13 @@ class Accessor(ABC, Generic[R]):
         verdicts: dict[str, Sequence[Verdict]] = {}
         with self.index.transaction() as transaction:
             self.recover(transaction)
+            step = Step(self, transaction)
             # In the order that indexes have, so that neighbours are read and written together.
             # Where a batch can be cut short, those go first that came first.
             keys = sorted(batch) if self.atomic else list(batch)
             firsts = [batch[key][0] for key in keys]
             if self.plain and not hold and all(map(self.is_plain, firsts)):
-                verdicts = self._put_newer(firsts, keys, transaction)
+                verdicts = step.put_newer(firsts, keys)
                 keys = [key for key in keys if key not in verdicts]
             if self.type.rule == "record":
                 stamps = transaction.stamps(name, keys) if keys else {}
@@ -364,14 +322,17 @@ class Accessor(ABC, Generic[R]):
                 }
             else:
                 entries = transaction.read(name, keys)
+                if self.patchable and not hold:
+                    verdicts = step.patch_newer(batch, entries)
+                    keys = [key for key in keys if key not in verdicts]
                 rows = self.read_rows(keys, transaction)
                 decisions = {
                     key: decide(entries.get(key), rows.get(key), batch[key], self.view, key)
                     for key in keys
                 }
             if hold:
-                self._hold_back(decisions, transaction)
-            self._perform(decisions, transaction)
+                step.hold_back(decisions)
+            step.perform(decisions)
         for key, decision in decisions.items():
             verdicts[key] = decision.verdicts
         return verdicts
@@ -417,7 +378,7 @@ class Accessor(ABC, Generic[R]):
                     changes.append(change)
                     decisions[edit.key] = decide_one(entry, row, change, self.view)
             bodies = [encode(change) for change in changes] if encode else []
-            self._perform(decisions, transaction, bodies)
+            Step(self, transaction).perform(decisions, bodies)
         return changes
 
     @_until_done
@@ -458,7 +419,7 @@ class Accessor(ABC, Generic[R]):
                 if row is not None and decision.entry.presence is Presence.HERE:
                     decision.entry.echo = echo_of(decision.entry, row, self.view)
             # First, for it commits its intents at once, and nothing else may be half done then.
-            self._perform(leaving, transaction)
+            Step(self, transaction).perform(leaving)
             transaction.write(name, updated)
             if encode and changes:
                 transaction.send(name, [encode(change) for change in changes])
@@ -506,148 +467,9 @@ class Accessor(ABC, Generic[R]):
                 assert decision.entry is not None
                 if decision.entry.presence is not Presence.PENDING:
                     decisions[key] = decision
-            self._perform(decisions, transaction)
+            Step(self, transaction).perform(decisions)
         return len(decisions)
 
     def recover(self, transaction: IndexTransaction) -> None:
         """Finish or undo what a writer that died left half done. Called under the index's lock."""
-        name = self.type.name
-        intents = transaction.open_intents(name)
-        if not intents:
-            return
-        rows, unreadable = self._readable(list(intents), transaction)
-        done = {}
-        for key, intent in intents.items():
-            row = rows.get(key)
-            if key in unreadable:
-                continue  # nobody can tell; the change comes again, and is refused by itself
-            if (None if row is None else value.digest(row)) == intent.digest:
-                if row is not None and intent.entry.presence is Presence.HERE:
-                    intent.entry.echo = echo_of(intent.entry, row, self.view)
-                done[key] = intent.entry
-        transaction.write(name, done)
-        transaction.settle(name, list(intents), send=True)
-
-    # -- inside --------------------------------------------------------------------------------
-
-    def _put_newer(
-        self, changes: Sequence[Change], keys: Sequence[str], transaction: IndexTransaction
-    ) -> dict[str, Sequence[Verdict]]:
-        """Make of whole records and deletes those take effect that are newer than what is held.
-
-        What ``decide_put_or_delete`` and ``_perform`` come to where there is nothing else to decide
-        or to note. The others are left for them, such as do without any verdict.
-        """
-        won = transaction.claim(self.type.name, keys, stamps(changes))
-        if len(won) < len(keys):
-            changes = [change for change in changes if change.key in won]
-        removals = [change.key for change in changes if change.op == DELETE]
-        puts = [change for change in changes if change.op == PUT] if removals else changes
-        if changes:
-            self.write_rows(Puts(puts), removals, transaction)
-        return dict.fromkeys(won, _APPLIED)
-
-    def _readable(
-        self, keys: Sequence[str], transaction: IndexTransaction
-    ) -> tuple[dict[str, Mapping[str, Any]], set[str]]:
-        """As ``read_rows``, and the keys of which the row cannot be read."""
-        try:
-            return self.read_rows(keys, transaction), set()
-        except (RecordError, RejectedError):
-            if len(keys) == 1:
-                return {}, set(keys)
-        rows: dict[str, Mapping[str, Any]] = {}
-        unreadable: set[str] = set()
-        for key in keys:
-            row, without = self._readable([key], transaction)
-            rows |= row
-            unreadable |= without
-        return rows, unreadable
-
-    def _hold_back(self, decisions: dict[str, Decision], transaction: IndexTransaction) -> None:
-        """Leave the records as they are that wait for others."""
-        rows = {
-            key: d.write if d.row is None else {**d.row, **d.write}
-            for key, d in decisions.items()
-            if d.write is not None
-        }
-        removals = [key for key, d in decisions.items() if d.remove]
-        for key, error in self.waiting(rows, removals, transaction).items():
-            verdict = Verdict(Outcome.HELD, error=error)
-            decisions[key] = Decision([verdict] * len(decisions[key].verdicts))
-
-    def _perform(
-        self,
-        decisions: Mapping[str, Decision],
-        transaction: IndexTransaction,
-        bodies: Sequence[bytes] = (),
-    ) -> None:
-        """Write what was decided: intents, data, entries, in this order."""
-        name = self.type.name
-        entries: dict[str, Entry] = {}
-        writes: list[Write] = []
-        removals: list[str] = []
-        for key, decision in decisions.items():
-            if decision.entry is not None:
-                entries[key] = decision.entry
-            if decision.write is not None:
-                writes.append(Write(key, decision.write, decision.row is None))
-            if decision.remove:
-                removals.append(key)
-        if not entries:
-            return
-        intents = self._intents(decisions) if transaction.intents else {}
-        transaction.intend(name, intents, bodies)
-        try:
-            if writes or removals:
-                self.write_rows(writes, removals, transaction)
-        except Exception as error:
-            # What may have been written all the same stays open: who comes next looks.
-            unsure = isinstance(error, StoreUnavailableError) and error.uncertain
-            if not unsure and (self.atomic or len(decisions) == 1):
-                # Nothing was written, so nothing of it is to be sent or finished.
-                transaction.settle(name, list(decisions), send=False)
-                transaction.keep()
-            raise
-        self._note_echoes(decisions, transaction)
-        transaction.write(name, entries)
-
-    def _intents(self, decisions: Mapping[str, Decision]) -> dict[str, Intent]:
-        intents = {}
-        for key, decision in decisions.items():
-            if decision.entry is None:
-                continue
-            digest = None
-            if decision.write is not None:
-                held = {**(decision.row or {}), **decision.write}
-                digest = value.digest({n: held[n] for n in self.view.fields if n in held})
-            elif decision.row is not None and not decision.remove:
-                digest = value.digest(decision.row)
-            intents[key] = Intent(decision.entry, digest)
-        return intents
-
-    def _note_echoes(
-        self, decisions: Mapping[str, Decision], transaction: IndexTransaction
-    ) -> None:
-        """Note how what was written looks in the store, which may keep it in a form of its own."""
-        writes = {key: d.write for key, d in decisions.items() if d.write is not None}
-        altered = self.read_back(writes, transaction) if writes else {}
-        by_field, verbatim, here = self.type.rule == "field", self.verbatim, Presence.HERE
-        for key, decision in decisions.items():
-            entry = decision.entry
-            if entry is None or entry.presence is not here:
-                continue
-            if verbatim and not by_field and not decision.altered and key not in altered:
-                continue  # the row is the body of the stamp
-            row = altered.get(key)
-            if row is None:
-                held = {**(decision.row or {}), **(decision.write or {})}
-                row = {n: held[n] for n in self.view.fields if n in held}
-            if by_field:
-                entry.echo = echo_of_fields(
-                    entry.echo, row, seen=decision.row or {}, written=decision.write or {}
-                )
-            elif verbatim or key in altered:
-                entry.echo = echo_of(entry, row, self.view)
-            else:
-                entry.echo = value.digest(row)
+        Step(self, transaction).recover()

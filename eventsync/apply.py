@@ -7,14 +7,14 @@ the batch's outcome decided, and the same batch may be applied again at any time
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any, Final
 
 from eventsync.accessor import Accessor
-from eventsync.change import DELETE, PATCH, Change, read_rows
+from eventsync.change import DELETE, PATCH, Change, read_patches, read_rows
 from eventsync.clock import Clock, Version
 from eventsync.errors import (
     ChangeRefusedError,
@@ -243,12 +243,14 @@ def _greatest(
     for items in batch.values():
         if len(items) > 1:
             _sort(items)
-    read_rows((items[0].change for items in batch.values()), accessor.reader)
+    firsts = [items[0].change for items in batch.values()]
+    read_rows(firsts, accessor.reader)
+    deletes = _sound_deletes(accessor, firsts)
     duplicate, superseded = Outcome.DUPLICATE, Outcome.SUPERSEDED  # once: see ``gate``
     ready = {}
     for key, items in batch.items():
         first = items[0]
-        if first.change.row is not None:
+        if first.change.row is not None or key in deletes:
             first.loaded = first.change
         else:
             while items and not _load(accessor, items[0]):
@@ -262,6 +264,12 @@ def _greatest(
                 item.outcome = duplicate if _is_same(item, first) else superseded
         ready[key] = items
     return ready
+
+
+def _sound_deletes(accessor: Accessor[Any], changes: Iterable[Change]) -> Container[str]:
+    """The keys of the deletes among ``changes``, if all of them are keys of the record type."""
+    keys = [change.key for change in changes if change.op == DELETE]
+    return set() if accessor.type.key_columns(keys) is None else set(keys)
 
 
 def _sort(items: list[Settled]) -> None:
@@ -279,7 +287,9 @@ def _all_loaded(
     accessor: Accessor[Any], batch: Mapping[str, list[Settled]]
 ) -> dict[str, list[Settled]]:
     """The changes of each record that can be read: under the per-field rule each has its part."""
-    read_rows((item.change for items in batch.values() for item in items), accessor.reader)
+    changes = [item.change for items in batch.values() for item in items]
+    read_rows(changes, accessor.reader)
+    read_patches(changes, accessor.reader)
     ready = {}
     for key, items in batch.items():
         loaded = [item for item in items if _load(accessor, item)]

@@ -38,6 +38,7 @@ __all__ = [
     "join",
     "make_bodies",
     "new_id",
+    "read_patches",
     "read_rows",
     "stamps",
 ]
@@ -136,6 +137,14 @@ class Reader(Protocol):
     def read(self, bodies: Sequence[bytes], keys: Sequence[str], /) -> list[Row | None]:
         """The values in each body, ``None`` where a closer look is needed."""
 
+    def read_patches(
+        self, bodies: Sequence[bytes], keys: Sequence[str], /
+    ) -> list[tuple[tuple[str, ...], Row] | None]:
+        """As ``read``, of patches: names and values."""
+
+    def fits(self, values: Mapping[str, Any], /) -> bool:
+        """Whether no closer look is needed at values that have been read."""
+
 
 _UNREAD: Final[Any] = object()
 # So many bodies are made as quickly one by one.
@@ -220,9 +229,10 @@ class Change:
         known: Known | None,
         body: bytes,
     ) -> Change:
-        """A put or patch of which only the ``body`` is at hand: its data are read when asked for.
+        """A change of which only the ``body`` is at hand: its data are read when asked for.
 
         Most of what a busy queue holds of a record is superseded before anybody needs its values.
+        Of a delete the ``body`` does not matter.
         """
         change = cls.__new__(cls)
         change.type = type
@@ -236,9 +246,14 @@ class Change:
         change.ext = _NOTHING
         change.known = known
         change.exact = True
-        change._data = _UNREAD
-        change._digest = None
-        change._body = body
+        if op == DELETE:
+            change._data = None
+            change._digest = value.NO_BODY
+            change._body = b""
+        else:
+            change._data = _UNREAD
+            change._digest = None
+            change._body = body
         change._row = None
         change._names = ()
         return change
@@ -256,8 +271,8 @@ class Change:
 
     @property
     def row(self) -> Row | None:
-        """The values as ``read_rows`` read them, which are just what the record type would make of
-        them; ``None`` if it has not, or could not.
+        """The values as ``read_rows`` or ``read_patches`` read them, which are just what the record
+        type would make of them; ``None`` if they have not, or could not.
         """
         return self._row
 
@@ -323,6 +338,23 @@ def read_rows(changes: Iterable[Change], reader: Reader) -> None:
     for change, row in zip(puts, rows, strict=True):
         change._names = names
         change._row = row
+
+
+def read_patches(changes: Iterable[Change], reader: Reader) -> None:
+    """As ``read_rows``, of patches: their ``row`` are the values of the fields that they name."""
+    patches = [
+        change
+        for change in changes
+        if change._body
+        and change.op == PATCH
+        and change.exact
+        and (change.known is None or reader.fits(change.known.values))
+    ]
+    bodies = [change._body for change in patches if change._body]
+    read = reader.read_patches(bodies, [change.key for change in patches])
+    for change, found in zip(patches, read, strict=True):
+        if found is not None:
+            change._names, change._row = found
 
 
 def stamps(changes: Sequence[Change]) -> list[Stamp]:

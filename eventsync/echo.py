@@ -5,15 +5,21 @@ This module is pure: it makes and compares traces of rows. It knows nothing of s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from struct import Struct
+from typing import Any, Final, NamedTuple
 
 from eventsync import value
 from eventsync.index import Entry
 from eventsync.schema import same
 from eventsync.view import BoundView
 
-__all__ = ["changed_since", "echo_of", "echo_of_fields"]
+__all__ = ["changed_since", "echo_of", "echo_of_fields", "echoes_with"]
+
+_DIGEST: Final = 8
+# How the bytes of a short digest begin in an echo.
+_DIGEST_HEAD: Final = value.pack(bytes(_DIGEST))[:-_DIGEST]
 
 
 def echo_of(entry: Entry, row: Mapping[str, Any], view: BoundView) -> bytes | None:
@@ -22,7 +28,7 @@ def echo_of(entry: Entry, row: Mapping[str, Any], view: BoundView) -> bytes | No
         packed = value.pack_body(row)
         same_body = value.digest_of_body(packed) == entry.stamp.digest
         return None if same_body else value.digest(row)
-    return value.pack({name: value.short_digest(held) for name, held in row.items()})
+    return value.pack_own(dict(zip(row, value.short_digests(row.values()), strict=True)))
 
 
 def echo_of_fields(
@@ -37,15 +43,59 @@ def echo_of_fields(
     ``before``: the echo until now. ``seen``: the row that was there; ``written``: what was written
     of it. An edit of somebody's, in a field that was not written now, is still to be captured.
     """
-    old = value.unpack(before) if before is not None else {}
-    echo = {}
+    old = value.unpack_own(before) if before is not None else {}
+    echo: dict[str, bytes | None] = {}
     for name, held in row.items():
         known = old.get(name) if name in seen and name not in written else None
         if known is not None and not same(seen[name], held):
             # The store altered it by itself, unless it was no more what it had been.
             known = known if known != value.short_digest(seen[name]) else None
-        echo[name] = known if known is not None else value.short_digest(held)
-    return value.pack(echo)
+        echo[name] = known
+    fresh = [name for name, digest in echo.items() if digest is None]
+    echo.update(zip(fresh, value.short_digests(row[name] for name in fresh), strict=True))
+    return value.pack_own(echo)
+
+
+class _Layout(NamedTuple):
+    """How the bytes of an echo of certain fields are laid out, the digest of each at its place.
+
+    ``split`` takes them apart, by turns into what is ``around`` the digests, and these.
+    """
+
+    split: Struct
+    around: tuple[bytes, ...]
+    places: Mapping[str, int]
+
+
+@lru_cache(maxsize=256)
+def _layout(names: tuple[str, ...]) -> _Layout:
+    """The layout of an echo of these fields, in this order. A memo of a pure function."""
+    around = [name + _DIGEST_HEAD for name in value.pack_column(names)]
+    around[:1] = [value.map_head(len(names)) + around[0]]
+    split = Struct("".join(f"{len(part)}s{_DIGEST}s" for part in around))
+    return _Layout(split, tuple(around), {name: 2 * n + 1 for n, name in enumerate(names)})
+
+
+def echoes_with(
+    echoes: Iterable[bytes | None], names: tuple[str, ...], written: Sequence[Mapping[str, Any]]
+) -> list[bytes | None]:
+    """Of each row its echo, once these fields of it are written: what ``echo_of_fields`` comes to.
+
+    ``names``: all fields of a row, in its order. ``None`` for what is not an echo of just these.
+    """
+    split, around, places = _layout(names)
+    digests = iter(value.short_digests(held for values in written for held in values.values()))
+    found: list[bytes | None] = []
+    for echo, values in zip(echoes, written, strict=True):
+        fresh = [(places[name], next(digests)) for name in values]
+        parts = list(split.unpack(echo)) if echo and len(echo) == split.size else []
+        if tuple(parts[::2]) != around:
+            found.append(None)
+            continue
+        for place, digest in fresh:
+            parts[place] = digest
+        found.append(b"".join(parts))
+    return found
 
 
 def changed_since(entry: Entry, row: Mapping[str, Any], view: BoundView) -> dict[str, Any]:
@@ -58,7 +108,7 @@ def changed_since(entry: Entry, row: Mapping[str, Any], view: BoundView) -> dict
         return {} if alike else dict(row)
     if entry.echo is None:
         return {}
-    echo = value.unpack(entry.echo)
+    echo = value.unpack_own(entry.echo)
     return {
         name: held
         for name, held in row.items()

@@ -26,6 +26,7 @@ __all__ = [
     "Verdict",
     "decide",
     "decide_one",
+    "decide_patches",
     "decide_put_or_delete",
 ]
 
@@ -170,6 +171,40 @@ def decide(
     return decision
 
 
+def decide_patches(
+    entry: Entry | None, changes: Sequence[Change], view: BoundView
+) -> Decision | None:
+    """What ``decide`` comes to where the record is here and patches of it win in all their fields.
+
+    For that its row need not be read, where the view is neither partial nor filtered. ``write`` are
+    then all values that the patches say, be they in the row already. ``None``: ``decide`` is to
+    tell. What the origin of a patch held beside it says nothing where it is no later than what is
+    held: the same versions are of the same values, whatever somebody has made of the row since.
+    """
+    if entry is None or entry.presence is not _HERE or entry.parked or not entry.whole:
+        return None
+    wanted, floor = view.wanted, entry.stamp[:16]
+    versions, write = dict(entry.versions), {}
+    for change in changes:
+        version, data = change.version, change.data
+        if change.op != PATCH or not data:
+            return None
+        for name, held in data.items():
+            if name not in wanted or version <= versions.get(name, floor):
+                return None
+            versions[name] = version
+            write[name] = held
+        known = change.known
+        if known is not None and (
+            known.stamp > entry.stamp
+            or any(version > versions.get(name, floor) for name, version in known.versions.items())
+        ):
+            return None
+    if not versions.keys() <= wanted:
+        return None
+    return Decision([APPLIED] * len(changes), Entry(entry.stamp, _HERE, versions), write)
+
+
 def decide_one(
     entry: Entry | None, row: Mapping[str, Any] | None, change: Change, view: BoundView
 ) -> Decision:
@@ -247,10 +282,10 @@ def _missing_fields(state: State, view: BoundView) -> list[str]:
 
 def _keep_needed(state: State, view: BoundView) -> None:
     """Forget of the state what this store neither holds nor judges by."""
-    needed = frozenset(view.needed)
-    for name in [name for name in state.values if name not in needed]:
+    wanted = view.wanted
+    for name in [name for name in state.values if name not in wanted]:
         del state.values[name]
-    for name in [name for name in state.versions if name not in needed]:
+    for name in [name for name in state.versions if name not in wanted]:
         del state.versions[name]
 
 
@@ -271,7 +306,7 @@ def _settle(
     if state.whole:
         absent = [n for n in view.needed if n not in state.values and n not in state.versions]
         _fill_defaults(state.values, absent, view, key)
-    if view.judged <= state.values.keys() | set(view.record_type.keys):
+    if view.where is not None and view.judged <= {*state.values, *view.record_type.keys}:
         whole = view.record_type.key_values(key) | state.values
         if not view.matches(whole):
             entry.presence, entry.whole = Presence.AWAY, False

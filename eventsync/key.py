@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-__all__ = ["CODERS", "MAX_LENGTH", "join", "join_all", "split"]
+__all__ = ["CODERS", "MAX_LENGTH", "join", "join_all", "split", "split_all"]
 
 MAX_LENGTH: Final = 512
 """How many characters a key may have."""
@@ -96,3 +96,14 @@ def split(key: str) -> list[str]:
     if "%" in key:
         return [part.replace("%2F", "/").replace("%25", "%") for part in parts]
     return parts
+
+
+def split_all(keys: Sequence[str]) -> list[Sequence[str]]:
+    """By component the texts of many keys, as ``split`` has them of one.
+
+    Raises ``ValueError`` if not all have as many.
+    """
+    joined = "".join(keys)
+    if "%" not in joined and "/" not in joined:
+        return [keys]
+    return list(zip(*map(split, keys), strict=True))

@@ -162,8 +162,8 @@ def _as_dict(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_all(raws: Iterable[bytes]) -> list[Change | None]:
     """As ``read``, for many envelopes without signatures."""
-    # What most are, puts of the same source and type with nothing added, takes no call of Python's
-    # but the one that makes the change; the others are read one by one.
+    # What most are, changes of the same source, type and kind with nothing added, takes no call of
+    # Python's but the one that makes the change; the others are read one by one.
     found: list[Change | None] = []
     fields, fixed = _FIXED.unpack_from, _FIXED.size
     sealed, new = Change.sealed, bytes.__new__
@@ -173,7 +173,7 @@ def read_all(raws: Iterable[bytes]) -> list[Change | None]:
             at = raw.find(_ID, 0, _LONGEST_HEAD)
             first = raw[: at + len(_ID)]
             head = _read_head(raw[1:at]) if raw[:1] == _PLAIN and at > 0 else None
-        if head is not None and len(raw) > at + fixed and head[2] != DELETE:
+        if head is not None and len(raw) > at + fixed:
             id_, ver, version, key_name, size = fields(raw, at)
             start = at + fixed
             after = start + (size & 0x1F)
@@ -182,9 +182,9 @@ def read_all(raws: Iterable[bytes]) -> list[Change | None]:
                 and raw.startswith(_DATA, after)
                 # Whatever is not ASCII may not be UTF-8 either.
                 and (key := raw[start:after]).isascii()
+                and ((body := raw[after + len(_DATA) :]) == _NIL or head[2] != DELETE)
             ):
                 source, type_, op, schema, hops = head
-                body = raw[after + len(_DATA) :]
                 found.append(
                     sealed(
                         source,
@@ -241,21 +241,9 @@ def read(raw: bytes, end: int) -> Change | None:
     body = raw[after + len(_DATA) : end]
     # Its length is known: ``Version`` would look again.
     version = bytes.__new__(Version, version)
-    if op != DELETE:
-        return Change.sealed(source, type_, op, schema, hops, key, version, id_, known, body)
-    if body != _NIL:
+    if op == DELETE and body != _NIL:
         return None
-    return Change(
-        type=type_,
-        key=key,
-        op=op,
-        version=version,
-        data=None,
-        source=source,
-        id=id_,
-        schema=schema,
-        hops=hops,
-    )
+    return Change.sealed(source, type_, op, schema, hops, key, version, id_, known, body)
 
 
 @lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""The reader: the bodies of many whole records of one type, read at once, column by column.
+"""The reader: the bodies of many puts or patches of one type, read at once, column by column.
 
 It owns how bytes become checked values in bulk, for speed only: it reads nothing otherwise than
 ``value`` and ``schema`` do for one record, and what takes a closer look it leaves to them. It knows
@@ -8,7 +8,7 @@ nothing of changes or stores.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from operator import attrgetter
 from typing import Any, Final
@@ -48,7 +48,7 @@ _SURE: Final = (is_text, Decimal.is_finite)
 
 
 class Reader:
-    """Reads the bodies of whole records of ``type``. Thread-safe.
+    """Reads the bodies of puts and patches of records of ``type``. Thread-safe.
 
     ``names``: its fields in the order that they have in a body, and in the rows that are read.
     """
@@ -59,8 +59,14 @@ class Reader:
         self._keys = [
             (self.names.index(name), key.CODERS[type.fields[name].type][0]) for name in type.keys
         ]
-        count = len(self.names)
-        self._head = bytes((0x80 | count,)) if count < 16 else b"\xde" + count.to_bytes(2, "big")
+        self._type = type
+        # By field that a patch may name, what reads a value of it.
+        self._decoders: dict[str, Callable[[Any], Any]] = {
+            field.name: msgspec.msgpack.Decoder(_wire_type(field)).decode
+            for field in self._fields
+            if field.type in _AS and not field.key
+        }
+        self._head = _head(len(self.names))
         self._decode: Callable[[bytes], Any] | None = None
         if all(field.type in _AS for field in self._fields):
             # By numbers, for names of fields need not be ones that a class may have.
@@ -93,6 +99,59 @@ class Reader:
             if place not in unfit:
                 found[number] = rows[place]
         return found
+
+    def read_patches(
+        self, bodies: Sequence[bytes], keys: Sequence[str]
+    ) -> list[tuple[tuple[str, ...], Row] | None]:
+        """By body the names of the fields in it and their values, if these are just what the record
+        type would make of them, and the key is one of its records; ``None`` for any other.
+        """
+        found: list[tuple[tuple[str, ...], Row] | None] = [None] * len(bodies)
+        if self._type.key_columns(keys) is None:
+            return found
+        # Patches of the same fields are read together.
+        alike: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
+        for number, body in enumerate(bodies):
+            try:
+                parts = _split(body)
+            except _UNREADABLE:
+                continue
+            names = tuple(parts)
+            if names not in alike and not (names and self._decoders.keys() >= parts.keys()):
+                continue
+            if body.startswith(_head(len(names))):  # no name came twice
+                alike.setdefault(names, []).append((number, parts))
+        for names, group in alike.items():
+            unfit: set[int] = set()
+            columns = [
+                self._read_column(name, column, unfit)
+                for name, column in zip(
+                    names, zip(*(parts.values() for _, parts in group), strict=True), strict=True
+                )
+            ]
+            for place, row in enumerate(zip(*columns, strict=True)):
+                if place not in unfit:
+                    found[group[place][0]] = names, row
+        return found
+
+    def fits(self, values: Mapping[str, Any]) -> bool:
+        """Whether values that have been read are just what the record type would make of them."""
+        return self._type.fits(values)
+
+    def _read_column(self, name: str, column: Sequence[Any], unfit: set[int]) -> Sequence[Any]:
+        """The values of a field, each in its bytes; adds to ``unfit`` as ``_checked``."""
+        decode = self._decoders[name]
+        try:
+            values = list(map(decode, column))
+        except _UNREADABLE:
+            values = []
+            for number, part in enumerate(column):
+                try:
+                    values.append(decode(part))
+                except _UNREADABLE:
+                    values.append(None)
+                    unfit.add(number)
+        return _checked(self._type.fields[name], values, unfit)
 
     def _decoded(self, bodies: Sequence[bytes]) -> tuple[Sequence[int], list[Row]]:
         """Which of the bodies have the right fields, and their values as they travelled."""
@@ -131,6 +190,12 @@ class Reader:
 
 
 _UNREADABLE: Final = (msgspec.MsgspecError, ValueError)
+_split: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def _head(count: int) -> bytes:
+    """How a body of that many entries begins; of more it takes a closer look."""
+    return b"%c" % (0x80 | count) if count < 16 else b"\xde%c%c" % divmod(count, 256)
 
 
 def _wire_type(field: Field) -> Any:

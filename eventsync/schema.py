@@ -6,7 +6,7 @@ It knows nothing of the records themselves, of stores or of versions.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
@@ -296,6 +296,30 @@ class RecordType:
                     pass
         expected = " / ".join(f"{name}: {self.fields[name].expected}" for name in self.keys)
         raise self._key_error(text, f"a key ({expected})")
+
+    def key_columns(self, texts: Sequence[str]) -> list[Sequence[Any]] | None:
+        """By key field its values in many keys, as ``key_values`` gives them, in less time.
+
+        ``None`` where one of ``texts`` is no key, or takes a closer look.
+        """
+        columns: list[Sequence[Any]] = []
+        try:
+            if not texts or max(map(len, texts)) > key.MAX_LENGTH:
+                return None
+            parts = key.split_all(texts)
+            encoded = []
+            for column, (field, encode, decode) in zip(parts, self._coders, strict=True):
+                values = list(map(decode, column))
+                if set(map(type, values)) != {field.type}:
+                    return None
+                if field.verify is not None and not all(map(field.verify, values)):
+                    return None
+                columns.append(values)
+                encoded.append(list(map(encode, values)))
+            alike = key.join_all(encoded) == list(texts)
+        except (ValueError, ArithmeticError, LookupError, TypeError):
+            return None
+        return columns if alike else None
 
     def _key_error(self, value: Any, expected: str) -> FieldError:
         return FieldError(self.name, "/".join(self.keys), value, expected)

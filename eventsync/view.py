@@ -102,6 +102,8 @@ class BoundView:
             if name not in record_type.keys and (name in self.names or name in judged)
         )
         """The fields, keys aside, whose values must be known before a record can be written."""
+        self.wanted: frozenset[str] = frozenset(self.needed)
+        """The same, to look them up."""
         self.optional: tuple[str, ...] = tuple(n for n in self.fields if known[n].optional)
         """The fields it holds of which a record may have no value."""
         self._plain = not self.convert and all(n == s for n, s in self.names.items())

@@ -144,6 +144,38 @@ def mutated(raw, program):
     return bytes(raw)
 
 
+PLAIN_RUN = [
+    Change(
+        type="T", key=key, op=op, version=Version.of(20), source="s", id=bytes(range(16)),
+        data=None if op == DELETE else {"a": 1},
+    )
+    for op in (PUT, DELETE, PATCH)
+    for key in ("1", "é", "k" * 40)
+]  # fmt: skip
+
+
+@given(
+    st.lists(st.integers(0, len(PLAIN_RUN) - 1), min_size=1, max_size=4),
+    st.binary(min_size=4, max_size=11),
+)
+def test_a_run_is_read_as_each_of_it(places, program):
+    """Whatever has become of the bytes of the second, and whichever came before it."""
+    raws = [envelope.encode(PLAIN_RUN[place]) for place in places]
+    raws.insert(1, mutated(raws[0], program))
+    for raw, found in zip(raws, envelope.decode_all(raws), strict=True):
+        if isinstance(found, EnvelopeError):
+            assert found.reason == outcome(raw)
+            continue
+        try:
+            found.data  # noqa: B018  # reads it
+        except ValueRefusedError:
+            assert outcome(raw) is not None
+            continue
+        alone = envelope.decode(raw)
+        assert found == alone
+        assert found.stamp == alone.stamp
+
+
 @given(sampled_changes(), st.binary(min_size=4, max_size=19), st.sampled_from([None, KEYS]))
 def test_mutated_envelopes(change, program, keys):
     """Envelopes that are cut, flipped or spliced raise ``EnvelopeError`` or are read; no more."""

@@ -236,3 +236,78 @@ def test_records_that_hold_others_are_left_to_the_closer_look():
     """Lists and dicts are checked one by one."""
     body = value.pack_body({"id": 1, "tags": ["a"]})
     assert Reader(Holder.__record__).read([body], ["1"]) == [None]
+
+
+patches = st.builds(
+    lambda body, names: {n: held for n, held in body.items() if n in names},
+    spoilt,
+    st.sets(st.sampled_from([*fitting, "unknown"]), max_size=4),
+)
+
+
+def look_closer_at_a_patch(body: bytes) -> Any:
+    """What is made of the body of one patch; ``None`` for what is refused or altered."""
+    try:
+        data = value.unpack_body(body)
+        loaded = SAMPLE.load(data, partial=True)
+    except (RecordError, ValueRefusedError):
+        return None
+    return loaded if "id" not in data and same(loaded, data) else None
+
+
+def check_patches(bodies: list[bytes]) -> int:
+    """Compare both ways of reading; how many were read in bulk."""
+    found = Reader(SAMPLE).read_patches(bodies, ["1"] * len(bodies))
+    for body, read in zip(bodies, found, strict=True):
+        if read is not None:
+            expected = look_closer_at_a_patch(body)
+            assert expected is not None, "what does not fit was read"
+            assert same(dict(zip(*read, strict=True)), expected)
+    return sum(read is not None for read in found)
+
+
+@given(st.lists(patches, max_size=5))
+def test_patches_are_read_no_otherwise(data):
+    """Each has the values that the record type makes of the same bytes, whatever lies beside it."""
+    check_patches([value.pack_body(body) for body in data])
+
+
+@given(st.lists(patches.filter(bool), min_size=1, max_size=3), noise)
+def test_hostile_patches_are_read_as_a_closer_look_reads_them(data, noise):
+    """Whatever has become of the bytes of one of the bodies."""
+    bodies = [bytearray(value.pack_body(body)) for body in data]
+    place, junk = noise[0] % len(bodies[0]), noise[1]
+    bodies[0][place : place + len(junk)] = junk
+    check_patches([bytes(body) for body in bodies])
+
+
+def test_patches_that_fit_are_read_in_bulk():
+    """Of whatever fields they are; not those of none, and not under a key that is none."""
+    whole = sample()
+    names = [*whole.keys() - {"id"}]
+    data = [{n: whole[n] for n in names[:count]} for count in range(len(names) + 1)]
+    bodies = [value.pack_body(body) for body in data]
+    assert check_patches(bodies) == len(names)
+    assert not any(Reader(SAMPLE).read_patches(bodies, ["01"] * len(bodies)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        value.pack_body({"id": 1}),
+        value.pack_body({"score": 1}),
+        value.pack_body({"score": 0.5}) + b"\x00",
+        b"\x82\xa5other\x01\xa5other\x02",
+        b"\x81\xc4\x05other\x01",
+        b"\x81\xa5other",
+        b"\x81\xa6moment\xd6\xff\x00\x00\x00\x01",
+        b"\xde\x00\x01\xa5other\x01",
+        b"\x91\x01",
+        b"",
+    ],
+)
+def test_a_patch_that_takes_a_closer_look_is_left_to_it(body):
+    """And those beside it are read."""
+    good = value.pack_body({"score": 0.5})
+    found = Reader(SAMPLE).read_patches([good, body, good], ["1"] * 3)
+    assert [read is not None for read in found] == [True, False, True]

@@ -624,6 +624,59 @@ class TestKey:
             return
         assert described.key_text(values) == text
 
+    @given(st.data())
+    def test_many_keys_are_read_as_each_of_them(self, data: st.DataObject) -> None:
+        """What is read column by column is what ``key_values`` reads; nothing else is read so."""
+        kinds = data.draw(st.lists(st.sampled_from(list(KEY_VALUES)), min_size=1, max_size=2))
+        described = type_of(*kinds)
+        wild = st.text("%25F/-+0.eE1T:Z", max_size=12)
+        values = st.tuples(*(KEY_VALUES[kind] for kind in kinds))
+        sound = data.draw(st.lists(values.map(described.key_of), min_size=1, max_size=3))
+        texts = [*sound, *data.draw(st.lists(wild, max_size=1))]
+        try:
+            expected = [tuple(described.key_values(text).values()) for text in texts]
+        except FieldError:
+            assert described.key_columns(texts) is None
+            return
+        columns = described.key_columns(texts)
+        if columns is not None:
+            assert same(list(map(list, zip(*columns, strict=True))), list(map(list, expected)))
+        else:
+            assert not all(
+                field.scalar and field.verify is None for field in described.fields.values()
+            )
+
+    @pytest.mark.parametrize(
+        ("kinds", "texts"),
+        [
+            ([int], ["1", "2"]),
+            ([int], ["1", "01"]),
+            ([int], ["1", "+1"]),
+            ([int], ["1", "\u0661"]),
+            ([int], ["1", "1/1"]),
+            ([Decimal], ["1", "1.0"]),
+            ([str], ["a", "%25"]),
+            ([str], ["a", "%41"]),
+            ([str], ["a", "a" * 513]),
+            ([str, int], ["a/1", "a%2F/2"]),
+            ([str, int], ["a/1", "a%2f/2"]),
+            ([str, int], ["a/1", "a"]),
+        ],
+    )
+    def test_of_many_keys_each_text_is_the_one_of_its_key(
+        self, kinds: list[Any], texts: list[str]
+    ) -> None:
+        """Another text of the same values is none."""
+        described = type_of(*kinds)
+        try:
+            expected = [described.key_values(text) for text in texts]
+        except FieldError:
+            assert described.key_columns(texts) is None
+            return
+        columns = described.key_columns(texts)
+        assert columns is not None
+        assert [tuple(values.values()) for values in expected] == list(zip(*columns, strict=True))
+
     @given(st.text(max_size=8), st.text(max_size=8), st.text(max_size=8), st.text(max_size=8))
     def test_different_keys_have_different_texts(self, a: str, b: str, c: str, d: str) -> None:
         """However the separators lie in the components."""

@@ -20,6 +20,7 @@ from eventsync.change import Change
 from eventsync.clock import Clock, Version
 from eventsync.errors import DependencyError, RejectedError, StoreUnavailableError
 from eventsync.gate import Outcome
+from eventsync.index import Presence
 from eventsync.option import Options
 from eventsync.record import Field, Record
 from eventsync.retry import retrying
@@ -422,6 +423,52 @@ def test_who_has_the_value_already(server, request, tmp_path):
         with pytest.raises(RejectedError, match="person '7' has the same floor and room"):
             store.update(ben)
         assert store.count(person) == 2
+
+
+@pytest.mark.parametrize("server", ["sqlite", "postgres", "mariadb"])
+def test_many_patches(server, request, tmp_path):
+    """Written past their rows, each once: not one that is refused, nor one whose row has gone."""
+    url = f"sqlite:///{tmp_path}/p.db" if server == "sqlite" else None
+    engine = sa.create_engine(url or fresh(request.getfixturevalue(server)))
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE person"
+            " (id BIGINT PRIMARY KEY, name VARCHAR(9), floor INT, room INT UNIQUE)"
+        )
+    person = derive(engine, "person", rule="field")
+    accessor = SqlAccessor(person, engine)
+    with Store("people", accessor) as store:
+        assert accessor.patchable
+        store.add([person(id=n, name="a", floor=n, room=n) for n in range(200)])
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM person WHERE id = 3")
+        names = [("name",), ("floor", "name"), ("room",), ("name",)]
+        values = {n: {"name": "b", "floor": None, "room": 200 + n} for n in range(200)}
+        values[6]["room"] = 5
+        later = int(store.clock.now() * 1000) + 1000
+        patches = [
+            Change(
+                type="person",
+                key=str(n),
+                op="patch",
+                version=Version.of(later, 0, n),
+                data={name: values[n][name] for name in names[n % 4]},
+            )
+            for n in range(200)
+        ]
+        outcomes = [settled.outcome for settled in apply(store, patches, clock=store.clock)]
+        expected = dict.fromkeys(range(200), Outcome.APPLIED)
+        expected |= {3: Outcome.PENDING, 6: Outcome.REJECTED}
+        assert outcomes == list(expected.values())
+        again = [settled.outcome for settled in apply(store, patches, clock=store.clock)]
+        assert set(again) == {Outcome.DUPLICATE, Outcome.REJECTED}
+        for n in {*range(200)} - {3}:
+            changed = names[n % 4] if n != 6 else ()
+            assert store[person, n].raw() == {"id": n, "name": "a", "floor": n, "room": n} | {
+                name: values[n][name] for name in changed
+            }
+        assert [key for key, _ in store.index.scan("person", presence=Presence.PENDING)] == ["3"]
+        assert not any(store.capture())
 
 
 @pytest.mark.parametrize("server", ["sqlite", "postgres", "mariadb"])

@@ -17,6 +17,7 @@ from eventsync.index import Index, IndexTransaction
 from eventsync.key import CODERS
 from eventsync.query import All, Compare, Query
 from eventsync.record import Record
+from eventsync.step import Step
 from eventsync.stores.redis.codec import HashCodec, JsonCodec, framed
 from eventsync.stores.redis.index import (
     Data,
@@ -279,7 +280,7 @@ class RedisAccessor(Accessor[R]):
         }
         with self._versions.transaction() as transaction:
             transaction.newest_wins = True
-            self._perform(decisions, transaction)
+            Step(self, transaction).perform(decisions)
         verdicts: dict[str, Sequence[Verdict]] = {
             key: decision.verdicts for key, decision in decisions.items()
         }

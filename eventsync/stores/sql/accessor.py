@@ -5,8 +5,8 @@ It owns the statements on rows. It knows nothing of what differs between databas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import chain
 from typing import Any, ClassVar, TypeVar
@@ -143,20 +143,33 @@ class SqlAccessor(Accessor[R]):
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
         assert isinstance(transaction, SqlTransaction)
-        try:
-            with self._errors():
-                self._write(transaction.connection, writes, removals)
-        except UniqueError as error:
-            other = self._rival(transaction.connection, writes[0]) if len(writes) == 1 else None
-            if other is None:
-                raise
-            raise UniqueError(f"{error.message}; {other}", hint=error.hint) from error
+        with self._rivals_named(transaction.connection, writes), self._errors():
+            self._write(transaction.connection, writes, removals)
+
+    def update_rows(
+        self, writes: Sequence[Write], transaction: IndexTransaction
+    ) -> Collection[str]:
+        assert isinstance(transaction, SqlTransaction)
+        connection = transaction.connection
+        with self._rivals_named(connection, writes), self._errors():
+            keys = [write.key for write in writes]
+            # Of those that have no row nothing is changed.
+            return keys if self._change(connection, writes) else self._present(connection, keys)
 
     @cached_property
     def plain(self) -> bool:
-        view, table = self.view, self._table
-        as_written = table.faithful and table.verbatim
-        return as_written and not view.partial and view.where is None and self.type.rule == "record"
+        table = self._table
+        return table.faithful and table.verbatim and self._whole and self.type.rule == "record"
+
+    @cached_property
+    def patchable(self) -> bool:
+        table = self._table
+        return table.faithful and table.exact_key and self._whole and self.type.rule == "field"
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all of every record is in the table."""
+        return not self.view.partial and self.view.where is None
 
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
@@ -238,18 +251,24 @@ class SqlAccessor(Accessor[R]):
             if whole:
                 dialect.upsert(connection, table.target, self._dependents.parents_first(whole))
             changed = [write for write in writes if not write.whole]
-        partial: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
-        for write in changed:
-            stored = table.stored(write.values)
-            row = (*stored.values(), *table.key_row(write.key))
-            partial.setdefault(tuple(stored), []).append(row)
-        for columns, rows in partial.items():
-            sets = ", ".join(f"{table.quoted[column]} = {dialect.mark}" for column in columns)
-            dialect.run(connection, f"UPDATE {table.name} SET {sets} WHERE {table.key_is}", rows)
+        self._change(connection, changed)
         for wave in self._dependents.children_first(connection, removals):
             for start in range(0, len(wave), _IN):
                 among, parameters = self._among(wave[start : start + _IN])
                 connection.exec_driver_sql(f"DELETE FROM {table.name} WHERE {among}", parameters)
+
+    def _change(self, connection: sa.Connection, writes: Sequence[Write]) -> bool:
+        """Write changed fields; whether each had its row."""
+        alike: dict[tuple[str, ...], list[Write]] = {}
+        for write in writes:
+            alike.setdefault(tuple(write.values), []).append(write)
+        found = 0
+        for some in alike.values():
+            keys, values = [write.key for write in some], [write.values for write in some]
+            target, rows = self._table.changes(keys, values)
+            if target.changed:
+                found += self.dialect.update(connection, target, rows)
+        return found == len(writes)
 
     def _present(self, connection: sa.Connection, keys: Sequence[str]) -> set[str]:
         """Those of ``keys`` that have a row, compared character by character."""
@@ -259,6 +278,17 @@ class SqlAccessor(Accessor[R]):
             if len(keys) == 1:
                 raise
             return {key for key in keys if self._present(connection, [key])}
+
+    @contextmanager
+    def _rivals_named(self, connection: sa.Connection, writes: Sequence[Write]) -> Iterator[None]:
+        """Say of a record that is refused by itself which other one is in its way."""
+        try:
+            yield
+        except UniqueError as error:
+            other = self._rival(connection, writes[0]) if len(writes) == 1 else None
+            if other is None:
+                raise
+            raise UniqueError(f"{error.message}; {other}", hint=error.hint) from error
 
     def _rival(self, connection: sa.Connection, write: Write) -> str | None:
         """What to say of the record that has a value which ``write`` may not have too."""
@@ -289,7 +319,7 @@ class SqlAccessor(Accessor[R]):
     def _among(self, keys: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
         """The condition that a row is of one of ``keys``, and its parameters."""
         table, dialect = self._table, self.dialect
-        rows = list(map(table.key_row, keys))
+        rows = table.key_rows(keys)
         if table.key_kinds == ("",) or len(table.key_names) > 1:
             return dialect.keys_in(table.key_names, len(rows)), tuple(chain.from_iterable(rows))
         return dialect.among(table.key_names[0], [part for (part,) in rows])

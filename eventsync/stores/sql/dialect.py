@@ -79,6 +79,7 @@ class Target:
     ``columns``: of each row, in its order; ``keys``: those that identify a row; ``changed``: those
     that a later row overwrites. ``overriding``: the database numbers the rows, unless told not to.
     ``types``: what the database calls the type of each column, if rows can be sent in binary form.
+    ``beside``: the columns of other targets that can have a temporary table in common with this.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Target:
     changed: tuple[str, ...]
     overriding: bool = False
     types: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 class Dialect(ABC):
@@ -184,6 +186,16 @@ class Dialect(ABC):
     ) -> None:
         """Add rows. Fails if one of their keys is there already."""
         self.run(connection, self.insert_sql(target), rows)
+
+    def update(self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]) -> int:
+        """Write the changed columns of rows that are there; how many of them are.
+
+        ``rows``: of each ``target.changed``, then ``target.keys``.
+        """
+        sets = ", ".join(f"{column} = {self.mark}" for column in target.changed)
+        one = " AND ".join(f"{column} = {self.mark}" for column in target.keys)
+        statement = f"UPDATE {target.name} SET {sets} WHERE {one}"
+        return connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0]).rowcount
 
     def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
         """Whether a column's text is compared by something looser than its characters."""

@@ -365,25 +365,42 @@ class Postgresql(Dialect):
             self.raw(connection).execute(*self._with_arrays(target, rows, upsert=upsert))
             return
         cursor = self.raw(connection).cursor()
-        columns = ", ".join(target.columns)
-        layout = f"{target.name} {columns}".encode()
+        temporary = self._staged(cursor, target, rows)
+        cursor.execute(
+            f"{self._insert_into(target)} SELECT {', '.join(target.columns)} FROM {temporary}"
+            f"{self._clause(target, upsert=upsert)}"
+        )
+
+    def update(self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]) -> int:
+        if len(rows) < _SOME:
+            return super().update(connection, target, rows)
+        cursor = self.raw(connection).cursor()
+        temporary = self._staged(cursor, target, rows)
+        sets = ", ".join(f"{column} = i.{column}" for column in target.changed)
+        same = " AND ".join(f"t.{column} = i.{column}" for column in target.keys)
+        cursor.execute(f"UPDATE {target.name} t SET {sets} FROM {temporary} i WHERE {same}")
+        return int(cursor.rowcount)
+
+    def _staged(self, cursor: Any, target: Target, rows: list[tuple[Any, ...]]) -> str:
+        """The name of a temporary table that holds these rows, and nothing else."""
+        # Not one for each set of columns that patches may change: the others stay empty.
+        held = ", ".join(target.beside or target.columns)
+        layout = f"{target.name} {held}".encode()
         temporary = f"pg_temp.eventsync_{zlib.crc32(layout):08x}_{len(layout)}"
         cursor.execute(
             f"CREATE TEMPORARY TABLE IF NOT EXISTS {temporary} ON COMMIT DELETE ROWS AS"
-            f" SELECT {columns} FROM {target.name} WITH NO DATA"
+            f" SELECT {held} FROM {target.name} WITH NO DATA"
         )
         cursor.execute(f"DELETE FROM {temporary}")
         binary = " (FORMAT BINARY)" if target.types else ""
+        columns = ", ".join(target.columns)
         with cursor.copy(f"COPY {temporary} ({columns}) FROM STDIN{binary}") as copy:
             if target.types:
                 copy.set_types(target.types)
             write = copy.write_row
             for row in rows:
                 write(row)
-        cursor.execute(
-            f"{self._insert_into(target)} SELECT {columns} FROM {temporary}"
-            f"{self._clause(target, upsert=upsert)}"
-        )
+        return temporary
 
 
 def _in_utc(held: Any) -> Any:

@@ -116,7 +116,6 @@ class Table:
         self.selected = ", ".join(
             dialect.select_expression(self.quoted[c], self.found.c[c].type) for c in self.columns
         )
-        self.key_is = " AND ".join(f"{quoted} = {dialect.mark}" for quoted in self.key_names)
         self._read_constraints(engine, dialect, name, schema)
         self._make_codecs(dialect)
 
@@ -139,9 +138,11 @@ class Table:
         self.unique_key = by_primary or any(set(c) == keys for c in self.uniques)
         """Whether the database itself holds the key columns unique, so that an upsert can."""
         loose = any(dialect.loose(self.found.c[column].type) for column in self.keys)
+        self.exact_key = self.unique_key and not loose
+        """Whether a condition on the key columns is of the row of one record, and no other's."""
         others = not by_primary or any(set(c) != keys for c in self.uniques)
         anywhere = dialect.upsert_sql(self.target).find("ON CONFLICT") < 0
-        self.guarded = loose or not self.unique_key or (anywhere and others)
+        self.guarded = not self.exact_key or (anywhere and others)
         """Whether an upsert by the database could hit the row of another record."""
         self.references = [
             Reference.of(found) for found in inspector.get_foreign_keys(name, schema=schema)
@@ -173,6 +174,7 @@ class Table:
         order = {column: place for place, column in enumerate(self.columns)}
         self._places = [(order[column], write) for column, write in self._writers.items()]
         self._key_places = [order[column] for column in self.keys]
+        self._converts_key = not self.view.convert.keys().isdisjoint(self.type.keys)
         self.key_kinds = tuple(self._kinds[column] for column in self.keys)
         """What the database calls the type of each key column; empty where that is not known."""
 
@@ -210,6 +212,36 @@ class Table:
             columns[place] = map(write, columns[place])
         return list(zip(*columns, strict=True))
 
+    def changes(
+        self, keys: Sequence[str], records: Sequence[Mapping[str, Any]]
+    ) -> tuple[Target, list[tuple[Any, ...]]]:
+        """What an update of these records takes: of each its changed columns, then its key.
+
+        ``records``: the changed values, all of the same fields. Key columns do not change.
+        """
+        names = self.view.names
+        fields = [name for name in records[0] if name in names and name not in self.type.keys]
+        columns = [names[name] for name in fields]
+        if self.view.convert:
+            records = list(map(self.view.to_store, records))
+            fields = columns
+        written: list[Iterable[Any]] = []
+        for field, column in zip(fields, columns, strict=True):
+            held, write = map(itemgetter(field), records), self._writers.get(column)
+            written.append(held if write is None else map(write, held))
+        changed = tuple(self.quoted[column] for column in columns)
+        kinds = (*(self._kinds[column] for column in columns), *self.key_kinds)
+        target = Target(
+            self.name,
+            (*changed, *self.key_names),
+            self.key_names,
+            changed,
+            types=kinds if all(kinds) else (),
+            beside=self.target.columns,
+        )
+        whole = zip(*written, *zip(*self.key_rows(keys), strict=True), strict=True)
+        return target, list(whole)
+
     def stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """By column, what the database gets for these field values."""
         stored = self.view.to_store(values)
@@ -223,6 +255,17 @@ class Table:
         """What the key columns hold of the record of that key."""
         stored = self.stored(self.type.key_values(key))
         return tuple(stored[column] for column in self.keys)
+
+    def key_rows(self, keys: Sequence[str]) -> list[tuple[Any, ...]]:
+        """As ``key_row`` of each, in less time."""
+        columns = None if self._converts_key else self.type.key_columns(keys)
+        if columns is None:
+            return list(map(self.key_row, keys))
+        written = [
+            column if (write := self._writers.get(name)) is None else map(write, column)
+            for name, column in zip(self.keys, columns, strict=True)
+        ]
+        return list(zip(*written, strict=True))
 
     def key_of(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """What the key columns hold in a row, as it was selected."""

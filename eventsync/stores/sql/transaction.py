@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["SqlTransaction"]
 
 _CHUNK: Final = 1000
-_PRESENCE: Final = {int(presence): presence for presence in Presence}
 _SAVEPOINT: Final = "SAVEPOINT eventsync"
 _RELEASE: Final = "RELEASE SAVEPOINT eventsync"
 _UNDO: Final = "ROLLBACK TO SAVEPOINT eventsync"
@@ -122,10 +121,7 @@ class SqlTransaction(IndexTransaction):
         """The entries that are in the answers to ``reading``."""
         found = {}
         for key, stamp, presence, detail, echo in chain.from_iterable(answers):
-            if detail is None:
-                found[key] = Entry(Stamp(stamp), _PRESENCE[presence], echo=echo)
-            else:
-                found[key] = Entry.unpack(stamp, presence, detail, echo)
+            found[key] = Entry.unpack(stamp, presence, detail, echo)
         self._note_absent(type, keys, found)
         return found
 
