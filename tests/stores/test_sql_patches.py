@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -198,3 +199,23 @@ def test_a_patch_of_a_row_that_others_removed_is_kept(tmp_path):
         outcomes = [settled.outcome for settled in apply(store, patches, clock=clock)]
         assert outcomes == [Outcome.APPLIED, Outcome.PENDING, Outcome.APPLIED]
         assert [(record.key, record.amount) for record in store.find(Item)] == [("0", 5), ("2", 5)]
+
+
+class Watched(SqlAccessor):
+    """Means to see all that is written."""
+
+    seen: ClassVar[list] = []
+
+    def write_rows(self, writes, removals, transaction):
+        self.seen.extend((write.key, dict(write.values)) for write in writes)
+        super().write_rows(writes, removals, transaction)
+
+
+def test_who_overrides_the_writing_sees_every_patch(tmp_path):
+    """No patch goes past a ``write_rows`` of a subclass's own."""
+    clock = Clock(now=lambda: NOW)
+    accessor = Watched(Item, f"sqlite:///{tmp_path / 'crm.db'}", create=True)
+    with Store("store", accessor, clock=clock) as store:
+        apply(store, [PUT_ONE], clock=clock)
+        apply(store, [change(PATCH, 2, {"note": "ours"})], clock=clock)
+    assert accessor.seen[-1] == ("0", {"note": "ours"})

@@ -164,7 +164,10 @@ class SqlAccessor(Accessor[R]):
     @cached_property
     def patchable(self) -> bool:
         table = self._table
-        return table.faithful and table.exact_key and self._whole and self.type.rule == "field"
+        # A subclass with a ``write_rows`` of its own means to see all that is written.
+        own = type(self).write_rows is not SqlAccessor.write_rows
+        by_field = self.type.rule == "field" and not own
+        return by_field and table.faithful and table.exact_key and self._whole
 
     @property
     def _whole(self) -> bool:
