@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from eventsync import value
+from eventsync import unpacking, value
 from eventsync.clock import Version
 from eventsync.incarnation import incarnation
 
@@ -266,7 +266,7 @@ class Change:
                 self._data = dict(zip(self._names, self._row, strict=True))
             else:
                 assert self._body is not None
-                self._data = value.unpack_body(self._body)
+                self._data = unpacking.unpack_body(self._body)
         return self._data
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 from uuid import UUID
 
-from eventsync import cloudevents, envelope, value
+from eventsync import cloudevents, envelope, unpacking, value
 from eventsync.change import Change, new_id
 from eventsync.clock import Version
 from eventsync.errors import EnvelopeError, ValueRefusedError
@@ -70,7 +70,7 @@ class DeadLetter:
         Raises ``EnvelopeError``, and nothing else, for bytes that are no letter.
         """
         try:
-            entries = value.unpack(raw)
+            entries = unpacking.unpack(raw)
         except ValueRefusedError as error:
             raise EnvelopeError(f"not a dead letter: {error.message}") from error
         if type(entries) is not dict or entries.get("v") != _MAJOR:

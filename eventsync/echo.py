@@ -10,7 +10,7 @@ from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from eventsync import value
+from eventsync import unpacking, value
 from eventsync.index import Entry
 from eventsync.schema import same
 from eventsync.view import BoundView
@@ -43,7 +43,7 @@ def echo_of_fields(
     ``before``: the echo until now. ``seen``: the row that was there; ``written``: what was written
     of it. An edit of somebody's, in a field that was not written now, is still to be captured.
     """
-    old = value.unpack_own(before) if before is not None else {}
+    old = unpacking.unpack_own(before) if before is not None else {}
     echo: dict[str, bytes | None] = {}
     for name, held in row.items():
         known = old.get(name) if name in seen and name not in written else None
@@ -108,7 +108,7 @@ def changed_since(entry: Entry, row: Mapping[str, Any], view: BoundView) -> dict
         return {} if alike else dict(row)
     if entry.echo is None:
         return {}
-    echo = value.unpack_own(entry.echo)
+    echo = unpacking.unpack_own(entry.echo)
     return {
         name: held
         for name, held in row.items()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from eventsync import layout, value
+from eventsync import layout, unpacking, value
 from eventsync.change import Change, Known, Stamp, make_bodies
 from eventsync.clock import Version
 from eventsync.entry import MAX_KEY, MAX_NAME, check_body, check_head, shown
@@ -137,7 +137,7 @@ def _decode_lazily(raw: bytes, keys: Keyring | None, max_bytes: int) -> Change:
 def _read_any(raw: bytes, kid: str | None = None) -> Change:
     """The change in an envelope laid out in any order; ``kid``: whose signature was verified."""
     try:
-        entries = value.unpack_parts(raw)
+        entries = unpacking.unpack_parts(raw)
     except ValueRefusedError as error:
         raise _refuse(f"not an envelope: {error.message}", "envelope") from error
     if type(entries) is not dict or "v" not in entries:

@@ -15,7 +15,7 @@ from itertools import repeat
 from struct import Struct
 from typing import Any, Final
 
-from eventsync import value
+from eventsync import unpacking, value
 from eventsync.change import DELETE, PATCH, Change, Known, Op, Stamp, body_parts
 from eventsync.clock import Version
 from eventsync.entry import MAX_KEY, check_head, check_known, check_text
@@ -250,7 +250,7 @@ def read(raw: bytes, end: int) -> Change | None:
 def _read_head(head: bytes) -> _Head | None:
     """The first six entries of an envelope, if these bytes are they."""
     try:
-        found = value.unpack(b"\x86" + head)
+        found = unpacking.unpack(b"\x86" + head)
         source, type_, op = found["src"], found["type"], found["op"]
         schema, hops, major = found["schema"], found["hops"], found["v"]
         check_head(source, type_, op, schema, hops)
@@ -272,8 +272,8 @@ def _read_known(raw: bytes, at: int, end: int) -> tuple[Known, int]:
     versions_end = raw.find(_DATA, versions, end)
     if values_end < 0 or versions_end < 0 or raw[at:stamp] != _KNOWN:
         raise ValueRefusedError("known is not laid out as usual")
-    held = value.unpack_flat(raw[values:values_end])
-    of_fields = value.unpack_flat(raw[versions:versions_end])
+    held = unpacking.unpack_flat(raw[values:values_end])
+    of_fields = unpacking.unpack_flat(raw[versions:versions_end])
     if held is None or of_fields is None or raw[stamp + 49 : values] != _VALUES:
         raise ValueRefusedError("known is not flat")
     if not all(type(version) is bytes and len(version) == 16 for version in of_fields.values()):

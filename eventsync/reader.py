@@ -16,7 +16,7 @@ from uuid import UUID
 
 import msgspec
 
-from eventsync import key, value
+from eventsync import key, unpacking
 from eventsync.errors import ValueRefusedError
 from eventsync.field import Field
 from eventsync.schema import RecordType
@@ -210,7 +210,7 @@ def _checked(field: Field, column: Sequence[Any], unfit: set[int]) -> Sequence[A
         codes = set(map(_code, column))
         if len(codes) == 1:
             try:
-                column = value.unpack_column(codes.pop(), list(map(_payload, column)))
+                column = unpacking.unpack_column(codes.pop(), list(map(_payload, column)))
                 kinds = set(map(type, column))
             except ValueRefusedError:
                 pass  # some of them: they are found below, one by one
@@ -230,7 +230,7 @@ def _alone(field: Field, number: int, held: Any, unfit: set[int]) -> Any:
     """One value of a field, be it of another class than most."""
     if type(held) is _Ext:
         try:
-            held = value.unpack_column(held.code, [bytes(held.data)])[0]
+            held = unpacking.unpack_column(held.code, [bytes(held.data)])[0]
         except ValueRefusedError:
             unfit.add(number)
             return None

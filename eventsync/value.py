@@ -1,6 +1,7 @@
 """The values that a record may carry, and their one encoding as msgpack bytes.
 
-This module is the only user of msgpack. It knows nothing of records, versions or stores.
+It owns what may travel, and in which form; ``unpacking`` reads that. It knows nothing of records,
+versions or stores.
 
 Native msgpack: nil, bool, integers of 64 bits, float 64, str, bin, array, map with string keys.
 Everything else travels as an extension type whose payload other languages can read without help:
@@ -31,16 +32,27 @@ from functools import lru_cache, partial
 from itertools import chain, repeat
 from operator import itemgetter
 from typing import Any, Final, TypeVar
-from uuid import UUID, SafeUUID
+from uuid import UUID
 
 import msgpack
 
 from eventsync.errors import ValueRefusedError
 
 __all__ = [
+    "AWARE_CODE",
+    "BIGINT_CODE",
+    "DATE_CODE",
+    "DECIMAL_CODE",
+    "MAX_BIGINT",
+    "MAX_DECIMAL",
     "MAX_DEPTH",
     "MAX_ENTRIES",
+    "NAIVE_CODE",
     "NO_BODY",
+    "PLAIN",
+    "TEXTS",
+    "TIME_CODE",
+    "UUID_CODE",
     "check",
     "digest",
     "digest_of_body",
@@ -52,14 +64,9 @@ __all__ = [
     "pack_body",
     "pack_column",
     "pack_own",
+    "refused",
     "short_digest",
     "short_digests",
-    "unpack",
-    "unpack_body",
-    "unpack_column",
-    "unpack_flat",
-    "unpack_own",
-    "unpack_parts",
 ]
 
 _T = TypeVar("_T")
@@ -74,41 +81,43 @@ NO_BODY: Final = bytes(32)
 """In place of the digest of a body that is not there (a delete's)."""
 
 # Bounds that keep a few bytes on the wire from becoming gigabytes where they are written out.
-_MAX_DECIMAL: Final = 1024
-_MAX_BIGINT: Final = 512
+MAX_DECIMAL: Final = 1024
+"""How many characters a decimal may have, and how far from its point its first digit may be."""
 
-_DECIMAL, _DATE, _TIME, _NAIVE, _AWARE, _UUID, _BIGINT = range(1, 8)
+MAX_BIGINT: Final = 512
+"""How many bytes an integer may have."""
+
+# The extension types.
+DECIMAL_CODE: Final = 1
+DATE_CODE: Final = 2
+TIME_CODE: Final = 3
+NAIVE_CODE: Final = 4
+AWARE_CODE: Final = 5
+UUID_CODE: Final = 6
+BIGINT_CODE: Final = 7
 
 # What msgpack encodes by itself as it is.
 _NATIVE: Final = frozenset({str, int, bool, type(None), bytes})
-# What msgpack encodes by itself and what needs no look inside. Floats are not among them: NaN.
-_PLAIN: Final = frozenset({str, int, bool, type(None), bytes, dt.date, UUID})
-# What needs no look inside once it has been decoded.
-_SOUND: Final = frozenset({Decimal, dt.datetime, dt.time})
-# What the values of a flat map may be.
-_FLAT: Final = _PLAIN | _SOUND | {float}
-_TEXTS: Final = frozenset({str})
+PLAIN: Final = frozenset({str, int, bool, type(None), bytes, dt.date, UUID})
+"""The types of values that need no look inside. Floats are not among them: NaN."""
+
+TEXTS: Final = frozenset({str})
+"""The types that the keys of a map may be of."""
+
 _UTC: Final = dt.UTC
-# Python reads more as a decimal than the digits, point, sign and exponent that travel.
-_IN_NUMBERS: Final = b"0123456789.-"
-_OF_EXPONENTS: Final = b"+eE"
-_set_int: Final = vars(UUID)["int"].__set__
-_set_safe: Final = vars(UUID)["is_safe"].__set__
-_SAFE: Final = SafeUUID.unknown
 # Exact, unlike the context of the running thread, which rounds to 28 digits.
 _EXACT: Final = decimal.Context(
     prec=decimal.MAX_PREC, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX, traps=[]
 )
 
 
-def _refuse(message: str) -> ValueRefusedError:
+def refused(message: str) -> ValueRefusedError:
+    """The error of a value that may not travel, or of bytes that are none."""
     return ValueRefusedError(message, hint="see 'Values' in docs/envelope.md for what may travel")
 
 
 # Without its constructor's look at a code and bytes that are ours.
 _ext: Final[Callable[[tuple[int, bytes]], Any]] = partial(tuple.__new__, msgpack.ExtType)
-# What msgpack raises for bytes that are not a value of its.
-_BROKEN: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
 
 
 def check(value: Any, *, depth: int = 0) -> None:
@@ -117,11 +126,11 @@ def check(value: Any, *, depth: int = 0) -> None:
     ``depth`` is how many maps and arrays already surround it.
     """
     kind = type(value)
-    if kind in _PLAIN:
+    if kind in PLAIN:
         return
     if kind is float:
         if value != value:
-            raise _refuse(
+            raise refused(
                 "NaN cannot travel: it is not equal to itself, so stores never agree on it"
             )
         return
@@ -137,32 +146,32 @@ def check(value: Any, *, depth: int = 0) -> None:
 
 
 def _unknown(kind: type) -> ValueRefusedError:
-    return _refuse(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel")
+    return refused(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel")
 
 
 def _decimal_text(number: Decimal) -> str:
     """The text of a decimal that may travel."""
     if not number.is_finite():
-        raise _refuse(f"Decimal {number} cannot travel: only finite decimals can")
-    if abs(number.adjusted()) <= _MAX_DECIMAL and len(text := str(number)) <= _MAX_DECIMAL:
+        raise refused(f"Decimal {number} cannot travel: only finite decimals can")
+    if abs(number.adjusted()) <= MAX_DECIMAL and len(text := str(number)) <= MAX_DECIMAL:
         return text
-    raise _refuse(f"a decimal has over {_MAX_DECIMAL} digits or so large an exponent")
+    raise refused(f"a decimal has over {MAX_DECIMAL} digits or so large an exponent")
 
 
 def _check_container(value: dict[Any, Any] | list[Any], depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise _refuse(f"values nest deeper than {MAX_DEPTH}")
+        raise refused(f"values nest deeper than {MAX_DEPTH}")
     if len(value) > MAX_ENTRIES:
-        raise _refuse(f"a map or array has {len(value)} entries; {MAX_ENTRIES} is the limit")
+        raise refused(f"a map or array has {len(value)} entries; {MAX_ENTRIES} is the limit")
     if isinstance(value, dict):
         for key in value:
             if type(key) is not str:
-                raise _refuse(f"a map key is {type(key).__name__}; only strings can be keys")
+                raise refused(f"a map key is {type(key).__name__}; only strings can be keys")
         items: Any = value.values()
     else:
         items = value
     for item in items:
-        if type(item) not in _PLAIN:
+        if type(item) not in PLAIN:
             check(item, depth=depth)
 
 
@@ -171,25 +180,25 @@ def _decimal_extension(number: Decimal) -> tuple[int, bytes]:
     if "E+" in text or (text[0] == "-" and not number):
         # Stores that keep all its digits still write 1E+3 as 1000, and zero without a sign.
         text = format(number if number else abs(number), "f")
-    return _DECIMAL, text.encode()
+    return DECIMAL_CODE, text.encode()
 
 
 def _date_extension(date: dt.date) -> tuple[int, bytes]:
-    return _DATE, date.isoformat().encode()
+    return DATE_CODE, date.isoformat().encode()
 
 
 def _time_extension(time: dt.time) -> tuple[int, bytes]:
-    return _TIME, time.isoformat().encode()
+    return TIME_CODE, time.isoformat().encode()
 
 
 def _moment_extension(moment: dt.datetime) -> tuple[int, bytes]:
     if moment.tzinfo is None:
-        return _NAIVE, moment.isoformat().encode()
-    return _AWARE, moment.astimezone(_UTC).isoformat().encode()
+        return NAIVE_CODE, moment.isoformat().encode()
+    return AWARE_CODE, moment.astimezone(_UTC).isoformat().encode()
 
 
 def _uuid_extension(uuid: UUID) -> tuple[int, bytes]:
-    return _UUID, uuid.int.to_bytes(16, "big")
+    return UUID_CODE, uuid.int.to_bytes(16, "big")
 
 
 # By the type of a value that always travels as an extension type: code and payload of that.
@@ -209,9 +218,9 @@ def _encode_special(value: Any) -> Any:
         return _ext(_EXTENSIONS[kind](value))
     if kind is int:
         size = (value if value >= 0 else ~value).bit_length() // 8 + 1
-        if size > _MAX_BIGINT:
-            raise _refuse(f"an integer has {size} bytes; {_MAX_BIGINT} is the limit")
-        return _ext((_BIGINT, value.to_bytes(size, "big", signed=True)))
+        if size > MAX_BIGINT:
+            raise refused(f"an integer has {size} bytes; {MAX_BIGINT} is the limit")
+        return _ext((BIGINT_CODE, value.to_bytes(size, "big", signed=True)))
     raise _unknown(kind)
 
 
@@ -220,122 +229,8 @@ def _encode_canonical(value: Any) -> Any:
     if type(value) is Decimal:
         plain = value.normalize(_EXACT)
         # The sign of a zero and its exponent are lost by stores; they must not matter.
-        return _ext((_DECIMAL, str(plain).encode() if plain else b"0"))
+        return _ext((DECIMAL_CODE, str(plain).encode() if plain else b"0"))
     return _encode_special(value)
-
-
-def _text(payload: bytes) -> str:
-    return payload.decode("ascii")
-
-
-def _read_decimal(payload: bytes) -> Decimal:
-    if len(payload) > _MAX_DECIMAL:
-        raise ValueError("not a decimal")
-    beyond = payload.translate(None, _IN_NUMBERS)
-    number = Decimal(payload.decode())
-    if beyond and (beyond.translate(None, _OF_EXPONENTS) or abs(number.adjusted()) > _MAX_DECIMAL):
-        raise ValueError("it has other letters, or too large an exponent")
-    return number
-
-
-def _read_naive(payload: bytes) -> dt.datetime:
-    moment = dt.datetime.fromisoformat(_text(payload))
-    if moment.tzinfo is not None:
-        raise ValueError("it has a zone")
-    return moment
-
-
-def _read_aware(payload: bytes) -> dt.datetime:
-    moment = dt.datetime.fromisoformat(_text(payload))
-    if moment.tzinfo is None:
-        raise ValueError("it has no zone")
-    return moment.astimezone(_UTC)
-
-
-def _read_uuid(payload: bytes) -> UUID:
-    if len(payload) != 16:
-        raise ValueError(f"it has {len(payload)} bytes")
-    # Its constructor takes its arguments in six forms, and longer than all else that is read.
-    uuid = object.__new__(UUID)
-    _set_int(uuid, int.from_bytes(payload, "big"))
-    _set_safe(uuid, _SAFE)
-    return uuid
-
-
-def _read_bigint(payload: bytes) -> int:
-    if not 0 < len(payload) <= _MAX_BIGINT:
-        raise ValueError(f"it has {len(payload)} bytes")
-    return int.from_bytes(payload, "big", signed=True)
-
-
-_READERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
-    _DECIMAL: _read_decimal,
-    # What is not ASCII is no date either.
-    _DATE: lambda payload: dt.date.fromisoformat(payload.decode()),
-    _TIME: lambda payload: dt.time.fromisoformat(_text(payload)),
-    _NAIVE: _read_naive,
-    _AWARE: _read_aware,
-    _UUID: _read_uuid,
-    _BIGINT: _read_bigint,
-}
-
-# By code, what reads the text of a payload, where that does.
-_OF_LINES: Final[Mapping[int, Callable[[str], Any]]] = {
-    _DECIMAL: Decimal,
-    _DATE: dt.date.fromisoformat,
-    _TIME: dt.time.fromisoformat,
-}
-
-
-def _decode_special(code: int, payload: bytes) -> Any:
-    try:
-        return _READERS[code](payload)
-    except KeyError:
-        raise _unknown_code(code) from None
-    except (ValueError, ArithmeticError) as error:
-        raise _malformed(code, error) from error
-
-
-def _unknown_code(code: int) -> ValueRefusedError:
-    return _refuse(f"extension type {code} is unknown")
-
-
-def _malformed(code: int, error: Exception) -> ValueRefusedError:
-    return _refuse(f"extension type {code} has a malformed payload: {error}")
-
-
-def unpack_column(code: int, payloads: Sequence[bytes]) -> list[Any]:
-    """The values of many extension types of one code. Thread-safe.
-
-    Raises ``ValueRefusedError`` if one of them is malformed; which, can be found out one by one.
-    """
-    try:
-        texts = _lines(code, payloads) if code in _OF_LINES else None
-        if texts is not None:
-            return list(map(_OF_LINES[code], texts))
-        return list(map(_READERS[code], payloads))
-    except KeyError:
-        raise _unknown_code(code) from None
-    except (ValueError, ArithmeticError) as error:
-        raise _malformed(code, error) from error
-
-
-def _lines(code: int, payloads: Sequence[bytes]) -> list[str] | None:
-    """The texts of payloads with which nothing is the matter; ``None`` if one takes a look."""
-    lines = b"\n".join(payloads)
-    if code == _DECIMAL and (
-        lines.translate(None, _IN_NUMBERS + b"\n") or max(map(len, payloads)) > _MAX_DECIMAL
-    ):
-        return None
-    texts = lines.decode("ascii").split("\n")
-    return texts if len(texts) == len(payloads) else None
-
-
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _refuse("a map has the same key twice")
-    return found
 
 
 def pack(value: Any) -> bytes:
@@ -355,17 +250,6 @@ def pack_own(value: Any) -> bytes:
     return _packed(_packer.pack, value)
 
 
-def unpack_own(raw: bytes) -> Any:
-    """As ``unpack``, of what this package wrote itself where no others write. Thread-safe.
-
-    Raises ``ValueRefusedError``, and nothing else, for bytes that are no value.
-    """
-    try:
-        return msgpack.unpackb(raw, ext_hook=_decode_special)
-    except _BROKEN as error:
-        raise _no_value(error) from error
-
-
 class _Packer(threading.local):
     """What msgpack makes of a value. Its buffers are worth keeping, for one thread each."""
 
@@ -382,81 +266,9 @@ def _packed(pack: Callable[[Any], _T], value: Any) -> _T:
     try:
         return pack(value)
     except UnicodeEncodeError as error:
-        raise _refuse("a string holds a lone surrogate, which has no UTF-8 form") from error
+        raise refused("a string holds a lone surrogate, which has no UTF-8 form") from error
     except (TypeError, ValueError, OverflowError) as error:
-        raise _refuse(f"a value cannot be encoded: {error}") from error
-
-
-def unpack(raw: bytes) -> Any:
-    """Decode what ``pack`` wrote, on bytes from anywhere. Thread-safe.
-
-    Raises ``ValueRefusedError``, and nothing else, for bytes that are not one such value.
-    """
-    value = unpack_parts(raw)
-    check(value)
-    return value
-
-
-def unpack_flat(raw: bytes) -> dict[str, Any] | None:
-    """As ``unpack``, for a map with no map or array inside it; ``None`` for anything else.
-
-    The quickest way for what most records are, of whatever type.
-    """
-    try:
-        value = msgpack.unpackb(
-            raw,
-            ext_hook=_decode_special,
-            # Also keeps what a declared length makes msgpack allocate at once small.
-            max_array_len=MAX_ENTRIES,
-            max_map_len=MAX_ENTRIES,
-        )
-    except _BROKEN as error:
-        raise _no_value(error) from error
-    if type(value) is not dict:
-        return None
-    # No key came twice: the number of entries tells.
-    declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
-    kinds = set(map(type, value.values()))
-    if len(value) != declared or not kinds <= _FLAT or not _TEXTS.issuperset(map(type, value)):
-        return None
-    if float in kinds and any(item != item for item in value.values() if type(item) is float):
-        return None
-    return value
-
-
-def unpack_body(raw: bytes) -> dict[str, Any]:
-    """The body in its bytes, which may come from anywhere. Thread-safe.
-
-    Raises ``ValueRefusedError``, and nothing else, for bytes that are not one map as ``pack_body``
-    makes it, but for the order of its keys.
-    """
-    body = unpack_flat(raw)
-    if body is None:
-        body = unpack(raw)
-        if type(body) is not dict:
-            raise _refuse("a body is a map")
-    return body
-
-
-def unpack_parts(raw: bytes) -> Any:
-    """As ``unpack``, but the caller is to ``check`` each part itself.
-
-    For a map whose parts each have the whole of ``MAX_DEPTH`` to themselves.
-    """
-    try:
-        return msgpack.unpackb(
-            raw,
-            object_pairs_hook=_unique,
-            ext_hook=_decode_special,
-            max_array_len=MAX_ENTRIES,
-            max_map_len=MAX_ENTRIES,
-        )
-    except _BROKEN as error:
-        raise _no_value(error) from error
-
-
-def _no_value(error: Exception) -> ValueRefusedError:
-    return _refuse(f"not a msgpack value: {type(error).__name__}: {error}")
+        raise refused(f"a value cannot be encoded: {error}") from error
 
 
 def _canonical(value: Any) -> Any:
@@ -478,7 +290,7 @@ def pack_body(body: Mapping[str, Any]) -> bytes:
     back has the same bytes, unless the store keeps it in a form of its own.
     Raises ``ValueRefusedError`` for what may not travel.
     """
-    if len(body) > MAX_ENTRIES or not _TEXTS.issuperset(map(type, body)):
+    if len(body) > MAX_ENTRIES or not TEXTS.issuperset(map(type, body)):
         _check_container(dict(body), 1)  # says what is wrong
     return _packed(_pack_ordered, body)
 
@@ -510,7 +322,7 @@ def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[Iterable[bytes]] | 
     Made name by name, which is quicker. ``None`` unless all have the same names, or when one may
     not travel. Thread-safe.
     """
-    if not _TEXTS.issuperset(map(type, chain.from_iterable(bodies))):
+    if not TEXTS.issuperset(map(type, chain.from_iterable(bodies))):
         return None
     names = sorted(bodies[0])
     if set(map(len, bodies)) != {len(names)} or len(names) > MAX_ENTRIES:
@@ -575,21 +387,21 @@ def digest(row: Mapping[str, Any]) -> bytes:
     ordered = {}
     for key in sorted(row):
         item = row[key]
-        ordered[key] = item if type(item) in _PLAIN else _canonical(item)
+        ordered[key] = item if type(item) in PLAIN else _canonical(item)
     return digest_of_body(_packed(_packer.pack_canonical, ordered))
 
 
 def short_digest(held: Any) -> bytes:
     """Eight bytes of a digest of one value, whatever form its store gives its decimals: equal for
     equal values, as ``digest``. Thread-safe."""
-    held = held if type(held) in _PLAIN else _canonical(held)
+    held = held if type(held) in PLAIN else _canonical(held)
     packed = _packed(_packer.pack_canonical, held)
     return hashlib.blake2b(packed, digest_size=8).digest()
 
 
 def short_digests(items: Iterable[Any]) -> list[bytes]:
     """As ``short_digest``, for many."""
-    canonical = [item if type(item) in _PLAIN else _canonical(item) for item in items]
+    canonical = [item if type(item) in PLAIN else _canonical(item) for item in items]
     blake2b = hashlib.blake2b
     packed = _packed(lambda each: list(map(_packer.pack_canonical, each)), canonical)
     return [blake2b(one, digest_size=8).digest() for one in packed]

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "eventsync"
 # Each may import what stands before it, and what stands beside it in its own layer.
 LAYERS = [
     {"errors", "incarnation", "metric"},
-    {"value", "tally"},
+    {"value", "unpacking", "tally"},
     {"clock", "key", "shape", "field", "schema", "reader", "declaration", "record"},
     {"change", "condition", "filter", "query", "lag"},
     {
@@ -50,7 +50,7 @@ LAYERS = [
     {"__init__", "__main__"},
 ]
 OWNERS = {
-    "msgpack": {"eventsync/value.py"},
+    "msgpack": {"eventsync/value.py", "eventsync/unpacking.py"},
     "msgspec": {"eventsync/reader.py"},
     "tenacity": {"eventsync/retry.py"},
     "kombu": {"eventsync/bus.py", "eventsync/transports/"},

@@ -12,7 +12,7 @@ import strategies
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from eventsync import value
+from eventsync import unpacking, value
 from eventsync.errors import RecordError, ValueRefusedError
 from eventsync.reader import Reader
 from eventsync.record import Field, Record
@@ -90,7 +90,7 @@ def closer_look(body: bytes, key: str) -> Any:
     """What is made of the body of one put, one field after another; ``None`` for what is refused
     or altered."""
     try:
-        data = value.unpack_body(body)
+        data = unpacking.unpack_body(body)
         loaded = SAMPLE.load(data, partial=True)
         if len(loaded) < len(SAMPLE.fields) or SAMPLE.key_text(loaded) != key:
             return None
@@ -248,7 +248,7 @@ patches = st.builds(
 def look_closer_at_a_patch(body: bytes) -> Any:
     """What is made of the body of one patch; ``None`` for what is refused or altered."""
     try:
-        data = value.unpack_body(body)
+        data = unpacking.unpack_body(body)
         loaded = SAMPLE.load(data, partial=True)
     except (RecordError, ValueRefusedError):
         return None

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync import value
+from eventsync import unpacking, value
 from eventsync.change import Stamp
 from eventsync.clock import Version
 from eventsync.errors import ConfigError, StoreUnavailableError
@@ -92,7 +92,7 @@ class Entry:
         """The entry that these columns hold."""
         entry = cls(Stamp(stamp), _PRESENCE[presence], echo=echo)
         if detail is not None:
-            parts = value.unpack_own(detail)
+            parts = unpacking.unpack_own(detail)
             entry.versions = {name: Version(raw) for name, raw in parts["versions"].items()}
             entry.parked = parts["parked"]
             entry.whole = parts["whole"]

@@ -17,7 +17,7 @@ from typing import Any, Final
 from bson import Binary, Decimal128, Int64, ObjectId
 from bson.binary import USER_DEFINED_SUBTYPE
 
-from eventsync import value
+from eventsync import unpacking, value
 from eventsync.errors import EventSyncError, FieldError, RejectedError
 from eventsync.field import Field
 from eventsync.schema import same
@@ -139,7 +139,7 @@ def _read(kept: Any, *, foreign: bool = False) -> Any:
     if kind is dt.datetime:
         return kept.astimezone(dt.UTC)
     if kind is Binary:
-        return value.unpack(kept) if kept.subtype == USER_DEFINED_SUBTYPE else bytes(kept)
+        return unpacking.unpack(kept) if kept.subtype == USER_DEFINED_SUBTYPE else bytes(kept)
     if kind is ObjectId and not foreign:
         return str(kept)
     if kind is list:
