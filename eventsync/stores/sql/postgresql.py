@@ -35,9 +35,9 @@ __all__ = ["Postgresql"]
 
 _FEW = 8
 _SOME = 30
-_MANY = 1000
-"""Fewer than so many rows go in a statement with all their values, the others in arrays or through
-COPY: see ``_write``."""
+"""Fewer than so many rows go in a statement with all their values: see ``_write``."""
+_IN_ARRAYS = 2000
+"""Up to so many values go in arrays, more through COPY: see ``_write``."""
 _KNOWN = (
     sa.String,
     sa.Integer,
@@ -325,20 +325,9 @@ class Postgresql(Dialect):
     ) -> list[Any]:
         if not rows:
             return []
-        statement, arrays = self._with_arrays(target, rows, upsert=True)
-        found = self.raw(connection).execute(
-            f"{statement} WHERE {condition} RETURNING {returning}", arrays
-        )
-        return [row[0] for row in found.fetchall()]
-
-    def _with_arrays(
-        self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool
-    ) -> Statement:
-        arrays = ", ".join(f"%b::{kind}[]" for kind in target.types)
-        return (
-            f"{self._insert_into(target)} SELECT * FROM unnest({arrays})"
-            f"{self._clause(target, upsert=upsert)}"
-        ), tuple(map(list, zip(*rows, strict=True)))
+        clause = f"{self._clause(target, upsert=True)} WHERE {condition} RETURNING {returning}"
+        # Of few columns each, they take no longer in arrays, however many they are.
+        return [row[0] for row in self._from_arrays(connection, target, rows, clause).fetchall()]
 
     def _insert_into(self, target: Target) -> str:
         overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
@@ -361,14 +350,22 @@ class Postgresql(Dialect):
             if rows:
                 self.raw(connection).execute(*self._with_values(target, rows, upsert=upsert))
             return
-        if target.types and len(rows) <= _MANY:
-            self.raw(connection).execute(*self._with_arrays(target, rows, upsert=upsert))
+        clause = self._clause(target, upsert=upsert)
+        if target.types and len(rows) * len(target.columns) <= _IN_ARRAYS:
+            self._from_arrays(connection, target, rows, clause)
             return
-        cursor = self.raw(connection).cursor()
+        cursor, names = self.raw(connection).cursor(), ", ".join(target.columns)
         temporary = self._staged(cursor, target, rows)
-        cursor.execute(
-            f"{self._insert_into(target)} SELECT {', '.join(target.columns)} FROM {temporary}"
-            f"{self._clause(target, upsert=upsert)}"
+        cursor.execute(f"{self._insert_into(target)} SELECT {names} FROM {temporary}{clause}")
+
+    def _from_arrays(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
+    ) -> Any:
+        """Insert rows, as the clause has it; the cursor that did it."""
+        arrays = ", ".join(f"%b::{kind}[]" for kind in target.types)
+        return self.raw(connection).execute(
+            f"{self._insert_into(target)} SELECT * FROM unnest({arrays}){clause}",
+            list(map(list, zip(*rows, strict=True))),
         )
 
     def update(self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]) -> int:
