@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Any, ClassVar
 
 from eventsync.record import Record
@@ -97,7 +98,7 @@ def stamped(rows: Sequence[Row], *, first: int = 0) -> list[tuple[Row, bytes]]:
 
 def rate(
     raw: Raw,
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     *,
     way: Way,
     how: str,
@@ -106,7 +107,7 @@ def rate(
     each: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Rows per second, the conversion of values included.
+    """Rows per second, the conversion of values included; they are taken batch by batch.
 
     ``before``: what the tables hold already. ``each``: all changes of a record in a batch are
     written, not the last one only, as workers do it.
@@ -114,13 +115,15 @@ def rate(
     raw.prepare(way)
     if before:
         getattr(raw, raw.ways[way][0])(way)(stamped(before))
-    made = stamped(rows, first=len(before))
     write: Write = getattr(raw, how)(way)
-    started = clock()
-    for start in range(0, len(made), batch):
-        some = made[start : start + batch]
-        write(some if each else list({one[0]["id"]: one for one in some}.values()))
-    return len(made) / (clock() - started)
+    source, first, written, spent = iter(rows), len(before), 0, 0.0
+    while some := list(islice(source, batch)):
+        made = stamped(some, first=first + written)
+        started = clock()
+        write(made if each else list({one[0]["id"]: one for one in made}.values()))
+        spent += clock() - started
+        written += len(made)
+    return written / spent
 
 
 def fastest(
