@@ -29,7 +29,7 @@ from eventsync.store import Store
 from eventsync.testing.fake import FakeBus, FakeTime
 from eventsync.view import View
 
-__all__ = ["VALUE_TYPES", "Contact", "Harness", "Item", "Visit", "changed", "put"]
+__all__ = ["VALUE_TYPES", "Contact", "Harness", "Item", "Visit", "changed", "decoded", "put"]
 
 VALUE_TYPES = frozenset(
     {bool, int, float, Decimal, str, bytes, dt.date, dt.time, dt.datetime, UUID, list, dict}
@@ -138,10 +138,7 @@ class Harness:
 
     def send(self, store: Store, changes: Iterable[Change]) -> list[Settled]:
         """Apply ``changes`` as they are decoded from messages."""
-        received = envelope.decode_all([envelope.encode(change) for change in changes])
-        decoded = [change for change in received if isinstance(change, Change)]
-        assert len(decoded) == len(received), "a change does not survive its envelope"
-        return apply(store, decoded, clock=store.clock)
+        return apply(store, decoded(changes), clock=store.clock)
 
     def scatter(self, store: Store, changes: Sequence[Change], rng: random.Random) -> None:
         """Apply ``changes`` shuffled, some twice, in batches of random size."""
@@ -199,6 +196,14 @@ def changed(
     return Change(
         type=record_type.__record__.name, key=key, op=op, version=version, data=data, source="other"
     )
+
+
+def decoded(changes: Iterable[Change]) -> list[Change]:
+    """The changes as they come out of a message, with their values still to be read."""
+    received = envelope.decode_all([envelope.encode(change) for change in changes])
+    found = [change for change in received if isinstance(change, Change)]
+    assert len(found) == len(received), "a change does not survive its envelope"
+    return found
 
 
 def put(record: Record, version: Version) -> Change:

@@ -9,7 +9,6 @@ from typing import ClassVar
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eventsync import envelope
 from eventsync.apply import apply
 from eventsync.change import DELETE, PATCH, PUT, Change, Known, State, join
 from eventsync.clock import Clock, Version
@@ -18,6 +17,7 @@ from eventsync.index import Entry
 from eventsync.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
+from eventsync.testing.harness import decoded
 from eventsync.view import View
 
 NOW = 1_700_000_000.0
@@ -104,11 +104,6 @@ PUT_ONE = change(PUT, 1, {"id": 0} | held_at(Version.of(1)))
 # The origin of the last patch knew of one that was lost.
 LOST = Known(PUT_ONE.stamp, {"name": "n2"}, {"name": Version.of(int(NOW * 1000) + 2)})
 HEALED = [[PUT_ONE], [change(PATCH, 3, {"amount": 3}, LOST)]]
-
-
-def decoded(some):
-    """The changes as they come out of a message."""
-    return envelope.decode_all([envelope.encode(change) for change in some])
 
 
 def held(store):

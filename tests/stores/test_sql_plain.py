@@ -10,7 +10,6 @@ import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventsync import envelope
 from eventsync.apply import apply
 from eventsync.change import DELETE, PUT, Change, Stamp
 from eventsync.clock import Clock, Version
@@ -19,6 +18,7 @@ from eventsync.index import Entry, MemoryIndex, Presence
 from eventsync.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
+from eventsync.testing.harness import decoded
 
 NOW = 1_700_000_000.0
 
@@ -50,11 +50,6 @@ def changes(draw):
     return Change(
         type="Item", key=str(key), op=DELETE if data is None else PUT, version=version, data=data
     )
-
-
-def decoded(some):
-    """The changes as they come out of a message."""
-    return envelope.decode_all([envelope.encode(change) for change in some])
 
 
 def held(store):

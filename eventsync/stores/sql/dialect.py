@@ -156,12 +156,6 @@ class Dialect(ABC):
     def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
         """How a column of that type is compared; ``None`` if not as Python compares its field."""
 
-    @abstractmethod
-    def upsert(
-        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
-    ) -> None:
-        """Write rows, each in place of the one of the same key if there is one."""
-
     def upsert_if(
         self,
         connection: sa.Connection,
@@ -177,15 +171,17 @@ class Dialect(ABC):
         """
         raise NotImplementedError
 
-    @abstractmethod
-    def upsert_sql(self, target: Target) -> str:
-        """The statement that writes one row."""
-
-    def insert(
-        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    def write(
+        self,
+        connection: sa.Connection,
+        target: Target,
+        rows: list[tuple[Any, ...]],
+        *,
+        upsert: bool,
     ) -> None:
-        """Add rows. Fails if one of their keys is there already."""
-        self.run(connection, self.insert_sql(target), rows)
+        """What ``insert`` and ``upsert`` do."""
+        statement = self.upsert_sql(target) if upsert else self.insert_sql(target)
+        self.run(connection, statement, rows)
 
     def update(self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]) -> int:
         """Write the changed columns of rows that are there; how many of them are.
@@ -212,6 +208,22 @@ class Dialect(ABC):
         return quoted
 
     # -- what most share ---------------------------------------------------------------------------
+
+    def insert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
+        """Add rows. Fails if one of their keys is there already."""
+        self.write(connection, target, rows, upsert=False)
+
+    def upsert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
+        """Write rows, each in place of the one of the same key if there is one."""
+        self.write(connection, target, rows, upsert=True)
+
+    def upsert_sql(self, target: Target) -> str:
+        """The statement that writes one row."""
+        return f"{self.insert_sql(target)} {self.on_conflict(target)}"
 
     def insert_sql(self, target: Target) -> str:
         """The statement that adds one row."""

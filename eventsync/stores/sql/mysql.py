@@ -197,11 +197,6 @@ class Mysql(Dialect):
         sets = ", ".join(f"{column} = VALUES({column})" for column in changed)
         return f"{self.insert_sql(target)} ON DUPLICATE KEY UPDATE {sets}"
 
-    def upsert(
-        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
-    ) -> None:
-        self.run(connection, self.upsert_sql(target), rows)
-
 
 def _ascii_operand(held: str) -> str | None:
     # What another character set lacks, it may refuse to compare with.

@@ -35,9 +35,9 @@ __all__ = ["Postgresql"]
 
 _FEW = 8
 _SOME = 30
-"""Fewer than so many rows go in a statement with all their values: see ``_write``."""
+"""Fewer than so many rows go in a statement with all their values: see ``write``."""
 _IN_ARRAYS = 2000
-"""Up to so many values go in arrays, more through COPY: see ``_write``."""
+"""Up to so many values go in arrays, more through COPY: see ``write``."""
 _KNOWN = (
     sa.String,
     sa.Integer,
@@ -302,19 +302,6 @@ class Postgresql(Dialect):
         status = self.raw(connection).info.transaction_status
         return bool(status is not psycopg.pq.TransactionStatus.INERROR)
 
-    def upsert_sql(self, target: Target) -> str:
-        return f"{self.insert_sql(target)} {self.on_conflict(target)}"
-
-    def insert(
-        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
-    ) -> None:
-        self._write(connection, target, rows, upsert=False)
-
-    def upsert(
-        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
-    ) -> None:
-        self._write(connection, target, rows, upsert=True)
-
     def upsert_if(
         self,
         connection: sa.Connection,
@@ -336,7 +323,7 @@ class Postgresql(Dialect):
     def _clause(self, target: Target, *, upsert: bool) -> str:
         return f" {self.on_conflict(target)}" if upsert else ""
 
-    def _write(
+    def write(
         self,
         connection: sa.Connection,
         target: Target,

@@ -138,19 +138,6 @@ class Sqlite(Dialect):
             return Comparison()
         return None
 
-    def upsert_sql(self, target: Target) -> str:
-        return f"{self.insert_sql(target)} {self.on_conflict(target)}"
-
-    def insert(
-        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
-    ) -> None:
-        self._write(connection, target, rows, "")
-
-    def upsert(
-        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
-    ) -> None:
-        self._write(connection, target, rows, self.on_conflict(target))
-
     def upsert_if(
         self,
         connection: sa.Connection,
@@ -178,9 +165,15 @@ class Sqlite(Dialect):
         more = f", ({', '.join([self.mark] * len(target.columns))})" * (count - 1)
         return f"{self.insert_sql(target)}{more}"
 
-    def _write(
-        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
+    def write(
+        self,
+        connection: sa.Connection,
+        target: Target,
+        rows: list[tuple[Any, ...]],
+        *,
+        upsert: bool,
     ) -> None:
+        clause = self.on_conflict(target) if upsert else ""
         many = self._at_a_time(target)
         statement, alone = self._insert_many_sql(target, many), len(rows) - len(rows) % many
         for start in range(0, alone, many):
