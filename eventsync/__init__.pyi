@@ -1,0 +1,122 @@
+"""The public names of eventsync, each stated once; loaded when first used."""
+
+from .accessor import Accessor as Accessor
+from .bus import Bus as Bus
+from .change import Change as Change
+from .clock import (
+    Clock as Clock,
+)
+from .clock import (
+    MarkFile as MarkFile,
+)
+from .clock import (
+    Version as Version,
+)
+from .config import (
+    Settings as Settings,
+)
+from .config import (
+    location as location,
+)
+from .errors import (
+    AlreadyExistsError as AlreadyExistsError,
+)
+from .errors import (
+    BusError as BusError,
+)
+from .errors import (
+    BusUnavailableError as BusUnavailableError,
+)
+from .errors import (
+    ChangeRefusedError as ChangeRefusedError,
+)
+from .errors import (
+    ClockDriftError as ClockDriftError,
+)
+from .errors import (
+    ConfigError as ConfigError,
+)
+from .errors import (
+    DependencyError as DependencyError,
+)
+from .errors import (
+    EnvelopeError as EnvelopeError,
+)
+from .errors import (
+    EventSyncError as EventSyncError,
+)
+from .errors import (
+    FieldError as FieldError,
+)
+from .errors import (
+    FilterError as FilterError,
+)
+from .errors import (
+    NotFoundError as NotFoundError,
+)
+from .errors import (
+    RecordError as RecordError,
+)
+from .errors import (
+    RejectedError as RejectedError,
+)
+from .errors import (
+    SignatureError as SignatureError,
+)
+from .errors import (
+    StoreError as StoreError,
+)
+from .errors import (
+    StoreUnavailableError as StoreUnavailableError,
+)
+from .errors import (
+    SuspiciousReadError as SuspiciousReadError,
+)
+from .errors import (
+    UnroutableError as UnroutableError,
+)
+from .errors import (
+    ValueRefusedError as ValueRefusedError,
+)
+from .gate import Outcome as Outcome
+from .identity import IdentityMap as IdentityMap
+from .index import (
+    FileIndex as FileIndex,
+)
+from .index import (
+    Index as Index,
+)
+from .index import (
+    MemoryIndex as MemoryIndex,
+)
+from .publisher import BatchPublisher as BatchPublisher
+from .query import Query as Query
+from .record import (
+    Field as Field,
+)
+from .record import (
+    Record as Record,
+)
+from .registry import (
+    StoreRegistry as StoreRegistry,
+)
+from .registry import (
+    SyncReport as SyncReport,
+)
+from .spool import Spool as Spool
+from .store import Store as Store
+from .verify import (
+    Comparison as Comparison,
+)
+from .verify import (
+    compare as compare,
+)
+from .view import (
+    Convert as Convert,
+)
+from .view import (
+    View as View,
+)
+from .worker import Worker as Worker
+
+__version__: str
