@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from eventsync import unpacking, value
 from eventsync.clock import Version
 from eventsync.incarnation import incarnation
+from eventsync.values import packing, unpacking
 
 __all__ = [
     "DELETE",
@@ -248,7 +248,7 @@ class Change:
         change.exact = True
         if op == DELETE:
             change._data = None
-            change._digest = value.NO_BODY
+            change._digest = packing.NO_BODY
             change._body = b""
         else:
             change._data = _UNREAD
@@ -288,7 +288,7 @@ class Change:
         Raises ``ValueRefusedError`` if they may not travel.
         """
         if self._body is None:
-            self._body = b"" if self._data is None else value.pack_body(self._data)
+            self._body = b"" if self._data is None else packing.pack_body(self._data)
         return self._body
 
     @property
@@ -296,7 +296,7 @@ class Change:
         """The SHA-256 of the body. Raises ``ValueRefusedError`` if it cannot travel."""
         if self._digest is None:
             body = self.body
-            self._digest = value.digest_of_body(body) if body else value.NO_BODY
+            self._digest = packing.digest_of_body(body) if body else packing.NO_BODY
         return self._digest
 
     @property
@@ -363,7 +363,7 @@ def stamps(changes: Sequence[Change]) -> list[Stamp]:
     Raises ``ValueRefusedError`` if one cannot travel.
     """
     packed = [change for change in changes if change._body and change._digest is None]
-    digests = value.digests_of_bodies([change._body for change in packed if change._body])
+    digests = packing.digests_of_bodies([change._body for change in packed if change._body])
     for change, digest in zip(packed, digests, strict=True):
         change._digest = digest
     return [
@@ -392,7 +392,7 @@ def body_parts(changes: Sequence[Change]) -> list[Iterable[bytes]] | None:
         change._body is not None or change._data is None for change in changes
     ):
         return None
-    return value.pack_bodies([change._data for change in changes])  # type: ignore[misc]
+    return packing.pack_bodies([change._data for change in changes])  # type: ignore[misc]
 
 
 _ATTRIBUTES: Final = (
@@ -493,4 +493,4 @@ def _greater(one: Any, other: Any) -> Any:
     """The winner of two values of one version: any fixed order will do, and digests give one."""
     if type(one) is type(other) and one == other:
         return one
-    return max(one, other, key=lambda item: value.digest({"": item}))
+    return max(one, other, key=lambda item: packing.digest({"": item}))

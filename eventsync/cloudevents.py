@@ -19,7 +19,7 @@ from eventsync.change import DELETE, PATCH, PUT, Change, Known, Op, Stamp
 from eventsync.clock import Version
 from eventsync.envelope import encode
 from eventsync.errors import ValueRefusedError
-from eventsync.interchange import dumps, from_json, loads, malformed, to_json, version_at
+from eventsync.values.tagged_json import dumps, from_json, loads, malformed, to_json, version_at
 
 __all__ = ["CONTENT_TYPE", "from_cloudevent", "from_headers", "to_cloudevent", "to_headers"]
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 from uuid import UUID
 
-from eventsync import cloudevents, envelope, unpacking, value
+from eventsync import cloudevents, envelope
 from eventsync.change import Change, new_id
 from eventsync.clock import Version
 from eventsync.errors import EnvelopeError, ValueRefusedError
+from eventsync.values import packing, unpacking
 
 __all__ = ["DeadLetter"]
 
@@ -61,7 +62,7 @@ class DeadLetter:
             if isinstance(held, str):
                 held = held[:_LONGEST_TEXT].encode(errors="backslashreplace").decode()
             entries[part.name] = bytes(held) if isinstance(held, bytes) else held
-        return value.pack(entries)
+        return packing.pack(entries)
 
     @classmethod
     def decode(cls, raw: bytes) -> DeadLetter:

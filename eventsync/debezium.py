@@ -18,7 +18,7 @@ from eventsync.clock import Version
 from eventsync.entry import shown
 from eventsync.envelope import encode
 from eventsync.errors import ChangeRefusedError, EnvelopeError, ValueRefusedError
-from eventsync.interchange import loads, malformed, version_at
+from eventsync.values.tagged_json import loads, malformed, version_at
 
 __all__ = ["from_debezium", "version_of"]
 

@@ -10,25 +10,25 @@ from functools import lru_cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from eventsync import unpacking, value
 from eventsync.index import Entry
 from eventsync.schema import same
+from eventsync.values import packing, unpacking
 from eventsync.view import BoundView
 
 __all__ = ["changed_since", "echo_of", "echo_of_fields", "echoes_with"]
 
 _DIGEST: Final = 8
 # How the bytes of a short digest begin in an echo.
-_DIGEST_HEAD: Final = value.pack(bytes(_DIGEST))[:-_DIGEST]
+_DIGEST_HEAD: Final = packing.pack(bytes(_DIGEST))[:-_DIGEST]
 
 
 def echo_of(entry: Entry, row: Mapping[str, Any], view: BoundView) -> bytes | None:
     """The echo of ``row``, which the store holds now; ``None`` if it is the stamp's very body."""
     if view.record_type.rule == "record":
-        packed = value.pack_body(row)
-        same_body = value.digest_of_body(packed) == entry.stamp.digest
-        return None if same_body else value.digest(row)
-    return value.pack_own(dict(zip(row, value.short_digests(row.values()), strict=True)))
+        packed = packing.pack_body(row)
+        same_body = packing.digest_of_body(packed) == entry.stamp.digest
+        return None if same_body else packing.digest(row)
+    return packing.pack_own(dict(zip(row, packing.short_digests(row.values()), strict=True)))
 
 
 def echo_of_fields(
@@ -49,11 +49,11 @@ def echo_of_fields(
         known = old.get(name) if name in seen and name not in written else None
         if known is not None and not same(seen[name], held):
             # The store altered it by itself, unless it was no more what it had been.
-            known = known if known != value.short_digest(seen[name]) else None
+            known = known if known != packing.short_digest(seen[name]) else None
         echo[name] = known
     fresh = [name for name, digest in echo.items() if digest is None]
-    echo.update(zip(fresh, value.short_digests(row[name] for name in fresh), strict=True))
-    return value.pack_own(echo)
+    echo.update(zip(fresh, packing.short_digests(row[name] for name in fresh), strict=True))
+    return packing.pack_own(echo)
 
 
 class _Layout(NamedTuple):
@@ -70,8 +70,8 @@ class _Layout(NamedTuple):
 @lru_cache(maxsize=256)
 def _layout(names: tuple[str, ...]) -> _Layout:
     """The layout of an echo of these fields, in this order. A memo of a pure function."""
-    around = [name + _DIGEST_HEAD for name in value.pack_column(names)]
-    around[:1] = [value.map_head(len(names)) + around[0]]
+    around = [name + _DIGEST_HEAD for name in packing.pack_column(names)]
+    around[:1] = [packing.map_head(len(names)) + around[0]]
     split = Struct("".join(f"{len(part)}s{_DIGEST}s" for part in around))
     return _Layout(split, tuple(around), {name: 2 * n + 1 for n, name in enumerate(names)})
 
@@ -84,7 +84,7 @@ def echoes_with(
     ``names``: all fields of a row, in its order. ``None`` for what is not an echo of just these.
     """
     split, around, places = _layout(names)
-    digests = iter(value.short_digests(held for values in written for held in values.values()))
+    digests = iter(packing.short_digests(held for values in written for held in values.values()))
     found: list[bytes | None] = []
     for echo, values in zip(echoes, written, strict=True):
         fresh = [(places[name], next(digests)) for name in values]
@@ -102,9 +102,9 @@ def changed_since(entry: Entry, row: Mapping[str, Any], view: BoundView) -> dict
     """The fields of ``row`` that somebody else than eventsync has changed since the echo."""
     if view.record_type.rule == "record":
         if entry.echo is None:
-            alike = value.digest_of_body(value.pack_body(row)) == entry.stamp.digest
+            alike = packing.digest_of_body(packing.pack_body(row)) == entry.stamp.digest
         else:
-            alike = value.digest(row) == entry.echo
+            alike = packing.digest(row) == entry.echo
         return {} if alike else dict(row)
     if entry.echo is None:
         return {}
@@ -113,5 +113,5 @@ def changed_since(entry: Entry, row: Mapping[str, Any], view: BoundView) -> dict
         name: held
         for name, held in row.items()
         # A field without an echo came with a later version of the view: it is no edit.
-        if name in echo and echo[name] != value.short_digest(held)
+        if name in echo and echo[name] != packing.short_digest(held)
     }

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from eventsync import layout, unpacking, value
+from eventsync import layout
 from eventsync.change import Change, Known, Stamp, make_bodies
 from eventsync.clock import Version
 from eventsync.entry import MAX_KEY, MAX_NAME, check_body, check_head, shown
 from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError
 from eventsync.framing import MAX_COUNT, batches, framed_size, join_batch, split_batch
 from eventsync.keyring import Keyring
+from eventsync.values import packing, unpacking
 
 __all__ = [
     "CONTENT_TYPE",
@@ -192,9 +193,9 @@ def _change_of(entries: dict[Any, Any]) -> Change:
     check_body(change)
     if entries:
         for name, item in entries.items():
-            if type(name) is not str or len(name) > value.MAX_ENTRIES:
+            if type(name) is not str or len(name) > packing.MAX_ENTRIES:
                 raise ValueRefusedError(f"an entry's name is {shown(name)}, not a short text")
-            value.check(item)
+            packing.check(item)
         change.ext = {**ext, layout.UNKNOWN: entries}
     return change
 
@@ -221,7 +222,7 @@ def _known_of(entries: Any) -> Known:
 def _check_map(name: str, entries: Any, *, depth: int = 0) -> None:
     if type(entries) is not dict:
         raise ValueRefusedError(f"{name} is {shown(entries)}, not a map")
-    value.check(entries, depth=depth)
+    packing.check(entries, depth=depth)
 
 
 def _bytes_of(name: str, raw: Any, size: int) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from eventsync.errors import FieldError, RecordError
 from eventsync.shape import MisfitError, Resolve, Shape, UnsupportedTypeError, is_text, shape_of
-from eventsync.value import freeze
+from eventsync.values.packing import freeze
 
 __all__ = ["MISSING", "Field"]
 

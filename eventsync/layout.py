@@ -15,11 +15,11 @@ from itertools import repeat
 from struct import Struct
 from typing import Any, Final
 
-from eventsync import unpacking, value
 from eventsync.change import DELETE, PATCH, Change, Known, Op, Stamp, body_parts
 from eventsync.clock import Version
 from eventsync.entry import MAX_KEY, check_head, check_known, check_text
 from eventsync.errors import ValueRefusedError
+from eventsync.values import packing, unpacking
 
 __all__ = ["MAJOR", "NAMES", "UNKNOWN", "read", "read_all", "write", "write_alike"]
 
@@ -101,7 +101,7 @@ def write_alike(changes: Sequence[Change], *, signed: bool) -> list[bytes] | Non
         return None
     try:
         head = _write_head(_ENTRIES + _SIGNATURE_ENTRIES * signed, *heads.pop())
-        texts = value.pack_column(keys)
+        texts = packing.pack_column(keys)
     except ValueRefusedError:
         return None
     parts = (repeat(head), ids, repeat(_VER), versions, repeat(_KEY), texts, repeat(_DATA), *bodies)
@@ -114,7 +114,7 @@ def _write_head(count: int, source: str, type: str, op: str, schema: int, hops: 
     """How a map of ``count`` entries begins: up to where its ``id`` goes."""
     check_head(source, type, op, schema, hops)
     head = {"v": MAJOR, "src": source, "type": type, "op": op, "schema": schema, "hops": hops}
-    return value.map_head(count) + value.pack(head)[1:] + _ID
+    return packing.map_head(count) + packing.pack(head)[1:] + _ID
 
 
 def _write_text(text: str) -> bytes:
@@ -125,7 +125,7 @@ def _write_text(text: str) -> bytes:
     size = len(encoded)
     if size < 32:
         return b"%c%b" % (0xA0 | size, encoded)
-    return b"\xd9%c%b" % (size, encoded) if size < 256 else value.pack(text)
+    return b"\xd9%c%b" % (size, encoded) if size < 256 else packing.pack(text)
 
 
 def _write_extra(change: Change) -> tuple[int, bytes]:
@@ -135,24 +135,24 @@ def _write_extra(change: Change) -> tuple[int, bytes]:
     unknown = ext.pop(UNKNOWN, {})
     if ext:
         count += 1
-        parts += [_EXT, value.pack(ext)]
+        parts += [_EXT, packing.pack(ext)]
     if type(unknown) is not dict or not NAMES.isdisjoint(unknown):
         raise ValueRefusedError(
             "ext[''] is not a map of envelope entries that this version does not know",
             hint="the empty name is reserved within ext",
         )
-    if len(unknown) > value.MAX_ENTRIES - len(NAMES):
+    if len(unknown) > packing.MAX_ENTRIES - len(NAMES):
         raise ValueRefusedError(f"{len(unknown)} envelope entries of unknown names are too many")
     for name, item in unknown.items():
-        check_text("an entry's name", name, value.MAX_ENTRIES)
+        check_text("an entry's name", name, packing.MAX_ENTRIES)
         count += 1
-        parts += [value.pack(name), value.pack(item)]
+        parts += [packing.pack(name), packing.pack(item)]
     known = change.known
     if known is not None:
         count += 1
         versions = {name: bytes(version) for name, version in known.versions.items()}
-        parts += [_KNOWN, known.stamp, _VALUES, value.pack(_as_dict(known.values))]
-        parts += [_VERSIONS, value.pack(versions)]
+        parts += [_KNOWN, known.stamp, _VALUES, packing.pack(_as_dict(known.values))]
+        parts += [_VERSIONS, packing.pack(versions)]
     return count, b"".join(parts)
 
 

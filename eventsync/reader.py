@@ -16,11 +16,12 @@ from uuid import UUID
 
 import msgspec
 
-from eventsync import key, unpacking
+from eventsync import key
 from eventsync.errors import ValueRefusedError
 from eventsync.field import Field
 from eventsync.schema import RecordType
 from eventsync.shape import is_text
+from eventsync.values import unpacking
 
 __all__ = ["Reader"]
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 from eventsync import key
 from eventsync.errors import FieldError, RecordError
 from eventsync.field import MISSING, Field
-from eventsync.value import freeze
+from eventsync.values.packing import freeze
 
 __all__ = ["RecordType", "Rule", "Unknown", "content_hash", "same"]
 

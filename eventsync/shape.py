@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, Union, get_args, g
 from uuid import UUID
 
 from eventsync.errors import ValueRefusedError
-from eventsync.value import MAX_DEPTH, check
+from eventsync.values.packing import MAX_DEPTH, check
 
 __all__ = [
     "MisfitError",

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from eventsync import value
 from eventsync.change import DELETE, PUT, Change, stamps
 from eventsync.echo import echo_of, echo_of_fields, echoes_with
 from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
 from eventsync.gate import APPLIED, Decision, Outcome, Verdict, decide_patches
 from eventsync.index import Entry, IndexTransaction, Intent, Presence
+from eventsync.values import packing
 from eventsync.write import Puts, Write
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Step:
             row = rows.get(key)
             if key in unreadable:
                 continue  # nobody can tell; the change comes again, and is refused by itself
-            if (None if row is None else value.digest(row)) == intent.digest:
+            if (None if row is None else packing.digest(row)) == intent.digest:
                 if row is not None and intent.entry.presence is Presence.HERE:
                     intent.entry.echo = echo_of(intent.entry, row, self.accessor.view)
                 done[key] = intent.entry
@@ -174,9 +174,11 @@ class Step:
             digest = None
             if decision.write is not None:
                 held = {**(decision.row or {}), **decision.write}
-                digest = value.digest({n: held[n] for n in self.accessor.view.fields if n in held})
+                digest = packing.digest(
+                    {n: held[n] for n in self.accessor.view.fields if n in held}
+                )
             elif decision.row is not None and not decision.remove:
-                digest = value.digest(decision.row)
+                digest = packing.digest(decision.row)
             intents[key] = Intent(decision.entry, digest)
         return intents
 
@@ -203,4 +205,4 @@ class Step:
             elif verbatim or key in altered:
                 entry.echo = echo_of(entry, row, self.accessor.view)
             else:
-                entry.echo = value.digest(row)
+                entry.echo = packing.digest(row)

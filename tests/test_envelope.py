@@ -17,12 +17,13 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventsync import envelope, unpacking, value
+from eventsync import envelope
 from eventsync.change import DELETE, PATCH, PUT, Change, Known, Stamp
 from eventsync.clock import Version
 from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError
 from eventsync.keyring import Keyring
 from eventsync.schema import same
+from eventsync.values import packing, unpacking
 
 KEYS = Keyring.parse("new:QUJDREVGR0hJSktMTU5PUA==,old:MDEyMzQ1Njc4OWFiY2RlZg==")
 OLD = Keyring.parse("old:MDEyMzQ1Njc4OWFiY2RlZg==")
@@ -351,20 +352,20 @@ WRONG = {
 def test_broken_rules_are_told(more, reason):
     """Each rule of the envelope, broken, is an error with its reason."""
     with pytest.raises(EnvelopeError) as caught:
-        envelope.decode(value.pack(entries(**more)))
+        envelope.decode(packing.pack(entries(**more)))
     assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("name", ["schema", "hops", "ext", "src"])
 def test_absent_entries_take_their_defaults(name):
     """Entries that may be left out are, and mean the default."""
-    change = envelope.decode(value.pack(entries(**{name: ...})))
+    change = envelope.decode(packing.pack(entries(**{name: ...})))
     assert (change.schema, change.hops, change.source in ("", "s")) == (1, 0, True)
 
 
 def test_unknown_entries_are_kept_and_passed_on():
     """What a later minor version adds is ignored here, and still there when it is sent on."""
-    raw = value.pack(entries(extra={"a": [1]}, more="x"))
+    raw = packing.pack(entries(extra={"a": [1]}, more="x"))
     again = unpacking.unpack(envelope.encode(envelope.decode(raw)))
     assert (again["extra"], again["more"]) == ({"a": [1]}, "x")
 

@@ -12,11 +12,11 @@ import strategies
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from eventsync import unpacking, value
 from eventsync.errors import RecordError, ValueRefusedError
 from eventsync.reader import Reader
 from eventsync.record import Field, Record
 from eventsync.schema import same
+from eventsync.values import packing, unpacking
 
 
 class Sample(Record):
@@ -115,13 +115,13 @@ def check(bodies: list[bytes], keys: list[str]) -> int:
 def test_it_reads_nothing_otherwise(data):
     """Each row is the record that the record type makes of the same bytes."""
     keys = [str(body.get("id")) for body in data]
-    check([value.pack_body(body) for body in data], keys)
+    check([packing.pack_body(body) for body in data], keys)
 
 
 @given(st.lists(whole, min_size=1, max_size=3), noise)
 def test_hostile_bytes_are_read_as_a_closer_look_reads_them(data, noise):
     """Whatever has become of the bytes of one of the bodies."""
-    bodies = [bytearray(value.pack_body(body)) for body in data]
+    bodies = [bytearray(packing.pack_body(body)) for body in data]
     place, junk = noise[0] % len(bodies[0]), noise[1]
     bodies[0][place : place + len(junk)] = junk
     check([bytes(body) for body in bodies], [str(body["id"]) for body in data])
@@ -151,7 +151,7 @@ def sample(**values: Any) -> dict[str, Any]:
 def test_records_that_fit_are_read_in_bulk():
     """All of them, with and without the values that may be missing."""
     data = [sample(), sample(note=None, zoned=dt.datetime(2026, 1, 2, tzinfo=dt.UTC), other=3)]
-    assert check([value.pack_body(body) for body in data * 50], ["1"] * 100) == 100
+    assert check([packing.pack_body(body) for body in data * 50], ["1"] * 100) == 100
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_one_that_does_not_fit_is_left_alone(values):
     """And the others are read."""
     data = [sample(), sample(**values), sample()]
     reader = Reader(SAMPLE)
-    rows = reader.read([value.pack_body(body) for body in data], ["1"] * 3)
+    rows = reader.read([packing.pack_body(body) for body in data], ["1"] * 3)
     assert [row is not None for row in rows] == [True, False, True]
 
 
@@ -205,7 +205,7 @@ def test_one_that_does_not_fit_is_left_alone(values):
 )
 def test_a_malformed_value_spoils_one_record(old, new):
     """It is left to the closer look, which refuses it or reads it in its own way."""
-    good = value.pack_body(sample())
+    good = packing.pack_body(sample())
     bad = good.replace(old, new)
     assert bad != good
     rows = Reader(SAMPLE).read([good, bad, good], ["1"] * 3)
@@ -220,21 +220,21 @@ def test_keys_of_several_fields_are_compared(parts):
     reader = Reader(Pair.__record__)
     data = [{"shop": shop, "number": number} for shop, number in parts]
     keys = [Pair.__record__.key_text(body) for body in data]
-    bodies = [value.pack_body(body) for body in data]
+    bodies = [packing.pack_body(body) for body in data]
     assert all(row is not None for row in reader.read(bodies, keys))
     assert not any(reader.read(bodies, [f"{key}0" for key in keys]))
 
 
 def test_bodies_do_not_run_into_each_other():
     """What one body lacks is not taken from the next, whatever their bytes are together."""
-    good = value.pack_body(sample())
+    good = packing.pack_body(sample())
     first, second = good[:-3], good[-3:] + good
     assert Reader(SAMPLE).read([first, second], ["1", "1"]) == [None, None]
 
 
 def test_records_that_hold_others_are_left_to_the_closer_look():
     """Lists and dicts are checked one by one."""
-    body = value.pack_body({"id": 1, "tags": ["a"]})
+    body = packing.pack_body({"id": 1, "tags": ["a"]})
     assert Reader(Holder.__record__).read([body], ["1"]) == [None]
 
 
@@ -269,13 +269,13 @@ def check_patches(bodies: list[bytes]) -> int:
 @given(st.lists(patches, max_size=5))
 def test_patches_are_read_no_otherwise(data):
     """Each has the values that the record type makes of the same bytes, whatever lies beside it."""
-    check_patches([value.pack_body(body) for body in data])
+    check_patches([packing.pack_body(body) for body in data])
 
 
 @given(st.lists(patches.filter(bool), min_size=1, max_size=3), noise)
 def test_hostile_patches_are_read_as_a_closer_look_reads_them(data, noise):
     """Whatever has become of the bytes of one of the bodies."""
-    bodies = [bytearray(value.pack_body(body)) for body in data]
+    bodies = [bytearray(packing.pack_body(body)) for body in data]
     place, junk = noise[0] % len(bodies[0]), noise[1]
     bodies[0][place : place + len(junk)] = junk
     check_patches([bytes(body) for body in bodies])
@@ -286,7 +286,7 @@ def test_patches_that_fit_are_read_in_bulk():
     whole = sample()
     names = [*whole.keys() - {"id"}]
     data = [{n: whole[n] for n in names[:count]} for count in range(len(names) + 1)]
-    bodies = [value.pack_body(body) for body in data]
+    bodies = [packing.pack_body(body) for body in data]
     assert check_patches(bodies) == len(names)
     assert not any(Reader(SAMPLE).read_patches(bodies, ["01"] * len(bodies)))
 
@@ -294,9 +294,9 @@ def test_patches_that_fit_are_read_in_bulk():
 @pytest.mark.parametrize(
     "body",
     [
-        value.pack_body({"id": 1}),
-        value.pack_body({"score": 1}),
-        value.pack_body({"score": 0.5}) + b"\x00",
+        packing.pack_body({"id": 1}),
+        packing.pack_body({"score": 1}),
+        packing.pack_body({"score": 0.5}) + b"\x00",
         b"\x82\xa5other\x01\xa5other\x02",
         b"\x81\xc4\x05other\x01",
         b"\x81\xa5other",
@@ -308,6 +308,6 @@ def test_patches_that_fit_are_read_in_bulk():
 )
 def test_a_patch_that_takes_a_closer_look_is_left_to_it(body):
     """And those beside it are read."""
-    good = value.pack_body({"score": 0.5})
+    good = packing.pack_body({"score": 0.5})
     found = Reader(SAMPLE).read_patches([good, body, good], ["1"] * 3)
     assert [read is not None for read in found] == [True, False, True]

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventsync import value as travel
 from eventsync.errors import FieldError, RecordError
 from eventsync.field import MISSING
 from eventsync.record import AbsentFieldError, Field, Record, RecordType
 from eventsync.schema import same
+from eventsync.values import packing as travel
 
 UTC = dt.UTC
 NOON = dt.datetime(2026, 11, 24, 12)

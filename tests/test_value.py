@@ -14,15 +14,15 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventsync import unpacking, value
 from eventsync.errors import ValueRefusedError
 from eventsync.schema import same
+from eventsync.values import packing, unpacking
 
 
 @given(strategies.values)
 def test_round_trip(item):
     """A value comes back as it went, of the same type at every depth."""
-    assert same(unpacking.unpack(value.pack(item)), item)
+    assert same(unpacking.unpack(packing.pack(item)), item)
 
 
 @given(st.binary(max_size=200))
@@ -32,7 +32,7 @@ def test_unpack_raises_its_own_error_only(raw):
         item = unpacking.unpack(raw)
     except ValueRefusedError:
         return
-    assert same(unpacking.unpack(value.pack(item)), item)
+    assert same(unpacking.unpack(packing.pack(item)), item)
 
 
 @given(strategies.bodies, st.randoms(use_true_random=False))
@@ -40,7 +40,7 @@ def test_digest_does_not_see_the_order_of_keys(body, rng):
     """Bodies that differ in the order of their keys only have one digest."""
     items = list(body.items())
     rng.shuffle(items)
-    assert value.digest(dict(items)) == value.digest(body)
+    assert packing.digest(dict(items)) == packing.digest(body)
 
 
 @given(strategies.bodies, st.randoms(use_true_random=False))
@@ -48,9 +48,9 @@ def test_a_body_has_one_form(body, rng):
     """Whatever the order of its keys, its bytes are the same, also once it has been read."""
     items = list(body.items())
     rng.shuffle(items)
-    packed = value.pack_body(dict(items))
-    assert packed == value.pack_body(body)
-    assert value.pack_body(unpacking.unpack_body(packed)) == packed
+    packed = packing.pack_body(dict(items))
+    assert packed == packing.pack_body(body)
+    assert packing.pack_body(unpacking.unpack_body(packed)) == packed
 
 
 class _Name(StrEnum):
@@ -90,7 +90,7 @@ def plainly(item):
 @given(strategies.bodies)
 def test_a_body_is_packed_as_plain_msgpack_would(body):
     """Its bytes are those of a packer with a hook, given the keys of all maps in order."""
-    assert value.pack_body(body) == plainly(body)
+    assert packing.pack_body(body) == plainly(body)
 
 
 @st.composite
@@ -109,7 +109,7 @@ def tables(draw):
 @given(tables())
 def test_many_bodies_at_once_are_packed_as_each_alone(bodies):
     """Name by name or body by body, the bytes are the same."""
-    parts = value.pack_bodies(bodies)
+    parts = packing.pack_bodies(bodies)
     assert [b"".join(each) for each in zip(*parts, strict=False)] == list(map(plainly, bodies))
 
 
@@ -118,7 +118,7 @@ def test_many_bodies_at_once_are_packed_as_each_alone(bodies):
 )
 def test_bodies_of_other_names_are_not_packed_together(wrong):
     """One name less, another, one more, one that is no plain text."""
-    assert value.pack_bodies([{"a": 1, "b": 2}, wrong]) is None
+    assert packing.pack_bodies([{"a": 1, "b": 2}, wrong]) is None
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_bodies_of_other_names_are_not_packed_together(wrong):
 def test_decimals_of_every_form_are_packed_as_plainly(text):
     """Zeros with a sign or an exponent, exponents up and down, digits kept at the end."""
     for body in ({"a": Decimal(text)}, {"a": [Decimal(text)]}):
-        assert value.pack_body(body) == plainly(body)
+        assert packing.pack_body(body) == plainly(body)
 
 
 def test_a_body_keeps_the_digits_of_a_decimal_but_no_sign_of_a_zero():
     """19.90 stays 19.90; 0.0 and -0.0 are one body, since stores lose the sign."""
-    assert str(unpacking.unpack_body(value.pack_body({"a": Decimal("19.90")}))["a"]) == "19.90"
+    assert str(unpacking.unpack_body(packing.pack_body({"a": Decimal("19.90")}))["a"]) == "19.90"
     for minus, plus in ((-0.0, 0.0), ([-0.0], [0.0])):
-        assert value.pack_body({"a": minus}) == value.pack_body({"a": plus})
+        assert packing.pack_body({"a": minus}) == packing.pack_body({"a": plus})
 
 
 @pytest.mark.parametrize("body", [b"", b"\xc0", b"\x90", b"\x81\x01\x01", b"\x81\xa1a"])
@@ -148,23 +148,23 @@ def test_what_is_no_body_is_refused(body):
 @given(strategies.bodies, strategies.bodies)
 def test_digests_of_unlike_bodies_differ(one, other):
     """Equal digests mean equal bodies."""
-    if value.digest(one) == value.digest(other):
+    if packing.digest(one) == packing.digest(other):
         assert one == other
 
 
 def test_equal_decimals_have_equal_digests():
     """1.10 and 1.1 are one number, as are zeros of any sign and exponent."""
-    assert value.digest({"a": Decimal("1.10")}) == value.digest({"a": Decimal("1.1")})
-    assert value.digest({"a": Decimal("0.00")}) == value.digest({"a": Decimal("-0")})
-    assert value.digest({"a": Decimal("1.1")}) != value.digest({"a": 1.1})
+    assert packing.digest({"a": Decimal("1.10")}) == packing.digest({"a": Decimal("1.1")})
+    assert packing.digest({"a": Decimal("0.00")}) == packing.digest({"a": Decimal("-0")})
+    assert packing.digest({"a": Decimal("1.1")}) != packing.digest({"a": 1.1})
 
 
 def test_equal_moments_have_equal_digests():
     """One moment told in two zones is one moment; without a zone it is none of them."""
     moment = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
     elsewhere = moment.astimezone(dt.timezone(dt.timedelta(hours=5)))
-    assert value.digest({"a": moment}) == value.digest({"a": elsewhere})
-    assert value.digest({"a": moment}) != value.digest({"a": moment.replace(tzinfo=None)})
+    assert packing.digest({"a": moment}) == packing.digest({"a": elsewhere})
+    assert packing.digest({"a": moment}) != packing.digest({"a": moment.replace(tzinfo=None)})
 
 
 def nested(depth):
@@ -200,7 +200,7 @@ REFUSED = {
 def test_what_may_not_travel_is_refused(item):
     """It is refused where it would be sent."""
     with pytest.raises(ValueRefusedError):
-        value.pack(item)
+        packing.pack(item)
 
 
 @pytest.mark.parametrize("item", REFUSED.values(), ids=REFUSED)
@@ -209,17 +209,17 @@ def test_what_may_not_travel_is_refused_in_a_body(item):
     bodies = [{"a": item}, {"b": 1, "a": [{"c": item}]}] + [item] * isinstance(item, dict)
     for body in bodies:
         with pytest.raises(ValueRefusedError) as plainly_told:
-            value.pack(body)
+            packing.pack(body)
         with pytest.raises(ValueRefusedError) as told:
-            value.pack_body(body)
+            packing.pack_body(body)
         assert told.value.message == plainly_told.value.message
-        assert value.pack_bodies([body]) is None
+        assert packing.pack_bodies([body]) is None
 
 
 def test_limits_are_what_they_say():
     """Just within the limits everything travels."""
     for item in (nested(16), [0] * 1024, 2**64, -(2**63) - 1, 2**2000):
-        assert unpacking.unpack(value.pack(item)) == item
+        assert unpacking.unpack(packing.pack(item)) == item
 
 
 HOSTILE = {
@@ -255,7 +255,7 @@ def test_hostile_bytes_are_refused(raw):
 def test_freeze_lets_nothing_through():
     """A frozen copy does not change with what it was made of."""
     item = {"a": [1, {"b": 2}]}
-    frozen = value.freeze(item)
+    frozen = packing.freeze(item)
     item["a"][1]["b"] = random.random()
     item["a"].append(3)
     assert frozen == {"a": [1, {"b": 2}]}

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync import unpacking, value
 from eventsync.change import Stamp
 from eventsync.clock import Version
 from eventsync.errors import ConfigError, StoreUnavailableError
+from eventsync.values import packing, unpacking
 
 __all__ = [
     "Entry",
@@ -82,8 +82,8 @@ class Entry:
         if not self.versions and not self.parked and self.whole:
             return None
         if self.parked:
-            value.check(self.parked)
-        return value.pack_own(
+            packing.check(self.parked)
+        return packing.pack_own(
             {"versions": self.versions, "parked": self.parked, "whole": self.whole}
         )
 

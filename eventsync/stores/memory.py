@@ -12,7 +12,7 @@ from eventsync.accessor import Accessor, Write
 from eventsync.index import Index, IndexTransaction, MemoryIndex
 from eventsync.query import Query
 from eventsync.record import Record
-from eventsync.value import freeze
+from eventsync.values.packing import freeze
 from eventsync.view import View
 
 __all__ = ["MemoryAccessor"]

@@ -16,9 +16,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from eventsync.errors import EventSyncError, RecordError, RejectedError
-from eventsync.interchange import dumps, from_json, to_json
 from eventsync.key import CODERS
 from eventsync.record import Field
+from eventsync.values.tagged_json import dumps, from_json, to_json
 from eventsync.view import BoundView
 
 __all__ = ["Attributes"]

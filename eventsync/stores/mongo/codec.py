@@ -17,10 +17,10 @@ from typing import Any, Final
 from bson import Binary, Decimal128, Int64, ObjectId
 from bson.binary import USER_DEFINED_SUBTYPE
 
-from eventsync import unpacking, value
 from eventsync.errors import EventSyncError, FieldError, RejectedError
 from eventsync.field import Field
 from eventsync.schema import same
+from eventsync.values import packing, unpacking
 from eventsync.view import BoundView
 
 __all__ = ["Codec"]
@@ -124,7 +124,7 @@ def _kept_whole(field: Field, held: Any) -> Any:
             return kept
     except (ValueError, TypeError, FieldError, EventSyncError):
         pass
-    return Binary(value.pack(held), USER_DEFINED_SUBTYPE)
+    return Binary(packing.pack(held), USER_DEFINED_SUBTYPE)
 
 
 def _read(kept: Any, *, foreign: bool = False) -> Any:

@@ -15,10 +15,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from eventsync.errors import EventSyncError, FieldError, RecordError, RejectedError
-from eventsync.interchange import dumps, from_json, to_json
 from eventsync.member import from_base64, with_floats
 from eventsync.record import Field
 from eventsync.schema import same
+from eventsync.values.tagged_json import dumps, from_json, to_json
 from eventsync.view import BoundView
 
 __all__ = ["Codec", "HashCodec", "JsonCodec", "framed"]

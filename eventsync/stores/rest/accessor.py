@@ -15,7 +15,6 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync import value
 from eventsync.accessor import Edit, Write
 from eventsync.change import Change
 from eventsync.clock import Clock
@@ -31,6 +30,7 @@ from eventsync.stores.rest.object import Object, ObjectAccessor
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.resource import Resource
 from eventsync.stores.rest.service import Answer, Service
+from eventsync.values import packing
 from eventsync.view import View
 
 __all__ = ["RestAccessor"]
@@ -138,7 +138,7 @@ class RestAccessor(ObjectAccessor[R]):
             if intent is None:
                 return True  # another process was here first, and has seen to it
             row = self.read_rows([key], transaction).get(key)
-            made = (None if row is None else value.digest(row)) == intent.digest
+            made = (None if row is None else packing.digest(row)) == intent.digest
             if made:
                 if row is not None and intent.entry.presence is Presence.HERE:
                     intent.entry.echo = echo_of(intent.entry, row, self.view)

@@ -15,7 +15,7 @@ from uuid import UUID, SafeUUID
 import msgpack
 
 from eventsync.errors import ValueRefusedError
-from eventsync.value import (
+from eventsync.values.packing import (
     AWARE_CODE,
     BIGINT_CODE,
     DATE_CODE,

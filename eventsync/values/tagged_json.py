@@ -19,7 +19,7 @@ from uuid import UUID
 from eventsync.clock import Version
 from eventsync.entry import shown
 from eventsync.errors import EnvelopeError
-from eventsync.value import MAX_DEPTH
+from eventsync.values.packing import MAX_DEPTH
 
 __all__ = ["dumps", "from_json", "loads", "malformed", "to_json", "version_at"]
 

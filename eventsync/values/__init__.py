@@ -1,0 +1,1 @@
+"""Values that a record may carry, and their msgpack and JSON encodings."""
