@@ -90,12 +90,18 @@ from .index import (
     MemoryIndex as MemoryIndex,
 )
 from .publisher import BatchPublisher as BatchPublisher
-from .query import Query as Query
-from .record import (
+from .records.query import Query as Query
+from .records.record import (
     Field as Field,
 )
-from .record import (
+from .records.record import (
     Record as Record,
+)
+from .records.view import (
+    Convert as Convert,
+)
+from .records.view import (
+    View as View,
 )
 from .registry import (
     StoreRegistry as StoreRegistry,
@@ -110,12 +116,6 @@ from .verify import (
 )
 from .verify import (
     compare as compare,
-)
-from .view import (
-    Convert as Convert,
-)
-from .view import (
-    View as View,
 )
 from .worker import Worker as Worker
 

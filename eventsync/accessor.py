@@ -27,11 +27,11 @@ from eventsync.errors import (
 )
 from eventsync.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete
 from eventsync.index import Entry, Index, IndexTransaction, Presence
-from eventsync.query import Query
-from eventsync.reader import Reader
-from eventsync.record import Record
+from eventsync.records.columnar import Reader
+from eventsync.records.query import Query
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.step import Step
-from eventsync.view import View
 from eventsync.write import Puts, Write
 
 __all__ = ["Accessor", "Edit", "Puts", "Write"]

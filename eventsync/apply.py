@@ -27,8 +27,8 @@ from eventsync.errors import (
 )
 from eventsync.gate import Outcome
 from eventsync.index import Presence
+from eventsync.records.record_type import same
 from eventsync.retry import is_retryable
-from eventsync.schema import same
 from eventsync.store import Store
 
 __all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply", "complete"]

@@ -15,7 +15,7 @@ from eventsync.accessor import Accessor
 from eventsync.change import Change
 from eventsync.errors import RecordError, SuspiciousReadError
 from eventsync.index import Presence
-from eventsync.query import Query
+from eventsync.records.query import Query
 
 if TYPE_CHECKING:
     from eventsync.store import Publisher, Store

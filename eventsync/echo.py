@@ -11,9 +11,9 @@ from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from eventsync.index import Entry
-from eventsync.schema import same
+from eventsync.records.record_type import same
+from eventsync.records.view import BoundView
 from eventsync.values import packing, unpacking
-from eventsync.view import BoundView
 
 __all__ = ["changed_since", "echo_of", "echo_of_fields", "echoes_with"]
 

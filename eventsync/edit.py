@@ -17,8 +17,8 @@ from eventsync.echo import changed_since
 from eventsync.errors import AlreadyExistsError, NotFoundError
 from eventsync.gate import UNVERSIONED, decide_one
 from eventsync.index import Entry, Presence
-from eventsync.schema import same
-from eventsync.view import BoundView
+from eventsync.records.record_type import same
+from eventsync.records.view import BoundView
 
 __all__ = ["Edit", "Editor", "known_of", "state_of"]
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 from eventsync.change import DELETE, PATCH, PUT, Change, Stamp, State, join
 from eventsync.errors import ChangeRefusedError, StoreError
 from eventsync.index import Entry, Presence
-from eventsync.record import RecordType
-from eventsync.schema import same
-from eventsync.view import BoundView
+from eventsync.records.record import RecordType
+from eventsync.records.record_type import same
+from eventsync.records.view import BoundView
 
 __all__ = [
     "APPLIED",

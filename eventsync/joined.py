@@ -13,7 +13,7 @@ from eventsync.accessor import Edit
 from eventsync.change import Change
 from eventsync.errors import ConfigError
 from eventsync.index import Index, IndexTransaction
-from eventsync.record import Record
+from eventsync.records.record import Record
 
 if TYPE_CHECKING:
     from eventsync.store import Store

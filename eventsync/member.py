@@ -20,9 +20,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from eventsync.errors import FieldError, RecordError, RejectedError
-from eventsync.field import Field
-from eventsync.schema import same
-from eventsync.view import BoundView
+from eventsync.records.field import Field
+from eventsync.records.record_type import same
+from eventsync.records.view import BoundView
 
 __all__ = [
     "DECODER",

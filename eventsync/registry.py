@@ -18,8 +18,8 @@ from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.errors import ConfigError
 from eventsync.gate import Outcome
-from eventsync.query import Filter
-from eventsync.record import Record
+from eventsync.records.query import Filter
+from eventsync.records.record import Record
 from eventsync.store import Publisher, Store
 
 __all__ = ["Progress", "StoreRegistry", "SyncReport"]

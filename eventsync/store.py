@@ -18,8 +18,8 @@ from eventsync.change import Change, make_bodies
 from eventsync.clock import Clock, Version
 from eventsync.errors import BusUnavailableError, ConfigError, RecordError
 from eventsync.index import FileIndex, Index, Outgoing, Presence
-from eventsync.query import Query
-from eventsync.record import Record
+from eventsync.records.query import Query
+from eventsync.records.record import Record
 
 if TYPE_CHECKING:
     from eventsync.joined import JoinedStore

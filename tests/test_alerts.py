@@ -20,7 +20,7 @@ from eventsync.errors import StoreUnavailableError
 from eventsync.exporters.prometheus import Exporter
 from eventsync.metric import Metric
 from eventsync.option import Options
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.spool import Spool
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor

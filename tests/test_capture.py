@@ -8,11 +8,11 @@ import pytest
 
 from eventsync.apply import apply
 from eventsync.index import Presence
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
+from eventsync.records.view import View
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor
-from eventsync.view import View
 
 
 class Task(Record):

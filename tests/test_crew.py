@@ -23,7 +23,7 @@ from eventsync.exporters.prometheus import Exporter
 from eventsync.health import Health
 from eventsync.option import Options
 from eventsync.progress import Progress
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.spool import Spool
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor

@@ -22,7 +22,7 @@ from eventsync.change import DELETE, PATCH, PUT, Change, Known, Stamp
 from eventsync.clock import Version
 from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError
 from eventsync.keyring import Keyring
-from eventsync.schema import same
+from eventsync.records.record_type import same
 from eventsync.values import packing, unpacking
 
 KEYS = Keyring.parse("new:QUJDREVGR0hJSktMTU5PUA==,old:MDEyMzQ1Njc4OWFiY2RlZg==")

@@ -13,7 +13,7 @@ from eventsync.bus import Bus, dead_queue, store_queue
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.envelope import CONTENT_TYPE
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.transports.message import Outgoing

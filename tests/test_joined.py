@@ -9,7 +9,7 @@ from sqlalchemy import orm
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.errors import AlreadyExistsError, ConfigError
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor

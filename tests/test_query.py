@@ -17,7 +17,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from eventsync.errors import FilterError
-from eventsync.query import (
+from eventsync.records.query import (
     All,
     Compare,
     Either,
@@ -30,7 +30,7 @@ from eventsync.query import (
     like_to_regex,
     sort_records,
 )
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 
 UTC = dt.UTC
 

@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eventsync.errors import RecordError, ValueRefusedError
-from eventsync.reader import Reader
-from eventsync.record import Field, Record
-from eventsync.schema import same
+from eventsync.records.columnar import Reader
+from eventsync.records.record import Field, Record
+from eventsync.records.record_type import same
 from eventsync.values import packing, unpacking
 
 

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventsync.errors import FieldError, RecordError
-from eventsync.field import MISSING
-from eventsync.record import AbsentFieldError, Field, Record, RecordType
-from eventsync.schema import same
+from eventsync.records.field import MISSING
+from eventsync.records.record import AbsentFieldError, Field, Record, RecordType
+from eventsync.records.record_type import same
 from eventsync.values import packing as travel
 
 UTC = dt.UTC

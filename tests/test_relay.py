@@ -20,7 +20,7 @@ from eventsync.bus import Bus
 from eventsync.errors import BusUnavailableError, ConfigError, StoreUnavailableError
 from eventsync.framing import split_batch
 from eventsync.index import FileIndex
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.relay import Relay, Turn, serve
 from eventsync.store import Store
 from eventsync.stores.files import JsonFolderAccessor

@@ -21,7 +21,7 @@ from eventsync.gate import Outcome
 from eventsync.option import Options
 from eventsync.progress import Progress, StateFile, read_states
 from eventsync.rate import RateLimit
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker import Worker

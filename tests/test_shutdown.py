@@ -21,7 +21,7 @@ from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.option import Options
 from eventsync.process import run
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
 from eventsync.worker import Worker

@@ -18,7 +18,7 @@ from eventsync.bus import Bus
 from eventsync.change import PUT, Change
 from eventsync.clock import Clock
 from eventsync.exporters.opentelemetry import Tracer
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.spool import Spool
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor

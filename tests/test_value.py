@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventsync.errors import ValueRefusedError
-from eventsync.schema import same
+from eventsync.records.record_type import same
 from eventsync.values import packing, unpacking
 
 

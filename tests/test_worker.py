@@ -26,7 +26,7 @@ from eventsync.errors import (
 from eventsync.gate import Outcome
 from eventsync.option import Options
 from eventsync.process import run
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eventsync.bus import Bus
     from eventsync.config import Settings
     from eventsync.exporters.opentelemetry import Tracer
-    from eventsync.record import Record
+    from eventsync.records.record import Record
     from eventsync.registry import StoreRegistry
     from eventsync.spool import Spool
     from eventsync.store import Store

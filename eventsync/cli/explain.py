@@ -16,7 +16,7 @@ import typer
 from eventsync.cli.letter import data_of, envelopes_of, now_held
 from eventsync.cli.output import ago, plural, print_table, say, shown
 from eventsync.errors import ConfigError, EventSyncError
-from eventsync.schema import same
+from eventsync.records.record_type import same
 
 if TYPE_CHECKING:
     from eventsync.change import Change

@@ -31,7 +31,7 @@ from eventsync.cli.sidebyside import (
 )
 
 if TYPE_CHECKING:
-    from eventsync.record import Record
+    from eventsync.records.record import Record
     from eventsync.registry import StoreRegistry
 
 __all__ = ["find", "get", "verify"]

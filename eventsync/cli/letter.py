@@ -14,7 +14,7 @@ from eventsync import envelope
 from eventsync.change import PATCH, PUT, Change, Known, new_id
 from eventsync.clock import Clock, Version
 from eventsync.errors import ClockDriftError, ConfigError, EnvelopeError, EventSyncError
-from eventsync.schema import same
+from eventsync.records.record_type import same
 
 if TYPE_CHECKING:
     from eventsync.bus import Bus, Delivery, Letters

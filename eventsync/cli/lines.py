@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import Any, BinaryIO
 
 from eventsync.errors import RecordError
-from eventsync.record import Record
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.files.text import Cells, Members, parse
-from eventsync.view import View
 
 __all__ = ["Format", "Line", "format_of", "read_lines"]
 

@@ -16,8 +16,8 @@ import typer
 from eventsync.cli.output import plural, print_table, say, shown
 
 if TYPE_CHECKING:
-    from eventsync.record import Record
-    from eventsync.schema import RecordType
+    from eventsync.records.record import Record
+    from eventsync.records.record_type import RecordType
     from eventsync.verify import Comparison, Difference, SideBySide, Sight
 
 __all__ = ["comparison_json", "print_comparison", "print_record", "print_records", "row_json"]

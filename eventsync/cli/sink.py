@@ -26,7 +26,7 @@ from eventsync.errors import (
 
 if TYPE_CHECKING:
     from eventsync.cli.lines import Line
-    from eventsync.record import Record
+    from eventsync.records.record import Record
     from eventsync.store import Publisher, Store
 
 __all__ = ["Sink", "sink_for"]

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, TypeVar
 
 from eventsync.accessor import Accessor, Write
 from eventsync.index import Index, IndexTransaction, MemoryIndex
-from eventsync.query import Query
-from eventsync.record import Record
+from eventsync.records.query import Query
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.values.packing import freeze
-from eventsync.view import View
 
 __all__ = ["MemoryAccessor"]
 

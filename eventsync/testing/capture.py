@@ -12,7 +12,7 @@ import pytest
 
 from eventsync.errors import EventSyncError, StoreUnavailableError, SuspiciousReadError
 from eventsync.gate import Outcome
-from eventsync.record import Record
+from eventsync.records.record import Record
 from eventsync.testing.fake import FakeBus
 from eventsync.testing.harness import Contact, Harness, Item, changed, put
 

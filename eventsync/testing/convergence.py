@@ -16,13 +16,13 @@ from eventsync.apply import Limits, apply, complete
 from eventsync.change import Change
 from eventsync.gate import Outcome
 from eventsync.index import Presence
-from eventsync.query import Query
-from eventsync.record import Record
+from eventsync.records.query import Query
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.store import Store
 from eventsync.testing.fake import FakeBus
 from eventsync.testing.harness import Contact, Harness, Item, changed, put
 from eventsync.testing.model import expected
-from eventsync.view import View
 
 __all__ = ["ConvergenceContract"]
 

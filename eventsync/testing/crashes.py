@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from eventsync.record import Record
+from eventsync.records.record import Record
 from eventsync.store import Store
 from eventsync.testing.fake import Crash, FakeBus, Fuse, crashing
 from eventsync.testing.harness import Contact, Harness, Item, changed, put

@@ -15,9 +15,9 @@ from uuid import UUID
 import pytest
 
 from eventsync.errors import AlreadyExistsError, NotFoundError, RejectedError
-from eventsync.query import Query
-from eventsync.record import Field, Record
-from eventsync.schema import same
+from eventsync.records.query import Query
+from eventsync.records.record import Field, Record
+from eventsync.records.record_type import same
 from eventsync.testing.harness import Contact, Harness, Item, Visit
 
 __all__ = ["CrudContract"]

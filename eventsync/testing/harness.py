@@ -23,11 +23,11 @@ from eventsync.apply import Settled, apply
 from eventsync.change import Change, Op
 from eventsync.clock import Clock, Version
 from eventsync.index import Entry, Index
-from eventsync.query import Query
-from eventsync.record import Field, Record
+from eventsync.records.query import Query
+from eventsync.records.record import Field, Record
+from eventsync.records.view import View
 from eventsync.store import Store
 from eventsync.testing.fake import FakeBus, FakeTime
-from eventsync.view import View
 
 __all__ = ["VALUE_TYPES", "Contact", "Harness", "Item", "Visit", "changed", "decoded", "put"]
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from eventsync.change import DELETE, PATCH, PUT, Change
-from eventsync.record import RecordType
-from eventsync.view import BoundView
+from eventsync.records.record import RecordType
+from eventsync.records.view import BoundView
 
 __all__ = ["expected", "winner"]
 

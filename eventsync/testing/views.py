@@ -10,9 +10,9 @@ from pathlib import Path
 from eventsync.apply import complete
 from eventsync.gate import Outcome
 from eventsync.index import Presence
+from eventsync.records.view import Convert, View
 from eventsync.testing.fake import FakeBus
 from eventsync.testing.harness import Contact, Harness, Item, changed, put
-from eventsync.view import Convert, View
 
 __all__ = ["ViewContract"]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from eventsync.errors import RecordError
-from eventsync.query import Query
-from eventsync.record import Record
+from eventsync.records.query import Query
+from eventsync.records.record import Record
 from eventsync.registry import StoreRegistry
 from eventsync.store import Store
 from eventsync.verify.sight import Difference, Kind, SideBySide, Sight, holding, look

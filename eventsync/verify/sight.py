@@ -16,11 +16,11 @@ from eventsync.clock import Version
 from eventsync.errors import ConfigError, RecordError, RejectedError
 from eventsync.gate import UNVERSIONED
 from eventsync.index import Entry, IndexTransaction, Presence
-from eventsync.record import Record, RecordType
+from eventsync.records.record import Record, RecordType
+from eventsync.records.record_type import same
+from eventsync.records.view import BoundView
 from eventsync.registry import StoreRegistry
-from eventsync.schema import same
 from eventsync.store import Store
-from eventsync.view import BoundView
 
 __all__ = ["Difference", "Kind", "SideBySide", "Sight", "holding", "look"]
 

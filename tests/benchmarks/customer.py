@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 
 __all__ = ["COLUMNS", "Customer", "each_row", "row", "rows"]
 

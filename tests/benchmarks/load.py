@@ -17,7 +17,7 @@ from benchmarks.customer import Customer, each_row
 
 from eventsync.change import PUT, Change, Op
 from eventsync.clock import Clock
-from eventsync.record import Record
+from eventsync.records.record import Record
 
 __all__ = ["Customers", "Load", "change"]
 

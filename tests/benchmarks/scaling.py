@@ -28,7 +28,7 @@ from eventsync.bus import Bus
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.log import configure
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.redis import RedisAccessor
 from eventsync.worker import Options, Worker

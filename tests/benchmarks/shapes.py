@@ -31,7 +31,7 @@ from benchmarks.table import Column, Tell
 
 from eventsync.change import DELETE, PATCH, Change
 from eventsync.clock import Clock
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 
 __all__ = ["COLUMNS", "QUICK", "Scale", "measure", "panels"]
 

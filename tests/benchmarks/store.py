@@ -39,11 +39,11 @@ from eventsync.apply import apply
 from eventsync.change import PUT, Change
 from eventsync.clock import Clock
 from eventsync.index import FileIndex
+from eventsync.records.view import View
 from eventsync.store import Store
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.ldap import LdapAccessor
 from eventsync.values.tagged_json import to_json
-from eventsync.view import View
 
 Batches = Sequence[Sequence[Change]]
 

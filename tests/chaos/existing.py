@@ -39,12 +39,12 @@ from eventsync.bus import Bus
 from eventsync.errors import NotFoundError
 from eventsync.option import Options
 from eventsync.process import run
-from eventsync.record import Record
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.registry import StoreRegistry
 from eventsync.store import Store
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.sql import SqlAccessor, derive
-from eventsync.view import View
 from eventsync.worker import Worker
 
 _context = multiprocessing.get_context("forkserver")

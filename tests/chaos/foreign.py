@@ -40,12 +40,12 @@ from servers.slapd import SlapdServer
 from eventsync.accessor import Accessor
 from eventsync.bus import Bus
 from eventsync.index import FileIndex
-from eventsync.record import Record
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.store import Store
 from eventsync.stores.ldap import LdapAccessor
 from eventsync.stores.redis import RedisAccessor
 from eventsync.stores.sql import SqlAccessor, derive
-from eventsync.view import View
 from eventsync.worker import Worker
 
 KINDS = ("postgres", "mariadb", "redis", "ldap")

@@ -19,12 +19,12 @@ from model import winners_per_field, winners_per_record
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.errors import NotFoundError
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
+from eventsync.records.view import Convert, View
 from eventsync.registry import StoreRegistry
 from eventsync.store import Store
 from eventsync.stores.files import JsonFolderAccessor, JsonLinesAccessor
 from eventsync.stores.sql import SqlAccessor
-from eventsync.view import Convert, View
 
 __all__ = ["EDITS_STORES", "POISON", "STORES", "compose", "expected", "produce", "stores"]
 

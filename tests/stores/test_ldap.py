@@ -19,12 +19,12 @@ from eventsync.errors import (
     StoreUnavailableError,
 )
 from eventsync.index import FileIndex
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
+from eventsync.records.view import View
 from eventsync.store import Store
 from eventsync.stores.ldap import LdapAccessor
 from eventsync.testing import StoreContract
 from eventsync.testing.harness import VALUE_TYPES, put
-from eventsync.view import View
 
 NUMBERS = itertools.count()
 FIELDS = (

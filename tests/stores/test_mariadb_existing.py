@@ -14,10 +14,10 @@ from eventsync.apply import apply
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.errors import FieldError, RejectedError
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
+from eventsync.records.view import View
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor, derive
-from eventsync.view import View
 
 SCHEMA = """
 CREATE DATABASE `Sales Dept` CHARACTER SET utf8mb4;

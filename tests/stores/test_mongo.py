@@ -18,14 +18,14 @@ from eventsync.apply import apply
 from eventsync.clock import Version
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.gate import Outcome
-from eventsync.query import Query
-from eventsync.record import Field, Record
+from eventsync.records.query import Query
+from eventsync.records.record import Field, Record
+from eventsync.records.view import Convert, View
 from eventsync.store import Store
 from eventsync.stores.mongo import MongoAccessor, MongoIndex
 from eventsync.testing import FakeBus, StoreContract
 from eventsync.testing.fake import Crash
 from eventsync.testing.harness import changed, put
-from eventsync.view import Convert, View
 
 
 @pytest.fixture(scope="module")

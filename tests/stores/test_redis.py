@@ -19,12 +19,12 @@ from eventsync.apply import apply
 from eventsync.clock import Version
 from eventsync.errors import ConfigError, EventSyncError, StoreUnavailableError
 from eventsync.gate import Outcome
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
+from eventsync.records.view import Convert, View
 from eventsync.store import Store
 from eventsync.stores.redis import RedisAccessor, RedisIndex
 from eventsync.testing import FakeBus, StoreContract
 from eventsync.testing.harness import changed, put
-from eventsync.view import Convert, View
 
 
 class ClusterServer(RedisServer):

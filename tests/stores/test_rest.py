@@ -23,7 +23,7 @@ from eventsync.gate import Outcome
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
 from eventsync.option import Options
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.rest import (
     Links,

@@ -11,6 +11,7 @@ from eventsync.apply import apply
 from eventsync.errors import ConfigError
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
+from eventsync.records.view import View
 from eventsync.store import Store
 from eventsync.stores.trackers import Account, Comment, Issue, Label, Member
 from eventsync.stores.trackers.roundup import (
@@ -23,7 +24,6 @@ from eventsync.stores.trackers.roundup import (
 )
 from eventsync.testing.harness import put
 from eventsync.testing.tracker import TrackerContract, captured
-from eventsync.view import View
 
 
 @pytest.fixture(scope="module")

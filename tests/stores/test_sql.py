@@ -22,7 +22,7 @@ from eventsync.errors import DependencyError, RejectedError, StoreUnavailableErr
 from eventsync.gate import Outcome
 from eventsync.index import Presence
 from eventsync.option import Options
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.retry import retrying
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor, derive

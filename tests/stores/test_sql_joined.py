@@ -16,7 +16,7 @@ from eventsync.errors import (
     RejectedError,
     StoreUnavailableError,
 )
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
 from eventsync.testing.fake import FakeBus

@@ -14,11 +14,11 @@ from eventsync.change import DELETE, PATCH, PUT, Change, Known, State, join
 from eventsync.clock import Clock, Version
 from eventsync.gate import Outcome, decide, decide_patches
 from eventsync.index import Entry
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
+from eventsync.records.view import View
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
 from eventsync.testing.harness import decoded
-from eventsync.view import View
 
 NOW = 1_700_000_000.0
 

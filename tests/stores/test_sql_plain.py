@@ -15,7 +15,7 @@ from eventsync.change import DELETE, PUT, Change, Stamp
 from eventsync.clock import Clock, Version
 from eventsync.gate import Outcome
 from eventsync.index import Entry, MemoryIndex, Presence
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
 from eventsync.testing.harness import decoded

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from servers.mariadb import MariaServer
 from servers.postgres import PostgresServer
 
-from eventsync.query import Query
-from eventsync.record import Field, Record
+from eventsync.records.query import Query
+from eventsync.records.record import Field, Record
+from eventsync.records.view import View
 from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
-from eventsync.view import View
 
 UTC = dt.UTC
 

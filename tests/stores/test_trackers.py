@@ -11,7 +11,8 @@ from eventsync.errors import ConfigError
 from eventsync.gate import Outcome
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
+from eventsync.records.view import View
 from eventsync.store import Store
 from eventsync.stores.trackers.gitlab import (
     GitLabComments,
@@ -22,7 +23,6 @@ from eventsync.stores.trackers.gitlab import (
 from eventsync.stores.trackers.marker import marked, unmarked
 from eventsync.testing.harness import put
 from eventsync.testing.tracker import captured
-from eventsync.view import View
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from eventsync.bus import Bus, dead_queue, store_queue
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.errors import BusUnavailableError, RejectedError
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker import Worker

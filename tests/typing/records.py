@@ -8,7 +8,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import assert_type
 
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 
 
 class Customer(Record, name="customer", rule="field", schema=2):

@@ -23,7 +23,7 @@ from eventsync.cli.lines import Format, read_lines
 from eventsync.cli.output import plural
 from eventsync.cli.project import write_files
 from eventsync.errors import EventSyncError
-from eventsync.record import Record
+from eventsync.records.record import Record
 from eventsync.store import Store
 from eventsync.verify import compare
 

@@ -21,8 +21,8 @@ from eventsync.errors import (
     StoreUnavailableError,
 )
 from eventsync.index import FileIndex, Index, IndexTransaction, Presence
-from eventsync.record import Record
-from eventsync.view import View
+from eventsync.records.record import Record
+from eventsync.records.view import View
 
 __all__ = [
     "TRIES",

@@ -19,12 +19,12 @@ from typing import Any, ClassVar, Final, TypeVar
 from eventsync.accessor import Write
 from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
 from eventsync.index import IndexTransaction
-from eventsync.query import Query
-from eventsync.record import Record
+from eventsync.records.query import Query
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.files import disk
 from eventsync.stores.files.disk import located, rejecting_unreadable
 from eventsync.stores.files.text import Members, dump, parse
-from eventsync.view import View
 
 __all__ = ["Content", "JsonLinesAccessor", "OneFile", "Piece"]
 

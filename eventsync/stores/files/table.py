@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeVar
 
 from eventsync.errors import ConfigError, EventSyncError, RecordError
-from eventsync.record import Record
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.files.lines import Content, OneFile, Piece
 from eventsync.stores.files.text import Cells
-from eventsync.view import View
 
 __all__ = ["CsvAccessor"]
 

@@ -22,7 +22,7 @@ from eventsync.member import (
     with_floats,
     written,
 )
-from eventsync.view import BoundView
+from eventsync.records.view import BoundView
 
 __all__ = ["Cells", "Members", "dump", "parse"]
 

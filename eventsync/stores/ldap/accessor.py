@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from eventsync.accessor import Accessor
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
-from eventsync.key import split as split_key
-from eventsync.query import Query
-from eventsync.record import Record
+from eventsync.records.key import split as split_key
+from eventsync.records.query import Query
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.ldap.attribute import Attributes
 from eventsync.stores.ldap.directory import Directory
-from eventsync.view import View
 
 __all__ = ["LdapAccessor", "escaped"]
 

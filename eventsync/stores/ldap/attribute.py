@@ -16,10 +16,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from eventsync.errors import EventSyncError, RecordError, RejectedError
-from eventsync.key import CODERS
-from eventsync.record import Field
+from eventsync.records.key import CODERS
+from eventsync.records.record import Field
+from eventsync.records.view import BoundView
 from eventsync.values.tagged_json import dumps, from_json, to_json
-from eventsync.view import BoundView
 
 __all__ = ["Attributes"]
 

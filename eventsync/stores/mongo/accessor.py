@@ -18,14 +18,14 @@ from eventsync.clock import Clock
 from eventsync.errors import ConfigError, EventSyncError, RecordError, RejectedError
 from eventsync.gate import Verdict
 from eventsync.index import Index, IndexTransaction, UndoneError
-from eventsync.query import All, Compare, Query
-from eventsync.record import Record
+from eventsync.records.query import All, Compare, Query
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.mongo.codec import Codec
 from eventsync.stores.mongo.database import Database, Place
 from eventsync.stores.mongo.index import MongoIndex
 from eventsync.stores.mongo.step import MARK, Task
 from eventsync.stores.mongo.transaction import Envelope, MongoTransaction
-from eventsync.view import View
 
 __all__ = ["MongoAccessor"]
 

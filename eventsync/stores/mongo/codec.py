@@ -18,10 +18,10 @@ from bson import Binary, Decimal128, Int64, ObjectId
 from bson.binary import USER_DEFINED_SUBTYPE
 
 from eventsync.errors import EventSyncError, FieldError, RejectedError
-from eventsync.field import Field
-from eventsync.schema import same
+from eventsync.records.field import Field
+from eventsync.records.record_type import same
+from eventsync.records.view import BoundView
 from eventsync.values import packing, unpacking
-from eventsync.view import BoundView
 
 __all__ = ["Codec"]
 

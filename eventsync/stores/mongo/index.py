@@ -29,7 +29,7 @@ from pymongo.errors import DuplicateKeyError
 
 from eventsync.errors import ConfigError
 from eventsync.index import Entry, Index, Outgoing, Presence
-from eventsync.key import join
+from eventsync.records.key import join
 from eventsync.stores.mongo.database import Database, Place, is_duplicate
 from eventsync.stores.mongo.step import Steps
 from eventsync.stores.mongo.transaction import FREE, EntryChange, MongoTransaction, entry_of

@@ -14,9 +14,10 @@ from eventsync.change import Change
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
 from eventsync.gate import Verdict, decide_put_or_delete
 from eventsync.index import Index, IndexTransaction
-from eventsync.key import CODERS
-from eventsync.query import All, Compare, Query
-from eventsync.record import Record
+from eventsync.records.key import CODERS
+from eventsync.records.query import All, Compare, Query
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.step import Step
 from eventsync.stores.redis.codec import HashCodec, JsonCodec, framed
 from eventsync.stores.redis.index import (
@@ -28,7 +29,6 @@ from eventsync.stores.redis.index import (
 from eventsync.stores.redis.pattern import KeyPattern
 from eventsync.stores.redis.row import PAGE, Rows
 from eventsync.stores.redis.server import Database, Server
-from eventsync.view import View
 
 __all__ = ["RedisAccessor"]
 

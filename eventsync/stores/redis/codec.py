@@ -16,10 +16,10 @@ from uuid import UUID
 
 from eventsync.errors import EventSyncError, FieldError, RecordError, RejectedError
 from eventsync.member import from_base64, with_floats
-from eventsync.record import Field
-from eventsync.schema import same
+from eventsync.records.record import Field
+from eventsync.records.record_type import same
+from eventsync.records.view import BoundView
 from eventsync.values.tagged_json import dumps, from_json, to_json
-from eventsync.view import BoundView
 
 __all__ = ["Codec", "HashCodec", "JsonCodec", "framed"]
 

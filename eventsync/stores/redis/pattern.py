@@ -12,9 +12,9 @@ from string import Formatter
 from typing import Final
 from urllib.parse import unquote
 
-from eventsync import key as keys
 from eventsync.errors import ConfigError, RecordError
-from eventsync.record import RecordType
+from eventsync.records import key as keys
+from eventsync.records.record import RecordType
 
 __all__ = ["KeyPattern"]
 

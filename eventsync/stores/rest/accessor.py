@@ -22,16 +22,16 @@ from eventsync.echo import echo_of
 from eventsync.errors import ConfigError, RecordError, StoreUnavailableError
 from eventsync.identity import IdentityMap
 from eventsync.index import IndexTransaction, Presence
-from eventsync.query import Query
-from eventsync.record import Record
-from eventsync.schema import same
+from eventsync.records.query import Query
+from eventsync.records.record import Record
+from eventsync.records.record_type import same
+from eventsync.records.view import View
 from eventsync.stores.rest.ids import OvertakenError
 from eventsync.stores.rest.object import Object, ObjectAccessor
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.resource import Resource
 from eventsync.stores.rest.service import Answer, Service
 from eventsync.values import packing
-from eventsync.view import View
 
 __all__ = ["RestAccessor"]
 

@@ -16,7 +16,7 @@ from eventsync.errors import (
     StoreUnavailableError,
 )
 from eventsync.identity import IdentityMap
-from eventsync.record import RecordType
+from eventsync.records.record import RecordType
 from eventsync.stores.rest.service import Answer
 
 __all__ = ["Ids", "OvertakenError"]

@@ -13,14 +13,14 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from eventsync.accessor import Accessor
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
 from eventsync.identity import IdentityMap
-from eventsync.key import split as split_key
 from eventsync.member import Members
-from eventsync.record import Record
+from eventsync.records.key import split as split_key
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.rest.ids import Ids, OvertakenError
 from eventsync.stores.rest.path import ABSENT, Place, at, place, put
 from eventsync.stores.rest.resource import Resource, filled
 from eventsync.stores.rest.service import Answer, Service
-from eventsync.view import View
 
 __all__ = ["Object", "ObjectAccessor"]
 

@@ -16,8 +16,9 @@ import sqlalchemy as sa
 from eventsync.accessor import Accessor, Puts, Write
 from eventsync.errors import ConfigError, DependencyError, EventSyncError, RejectedError
 from eventsync.index import Entry, Index, IndexTransaction
-from eventsync.query import Query
-from eventsync.record import Record
+from eventsync.records.query import Query
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.sql.condition import Clause, clause_of
 from eventsync.stores.sql.dialect import Statement
 from eventsync.stores.sql.engine import UniqueError, dialect_of, errors, open_engine
@@ -25,7 +26,6 @@ from eventsync.stores.sql.index import SqlIndex
 from eventsync.stores.sql.reference import Dependents
 from eventsync.stores.sql.table import Table, new_table
 from eventsync.stores.sql.transaction import SqlTransaction
-from eventsync.view import View
 
 __all__ = ["SqlAccessor"]
 

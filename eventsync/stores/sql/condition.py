@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from eventsync.query import All, Compare, Either, Exists, Node, Not
+from eventsync.records.query import All, Compare, Either, Exists, Node, Not
 from eventsync.stores.sql.dialect import Dialect
 from eventsync.stores.sql.table import Table
 

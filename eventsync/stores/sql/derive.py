@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
 
 from eventsync.errors import ConfigError
-from eventsync.record import Field, Record, Rule
+from eventsync.records.record import Field, Record, Rule
 from eventsync.stores.sql.engine import dialect_of, errors, open_engine
 
 __all__ = ["derive", "reflect"]

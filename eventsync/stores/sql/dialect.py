@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import sqlalchemy as sa
 
-from eventsync.field import Field
+from eventsync.records.field import Field
 
 __all__ = ["Codec", "Comparison", "Dialect", "Fault", "Statement", "Target"]
 

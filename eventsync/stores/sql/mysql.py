@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from eventsync.errors import StoreUnavailableError
-from eventsync.field import Field
+from eventsync.records.field import Field
 from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Target
 from eventsync.stores.sql.value import (
     exact_decimal,

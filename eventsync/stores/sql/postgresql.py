@@ -18,7 +18,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from eventsync.field import Field
+from eventsync.records.field import Field
 from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Statement, Target
 from eventsync.stores.sql.value import (
     exact_decimal,

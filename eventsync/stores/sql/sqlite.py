@@ -17,7 +17,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from eventsync.errors import RejectedError
-from eventsync.field import Field
+from eventsync.records.field import Field
 from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Statement, Target
 from eventsync.stores.sql.value import (
     from_json,

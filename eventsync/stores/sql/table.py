@@ -14,9 +14,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from eventsync.errors import ConfigError
+from eventsync.records.view import BoundView
 from eventsync.stores.sql.derive import reflect
 from eventsync.stores.sql.dialect import Codec, Dialect, Target
-from eventsync.view import BoundView
 
 __all__ = ["Reference", "Table", "new_table"]
 

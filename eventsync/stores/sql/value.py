@@ -14,8 +14,8 @@ from typing import Any
 from uuid import UUID
 
 from eventsync.errors import RejectedError
-from eventsync.field import Field
-from eventsync.schema import same
+from eventsync.records.field import Field
+from eventsync.records.record_type import same
 
 __all__ = [
     "exact_decimal",

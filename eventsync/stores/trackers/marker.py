@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote
 
-from eventsync.record import Record
+from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Object
 from eventsync.stores.rest.path import at, put
 from eventsync.stores.trackers.slot import Slot

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from eventsync.record import Field, Record
+from eventsync.records.record import Field, Record
 
 __all__ = ["Account", "Comment", "Group", "Issue", "Label", "Member", "Milestone", "Project"]
 

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, TypeVar
 from eventsync.accessor import Accessor
 from eventsync.errors import ConfigError, DependencyError, RejectedError
 from eventsync.identity import IdentityMap
-from eventsync.key import join as join_key
-from eventsync.key import split as split_key
-from eventsync.record import Record
+from eventsync.records.key import join as join_key
+from eventsync.records.key import split as split_key
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.rest import ABSENT, Answer, Object, Resource, RestAccessor, Service
 from eventsync.stores.rest.path import place, put
 from eventsync.stores.trackers.slot import Slot
-from eventsync.view import View
 
 __all__ = ["TrackerAccessor", "sorted_names"]
 

@@ -17,7 +17,7 @@ import pytest
 from eventsync.apply import apply
 from eventsync.errors import RejectedError, StoreUnavailableError
 from eventsync.gate import Outcome
-from eventsync.record import Record
+from eventsync.records.record import Record
 from eventsync.store import Store
 from eventsync.stores.rest import Answer, OvertakenError
 from eventsync.stores.trackers import Account, Comment, Group, Issue, Member, Milestone

@@ -18,7 +18,7 @@ from eventsync.apply import apply
 from eventsync.change import Change
 from eventsync.clock import Clock
 from eventsync.gate import Outcome
-from eventsync.record import Record
+from eventsync.records.record import Record
 from eventsync.store import Store
 from eventsync.stores.trackers import (
     Account,

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from benchmarks.limit.raw import Row, Stamped, Way, Ways, Write
 from benchmarks.limit.sql import VERSIONS, SqlRaw
 
-from eventsync.record import Record
+from eventsync.records.record import Record
 
 __all__ = ["Mariadb"]
 

@@ -9,7 +9,7 @@ import psycopg
 from benchmarks.limit.raw import Stamped, Way, Ways, Write
 from benchmarks.limit.sql import VERSIONS, SqlRaw
 
-from eventsync.record import Record
+from eventsync.records.record import Record
 
 __all__ = ["Postgres"]
 

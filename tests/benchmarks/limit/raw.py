@@ -15,7 +15,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any, ClassVar
 
-from eventsync.record import Record
+from eventsync.records.record import Record
 
 __all__ = ["BATCHES", "Fastest", "Raw", "Row", "Way", "Ways", "Write", "fastest", "opened", "rate"]
 

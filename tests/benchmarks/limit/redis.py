@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import redis
 from benchmarks.limit.raw import Raw, Row, Stamped, Way, Ways, Write
 
-from eventsync.record import Record
+from eventsync.records.record import Record
 
 __all__ = ["Redis"]
 

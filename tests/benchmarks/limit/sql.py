@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from benchmarks.deployment import made, table_of
 from benchmarks.limit.raw import Raw, Way
 
-from eventsync.record import Record
+from eventsync.records.record import Record
 
 __all__ = ["VERSIONS", "SqlRaw"]
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from benchmarks.limit.raw import Row, Stamped, Way, Ways, Write
 from benchmarks.limit.sql import VERSIONS, SqlRaw
 
-from eventsync.record import Record
+from eventsync.records.record import Record
 
 __all__ = ["Sqlite"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.errors import ConfigError
-from eventsync.record import Record
+from eventsync.records.record import Record
 from eventsync.stores.rest import Links, Service, Token
 from eventsync.stores.rest.resource import filled
 from eventsync.stores.trackers.tracker import TrackerAccessor

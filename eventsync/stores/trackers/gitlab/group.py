@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.errors import DependencyError, RejectedError
-from eventsync.key import split as split_key
-from eventsync.record import Record
+from eventsync.records.key import split as split_key
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.rest import Answer, Object, Resource, Service, Within
 from eventsync.stores.rest.resource import filled
 from eventsync.stores.trackers.gitlab.service import PAGES, GitLabAccessor, GitLabService
@@ -21,7 +22,6 @@ from eventsync.stores.trackers.record import (
     Project,
 )
 from eventsync.stores.trackers.slot import Slot, text
-from eventsync.view import View
 
 __all__ = [
     "GitLabAccounts",

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.errors import RejectedError
 from eventsync.identity import IdentityMap
-from eventsync.record import Record
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.rest import Answer, Object, Resource, Since, Within
 from eventsync.stores.rest.resource import filled
 from eventsync.stores.trackers.gitlab.service import PAGES, GitLabAccessor, GitLabService
@@ -25,7 +26,6 @@ from eventsync.stores.trackers.record import (
 )
 from eventsync.stores.trackers.slot import Slot, day, text
 from eventsync.stores.trackers.tracker import sorted_names
-from eventsync.view import View
 
 __all__ = ["GitLabComments", "GitLabIssues", "GitLabLabels", "GitLabMilestones"]
 

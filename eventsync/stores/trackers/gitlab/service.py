@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync.record import Record
+from eventsync.records.record import Record
 from eventsync.stores.rest import Links, Service, Token
 from eventsync.stores.trackers.tracker import TrackerAccessor
 

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.errors import ConfigError, RejectedError
 from eventsync.identity import IdentityMap
-from eventsync.record import Record
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.rest import (
     Answer,
     Cursor,
@@ -34,7 +35,6 @@ from eventsync.stores.trackers.record import (
 )
 from eventsync.stores.trackers.slot import Slot, day, text
 from eventsync.stores.trackers.tracker import sorted_names
-from eventsync.view import View
 
 __all__ = ["JiraComments", "JiraIssues", "JiraMilestones"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync.record import Record
+from eventsync.records.record import Record
 from eventsync.stores.rest import (
     Basic,
     Numbers,

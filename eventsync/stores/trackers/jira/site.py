@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from eventsync.key import split as split_key
-from eventsync.record import Record
+from eventsync.records.key import split as split_key
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.rest import (
     Answer,
     Object,
@@ -25,7 +26,6 @@ from eventsync.stores.trackers.record import (
     Project,
 )
 from eventsync.stores.trackers.slot import Slot, text
-from eventsync.view import View
 
 __all__ = ["JiraAccounts", "JiraGroups", "JiraLabels", "JiraMembers", "JiraProjects"]
 

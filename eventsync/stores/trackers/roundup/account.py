@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from eventsync.key import split as split_key
-from eventsync.record import Record
+from eventsync.records.key import split as split_key
+from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Object
 from eventsync.stores.trackers.record import Account, Member
 from eventsync.stores.trackers.roundup.item import NOTHING, NamedItems, resource_of

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from eventsync.errors import RejectedError
-from eventsync.record import Record
+from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Object
 from eventsync.stores.trackers.record import Comment
 from eventsync.stores.trackers.roundup.item import resource_of, since

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from eventsync.identity import IdentityMap
-from eventsync.record import Record
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.rest import Answer, Object
 from eventsync.stores.trackers.record import Issue
 from eventsync.stores.trackers.roundup.item import NOTHING, RoundupService, resource_of, since
 from eventsync.stores.trackers.roundup.message import EMPTY, Messages
 from eventsync.stores.trackers.slot import Slot, text
 from eventsync.stores.trackers.tracker import sorted_names
-from eventsync.view import View
 
 __all__ = ["RoundupIssues"]
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import urlsplit
 
 from eventsync.errors import DependencyError, EventSyncError
-from eventsync.key import split as split_key
-from eventsync.record import Record
+from eventsync.records.key import split as split_key
+from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Basic, Numbers, Object, Resource, Service, Since
 from eventsync.stores.trackers.tracker import TrackerAccessor
 

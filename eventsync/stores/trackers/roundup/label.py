@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from eventsync.record import Record
+from eventsync.records.record import Record
 from eventsync.stores.trackers.record import Label
 from eventsync.stores.trackers.roundup.item import NamedItems, resource_of
 from eventsync.stores.trackers.slot import Slot

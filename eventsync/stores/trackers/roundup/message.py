@@ -11,11 +11,11 @@ from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 from eventsync.identity import IdentityMap
-from eventsync.record import Record
+from eventsync.records.record import Record
+from eventsync.records.view import View
 from eventsync.stores.rest import Answer
 from eventsync.stores.trackers.marker import quoted
 from eventsync.stores.trackers.roundup.item import Items, RoundupService
-from eventsync.view import View
 
 __all__ = ["EMPTY", "Messages"]
 

@@ -18,10 +18,10 @@ from typing import (
     dataclass_transform,
 )
 
-from eventsync.declaration import Declared, bind, declared_in, inherited
 from eventsync.errors import RecordError
-from eventsync.field import MISSING, Field
-from eventsync.schema import RecordType, Rule, Unknown, content_hash, same
+from eventsync.records.declaration import Declared, bind, declared_in, inherited
+from eventsync.records.field import MISSING, Field
+from eventsync.records.record_type import RecordType, Rule, Unknown, content_hash, same
 
 __all__ = [
     "AbsentFieldError",

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventsync.errors import ConfigError, EventSyncError, RejectedError
-from eventsync.query import Filter
-from eventsync.record import RecordType
+from eventsync.records.query import Filter
+from eventsync.records.record import RecordType
 
 __all__ = ["BoundView", "Convert", "View"]
 
@@ -35,7 +35,7 @@ class View:
     ``only`` or ``omit``: the fields it holds or does not. ``rename``: a field's name in the store.
     ``constant``: values, by the store's names, that every record gets there and that no field
     holds. ``convert``: conversions by field. ``where``: which records live in this store, as a
-    filter over the record's fields (``eventsync.query``), also over fields it does not hold; a
+    filter over the record's fields (``eventsync.records.query``), also over fields it does not hold; a
     record that stops matching is removed from this store only.
     """
 

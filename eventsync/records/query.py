@@ -37,7 +37,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, TypeAlias, TypeVar
 
-from eventsync.condition import (
+from eventsync.errors import FilterError, RecordError
+from eventsync.records.filter_parser import parse
+from eventsync.records.filter_tree import (
     All,
     Compare,
     Either,
@@ -50,10 +52,8 @@ from eventsync.condition import (
     like_to_regex,
     to_json,
 )
-from eventsync.errors import FilterError, RecordError
-from eventsync.filter import parse
-from eventsync.record import Record, RecordType, values_of
-from eventsync.schema import same
+from eventsync.records.record import Record, RecordType, values_of
+from eventsync.records.record_type import same
 
 __all__ = [
     "All",

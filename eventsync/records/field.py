@@ -11,7 +11,14 @@ from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
 from eventsync.errors import FieldError, RecordError
-from eventsync.shape import MisfitError, Resolve, Shape, UnsupportedTypeError, is_text, shape_of
+from eventsync.records.coercion import (
+    MisfitError,
+    Resolve,
+    Shape,
+    UnsupportedTypeError,
+    is_text,
+    shape_of,
+)
 from eventsync.values.packing import freeze
 
 __all__ = ["MISSING", "Field"]

@@ -16,11 +16,11 @@ from uuid import UUID
 
 import msgspec
 
-from eventsync import key
 from eventsync.errors import ValueRefusedError
-from eventsync.field import Field
-from eventsync.schema import RecordType
-from eventsync.shape import is_text
+from eventsync.records import key
+from eventsync.records.coercion import is_text
+from eventsync.records.field import Field
+from eventsync.records.record_type import RecordType
 from eventsync.values import unpacking
 
 __all__ = ["Reader"]

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
-from eventsync import key
 from eventsync.errors import FieldError, RecordError
-from eventsync.field import MISSING, Field
+from eventsync.records import key
+from eventsync.records.field import MISSING, Field
 from eventsync.values.packing import freeze
 
 __all__ = ["RecordType", "Rule", "Unknown", "content_hash", "same"]

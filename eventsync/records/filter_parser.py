@@ -1,7 +1,7 @@
 """Filters: a mapping as people write it, read as conditions in their simplest form.
 
 It owns the operators and what they may be given. It knows nothing of how conditions are evaluated.
-The language is described in ``eventsync.query``.
+The language is described in ``eventsync.records.query``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
-from eventsync.condition import (
+from eventsync.errors import FieldError, FilterError, RecordError
+from eventsync.records.field import Field
+from eventsync.records.filter_tree import (
     EVERYTHING,
     All,
     Compare,
@@ -23,9 +25,7 @@ from eventsync.condition import (
     json_of,
     like_to_regex,
 )
-from eventsync.errors import FieldError, FilterError, RecordError
-from eventsync.field import Field
-from eventsync.schema import RecordType, same
+from eventsync.records.record_type import RecordType, same
 
 __all__ = ["parse"]
 

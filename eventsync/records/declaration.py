@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias, get_origin, get_type_hints
 
 from eventsync.errors import RecordError
-from eventsync.field import MISSING, Field
-from eventsync.shape import Shape, guard
+from eventsync.records.coercion import Shape, guard
+from eventsync.records.field import MISSING, Field
 
 __all__ = ["Declared", "bind", "declared_in", "inherited"]
 

@@ -1,0 +1,1 @@
+"""Record types: fields, keys, coercion, filters, queries and views."""
