@@ -2,14 +2,14 @@
 
 from .accessor import Accessor as Accessor
 from .bus import Bus as Bus
-from .change import Change as Change
-from .clock import (
+from .changes.change import Change as Change
+from .changes.clock import (
     Clock as Clock,
 )
-from .clock import (
+from .changes.clock import (
     MarkFile as MarkFile,
 )
-from .clock import (
+from .changes.clock import (
     Version as Version,
 )
 from .config import (

@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import wraps
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
-from eventsync.change import DELETE, Change
-from eventsync.clock import Clock
+from eventsync.changes.change import DELETE, Change
+from eventsync.changes.clock import Clock
 from eventsync.echo import echo_of
 from eventsync.edit import Edit, Editor, state_of
 from eventsync.errors import (

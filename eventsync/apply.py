@@ -14,8 +14,8 @@ from operator import attrgetter
 from typing import Any, Final
 
 from eventsync.accessor import Accessor
-from eventsync.change import DELETE, PATCH, Change, read_patches, read_rows
-from eventsync.clock import Clock, Version
+from eventsync.changes.change import DELETE, PATCH, Change, read_patches, read_rows
+from eventsync.changes.clock import Clock, Version
 from eventsync.errors import (
     ChangeRefusedError,
     ClockDriftError,

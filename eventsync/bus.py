@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError as KombuOperationalError
 from kombu.utils.url import maybe_sanitize_url
 
 from eventsync import envelope, framing
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.deadletter import DeadLetter
 from eventsync.errors import (
     BusError,

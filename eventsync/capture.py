@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from eventsync.accessor import Accessor
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.errors import RecordError, SuspiciousReadError
 from eventsync.index import Presence
 from eventsync.records.query import Query

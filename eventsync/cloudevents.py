@@ -15,8 +15,8 @@ from typing import Any, Final
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from eventsync.change import DELETE, PATCH, PUT, Change, Known, Op, Stamp
-from eventsync.clock import Version
+from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known, Op, Stamp
+from eventsync.changes.clock import Version
 from eventsync.envelope import encode
 from eventsync.errors import ValueRefusedError
 from eventsync.values.tagged_json import dumps, from_json, loads, malformed, to_json, version_at

@@ -12,8 +12,8 @@ from typing import Any, Final
 from uuid import UUID
 
 from eventsync import cloudevents, envelope
-from eventsync.change import Change, new_id
-from eventsync.clock import Version
+from eventsync.changes.change import Change, new_id
+from eventsync.changes.clock import Version
 from eventsync.errors import EnvelopeError, ValueRefusedError
 from eventsync.values import packing, unpacking
 

@@ -13,8 +13,8 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from eventsync.change import DELETE, PUT, Change, Op
-from eventsync.clock import Version
+from eventsync.changes.change import DELETE, PUT, Change, Op
+from eventsync.changes.clock import Version
 from eventsync.entry import shown
 from eventsync.envelope import encode
 from eventsync.errors import ChangeRefusedError, EnvelopeError, ValueRefusedError

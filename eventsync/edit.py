@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eventsync.change import DELETE, PATCH, PUT, Change, Known, Op
-from eventsync.clock import Clock, Version
+from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known, Op
+from eventsync.changes.clock import Clock, Version
 from eventsync.echo import changed_since
 from eventsync.errors import AlreadyExistsError, NotFoundError
 from eventsync.gate import UNVERSIONED, decide_one

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from eventsync.change import DELETE, PATCH, PUT, Change, Known
+from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known
 from eventsync.errors import ValueRefusedError
 
 __all__ = ["MAX_KEY", "MAX_NAME", "check_body", "check_head", "check_known", "check_text", "shown"]

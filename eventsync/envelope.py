@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from eventsync import layout
-from eventsync.change import Change, Known, Stamp, make_bodies
-from eventsync.clock import Version
+from eventsync.changes.change import Change, Known, Stamp, make_bodies
+from eventsync.changes.clock import Version
 from eventsync.entry import MAX_KEY, MAX_NAME, check_body, check_head, shown
 from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError
 from eventsync.framing import MAX_COUNT, batches, framed_size, join_batch, split_batch

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from eventsync.change import DELETE, PATCH, PUT, Change, Stamp, State, join
+from eventsync.changes.change import DELETE, PATCH, PUT, Change, Stamp, State, join
 from eventsync.errors import ChangeRefusedError, StoreError
 from eventsync.index import Entry, Presence
 from eventsync.records.record import RecordType

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from eventsync.apply import Settled
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.errors import EventSyncError, StoreUnavailableError
 from eventsync.gate import Outcome
 from eventsync.retry import is_retryable

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from eventsync.accessor import Edit
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.errors import ConfigError
 from eventsync.index import Index, IndexTransaction
 from eventsync.records.record import Record

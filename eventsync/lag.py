@@ -9,7 +9,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.tally import Spread
 
 __all__ = ["oldest", "spread", "times"]

@@ -15,8 +15,8 @@ from itertools import repeat
 from struct import Struct
 from typing import Any, Final
 
-from eventsync.change import DELETE, PATCH, Change, Known, Op, Stamp, body_parts
-from eventsync.clock import Version
+from eventsync.changes.change import DELETE, PATCH, Change, Known, Op, Stamp, body_parts
+from eventsync.changes.clock import Version
 from eventsync.entry import MAX_KEY, check_head, check_known, check_text
 from eventsync.errors import ValueRefusedError
 from eventsync.values import packing, unpacking

@@ -17,9 +17,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
-from eventsync.change import Change
+from eventsync.changes.change import Change
+from eventsync.changes.fork import incarnation
 from eventsync.errors import BusUnavailableError
-from eventsync.incarnation import incarnation
 from eventsync.store import Publisher
 
 __all__ = ["BatchPublisher"]

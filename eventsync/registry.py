@@ -14,8 +14,8 @@ from typing import Any
 
 from eventsync.accessor import Accessor
 from eventsync.apply import DEFAULT_LIMITS, Limits, Settled, apply, complete
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.errors import ConfigError
 from eventsync.gate import Outcome
 from eventsync.records.query import Filter

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.errors import (
     BusUnavailableError,
     ConfigError,

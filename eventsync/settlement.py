@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from eventsync import envelope, framing, lag, metric
 from eventsync.apply import Settled
 from eventsync.bus import Bus, Delivery
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.deadletter import DeadLetter
 from eventsync.errors import DependencyError, EnvelopeError, EventSyncError
 from eventsync.gate import Outcome

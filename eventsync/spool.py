@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from eventsync import envelope
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError
 from eventsync.keyring import Keyring
 from eventsync.relay import Broker

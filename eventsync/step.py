@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from eventsync.change import DELETE, PUT, Change, stamps
+from eventsync.changes.change import DELETE, PUT, Change, stamps
 from eventsync.echo import echo_of, echo_of_fields, echoes_with
 from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
 from eventsync.gate import APPLIED, Decision, Outcome, Verdict, decide_patches

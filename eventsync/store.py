@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from eventsync import envelope
 from eventsync.accessor import Accessor, Edit
 from eventsync.capture import Capture
-from eventsync.change import Change, make_bodies
-from eventsync.clock import Clock, Version
+from eventsync.changes.change import Change, make_bodies
+from eventsync.changes.clock import Clock, Version
 from eventsync.errors import BusUnavailableError, ConfigError, RecordError
 from eventsync.index import FileIndex, Index, Outgoing, Presence
 from eventsync.records.query import Query

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from eventsync.apply import Settled
-from eventsync.change import Change
+from eventsync.changes.change import Change
 
 __all__ = ["Tracing"]
 

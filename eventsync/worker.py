@@ -21,7 +21,7 @@ import structlog
 from eventsync import metric
 from eventsync.apply import Settled, apply
 from eventsync.bus import Bus, Delivery, Subscription
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.errors import BusUnavailableError, EventSyncError
 from eventsync.gate import Outcome
 from eventsync.index import Presence

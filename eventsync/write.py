@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
-from eventsync.change import Change, Row
+from eventsync.changes.change import Change, Row
 
 __all__ = ["Puts", "Write"]
 

@@ -10,8 +10,8 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from eventsync.change import DELETE, PATCH, PUT, Change, Known
-from eventsync.clock import Version
+from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known
+from eventsync.changes.clock import Version
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 of_type = (

@@ -14,7 +14,7 @@ from servers import program
 
 from eventsync import metric
 from eventsync.bus import Bus
-from eventsync.change import PUT, Change
+from eventsync.changes.change import PUT, Change
 from eventsync.crew import Crew
 from eventsync.errors import StoreUnavailableError
 from eventsync.exporters.prometheus import Exporter

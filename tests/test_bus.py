@@ -19,8 +19,8 @@ from servers.redis import RedisServer
 
 from eventsync import framing
 from eventsync.bus import Bus, _bus_errors, dead_queue, store_queue
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.deadletter import DeadLetter
 from eventsync.envelope import CONTENT_TYPE
 from eventsync.errors import (

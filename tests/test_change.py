@@ -10,8 +10,8 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventsync.change import DELETE, PATCH, PUT, Change, State, join, new_id
-from eventsync.clock import Version
+from eventsync.changes.change import DELETE, PATCH, PUT, Change, State, join, new_id
+from eventsync.changes.clock import Version
 
 
 def fold(changes):

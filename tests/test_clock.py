@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventsync.clock import Clock, MarkFile, Version
+from eventsync.changes.clock import Clock, MarkFile, Version
 from eventsync.errors import ClockDriftError, ConfigError
 
 parts = st.tuples(st.integers(0, 2**48 - 1), st.integers(0, 2**16 - 1), st.integers(0, 2**64 - 1))

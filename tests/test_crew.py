@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from eventsync import lag, metric
 from eventsync.bus import Bus
-from eventsync.change import PUT, Change
-from eventsync.clock import Clock, Version
+from eventsync.changes.change import PUT, Change
+from eventsync.changes.clock import Clock, Version
 from eventsync.crew import Crew, Report
 from eventsync.errors import StoreUnavailableError
 from eventsync.exporters.prometheus import Exporter

@@ -22,8 +22,8 @@ from servers.roundup import RoundupServer
 from servers.slapd import SlapdServer
 
 from eventsync import envelope
-from eventsync.change import DELETE, PATCH, PUT
-from eventsync.clock import Version
+from eventsync.changes.change import DELETE, PATCH, PUT
+from eventsync.changes.clock import Version
 from eventsync.errors import SignatureError
 from eventsync.keyring import Keyring
 

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventsync import envelope
-from eventsync.change import DELETE, PATCH, PUT, Change, Known, Stamp
-from eventsync.clock import Version
+from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known, Stamp
+from eventsync.changes.clock import Version
 from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError
 from eventsync.keyring import Keyring
 from eventsync.records.record_type import same

@@ -10,8 +10,8 @@ from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
 from eventsync.bus import Bus, dead_queue, store_queue
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.envelope import CONTENT_TYPE
 from eventsync.records.record import Field, Record
 from eventsync.store import Store

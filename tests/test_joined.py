@@ -6,8 +6,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.errors import AlreadyExistsError, ConfigError
 from eventsync.records.record import Field, Record
 from eventsync.store import Store

@@ -12,8 +12,8 @@ import pytest
 from servers import eventually
 
 from eventsync.bus import Bus
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.errors import BusUnavailableError, UnroutableError
 from eventsync.publisher import BatchPublisher
 from eventsync.testing.fake import FakeBus

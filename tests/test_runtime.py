@@ -12,9 +12,9 @@ import pytest
 from servers import eventually
 
 from eventsync.bus import Bus
-from eventsync.change import Change
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.circuit import Circuit, CircuitState
-from eventsync.clock import Clock
 from eventsync.config import load, location
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.gate import Outcome

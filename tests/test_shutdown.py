@@ -17,8 +17,8 @@ from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
 from eventsync.bus import Bus
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.option import Options
 from eventsync.process import run
 from eventsync.records.record import Field, Record

@@ -14,8 +14,8 @@ from servers import eventually
 
 from eventsync import envelope
 from eventsync.bus import Bus
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError
 from eventsync.framing import split_batch
 from eventsync.keyring import Keyring

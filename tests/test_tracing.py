@@ -15,8 +15,8 @@ from opentelemetry.trace import StatusCode
 from eventsync import envelope
 from eventsync.apply import Settled
 from eventsync.bus import Bus
-from eventsync.change import PUT, Change
-from eventsync.clock import Clock
+from eventsync.changes.change import PUT, Change
+from eventsync.changes.clock import Clock
 from eventsync.exporters.opentelemetry import Tracer
 from eventsync.records.record import Field, Record
 from eventsync.spool import Spool

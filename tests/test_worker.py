@@ -15,8 +15,8 @@ import pytest
 from eventsync import framing
 from eventsync.apply import Limits
 from eventsync.bus import Bus, dead_queue, store_queue
-from eventsync.change import Change
-from eventsync.clock import Clock, Version
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock, Version
 from eventsync.errors import (
     BusUnavailableError,
     RejectedError,

@@ -277,9 +277,9 @@ def edit(
       eventsync dlq edit crm --id 3f2a
       eventsync dlq edit crm --id 3f2a --set 'email=ann@example.org' --set age=null
     """
+    from eventsync.changes.clock import Clock
     from eventsync.cli.editor import assigned, edited
     from eventsync.cli.letter import Choice, data_of, mended
-    from eventsync.clock import Clock
 
     choice = Choice(ids=id or (), every=every, reason=reason, type=type, key=key)
     with _chosen(deployment, store, choice) as (opened, chunks):

@@ -19,7 +19,7 @@ from eventsync.errors import ConfigError, EventSyncError
 from eventsync.records.record_type import same
 
 if TYPE_CHECKING:
-    from eventsync.change import Change
+    from eventsync.changes.change import Change
     from eventsync.cli.letter import Found
     from eventsync.store import Store
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eventsync import envelope
-from eventsync.change import PATCH, PUT, Change, Known, new_id
-from eventsync.clock import Clock, Version
+from eventsync.changes.change import PATCH, PUT, Change, Known, new_id
+from eventsync.changes.clock import Clock, Version
 from eventsync.errors import ClockDriftError, ConfigError, EnvelopeError, EventSyncError
 from eventsync.records.record_type import same
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eventsync.change import DELETE, PUT, Change
+from eventsync.changes.change import DELETE, PUT, Change
+from eventsync.changes.clock import Clock
 from eventsync.cli.deployment import Deployment
-from eventsync.clock import Clock
 from eventsync.errors import (
     BusUnavailableError,
     ChangeRefusedError,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from eventsync.apply import Settled
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.errors import ConfigError
 from eventsync.gate import Outcome
 

@@ -13,7 +13,7 @@ import pytest
 
 from eventsync.accessor import Accessor
 from eventsync.apply import Limits, apply, complete
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.gate import Outcome
 from eventsync.index import Presence
 from eventsync.records.query import Query

@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from eventsync import envelope
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.errors import BusUnavailableError
 from eventsync.index import IndexTransaction
 from eventsync.store import Store

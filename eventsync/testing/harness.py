@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from eventsync import envelope
 from eventsync.accessor import Accessor
 from eventsync.apply import Settled, apply
-from eventsync.change import Change, Op
-from eventsync.clock import Clock, Version
+from eventsync.changes.change import Change, Op
+from eventsync.changes.clock import Clock, Version
 from eventsync.index import Entry, Index
 from eventsync.records.query import Query
 from eventsync.records.record import Field, Record

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from eventsync.change import DELETE, PATCH, PUT, Change
+from eventsync.changes.change import DELETE, PATCH, PUT, Change
 from eventsync.records.record import RecordType
 from eventsync.records.view import BoundView
 

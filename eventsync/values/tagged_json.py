@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from eventsync.clock import Version
+from eventsync.changes.clock import Version
 from eventsync.entry import shown
 from eventsync.errors import EnvelopeError
 from eventsync.values.packing import MAX_DEPTH

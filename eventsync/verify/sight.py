@@ -11,8 +11,8 @@ from enum import StrEnum
 from typing import Any
 
 from eventsync.accessor import Accessor
-from eventsync.change import State, join
-from eventsync.clock import Version
+from eventsync.changes.change import State, join
+from eventsync.changes.clock import Version
 from eventsync.errors import ConfigError, RecordError, RejectedError
 from eventsync.gate import UNVERSIONED
 from eventsync.index import Entry, IndexTransaction, Presence

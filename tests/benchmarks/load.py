@@ -15,8 +15,8 @@ from typing import Any
 
 from benchmarks.customer import Customer, each_row
 
-from eventsync.change import PUT, Change, Op
-from eventsync.clock import Clock
+from eventsync.changes.change import PUT, Change, Op
+from eventsync.changes.clock import Clock
 from eventsync.records.record import Record
 
 __all__ = ["Customers", "Load", "change"]

@@ -23,8 +23,8 @@ from benchmarks.load import Load
 
 from eventsync.apply import apply
 from eventsync.bus import Bus
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.worker import Worker
 
 __all__ = ["Passage", "passed", "publish"]

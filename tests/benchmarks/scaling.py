@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers.redis import RedisServer
 
 from eventsync.bus import Bus
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.log import configure
 from eventsync.records.record import Field, Record
 from eventsync.store import Store

@@ -17,7 +17,7 @@ from benchmarks.deployment import made
 from benchmarks.load import change
 
 from eventsync.bus import Bus
-from eventsync.clock import Clock
+from eventsync.changes.clock import Clock
 
 __all__ = ["QUEUE", "Editing", "Plain", "Publishing", "Relayed", "Sender"]
 

@@ -26,7 +26,7 @@ from benchmarks.plot import Lines, Panel
 from benchmarks.table import Column, Tell
 
 from eventsync.bus import Bus
-from eventsync.clock import Clock
+from eventsync.changes.clock import Clock
 
 __all__ = ["COLUMNS", "QUICK", "Scale", "growth", "measure", "panels"]
 

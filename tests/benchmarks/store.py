@@ -36,8 +36,8 @@ from benchmarks.database import emptied, running_store
 from servers.slapd import SlapdServer
 
 from eventsync.apply import apply
-from eventsync.change import PUT, Change
-from eventsync.clock import Clock
+from eventsync.changes.change import PUT, Change
+from eventsync.changes.clock import Clock
 from eventsync.index import FileIndex
 from eventsync.records.view import View
 from eventsync.store import Store

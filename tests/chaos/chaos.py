@@ -47,8 +47,8 @@ from servers.redis import RedisServer
 
 from eventsync import envelope, framing
 from eventsync.bus import Bus
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.index import Presence
 from eventsync.stores.sql.index import SqlIndex
 

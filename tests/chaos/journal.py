@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from eventsync import envelope, framing
-from eventsync.change import Change
+from eventsync.changes.change import Change
 
 __all__ = ["Applied", "Journal", "Timeline", "percentile"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from model import winners_per_field, winners_per_record
 
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.errors import NotFoundError
 from eventsync.records.record import Field, Record
 from eventsync.records.view import Convert, View

@@ -1,7 +1,7 @@
 """What all stores must hold in the end, computed from the history of published changes alone.
 
 Written from the text of the consistency model, register by register, and on purpose without
-``eventsync.change.join`` or the gate: it is what those are checked against.
+``eventsync.changes.change.join`` or the gate: it is what those are checked against.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from eventsync.change import Change
+from eventsync.changes.change import Change
 
 _KIND = {"put": 1, "delete": 2}
 

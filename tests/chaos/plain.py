@@ -15,8 +15,8 @@ from benchmarks.customer import Customer, row
 from journal import Applied
 from model import winners_per_record
 
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.gate import Outcome, Verdict
 from eventsync.registry import StoreRegistry
 from eventsync.store import Store

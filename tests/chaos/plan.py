@@ -24,8 +24,8 @@ from kombu.transport import redis as stock
 
 from eventsync import envelope, framing
 from eventsync.bus import Bus
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.errors import BusUnavailableError, StoreUnavailableError
 from eventsync.option import Options
 from eventsync.process import run

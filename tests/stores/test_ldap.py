@@ -10,7 +10,7 @@ import pytest
 from servers.slapd import SlapdServer
 
 from eventsync.apply import apply
-from eventsync.clock import Clock, Version
+from eventsync.changes.clock import Clock, Version
 from eventsync.errors import (
     AlreadyExistsError,
     ConfigError,

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from servers.mariadb import MariaServer
 
 from eventsync.apply import apply
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.errors import FieldError, RejectedError
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View

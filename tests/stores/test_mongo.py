@@ -15,7 +15,7 @@ from bson import Binary, Decimal128, ObjectId
 from servers.mongodb import MongoServer
 
 from eventsync.apply import apply
-from eventsync.clock import Version
+from eventsync.changes.clock import Version
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.gate import Outcome
 from eventsync.records.query import Query

@@ -16,7 +16,7 @@ from servers.redis import RedisServer
 
 from eventsync.accessor import Write
 from eventsync.apply import apply
-from eventsync.clock import Version
+from eventsync.changes.clock import Version
 from eventsync.errors import ConfigError, EventSyncError, StoreUnavailableError
 from eventsync.gate import Outcome
 from eventsync.records.record import Field, Record

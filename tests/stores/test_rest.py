@@ -10,8 +10,8 @@ from servers.objects import ObjectServer
 
 from eventsync.apply import apply
 from eventsync.bus import Bus
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.errors import (
     ConfigError,
     FieldError,

@@ -16,8 +16,8 @@ from servers.postgres import PostgresServer
 
 from eventsync.apply import apply
 from eventsync.bus import Bus
-from eventsync.change import Change
-from eventsync.clock import Clock, Version
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock, Version
 from eventsync.errors import DependencyError, RejectedError, StoreUnavailableError
 from eventsync.gate import Outcome
 from eventsync.index import Presence

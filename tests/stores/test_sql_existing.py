@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from servers.postgres import PostgresServer
 
 from eventsync.apply import apply
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
 from eventsync.store import Store

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eventsync.apply import apply
-from eventsync.change import DELETE, PATCH, PUT, Change, Known, State, join
-from eventsync.clock import Clock, Version
+from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known, State, join
+from eventsync.changes.clock import Clock, Version
 from eventsync.gate import Outcome, decide, decide_patches
 from eventsync.index import Entry
 from eventsync.records.record import Field, Record

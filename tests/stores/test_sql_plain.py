@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eventsync.apply import apply
-from eventsync.change import DELETE, PUT, Change, Stamp
-from eventsync.clock import Clock, Version
+from eventsync.changes.change import DELETE, PUT, Change, Stamp
+from eventsync.changes.clock import Clock, Version
 from eventsync.gate import Outcome
 from eventsync.index import Entry, MemoryIndex, Presence
 from eventsync.records.record import Field, Record

@@ -6,7 +6,7 @@ import pytest
 from servers.gitlab import GitLabSimulator
 
 from eventsync.apply import apply
-from eventsync.clock import Clock
+from eventsync.changes.clock import Clock
 from eventsync.errors import ConfigError
 from eventsync.gate import Outcome
 from eventsync.identity import IdentityMap

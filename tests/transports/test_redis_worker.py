@@ -11,8 +11,8 @@ from servers import eventually
 from servers.redis import RedisServer
 
 from eventsync.bus import Bus, dead_queue, store_queue
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.errors import BusUnavailableError, RejectedError
 from eventsync.records.record import Field, Record
 from eventsync.store import Store

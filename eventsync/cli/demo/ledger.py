@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eventsync.bus import Bus
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.gate import Outcome
 
 __all__ = ["Account", "CountingPublisher", "account_of", "captured_in", "versions_in"]

@@ -13,8 +13,8 @@ from typing import Any, Final, TypeVar
 from pymongo import DeleteOne, UpdateOne
 
 from eventsync.accessor import Accessor, Edit, Write
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.errors import ConfigError, EventSyncError, RecordError, RejectedError
 from eventsync.gate import Verdict
 from eventsync.index import Index, IndexTransaction, UndoneError

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, ClassVar, Literal, TypeVar
 
 from eventsync.accessor import Accessor, Write
-from eventsync.change import Change
+from eventsync.changes.change import Change
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
 from eventsync.gate import Verdict, decide_put_or_delete
 from eventsync.index import Index, IndexTransaction

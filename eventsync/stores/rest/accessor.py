@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.accessor import Edit, Write
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.echo import echo_of
 from eventsync.errors import ConfigError, RecordError, StoreUnavailableError
 from eventsync.identity import IdentityMap

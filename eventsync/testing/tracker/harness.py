@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Final
 import pytest
 
 from eventsync.apply import apply
-from eventsync.change import Change
-from eventsync.clock import Clock
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.gate import Outcome
 from eventsync.records.record import Record
 from eventsync.store import Store

@@ -24,7 +24,7 @@ from benchmarks.peer.target import Target, database
 from sqlalchemy import create_engine
 
 from eventsync.bus import Bus
-from eventsync.clock import Clock
+from eventsync.changes.clock import Clock
 from eventsync.publisher import BatchPublisher
 from eventsync.relay import Relay, serve
 from eventsync.store import Store

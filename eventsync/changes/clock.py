@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
+from eventsync.changes.fork import incarnation
 from eventsync.errors import ClockDriftError, ConfigError
-from eventsync.incarnation import incarnation
 
 __all__ = ["Clock", "HighWaterMark", "MarkFile", "Version"]
 

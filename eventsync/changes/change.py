@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
-from eventsync.clock import Version
-from eventsync.incarnation import incarnation
+from eventsync.changes.clock import Version
+from eventsync.changes.fork import incarnation
 from eventsync.values import packing, unpacking
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""Changes of records: the hybrid logical clock, the change, the last-write-wins merge."""
