@@ -18,9 +18,10 @@ from kombu.exceptions import BatchPublishError, KombuError
 from kombu.exceptions import OperationalError as KombuOperationalError
 from kombu.utils.url import maybe_sanitize_url
 
-from eventsync import envelope, framing
 from eventsync.changes.change import Change
-from eventsync.deadletter import DeadLetter
+from eventsync.envelope import batch, codec
+from eventsync.envelope.dead_letter import DeadLetter
+from eventsync.envelope.signing import Keyring
 from eventsync.errors import (
     BusError,
     BusUnavailableError,
@@ -28,7 +29,6 @@ from eventsync.errors import (
     EventSyncError,
     UnroutableError,
 )
-from eventsync.keyring import Keyring
 from eventsync.tracing import Tracing
 from eventsync.transports import amqp, redis_url, sqlite
 from eventsync.transports.link import Delivery, Link, QueueState
@@ -57,7 +57,7 @@ class Bus:
         url: str,
         *,
         keys: Keyring | None = None,
-        max_envelope: int = envelope.MAX_BYTES,
+        max_envelope: int = codec.MAX_BYTES,
         message_envelopes: int = 500,
         message_bytes: int = 512 * 1024,
         max_message: int = 8 * 1024 * 1024,
@@ -131,13 +131,13 @@ class Bus:
         """The envelope of ``change``, signed when keys are configured."""
         if self.tracing is not None:
             change = self.tracing.published(change)
-        return envelope.encode(change, keys=self.keys, max_bytes=self.max_envelope)
+        return codec.encode(change, keys=self.keys, max_bytes=self.max_envelope)
 
     def encode_all(self, changes: Iterable[Change]) -> list[bytes]:
         """The envelopes of changes in their order: quicker than one by one where they are alike."""
         if self.tracing is not None:
             changes = map(self.tracing.published, changes)
-        return envelope.encode_all(list(changes), keys=self.keys, max_bytes=self.max_envelope)
+        return codec.encode_all(list(changes), keys=self.keys, max_bytes=self.max_envelope)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
         """Send envelopes of one record type to every store that takes it; blocks until the broker
@@ -145,7 +145,7 @@ class Bus:
 
         Raises ``UnroutableError`` when no store's queue takes the type, ``BusUnavailableError``.
         """
-        bodies = framing.batches(
+        bodies = batch.batches(
             envelopes, max_count=self._message_envelopes, max_bytes=self._message_bytes
         )
         self._send(bodies, exchange=EXCHANGE, key=type)
@@ -162,7 +162,7 @@ class Bus:
 
     def send_to(self, store: str, envelopes: Sequence[bytes]) -> None:
         """Send envelopes to one store only; blocks until the broker has them safe."""
-        bodies = framing.batches(
+        bodies = batch.batches(
             envelopes, max_count=self._message_envelopes, max_bytes=self._message_bytes
         )
         self._send(bodies, key=store_queue(store))
@@ -173,7 +173,7 @@ class Bus:
         *,
         key: str,
         exchange: str = "",
-        content_type: str = envelope.CONTENT_TYPE,
+        content_type: str = codec.CONTENT_TYPE,
     ) -> None:
         with self._lock, self._errors():
             self._connected().publish(bodies, exchange=exchange, key=key, content_type=content_type)

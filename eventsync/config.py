@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventsync.apply import Limits
 from eventsync.bus import Bus
-from eventsync.envelope import Keyring
+from eventsync.envelope.codec import Keyring
 from eventsync.errors import ConfigError
 from eventsync.option import Options
 from eventsync.spool import Spool

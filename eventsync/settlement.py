@@ -15,11 +15,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from eventsync import envelope, framing, lag, metric
+from eventsync import lag, metric
 from eventsync.apply import Settled
 from eventsync.bus import Bus, Delivery
 from eventsync.changes.change import Change
-from eventsync.deadletter import DeadLetter
+from eventsync.envelope import batch, codec
+from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.errors import DependencyError, EnvelopeError, EventSyncError
 from eventsync.gate import Outcome
 from eventsync.progress import Progress
@@ -144,16 +145,16 @@ class Settlement:
             )
             large.reason = "too-large"  # type: ignore[misc]  # one class, several rules
             raise large
-        if delivery.content_type != envelope.CONTENT_TYPE:
+        if delivery.content_type != codec.CONTENT_TYPE:
             raise EnvelopeError(
                 f"a message of content type {delivery.content_type[:80]!r}, "
-                f"not {envelope.CONTENT_TYPE}",
+                f"not {codec.CONTENT_TYPE}",
                 hint="something else publishes into this queue",
             )
-        return framing.split_batch(delivery.body)
+        return batch.split_batch(delivery.body)
 
     def _decode(self, raws: Sequence[bytes]) -> list[Change | EnvelopeError]:
-        return envelope.decode_all(raws, keys=self._bus.keys, max_bytes=self._bus.max_envelope)
+        return codec.decode_all(raws, keys=self._bus.keys, max_bytes=self._bus.max_envelope)
 
     def settle(self, hand: Hand) -> list[Item]:
         """Apply, and put what cannot be applied where it is safe. The one place that does.

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from eventsync import envelope
 from eventsync.changes.change import Change
+from eventsync.envelope import codec
+from eventsync.envelope.signing import Keyring
 from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError
-from eventsync.keyring import Keyring
 from eventsync.relay import Broker
 from eventsync.store import Publisher
 from eventsync.tracing import Tracing
@@ -73,7 +73,7 @@ class Spool:
         path: str | os.PathLike[str],
         *,
         keys: Keyring | None = None,
-        max_envelope: int = envelope.MAX_BYTES,
+        max_envelope: int = codec.MAX_BYTES,
         republish_window: float = 10.0,
         max_bytes: int = 1 << 30,
         timeout: float = 30.0,
@@ -105,13 +105,13 @@ class Spool:
         """The envelope of ``change``, signed when keys are configured."""
         if self._tracing is not None:
             change = self._tracing.published(change)
-        return envelope.encode(change, keys=self._keys, max_bytes=self._max_envelope)
+        return codec.encode(change, keys=self._keys, max_bytes=self._max_envelope)
 
     def encode_all(self, changes: Iterable[Change]) -> list[bytes]:
         """The envelopes of changes in their order: quicker than one by one where they are alike."""
         if self._tracing is not None:
             changes = map(self._tracing.published, changes)
-        return envelope.encode_all(list(changes), keys=self._keys, max_bytes=self._max_envelope)
+        return codec.encode_all(list(changes), keys=self._keys, max_bytes=self._max_envelope)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
         """Take envelopes of one record type: all of them are on the disk on return, or none.

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from eventsync import envelope
 from eventsync.accessor import Accessor, Edit
 from eventsync.capture import Capture
 from eventsync.changes.change import Change, make_bodies
 from eventsync.changes.clock import Clock, Version
+from eventsync.envelope import codec
 from eventsync.errors import BusUnavailableError, ConfigError, RecordError
 from eventsync.index import FileIndex, Index, Outgoing, Presence
 from eventsync.records.query import Query
@@ -308,7 +308,7 @@ class Store:
         oldest = self.index.outgoing(1)
         age = None
         if oldest:
-            made = envelope.decode(oldest[0].body, max_bytes=len(oldest[0].body)).version.millis
+            made = codec.decode(oldest[0].body, max_bytes=len(oldest[0].body)).version.millis
             age = max(0.0, self.clock.now() - made / 1000)
         return Backlog(self.index.waiting() if oldest else 0, age)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from eventsync.apply import complete
 from eventsync.bus import Bus, Delivery, Letters
-from eventsync.deadletter import DeadLetter
+from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.errors import (
     BusUnavailableError,
     ClockDriftError,

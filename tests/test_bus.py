@@ -17,12 +17,12 @@ from servers.certificate import self_signed
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
-from eventsync import framing
 from eventsync.bus import Bus, _bus_errors, dead_queue, store_queue
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
-from eventsync.deadletter import DeadLetter
-from eventsync.envelope import CONTENT_TYPE
+from eventsync.envelope import batch
+from eventsync.envelope.codec import CONTENT_TYPE
+from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.errors import (
     BusError,
     BusUnavailableError,
@@ -126,7 +126,7 @@ def test_published_arrives_once(bus, store):
     while len(bodies) < 50:
         got = fetch(subscription, 1)
         assert len(got) <= 20
-        bodies += [framing.split_batch(delivery.body)[0] for delivery in got]
+        bodies += [batch.split_batch(delivery.body)[0] for delivery in got]
         subscription.acknowledge(got)
     assert bodies == [b"%d" % n for n in range(50)]
     subscription.close()
@@ -372,7 +372,7 @@ def test_clean_releases_are_no_crashes(rabbit, store):
             (got,) = fetch(subscription, 1)
             assert got.attempts == 1 + number
             assert got.content_type == CONTENT_TYPE
-            assert framing.split_batch(got.body) == [b"x"]
+            assert batch.split_batch(got.body) == [b"x"]
             subscription._link.drop()
         ready(bus, store_queue(store), 1)
 

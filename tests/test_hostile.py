@@ -12,7 +12,7 @@ from servers.redis import RedisServer
 from eventsync.bus import Bus, dead_queue, store_queue
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
-from eventsync.envelope import CONTENT_TYPE
+from eventsync.envelope.codec import CONTENT_TYPE
 from eventsync.records.record import Field, Record
 from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor

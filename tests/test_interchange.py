@@ -11,8 +11,8 @@ from hypothesis import given
 from test_envelope import PLAIN, changes
 
 from eventsync.changes.change import DELETE, PUT
-from eventsync.cloudevents import from_cloudevent, from_headers, to_cloudevent, to_headers
-from eventsync.debezium import from_debezium
+from eventsync.envelope.cloudevents import from_cloudevent, from_headers, to_cloudevent, to_headers
+from eventsync.envelope.debezium import from_debezium
 from eventsync.errors import ChangeRefusedError, EnvelopeError
 
 

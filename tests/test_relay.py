@@ -17,8 +17,8 @@ from servers.postgres import PostgresServer
 from servers.redis import RedisServer
 
 from eventsync.bus import Bus
+from eventsync.envelope.batch import split_batch
 from eventsync.errors import BusUnavailableError, ConfigError, StoreUnavailableError
-from eventsync.framing import split_batch
 from eventsync.index import FileIndex
 from eventsync.records.record import Field, Record
 from eventsync.relay import Relay, Turn, serve

@@ -12,13 +12,13 @@ from itertools import pairwise
 import pytest
 from servers import eventually
 
-from eventsync import envelope
 from eventsync.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.envelope import codec
+from eventsync.envelope.batch import split_batch
+from eventsync.envelope.signing import Keyring
 from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError
-from eventsync.framing import split_batch
-from eventsync.keyring import Keyring
 from eventsync.spool import Spool
 
 
@@ -34,7 +34,7 @@ class Broker:
         return str(self.lives)
 
     def encode(self, change):
-        return envelope.encode(change)
+        return codec.encode(change)
 
     def publish(self, type, envelopes):
         if self.away:
@@ -231,7 +231,7 @@ def test_signed(tmp_path):
     )
     spool = Spool(tmp_path / "spool.db", keys=keys)
     body = spool.encode(change)
-    assert envelope.decode(body, keys=keys).key == "1"
+    assert codec.decode(body, keys=keys).key == "1"
     assert spool.encode_all([change, change]) == [body, body]
 
 

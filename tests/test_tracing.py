@@ -12,11 +12,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import StatusCode
 
-from eventsync import envelope
 from eventsync.apply import Settled
 from eventsync.bus import Bus
 from eventsync.changes.change import PUT, Change
 from eventsync.changes.clock import Clock
+from eventsync.envelope import codec
 from eventsync.exporters.opentelemetry import Tracer
 from eventsync.records.record import Field, Record
 from eventsync.spool import Spool
@@ -121,7 +121,7 @@ def test_each_of_many_has_a_trace_of_its_own(tmp_path, traced):
             Change(type="P", key=key, op=PUT, version=Clock().tick(), data={"id": key})
             for key in "abc"
         ]
-        sent = [envelope.decode(raw) for raw in bus.encode_all(changes)]
+        sent = [codec.decode(raw) for raw in bus.encode_all(changes)]
     assert [change.key for change in sent] == ["a", "b", "c"]
     assert len({change.ext["traceparent"] for change in sent}) == 3
 
@@ -131,7 +131,7 @@ def test_what_is_not_sampled_costs_its_readers_nothing(traced):
     change = Change(type="P", key="1", op=PUT, version=Clock().tick(), data={"id": 1})
     assert Traced(ALWAYS_OFF).tracer.published(change) is change
     sent = traced.tracer.published(change)
-    found = envelope.decode(envelope.encode(sent))
+    found = codec.decode(codec.encode(sent))
     assert found.ext["traceparent"].startswith("00-")
     assert (found.stamp, found.id) == (change.stamp, change.id)
     assert traced.tracer.published(found) is found

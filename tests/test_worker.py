@@ -12,11 +12,11 @@ from decimal import Decimal
 
 import pytest
 
-from eventsync import framing
 from eventsync.apply import Limits
 from eventsync.bus import Bus, dead_queue, store_queue
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version
+from eventsync.envelope import batch
 from eventsync.errors import (
     BusUnavailableError,
     RejectedError,
@@ -167,7 +167,7 @@ def test_replayed_letter_passes_the_gate(bus, store):
         (b"", "application/x-eventsync"),
         (b"\xff\x00 no message", "application/x-eventsync"),
         (b"{}", "application/json"),
-        (framing.join_batch([b"no envelope"]), "application/x-eventsync"),
+        (batch.join_batch([b"no envelope"]), "application/x-eventsync"),
     ],
 )
 def test_foreign_bytes_end_as_dead_letters(bus, store, body, content_type):

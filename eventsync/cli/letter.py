@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eventsync import envelope
 from eventsync.changes.change import PATCH, PUT, Change, Known, new_id
 from eventsync.changes.clock import Clock, Version
+from eventsync.envelope import codec
 from eventsync.errors import ClockDriftError, ConfigError, EnvelopeError, EventSyncError
 from eventsync.records.record_type import same
 
 if TYPE_CHECKING:
     from eventsync.bus import Bus, Delivery, Letters
-    from eventsync.deadletter import DeadLetter
+    from eventsync.envelope.dead_letter import DeadLetter
     from eventsync.store import Store
 
 __all__ = ["Choice", "Found", "data_of", "envelopes_of", "mended", "now_held", "picked", "replay"]
@@ -50,7 +50,7 @@ class Found:
     def change(self) -> Change | None:
         """The change in it, whoever signed it; ``None`` if it holds none, or several."""
         try:
-            return envelope.decode(self.letter.raw, max_bytes=len(self.letter.raw))
+            return codec.decode(self.letter.raw, max_bytes=len(self.letter.raw))
         except EnvelopeError:
             return None
 
@@ -113,11 +113,11 @@ def replay(bus: Bus, store: str, letters: Letters, chosen: Sequence[Found]) -> l
 def envelopes_of(raw: bytes) -> list[bytes]:
     """The envelopes in a letter's bytes: one, those of a whole message, or none."""
     try:
-        return envelope.split_batch(raw)
+        return codec.split_batch(raw)
     except EnvelopeError:
         pass  # then it is one envelope, or none
     try:
-        envelope.decode(raw, max_bytes=len(raw))
+        codec.decode(raw, max_bytes=len(raw))
     except EnvelopeError as error:
         # One of a later version is an envelope, which an upgraded worker may read.
         return [raw] if error.reason == "envelope-version" else []

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from eventsync import envelope
 from eventsync.changes.change import Change
+from eventsync.envelope import codec
 from eventsync.errors import BusUnavailableError
 from eventsync.index import IndexTransaction
 from eventsync.store import Store
@@ -45,7 +45,7 @@ class FakeBus:
     envelopes: list[bytes] = field(default_factory=list)
 
     def encode(self, change: Change) -> bytes:
-        return envelope.encode(change)
+        return codec.encode(change)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
         if self.away:
@@ -54,7 +54,7 @@ class FakeBus:
 
     def changes(self) -> list[Change]:
         """What was published, decoded anew at each call."""
-        return [envelope.decode(raw) for raw in self.envelopes]
+        return [codec.decode(raw) for raw in self.envelopes]
 
 
 class Crash(BaseException):

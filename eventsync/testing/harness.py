@@ -17,11 +17,11 @@ from uuid import UUID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eventsync import envelope
 from eventsync.accessor import Accessor
 from eventsync.apply import Settled, apply
 from eventsync.changes.change import Change, Op
 from eventsync.changes.clock import Clock, Version
+from eventsync.envelope import codec
 from eventsync.index import Entry, Index
 from eventsync.records.query import Query
 from eventsync.records.record import Field, Record
@@ -200,7 +200,7 @@ def changed(
 
 def decoded(changes: Iterable[Change]) -> list[Change]:
     """The changes as they come out of a message, with their values still to be read."""
-    received = envelope.decode_all([envelope.encode(change) for change in changes])
+    received = codec.decode_all([codec.encode(change) for change in changes])
     found = [change for change in received if isinstance(change, Change)]
     assert len(found) == len(received), "a change does not survive its envelope"
     return found

@@ -17,7 +17,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from eventsync.changes.clock import Version
-from eventsync.entry import shown
+from eventsync.envelope.rules import shown
 from eventsync.errors import EnvelopeError
 from eventsync.values.packing import MAX_DEPTH
 

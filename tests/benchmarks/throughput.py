@@ -37,8 +37,8 @@ from benchmarks.passage import Passage, passed
 from benchmarks.plot import Bars, Panel
 from benchmarks.table import Column, Tell
 
-from eventsync import framing
 from eventsync.bus import Bus
+from eventsync.envelope import batch
 
 __all__ = ["COLUMNS", "QUICK", "Scale", "measure", "panels"]
 
@@ -140,7 +140,7 @@ def _broker_rate(broker: str, load: Customers) -> float:
     eventsync's own: what passes where one process does the one and then the other."""
     bus = Bus("sqlite://")
     chunks = [
-        list(framing.batches(map(bus.encode, chunk), max_count=500, max_bytes=512 * 1024))
+        list(batch.batches(map(bus.encode, chunk), max_count=500, max_bytes=512 * 1024))
         for chunk in load.chunks()
     ]
     with running_broker(broker) as url:

@@ -45,10 +45,10 @@ from servers.postgres import PostgresServer
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
-from eventsync import envelope, framing
 from eventsync.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.envelope import batch, codec
 from eventsync.index import Presence
 from eventsync.stores.sql.index import SqlIndex
 
@@ -407,8 +407,8 @@ class Harness:
         history: dict[bytes, Change] = {}
         while deliveries := subscription.fetch(timeout=1.0, limit=100):
             for delivery in deliveries:
-                for raw in framing.split_batch(delivery.body):
-                    change = envelope.decode(raw)
+                for raw in batch.split_batch(delivery.body):
+                    change = codec.decode(raw)
                     history[change.id] = change
                     self.report.received += 1
             subscription.acknowledge(deliveries)

@@ -13,8 +13,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from eventsync import envelope, framing
 from eventsync.changes.change import Change
+from eventsync.envelope import batch, codec
 
 __all__ = ["Applied", "Journal", "Timeline", "percentile"]
 
@@ -43,7 +43,7 @@ class Journal:
 
     def mean(self, envelopes: Sequence[bytes]) -> None:
         """Note a batch that is about to be published."""
-        for body in framing.batches(envelopes, max_count=len(envelopes), max_bytes=1 << 30):
+        for body in batch.batches(envelopes, max_count=len(envelopes), max_bytes=1 << 30):
             self._out.write(_ENTRY.pack(len(body), time.time()) + body)
 
     def confirm(self, made: int) -> None:
@@ -63,8 +63,8 @@ class Journal:
         for path in sorted(folder.glob("*.meant")):
             confirmed, _ = _last_confirmed(path.with_suffix(".told"))
             for offset, moment, body in _entries(path):
-                for raw in framing.split_batch(body):
-                    yield moment, offset < confirmed, envelope.decode(raw)
+                for raw in batch.split_batch(body):
+                    yield moment, offset < confirmed, codec.decode(raw)
 
 
 def _entries(path: Path) -> Iterator[tuple[int, float, bytes]]:

@@ -22,10 +22,10 @@ from journal import Journal
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as stock
 
-from eventsync import envelope, framing
 from eventsync.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.envelope import batch, codec
 from eventsync.errors import BusUnavailableError, StoreUnavailableError
 from eventsync.option import Options
 from eventsync.process import run
@@ -144,8 +144,8 @@ def produce(folder: Path, number: int, seed: int) -> None:
         bus = stack.enter_context(closing(plan.bus()))
         publisher = stack.enter_context(_spool(folder)) if plan.through == "spool" else bus
         for body in journal.unconfirmed:
-            raws = framing.split_batch(body)
-            type = envelope.decode(raws[0]).type
+            raws = batch.split_batch(body)
+            type = codec.decode(raws[0]).type
             patiently(lambda type=type, raws=raws: publisher.publish(type, raws))
         journal.confirm(journal.made + sum(map(_count, journal.unconfirmed)))
         registry = plan.registry(folder)
@@ -169,4 +169,4 @@ def produce(folder: Path, number: int, seed: int) -> None:
 
 
 def _count(body: bytes) -> int:
-    return len(framing.split_batch(body))
+    return len(batch.split_batch(body))

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from eventsync.changes.change import DELETE, PATCH, Change, Known, Op, Stamp, body_parts
 from eventsync.changes.clock import Version
-from eventsync.entry import MAX_KEY, check_head, check_known, check_text
+from eventsync.envelope.rules import MAX_KEY, check_head, check_known, check_text
 from eventsync.errors import ValueRefusedError
 from eventsync.values import packing, unpacking
 

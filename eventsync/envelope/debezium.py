@@ -15,8 +15,8 @@ from uuid import UUID
 
 from eventsync.changes.change import DELETE, PUT, Change, Op
 from eventsync.changes.clock import Version
-from eventsync.entry import shown
-from eventsync.envelope import encode
+from eventsync.envelope.codec import encode
+from eventsync.envelope.rules import shown
 from eventsync.errors import ChangeRefusedError, EnvelopeError, ValueRefusedError
 from eventsync.values.tagged_json import loads, malformed, version_at
 

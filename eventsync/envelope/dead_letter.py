@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 from uuid import UUID
 
-from eventsync import cloudevents, envelope
 from eventsync.changes.change import Change, new_id
 from eventsync.changes.clock import Version
+from eventsync.envelope import cloudevents, codec
 from eventsync.errors import EnvelopeError, ValueRefusedError
 from eventsync.values import packing, unpacking
 
@@ -48,7 +48,7 @@ class DeadLetter:
     key: str | None = None
     op: str | None = None
     version: Version | None = None
-    content_type: str = envelope.CONTENT_TYPE
+    content_type: str = codec.CONTENT_TYPE
     id: bytes = field(default_factory=new_id)
 
     def encode(self) -> bytes:
@@ -85,13 +85,13 @@ class DeadLetter:
         return cls(**known)
 
     def change(
-        self, *, keys: envelope.Keyring | None = None, max_bytes: int = envelope.MAX_BYTES
+        self, *, keys: codec.Keyring | None = None, max_bytes: int = codec.MAX_BYTES
     ) -> Change:
         """The change in ``raw``. Raises ``EnvelopeError`` when it holds none that can be read.
 
         Without ``keys`` a signature is not verified: good for a look, not for a replay.
         """
-        return envelope.decode(self.raw, keys=keys, max_bytes=max_bytes)
+        return codec.decode(self.raw, keys=keys, max_bytes=max_bytes)
 
     def to_json(self) -> dict[str, Any]:
         """The letter for people and scripts, ready for ``json.dumps``.

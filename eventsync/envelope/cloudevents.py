@@ -17,7 +17,7 @@ from uuid import UUID
 
 from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known, Op, Stamp
 from eventsync.changes.clock import Version
-from eventsync.envelope import encode
+from eventsync.envelope.codec import encode
 from eventsync.errors import ValueRefusedError
 from eventsync.values.tagged_json import dumps, from_json, loads, malformed, to_json, version_at
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from eventsync import layout
 from eventsync.changes.change import Change, Known, Stamp, make_bodies
 from eventsync.changes.clock import Version
-from eventsync.entry import MAX_KEY, MAX_NAME, check_body, check_head, shown
+from eventsync.envelope import fast_path
+from eventsync.envelope.batch import MAX_COUNT, batches, framed_size, join_batch, split_batch
+from eventsync.envelope.rules import MAX_KEY, MAX_NAME, check_body, check_head, shown
+from eventsync.envelope.signing import Keyring
 from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError
-from eventsync.framing import MAX_COUNT, batches, framed_size, join_batch, split_batch
-from eventsync.keyring import Keyring
 from eventsync.values import packing, unpacking
 
 __all__ = [
@@ -53,7 +53,7 @@ def encode(change: Change, *, keys: Keyring | None = None, max_bytes: int = MAX_
     Raises ``ValueRefusedError`` for a change that may not travel. What it takes ``decode`` takes.
     """
     check_body(change)
-    raw = layout.write(change, signed=keys is not None)
+    raw = fast_path.write(change, signed=keys is not None)
     if keys is not None:
         raw = keys.sign(raw)
     if len(raw) > max_bytes:
@@ -79,7 +79,7 @@ def encode_all(
 
 
 def _encode_some(changes: Sequence[Change], keys: Keyring | None, max_bytes: int) -> list[bytes]:
-    raws = layout.write_alike(changes, signed=keys is not None)
+    raws = fast_path.write_alike(changes, signed=keys is not None)
     if raws is not None and keys is not None:
         raws = list(map(keys.sign, raws))
     if raws is None or max(map(len, raws)) > max_bytes:
@@ -116,7 +116,7 @@ def decode_all(
     ``ValueRefusedError`` if they are none.
     """
     if keys is None and raws and max(map(len, raws)) <= max_bytes:
-        changes: list[Any] = layout.read_all(raws)
+        changes: list[Any] = fast_path.read_all(raws)
     else:
         changes = [None] * len(raws)
     for number, change in enumerate(changes):
@@ -132,7 +132,7 @@ def _decode_lazily(raw: bytes, keys: Keyring | None, max_bytes: int) -> Change:
     if len(raw) > max_bytes:
         raise _refuse(f"{len(raw)} bytes; {max_bytes} is the limit", "too-large")
     kid, end = (None, len(raw)) if keys is None else keys.verify(raw)
-    return layout.read(raw, end) or _read_any(raw, kid)
+    return fast_path.read(raw, end) or _read_any(raw, kid)
 
 
 def _read_any(raw: bytes, kid: str | None = None) -> Change:
@@ -144,9 +144,9 @@ def _read_any(raw: bytes, kid: str | None = None) -> Change:
     if type(entries) is not dict or "v" not in entries:
         raise _refuse("not an envelope: no map with an entry v", "envelope")
     major = entries.pop("v")
-    if type(major) is int and major >= 0 and major != layout.MAJOR:
+    if type(major) is int and major >= 0 and major != fast_path.MAJOR:
         raise _refuse(
-            f"an envelope of version {shown(major)}; this eventsync reads {layout.MAJOR}",
+            f"an envelope of version {shown(major)}; this eventsync reads {fast_path.MAJOR}",
             "envelope-version",
             hint="upgrade the consumers before the producers, then replay it",
         )
@@ -155,7 +155,7 @@ def _read_any(raw: bytes, kid: str | None = None) -> Change:
         # What was verified are bytes that look like a signature, somewhere deeper.
         raise SignatureError("the signature is not the last entry of the envelope")
     try:
-        if type(major) is not int or major != layout.MAJOR:
+        if type(major) is not int or major != fast_path.MAJOR:
             raise ValueRefusedError(f"v is {shown(major)}, not an integer from 0")
         return _change_of(entries)
     except ValueRefusedError as error:
@@ -175,7 +175,7 @@ def _change_of(entries: dict[Any, Any]) -> Change:
         _check_map("data", data)
     ext = entries.pop("ext", {})
     _check_map("ext", ext)
-    if layout.UNKNOWN in ext:
+    if fast_path.UNKNOWN in ext:
         raise ValueRefusedError("ext holds the empty name, which is reserved")
     change = Change(
         type=type_,
@@ -196,7 +196,7 @@ def _change_of(entries: dict[Any, Any]) -> Change:
             if type(name) is not str or len(name) > packing.MAX_ENTRIES:
                 raise ValueRefusedError(f"an entry's name is {shown(name)}, not a short text")
             packing.check(item)
-        change.ext = {**ext, layout.UNKNOWN: entries}
+        change.ext = {**ext, fast_path.UNKNOWN: entries}
     return change
 
 

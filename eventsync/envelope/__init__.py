@@ -1,0 +1,1 @@
+"""The wire format: codec, batches, signatures, CloudEvents, Debezium, dead letters."""
