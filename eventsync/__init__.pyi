@@ -1,6 +1,5 @@
 """The public names of eventsync, each stated once; loaded when first used."""
 
-from .accessor import Accessor as Accessor
 from .bus import Bus as Bus
 from .changes.change import Change as Change
 from .changes.clock import (
@@ -18,6 +17,15 @@ from .config import (
 from .config import (
     location as location,
 )
+from .engine.accessor import Accessor as Accessor
+from .engine.gate import Outcome as Outcome
+from .engine.registry import (
+    StoreRegistry as StoreRegistry,
+)
+from .engine.registry import (
+    SyncReport as SyncReport,
+)
+from .engine.store import Store as Store
 from .errors import (
     AlreadyExistsError as AlreadyExistsError,
 )
@@ -78,7 +86,6 @@ from .errors import (
 from .errors import (
     ValueRefusedError as ValueRefusedError,
 )
-from .gate import Outcome as Outcome
 from .identity import IdentityMap as IdentityMap
 from .index import (
     FileIndex as FileIndex,
@@ -103,14 +110,7 @@ from .records.view import (
 from .records.view import (
     View as View,
 )
-from .registry import (
-    StoreRegistry as StoreRegistry,
-)
-from .registry import (
-    SyncReport as SyncReport,
-)
 from .spool import Spool as Spool
-from .store import Store as Store
 from .verify import (
     Comparison as Comparison,
 )

@@ -18,8 +18,8 @@ from urllib.parse import unquote
 from pydantic import Field, SecretStr, ValidationError, create_model, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from eventsync.apply import Limits
 from eventsync.bus import Bus
+from eventsync.engine.apply import Limits
 from eventsync.envelope.codec import Keyring
 from eventsync.errors import ConfigError
 from eventsync.option import Options

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from eventsync import metric
-from eventsync.gate import Outcome
+from eventsync.engine.gate import Outcome
 from eventsync.progress import Progress
 from eventsync.relay import Broker, Told
 from eventsync.tally import Tally

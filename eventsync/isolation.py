@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from eventsync.apply import Settled
 from eventsync.changes.change import Change
+from eventsync.engine.apply import Settled
+from eventsync.engine.gate import Outcome
 from eventsync.errors import EventSyncError, StoreUnavailableError
-from eventsync.gate import Outcome
 from eventsync.retry import is_retryable
 
 __all__ = ["apply_apart"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from eventsync.apply import DEFAULT_LIMITS, Limits
+from eventsync.engine.apply import DEFAULT_LIMITS, Limits
 
 __all__ = ["DEFAULT_OPTIONS", "Options"]
 

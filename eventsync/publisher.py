@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from eventsync.changes.change import Change
 from eventsync.changes.fork import incarnation
+from eventsync.engine.store import Publisher
 from eventsync.errors import BusUnavailableError
-from eventsync.store import Publisher
 
 __all__ = ["BatchPublisher"]
 

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from eventsync.changes.change import Change
+from eventsync.engine.store import Publisher, Store
 from eventsync.errors import (
     BusUnavailableError,
     ConfigError,
@@ -25,7 +26,6 @@ from eventsync.errors import (
     StoreUnavailableError,
 )
 from eventsync.index import Index
-from eventsync.store import Publisher, Store
 
 __all__ = ["Broker", "Outlet", "Relay", "Told", "Turn", "serve"]
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from eventsync import lag, metric
-from eventsync.apply import Settled
 from eventsync.bus import Bus, Delivery
 from eventsync.changes.change import Change
+from eventsync.engine.apply import Settled
+from eventsync.engine.gate import Outcome
 from eventsync.envelope import batch, codec
 from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.errors import DependencyError, EnvelopeError, EventSyncError
-from eventsync.gate import Outcome
 from eventsync.progress import Progress
 from eventsync.tally import Tally
 

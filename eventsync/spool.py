@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from eventsync.changes.change import Change
+from eventsync.engine.store import Publisher
 from eventsync.envelope import codec
 from eventsync.envelope.signing import Keyring
 from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError
 from eventsync.relay import Broker
-from eventsync.store import Publisher
 from eventsync.tracing import Tracing
 
 __all__ = ["Spool", "SpoolState"]

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from eventsync.bus import Bus
+from eventsync.engine.store import Backlog, Store
 from eventsync.errors import BusUnavailableError, EventSyncError
 from eventsync.spool import Spool, SpoolState
-from eventsync.store import Backlog, Store
 
 __all__ = ["Look", "Outbox", "Queues", "Survey"]
 

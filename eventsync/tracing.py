@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from eventsync.apply import Settled
 from eventsync.changes.change import Change
+from eventsync.engine.apply import Settled
 
 __all__ = ["Tracing"]
 

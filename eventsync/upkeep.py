@@ -13,8 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
-from eventsync.apply import complete
 from eventsync.bus import Bus, Delivery, Letters
+from eventsync.engine.apply import complete
+from eventsync.engine.store import Store
 from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.errors import (
     BusUnavailableError,
@@ -27,7 +28,6 @@ from eventsync.option import Options
 from eventsync.progress import Progress
 from eventsync.relay import Broker, Relay
 from eventsync.settlement import Hand, Item, Settlement, about_letter
-from eventsync.store import Store
 
 __all__ = ["Upkeep"]
 

@@ -19,11 +19,12 @@ from typing import Any
 import structlog
 
 from eventsync import metric
-from eventsync.apply import Settled, apply
 from eventsync.bus import Bus, Delivery, Subscription
 from eventsync.changes.change import Change
+from eventsync.engine.apply import Settled, apply
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.errors import BusUnavailableError, EventSyncError
-from eventsync.gate import Outcome
 from eventsync.index import Presence
 from eventsync.isolation import apply_apart
 from eventsync.option import DEFAULT_OPTIONS, Options
@@ -32,7 +33,6 @@ from eventsync.rate import RateLimit
 from eventsync.relay import Told
 from eventsync.retry import is_retryable, retrying
 from eventsync.settlement import Hand, Item, Settlement
-from eventsync.store import Store
 from eventsync.tally import Tally
 from eventsync.upkeep import Upkeep
 

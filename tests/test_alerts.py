@@ -16,13 +16,13 @@ from eventsync import metric
 from eventsync.bus import Bus
 from eventsync.changes.change import PUT, Change
 from eventsync.crew import Crew
+from eventsync.engine.store import Store
 from eventsync.errors import StoreUnavailableError
 from eventsync.exporters.prometheus import Exporter
 from eventsync.metric import Metric
 from eventsync.option import Options
 from eventsync.records.record import Field, Record
 from eventsync.spool import Spool
-from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.supervisor import Supervisor
 from eventsync.survey import Survey

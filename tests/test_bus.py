@@ -20,6 +20,8 @@ from servers.redis import RedisServer
 from eventsync.bus import Bus, _bus_errors, dead_queue, store_queue
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.envelope import batch
 from eventsync.envelope.codec import CONTENT_TYPE
 from eventsync.envelope.dead_letter import DeadLetter
@@ -30,10 +32,8 @@ from eventsync.errors import (
     StoreUnavailableError,
     UnroutableError,
 )
-from eventsync.gate import Outcome
 from eventsync.option import Options
 from eventsync.records.record import Field, Record
-from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.transports.amqp import AmqpLink, connect
 from eventsync.transports.confirm import Confirms

@@ -6,11 +6,11 @@ import sqlite3
 
 import pytest
 
-from eventsync.apply import apply
+from eventsync.engine.apply import apply
+from eventsync.engine.store import Store
 from eventsync.index import Presence
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
-from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor
 

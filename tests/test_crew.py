@@ -18,6 +18,7 @@ from eventsync.bus import Bus
 from eventsync.changes.change import PUT, Change
 from eventsync.changes.clock import Clock, Version
 from eventsync.crew import Crew, Report
+from eventsync.engine.store import Store
 from eventsync.errors import StoreUnavailableError
 from eventsync.exporters.prometheus import Exporter
 from eventsync.health import Health
@@ -25,7 +26,6 @@ from eventsync.option import Options
 from eventsync.progress import Progress
 from eventsync.records.record import Field, Record
 from eventsync.spool import Spool
-from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.supervisor import Supervisor
 from eventsync.survey import Look, Survey

@@ -12,9 +12,9 @@ from servers.redis import RedisServer
 from eventsync.bus import Bus, dead_queue, store_queue
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.store import Store
 from eventsync.envelope.codec import CONTENT_TYPE
 from eventsync.records.record import Field, Record
-from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.transports.message import Outgoing
 from eventsync.worker import Worker

@@ -8,9 +8,9 @@ from sqlalchemy import orm
 
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.store import Store
 from eventsync.errors import AlreadyExistsError, ConfigError
 from eventsync.records.record import Field, Record
-from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor
 from eventsync.testing.fake import FakeBus

@@ -17,12 +17,12 @@ from servers.postgres import PostgresServer
 from servers.redis import RedisServer
 
 from eventsync.bus import Bus
+from eventsync.engine.store import Store
 from eventsync.envelope.batch import split_batch
 from eventsync.errors import BusUnavailableError, ConfigError, StoreUnavailableError
 from eventsync.index import FileIndex
 from eventsync.records.record import Field, Record
 from eventsync.relay import Relay, Turn, serve
-from eventsync.store import Store
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.redis import RedisAccessor

@@ -16,13 +16,13 @@ from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.circuit import Circuit, CircuitState
 from eventsync.config import load, location
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, StoreUnavailableError
-from eventsync.gate import Outcome
 from eventsync.option import Options
 from eventsync.progress import Progress, StateFile, read_states
 from eventsync.rate import RateLimit
 from eventsync.records.record import Field, Record
-from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker import Worker
 

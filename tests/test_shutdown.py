@@ -19,10 +19,10 @@ from servers.redis import RedisServer
 from eventsync.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.store import Store
 from eventsync.option import Options
 from eventsync.process import run
 from eventsync.records.record import Field, Record
-from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
 from eventsync.worker import Worker
 

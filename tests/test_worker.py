@@ -12,10 +12,12 @@ from decimal import Decimal
 
 import pytest
 
-from eventsync.apply import Limits
 from eventsync.bus import Bus, dead_queue, store_queue
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version
+from eventsync.engine.apply import Limits
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.envelope import batch
 from eventsync.errors import (
     BusUnavailableError,
@@ -23,11 +25,9 @@ from eventsync.errors import (
     StoreUnavailableError,
     UnroutableError,
 )
-from eventsync.gate import Outcome
 from eventsync.option import Options
 from eventsync.process import run
 from eventsync.records.record import Field, Record
-from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor
 from eventsync.worker import Worker

@@ -18,7 +18,7 @@ from eventsync.cli.output import plural, print_json, print_table
 from eventsync.errors import BusUnavailableError, EventSyncError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from eventsync.store import Store
+    from eventsync.engine.store import Store
 
 __all__ = ["check"]
 

@@ -17,11 +17,11 @@ from eventsync.errors import BusUnavailableError, ConfigError, EventSyncError
 if TYPE_CHECKING:
     from eventsync.bus import Bus
     from eventsync.config import Settings
+    from eventsync.engine.registry import StoreRegistry
+    from eventsync.engine.store import Store
     from eventsync.exporters.opentelemetry import Tracer
     from eventsync.records.record import Record
-    from eventsync.registry import StoreRegistry
     from eventsync.spool import Spool
-    from eventsync.store import Store
 
 __all__ = ["Deployment", "find_registry"]
 
@@ -121,7 +121,7 @@ def find_registry(app: str) -> StoreRegistry:
     The attribute is a ``StoreRegistry``, or a function without arguments that returns one. Raises
     ``ConfigError``.
     """
-    from eventsync.registry import StoreRegistry
+    from eventsync.engine.registry import StoreRegistry
 
     module_name, colon, attribute = app.partition(":")
     if not colon or not module_name or not attribute:

@@ -21,7 +21,7 @@ from eventsync.records.record_type import same
 if TYPE_CHECKING:
     from eventsync.changes.change import Change
     from eventsync.cli.letter import Found
-    from eventsync.store import Store
+    from eventsync.engine.store import Store
 
 __all__ = ["explanation", "letter_json", "print_letter", "print_letters"]
 

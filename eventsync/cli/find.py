@@ -31,8 +31,8 @@ from eventsync.cli.sidebyside import (
 )
 
 if TYPE_CHECKING:
+    from eventsync.engine.registry import StoreRegistry
     from eventsync.records.record import Record
-    from eventsync.registry import StoreRegistry
 
 __all__ = ["find", "get", "verify"]
 

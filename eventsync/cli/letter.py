@@ -18,8 +18,8 @@ from eventsync.records.record_type import same
 
 if TYPE_CHECKING:
     from eventsync.bus import Bus, Delivery, Letters
+    from eventsync.engine.store import Store
     from eventsync.envelope.dead_letter import DeadLetter
-    from eventsync.store import Store
 
 __all__ = ["Choice", "Found", "data_of", "envelopes_of", "mended", "now_held", "picked", "replay"]
 

@@ -16,9 +16,9 @@ from eventsync.cli.deployment import Deployment
 if TYPE_CHECKING:
     from eventsync.crew import Crew
     from eventsync.endpoint import Answer
+    from eventsync.engine.store import Store
     from eventsync.log import Redaction
     from eventsync.spool import Spool
-    from eventsync.store import Store
 
 __all__ = ["ListenOption", "listening"]
 

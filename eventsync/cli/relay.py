@@ -22,8 +22,8 @@ from eventsync.cli.output import plural, print_json
 from eventsync.cli.worker import LogLevel, log_to_stderr
 
 if TYPE_CHECKING:
+    from eventsync.engine.store import Store
     from eventsync.spool import Spool
-    from eventsync.store import Store
 
 __all__ = ["relay"]
 

@@ -26,8 +26,8 @@ from eventsync.errors import (
 
 if TYPE_CHECKING:
     from eventsync.cli.lines import Line
+    from eventsync.engine.store import Publisher, Store
     from eventsync.records.record import Record
-    from eventsync.store import Publisher, Store
 
 __all__ = ["Sink", "sink_for"]
 

@@ -16,7 +16,7 @@ from eventsync.cli.output import ago, print_json, print_table, warn
 from eventsync.errors import BusError, BusUnavailableError, EventSyncError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from eventsync.store import Store
+    from eventsync.engine.store import Store
 
 __all__ = ["status"]
 

@@ -23,7 +23,7 @@ from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import plural, print_json, print_table, progress, warn
 
 if TYPE_CHECKING:
-    from eventsync.registry import SyncReport
+    from eventsync.engine.registry import SyncReport
 
 __all__ = ["sync"]
 
@@ -120,7 +120,7 @@ def sync(
 
 
 def _tell(report: SyncReport, dry_run: bool, as_json: bool) -> None:
-    from eventsync.gate import Outcome
+    from eventsync.engine.gate import Outcome
 
     if as_json:
         print_json(

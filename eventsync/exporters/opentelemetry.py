@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from eventsync.apply import Settled
 from eventsync.changes.change import Change
+from eventsync.engine.apply import Settled
+from eventsync.engine.gate import Outcome
 from eventsync.errors import ConfigError
-from eventsync.gate import Outcome
 
 try:
     from opentelemetry import trace

@@ -35,8 +35,8 @@ class View:
     ``only`` or ``omit``: the fields it holds or does not. ``rename``: a field's name in the store.
     ``constant``: values, by the store's names, that every record gets there and that no field
     holds. ``convert``: conversions by field. ``where``: which records live in this store, as a
-    filter over the record's fields (``eventsync.records.query``), also over fields it does not hold; a
-    record that stops matching is removed from this store only.
+    filter over the record's fields (``eventsync.records.query``), also over fields it does not
+    hold; a record that stops matching is removed from this store only.
     """
 
     only: Iterable[str] | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from eventsync.accessor import Accessor, Write
+from eventsync.engine.accessor import Accessor, Write
 from eventsync.index import Index, IndexTransaction, MemoryIndex
 from eventsync.records.query import Query
 from eventsync.records.record import Record

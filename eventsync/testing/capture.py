@@ -10,8 +10,8 @@ from unittest.mock import Mock, patch
 
 import pytest
 
+from eventsync.engine.gate import Outcome
 from eventsync.errors import EventSyncError, StoreUnavailableError, SuspiciousReadError
-from eventsync.gate import Outcome
 from eventsync.records.record import Record
 from eventsync.testing.fake import FakeBus
 from eventsync.testing.harness import Contact, Harness, Item, changed, put

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from eventsync.accessor import Accessor
-from eventsync.apply import Limits, apply, complete
 from eventsync.changes.change import Change
-from eventsync.gate import Outcome
+from eventsync.engine.accessor import Accessor
+from eventsync.engine.apply import Limits, apply, complete
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.index import Presence
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
-from eventsync.store import Store
 from eventsync.testing.fake import FakeBus
 from eventsync.testing.harness import Contact, Harness, Item, changed, put
 from eventsync.testing.model import expected

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from eventsync.engine.store import Store
 from eventsync.records.record import Record
-from eventsync.store import Store
 from eventsync.testing.fake import Crash, FakeBus, Fuse, crashing
 from eventsync.testing.harness import Contact, Harness, Item, changed, put
 from eventsync.testing.model import expected

@@ -12,10 +12,10 @@ from typing import Any
 from unittest.mock import patch
 
 from eventsync.changes.change import Change
+from eventsync.engine.store import Store
 from eventsync.envelope import codec
 from eventsync.errors import BusUnavailableError
 from eventsync.index import IndexTransaction
-from eventsync.store import Store
 
 __all__ = ["Crash", "FakeBus", "FakeTime", "Fuse", "crashing"]
 

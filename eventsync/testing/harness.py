@@ -17,16 +17,16 @@ from uuid import UUID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eventsync.accessor import Accessor
-from eventsync.apply import Settled, apply
 from eventsync.changes.change import Change, Op
 from eventsync.changes.clock import Clock, Version
+from eventsync.engine.accessor import Accessor
+from eventsync.engine.apply import Settled, apply
+from eventsync.engine.store import Store
 from eventsync.envelope import codec
 from eventsync.index import Entry, Index
 from eventsync.records.query import Query
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
-from eventsync.store import Store
 from eventsync.testing.fake import FakeBus, FakeTime
 
 __all__ = ["VALUE_TYPES", "Contact", "Harness", "Item", "Visit", "changed", "decoded", "put"]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eventsync.apply import complete
-from eventsync.gate import Outcome
+from eventsync.engine.apply import complete
+from eventsync.engine.gate import Outcome
 from eventsync.index import Presence
 from eventsync.records.view import Convert, View
 from eventsync.testing.fake import FakeBus

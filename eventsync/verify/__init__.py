@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from eventsync.engine.registry import StoreRegistry
+from eventsync.engine.store import Store
 from eventsync.errors import RecordError
 from eventsync.records.query import Query
 from eventsync.records.record import Record
-from eventsync.registry import StoreRegistry
-from eventsync.store import Store
 from eventsync.verify.sight import Difference, Kind, SideBySide, Sight, holding, look
 
 __all__ = ["Comparison", "Difference", "Kind", "SideBySide", "Sight", "Tally", "compare", "look"]

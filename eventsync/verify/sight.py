@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from eventsync.accessor import Accessor
 from eventsync.changes.change import State, join
 from eventsync.changes.clock import Version
+from eventsync.engine.accessor import Accessor
+from eventsync.engine.gate import UNVERSIONED
+from eventsync.engine.registry import StoreRegistry
+from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, RecordError, RejectedError
-from eventsync.gate import UNVERSIONED
 from eventsync.index import Entry, IndexTransaction, Presence
 from eventsync.records.record import Record, RecordType
 from eventsync.records.record_type import same
 from eventsync.records.view import BoundView
-from eventsync.registry import StoreRegistry
-from eventsync.store import Store
 
 __all__ = ["Difference", "Kind", "SideBySide", "Sight", "holding", "look"]
 

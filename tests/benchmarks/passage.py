@@ -21,10 +21,10 @@ import structlog
 from benchmarks.deployment import made
 from benchmarks.load import Load
 
-from eventsync.apply import apply
 from eventsync.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.apply import apply
 from eventsync.worker import Worker
 
 __all__ = ["Passage", "passed", "publish"]

@@ -27,9 +27,9 @@ from servers.redis import RedisServer
 from eventsync.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.store import Store
 from eventsync.log import configure
 from eventsync.records.record import Field, Record
-from eventsync.store import Store
 from eventsync.stores.redis import RedisAccessor
 from eventsync.worker import Options, Worker
 

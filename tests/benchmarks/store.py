@@ -35,12 +35,12 @@ from benchmarks.customer import COLUMNS, Customer, rows
 from benchmarks.database import emptied, running_store
 from servers.slapd import SlapdServer
 
-from eventsync.apply import apply
 from eventsync.changes.change import PUT, Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.apply import apply
+from eventsync.engine.store import Store
 from eventsync.index import FileIndex
 from eventsync.records.view import View
-from eventsync.store import Store
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.ldap import LdapAccessor
 from eventsync.values.tagged_json import to_json

@@ -36,13 +36,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import structlog
 
 from eventsync.bus import Bus
+from eventsync.engine.registry import StoreRegistry
+from eventsync.engine.store import Store
 from eventsync.errors import NotFoundError
 from eventsync.option import Options
 from eventsync.process import run
 from eventsync.records.record import Record
 from eventsync.records.view import View
-from eventsync.registry import StoreRegistry
-from eventsync.store import Store
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.sql import SqlAccessor, derive
 from eventsync.worker import Worker

@@ -37,12 +37,12 @@ from servers.postgres import PostgresServer
 from servers.redis import RedisServer
 from servers.slapd import SlapdServer
 
-from eventsync.accessor import Accessor
 from eventsync.bus import Bus
+from eventsync.engine.accessor import Accessor
+from eventsync.engine.store import Store
 from eventsync.index import FileIndex
 from eventsync.records.record import Record
 from eventsync.records.view import View
-from eventsync.store import Store
 from eventsync.stores.ldap import LdapAccessor
 from eventsync.stores.redis import RedisAccessor
 from eventsync.stores.sql import SqlAccessor, derive

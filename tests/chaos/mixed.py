@@ -18,11 +18,11 @@ from model import winners_per_field, winners_per_record
 
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.registry import StoreRegistry
+from eventsync.engine.store import Store
 from eventsync.errors import NotFoundError
 from eventsync.records.record import Field, Record
 from eventsync.records.view import Convert, View
-from eventsync.registry import StoreRegistry
-from eventsync.store import Store
 from eventsync.stores.files import JsonFolderAccessor, JsonLinesAccessor
 from eventsync.stores.sql import SqlAccessor
 

@@ -17,9 +17,9 @@ from model import winners_per_record
 
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
-from eventsync.gate import Outcome, Verdict
-from eventsync.registry import StoreRegistry
-from eventsync.store import Store
+from eventsync.engine.gate import Outcome, Verdict
+from eventsync.engine.registry import StoreRegistry
+from eventsync.engine.store import Store
 from eventsync.stores.sql import SqlAccessor
 
 __all__ = ["EDITS_STORES", "POISON", "STORES", "compose", "expected", "produce", "stores"]

@@ -40,11 +40,11 @@ from servers.postgres import PostgresServer
 from servers.roundup import RoundupServer
 
 from eventsync.bus import Bus
+from eventsync.engine.registry import StoreRegistry
+from eventsync.engine.store import Store
 from eventsync.identity import IdentityMap
 from eventsync.option import Options
 from eventsync.process import run
-from eventsync.registry import StoreRegistry
-from eventsync.store import Store
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.sql import SqlAccessor
 from eventsync.stores.trackers import Account, Comment, Issue

@@ -7,10 +7,10 @@ from typing import ClassVar
 import pytest
 from servers.github import GitHubSimulator
 
+from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
-from eventsync.store import Store
 from eventsync.stores.rest import Answer
 from eventsync.stores.trackers import (
     Account,

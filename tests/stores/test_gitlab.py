@@ -7,11 +7,11 @@ from typing import ClassVar
 import pytest
 from servers.gitlab import GitLabSimulator
 
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.errors import RejectedError
-from eventsync.gate import Outcome
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
-from eventsync.store import Store
 from eventsync.stores.trackers import (
     Account,
     Comment,

@@ -7,10 +7,10 @@ from typing import ClassVar
 import pytest
 from servers.jira import JiraSimulator
 
+from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, RejectedError
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
-from eventsync.store import Store
 from eventsync.stores.trackers import (
     Account,
     Comment,

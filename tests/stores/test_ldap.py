@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from servers.slapd import SlapdServer
 
-from eventsync.apply import apply
 from eventsync.changes.clock import Clock, Version
+from eventsync.engine.apply import apply
+from eventsync.engine.store import Store
 from eventsync.errors import (
     AlreadyExistsError,
     ConfigError,
@@ -21,7 +22,6 @@ from eventsync.errors import (
 from eventsync.index import FileIndex
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
-from eventsync.store import Store
 from eventsync.stores.ldap import LdapAccessor
 from eventsync.testing import StoreContract
 from eventsync.testing.harness import VALUE_TYPES, put

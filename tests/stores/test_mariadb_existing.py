@@ -10,13 +10,13 @@ import pytest
 import sqlalchemy as sa
 from servers.mariadb import MariaServer
 
-from eventsync.apply import apply
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.apply import apply
+from eventsync.engine.store import Store
 from eventsync.errors import FieldError, RejectedError
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
-from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor, derive
 
 SCHEMA = """

@@ -14,14 +14,14 @@ import pytest
 from bson import Binary, Decimal128, ObjectId
 from servers.mongodb import MongoServer
 
-from eventsync.apply import apply
 from eventsync.changes.clock import Version
+from eventsync.engine.apply import apply
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
-from eventsync.gate import Outcome
 from eventsync.records.query import Query
 from eventsync.records.record import Field, Record
 from eventsync.records.view import Convert, View
-from eventsync.store import Store
 from eventsync.stores.mongo import MongoAccessor, MongoIndex
 from eventsync.testing import FakeBus, StoreContract
 from eventsync.testing.fake import Crash

@@ -14,14 +14,14 @@ import redis.cluster
 from servers import eventually, free_port
 from servers.redis import RedisServer
 
-from eventsync.accessor import Write
-from eventsync.apply import apply
 from eventsync.changes.clock import Version
+from eventsync.engine.accessor import Write
+from eventsync.engine.apply import apply
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, EventSyncError, StoreUnavailableError
-from eventsync.gate import Outcome
 from eventsync.records.record import Field, Record
 from eventsync.records.view import Convert, View
-from eventsync.store import Store
 from eventsync.stores.redis import RedisAccessor, RedisIndex
 from eventsync.testing import FakeBus, StoreContract
 from eventsync.testing.harness import changed, put

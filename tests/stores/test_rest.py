@@ -8,10 +8,12 @@ import time
 import pytest
 from servers.objects import ObjectServer
 
-from eventsync.apply import apply
 from eventsync.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.apply import apply
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.errors import (
     ConfigError,
     FieldError,
@@ -19,12 +21,10 @@ from eventsync.errors import (
     RejectedError,
     StoreUnavailableError,
 )
-from eventsync.gate import Outcome
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
 from eventsync.option import Options
 from eventsync.records.record import Field, Record
-from eventsync.store import Store
 from eventsync.stores.rest import (
     Links,
     OvertakenError,

@@ -7,12 +7,12 @@ from typing import ClassVar
 import pytest
 from servers.roundup import RoundupServer
 
-from eventsync.apply import apply
+from eventsync.engine.apply import apply
+from eventsync.engine.store import Store
 from eventsync.errors import ConfigError
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
 from eventsync.records.view import View
-from eventsync.store import Store
 from eventsync.stores.trackers import Account, Comment, Issue, Label, Member
 from eventsync.stores.trackers.roundup import (
     RoundupAccounts,

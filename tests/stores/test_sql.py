@@ -14,17 +14,17 @@ import sqlalchemy as sa
 from servers.mariadb import MariaServer
 from servers.postgres import PostgresServer
 
-from eventsync.apply import apply
 from eventsync.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version
+from eventsync.engine.apply import apply
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.errors import DependencyError, RejectedError, StoreUnavailableError
-from eventsync.gate import Outcome
 from eventsync.index import Presence
 from eventsync.option import Options
 from eventsync.records.record import Field, Record
 from eventsync.retry import retrying
-from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor, derive
 from eventsync.testing import FakeBus, StoreContract
 from eventsync.worker import Worker

@@ -11,12 +11,12 @@ import pytest
 import sqlalchemy as sa
 from servers.postgres import PostgresServer
 
-from eventsync.apply import apply
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.apply import apply
+from eventsync.engine.store import Store
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
-from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor, derive
 
 SCHEMA = """

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from servers.mariadb import MariaServer
 from servers.postgres import PostgresServer
 
+from eventsync.engine.store import Store
 from eventsync.errors import (
     AlreadyExistsError,
     EventSyncError,
@@ -17,7 +18,6 @@ from eventsync.errors import (
     StoreUnavailableError,
 )
 from eventsync.records.record import Field, Record
-from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
 from eventsync.testing.fake import FakeBus
 

@@ -9,14 +9,14 @@ from typing import ClassVar
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eventsync.apply import apply
 from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known, State, join
 from eventsync.changes.clock import Clock, Version
-from eventsync.gate import Outcome, decide, decide_patches
+from eventsync.engine.apply import apply
+from eventsync.engine.gate import Outcome, decide, decide_patches
+from eventsync.engine.store import Store
 from eventsync.index import Entry
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
-from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
 from eventsync.testing.harness import decoded
 

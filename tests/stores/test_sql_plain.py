@@ -10,13 +10,13 @@ import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventsync.apply import apply
 from eventsync.changes.change import DELETE, PUT, Change, Stamp
 from eventsync.changes.clock import Clock, Version
-from eventsync.gate import Outcome
+from eventsync.engine.apply import apply
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.index import Entry, MemoryIndex, Presence
 from eventsync.records.record import Field, Record
-from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
 from eventsync.testing.harness import decoded
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from servers.mariadb import MariaServer
 from servers.postgres import PostgresServer
 
+from eventsync.engine.store import Store
 from eventsync.records.query import Query
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
-from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
 
 UTC = dt.UTC

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from servers.gitlab import GitLabSimulator
 
-from eventsync.apply import apply
 from eventsync.changes.clock import Clock
+from eventsync.engine.apply import apply
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.errors import ConfigError
-from eventsync.gate import Outcome
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
-from eventsync.store import Store
 from eventsync.stores.trackers.gitlab import (
     GitLabComments,
     GitLabIssues,

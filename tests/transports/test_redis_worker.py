@@ -13,9 +13,9 @@ from servers.redis import RedisServer
 from eventsync.bus import Bus, dead_queue, store_queue
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.store import Store
 from eventsync.errors import BusUnavailableError, RejectedError
 from eventsync.records.record import Field, Record
-from eventsync.store import Store
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker import Worker
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from eventsync.bus import Bus
 from eventsync.changes.change import Change
-from eventsync.gate import Outcome
+from eventsync.engine.gate import Outcome
 
 __all__ = ["Account", "CountingPublisher", "account_of", "captured_in", "versions_in"]
 

@@ -22,9 +22,9 @@ from eventsync.cli.deployment import Deployment
 from eventsync.cli.lines import Format, read_lines
 from eventsync.cli.output import plural
 from eventsync.cli.project import write_files
+from eventsync.engine.store import Store
 from eventsync.errors import EventSyncError
 from eventsync.records.record import Record
-from eventsync.store import Store
 from eventsync.verify import compare
 
 __all__ = ["Narrator", "Result", "play"]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from eventsync.accessor import Accessor
+from eventsync.engine.accessor import Accessor
 from eventsync.errors import (
     ConfigError,
     EventSyncError,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
 
-from eventsync.accessor import Write
+from eventsync.engine.accessor import Write
 from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
 from eventsync.index import IndexTransaction
 from eventsync.records.query import Query

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync.accessor import Write
+from eventsync.engine.accessor import Write
 from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
 from eventsync.index import IndexTransaction
 from eventsync.records.query import Query

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from string import Formatter
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
-from eventsync.accessor import Accessor
+from eventsync.engine.accessor import Accessor
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.records.key import split as split_key
 from eventsync.records.query import Query

@@ -12,11 +12,11 @@ from typing import Any, Final, TypeVar
 
 from pymongo import DeleteOne, UpdateOne
 
-from eventsync.accessor import Accessor, Edit, Write
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.accessor import Accessor, Edit, Write
+from eventsync.engine.gate import Verdict
 from eventsync.errors import ConfigError, EventSyncError, RecordError, RejectedError
-from eventsync.gate import Verdict
 from eventsync.index import Index, IndexTransaction, UndoneError
 from eventsync.records.query import All, Compare, Query
 from eventsync.records.record import Record

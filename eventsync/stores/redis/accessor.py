@@ -9,16 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Literal, TypeVar
 
-from eventsync.accessor import Accessor, Write
 from eventsync.changes.change import Change
+from eventsync.engine.accessor import Accessor, Write
+from eventsync.engine.gate import Verdict, decide_put_or_delete
+from eventsync.engine.unit_of_work import Step
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
-from eventsync.gate import Verdict, decide_put_or_delete
 from eventsync.index import Index, IndexTransaction
 from eventsync.records.key import CODERS
 from eventsync.records.query import All, Compare, Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
-from eventsync.step import Step
 from eventsync.stores.redis.codec import HashCodec, JsonCodec, framed
 from eventsync.stores.redis.index import (
     Data,

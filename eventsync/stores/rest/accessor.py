@@ -15,10 +15,10 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync.accessor import Edit, Write
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
-from eventsync.echo import echo_of
+from eventsync.engine.accessor import Edit, Write
+from eventsync.engine.fingerprint import echo_of
 from eventsync.errors import ConfigError, RecordError, StoreUnavailableError
 from eventsync.identity import IdentityMap
 from eventsync.index import IndexTransaction, Presence

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
-from eventsync.accessor import Accessor
+from eventsync.engine.accessor import Accessor
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
 from eventsync.identity import IdentityMap
 from eventsync.member import Members

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 import sqlalchemy as sa
 
-from eventsync.accessor import Accessor, Puts, Write
+from eventsync.engine.accessor import Accessor, Puts, Write
 from eventsync.errors import ConfigError, DependencyError, EventSyncError, RejectedError
 from eventsync.index import Entry, Index, IndexTransaction
 from eventsync.records.query import Query

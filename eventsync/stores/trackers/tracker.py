@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from eventsync.accessor import Accessor
+from eventsync.engine.accessor import Accessor
 from eventsync.errors import ConfigError, DependencyError, RejectedError
 from eventsync.identity import IdentityMap
 from eventsync.records.key import join as join_key

@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import pytest
 
-from eventsync.apply import apply
+from eventsync.engine.apply import apply
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.errors import RejectedError, StoreUnavailableError
-from eventsync.gate import Outcome
 from eventsync.records.record import Record
-from eventsync.store import Store
 from eventsync.stores.rest import Answer, OvertakenError
 from eventsync.stores.trackers import Account, Comment, Group, Issue, Member, Milestone
 from eventsync.stores.trackers.tracker import TrackerAccessor

@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Final
 
 import pytest
 
-from eventsync.apply import apply
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
-from eventsync.gate import Outcome
+from eventsync.engine.apply import apply
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.records.record import Record
-from eventsync.store import Store
 from eventsync.stores.trackers import (
     Account,
     Comment,

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
+from eventsync.engine.store import Store
 from eventsync.errors import StoreUnavailableError
-from eventsync.store import Store
 from eventsync.stores.rest import Answer, RestAccessor, Service
 from eventsync.testing.fake import Crash
 

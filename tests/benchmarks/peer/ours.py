@@ -25,9 +25,9 @@ from sqlalchemy import create_engine
 
 from eventsync.bus import Bus
 from eventsync.changes.clock import Clock
+from eventsync.engine.store import Store
 from eventsync.publisher import BatchPublisher
 from eventsync.relay import Relay, serve
-from eventsync.store import Store
 from eventsync.stores.sql import SqlAccessor
 from eventsync.worker import Worker
 

@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from eventsync.accessor import Edit
 from eventsync.changes.change import Change
+from eventsync.engine.accessor import Edit
 from eventsync.errors import ConfigError
 from eventsync.index import Index, IndexTransaction
 from eventsync.records.record import Record
 
 if TYPE_CHECKING:
-    from eventsync.store import Store
+    from eventsync.engine.store import Store
 
 __all__ = ["JoinedStore"]
 

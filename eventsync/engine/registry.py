@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from eventsync.accessor import Accessor
-from eventsync.apply import DEFAULT_LIMITS, Limits, Settled, apply, complete
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.accessor import Accessor
+from eventsync.engine.apply import DEFAULT_LIMITS, Limits, Settled, apply, complete
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Publisher, Store
 from eventsync.errors import ConfigError
-from eventsync.gate import Outcome
 from eventsync.records.query import Filter
 from eventsync.records.record import Record
-from eventsync.store import Publisher, Store
 
 __all__ = ["Progress", "StoreRegistry", "SyncReport"]
 

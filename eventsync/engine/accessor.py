@@ -16,8 +16,11 @@ from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
 from eventsync.changes.change import DELETE, Change
 from eventsync.changes.clock import Clock
-from eventsync.echo import echo_of
-from eventsync.edit import Edit, Editor, state_of
+from eventsync.engine.edit import Edit, Editor, state_of
+from eventsync.engine.fingerprint import echo_of
+from eventsync.engine.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete
+from eventsync.engine.unit_of_work import Step
+from eventsync.engine.write import Puts, Write
 from eventsync.errors import (
     ChangeRefusedError,
     ConfigError,
@@ -25,14 +28,11 @@ from eventsync.errors import (
     RecordError,
     StoreUnavailableError,
 )
-from eventsync.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete
 from eventsync.index import Entry, Index, IndexTransaction, Presence
 from eventsync.records.columnar import Reader
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
-from eventsync.step import Step
-from eventsync.write import Puts, Write
 
 __all__ = ["Accessor", "Edit", "Puts", "Write"]
 

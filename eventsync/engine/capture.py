@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from eventsync.accessor import Accessor
 from eventsync.changes.change import Change
+from eventsync.engine.accessor import Accessor
 from eventsync.errors import RecordError, SuspiciousReadError
 from eventsync.index import Presence
 from eventsync.records.query import Query
 
 if TYPE_CHECKING:
-    from eventsync.store import Publisher, Store
+    from eventsync.engine.store import Publisher, Store
 
 __all__ = ["Capture"]
 

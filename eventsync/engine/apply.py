@@ -13,9 +13,11 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import Any, Final
 
-from eventsync.accessor import Accessor
 from eventsync.changes.change import DELETE, PATCH, Change, read_patches, read_rows
 from eventsync.changes.clock import Clock, Version
+from eventsync.engine.accessor import Accessor
+from eventsync.engine.gate import Outcome
+from eventsync.engine.store import Store
 from eventsync.errors import (
     ChangeRefusedError,
     ClockDriftError,
@@ -25,11 +27,9 @@ from eventsync.errors import (
     RecordError,
     StoreError,
 )
-from eventsync.gate import Outcome
 from eventsync.index import Presence
 from eventsync.records.record_type import same
 from eventsync.retry import is_retryable
-from eventsync.store import Store
 
 __all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply", "complete"]
 

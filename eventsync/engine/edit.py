@@ -13,9 +13,9 @@ from typing import Any
 
 from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known, Op
 from eventsync.changes.clock import Clock, Version
-from eventsync.echo import changed_since
+from eventsync.engine.fingerprint import changed_since
+from eventsync.engine.gate import UNVERSIONED, decide_one
 from eventsync.errors import AlreadyExistsError, NotFoundError
-from eventsync.gate import UNVERSIONED, decide_one
 from eventsync.index import Entry, Presence
 from eventsync.records.record_type import same
 from eventsync.records.view import BoundView

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from eventsync.accessor import Accessor, Edit
-from eventsync.capture import Capture
 from eventsync.changes.change import Change, make_bodies
 from eventsync.changes.clock import Clock, Version
+from eventsync.engine.accessor import Accessor, Edit
+from eventsync.engine.capture import Capture
 from eventsync.envelope import codec
 from eventsync.errors import BusUnavailableError, ConfigError, RecordError
 from eventsync.index import FileIndex, Index, Outgoing, Presence
@@ -22,7 +22,7 @@ from eventsync.records.query import Query
 from eventsync.records.record import Record
 
 if TYPE_CHECKING:
-    from eventsync.joined import JoinedStore
+    from eventsync.engine.joined_store import JoinedStore
 
 __all__ = ["Backlog", "Publisher", "Store"]
 
@@ -156,7 +156,7 @@ class Store:
         transaction does. They are published after that, by ``flush``, the store's worker
         or ``eventsync relay``. Raises ``ConfigError`` where a store has no such transactions.
         """
-        from eventsync.joined import JoinedStore
+        from eventsync.engine.joined_store import JoinedStore
 
         return JoinedStore(self, transaction)
 

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from eventsync.changes.change import DELETE, PUT, Change, stamps
-from eventsync.echo import echo_of, echo_of_fields, echoes_with
+from eventsync.engine.fingerprint import echo_of, echo_of_fields, echoes_with
+from eventsync.engine.gate import APPLIED, Decision, Outcome, Verdict, decide_patches
+from eventsync.engine.write import Puts, Write
 from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
-from eventsync.gate import APPLIED, Decision, Outcome, Verdict, decide_patches
 from eventsync.index import Entry, IndexTransaction, Intent, Presence
 from eventsync.values import packing
-from eventsync.write import Puts, Write
 
 if TYPE_CHECKING:
-    from eventsync.accessor import Accessor
+    from eventsync.engine.accessor import Accessor
 
 __all__ = ["Step"]
 

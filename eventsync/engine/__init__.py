@@ -1,0 +1,1 @@
+"""A store and its accessors: decide, write, capture, apply, synchronize."""
