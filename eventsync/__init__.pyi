@@ -1,6 +1,8 @@
 """The public names of eventsync, each stated once; loaded when first used."""
 
-from .bus import Bus as Bus
+from .broker.batch_publisher import BatchPublisher as BatchPublisher
+from .broker.bus import Bus as Bus
+from .broker.spool import Spool as Spool
 from .changes.change import Change as Change
 from .changes.clock import (
     Clock as Clock,
@@ -96,7 +98,6 @@ from .index import (
 from .index import (
     MemoryIndex as MemoryIndex,
 )
-from .publisher import BatchPublisher as BatchPublisher
 from .records.query import Query as Query
 from .records.record import (
     Field as Field,
@@ -110,7 +111,6 @@ from .records.view import (
 from .records.view import (
     View as View,
 )
-from .spool import Spool as Spool
 from .verify import (
     Comparison as Comparison,
 )

@@ -18,13 +18,13 @@ from urllib.parse import unquote
 from pydantic import Field, SecretStr, ValidationError, create_model, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
+from eventsync.broker.spool import Spool
+from eventsync.broker.tracing import Tracing
 from eventsync.engine.apply import Limits
 from eventsync.envelope.codec import Keyring
 from eventsync.errors import ConfigError
 from eventsync.option import Options
-from eventsync.spool import Spool
-from eventsync.tracing import Tracing
 
 __all__ = ["Settings", "load", "location"]
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from eventsync import metric
+from eventsync.broker.relay import Broker, Told
 from eventsync.engine.gate import Outcome
 from eventsync.progress import Progress
-from eventsync.relay import Broker, Told
 from eventsync.tally import Tally
 
 __all__ = ["Crew", "Report"]

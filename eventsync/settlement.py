@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from eventsync import lag, metric
-from eventsync.bus import Bus, Delivery
+from eventsync.broker.bus import Bus, Delivery
 from eventsync.changes.change import Change
 from eventsync.engine.apply import Settled
 from eventsync.engine.gate import Outcome

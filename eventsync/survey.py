@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
+from eventsync.broker.spool import Spool, SpoolState
 from eventsync.engine.store import Backlog, Store
 from eventsync.errors import BusUnavailableError, EventSyncError
-from eventsync.spool import Spool, SpoolState
 
 __all__ = ["Look", "Outbox", "Queues", "Survey"]
 

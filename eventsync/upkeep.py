@@ -13,7 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
-from eventsync.bus import Bus, Delivery, Letters
+from eventsync.broker.bus import Bus, Delivery, Letters
+from eventsync.broker.relay import Broker, Relay
 from eventsync.engine.apply import complete
 from eventsync.engine.store import Store
 from eventsync.envelope.dead_letter import DeadLetter
@@ -26,7 +27,6 @@ from eventsync.errors import (
 )
 from eventsync.option import Options
 from eventsync.progress import Progress
-from eventsync.relay import Broker, Relay
 from eventsync.settlement import Hand, Item, Settlement, about_letter
 
 __all__ = ["Upkeep"]

@@ -19,7 +19,8 @@ from typing import Any
 import structlog
 
 from eventsync import metric
-from eventsync.bus import Bus, Delivery, Subscription
+from eventsync.broker.bus import Bus, Delivery, Subscription
+from eventsync.broker.relay import Told
 from eventsync.changes.change import Change
 from eventsync.engine.apply import Settled, apply
 from eventsync.engine.gate import Outcome
@@ -30,7 +31,6 @@ from eventsync.isolation import apply_apart
 from eventsync.option import DEFAULT_OPTIONS, Options
 from eventsync.progress import Progress, resident_bytes
 from eventsync.rate import RateLimit
-from eventsync.relay import Told
 from eventsync.retry import is_retryable, retrying
 from eventsync.settlement import Hand, Item, Settlement
 from eventsync.tally import Tally

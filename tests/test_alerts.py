@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from servers import program
 
 from eventsync import metric
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
+from eventsync.broker.spool import Spool
 from eventsync.changes.change import PUT, Change
 from eventsync.crew import Crew
 from eventsync.engine.store import Store
@@ -22,7 +23,6 @@ from eventsync.exporters.prometheus import Exporter
 from eventsync.metric import Metric
 from eventsync.option import Options
 from eventsync.records.record import Field, Record
-from eventsync.spool import Spool
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.supervisor import Supervisor
 from eventsync.survey import Survey

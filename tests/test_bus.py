@@ -17,7 +17,7 @@ from servers.certificate import self_signed
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
-from eventsync.bus import Bus, _bus_errors, dead_queue, store_queue
+from eventsync.broker.bus import Bus, _bus_errors, dead_queue, store_queue
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.gate import Outcome

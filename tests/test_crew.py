@@ -14,7 +14,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from eventsync import lag, metric
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
+from eventsync.broker.spool import Spool
 from eventsync.changes.change import PUT, Change
 from eventsync.changes.clock import Clock, Version
 from eventsync.crew import Crew, Report
@@ -25,7 +26,6 @@ from eventsync.health import Health
 from eventsync.option import Options
 from eventsync.progress import Progress
 from eventsync.records.record import Field, Record
-from eventsync.spool import Spool
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.supervisor import Supervisor
 from eventsync.survey import Look, Survey

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from servers import eventually
 
-from eventsync.bus import Bus
+from eventsync.broker.batch_publisher import BatchPublisher
+from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.errors import BusUnavailableError, UnroutableError
-from eventsync.publisher import BatchPublisher
 from eventsync.testing.fake import FakeBus
 
 CLOCK = Clock()

@@ -16,13 +16,13 @@ from servers import eventually
 from servers.postgres import PostgresServer
 from servers.redis import RedisServer
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
+from eventsync.broker.relay import Relay, Turn, serve
 from eventsync.engine.store import Store
 from eventsync.envelope.batch import split_batch
 from eventsync.errors import BusUnavailableError, ConfigError, StoreUnavailableError
 from eventsync.index import FileIndex
 from eventsync.records.record import Field, Record
-from eventsync.relay import Relay, Turn, serve
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.redis import RedisAccessor
@@ -321,8 +321,8 @@ def test_idle_relay_reads_once_a_look(tmp_path):
 RELAY = """
 import sys, threading, time
 from pathlib import Path
-from eventsync.bus import Bus
-from eventsync.relay import Relay, serve
+from eventsync.broker.bus import Bus
+from eventsync.broker.relay import Relay, serve
 sys.path.insert(0, {tests!r})
 from test_relay import make
 

@@ -11,7 +11,7 @@ import time
 import pytest
 from servers import eventually
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.circuit import Circuit, CircuitState

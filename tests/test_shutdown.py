@@ -16,7 +16,7 @@ from servers import eventually
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.store import Store

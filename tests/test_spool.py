@@ -12,14 +12,14 @@ from itertools import pairwise
 import pytest
 from servers import eventually
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
+from eventsync.broker.spool import Spool
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.envelope import codec
 from eventsync.envelope.batch import split_batch
 from eventsync.envelope.signing import Keyring
 from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError
-from eventsync.spool import Spool
 
 
 class Broker:
@@ -246,7 +246,7 @@ def test_wrong_files_are_told(tmp_path):
 
 PRODUCER = """
 import sys
-from eventsync.spool import Spool
+from eventsync.broker.spool import Spool
 spool = Spool(sys.argv[1])
 for number in range(int(sys.argv[2]), 10**9):
     spool.publish("Product", [b"%d" % number])
@@ -254,9 +254,9 @@ for number in range(int(sys.argv[2]), 10**9):
 """
 RELAY = """
 import sys, threading
-from eventsync.bus import Bus
-from eventsync.relay import serve
-from eventsync.spool import Spool
+from eventsync.broker.bus import Bus
+from eventsync.broker.relay import serve
+from eventsync.broker.spool import Spool
 bus = Bus(sys.argv[2])
 serve(Spool(sys.argv[1]).relay(bus), threading.Event(), poll=0.01)
 """

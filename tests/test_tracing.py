@@ -12,7 +12,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import StatusCode
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
+from eventsync.broker.spool import Spool
 from eventsync.changes.change import PUT, Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.apply import Settled
@@ -20,7 +21,6 @@ from eventsync.engine.store import Store
 from eventsync.envelope import codec
 from eventsync.exporters.opentelemetry import Tracer
 from eventsync.records.record import Field, Record
-from eventsync.spool import Spool
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker import Worker
 

@@ -12,7 +12,7 @@ from decimal import Decimal
 
 import pytest
 
-from eventsync.bus import Bus, dead_queue, store_queue
+from eventsync.broker.bus import Bus, dead_queue, store_queue
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version
 from eventsync.engine.apply import Limits

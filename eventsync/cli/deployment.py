@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from eventsync.errors import BusUnavailableError, ConfigError, EventSyncError
 
 if TYPE_CHECKING:
-    from eventsync.bus import Bus
+    from eventsync.broker.bus import Bus
+    from eventsync.broker.spool import Spool
     from eventsync.config import Settings
     from eventsync.engine.registry import StoreRegistry
     from eventsync.engine.store import Store
     from eventsync.exporters.opentelemetry import Tracer
     from eventsync.records.record import Record
-    from eventsync.spool import Spool
 
 __all__ = ["Deployment", "find_registry"]
 

@@ -28,7 +28,7 @@ from eventsync.cli.output import note, plural, print_json, warn
 from eventsync.errors import ConfigError
 
 if TYPE_CHECKING:
-    from eventsync.bus import Letters
+    from eventsync.broker.bus import Letters
     from eventsync.cli.letter import Choice, Found
 
 __all__ = ["letters"]

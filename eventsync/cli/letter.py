@@ -17,7 +17,7 @@ from eventsync.errors import ClockDriftError, ConfigError, EnvelopeError, EventS
 from eventsync.records.record_type import same
 
 if TYPE_CHECKING:
-    from eventsync.bus import Bus, Delivery, Letters
+    from eventsync.broker.bus import Bus, Delivery, Letters
     from eventsync.engine.store import Store
     from eventsync.envelope.dead_letter import DeadLetter
 

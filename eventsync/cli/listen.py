@@ -14,11 +14,11 @@ import typer
 from eventsync.cli.deployment import Deployment
 
 if TYPE_CHECKING:
+    from eventsync.broker.spool import Spool
     from eventsync.crew import Crew
     from eventsync.endpoint import Answer
     from eventsync.engine.store import Store
     from eventsync.log import Redaction
-    from eventsync.spool import Spool
 
 __all__ = ["ListenOption", "listening"]
 

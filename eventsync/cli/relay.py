@@ -22,8 +22,8 @@ from eventsync.cli.output import plural, print_json
 from eventsync.cli.worker import LogLevel, log_to_stderr
 
 if TYPE_CHECKING:
+    from eventsync.broker.spool import Spool
     from eventsync.engine.store import Store
-    from eventsync.spool import Spool
 
 __all__ = ["relay"]
 
@@ -109,8 +109,8 @@ def _once(deployment: Deployment, stores: list[Store], as_json: bool) -> int:
 
 
 def _serve(deployment: Deployment, stores: list[Store], listen: str | None) -> int:
+    from eventsync.broker.relay import Relay, serve
     from eventsync.crew import Crew
-    from eventsync.relay import Relay, serve
 
     # Made before the threads are, which share them.
     bus, _ = deployment.bus, deployment.registry
@@ -144,8 +144,8 @@ def _spool_once(deployment: Deployment, spool: Spool, as_json: bool) -> int:
 
 
 def _serve_spool(deployment: Deployment, spool: Spool, listen: str | None) -> int:
+    from eventsync.broker.relay import serve
     from eventsync.crew import Crew
-    from eventsync.relay import serve
 
     stopping = threading.Event()
 

@@ -26,7 +26,7 @@ from benchmarks.passage import publish
 from benchmarks.plot import Bars, Panel
 from benchmarks.table import Column, Tell
 
-from eventsync.bus import Bus, store_queue
+from eventsync.broker.bus import Bus, store_queue
 
 __all__ = ["COLUMNS", "QUICK", "Scale", "measure", "panels"]
 

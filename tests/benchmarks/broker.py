@@ -27,7 +27,7 @@ from servers import Server
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 
 __all__ = ["BROKERS", "Plain", "plain_client", "running_broker", "seconds"]
 

@@ -26,7 +26,7 @@ from benchmarks.database import STORES, running_store
 from benchmarks.deployment import made
 from benchmarks.load import Customers
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.worker import Worker
 
 

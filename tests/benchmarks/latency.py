@@ -40,7 +40,7 @@ from benchmarks.sender import QUEUE, Editing, Plain, Publishing, Relayed, Sender
 from benchmarks.table import Column, Tell
 from servers import eventually
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 
 __all__ = ["COLUMNS", "QUICK", "Scale", "measure", "paced", "panels", "percentile"]
 

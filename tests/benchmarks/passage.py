@@ -21,7 +21,7 @@ import structlog
 from benchmarks.deployment import made
 from benchmarks.load import Load
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.apply import apply

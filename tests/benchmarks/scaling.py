@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from servers.redis import RedisServer
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.store import Store

@@ -16,7 +16,7 @@ from benchmarks.customer import Customer
 from benchmarks.deployment import made
 from benchmarks.load import change
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.changes.clock import Clock
 
 __all__ = ["QUEUE", "Editing", "Plain", "Publishing", "Relayed", "Sender"]

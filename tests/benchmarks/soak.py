@@ -25,7 +25,7 @@ from benchmarks.load import change
 from benchmarks.plot import Lines, Panel
 from benchmarks.table import Column, Tell
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.changes.clock import Clock
 
 __all__ = ["COLUMNS", "QUICK", "Scale", "growth", "measure", "panels"]

@@ -37,7 +37,7 @@ from benchmarks.passage import Passage, passed
 from benchmarks.plot import Bars, Panel
 from benchmarks.table import Column, Tell
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.envelope import batch
 
 __all__ = ["COLUMNS", "QUICK", "Scale", "measure", "panels"]

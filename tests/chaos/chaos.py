@@ -45,7 +45,7 @@ from servers.postgres import PostgresServer
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.envelope import batch, codec

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import structlog
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.engine.registry import StoreRegistry
 from eventsync.engine.store import Store
 from eventsync.errors import NotFoundError

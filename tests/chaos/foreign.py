@@ -37,7 +37,7 @@ from servers.postgres import PostgresServer
 from servers.redis import RedisServer
 from servers.slapd import SlapdServer
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.store import Store
 from eventsync.index import FileIndex

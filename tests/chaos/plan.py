@@ -22,15 +22,15 @@ from journal import Journal
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as stock
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
+from eventsync.broker.relay import serve
+from eventsync.broker.spool import Spool
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.envelope import batch, codec
 from eventsync.errors import BusUnavailableError, StoreUnavailableError
 from eventsync.option import Options
 from eventsync.process import run
-from eventsync.relay import serve
-from eventsync.spool import Spool
 from eventsync.worker import Worker
 
 __all__ = ["Plan", "patiently", "produce", "relay", "work"]

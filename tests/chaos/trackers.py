@@ -39,7 +39,7 @@ from servers import eventually
 from servers.postgres import PostgresServer
 from servers.roundup import RoundupServer
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.engine.registry import StoreRegistry
 from eventsync.engine.store import Store
 from eventsync.identity import IdentityMap

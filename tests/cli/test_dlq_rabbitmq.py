@@ -7,7 +7,7 @@ from cli.project import Cli
 from cli.test_dlq import TRIGGER, database
 from servers.rabbitmq import RabbitServer
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 
 
 def test_letters_are_listed_and_replayed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

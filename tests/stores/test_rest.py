@@ -8,7 +8,7 @@ import time
 import pytest
 from servers.objects import ObjectServer
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.apply import apply

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from servers.mariadb import MariaServer
 from servers.postgres import PostgresServer
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version
 from eventsync.engine.apply import apply

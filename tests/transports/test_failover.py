@@ -11,7 +11,7 @@ import pytest
 from servers import Server, eventually, free_port, program
 from servers.redis import RedisServer
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.errors import BusUnavailableError
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from servers.certificate import self_signed
 from servers.redis import RedisServer
 from transports.contract import PATIENCE, Broker, TransportContract, eventually
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.errors import BusError, BusUnavailableError, ConfigError
 from eventsync.transports import redis_script
 from eventsync.transports.message import Outgoing

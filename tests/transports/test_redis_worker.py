@@ -10,7 +10,7 @@ import pytest
 from servers import eventually
 from servers.redis import RedisServer
 
-from eventsync.bus import Bus, dead_queue, store_queue
+from eventsync.broker.bus import Bus, dead_queue, store_queue
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.store import Store

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eventsync.bus import Bus
+from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.engine.gate import Outcome
 

@@ -23,11 +23,11 @@ from benchmarks.peer.result import Taken, spent
 from benchmarks.peer.target import Target, database
 from sqlalchemy import create_engine
 
-from eventsync.bus import Bus
+from eventsync.broker.batch_publisher import BatchPublisher
+from eventsync.broker.bus import Bus
+from eventsync.broker.relay import Relay, serve
 from eventsync.changes.clock import Clock
 from eventsync.engine.store import Store
-from eventsync.publisher import BatchPublisher
-from eventsync.relay import Relay, serve
 from eventsync.stores.sql import SqlAccessor
 from eventsync.worker import Worker
 

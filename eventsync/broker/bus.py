@@ -18,6 +18,7 @@ from kombu.exceptions import BatchPublishError, KombuError
 from kombu.exceptions import OperationalError as KombuOperationalError
 from kombu.utils.url import maybe_sanitize_url
 
+from eventsync.broker.tracing import Tracing
 from eventsync.changes.change import Change
 from eventsync.envelope import batch, codec
 from eventsync.envelope.dead_letter import DeadLetter
@@ -29,7 +30,6 @@ from eventsync.errors import (
     EventSyncError,
     UnroutableError,
 )
-from eventsync.tracing import Tracing
 from eventsync.transports import amqp, redis_url, sqlite
 from eventsync.transports.link import Delivery, Link, QueueState
 

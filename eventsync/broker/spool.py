@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from eventsync.broker.relay import Broker
+from eventsync.broker.tracing import Tracing
 from eventsync.changes.change import Change
 from eventsync.engine.store import Publisher
 from eventsync.envelope import codec
 from eventsync.envelope.signing import Keyring
 from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError
-from eventsync.relay import Broker
-from eventsync.tracing import Tracing
 
 __all__ = ["Spool", "SpoolState"]
 

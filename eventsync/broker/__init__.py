@@ -1,0 +1,1 @@
+"""Queues and publishing: bus, batch publisher, outbox relay, spool."""
