@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from eventsync import lag, metric
 from eventsync.broker.bus import Bus, Delivery
 from eventsync.changes.change import Change
 from eventsync.engine.apply import Settled
@@ -23,8 +22,9 @@ from eventsync.engine.gate import Outcome
 from eventsync.envelope import batch, codec
 from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.errors import DependencyError, EnvelopeError, EventSyncError
-from eventsync.progress import Progress
-from eventsync.tally import Tally
+from eventsync.monitoring import catalogue, lag
+from eventsync.monitoring.counters import Tally
+from eventsync.monitoring.worker_status import Progress
 
 __all__ = ["Hand", "Item", "Settlement", "about_letter"]
 
@@ -188,8 +188,8 @@ class Settlement:
                     self._log.debug(str(one.outcome), **about)
         self._count(applied, times, aside)
         if changes:
-            self._tally.observe(metric.BATCH, len(changes), self._store)
-            self._tally.observe(metric.BATCH_DURATION, time.monotonic() - started, self._store)
+            self._tally.observe(catalogue.BATCH, len(changes), self._store)
+            self._tally.observe(catalogue.BATCH_DURATION, time.monotonic() - started, self._store)
         return held
 
     def _aside(self, hand: Hand, applied: Sequence[Settled]) -> list[Item]:
@@ -212,8 +212,8 @@ class Settlement:
         """A message of ``size`` bytes was too large to be opened, and goes to the dead letters."""
         self._log.error("dead letter", reason="too-large", size=size)
         self._progress.outcomes[Outcome.REJECTED] += 1
-        self._tally.add(metric.CHANGES, 1, self._store, metric.OTHER, str(Outcome.REJECTED))
-        self._tally.add(metric.DEAD_LETTERS, 1, self._store, metric.OTHER, "too-large")
+        self._tally.add(catalogue.CHANGES, 1, self._store, catalogue.OTHER, str(Outcome.REJECTED))
+        self._tally.add(catalogue.DEAD_LETTERS, 1, self._store, catalogue.OTHER, "too-large")
 
     def _is_over(self, item: Item, now: float) -> bool:
         """Whether a held change has been tried for as long as it may."""
@@ -261,25 +261,25 @@ class Settlement:
             for name, count in Counter(of_type).items():
                 counts[self._label(type), Outcome[name]] += count
         for type, moments in made.items():
-            ages = lag.spread(moments, metric.LAG.bounds)
-            self._tally.spread(metric.LAG, ages, self._store, self._label(type))
+            ages = lag.spread(moments, catalogue.LAG.bounds)
+            self._tally.spread(catalogue.LAG, ages, self._store, self._label(type))
         for item in aside:
-            type = metric.OTHER if item.change is None else self._label(item.change.type)
+            type = catalogue.OTHER if item.change is None else self._label(item.change.type)
             if item.change is None:
                 counts[type, Outcome.REJECTED] += 1
             if item.outcome is Outcome.REJECTED:
-                self._tally.add(metric.DEAD_LETTERS, 1, self._store, type, _reason(item))
+                self._tally.add(catalogue.DEAD_LETTERS, 1, self._store, type, _reason(item))
         for (type, outcome), count in counts.items():
             self._progress.outcomes[outcome] += count
-            self._tally.add(metric.CHANGES, count, self._store, type, str(outcome))
+            self._tally.add(catalogue.CHANGES, count, self._store, type, str(outcome))
 
     def _label(self, type: str) -> str:
         """The label of a record type, none that came from outside."""
-        return type if type in self._types else metric.OTHER
+        return type if type in self._types else catalogue.OTHER
 
     def _tell_collision(self, change: Change) -> None:
         self.collisions += 1
-        self._tally.add(metric.COLLISIONS, 1, self._store, self._label(change.type))
+        self._tally.add(catalogue.COLLISIONS, 1, self._store, self._label(change.type))
         self._log.error("two changes carry one version", **_about(change), id=change.id)
 
     def _tell(self, item: Item) -> None:

@@ -25,8 +25,8 @@ from eventsync.errors import (
     DependencyError,
     EventSyncError,
 )
+from eventsync.monitoring.worker_status import Progress
 from eventsync.option import Options
-from eventsync.progress import Progress
 from eventsync.settlement import Hand, Item, Settlement, about_letter
 
 __all__ = ["Upkeep"]

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import structlog
 
-from eventsync.circuit import CircuitState
-from eventsync.progress import Progress
+from eventsync.monitoring.circuit_breaker import CircuitState
+from eventsync.monitoring.worker_status import Progress
 
 __all__ = ["STUCK", "Watchdog"]
 

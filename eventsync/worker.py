@@ -18,7 +18,6 @@ from typing import Any
 
 import structlog
 
-from eventsync import metric
 from eventsync.broker.bus import Bus, Delivery, Subscription
 from eventsync.broker.relay import Told
 from eventsync.changes.change import Change
@@ -28,12 +27,13 @@ from eventsync.engine.store import Store
 from eventsync.errors import BusUnavailableError, EventSyncError
 from eventsync.index import Presence
 from eventsync.isolation import apply_apart
+from eventsync.monitoring import catalogue
+from eventsync.monitoring.counters import Tally
+from eventsync.monitoring.worker_status import Progress, resident_bytes
 from eventsync.option import DEFAULT_OPTIONS, Options
-from eventsync.progress import Progress, resident_bytes
 from eventsync.rate import RateLimit
 from eventsync.retry import is_retryable, retrying
 from eventsync.settlement import Hand, Item, Settlement
-from eventsync.tally import Tally
 from eventsync.upkeep import Upkeep
 
 __all__ = ["Worker"]
@@ -223,7 +223,7 @@ class Worker:
         self._settlement.settle(self._settlement.open(whole))
         for delivery in cut:
             self._settlement.refused(delivery.size)
-        self.tally.add(metric.MESSAGES, len(group), self.store.name)
+        self.tally.add(catalogue.MESSAGES, len(group), self.store.name)
         self.counted()
         subscription.acknowledge(whole)
         if cut:
@@ -328,14 +328,14 @@ class Worker:
 
     def _published(self, type: str, count: int) -> None:
         self.progress.beat()
-        self.tally.add(metric.PUBLISHED, count, self.store.name, type)
+        self.tally.add(catalogue.PUBLISHED, count, self.store.name, type)
 
     def _count_retried(self, changes: Iterable[Change], error: BaseException) -> None:
         reason = error.reason if isinstance(error, EventSyncError) else "unavailable"
         held = self.store.accessors
-        types = Counter(c.type if c.type in held else metric.OTHER for c in changes)
+        types = Counter(c.type if c.type in held else catalogue.OTHER for c in changes)
         for type, count in types.items():
-            self.tally.add(metric.RETRIED, count, self.store.name, type, reason)
+            self.tally.add(catalogue.RETRIED, count, self.store.name, type, reason)
 
     def _wait(self, seconds: float) -> None:
         self.progress.beat(pause=seconds)

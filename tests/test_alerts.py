@@ -12,20 +12,20 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from servers import program
 
-from eventsync import metric
 from eventsync.broker.bus import Bus
 from eventsync.broker.spool import Spool
 from eventsync.changes.change import PUT, Change
-from eventsync.crew import Crew
 from eventsync.engine.store import Store
 from eventsync.errors import StoreUnavailableError
-from eventsync.exporters.prometheus import Exporter
-from eventsync.metric import Metric
+from eventsync.monitoring import catalogue
+from eventsync.monitoring.backlog import Survey
+from eventsync.monitoring.catalogue import Metric
+from eventsync.monitoring.exporters.prometheus import Exporter
+from eventsync.monitoring.worker_group import Crew
 from eventsync.option import Options
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.supervisor import Supervisor
-from eventsync.survey import Survey
 from eventsync.worker import Worker
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ RULES = ROOT / "deploy/prometheus/rules.yml"
 RULES_TEST = ROOT / "deploy/prometheus/rules_test.yml"
 DASHBOARD = ROOT / "deploy/grafana/dashboards/eventsync.json"
 PAGE = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
-CATALOGUE = {one.name: one for one in vars(metric).values() if isinstance(one, Metric)}
+CATALOGUE = {one.name: one for one in vars(catalogue).values() if isinstance(one, Metric)}
 ALERTS = re.findall(r"- alert: (\w+)", RULES.read_text(encoding="utf-8"))
 
 

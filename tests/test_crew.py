@@ -13,23 +13,23 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from eventsync import lag, metric
 from eventsync.broker.bus import Bus
 from eventsync.broker.spool import Spool
 from eventsync.changes.change import PUT, Change
 from eventsync.changes.clock import Clock, Version
-from eventsync.crew import Crew, Report
 from eventsync.engine.store import Store
 from eventsync.errors import StoreUnavailableError
-from eventsync.exporters.prometheus import Exporter
-from eventsync.health import Health
+from eventsync.monitoring import catalogue, lag
+from eventsync.monitoring.backlog import Look, Survey
+from eventsync.monitoring.counters import Tally
+from eventsync.monitoring.exporters.prometheus import Exporter
+from eventsync.monitoring.health import Health
+from eventsync.monitoring.worker_group import Crew, Report
+from eventsync.monitoring.worker_status import Progress
 from eventsync.option import Options
-from eventsync.progress import Progress
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.supervisor import Supervisor
-from eventsync.survey import Look, Survey
-from eventsync.tally import Tally
 from eventsync.worker import Worker
 
 
@@ -136,12 +136,12 @@ def test_tally_travels_and_adds_up():
     """What is taken from one tally and merged into another is there once, and not in the first."""
     ours, theirs = Tally(), Tally()
     for tally in (ours, theirs):
-        tally.add(metric.MESSAGES, 2, "crm")
-        tally.observe(metric.BATCH, 10, "crm")
-        tally.observe(metric.BATCH, 11, "crm")
+        tally.add(catalogue.MESSAGES, 2, "crm")
+        tally.observe(catalogue.BATCH, 10, "crm")
+        tally.observe(catalogue.BATCH, 11, "crm")
     ours.merge(json.loads(json.dumps(theirs.take())))
     ours.merge(theirs.take())
-    assert list(ours.totals()) == [(metric.MESSAGES, ("crm",), 4)]
+    assert list(ours.totals()) == [(catalogue.MESSAGES, ("crm",), 4)]
     ((_, _, spread),) = ours.spreads()
     assert (spread.counts[:4], spread.sum) == ([0, 2, 2, 0], 42)
 
@@ -216,7 +216,7 @@ def test_retries_are_counted(bus, store):
     with pytest.raises(StoreUnavailableError):
         worker.drain()
     ((labels, count),) = [
-        (labels, count) for one, labels, count in worker.tally.totals() if one is metric.RETRIED
+        (labels, count) for one, labels, count in worker.tally.totals() if one is catalogue.RETRIED
     ]
     assert labels == ("crm", "Product", "unavailable")
     assert count >= 2
@@ -248,7 +248,7 @@ def test_counted_before_the_broker_forgets(bus, store):
     worker.counted = die
     with pytest.raises(KeyboardInterrupt):
         worker.drain()
-    assert (metric.MESSAGES, ("crm",), 1) in list(worker.tally.totals())
+    assert (catalogue.MESSAGES, ("crm",), 1) in list(worker.tally.totals())
     again = Worker(store, bus)
     assert again.drain() == 1
     assert again.outcomes == {"duplicate": 1}
@@ -373,10 +373,10 @@ def test_an_outbox_that_is_not_relayed_is_unwell(bus):
 REPORTING = """
 import os, signal, sys
 from eventsync import metric
-from eventsync.crew import Report
-from eventsync.progress import Progress
+from eventsync.monitoring.worker_group import Report
+from eventsync.monitoring.worker_status import Progress
 from eventsync.supervisor import Lifeline
-from eventsync.tally import Tally
+from eventsync.monitoring.counters import Tally
 tally = Tally()
 report = Report(tally, Progress("crm"), Lifeline(int(sys.argv[1])).send)
 for number in range(100):
@@ -399,7 +399,7 @@ def test_killed_process_takes_no_counts_along(tmp_path):
     process = child.process
     process.wait(20)
     assert process.returncode == -signal.SIGKILL
-    told = [count for one, _, count in crew.tally.totals() if one is metric.MESSAGES]
+    told = [count for one, _, count in crew.tally.totals() if one is catalogue.MESSAGES]
     assert not told
     supervisor._look_after(child)
     with Bus(f"sqlite:///{tmp_path / 'broker.db'}") as bus:
@@ -422,21 +422,19 @@ def test_report_that_cannot_be_sent_goes_with_the_next():
 
     report = Report(tally, Progress("crm"), send)
     for _ in range(3):
-        tally.add(metric.MESSAGES, 1, "crm")
+        tally.add(catalogue.MESSAGES, 1, "crm")
         report()
     listens = True
     report()
     crew = Crew()
     for line in sent:
         crew.heard("crm-1", line)
-    assert list(crew.tally.totals()) == [(metric.MESSAGES, ("crm",), 3)]
+    assert list(crew.tally.totals()) == [(catalogue.MESSAGES, ("crm",), 3)]
 
 
 def test_the_extra_is_named():
     """Who asks for metrics without the library is told how to install it."""
-    code = (
-        "import sys; sys.modules['prometheus_client'] = None; import eventsync.exporters.prometheus"
-    )
+    code = "import sys; sys.modules['prometheus_client'] = None; import eventsync.monitoring.exporters.prometheus"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 1
     assert "pip install 'eventsync[metrics]'" in ran.stderr.splitlines()[-1]

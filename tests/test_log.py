@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from eventsync.config import load
-from eventsync.log import Redaction, configure
+from eventsync.monitoring.log import Redaction, configure
 
 
 class Terminal(io.StringIO):

@@ -14,13 +14,13 @@ from servers import eventually
 from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
-from eventsync.circuit import Circuit, CircuitState
 from eventsync.config import load, location
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, StoreUnavailableError
+from eventsync.monitoring.circuit_breaker import Circuit, CircuitState
+from eventsync.monitoring.worker_status import Progress, StateFile, read_states
 from eventsync.option import Options
-from eventsync.progress import Progress, StateFile, read_states
 from eventsync.rate import RateLimit
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
@@ -272,7 +272,7 @@ def test_state_file(tmp_path):
 
 WATCHED = """
 import sys, time, threading
-from eventsync.progress import Progress
+from eventsync.monitoring.worker_status import Progress
 from eventsync.watchdog import Watchdog
 
 progress = Progress("crm")

@@ -19,7 +19,7 @@ from eventsync.changes.clock import Clock
 from eventsync.engine.apply import Settled
 from eventsync.engine.store import Store
 from eventsync.envelope import codec
-from eventsync.exporters.opentelemetry import Tracer
+from eventsync.monitoring.exporters.opentelemetry import Tracer
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker import Worker
@@ -154,7 +154,7 @@ def test_nothing_is_imported_that_is_not_asked_for():
         "deployment = Deployment(); deployment.bus\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])\n"
         "sys.modules['opentelemetry'] = None\n"
-        "import eventsync.exporters.opentelemetry"
+        "import eventsync.monitoring.exporters.opentelemetry"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.stdout.strip() == "[]"

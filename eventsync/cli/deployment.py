@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eventsync.config import Settings
     from eventsync.engine.registry import StoreRegistry
     from eventsync.engine.store import Store
-    from eventsync.exporters.opentelemetry import Tracer
+    from eventsync.monitoring.exporters.opentelemetry import Tracer
     from eventsync.records.record import Record
 
 __all__ = ["Deployment", "find_registry"]
@@ -66,7 +66,7 @@ class Deployment:
         """What traces changes, if the settings ask for it. Raises ``ConfigError``."""
         if not self.settings.traces:
             return None
-        from eventsync.exporters.opentelemetry import Tracer
+        from eventsync.monitoring.exporters.opentelemetry import Tracer
 
         return Tracer.exporting()
 

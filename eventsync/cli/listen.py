@@ -15,10 +15,10 @@ from eventsync.cli.deployment import Deployment
 
 if TYPE_CHECKING:
     from eventsync.broker.spool import Spool
-    from eventsync.crew import Crew
-    from eventsync.endpoint import Answer
     from eventsync.engine.store import Store
-    from eventsync.log import Redaction
+    from eventsync.monitoring.http_server import Answer
+    from eventsync.monitoring.log import Redaction
+    from eventsync.monitoring.worker_group import Crew
 
 __all__ = ["ListenOption", "listening"]
 
@@ -54,11 +54,11 @@ def listening(
     if not address:
         yield
         return
-    from eventsync.endpoint import Endpoint
-    from eventsync.exporters.prometheus import Exporter
-    from eventsync.health import Health
-    from eventsync.log import Redaction
-    from eventsync.survey import Survey
+    from eventsync.monitoring.backlog import Survey
+    from eventsync.monitoring.exporters.prometheus import Exporter
+    from eventsync.monitoring.health import Health
+    from eventsync.monitoring.http_server import Endpoint
+    from eventsync.monitoring.log import Redaction
 
     if not relays:
         for store in stores:
@@ -84,7 +84,7 @@ def _judged(reasons: list[str], known: dict[str, Any], redaction: Redaction) -> 
     """What an operator is told; errors of stores and drivers may name what nobody may see."""
     import json
 
-    from eventsync.endpoint import Answer
+    from eventsync.monitoring.http_server import Answer
 
     told = redaction(None, "", {"ok": not reasons, "reasons": reasons, **known})
     return Answer(f"{json.dumps(told)}\n".encode(), "application/json", _UNWELL if reasons else 200)

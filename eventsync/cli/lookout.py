@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventsync.cli.health import ask, parse_url
-from eventsync.progress import read_states
-from eventsync.survey import Look, Survey
+from eventsync.monitoring.backlog import Look, Survey
+from eventsync.monitoring.worker_status import read_states
 
 if TYPE_CHECKING:
     from eventsync.cli.deployment import Deployment

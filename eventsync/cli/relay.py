@@ -110,7 +110,7 @@ def _once(deployment: Deployment, stores: list[Store], as_json: bool) -> int:
 
 def _serve(deployment: Deployment, stores: list[Store], listen: str | None) -> int:
     from eventsync.broker.relay import Relay, serve
-    from eventsync.crew import Crew
+    from eventsync.monitoring.worker_group import Crew
 
     # Made before the threads are, which share them.
     bus, _ = deployment.bus, deployment.registry
@@ -145,7 +145,7 @@ def _spool_once(deployment: Deployment, spool: Spool, as_json: bool) -> int:
 
 def _serve_spool(deployment: Deployment, spool: Spool, listen: str | None) -> int:
     from eventsync.broker.relay import serve
-    from eventsync.crew import Crew
+    from eventsync.monitoring.worker_group import Crew
 
     stopping = threading.Event()
 

@@ -57,7 +57,7 @@ def status(deployment: Deployment, as_json: JsonOption = False) -> int:
 
 
 def _store(deployment: Deployment, store: Store, away: list[str]) -> dict[str, Any]:
-    from eventsync.progress import read_states
+    from eventsync.monitoring.worker_status import read_states
 
     found: dict[str, Any] = {"queues": _queues(deployment, store.name, away)}
     folder = deployment.settings.state_dir

@@ -88,7 +88,7 @@ def worker(
       eventsync worker crm --listen 0.0.0.0:9464
       eventsync worker crm 2>> crm.log      JSON lines
     """
-    from eventsync.crew import Crew
+    from eventsync.monitoring.worker_group import Crew
     from eventsync.worker import Worker
 
     if every == (store is not None):
@@ -125,7 +125,7 @@ def worker(
 
 def _work_supervised(worker: Worker, settings: Settings, lifeline: int) -> None:
     """Work, and report to the supervisor each second and after each batch."""
-    from eventsync.crew import Report
+    from eventsync.monitoring.worker_group import Report
     from eventsync.supervisor import Lifeline
 
     line = Lifeline(lifeline)
@@ -139,8 +139,8 @@ def _work_supervised(worker: Worker, settings: Settings, lifeline: int) -> None:
 
 
 def _work(worker: Worker, settings: Settings) -> None:
+    from eventsync.monitoring.worker_status import StateFile
     from eventsync.process import run
-    from eventsync.progress import StateFile
     from eventsync.watchdog import Watchdog
 
     state = StateFile(settings.state_dir, worker.progress) if settings.state_dir else None
@@ -164,7 +164,7 @@ def _supervise(
     level: LogLevel,
     listen: str | None,
 ) -> int:
-    from eventsync.crew import Crew
+    from eventsync.monitoring.worker_group import Crew
     from eventsync.supervisor import Supervisor
 
     commands = {}
@@ -190,6 +190,6 @@ def _supervise(
 
 def log_to_stderr(level: LogLevel, settings: Settings) -> None:
     """Log to standard error, without the secrets that the settings hold."""
-    from eventsync.log import configure
+    from eventsync.monitoring.log import configure
 
     configure(level.value, sys.stderr, secrets=settings.secrets())

@@ -182,9 +182,9 @@ def _counting(
 @contextlib.contextmanager
 def _watched(worker: Worker, broker: str) -> Iterator[Callable[[], object]]:
     """Have the worker scraped while the block runs; gives what is to be called at each batch."""
-    from eventsync.crew import Crew, Report
-    from eventsync.exporters.prometheus import Exporter
-    from eventsync.survey import Survey
+    from eventsync.monitoring.backlog import Survey
+    from eventsync.monitoring.exporters.prometheus import Exporter
+    from eventsync.monitoring.worker_group import Crew, Report
 
     crew = Crew()
 

@@ -28,7 +28,7 @@ from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.store import Store
-from eventsync.log import configure
+from eventsync.monitoring.log import configure
 from eventsync.records.record import Field, Record
 from eventsync.stores.redis import RedisAccessor
 from eventsync.worker import Options, Worker

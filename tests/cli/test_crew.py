@@ -8,7 +8,7 @@ import pytest
 from cli.project import Cli
 
 from eventsync.errors import StoreUnavailableError
-from eventsync.progress import Progress, StateFile
+from eventsync.monitoring.worker_status import Progress, StateFile
 
 
 def test_status_shows_workers_and_circuits(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

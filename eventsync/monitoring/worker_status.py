@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from eventsync.circuit import Circuit
 from eventsync.errors import ConfigError
+from eventsync.monitoring.circuit_breaker import Circuit
 
 __all__ = ["Progress", "StateFile", "read_states", "resident_bytes"]
 

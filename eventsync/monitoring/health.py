@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from eventsync.circuit import CircuitState
-from eventsync.crew import Crew
-from eventsync.survey import Survey
+from eventsync.monitoring.backlog import Survey
+from eventsync.monitoring.circuit_breaker import CircuitState
+from eventsync.monitoring.worker_group import Crew
 
 __all__ = ["Health"]
 

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from eventsync import metric
 from eventsync.broker.relay import Broker, Told
 from eventsync.engine.gate import Outcome
-from eventsync.progress import Progress
-from eventsync.tally import Tally
+from eventsync.monitoring import catalogue
+from eventsync.monitoring.counters import Tally
+from eventsync.monitoring.worker_status import Progress
 
 __all__ = ["Crew", "Report"]
 
@@ -50,16 +50,16 @@ class Crew:
         Otherwise the first of a kind would be no increase for those who watch.
         """
         self._stores.append(store)
-        self.tally.add(metric.MESSAGES, 0, store)
-        for type in (*types, metric.OTHER):
-            self.tally.add(metric.COLLISIONS, 0, store, type)
+        self.tally.add(catalogue.MESSAGES, 0, store)
+        for type in (*types, catalogue.OTHER):
+            self.tally.add(catalogue.COLLISIONS, 0, store, type)
             for outcome in Outcome:
-                self.tally.add(metric.CHANGES, 0, store, type, str(outcome))
+                self.tally.add(catalogue.CHANGES, 0, store, type, str(outcome))
 
     def counted(self, store: str, broker: Broker) -> Broker:
         """A broker to which publishes count as a store's (or a spool's)."""
         return Told(
-            broker, lambda type, count: self.tally.add(metric.PUBLISHED, count, store, type)
+            broker, lambda type, count: self.tally.add(catalogue.PUBLISHED, count, store, type)
         )
 
     def join(self, worker: str, progress: Progress) -> None:
@@ -69,7 +69,7 @@ class Crew:
 
     def started(self, worker: str) -> None:
         """A process was started to fill this place."""
-        self.tally.add(metric.STARTS, 1, worker.rpartition("-")[0], worker)
+        self.tally.add(catalogue.STARTS, 1, worker.rpartition("-")[0], worker)
 
     def heard(self, worker: str, report: bytes) -> None:
         """Take in what a worker of another process reported."""

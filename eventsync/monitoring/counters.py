@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eventsync.metric import COUNTED, Metric
+from eventsync.monitoring.catalogue import COUNTED, Metric
 
 __all__ = ["Spread", "Tally"]
 

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from eventsync.changes.change import Change
-from eventsync.tally import Spread
+from eventsync.monitoring.counters import Spread
 
 __all__ = ["oldest", "spread", "times"]
 

@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from eventsync import metric
-from eventsync.circuit import CircuitState
-from eventsync.crew import Crew
-from eventsync.endpoint import Answer
 from eventsync.errors import ConfigError
-from eventsync.metric import Metric
-from eventsync.survey import Survey
+from eventsync.monitoring import catalogue
+from eventsync.monitoring.backlog import Survey
+from eventsync.monitoring.catalogue import Metric
+from eventsync.monitoring.circuit_breaker import CircuitState
+from eventsync.monitoring.http_server import Answer
+from eventsync.monitoring.worker_group import Crew
 
 try:
     from prometheus_client import CollectorRegistry
@@ -79,26 +79,26 @@ class Exporter:
 
     def _waiting(self) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
         now, broker = time.time(), self._survey.broker.answer
-        yield metric.BROKER_UP, (), float(broker is not None)
+        yield catalogue.BROKER_UP, (), float(broker is not None)
         for store, queues in (broker or {}).items():
             if queues is None:
                 continue
-            yield metric.QUEUE, (store, "work"), queues.work
-            yield metric.QUEUE, (store, "held"), queues.held
-            yield metric.QUEUE, (store, "dead"), queues.dead
+            yield catalogue.QUEUE, (store, "work"), queues.work
+            yield catalogue.QUEUE, (store, "held"), queues.held
+            yield catalogue.QUEUE, (store, "dead"), queues.dead
             if queues.in_hand is not None:
-                yield metric.IN_HAND, (store,), queues.in_hand
+                yield catalogue.IN_HAND, (store,), queues.in_hand
             if queues.oldest is not None or not queues.work:
-                yield metric.OLDEST, (store,), _age(queues.oldest, now)
+                yield catalogue.OLDEST, (store,), _age(queues.oldest, now)
         for store, look in self._survey.stores.items():
-            yield metric.STORE_UP, (store,), float(look.answer is not None)
+            yield catalogue.STORE_UP, (store,), float(look.answer is not None)
         for name, look in self._survey.outboxes.items():
             outbox = look.answer
             if outbox is not None:
-                yield metric.OUTBOX, (name,), outbox.waiting
-                yield metric.OUTBOX_OLDEST, (name,), _age(outbox.oldest, now)
+                yield catalogue.OUTBOX, (name,), outbox.waiting
+                yield catalogue.OUTBOX_OLDEST, (name,), _age(outbox.oldest, now)
                 if outbox.bytes is not None:
-                    yield metric.SPOOL_BYTES, (name,), outbox.bytes
+                    yield catalogue.SPOOL_BYTES, (name,), outbox.bytes
 
     def _workers(self) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
         states = self._crew.states()
@@ -110,14 +110,14 @@ class Exporter:
             lags[store] = max(lags.get(store, 0.0), state["lag"])
             for circuit in CircuitState:
                 is_in = float(state["circuit"]["state"] == circuit)
-                yield metric.CIRCUIT, (store, worker, str(circuit)), is_in
-            yield metric.SILENCE, (store, worker), state["silence"]
-            yield metric.MEMORY, (store, worker), state["memory"]
-            yield metric.STARTED, (store, worker), state["started"]
+                yield catalogue.CIRCUIT, (store, worker, str(circuit)), is_in
+            yield catalogue.SILENCE, (store, worker), state["silence"]
+            yield catalogue.MEMORY, (store, worker), state["memory"]
+            yield catalogue.STARTED, (store, worker), state["started"]
         for store, lag in lags.items():
-            yield metric.CURRENT_LAG, (store,), lag
+            yield catalogue.CURRENT_LAG, (store,), lag
         for store, count in counts.items():
-            yield metric.WORKERS, (store,), count
+            yield catalogue.WORKERS, (store,), count
 
 
 def _age(moment: float | None, now: float) -> float:

@@ -1,0 +1,1 @@
+"""Metrics, worker status, health, HTTP endpoint, exporters and logging."""
