@@ -117,6 +117,6 @@ from .verify import (
 from .verify import (
     compare as compare,
 )
-from .worker import Worker as Worker
+from .worker.worker import Worker as Worker
 
 __version__: str

@@ -24,7 +24,7 @@ from eventsync.broker.tracing import Tracing
 from eventsync.engine.apply import Limits
 from eventsync.envelope.codec import Keyring
 from eventsync.errors import ConfigError
-from eventsync.option import Options
+from eventsync.worker.options import Options
 
 __all__ = ["Settings", "load", "location"]
 

@@ -22,11 +22,11 @@ from eventsync.monitoring.backlog import Survey
 from eventsync.monitoring.catalogue import Metric
 from eventsync.monitoring.exporters.prometheus import Exporter
 from eventsync.monitoring.worker_group import Crew
-from eventsync.option import Options
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
-from eventsync.supervisor import Supervisor
-from eventsync.worker import Worker
+from eventsync.worker.options import Options
+from eventsync.worker.supervisor import Supervisor
+from eventsync.worker.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 RULES = ROOT / "deploy/prometheus/rules.yml"

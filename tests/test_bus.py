@@ -32,12 +32,12 @@ from eventsync.errors import (
     StoreUnavailableError,
     UnroutableError,
 )
-from eventsync.option import Options
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.transports.amqp import AmqpLink, connect
 from eventsync.transports.confirm import Confirms
-from eventsync.worker import Worker
+from eventsync.worker.options import Options
+from eventsync.worker.worker import Worker
 
 
 class Product(Record):

@@ -26,11 +26,11 @@ from eventsync.monitoring.exporters.prometheus import Exporter
 from eventsync.monitoring.health import Health
 from eventsync.monitoring.worker_group import Crew, Report
 from eventsync.monitoring.worker_status import Progress
-from eventsync.option import Options
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
-from eventsync.supervisor import Supervisor
-from eventsync.worker import Worker
+from eventsync.worker.options import Options
+from eventsync.worker.supervisor import Supervisor
+from eventsync.worker.worker import Worker
 
 
 class Product(Record):
@@ -375,7 +375,7 @@ import os, signal, sys
 from eventsync import metric
 from eventsync.monitoring.worker_group import Report
 from eventsync.monitoring.worker_status import Progress
-from eventsync.supervisor import Lifeline
+from eventsync.worker.supervisor import Lifeline
 from eventsync.monitoring.counters import Tally
 tally = Tally()
 report = Report(tally, Progress("crm"), Lifeline(int(sys.argv[1])).send)

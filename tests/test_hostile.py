@@ -17,7 +17,7 @@ from eventsync.envelope.codec import CONTENT_TYPE
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.transports.message import Outgoing
-from eventsync.worker import Worker
+from eventsync.worker.worker import Worker
 
 _LARGEST = 100_000
 _OTHER_TYPES = {"x-delivery-count": "many", "compression": 7, "nested": {"a": [1, None]}}

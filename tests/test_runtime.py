@@ -20,11 +20,11 @@ from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.monitoring.circuit_breaker import Circuit, CircuitState
 from eventsync.monitoring.worker_status import Progress, StateFile, read_states
-from eventsync.option import Options
-from eventsync.rate import RateLimit
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
-from eventsync.worker import Worker
+from eventsync.worker.options import Options
+from eventsync.worker.rate_limit import RateLimit
+from eventsync.worker.worker import Worker
 
 
 class Product(Record):
@@ -273,7 +273,7 @@ def test_state_file(tmp_path):
 WATCHED = """
 import sys, time, threading
 from eventsync.monitoring.worker_status import Progress
-from eventsync.watchdog import Watchdog
+from eventsync.worker.watchdog import Watchdog
 
 progress = Progress("crm")
 if sys.argv[1] == "open":

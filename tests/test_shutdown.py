@@ -20,11 +20,11 @@ from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.store import Store
-from eventsync.option import Options
-from eventsync.process import run
 from eventsync.records.record import Field, Record
 from eventsync.stores.sql import SqlAccessor
-from eventsync.worker import Worker
+from eventsync.worker.options import Options
+from eventsync.worker.signals import run
+from eventsync.worker.worker import Worker
 
 pytestmark = pytest.mark.slow
 

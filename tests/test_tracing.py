@@ -22,7 +22,7 @@ from eventsync.envelope import codec
 from eventsync.monitoring.exporters.opentelemetry import Tracer
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
-from eventsync.worker import Worker
+from eventsync.worker.worker import Worker
 
 
 class Product(Record):

@@ -25,12 +25,12 @@ from eventsync.errors import (
     StoreUnavailableError,
     UnroutableError,
 )
-from eventsync.option import Options
-from eventsync.process import run
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor
-from eventsync.worker import Worker
+from eventsync.worker.options import Options
+from eventsync.worker.signals import run
+from eventsync.worker.worker import Worker
 
 
 class Product(Record):
@@ -286,7 +286,7 @@ def test_message_that_kills_workers_is_put_aside(bus, store):
 def test_what_comes_waits_for_one_task_of_the_upkeep(bus, store, monkeypatch):
     """Each task has its own place in the second, also after something that took long."""
     now = 1000.0
-    monkeypatch.setattr("eventsync.upkeep.time.monotonic", lambda: now)
+    monkeypatch.setattr("eventsync.worker.maintenance.time.monotonic", lambda: now)
     worker = Worker(store, bus)
     done = []
     monkeypatch.setattr(worker.progress, "beat", lambda doing=None: done.append(doing))

@@ -19,7 +19,7 @@ from eventsync.cli.listen import ListenOption, listening
 
 if TYPE_CHECKING:
     from eventsync.config import Settings
-    from eventsync.worker import Worker
+    from eventsync.worker.worker import Worker
 
 __all__ = ["LogLevel", "log_to_stderr", "worker"]
 
@@ -89,7 +89,7 @@ def worker(
       eventsync worker crm 2>> crm.log      JSON lines
     """
     from eventsync.monitoring.worker_group import Crew
-    from eventsync.worker import Worker
+    from eventsync.worker.worker import Worker
 
     if every == (store is not None):
         raise typer.BadParameter("say which STORE, or --all")
@@ -126,7 +126,7 @@ def worker(
 def _work_supervised(worker: Worker, settings: Settings, lifeline: int) -> None:
     """Work, and report to the supervisor each second and after each batch."""
     from eventsync.monitoring.worker_group import Report
-    from eventsync.supervisor import Lifeline
+    from eventsync.worker.supervisor import Lifeline
 
     line = Lifeline(lifeline)
     report = Report(worker.tally, worker.progress, line.send)
@@ -140,8 +140,8 @@ def _work_supervised(worker: Worker, settings: Settings, lifeline: int) -> None:
 
 def _work(worker: Worker, settings: Settings) -> None:
     from eventsync.monitoring.worker_status import StateFile
-    from eventsync.process import run
-    from eventsync.watchdog import Watchdog
+    from eventsync.worker.signals import run
+    from eventsync.worker.watchdog import Watchdog
 
     state = StateFile(settings.state_dir, worker.progress) if settings.state_dir else None
     each = state.write if state else lambda: None
@@ -165,7 +165,7 @@ def _supervise(
     listen: str | None,
 ) -> int:
     from eventsync.monitoring.worker_group import Crew
-    from eventsync.supervisor import Supervisor
+    from eventsync.worker.supervisor import Supervisor
 
     commands = {}
     for name in stores:

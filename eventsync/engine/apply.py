@@ -29,7 +29,7 @@ from eventsync.errors import (
 )
 from eventsync.index import Presence
 from eventsync.records.record_type import same
-from eventsync.retry import is_retryable
+from eventsync.worker.retry import is_retryable
 
 __all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply", "complete"]
 

@@ -27,7 +27,7 @@ from benchmarks.deployment import made
 from benchmarks.load import Customers
 
 from eventsync.broker.bus import Bus
-from eventsync.worker import Worker
+from eventsync.worker.worker import Worker
 
 
 def spent(work: Callable[[], object]) -> float:

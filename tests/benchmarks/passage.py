@@ -25,7 +25,7 @@ from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.apply import apply
-from eventsync.worker import Worker
+from eventsync.worker.worker import Worker
 
 __all__ = ["Passage", "passed", "publish"]
 

@@ -31,7 +31,7 @@ from eventsync.engine.store import Store
 from eventsync.monitoring.log import configure
 from eventsync.records.record import Field, Record
 from eventsync.stores.redis import RedisAccessor
-from eventsync.worker import Options, Worker
+from eventsync.worker.worker import Options, Worker
 
 CALL = 0.02
 

@@ -39,13 +39,13 @@ from eventsync.broker.bus import Bus
 from eventsync.engine.registry import StoreRegistry
 from eventsync.engine.store import Store
 from eventsync.errors import NotFoundError
-from eventsync.option import Options
-from eventsync.process import run
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.sql import SqlAccessor, derive
-from eventsync.worker import Worker
+from eventsync.worker.options import Options
+from eventsync.worker.signals import run
+from eventsync.worker.worker import Worker
 
 _context = multiprocessing.get_context("forkserver")
 

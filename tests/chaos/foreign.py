@@ -46,7 +46,7 @@ from eventsync.records.view import View
 from eventsync.stores.ldap import LdapAccessor
 from eventsync.stores.redis import RedisAccessor
 from eventsync.stores.sql import SqlAccessor, derive
-from eventsync.worker import Worker
+from eventsync.worker.worker import Worker
 
 KINDS = ("postgres", "mariadb", "redis", "ldap")
 

@@ -29,9 +29,9 @@ from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.envelope import batch, codec
 from eventsync.errors import BusUnavailableError, StoreUnavailableError
-from eventsync.option import Options
-from eventsync.process import run
-from eventsync.worker import Worker
+from eventsync.worker.options import Options
+from eventsync.worker.signals import run
+from eventsync.worker.worker import Worker
 
 __all__ = ["Plan", "patiently", "produce", "relay", "work"]
 

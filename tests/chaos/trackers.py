@@ -43,8 +43,6 @@ from eventsync.broker.bus import Bus
 from eventsync.engine.registry import StoreRegistry
 from eventsync.engine.store import Store
 from eventsync.identity import IdentityMap
-from eventsync.option import Options
-from eventsync.process import run
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.sql import SqlAccessor
 from eventsync.stores.trackers import Account, Comment, Issue
@@ -55,7 +53,9 @@ from eventsync.stores.trackers.roundup import (
     RoundupService,
 )
 from eventsync.verify import compare
-from eventsync.worker import Worker
+from eventsync.worker.options import Options
+from eventsync.worker.signals import run
+from eventsync.worker.worker import Worker
 
 _context = multiprocessing.get_context("forkserver")
 _TYPES = (Account, Issue, Comment)

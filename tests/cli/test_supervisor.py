@@ -13,11 +13,11 @@ import time
 import pytest
 from servers import eventually
 
-from eventsync.supervisor import Supervisor
+from eventsync.worker.supervisor import Supervisor
 
 CHILD = """
 import signal, sys, time, os
-from eventsync.supervisor import Lifeline
+from eventsync.worker.supervisor import Lifeline
 Lifeline(int(sys.argv[1])).watch()
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 with open(sys.argv[2], "a") as file:
@@ -27,7 +27,7 @@ while True:
 """
 MAIN = """
 import sys
-from eventsync.supervisor import Supervisor
+from eventsync.worker.supervisor import Supervisor
 command = [sys.executable, "child.py", "{lifeline}", "pids"]
 sys.exit(Supervisor({"a": command, "b": command}, grace=5.0, silence=2.5).run())
 """

@@ -23,7 +23,6 @@ from eventsync.errors import (
 )
 from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
-from eventsync.option import Options
 from eventsync.records.record import Field, Record
 from eventsync.stores.rest import (
     Links,
@@ -36,7 +35,8 @@ from eventsync.stores.rest import (
     Within,
 )
 from eventsync.testing import FakeBus
-from eventsync.worker import Worker
+from eventsync.worker.options import Options
+from eventsync.worker.worker import Worker
 
 
 class Note(Record, rule="field"):

@@ -22,12 +22,12 @@ from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
 from eventsync.errors import DependencyError, RejectedError, StoreUnavailableError
 from eventsync.index import Presence
-from eventsync.option import Options
 from eventsync.records.record import Field, Record
-from eventsync.retry import retrying
 from eventsync.stores.sql import SqlAccessor, derive
 from eventsync.testing import FakeBus, StoreContract
-from eventsync.worker import Worker
+from eventsync.worker.options import Options
+from eventsync.worker.retry import retrying
+from eventsync.worker.worker import Worker
 
 
 class TestSqlAccessor(StoreContract):

@@ -17,7 +17,7 @@ from eventsync.engine.store import Store
 from eventsync.errors import BusUnavailableError, RejectedError
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
-from eventsync.worker import Worker
+from eventsync.worker.worker import Worker
 
 
 class Product(Record):

@@ -29,7 +29,7 @@ from eventsync.broker.relay import Relay, serve
 from eventsync.changes.clock import Clock
 from eventsync.engine.store import Store
 from eventsync.stores.sql import SqlAccessor
-from eventsync.worker import Worker
+from eventsync.worker.worker import Worker
 
 __all__ = ["from_outbox", "record", "through_queue"]
 

@@ -11,7 +11,7 @@ from eventsync.changes.change import Change
 from eventsync.engine.apply import Settled
 from eventsync.engine.gate import Outcome
 from eventsync.errors import EventSyncError, StoreUnavailableError
-from eventsync.retry import is_retryable
+from eventsync.worker.retry import is_retryable
 
 __all__ = ["apply_apart"]
 

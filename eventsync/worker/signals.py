@@ -11,8 +11,8 @@ import threading
 from types import FrameType
 from typing import Final
 
-from eventsync.watchdog import Watchdog
-from eventsync.worker import Worker
+from eventsync.worker.watchdog import Watchdog
+from eventsync.worker.worker import Worker
 
 __all__ = ["run"]
 

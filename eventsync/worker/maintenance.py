@@ -26,8 +26,8 @@ from eventsync.errors import (
     EventSyncError,
 )
 from eventsync.monitoring.worker_status import Progress
-from eventsync.option import Options
-from eventsync.settlement import Hand, Item, Settlement, about_letter
+from eventsync.worker.options import Options
+from eventsync.worker.settlement import Hand, Item, Settlement, about_letter
 
 __all__ = ["Upkeep"]
 

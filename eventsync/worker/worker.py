@@ -26,15 +26,15 @@ from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
 from eventsync.errors import BusUnavailableError, EventSyncError
 from eventsync.index import Presence
-from eventsync.isolation import apply_apart
 from eventsync.monitoring import catalogue
 from eventsync.monitoring.counters import Tally
 from eventsync.monitoring.worker_status import Progress, resident_bytes
-from eventsync.option import DEFAULT_OPTIONS, Options
-from eventsync.rate import RateLimit
-from eventsync.retry import is_retryable, retrying
-from eventsync.settlement import Hand, Item, Settlement
-from eventsync.upkeep import Upkeep
+from eventsync.worker.isolation import apply_apart
+from eventsync.worker.maintenance import Upkeep
+from eventsync.worker.options import DEFAULT_OPTIONS, Options
+from eventsync.worker.rate_limit import RateLimit
+from eventsync.worker.retry import is_retryable, retrying
+from eventsync.worker.settlement import Hand, Item, Settlement
 
 __all__ = ["Worker"]
 

@@ -1,0 +1,1 @@
+"""The worker process: loop, settlement, maintenance, retries, supervision."""
