@@ -88,7 +88,6 @@ from .errors import (
 from .errors import (
     ValueRefusedError as ValueRefusedError,
 )
-from .identity import IdentityMap as IdentityMap
 from .index import (
     FileIndex as FileIndex,
 )
@@ -111,6 +110,7 @@ from .records.view import (
 from .records.view import (
     View as View,
 )
+from .stores.identity import IdentityMap as IdentityMap
 from .verify import (
     Comparison as Comparison,
 )

@@ -42,8 +42,8 @@ from servers.roundup import RoundupServer
 from eventsync.broker.bus import Bus
 from eventsync.engine.registry import StoreRegistry
 from eventsync.engine.store import Store
-from eventsync.identity import IdentityMap
 from eventsync.stores.files import JsonFolderAccessor
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.sql import SqlAccessor
 from eventsync.stores.trackers import Account, Comment, Issue
 from eventsync.stores.trackers.roundup import (

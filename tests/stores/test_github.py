@@ -9,8 +9,8 @@ from servers.github import GitHubSimulator
 
 from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, StoreUnavailableError
-from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Answer
 from eventsync.stores.trackers import (
     Account,

@@ -10,8 +10,8 @@ from servers.gitlab import GitLabSimulator
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
 from eventsync.errors import RejectedError
-from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.trackers import (
     Account,
     Comment,

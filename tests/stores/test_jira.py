@@ -9,8 +9,8 @@ from servers.jira import JiraSimulator
 
 from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, RejectedError
-from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.trackers import (
     Account,
     Comment,

@@ -21,9 +21,9 @@ from eventsync.errors import (
     RejectedError,
     StoreUnavailableError,
 )
-from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
 from eventsync.records.record import Field, Record
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import (
     Links,
     OvertakenError,

@@ -7,8 +7,8 @@ import itertools
 import pytest
 from servers.objects import ObjectServer
 
-from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Links, Resource, RestAccessor, Service
 from eventsync.stores.rest import accessor as rest
 from eventsync.testing import StoreContract

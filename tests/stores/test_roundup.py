@@ -10,9 +10,9 @@ from servers.roundup import RoundupServer
 from eventsync.engine.apply import apply
 from eventsync.engine.store import Store
 from eventsync.errors import ConfigError
-from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
 from eventsync.records.view import View
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.trackers import Account, Comment, Issue, Label, Member
 from eventsync.stores.trackers.roundup import (
     RoundupAccounts,

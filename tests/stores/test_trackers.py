@@ -10,10 +10,10 @@ from eventsync.engine.apply import apply
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
 from eventsync.errors import ConfigError
-from eventsync.identity import IdentityMap
 from eventsync.index import FileIndex
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.trackers.gitlab import (
     GitLabComments,
     GitLabIssues,

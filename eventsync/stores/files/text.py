@@ -1,6 +1,6 @@
 """Values as a person would write them in the cells of a table, and back.
 
-It knows nothing of files. What a JSON document holds is in ``eventsync.member``.
+It knows nothing of files. What a JSON document holds is in ``eventsync.stores.json_values``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from eventsync.errors import RejectedError
-from eventsync.member import (
+from eventsync.records.view import BoundView
+from eventsync.stores.json_values import (
     DECODER,
     Members,
     check_exact,
@@ -22,7 +23,6 @@ from eventsync.member import (
     with_floats,
     written,
 )
-from eventsync.records.view import BoundView
 
 __all__ = ["Cells", "Members", "dump", "parse"]
 

@@ -15,10 +15,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from eventsync.errors import EventSyncError, FieldError, RecordError, RejectedError
-from eventsync.member import from_base64, with_floats
 from eventsync.records.record import Field
 from eventsync.records.record_type import same
 from eventsync.records.view import BoundView
+from eventsync.stores.json_values import from_base64, with_floats
 from eventsync.values.tagged_json import dumps, from_json, to_json
 
 __all__ = ["Codec", "HashCodec", "JsonCodec", "framed"]

@@ -20,12 +20,12 @@ from eventsync.changes.clock import Clock
 from eventsync.engine.accessor import Edit, Write
 from eventsync.engine.fingerprint import echo_of
 from eventsync.errors import ConfigError, RecordError, StoreUnavailableError
-from eventsync.identity import IdentityMap
 from eventsync.index import IndexTransaction, Presence
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.record_type import same
 from eventsync.records.view import View
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest.ids import OvertakenError
 from eventsync.stores.rest.object import Object, ObjectAccessor
 from eventsync.stores.rest.path import at

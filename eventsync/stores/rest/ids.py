@@ -15,8 +15,8 @@ from eventsync.errors import (
     RejectedError,
     StoreUnavailableError,
 )
-from eventsync.identity import IdentityMap
 from eventsync.records.record import RecordType
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest.service import Answer
 
 __all__ = ["Ids", "OvertakenError"]

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from eventsync.engine.accessor import Accessor
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
-from eventsync.identity import IdentityMap
-from eventsync.member import Members
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.records.view import View
+from eventsync.stores.identity import IdentityMap
+from eventsync.stores.json_values import Members
 from eventsync.stores.rest.ids import Ids, OvertakenError
 from eventsync.stores.rest.path import ABSENT, Place, at, place, put
 from eventsync.stores.rest.resource import Resource, filled

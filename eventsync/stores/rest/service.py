@@ -21,7 +21,7 @@ from eventsync.errors import (
     RejectedError,
     StoreUnavailableError,
 )
-from eventsync.member import DECODER, dump
+from eventsync.stores.json_values import DECODER, dump
 from eventsync.stores.rest.address import Gateway
 from eventsync.stores.rest.auth import Auth, ClientCredentials
 from eventsync.stores.rest.pace import Pace, delay_asked

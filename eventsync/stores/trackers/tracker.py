@@ -11,11 +11,11 @@ from typing import Any, ClassVar, TypeVar
 
 from eventsync.engine.accessor import Accessor
 from eventsync.errors import ConfigError, DependencyError, RejectedError
-from eventsync.identity import IdentityMap
 from eventsync.records.key import join as join_key
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.records.view import View
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import ABSENT, Answer, Object, Resource, RestAccessor, Service
 from eventsync.stores.rest.path import place, put
 from eventsync.stores.trackers.slot import Slot

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.errors import RejectedError
-from eventsync.identity import IdentityMap
 from eventsync.records.record import Record
 from eventsync.records.view import View
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Answer, Object, Resource, Since
 from eventsync.stores.trackers.github.service import (
     PAGES,

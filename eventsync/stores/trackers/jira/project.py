@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.errors import ConfigError, RejectedError
-from eventsync.identity import IdentityMap
 from eventsync.records.record import Record
 from eventsync.records.view import View
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import (
     Answer,
     Cursor,

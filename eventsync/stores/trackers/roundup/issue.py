@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from eventsync.identity import IdentityMap
 from eventsync.records.record import Record
 from eventsync.records.view import View
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Answer, Object
 from eventsync.stores.trackers.record import Issue
 from eventsync.stores.trackers.roundup.item import NOTHING, RoundupService, resource_of, since

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
-from eventsync.identity import IdentityMap
 from eventsync.records.record import Record
 from eventsync.records.view import View
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Answer
 from eventsync.stores.trackers.marker import quoted
 from eventsync.stores.trackers.roundup.item import Items, RoundupService
