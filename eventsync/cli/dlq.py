@@ -29,7 +29,7 @@ from eventsync.errors import ConfigError
 
 if TYPE_CHECKING:
     from eventsync.broker.bus import Letters
-    from eventsync.cli.letter import Choice, Found
+    from eventsync.cli.dead_letters import Choice, Found
 
 __all__ = ["letters"]
 
@@ -116,8 +116,8 @@ def list_letters(
       eventsync dlq list crm
       eventsync dlq list crm --reason rejected --json | jq -r '.[].key'
     """
+    from eventsync.cli.dead_letters import Choice
     from eventsync.cli.explain import letter_json, print_letters
-    from eventsync.cli.letter import Choice
 
     choice = Choice(
         ids=id or (), every=True, reason=reason, type=type, key=key, until=_until(older_than)
@@ -149,8 +149,8 @@ def show(
       eventsync dlq show crm --id 3f2a
       eventsync dlq show crm --all
     """
+    from eventsync.cli.dead_letters import Choice
     from eventsync.cli.explain import explanation, print_letter
-    from eventsync.cli.letter import Choice
 
     choice = Choice(ids=id or (), every=every, reason=reason, type=type, key=key)
     with _chosen(deployment, store, choice) as (_, chunks):
@@ -187,8 +187,8 @@ def replay(
       eventsync dlq replay crm --reason rejected
       eventsync dlq replay crm --all
     """
-    from eventsync.cli.letter import Choice
-    from eventsync.cli.letter import replay as send_again
+    from eventsync.cli.dead_letters import Choice
+    from eventsync.cli.dead_letters import replay as send_again
 
     choice = Choice(
         ids=id or (), every=every, reason=reason, type=type, key=key, until=_until(older_than)
@@ -232,7 +232,7 @@ def discard(
       eventsync dlq discard crm --reason foreign --yes
       eventsync dlq discard crm --older-than 3d
     """
-    from eventsync.cli.letter import Choice
+    from eventsync.cli.dead_letters import Choice
 
     choice = Choice(
         ids=id or (), every=every, reason=reason, type=type, key=key, until=_until(older_than)
@@ -278,8 +278,8 @@ def edit(
       eventsync dlq edit crm --id 3f2a --set 'email=ann@example.org' --set age=null
     """
     from eventsync.changes.clock import Clock
+    from eventsync.cli.dead_letters import Choice, data_of, mended
     from eventsync.cli.editor import assigned, edited
-    from eventsync.cli.letter import Choice, data_of, mended
 
     choice = Choice(ids=id or (), every=every, reason=reason, type=type, key=key)
     with _chosen(deployment, store, choice) as (opened, chunks):
@@ -319,7 +319,7 @@ def _until(older_than: str | None) -> float | None:
 def _chosen(
     deployment: Deployment, store: str, choice: Choice
 ) -> Iterator[tuple[Letters, Iterator[list[Found]]]]:
-    from eventsync.cli.letter import picked
+    from eventsync.cli.dead_letters import picked
 
     if not choice:
         raise typer.BadParameter(

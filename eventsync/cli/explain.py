@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from eventsync.cli.letter import data_of, envelopes_of, now_held
+from eventsync.cli.dead_letters import data_of, envelopes_of, now_held
 from eventsync.cli.output import ago, plural, print_table, say, shown
 from eventsync.errors import ConfigError, EventSyncError
 from eventsync.records.record_type import same
 
 if TYPE_CHECKING:
     from eventsync.changes.change import Change
-    from eventsync.cli.letter import Found
+    from eventsync.cli.dead_letters import Found
     from eventsync.engine.store import Store
 
 __all__ = ["explanation", "letter_json", "print_letter", "print_letters"]

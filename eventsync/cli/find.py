@@ -22,7 +22,7 @@ from eventsync.cli.command import (
 )
 from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import print_json, progress
-from eventsync.cli.sidebyside import (
+from eventsync.cli.side_by_side import (
     comparison_json,
     print_comparison,
     print_record,

@@ -29,8 +29,8 @@ from eventsync.cli.output import Advance, plural, print_json, progress, warn
 from eventsync.errors import BusUnavailableError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from eventsync.cli.lines import Line
-    from eventsync.cli.sink import Sink
+    from eventsync.cli.record_files import Line
+    from eventsync.cli.target import Sink
 
 __all__ = ["publish"]
 
@@ -99,7 +99,7 @@ def publish(
       eventsync publish --type Customer -f customers.jsonl
       eventsync publish --type Customer -f customers.jsonl --spool changes.db
     """
-    from eventsync.cli.sink import sink_for
+    from eventsync.cli.target import sink_for
 
     sink = sink_for(deployment, store, type, delete=delete, spool=spool)
     report = _Report(waiting=spool is not None, spool=spool)
@@ -130,7 +130,7 @@ def _publish_lines(
     report: _Report,
     advance: Advance,
 ) -> None:
-    from eventsync.cli.lines import Format, format_of, read_lines
+    from eventsync.cli.record_files import Format, format_of, read_lines
 
     chosen = Format(format) if format else format_of(path)
     lines = read_lines(stream, chosen, sink.record_type, partial=sink.partial, key_only=delete)

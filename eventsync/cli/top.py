@@ -22,7 +22,7 @@ from eventsync.cli.output import ago, draw_table, print_json, print_table, warn
 if TYPE_CHECKING:
     from rich.console import ConsoleDimensions, RenderableType
 
-    from eventsync.cli.lookout import Lookout, Sight, StoreSight, WorkerSight
+    from eventsync.cli.snapshot import Lookout, Sight, StoreSight, WorkerSight
 
 __all__ = ["top"]
 
@@ -64,7 +64,7 @@ def top(
       eventsync top --endpoint http://crm:9464 --endpoint http://cache:9464
       eventsync top --json | jq '.stores[] | select(.dead > 0)'
     """
-    from eventsync.cli.lookout import Lookout
+    from eventsync.cli.snapshot import Lookout
 
     with Lookout(deployment, endpoints or (), every=every) as lookout:
         if once or as_json or not sys.stdout.isatty():

@@ -19,9 +19,9 @@ from eventsync.cli.demo.process import WorkerProcess, read_log
 from eventsync.cli.demo.result import Result
 from eventsync.cli.demo.stage import Stage
 from eventsync.cli.deployment import Deployment
-from eventsync.cli.lines import Format, read_lines
 from eventsync.cli.output import plural
 from eventsync.cli.project import write_files
+from eventsync.cli.record_files import Format, read_lines
 from eventsync.engine.store import Store
 from eventsync.errors import EventSyncError
 from eventsync.records.record import Record

@@ -25,7 +25,7 @@ from eventsync.errors import (
 )
 
 if TYPE_CHECKING:
-    from eventsync.cli.lines import Line
+    from eventsync.cli.record_files import Line
     from eventsync.engine.store import Publisher, Store
     from eventsync.records.record import Record
 
