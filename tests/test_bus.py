@@ -34,8 +34,8 @@ from eventsync.errors import (
 )
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
-from eventsync.transports.amqp import AmqpLink, connect
-from eventsync.transports.confirm import Confirms
+from eventsync.transports.amqp.confirms import Confirms
+from eventsync.transports.amqp.link import AmqpLink, connect
 from eventsync.worker.options import Options
 from eventsync.worker.worker import Worker
 

@@ -434,7 +434,10 @@ def test_report_that_cannot_be_sent_goes_with_the_next():
 
 def test_the_extra_is_named():
     """Who asks for metrics without the library is told how to install it."""
-    code = "import sys; sys.modules['prometheus_client'] = None; import eventsync.monitoring.exporters.prometheus"
+    code = (
+        "import sys; sys.modules['prometheus_client'] = None\n"
+        "import eventsync.monitoring.exporters.prometheus"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 1
     assert "pip install 'eventsync[metrics]'" in ran.stderr.splitlines()[-1]

@@ -16,7 +16,7 @@ from eventsync.engine.store import Store
 from eventsync.envelope.codec import CONTENT_TYPE
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
-from eventsync.transports.message import Outgoing
+from eventsync.transports.leased.message import Outgoing
 from eventsync.worker.worker import Worker
 
 _LARGEST = 100_000

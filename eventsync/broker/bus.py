@@ -30,8 +30,10 @@ from eventsync.errors import (
     EventSyncError,
     UnroutableError,
 )
-from eventsync.transports import amqp, redis_url, sqlite
+from eventsync.transports.amqp import link as amqp
 from eventsync.transports.link import Delivery, Link, QueueState
+from eventsync.transports.redis import url as redis_url
+from eventsync.transports.sqlite import transport as sqlite
 
 __all__ = ["Bus", "Delivery", "Letters", "QueueState", "Subscription"]
 
@@ -233,7 +235,8 @@ class Bus:
         if self.transport == "sqlite":
             return Link(sqlite.connect(self._url, lease=self._lease))
         if self.transport in redis_url.SCHEMES:
-            from eventsync.transports import redis  # the client library, for whom it serves only
+            # Imported here because only Redis needs the client library.
+            from eventsync.transports.redis import transport as redis
 
             return Link(redis.connect(self._url, lease=self._lease))
         return Link(_kombu.Connection(self._url))

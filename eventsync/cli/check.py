@@ -121,8 +121,8 @@ def _store(store: Store) -> Iterator[Finding]:
 
 def _broker(deployment: Deployment) -> Iterator[Finding]:
     # Imported here, for they bring kombu with them.
-    from eventsync.transports import redis_url
-    from eventsync.transports.guarantee import weakness
+    from eventsync.transports.guarantees import weakness
+    from eventsync.transports.redis import url as redis_url
 
     bus = deployment.bus
     reached = False
@@ -161,7 +161,7 @@ def _broker(deployment: Deployment) -> Iterator[Finding]:
 
 
 def _redis(url: str) -> Iterator[Finding]:
-    from eventsync.transports.redis import advice
+    from eventsync.transports.redis.transport import advice
 
     try:
         weaknesses = advice(url)

@@ -14,7 +14,7 @@ import kombu
 from kombu import message
 from kombu.transport import virtual
 
-from eventsync.transports.leased import LeasedChannel
+from eventsync.transports.leased.channel import LeasedChannel
 
 __all__ = ["Delivery", "Link", "QueueState"]
 

@@ -8,7 +8,7 @@ import pytest
 from cli.project import Cli
 from servers.redis import RedisServer
 
-from eventsync.transports.guarantee import TRANSPORTS, weakness
+from eventsync.transports.guarantees import TRANSPORTS, weakness
 
 
 def test_status_counts(cli: Cli) -> None:

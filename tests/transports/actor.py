@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from eventsync.transports.message import Outgoing
+from eventsync.transports.leased.message import Outgoing
 
 
 class Commands:

@@ -24,7 +24,7 @@ from kombu import Exchange, Producer, Queue
 from kombu.exceptions import ChannelError
 
 from eventsync.errors import BusError, UnroutableError
-from eventsync.transports.message import DELIVERY_COUNT, Outgoing
+from eventsync.transports.leased.message import DELIVERY_COUNT, Outgoing
 
 PATIENCE = 20.0  # seconds until a condition that must come true counts as failed
 

@@ -21,12 +21,12 @@ from transports.contract import PATIENCE, Broker, TransportContract, eventually
 
 from eventsync.broker.bus import Bus
 from eventsync.errors import BusError, BusUnavailableError, ConfigError
-from eventsync.transports import redis_script
-from eventsync.transports.message import Outgoing
-from eventsync.transports.redis import RedisSettings, advice, connect
-from eventsync.transports.redis_client import RedisClient
+from eventsync.transports.leased.message import Outgoing
+from eventsync.transports.redis import scripts
+from eventsync.transports.redis.client import RedisClient
+from eventsync.transports.redis.transport import RedisSettings, advice, connect
 
-CONNECT = "eventsync.transports.redis:connect"
+CONNECT = "eventsync.transports.redis.transport:connect"
 
 
 @pytest.fixture(scope="module")
@@ -257,10 +257,10 @@ def test_a_lease_is_bounded_in_bytes(broker: Broker) -> None:
 
 def test_what_is_ready_comes_at_one_look(url: str, monkeypatch) -> None:
     """What has come is not kept waiting for a second look that finds nothing more."""
-    ran: list[redis_script.Script] = []
+    ran: list[scripts.Script] = []
     run = RedisClient.run
 
-    def counted(self: RedisClient, script: redis_script.Script, *arguments: Any) -> Any:
+    def counted(self: RedisClient, script: scripts.Script, *arguments: Any) -> Any:
         ran.append(script)
         return run(self, script, *arguments)
 
@@ -271,7 +271,7 @@ def test_what_is_ready_comes_at_one_look(url: str, monkeypatch) -> None:
         subscription = bus.subscribe("crm", ["T"], prefetch=64)
         monkeypatch.setattr(RedisClient, "run", counted)
         assert len(subscription.fetch(timeout=5.0, limit=64)) == 2
-        assert ran.count(redis_script.LEASE) == 1
+        assert ran.count(scripts.LEASE) == 1
         subscription.close()
 
 
@@ -363,7 +363,7 @@ def test_a_lost_answer_leaves_nothing_behind(broker: Broker, monkeypatch) -> Non
 
     def loses_the_answer(script: Any, *args: Any) -> Any:
         answer = run(script, *args)
-        if script is redis_script.LEASE:
+        if script is scripts.LEASE:
             raise BusUnavailableError("the answer is lost")
         return answer
 

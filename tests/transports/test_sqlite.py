@@ -20,9 +20,9 @@ import pytest
 from transports.contract import Broker, TransportContract, eventually, in_a_fork
 
 from eventsync.errors import BusError, BusUnavailableError, ConfigError
-from eventsync.transports.message import Outgoing
-from eventsync.transports.process import ProcessIdentity, current_process, is_dead
-from eventsync.transports.sqlite import SQLiteSettings, Transport, connect
+from eventsync.transports.leased.message import Outgoing
+from eventsync.transports.leased.process_identity import ProcessIdentity, current_process, is_dead
+from eventsync.transports.sqlite.transport import SQLiteSettings, Transport, connect
 
 NOBODY = 65534
 
@@ -30,7 +30,7 @@ NOBODY = 65534
 class TestSQLiteContract(TransportContract):
     """The conformance suite on a broker file."""
 
-    connect = "eventsync.transports.sqlite:connect"
+    connect = "eventsync.transports.sqlite.transport:connect"
 
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
@@ -47,7 +47,9 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def broker(path: Path) -> Iterator[Broker]:
     """Return a broker on that file."""
-    with Broker.opened("eventsync.transports.sqlite:connect", f"sqlite:///{path}") as broker:
+    with Broker.opened(
+        "eventsync.transports.sqlite.transport:connect", f"sqlite:///{path}"
+    ) as broker:
         yield broker
 
 

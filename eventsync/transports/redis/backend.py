@@ -20,13 +20,13 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from eventsync.errors import BusError, BusUnavailableError
-from eventsync.transports import redis_script as script
-from eventsync.transports.backend import QueueStats
-from eventsync.transports.message import Delivery, Outgoing
-from eventsync.transports.process import ProcessIdentity, current_process, is_dead
-from eventsync.transports.redis_client import RedisClient
-from eventsync.transports.redis_routing import RedisRouting, encode_object
-from eventsync.transports.redis_url import RedisSettings
+from eventsync.transports.leased.backend import QueueStats
+from eventsync.transports.leased.message import Delivery, Outgoing
+from eventsync.transports.leased.process_identity import ProcessIdentity, current_process, is_dead
+from eventsync.transports.redis import scripts as script
+from eventsync.transports.redis.client import RedisClient
+from eventsync.transports.redis.routing import RedisRouting, encode_object
+from eventsync.transports.redis.url import RedisSettings
 
 __all__ = ["RedisBackend"]
 

@@ -14,8 +14,8 @@ import amqp
 from kombu.connection import Connection as KombuConnection
 from kombu.transport import pyamqp
 
-from eventsync.transports.endpoint import Endpoint
-from eventsync.transports.frame import Channel, frame_handler
+from eventsync.transports.amqp.frames import Channel, frame_handler
+from eventsync.transports.amqp.url import Endpoint
 
 __all__ = ["LOST", "REFUSED", "connection"]
 

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from eventsync.errors import BusError
-from eventsync.transports.backend import LeaseSettings, QueueStats
-from eventsync.transports.message import Delivery, Outgoing
-from eventsync.transports.process import ProcessIdentity, current_process, is_dead
-from eventsync.transports.sqlite_file import BrokerFile
-from eventsync.transports.sqlite_routing import (
+from eventsync.transports.leased.backend import LeaseSettings, QueueStats
+from eventsync.transports.leased.message import Delivery, Outgoing
+from eventsync.transports.leased.process_identity import ProcessIdentity, current_process, is_dead
+from eventsync.transports.sqlite.file import BrokerFile
+from eventsync.transports.sqlite.routing import (
     SQLiteRouting,
     decode_object,
     decode_text,

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eventsync.errors import BusError
-from eventsync.transports.backend import Backend, Binding, ExchangeDeclaration, RoutingTables
-from eventsync.transports.sqlite_file import BrokerFile
+from eventsync.transports.leased.backend import Backend, Binding, ExchangeDeclaration, RoutingTables
+from eventsync.transports.sqlite.file import BrokerFile
 
 __all__ = [
     "APPLICATION_ID",

@@ -11,11 +11,11 @@ import redis
 from kombu.connection import Connection
 
 from eventsync.errors import BusError, BusUnavailableError
-from eventsync.transports.backend import Backend
-from eventsync.transports.leased import LeasedTransport
-from eventsync.transports.redis_backend import RedisBackend
-from eventsync.transports.redis_client import RedisClient
-from eventsync.transports.redis_url import ALIASES, RedisSettings, masked
+from eventsync.transports.leased.backend import Backend
+from eventsync.transports.leased.channel import LeasedTransport
+from eventsync.transports.redis.backend import RedisBackend
+from eventsync.transports.redis.client import RedisClient
+from eventsync.transports.redis.url import ALIASES, RedisSettings, masked
 
 __all__ = ["RedisSettings", "Transport", "advice", "connect"]
 

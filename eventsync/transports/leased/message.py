@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kombu import message
 
 if TYPE_CHECKING:
-    from eventsync.transports.leased import LeasedChannel
+    from eventsync.transports.leased.channel import LeasedChannel
 
 __all__ = ["DELIVERY_COUNT", "Delivery", "LeasedMessage", "Outgoing", "PublishBatch"]
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eventsync.errors import BusError
-from eventsync.transports.backend import Backend, Binding, ExchangeDeclaration, RoutingTables
-from eventsync.transports.redis_client import RedisClient
-from eventsync.transports.redis_script import ALTER, LOAD
+from eventsync.transports.leased.backend import Backend, Binding, ExchangeDeclaration, RoutingTables
+from eventsync.transports.redis.client import RedisClient
+from eventsync.transports.redis.scripts import ALTER, LOAD
 
 __all__ = ["RedisRouting", "decode_object", "encode_object"]
 

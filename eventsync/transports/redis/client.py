@@ -20,8 +20,8 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from eventsync.errors import BusError, BusUnavailableError
-from eventsync.transports.redis_script import Script
-from eventsync.transports.redis_url import RedisSettings
+from eventsync.transports.redis.scripts import Script
+from eventsync.transports.redis.url import RedisSettings
 
 __all__ = ["RedisClient"]
 

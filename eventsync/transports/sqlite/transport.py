@@ -17,11 +17,11 @@ from urllib.parse import parse_qsl, unquote
 from kombu.connection import Connection
 
 from eventsync.errors import ConfigError
-from eventsync.transports.backend import Backend, LeaseSettings
-from eventsync.transports.leased import LeasedTransport
-from eventsync.transports.sqlite_backend import SQLiteBackend
-from eventsync.transports.sqlite_file import BrokerFile
-from eventsync.transports.sqlite_routing import APPLICATION_ID, SCHEMA_VERSION, create_tables
+from eventsync.transports.leased.backend import Backend, LeaseSettings
+from eventsync.transports.leased.channel import LeasedTransport
+from eventsync.transports.sqlite.backend import SQLiteBackend
+from eventsync.transports.sqlite.file import BrokerFile
+from eventsync.transports.sqlite.routing import APPLICATION_ID, SCHEMA_VERSION, create_tables
 
 __all__ = ["SQLiteSettings", "Transport", "connect"]
 

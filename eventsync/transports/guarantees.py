@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from eventsync.transports import redis_url
+from eventsync.transports.redis import url
 
 __all__ = ["TRANSPORTS", "weakness"]
 
@@ -19,7 +19,7 @@ _KAFKA: Final = (
 
 TRANSPORTS: Final = {
     "sqlite": "",
-    **dict.fromkeys(redis_url.SCHEMES, ""),
+    **dict.fromkeys(url.SCHEMES, ""),
     "amqp": "",
     "amqps": "",
     "pyamqp": "",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.transport import virtual
 
 if TYPE_CHECKING:
-    from eventsync.transports.leased import LeasedChannel
+    from eventsync.transports.leased.channel import LeasedChannel
 
 __all__ = ["LeasedQoS"]
 

@@ -16,11 +16,11 @@ import amqp
 from amqp import spec
 
 from eventsync.errors import BusError, BusUnavailableError, ConfigError, UnroutableError
-from eventsync.transports.confirm import Confirms
-from eventsync.transports.endpoint import SCHEMES, Endpoint
+from eventsync.transports.amqp.confirms import Confirms
+from eventsync.transports.amqp.connection import LOST, REFUSED, connection
+from eventsync.transports.amqp.url import SCHEMES, Endpoint
+from eventsync.transports.leased.lease_thread import LeaseUpkeep
 from eventsync.transports.link import Delivery, Link, QueueState, delivery_of
-from eventsync.transports.upkeep import LeaseUpkeep
-from eventsync.transports.wire import LOST, REFUSED, connection
 
 __all__ = ["SCHEMES", "AmqpLink", "connect"]
 

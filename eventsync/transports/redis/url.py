@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from eventsync.errors import ConfigError
-from eventsync.transports.backend import LeaseSettings
+from eventsync.transports.leased.backend import LeaseSettings
 
 __all__ = ["ALIASES", "SCHEMES", "RedisSettings", "masked"]
 

@@ -12,7 +12,7 @@ from kombu.exceptions import ChannelError
 from kombu.transport import virtual
 
 from eventsync.errors import BusError
-from eventsync.transports.backend import Backend, Binding, ExchangeDeclaration, RoutingTables
+from eventsync.transports.leased.backend import Backend, Binding, ExchangeDeclaration, RoutingTables
 
 __all__ = ["RoutedChannel", "Routing"]
 

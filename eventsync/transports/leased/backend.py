@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
 from eventsync.errors import ConfigError
-from eventsync.transports.message import Delivery, Outgoing
+from eventsync.transports.leased.message import Delivery, Outgoing
 
 __all__ = [
     "Backend",

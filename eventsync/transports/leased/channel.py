@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from kombu.transport import virtual
 
 from eventsync.errors import BusError, BusUnavailableError, UnroutableError
-from eventsync.transports.backend import Backend, LeaseSettings, QueueStats
-from eventsync.transports.message import Delivery, LeasedMessage, Outgoing, PublishBatch
-from eventsync.transports.qos import LeasedQoS
-from eventsync.transports.routing import RoutedChannel, Routing, not_found
-from eventsync.transports.upkeep import LeaseUpkeep
+from eventsync.transports.leased.backend import Backend, LeaseSettings, QueueStats
+from eventsync.transports.leased.lease_thread import LeaseUpkeep
+from eventsync.transports.leased.message import Delivery, LeasedMessage, Outgoing, PublishBatch
+from eventsync.transports.leased.qos import LeasedQoS
+from eventsync.transports.leased.routing import RoutedChannel, Routing, not_found
 
 __all__ = ["LeasedChannel", "LeasedQoS", "LeasedTransport"]
 

@@ -1,0 +1,1 @@
+"""RabbitMQ: quorum queues and pipelined publisher confirms."""

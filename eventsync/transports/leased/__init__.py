@@ -1,0 +1,1 @@
+"""The leased-queue channel that the Redis and SQLite transports share."""

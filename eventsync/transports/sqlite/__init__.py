@@ -1,0 +1,1 @@
+"""The embedded broker: queues in one SQLite file."""
