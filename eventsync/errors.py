@@ -51,6 +51,9 @@ __all__ = [
     "SuspiciousReadError",
     "UnroutableError",
     "ValueRefusedError",
+    "is_retryable",
+    "malformed",
+    "shown",
 ]
 
 
@@ -63,12 +66,16 @@ class EventSyncError(Exception):
     """
 
     retryable: ClassVar[bool] = False
-    reason: ClassVar[str] = "error"
+    reason: str = "error"
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, reason: str | None = None, hint: str = "") -> None:
+        """Set ``message`` and ``hint``; ``reason`` replaces the class's own where one class
+        stands for several rules."""
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if reason is not None:
+            self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -129,8 +136,8 @@ class ChangeRefusedError(EventSyncError):
     """A well-formed change that must not be applied; ``reason`` says which rule refuses it."""
 
     def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.reason = reason  # type: ignore[misc]  # one class, several rules
+        """Require a reason, because this class stands for several rules."""
+        super().__init__(message, reason=reason, hint=hint)
 
 
 class EnvelopeError(EventSyncError):
@@ -217,3 +224,27 @@ class UnroutableError(BusError):
     """No queue takes the message: no store of this record type has been declared at the broker."""
 
     reason = "unroutable"
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether the same call may succeed later with nothing changed."""
+    if isinstance(error, EventSyncError):
+        return error.retryable
+    # A connection refused, a disk full, a time-out: what the operating system may grant later.
+    return isinstance(error, OSError)
+
+
+def malformed(message: str, *, reason: str = "malformed", hint: str = "") -> EnvelopeError:
+    """Return an ``EnvelopeError`` for foreign content that is not of the expected form."""
+    return EnvelopeError(message, reason=reason, hint=hint)
+
+
+def shown(item: Any) -> str:
+    """``item`` for an error: only what is short and flat; the rest may be as deep as a hostile
+    sender likes."""
+    kind = type(item)
+    if kind is str or kind is bytes:
+        return repr(item if len(item) <= 40 else item[:40])
+    if item is None or kind is bool or (kind is int and abs(item) <= 2**64):
+        return repr(item)
+    return f"of type {kind.__name__}"

@@ -10,8 +10,9 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known
+from eventsync.changes.change import Change, Known
 from eventsync.changes.clock import Version
+from eventsync.changes.stamp import DELETE, PATCH, PUT
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 of_type = (

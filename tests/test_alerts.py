@@ -14,7 +14,8 @@ from servers import program
 
 from eventsync.broker.bus import Bus
 from eventsync.broker.spool import Spool
-from eventsync.changes.change import PUT, Change
+from eventsync.changes.change import Change
+from eventsync.changes.stamp import PUT
 from eventsync.engine.store import Store
 from eventsync.errors import StoreUnavailableError
 from eventsync.monitoring import catalogue

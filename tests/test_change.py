@@ -10,8 +10,11 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventsync.changes.change import DELETE, PATCH, PUT, Change, State, join, new_id
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Version
+from eventsync.changes.event_id import new_id
+from eventsync.changes.merge import State, join
+from eventsync.changes.stamp import DELETE, PATCH, PUT
 
 
 def fold(changes):

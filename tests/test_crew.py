@@ -15,8 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from eventsync.broker.bus import Bus
 from eventsync.broker.spool import Spool
-from eventsync.changes.change import PUT, Change
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version
+from eventsync.changes.stamp import PUT
 from eventsync.engine.store import Store
 from eventsync.errors import StoreUnavailableError
 from eventsync.monitoring import catalogue, lag

@@ -21,8 +21,8 @@ from servers.redis import RedisServer
 from servers.roundup import RoundupServer
 from servers.slapd import SlapdServer
 
-from eventsync.changes.change import DELETE, PATCH, PUT
 from eventsync.changes.clock import Version
+from eventsync.changes.stamp import DELETE, PATCH, PUT
 from eventsync.envelope import codec
 from eventsync.envelope.signing import Keyring
 from eventsync.errors import SignatureError

@@ -17,8 +17,9 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known, Stamp
+from eventsync.changes.change import Change, Known
 from eventsync.changes.clock import Version
+from eventsync.changes.stamp import DELETE, PATCH, PUT, Stamp
 from eventsync.envelope import codec
 from eventsync.envelope.signing import Keyring
 from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from test_envelope import PLAIN, changes
 
-from eventsync.changes.change import DELETE, PUT
+from eventsync.changes.stamp import DELETE, PUT
 from eventsync.envelope.cloudevents import from_cloudevent, from_headers, to_cloudevent, to_headers
 from eventsync.envelope.debezium import from_debezium
 from eventsync.errors import ChangeRefusedError, EnvelopeError

@@ -14,8 +14,9 @@ from opentelemetry.trace import StatusCode
 
 from eventsync.broker.bus import Bus
 from eventsync.broker.spool import Spool
-from eventsync.changes.change import PUT, Change
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.changes.stamp import PUT
 from eventsync.engine.apply import Settled
 from eventsync.engine.store import Store
 from eventsync.envelope import codec

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from eventsync.changes.change import Change
 from eventsync.changes.fork import incarnation
-from eventsync.engine.store import Publisher
+from eventsync.engine.publisher import Publisher
 from eventsync.errors import BusUnavailableError
 
 __all__ = ["BatchPublisher"]

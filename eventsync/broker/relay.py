@@ -18,7 +18,8 @@ from typing import Any, Final, Protocol
 import structlog
 
 from eventsync.changes.change import Change
-from eventsync.engine.store import Publisher, Store
+from eventsync.engine.publisher import Publisher
+from eventsync.engine.store import Store
 from eventsync.errors import (
     BusUnavailableError,
     ConfigError,

@@ -20,7 +20,7 @@ from typing import Final
 from eventsync.broker.relay import Broker
 from eventsync.broker.tracing import Tracing
 from eventsync.changes.change import Change
-from eventsync.engine.store import Publisher
+from eventsync.engine.publisher import Publisher
 from eventsync.envelope import codec
 from eventsync.envelope.signing import Keyring
 from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError

@@ -1,43 +1,23 @@
-"""Changes of records, what is known of a record, and the rule by which knowledge is merged.
-
-This module knows nothing of stores, bytes on a wire or time: it is pure, and all of it is total.
-
-Both merge rules of the consistency model are one algebra here. What is known of a record is a
-``State``: the greatest put or delete seen (its *stamp*), and the fields patched after it. ``join``
-takes the greater stamp whole, and of each field the greatest version that lies above that stamp;
-so it is commutative, associative and idempotent, and stores converge whatever the order,
-duplication or delay. The per-record rule is the same algebra without patches.
-"""
+"""The change: a put, patch or delete of one record at a version."""
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from eventsync.changes.clock import Version
-from eventsync.changes.fork import incarnation
+from eventsync.changes.event_id import new_id
+from eventsync.changes.stamp import DELETE, PATCH, PUT, RANK, Op, Stamp
 from eventsync.values import packing, unpacking
 
 __all__ = [
-    "DELETE",
-    "PATCH",
-    "PUT",
-    "UNSTAMPED",
     "Change",
     "Known",
-    "Op",
     "Row",
-    "Stamp",
-    "State",
     "body_parts",
-    "join",
     "make_bodies",
-    "new_id",
     "read_patches",
     "read_rows",
     "stamps",
@@ -45,72 +25,6 @@ __all__ = [
 
 Row: TypeAlias = tuple[Any, ...]
 """The values of a record, in the order of the names of its fields."""
-
-Op = Literal["put", "patch", "delete"]
-PUT: Final = "put"
-PATCH: Final = "patch"
-DELETE: Final = "delete"
-
-_RANK: Final[Mapping[str, bytes]] = {PATCH: b"\x00", PUT: b"\x01", DELETE: b"\x02"}
-
-
-class Stamp(bytes):
-    """The place of a put or delete in the total order: 49 bytes, compared as bytes.
-
-    Version (16), kind (1; delete above put), SHA-256 of the canonical body (32). The last two only
-    matter when two changes carry one version, which takes a bug or a forgery; they make even that
-    converge.
-    """
-
-    __slots__ = ()
-
-    @property
-    def version(self) -> Version:
-        """When the put or delete was made."""
-        return Version(self[:16])
-
-    @property
-    def deleted(self) -> bool:
-        """Whether a delete made it."""
-        return self[16:17] == _RANK[DELETE]
-
-    @property
-    def digest(self) -> bytes:
-        """The SHA-256 of the canonical body it came with."""
-        return bytes(self[17:])
-
-
-UNSTAMPED: Final = Stamp(b"")
-"""Below every stamp: no put and no delete of the record has been seen."""
-
-
-class _Randomness(threading.local):
-    """Random bytes by the kilobyte, for each thread its own: a system call for each is dear."""
-
-    def __init__(self) -> None:
-        self._incarnation = -1
-        self._bytes = b""
-        self._at = 0
-
-    def take(self, count: int) -> bytes:
-        """That many bytes, which nobody else gets: after a fork the child has others."""
-        end = self._at + count
-        if end > len(self._bytes) or self._incarnation != incarnation():
-            self._incarnation = incarnation()
-            self._bytes, end = os.urandom(4096), count
-        self._at = end
-        return self._bytes[end - count : end]
-
-
-_randomness: Final = _Randomness()
-
-
-def new_id() -> bytes:
-    """A UUIDv7 (RFC 9562) as 16 bytes: an event's name for tracing, never for order."""
-    random = int.from_bytes(_randomness.take(10), "big")
-    # Version 7 in its first four bits, variant 2 in two later ones.
-    marked = random & 0x0FFF_3FFF_FFFF_FFFF_FFFF | 0x7000_8000_0000_0000_0000
-    return (time.time_ns() // 1_000_000 << 80 | marked).to_bytes(16, "big")
 
 
 @dataclass(slots=True, frozen=True)
@@ -302,7 +216,7 @@ class Change:
     @property
     def stamp(self) -> Stamp:
         """The place of this change in the total order of puts and deletes."""
-        return Stamp(self.version + _RANK[self.op] + self.digest)
+        return Stamp(self.version + RANK[self.op] + self.digest)
 
     def replace(self, **attributes: Any) -> Change:
         """A new change: this one with other attributes."""
@@ -366,9 +280,7 @@ def stamps(changes: Sequence[Change]) -> list[Stamp]:
     digests = packing.digests_of_bodies([change._body for change in packed if change._body])
     for change, digest in zip(packed, digests, strict=True):
         change._digest = digest
-    return [
-        bytes.__new__(Stamp, c.version + _RANK[c.op] + (c._digest or c.digest)) for c in changes
-    ]
+    return [bytes.__new__(Stamp, c.version + RANK[c.op] + (c._digest or c.digest)) for c in changes]
 
 
 def make_bodies(changes: Iterable[Change]) -> None:
@@ -398,99 +310,3 @@ def body_parts(changes: Sequence[Change]) -> list[Iterable[bytes]] | None:
 _ATTRIBUTES: Final = (
     *("type", "key", "op", "version", "data", "source", "id", "schema", "hops", "ext", "known"),
 )
-
-
-@dataclass(slots=True)
-class State:
-    """All that is known of one record somewhere.
-
-    ``stamp``: the greatest put or delete seen. ``versions``: those of the fields patched above that
-    stamp; every other field is as old as the stamp. ``values``: what is known of field values; a
-    field may have a version and no value where the value was not kept. ``whole``: the body of the
-    put was seen itself, so a field without a value has none anywhere at that version.
-    """
-
-    stamp: Stamp = UNSTAMPED
-    versions: dict[str, Version] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
-    whole: bool = False
-
-    @property
-    def live(self) -> bool:
-        """Whether the record exists: a put was seen, and no delete above it."""
-        return bool(self.stamp) and not self.stamp.deleted
-
-    @property
-    def version(self) -> bytes:
-        """The greatest version in it; empty when nothing is known."""
-        return max((bytes(self.stamp[:16]), *map(bytes, self.versions.values())))
-
-    def version_of(self, name: str) -> bytes:
-        """The version of one field; empty when nothing is known of it."""
-        return self.versions.get(name) or self.stamp[:16]
-
-    def visible(self) -> dict[str, Any]:
-        """The values that a reader sees: none of a record that is not live."""
-        return self.values if self.live else {}
-
-    @classmethod
-    def of(cls, change: Change) -> State:
-        """What ``change`` says by itself, without what its origin knew beside it."""
-        if change.op == PATCH:
-            assert change.data is not None
-            return cls(
-                versions=dict.fromkeys(change.data, change.version), values=dict(change.data)
-            )
-        return cls(stamp=change.stamp, values=dict(change.data or ()), whole=True)
-
-    @classmethod
-    def of_known(cls, known: Known) -> State:
-        """What the origin of a patch held beside the patch."""
-        return cls(stamp=known.stamp, versions=dict(known.versions), values=dict(known.values))
-
-
-def join(a: State, b: State) -> State:
-    """The least state that holds all that ``a`` and ``b`` hold. Neither is altered.
-
-    Commutative, associative and idempotent. Values of the older of two stamps are dropped, as are
-    patches at or below the greater stamp: no later merge could make them visible again.
-    """
-    if a.stamp < b.stamp:
-        a, b = b, a
-    same = a.stamp == b.stamp
-    floor = a.stamp[:16]
-    joined = State(stamp=a.stamp, whole=a.whole or (same and b.whole))
-    if not b.stamp and all(version > floor for version in a.versions.values()):
-        # What is but patched keeps all that the patches do not name: most of a record, mostly.
-        names = b.versions.keys() | b.values.keys()
-        joined.versions = {n: v for n, v in a.versions.items() if n not in names}
-        joined.values = {n: v for n, v in a.values.items() if n not in names}
-    else:
-        names = a.versions.keys() | b.versions.keys() | a.values.keys() | b.values.keys()
-    for name in names:
-        ours, theirs = a.version_of(name), b.version_of(name)
-        candidates = []
-        if ours >= floor:
-            candidates.append((ours, a))
-        if theirs > floor or (same and theirs == floor):
-            candidates.append((theirs, b))
-        if not candidates:
-            continue
-        top = max(version for version, _ in candidates)
-        if top > floor:
-            joined.versions[name] = Version(top)
-        values = [
-            side.values[name]
-            for version, side in candidates
-            if version == top and name in side.values
-        ]
-        if values:
-            joined.values[name] = values[0] if len(values) == 1 else _greater(values[0], values[1])
-    return joined
-
-
-def _greater(one: Any, other: Any) -> Any:
-    """The winner of two values of one version: any fixed order will do, and digests give one."""
-    if type(one) is type(other) and one == other:
-        return one
-    return max(one, other, key=lambda item: packing.digest({"": item}))

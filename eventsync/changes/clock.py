@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from eventsync.changes.fork import incarnation
-from eventsync.errors import ClockDriftError, ConfigError
+from eventsync.errors import ClockDriftError, ConfigError, malformed, shown
 
-__all__ = ["Clock", "HighWaterMark", "MarkFile", "Version"]
+__all__ = ["Clock", "HighWaterMark", "MarkFile", "Version", "version_at"]
 
 _COUNTER_LIMIT: Final = 1 << 16
 _MILLIS_LIMIT: Final = 1 << 48
@@ -218,3 +218,15 @@ class Clock:
             self._incarnation = incarnation()
             if not self._fixed:
                 self._node = secrets.token_bytes(8)
+
+
+def version_at(micros: int, node: int) -> Version:
+    """The version of what another system did ``micros`` microseconds after the epoch.
+
+    Its parts are the milliseconds, the microseconds left over as the counter, and ``node``. Raises
+    ``EnvelopeError`` for a time before the epoch or beyond 48 bits of milliseconds.
+    """
+    try:
+        return Version.of(micros // 1000, micros % 1000, node)
+    except OverflowError as error:
+        raise malformed(f"no version can hold the time {shown(micros)}") from error

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eventsync.changes.change import PATCH, PUT, Change, Known, new_id
+from eventsync.changes.change import Change, Known
 from eventsync.changes.clock import Clock, Version
+from eventsync.changes.event_id import new_id
+from eventsync.changes.stamp import PATCH, PUT
 from eventsync.envelope import codec
 from eventsync.errors import ClockDriftError, ConfigError, EnvelopeError, EventSyncError
 from eventsync.records.record_type import same

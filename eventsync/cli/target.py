@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from eventsync.changes.change import DELETE, PUT, Change
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.changes.stamp import DELETE, PUT
 from eventsync.cli.deployment import Deployment
 from eventsync.errors import (
     BusUnavailableError,
@@ -26,7 +27,8 @@ from eventsync.errors import (
 
 if TYPE_CHECKING:
     from eventsync.cli.record_files import Line
-    from eventsync.engine.store import Publisher, Store
+    from eventsync.engine.publisher import Publisher
+    from eventsync.engine.store import Store
     from eventsync.records.record import Record
 
 __all__ = ["Sink", "sink_for"]

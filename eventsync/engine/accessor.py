@@ -14,8 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import wraps
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar
 
-from eventsync.changes.change import DELETE, Change
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.changes.stamp import DELETE
 from eventsync.engine.edit import Edit, Editor, state_of
 from eventsync.engine.fingerprint import echo_of
 from eventsync.engine.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete

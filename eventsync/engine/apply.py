@@ -13,8 +13,9 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import Any, Final
 
-from eventsync.changes.change import DELETE, PATCH, Change, read_patches, read_rows
+from eventsync.changes.change import Change, read_patches, read_rows
 from eventsync.changes.clock import Clock, Version
+from eventsync.changes.stamp import DELETE, PATCH
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
@@ -26,10 +27,10 @@ from eventsync.errors import (
     EventSyncError,
     RecordError,
     StoreError,
+    is_retryable,
 )
 from eventsync.index import Presence
 from eventsync.records.record_type import same
-from eventsync.worker.retry import is_retryable
 
 __all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply", "complete"]
 

@@ -18,7 +18,8 @@ from eventsync.index import Presence
 from eventsync.records.query import Query
 
 if TYPE_CHECKING:
-    from eventsync.engine.store import Publisher, Store
+    from eventsync.engine.publisher import Publisher
+    from eventsync.engine.store import Store
 
 __all__ = ["Capture"]
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known, Op
+from eventsync.changes.change import Change, Known
 from eventsync.changes.clock import Clock, Version
+from eventsync.changes.stamp import DELETE, PATCH, PUT, Op
 from eventsync.engine.fingerprint import changed_since
 from eventsync.engine.gate import UNVERSIONED, decide_one
 from eventsync.errors import AlreadyExistsError, NotFoundError

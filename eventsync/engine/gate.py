@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from eventsync.changes.change import DELETE, PATCH, PUT, Change, Stamp, State, join
+from eventsync.changes.change import Change
+from eventsync.changes.merge import State, join
+from eventsync.changes.stamp import DELETE, PATCH, PUT, Stamp
 from eventsync.errors import ChangeRefusedError, StoreError
 from eventsync.index import Entry, Presence
 from eventsync.records.record import RecordType

@@ -17,7 +17,8 @@ from eventsync.changes.clock import Clock
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.apply import DEFAULT_LIMITS, Limits, Settled, apply, complete
 from eventsync.engine.gate import Outcome
-from eventsync.engine.store import Publisher, Store
+from eventsync.engine.publisher import Publisher
+from eventsync.engine.store import Store
 from eventsync.errors import ConfigError
 from eventsync.records.query import Filter
 from eventsync.records.record import Record

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from eventsync.changes.change import Change, make_bodies
 from eventsync.changes.clock import Clock, Version
 from eventsync.engine.accessor import Accessor, Edit
 from eventsync.engine.capture import Capture
+from eventsync.engine.publisher import Backlog, Publisher
 from eventsync.envelope import codec
 from eventsync.errors import BusUnavailableError, ConfigError, RecordError
 from eventsync.index import FileIndex, Index, Outgoing, Presence
@@ -24,31 +24,10 @@ from eventsync.records.record import Record
 if TYPE_CHECKING:
     from eventsync.engine.joined_store import JoinedStore
 
-__all__ = ["Backlog", "Publisher", "Store"]
+__all__ = ["Store"]
 
 R = TypeVar("R", bound=Record)
 _CHUNK = 1000
-
-
-@dataclass(slots=True, frozen=True)
-class Backlog:
-    """Envelopes that are still to be published: how many, and the age of the oldest in seconds."""
-
-    waiting: int
-    oldest: float | None
-
-
-class Publisher(Protocol):
-    """What a store needs of a bus."""
-
-    def encode(self, change: Change) -> bytes:
-        """The envelope of ``change``, signed when keys are configured."""
-
-    def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        """Hand envelopes of one record type to the broker; they are safe there on return.
-
-        Raises ``BusUnavailableError`` when the broker cannot take them now.
-        """
 
 
 class Store:

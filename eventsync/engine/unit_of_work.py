@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from eventsync.changes.change import DELETE, PUT, Change, stamps
+from eventsync.changes.change import Change, stamps
+from eventsync.changes.stamp import DELETE, PUT
 from eventsync.engine.fingerprint import echo_of, echo_of_fields, echoes_with
 from eventsync.engine.gate import APPLIED, Decision, Outcome, Verdict, decide_patches
 from eventsync.engine.write import Puts, Write

@@ -15,11 +15,12 @@ from typing import Any, Final
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known, Op, Stamp
-from eventsync.changes.clock import Version
+from eventsync.changes.change import Change, Known
+from eventsync.changes.clock import Version, version_at
+from eventsync.changes.stamp import DELETE, PATCH, PUT, Op, Stamp
 from eventsync.envelope.codec import encode
-from eventsync.errors import ValueRefusedError
-from eventsync.values.tagged_json import dumps, from_json, loads, malformed, to_json, version_at
+from eventsync.errors import ValueRefusedError, malformed
+from eventsync.values.tagged_json import dumps, from_json, loads, to_json
 
 __all__ = ["CONTENT_TYPE", "from_cloudevent", "from_headers", "to_cloudevent", "to_headers"]
 

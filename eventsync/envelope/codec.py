@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from eventsync.changes.change import Change, Known, Stamp, make_bodies
+from eventsync.changes.change import Change, Known, make_bodies
 from eventsync.changes.clock import Version
+from eventsync.changes.stamp import Stamp
 from eventsync.envelope import fast_path
 from eventsync.envelope.batch import MAX_COUNT, batches, framed_size, join_batch, split_batch
-from eventsync.envelope.rules import MAX_KEY, MAX_NAME, check_body, check_head, shown
+from eventsync.envelope.rules import MAX_KEY, MAX_NAME, check_body, check_head
 from eventsync.envelope.signing import Keyring
-from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError
+from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError, malformed, shown
 from eventsync.values import packing, unpacking
 
 __all__ = [
@@ -130,7 +131,7 @@ def decode_all(
 
 def _decode_lazily(raw: bytes, keys: Keyring | None, max_bytes: int) -> Change:
     if len(raw) > max_bytes:
-        raise _refuse(f"{len(raw)} bytes; {max_bytes} is the limit", "too-large")
+        raise EnvelopeError(f"{len(raw)} bytes; {max_bytes} is the limit", reason="too-large")
     kid, end = (None, len(raw)) if keys is None else keys.verify(raw)
     return fast_path.read(raw, end) or _read_any(raw, kid)
 
@@ -140,14 +141,14 @@ def _read_any(raw: bytes, kid: str | None = None) -> Change:
     try:
         entries = unpacking.unpack_parts(raw)
     except ValueRefusedError as error:
-        raise _refuse(f"not an envelope: {error.message}", "envelope") from error
+        raise EnvelopeError(f"not an envelope: {error.message}") from error
     if type(entries) is not dict or "v" not in entries:
-        raise _refuse("not an envelope: no map with an entry v", "envelope")
+        raise EnvelopeError("not an envelope: no map with an entry v")
     major = entries.pop("v")
     if type(major) is int and major >= 0 and major != fast_path.MAJOR:
-        raise _refuse(
+        raise EnvelopeError(
             f"an envelope of version {shown(major)}; this eventsync reads {fast_path.MAJOR}",
-            "envelope-version",
+            reason="envelope-version",
             hint="upgrade the consumers before the producers, then replay it",
         )
     signer, signature = entries.pop("kid", None), entries.pop("sig", None)
@@ -159,7 +160,7 @@ def _read_any(raw: bytes, kid: str | None = None) -> Change:
             raise ValueRefusedError(f"v is {shown(major)}, not an integer from 0")
         return _change_of(entries)
     except ValueRefusedError as error:
-        raise _refuse(f"malformed envelope: {error.message}", "malformed", error.hint) from error
+        raise malformed(f"malformed envelope: {error.message}", hint=error.hint) from error
 
 
 def _change_of(entries: dict[Any, Any]) -> Change:
@@ -229,9 +230,3 @@ def _bytes_of(name: str, raw: Any, size: int) -> bytes:
     if type(raw) is not bytes or len(raw) != size:
         raise ValueRefusedError(f"{name} is {shown(raw)}, not {size} bytes")
     return raw
-
-
-def _refuse(message: str, reason: str, hint: str = "") -> EnvelopeError:
-    error = EnvelopeError(message, hint=hint)
-    error.reason = reason  # type: ignore[misc]  # one class, several rules
-    return error

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 from uuid import UUID
 
-from eventsync.changes.change import Change, new_id
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Version
+from eventsync.changes.event_id import new_id
 from eventsync.envelope import cloudevents, codec
 from eventsync.errors import EnvelopeError, ValueRefusedError
 from eventsync.values import packing, unpacking

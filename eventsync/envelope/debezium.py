@@ -13,12 +13,12 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from eventsync.changes.change import DELETE, PUT, Change, Op
-from eventsync.changes.clock import Version
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Version, version_at
+from eventsync.changes.stamp import DELETE, PUT, Op
 from eventsync.envelope.codec import encode
-from eventsync.envelope.rules import shown
-from eventsync.errors import ChangeRefusedError, EnvelopeError, ValueRefusedError
-from eventsync.values.tagged_json import loads, malformed, version_at
+from eventsync.errors import ChangeRefusedError, EnvelopeError, ValueRefusedError, malformed, shown
+from eventsync.values.tagged_json import loads
 
 __all__ = ["from_debezium", "version_of"]
 

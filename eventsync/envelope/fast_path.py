@@ -15,8 +15,9 @@ from itertools import repeat
 from struct import Struct
 from typing import Any, Final
 
-from eventsync.changes.change import DELETE, PATCH, Change, Known, Op, Stamp, body_parts
+from eventsync.changes.change import Change, Known, body_parts
 from eventsync.changes.clock import Version
+from eventsync.changes.stamp import DELETE, PATCH, Op, Stamp
 from eventsync.envelope.rules import MAX_KEY, check_head, check_known, check_text
 from eventsync.errors import ValueRefusedError
 from eventsync.values import packing, unpacking

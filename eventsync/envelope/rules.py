@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known
-from eventsync.errors import ValueRefusedError
+from eventsync.changes.change import Change, Known
+from eventsync.changes.stamp import DELETE, PATCH, PUT
+from eventsync.errors import ValueRefusedError, shown
 
-__all__ = ["MAX_KEY", "MAX_NAME", "check_body", "check_head", "check_known", "check_text", "shown"]
+__all__ = ["MAX_KEY", "MAX_NAME", "check_body", "check_head", "check_known", "check_text"]
 
 MAX_NAME: Final = 128
 """How many characters ``src`` and ``type`` may have."""
@@ -71,14 +72,3 @@ def check_text(name: str, text: Any, limit: int) -> None:
     """Check that ``text`` is text, and not longer than ``limit`` characters."""
     if type(text) is not str or len(text) > limit:
         raise ValueRefusedError(f"{name} is {shown(text)}, not text of at most {limit} characters")
-
-
-def shown(item: Any) -> str:
-    """``item`` for an error: only what is short and flat; the rest may be as deep as a hostile
-    sender likes."""
-    kind = type(item)
-    if kind is str or kind is bytes:
-        return repr(item if len(item) <= 40 else item[:40])
-    if item is None or kind is bool or (kind is int and abs(item) <= 2 * _UINT_LIMIT):
-        return repr(item)
-    return f"of type {kind.__name__}"

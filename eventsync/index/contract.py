@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync.changes.change import Stamp
 from eventsync.changes.clock import Version
+from eventsync.changes.stamp import Stamp
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.values import packing, unpacking
 

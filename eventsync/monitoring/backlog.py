@@ -14,7 +14,8 @@ from typing import Any, Final, Generic, TypeVar
 
 from eventsync.broker.bus import Bus
 from eventsync.broker.spool import Spool, SpoolState
-from eventsync.engine.store import Backlog, Store
+from eventsync.engine.publisher import Backlog
+from eventsync.engine.store import Store
 from eventsync.errors import BusUnavailableError, EventSyncError
 
 __all__ = ["Look", "Outbox", "Queues", "Survey"]

@@ -17,8 +17,9 @@ from uuid import UUID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eventsync.changes.change import Change, Op
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version
+from eventsync.changes.stamp import Op
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.apply import Settled, apply
 from eventsync.engine.store import Store

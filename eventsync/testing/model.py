@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from eventsync.changes.change import DELETE, PATCH, PUT, Change
+from eventsync.changes.change import Change
+from eventsync.changes.stamp import DELETE, PATCH, PUT
 from eventsync.records.record import RecordType
 from eventsync.records.view import BoundView
 

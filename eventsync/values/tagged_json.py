@@ -16,25 +16,16 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from eventsync.changes.clock import Version
-from eventsync.envelope.rules import shown
-from eventsync.errors import EnvelopeError
+from eventsync.errors import malformed, shown
 from eventsync.values.packing import MAX_DEPTH
 
-__all__ = ["dumps", "from_json", "loads", "malformed", "to_json", "version_at"]
+__all__ = ["dumps", "from_json", "loads", "to_json"]
 
 _MAP: Final = "$map"
 # Integers that every JSON reader keeps exact (RFC 7493).
 _EXACT_INT: Final = (1 << 53) - 1
 # Each map or array of a value may be wrapped once.
 _MAX_DEPTH: Final = 2 * MAX_DEPTH + 2
-
-
-def malformed(message: str, *, reason: str = "malformed", hint: str = "") -> EnvelopeError:
-    """An ``EnvelopeError`` for foreign content that is not what it is taken for."""
-    error = EnvelopeError(message, hint=hint)
-    error.reason = reason  # type: ignore[misc]  # one class, several rules
-    return error
 
 
 def _datetime(text: Any) -> dt.datetime:
@@ -141,18 +132,6 @@ def loads(text: str | bytes) -> Any:
     except (ValueError, RecursionError) as error:
         # Not the text itself: it may hold what no log should.
         raise malformed(f"not JSON: {error}", reason="envelope") from error
-
-
-def version_at(micros: int, node: int) -> Version:
-    """The version of what another system did ``micros`` microseconds after the epoch.
-
-    Its parts are the milliseconds, the microseconds left over as the counter, and ``node``. Raises
-    ``EnvelopeError`` for a time before the epoch or beyond 48 bits of milliseconds.
-    """
-    try:
-        return Version.of(micros // 1000, micros % 1000, node)
-    except OverflowError as error:
-        raise malformed(f"no version can hold the time {shown(micros)}") from error
 
 
 def _looks_tagged(item: Mapping[str, Any]) -> bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from eventsync.changes.change import State, join
 from eventsync.changes.clock import Version
+from eventsync.changes.merge import State, join
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.gate import UNVERSIONED
 from eventsync.engine.registry import StoreRegistry

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from eventsync.changes.change import Change
 from eventsync.engine.apply import Settled
 from eventsync.engine.gate import Outcome
-from eventsync.errors import EventSyncError, StoreUnavailableError
-from eventsync.worker.retry import is_retryable
+from eventsync.errors import EventSyncError, StoreUnavailableError, is_retryable
 
 __all__ = ["apply_apart"]
 

@@ -140,11 +140,10 @@ class Settlement:
                 hint="look at the record with care before you replay it",
             )
         if delivery.size > self._bus.max_message:
-            large = EnvelopeError(
-                f"a message of {delivery.size:,} bytes; {self._bus.max_message:,} is the limit"
+            raise EnvelopeError(
+                f"a message of {delivery.size:,} bytes; {self._bus.max_message:,} is the limit",
+                reason="too-large",
             )
-            large.reason = "too-large"  # type: ignore[misc]  # one class, several rules
-            raise large
         if delivery.content_type != codec.CONTENT_TYPE:
             raise EnvelopeError(
                 f"a message of content type {delivery.content_type[:80]!r}, "

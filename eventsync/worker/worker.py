@@ -24,16 +24,16 @@ from eventsync.changes.change import Change
 from eventsync.engine.apply import Settled, apply
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
-from eventsync.errors import BusUnavailableError, EventSyncError
+from eventsync.errors import BusUnavailableError, EventSyncError, is_retryable
 from eventsync.index import Presence
 from eventsync.monitoring import catalogue
 from eventsync.monitoring.counters import Tally
 from eventsync.monitoring.worker_status import Progress, resident_bytes
+from eventsync.retry import retrying
 from eventsync.worker.isolation import apply_apart
 from eventsync.worker.maintenance import Upkeep
 from eventsync.worker.options import DEFAULT_OPTIONS, Options
 from eventsync.worker.rate_limit import RateLimit
-from eventsync.worker.retry import is_retryable, retrying
 from eventsync.worker.settlement import Hand, Item, Settlement
 
 __all__ = ["Worker"]

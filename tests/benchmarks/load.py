@@ -15,8 +15,9 @@ from typing import Any
 
 from benchmarks.customer import Customer, each_row
 
-from eventsync.changes.change import PUT, Change, Op
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.changes.stamp import PUT, Op
 from eventsync.records.record import Record
 
 __all__ = ["Customers", "Load", "change"]

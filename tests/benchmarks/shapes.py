@@ -29,8 +29,9 @@ from benchmarks.passage import passed
 from benchmarks.plot import Bars, Panel
 from benchmarks.table import Column, Tell
 
-from eventsync.changes.change import DELETE, PATCH, Change
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.changes.stamp import DELETE, PATCH
 from eventsync.records.record import Field, Record
 
 __all__ = ["COLUMNS", "QUICK", "Scale", "measure", "panels"]

@@ -35,8 +35,9 @@ from benchmarks.customer import COLUMNS, Customer, rows
 from benchmarks.database import emptied, running_store
 from servers.slapd import SlapdServer
 
-from eventsync.changes.change import PUT, Change
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.changes.stamp import PUT
 from eventsync.engine.apply import apply
 from eventsync.engine.store import Store
 from eventsync.index import FileIndex

@@ -9,6 +9,7 @@ import pytest
 from servers.objects import ObjectServer
 
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
+from eventsync.retry import retrying
 from eventsync.stores.rest import (
     Basic,
     ClientCredentials,
@@ -21,7 +22,6 @@ from eventsync.stores.rest import (
 )
 from eventsync.stores.rest.address import Gateway
 from eventsync.stores.rest.pace import Pace, delay_asked
-from eventsync.worker.retry import retrying
 
 
 @pytest.fixture

@@ -23,10 +23,10 @@ from eventsync.engine.store import Store
 from eventsync.errors import DependencyError, RejectedError, StoreUnavailableError
 from eventsync.index import Presence
 from eventsync.records.record import Field, Record
+from eventsync.retry import retrying
 from eventsync.stores.sql import SqlAccessor, derive
 from eventsync.testing import FakeBus, StoreContract
 from eventsync.worker.options import Options
-from eventsync.worker.retry import retrying
 from eventsync.worker.worker import Worker
 
 

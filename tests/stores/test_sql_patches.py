@@ -9,8 +9,10 @@ from typing import ClassVar
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eventsync.changes.change import DELETE, PATCH, PUT, Change, Known, State, join
+from eventsync.changes.change import Change, Known
 from eventsync.changes.clock import Clock, Version
+from eventsync.changes.merge import State, join
+from eventsync.changes.stamp import DELETE, PATCH, PUT
 from eventsync.engine.apply import apply
 from eventsync.engine.gate import Outcome, decide, decide_patches
 from eventsync.engine.store import Store

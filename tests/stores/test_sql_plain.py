@@ -10,8 +10,9 @@ import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventsync.changes.change import DELETE, PUT, Change, Stamp
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version
+from eventsync.changes.stamp import DELETE, PUT, Stamp
 from eventsync.engine.apply import apply
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store

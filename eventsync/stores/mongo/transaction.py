@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from bson import Int64, ObjectId
 from pymongo import InsertOne, UpdateOne
 
-from eventsync.changes.change import Stamp
+from eventsync.changes.stamp import Stamp
 from eventsync.errors import ConfigError
 from eventsync.index import Entry, IndexTransaction, Intent, UndoneError
 from eventsync.stores.mongo.step import PARTS, Step, Task

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from eventsync.changes.change import Stamp
+from eventsync.changes.stamp import Stamp
 from eventsync.errors import ConfigError, RejectedError
 from eventsync.index import (
     Entry,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import sqlalchemy as sa
 
-from eventsync.changes.change import Stamp
+from eventsync.changes.stamp import Stamp
 from eventsync.index import Entry, IndexTransaction, Intent, Presence, UndoneError
 from eventsync.stores.sql.dialect import Statement, Target
 from eventsync.stores.sql.engine import UniqueError, errors

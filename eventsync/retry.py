@@ -10,19 +10,11 @@ from typing import TypeVar
 
 import tenacity
 
-from eventsync.errors import EventSyncError, StoreUnavailableError
+from eventsync.errors import StoreUnavailableError, is_retryable
 
-__all__ = ["is_retryable", "retrying"]
+__all__ = ["retrying"]
 
 T = TypeVar("T")
-
-
-def is_retryable(error: BaseException) -> bool:
-    """Whether the same call may succeed later with nothing changed."""
-    if isinstance(error, EventSyncError):
-        return error.retryable
-    # A connection refused, a disk full, a time-out: what the operating system may grant later.
-    return isinstance(error, OSError)
 
 
 def retrying(
