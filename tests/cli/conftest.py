@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from cli.project import RECORDS, STORES, Cli
+from support.project import RECORDS, STORES, Cli
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli.project import Cli
+from support.project import Cli
 
 from eventsync.errors import StoreUnavailableError
 from eventsync.monitoring.worker_status import Progress, StateFile

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.project import Cli
+from support.project import Cli
 
 from eventsync.cli.command import duration
 

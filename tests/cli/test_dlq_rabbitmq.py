@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from cli.project import Cli
 from cli.test_dlq import TRIGGER, database
 from servers.rabbitmq import RabbitServer
+from support.project import Cli
 
 from eventsync.broker.bus import Bus
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cli.project import Cli
+from support.project import Cli
 
 
 def test_no_project(bare: Cli) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cli.project import Cli
+from support.project import Cli
 
 PEOPLE = """\
 {"id": 1, "name": "Ann", "city": "Oslo", "balance": 12.5, "token": "s3cret"}

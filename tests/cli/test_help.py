@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from cli.project import Cli
+from support.project import Cli
 
 COMMANDS = [
     ("demo",),

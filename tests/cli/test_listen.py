@@ -9,9 +9,9 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from cli.project import Cli
 from prometheus_client.parser import text_string_to_metric_families
 from servers import eventually, free_port
+from support.project import Cli
 
 
 class Listening:

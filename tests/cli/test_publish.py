@@ -6,7 +6,7 @@ import base64
 import json
 from pathlib import Path
 
-from cli.project import Cli
+from support.project import Cli
 
 PEOPLE = """\
 {"id": 1, "name": "Ann", "city": "Oslo", "balance": 12.345678901234567890}

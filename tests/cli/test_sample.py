@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli.project import ROOT, Cli
 from servers.postgres import PostgresServer
 from servers.redis import RedisServer
+from support.project import ROOT, Cli
 
 from eventsync.cli.deployment import find_registry
 

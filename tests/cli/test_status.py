@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli.project import Cli
 from servers.redis import RedisServer
+from support.project import Cli
 
 from eventsync.transports.guarantees import TRANSPORTS, weakness
 

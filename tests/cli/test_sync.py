@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from cli.project import Cli
+from support.project import Cli
 
 PEOPLE = "".join(
     f'{{"id": {n}, "name": "N{n}", "city": "{"Oslo" if n % 2 else "Rome"}"}}\n' for n in range(20)

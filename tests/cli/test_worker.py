@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli.project import Cli
+from support.project import Cli
 
 
 def test_worker_applies_and_leaves_on_sigterm(cli: Cli) -> None:

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import strategies
 
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version

@@ -27,7 +27,7 @@ from eventsync.envelope import codec
 from eventsync.envelope.signing import Keyring
 from eventsync.errors import SignatureError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -6,13 +6,13 @@ Versions come from a small pool, so that collisions happen.
 from __future__ import annotations
 
 import datetime as dt
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from hypothesis import strategies as st
 
 from eventsync.changes.change import Change, Known
 from eventsync.changes.clock import Version
-from eventsync.changes.stamp import DELETE, PATCH, PUT
+from eventsync.changes.stamp import DELETE, PATCH, PUT, Stamp
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 of_type = (
@@ -80,3 +80,40 @@ def patches(draw):
 
 per_record = st.lists(st.one_of(puts, puts, deletes), max_size=8)
 per_field = st.lists(st.one_of(puts, deletes, patches(), patches()), max_size=8)
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+@st.composite
+def published_changes(draw):
+    """A change as any producer may make it."""
+    op = draw(st.sampled_from([PUT, PATCH, DELETE]))
+    known = None
+    if op == PATCH and draw(st.booleans()):
+        stamp = Stamp(
+            Version.of(draw(st.integers(0, 9)))
+            + b"\x01"
+            + draw(st.binary(min_size=32, max_size=32))
+        )
+        known = Known(
+            stamp,
+            draw(bodies),
+            draw(st.dictionaries(names, st.builds(Version.of, st.integers(10, 99)), max_size=3)),
+        )
+    return Change(
+        type=draw(names),
+        key=draw(names),
+        op=op,
+        version=Version(draw(st.binary(min_size=16, max_size=16))),
+        data=None if op == DELETE else draw(bodies),
+        source=draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=20)),
+        id=uuid4().bytes,
+        schema=draw(st.integers(0, 2**63 - 1)),
+        hops=draw(st.integers(0, 99)),
+        ext=draw(bodies.filter(lambda ext: "" not in ext)),
+        known=known,
+    )
+
+
+PLAIN = Change(type="T", key="1", op=PUT, version=Version.of(5), data={"a": 1, "b": "é"})
+"""A put of two fields, small enough to read in a failing test."""

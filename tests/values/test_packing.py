@@ -10,9 +10,9 @@ from uuid import UUID
 
 import msgpack
 import pytest
-import strategies
 from hypothesis import given
 from hypothesis import strategies as st
+from support import strategies
 
 from eventsync.errors import ValueRefusedError
 from eventsync.records.record_type import same

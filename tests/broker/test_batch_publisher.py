@@ -147,7 +147,7 @@ def test_end_of_the_process_loses_nothing(tmp_path):
     """What was sent and not waited for is at the broker when the process has ended."""
     script = f"""
 import sys
-sys.path[:0] = {[str(Path(__file__).parent)]!r}
+sys.path[:0] = {[str(Path(__file__).parents[1])]!r}
 from test_publisher import *
 bus = Bus("sqlite:///{tmp_path / "broker.db"}")
 bus.declare("crm", ["Item"])

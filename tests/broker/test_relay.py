@@ -339,7 +339,7 @@ serve(Relay(make(folder), bus, lifetime=1.0), threading.Event(), poll=0.01)
 
 
 def begin(folder, pause):
-    script = RELAY.format(tests=str(Path(__file__).parent))
+    script = RELAY.format(tests=str(Path(__file__).parents[1]))
     command = [sys.executable, "-c", script, str(folder), str(pause)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"

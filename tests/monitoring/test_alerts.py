@@ -29,7 +29,7 @@ from eventsync.worker.options import Options
 from eventsync.worker.supervisor import Supervisor
 from eventsync.worker.worker import Worker
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus/rules.yml"
 RULES_TEST = ROOT / "deploy/prometheus/rules_test.yml"
 DASHBOARD = ROOT / "deploy/grafana/dashboards/eventsync.json"

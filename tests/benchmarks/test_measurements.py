@@ -26,7 +26,7 @@ from benchmarks.sender import Sender
 from benchmarks.shapes import Deletes, Patches, Shaped
 from benchmarks.table import Column
 
-DOCS = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
 @pytest.fixture(params=STORES)

@@ -6,9 +6,9 @@ import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 
-import strategies
 from hypothesis import given
 from hypothesis import strategies as st
+from support import strategies
 
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Version

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from uuid import UUID
 
 import pytest
-import strategies
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support import strategies
 
 from eventsync.errors import RecordError, ValueRefusedError
 from eventsync.records.columnar import Reader

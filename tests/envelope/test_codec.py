@@ -1,6 +1,6 @@
 """The envelope: what goes in comes out, and no bytes raise anything but its own error.
 
-The long run tries 100,000 cases of each: ``pytest tests/test_envelope.py
+The long run tries 100,000 cases of each: ``pytest tests/envelope/test_codec.py
 --hypothesis-profile=long``.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 import datetime as dt
 import tracemalloc
 from decimal import Decimal
-from uuid import UUID, uuid4
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-import strategies
 from hypothesis import given
 from hypothesis import strategies as st
+from support import strategies
+from support.strategies import PLAIN, published_changes
 
 from eventsync.changes.change import Change, Known
 from eventsync.changes.clock import Version
@@ -29,39 +30,6 @@ from eventsync.values import packing, unpacking
 KEYS = Keyring.parse("new:QUJDREVGR0hJSktMTU5PUA==,old:MDEyMzQ1Njc4OWFiY2RlZg==")
 OLD = Keyring.parse("old:MDEyMzQ1Njc4OWFiY2RlZg==")
 
-names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
-
-
-@st.composite
-def changes(draw):
-    """A change as any producer may make it."""
-    op = draw(st.sampled_from([PUT, PATCH, DELETE]))
-    known = None
-    if op == PATCH and draw(st.booleans()):
-        stamp = Stamp(
-            Version.of(draw(st.integers(0, 9)))
-            + b"\x01"
-            + draw(st.binary(min_size=32, max_size=32))
-        )
-        known = Known(
-            stamp,
-            draw(strategies.bodies),
-            draw(st.dictionaries(names, st.builds(Version.of, st.integers(10, 99)), max_size=3)),
-        )
-    return Change(
-        type=draw(names),
-        key=draw(names),
-        op=op,
-        version=Version(draw(st.binary(min_size=16, max_size=16))),
-        data=None if op == DELETE else draw(strategies.bodies),
-        source=draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=20)),
-        id=uuid4().bytes,
-        schema=draw(st.integers(0, 2**63 - 1)),
-        hops=draw(st.integers(0, 99)),
-        ext=draw(strategies.bodies.filter(lambda ext: "" not in ext)),
-        known=known,
-    )
-
 
 def outcome(raw, keys=None):
     """The reason for which ``raw`` is refused, ``None`` if it is read."""
@@ -70,9 +38,6 @@ def outcome(raw, keys=None):
     except EnvelopeError as error:
         return error.reason
     return None
-
-
-PLAIN = Change(type="T", key="1", op=PUT, version=Version.of(5), data={"a": 1, "b": "é"})
 
 
 def entries(**more):
@@ -84,7 +49,7 @@ def entries(**more):
     return {name: held for name, held in found.items() if held is not ...}
 
 
-@given(changes(), st.sampled_from([None, KEYS]))
+@given(published_changes(), st.sampled_from([None, KEYS]))
 def test_round_trip(change, keys):
     """A change comes back as it went, signed or not."""
     back = codec.decode(codec.encode(change, keys=keys), keys=keys)
@@ -194,7 +159,7 @@ def test_any_flipped_bit_breaks_the_signature(change, bit):
         codec.decode(bytes(raw), keys=KEYS)
 
 
-keys = names | st.just("k" * 300)
+keys = strategies.names | st.just("k" * 300)
 
 
 @st.composite
@@ -213,7 +178,7 @@ def batches(draw):
         )
         for number in range(draw(st.sampled_from([0, 1, 11, 12])))
     ]
-    return puts + draw(st.lists(changes(), max_size=1))
+    return puts + draw(st.lists(published_changes(), max_size=1))
 
 
 def encoded(encode):

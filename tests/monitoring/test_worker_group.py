@@ -373,7 +373,7 @@ def test_an_outbox_that_is_not_relayed_is_unwell(bus):
 
 REPORTING = """
 import os, signal, sys
-from eventsync import metric
+from eventsync.monitoring import catalogue
 from eventsync.monitoring.worker_group import Report
 from eventsync.monitoring.worker_status import Progress
 from eventsync.worker.supervisor import Lifeline
@@ -381,9 +381,9 @@ from eventsync.monitoring.counters import Tally
 tally = Tally()
 report = Report(tally, Progress("crm"), Lifeline(int(sys.argv[1])).send)
 for number in range(100):
-    tally.add(metric.MESSAGES, 2, "crm")
+    tally.add(catalogue.MESSAGES, 2, "crm")
     report()
-    tally.observe(metric.BATCH, number, "crm")
+    tally.observe(catalogue.BATCH, number, "crm")
 report()
 os.kill(os.getpid(), signal.SIGKILL)
 """

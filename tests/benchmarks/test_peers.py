@@ -18,7 +18,7 @@ from benchmarks.peer.target import Target, create, warm_row
 from servers.postgres import PostgresServer
 from sqlalchemy import create_engine
 
-PEER = Path(__file__).parent / "benchmarks" / "peer"
+PEER = Path(__file__).parent / "peer"
 
 
 @pytest.fixture(scope="module")
