@@ -35,7 +35,7 @@ from eventsync.transports.link import Delivery, Link, QueueState
 from eventsync.transports.redis import url as redis_url
 from eventsync.transports.sqlite import transport as sqlite
 
-__all__ = ["Bus", "Delivery", "Letters", "QueueState", "Subscription"]
+__all__ = ["Bus", "Delivery", "QueueBrowser", "QueueState", "Subscription"]
 
 EXCHANGE: Final = "eventsync"
 _kombu: Any = kombu  # it does not annotate what it exports
@@ -189,7 +189,7 @@ class Bus:
             return Subscription(self._new_link(), store_queue(store), prefetch)
 
     @contextmanager
-    def letters(self, store: str, *, held: bool = False) -> Iterator[Letters]:
+    def letters(self, store: str, *, held: bool = False) -> Iterator[QueueBrowser]:
         """The dead letters of a store (or its held changes), to be read, settled or left.
 
         What is not settled when the block ends is there again, for others too.
@@ -201,7 +201,7 @@ class Bus:
             with _bus_errors(queue, lambda: link):
                 link.declare_queue(queue, dead=dead_queue(store) if held else "")
                 subscription = Subscription(link, queue, prefetch=0)
-            yield Letters(subscription)
+            yield QueueBrowser(subscription)
         finally:
             _leave(link)
 
@@ -303,7 +303,7 @@ class Subscription:
             self._link.close()
 
 
-class Letters:
+class QueueBrowser:
     """The letters in a queue while one looks at them. For one thread."""
 
     def __init__(self, subscription: Subscription) -> None:

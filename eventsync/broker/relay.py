@@ -28,7 +28,7 @@ from eventsync.errors import (
 )
 from eventsync.index import Index
 
-__all__ = ["Broker", "Outlet", "Relay", "Told", "Turn", "serve"]
+__all__ = ["Broker", "CountingPublisher", "Lease", "Outlet", "Relay", "serve"]
 
 _CHUNK: Final = 1000
 _AT_ONCE: Final = 10_000
@@ -60,7 +60,7 @@ class Broker(Publisher, Protocol):
         """See ``Bus.life``."""
 
 
-class Told:
+class CountingPublisher:
     """A broker that tells of each publish that went well: of which type, and how many."""
 
     def __init__(self, broker: Broker, tell: Callable[[str, int], object]) -> None:
@@ -81,7 +81,7 @@ class Told:
         return self._broker.life()
 
 
-class Turn:
+class Lease:
     """Whose turn it is among processes that share an index; frees itself when its holder dies.
 
     Kept in the index as a mark that its holder renews. One that stands still for ``lifetime``
@@ -178,7 +178,7 @@ class Relay:
         self.name = store.name
         self._store = store
         self._publisher = publisher
-        self._turn = Turn(store.index, lifetime=lifetime, monotonic=monotonic)
+        self._turn = Lease(store.index, lifetime=lifetime, monotonic=monotonic)
         self._monotonic = monotonic
         self._held = False
         # The numbers of envelopes that are published and still in the outbox, and since when.

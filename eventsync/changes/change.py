@@ -13,8 +13,8 @@ from eventsync.changes.stamp import DELETE, PATCH, PUT, RANK, Op, Stamp
 from eventsync.values import packing, unpacking
 
 __all__ = [
+    "BaseState",
     "Change",
-    "Known",
     "Row",
     "body_parts",
     "make_bodies",
@@ -28,7 +28,7 @@ Row: TypeAlias = tuple[Any, ...]
 
 
 @dataclass(slots=True, frozen=True)
-class Known:
+class BaseState:
     """What the origin of a patch held of the record beside the patched fields.
 
     It lets a store that lacks the record take it whole, and heals what a lost event left behind.
@@ -107,7 +107,7 @@ class Change:
         schema: int = 1,
         hops: int = 0,
         ext: Mapping[str, Any] = _NOTHING,
-        known: Known | None = None,
+        known: BaseState | None = None,
         digest: bytes | None = None,
     ) -> None:
         """``id``: by default a new one. ``digest``: that of the body which the change was made
@@ -140,7 +140,7 @@ class Change:
         key: str,
         version: Version,
         id: bytes,
-        known: Known | None,
+        known: BaseState | None,
         body: bytes,
     ) -> Change:
         """A change of which only the ``body`` is at hand: its data are read when asked for.
@@ -225,7 +225,7 @@ class Change:
             given["digest"] = self._digest
         return Change(**given | attributes)
 
-    def adapted(self, data: Mapping[str, Any], known: Known | None) -> Change:
+    def adapted(self, data: Mapping[str, Any], known: BaseState | None) -> Change:
         """The same change with its values in another form: it keeps its place in the order."""
         return self.replace(data=data, known=known, digest=self.digest)
 

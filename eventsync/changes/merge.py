@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from eventsync.changes.change import Change, Known
+from eventsync.changes.change import BaseState, Change
 from eventsync.changes.clock import Version
 from eventsync.changes.stamp import PATCH, UNSTAMPED, Stamp
 from eventsync.values import packing
@@ -64,7 +64,7 @@ class State:
         return cls(stamp=change.stamp, values=dict(change.data or ()), whole=True)
 
     @classmethod
-    def of_known(cls, known: Known) -> State:
+    def of_known(cls, known: BaseState) -> State:
         """What the origin of a patch held beside the patch."""
         return cls(stamp=known.stamp, versions=dict(known.versions), values=dict(known.values))
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eventsync.changes.change import Change, Known
+from eventsync.changes.change import BaseState, Change
 from eventsync.changes.clock import Clock, Version
 from eventsync.changes.event_id import new_id
 from eventsync.changes.stamp import PATCH, PUT
@@ -19,7 +19,7 @@ from eventsync.errors import ClockDriftError, ConfigError, EnvelopeError, EventS
 from eventsync.records.record_type import same
 
 if TYPE_CHECKING:
-    from eventsync.broker.bus import Bus, Delivery, Letters
+    from eventsync.broker.bus import Bus, Delivery, QueueBrowser
     from eventsync.engine.store import Store
     from eventsync.envelope.dead_letter import DeadLetter
 
@@ -86,7 +86,7 @@ class Choice:
         )
 
 
-def picked(letters: Letters, choice: Choice, *, before: float) -> Iterator[list[Found]]:
+def picked(letters: QueueBrowser, choice: Choice, *, before: float) -> Iterator[list[Found]]:
     """The chosen letters written before a time, chunk by chunk, oldest first.
 
     Those that are written meanwhile are left out: what is replayed and fails again comes back.
@@ -100,7 +100,7 @@ def picked(letters: Letters, choice: Choice, *, before: float) -> Iterator[list[
             return
 
 
-def replay(bus: Bus, store: str, letters: Letters, chosen: Sequence[Found]) -> list[Found]:
+def replay(bus: Bus, store: str, letters: QueueBrowser, chosen: Sequence[Found]) -> list[Found]:
     """Send the envelopes of letters to their store once more; those that hold none come back.
 
     A letter is settled when its envelopes are safe in the store's queue: killed in between, it is
@@ -190,17 +190,19 @@ def data_of(change: Change, store: Store) -> dict[str, Any]:
     return values
 
 
-def _known_beside(change: Change, kept: Mapping[str, Any], edited: Sequence[str]) -> Known | None:
+def _known_beside(
+    change: Change, kept: Mapping[str, Any], edited: Sequence[str]
+) -> BaseState | None:
     """What the new patch stands on: what the old change said of other fields, as old as it was."""
     if change.op == PUT:
-        return Known(change.stamp, dict(kept), {})
+        return BaseState(change.stamp, dict(kept), {})
     if change.known is None:
         return None
     values = {n: held for n, held in change.known.values.items() if n not in edited}
     versions = {n: v for n, v in change.known.versions.items() if n not in edited}
     values |= kept
     versions |= dict.fromkeys(kept, change.version)
-    return Known(change.known.stamp, values, versions)
+    return BaseState(change.known.stamp, values, versions)
 
 
 def _observe(clock: Clock, version: Version) -> None:

@@ -28,7 +28,7 @@ from eventsync.cli.output import note, plural, print_json, warn
 from eventsync.errors import ConfigError
 
 if TYPE_CHECKING:
-    from eventsync.broker.bus import Letters
+    from eventsync.broker.bus import QueueBrowser
     from eventsync.cli.dead_letters import Choice, Found
 
 __all__ = ["letters"]
@@ -179,7 +179,7 @@ def replay(
     """Send dead letters to STORE's queue once more, just as they came.
 
     They go to this store only, and pass its version gate again: what was overtaken meanwhile
-    changes nothing. One that fails again is dead again. Letters that hold no change cannot be
+    changes nothing. One that fails again is dead again. QueueBrowser that hold no change cannot be
     replayed and stay; the exit code is then 1.
 
     Examples:
@@ -318,7 +318,7 @@ def _until(older_than: str | None) -> float | None:
 @contextmanager
 def _chosen(
     deployment: Deployment, store: str, choice: Choice
-) -> Iterator[tuple[Letters, Iterator[list[Found]]]]:
+) -> Iterator[tuple[QueueBrowser, Iterator[list[Found]]]]:
     from eventsync.cli.dead_letters import picked
 
     if not choice:

@@ -16,9 +16,9 @@ from eventsync.cli.deployment import Deployment
 if TYPE_CHECKING:
     from eventsync.broker.spool import Spool
     from eventsync.engine.store import Store
-    from eventsync.monitoring.http_server import Answer
+    from eventsync.monitoring.http_server import HttpResponse
     from eventsync.monitoring.log import Redaction
-    from eventsync.monitoring.worker_group import Crew
+    from eventsync.monitoring.worker_group import WorkerGroup
 
 __all__ = ["ListenOption", "listening"]
 
@@ -39,7 +39,7 @@ ListenOption = Annotated[
 def listening(
     deployment: Deployment,
     listen: str | None,
-    crew: Crew,
+    crew: WorkerGroup,
     stores: Sequence[Store],
     *,
     spools: Sequence[Spool] = (),
@@ -57,7 +57,7 @@ def listening(
     from eventsync.monitoring.backlog import Survey
     from eventsync.monitoring.exporters.prometheus import Exporter
     from eventsync.monitoring.health import Health
-    from eventsync.monitoring.http_server import Endpoint
+    from eventsync.monitoring.http_server import HttpServer
     from eventsync.monitoring.log import Redaction
 
     if not relays:
@@ -67,7 +67,7 @@ def listening(
         health = Health(crew, survey, stores=crew.stores, stall_after=settings.stall_after)
         redaction = Redaction(settings.secrets())
 
-        def answering(judge: Callable[[], list[str]]) -> Callable[[str], Answer]:
+        def answering(judge: Callable[[], list[str]]) -> Callable[[str], HttpResponse]:
             return lambda accept: _judged(judge(), health.to_json(), redaction)
 
         routes = {
@@ -76,15 +76,17 @@ def listening(
             "/ready": answering(health.ready),
             "/progress": answering(health.progress),
         }
-        with Endpoint(address, routes):
+        with HttpServer(address, routes):
             yield
 
 
-def _judged(reasons: list[str], known: dict[str, Any], redaction: Redaction) -> Answer:
+def _judged(reasons: list[str], known: dict[str, Any], redaction: Redaction) -> HttpResponse:
     """What an operator is told; errors of stores and drivers may name what nobody may see."""
     import json
 
-    from eventsync.monitoring.http_server import Answer
+    from eventsync.monitoring.http_server import HttpResponse
 
     told = redaction(None, "", {"ok": not reasons, "reasons": reasons, **known})
-    return Answer(f"{json.dumps(told)}\n".encode(), "application/json", _UNWELL if reasons else 200)
+    return HttpResponse(
+        f"{json.dumps(told)}\n".encode(), "application/json", _UNWELL if reasons else 200
+    )

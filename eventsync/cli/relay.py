@@ -110,7 +110,7 @@ def _once(deployment: Deployment, stores: list[Store], as_json: bool) -> int:
 
 def _serve(deployment: Deployment, stores: list[Store], listen: str | None) -> int:
     from eventsync.broker.relay import Relay, serve
-    from eventsync.monitoring.worker_group import Crew
+    from eventsync.monitoring.worker_group import WorkerGroup
 
     # Made before the threads are, which share them.
     bus, _ = deployment.bus, deployment.registry
@@ -124,7 +124,7 @@ def _serve(deployment: Deployment, stores: list[Store], listen: str | None) -> i
         with Relay(store, crew.counted(store.name, bus)) as relay:
             serve(relay, stopping, connect=connect)
 
-    crew = Crew()
+    crew = WorkerGroup()
     with listening(deployment, listen, crew, stores, relays=True):
         return _until_told(stopping, [partial(run, store) for store in stores])
 
@@ -145,7 +145,7 @@ def _spool_once(deployment: Deployment, spool: Spool, as_json: bool) -> int:
 
 def _serve_spool(deployment: Deployment, spool: Spool, listen: str | None) -> int:
     from eventsync.broker.relay import serve
-    from eventsync.monitoring.worker_group import Crew
+    from eventsync.monitoring.worker_group import WorkerGroup
 
     stopping = threading.Event()
 
@@ -158,7 +158,7 @@ def _serve_spool(deployment: Deployment, spool: Spool, listen: str | None) -> in
                 describe=lambda: asdict(spool.state()),
             )
 
-    bus, crew = deployment.bus, Crew()
+    bus, crew = deployment.bus, WorkerGroup()
     # Made here, so that a wrong file ends the command at once.
     with spool:
         spool.state()

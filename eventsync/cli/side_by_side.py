@@ -18,7 +18,7 @@ from eventsync.cli.output import plural, print_table, say, shown
 if TYPE_CHECKING:
     from eventsync.records.record import Record
     from eventsync.records.record_type import RecordType
-    from eventsync.verify import Comparison, Difference, SideBySide, Sight
+    from eventsync.verify import Comparison, Difference, SideBySide, StoreState
 
 __all__ = ["comparison_json", "print_comparison", "print_record", "print_records", "row_json"]
 
@@ -61,7 +61,7 @@ def _cell(values: Mapping[str, Any], name: str, *, secret: bool) -> str:
     return "***" if secret else shown(values[name])
 
 
-def _version(sight: Sight) -> str:
+def _version(sight: StoreState) -> str:
     if sight.version is None:
         return _NOT_THERE
     if not sight.version.millis:
@@ -70,7 +70,7 @@ def _version(sight: Sight) -> str:
     return f"{moment}+{sight.version.counter}" if sight.version.counter else moment
 
 
-def _state(sight: Sight) -> str:
+def _state(sight: StoreState) -> str:
     if sight.differences:
         return f"! {sight.differences[0].kind}"
     if sight.presence is None:
@@ -137,7 +137,7 @@ def _fitting(columns: Mapping[str, Sequence[str]], fields: Sequence[str]) -> lis
     return kept
 
 
-def _mark(sight: Sight) -> str:
+def _mark(sight: StoreState) -> str:
     if not sight.differences:
         return "=" if sight.values is not None else _NOT_THERE
     words = [

@@ -21,7 +21,7 @@ from eventsync.monitoring.worker_status import read_states
 if TYPE_CHECKING:
     from eventsync.cli.deployment import Deployment
 
-__all__ = ["Lookout", "Sight", "StoreSight", "WorkerSight"]
+__all__ = ["Lookout", "Snapshot", "StoreSight", "WorkerSight"]
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class StoreSight:
 
 
 @dataclass(slots=True)
-class Sight:
+class Snapshot:
     """One look at a deployment. ``problems``: what could not be asked, or what workers wait for."""
 
     at: float
@@ -122,12 +122,12 @@ class Lookout:
         while not all(look.is_known for look in looks) and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def look(self) -> Sight:
+    def look(self) -> Snapshot:
         """How it stands. Rates are those since the look before; unknown at the first."""
         now = time.time()
         broker = self._survey.broker
         workers = self._workers()
-        sight = Sight(now, broker.answer is not None, [], workers)
+        sight = Snapshot(now, broker.answer is not None, [], workers)
         if broker.error:
             sight.problems.append(broker.error)
         for name, look in self._survey.stores.items():

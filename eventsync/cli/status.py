@@ -100,13 +100,13 @@ def _records(store: Store, name: str) -> dict[str, Any]:
     accessor = store.accessors[name]
     counts = store.index.counts(name)
     found: dict[str, Any] = {
-        "here": counts[Presence.HERE],
+        "here": counts[Presence.PRESENT],
         "pending": counts[Presence.PENDING],
-        "away": counts[Presence.AWAY],
-        "deleted": counts[Presence.GONE],
+        "away": counts[Presence.FILTERED_OUT],
+        "deleted": counts[Presence.DELETED],
     }
     try:
-        found["new"] = max(0, store.count(accessor.record_class) - counts[Presence.HERE])
+        found["new"] = max(0, store.count(accessor.record_class) - counts[Presence.PRESENT])
     except (StoreUnavailableError, OSError):
         raise
     except EventSyncError as error:

@@ -22,7 +22,7 @@ from eventsync.cli.output import ago, draw_table, print_json, print_table, warn
 if TYPE_CHECKING:
     from rich.console import ConsoleDimensions, RenderableType
 
-    from eventsync.cli.snapshot import Lookout, Sight, StoreSight, WorkerSight
+    from eventsync.cli.snapshot import Lookout, Snapshot, StoreSight, WorkerSight
 
 __all__ = ["top"]
 
@@ -115,7 +115,7 @@ def _watch(lookout: Lookout, every: float, broker: str) -> None:
 
 
 def _screen(
-    sight: Sight, lookout: Lookout, broker: str, size: ConsoleDimensions, every: float
+    sight: Snapshot, lookout: Lookout, broker: str, size: ConsoleDimensions, every: float
 ) -> RenderableType:
     """What fits a screen: first what is wrong, then as many workers as there is room for."""
     from rich.console import Group

@@ -88,7 +88,7 @@ def worker(
       eventsync worker crm --listen 0.0.0.0:9464
       eventsync worker crm 2>> crm.log      JSON lines
     """
-    from eventsync.monitoring.worker_group import Crew
+    from eventsync.monitoring.worker_group import WorkerGroup
     from eventsync.worker.worker import Worker
 
     if every == (store is not None):
@@ -116,7 +116,7 @@ def worker(
     elif lifeline is not None:
         _work_supervised(working, settings, lifeline)
     else:
-        crew = Crew(working.tally)
+        crew = WorkerGroup(working.tally)
         crew.join(working.store.name, working.progress)
         with listening(deployment, listen, crew, [working.store]):
             _work(working, settings)
@@ -164,7 +164,7 @@ def _supervise(
     level: LogLevel,
     listen: str | None,
 ) -> int:
-    from eventsync.monitoring.worker_group import Crew
+    from eventsync.monitoring.worker_group import WorkerGroup
     from eventsync.worker.supervisor import Supervisor
 
     commands = {}
@@ -182,7 +182,7 @@ def _supervise(
     # secrets is to stay there.
     given = {f"EVENTSYNC_{name.upper()}": held for name, held in deployment.given.items()}
     environment = {**os.environ, **given, "EVENTSYNC_LISTEN": ""}  # the one endpoint is here
-    crew = Crew()
+    crew = WorkerGroup()
     supervisor = Supervisor(commands, environment=environment, grace=settings.grace, audience=crew)
     with listening(deployment, listen, crew, [deployment.store(name) for name in stores]):
         return supervisor.run()

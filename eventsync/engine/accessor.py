@@ -20,7 +20,7 @@ from eventsync.changes.stamp import DELETE
 from eventsync.engine.edit import Edit, Editor, state_of
 from eventsync.engine.fingerprint import echo_of
 from eventsync.engine.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete
-from eventsync.engine.unit_of_work import Step
+from eventsync.engine.unit_of_work import UnitOfWork
 from eventsync.engine.write import Puts, Write
 from eventsync.errors import (
     ChangeRefusedError,
@@ -307,7 +307,7 @@ class Accessor(ABC, Generic[R]):
         verdicts: dict[str, Sequence[Verdict]] = {}
         with self.index.transaction() as transaction:
             self.recover(transaction)
-            step = Step(self, transaction)
+            step = UnitOfWork(self, transaction)
             # In the order that indexes have, so that neighbours are read and written together.
             # Where a batch can be cut short, those go first that came first.
             keys = sorted(batch) if self.atomic else list(batch)
@@ -379,7 +379,7 @@ class Accessor(ABC, Generic[R]):
                     changes.append(change)
                     decisions[edit.key] = decide_one(entry, row, change, self.view)
             bodies = [encode(change) for change in changes] if encode else []
-            Step(self, transaction).perform(decisions, bodies)
+            UnitOfWork(self, transaction).perform(decisions, bodies)
         return changes
 
     @_until_done
@@ -417,10 +417,10 @@ class Accessor(ABC, Generic[R]):
                     leaving[key] = decision
                     continue
                 updated[key] = decision.entry
-                if row is not None and decision.entry.presence is Presence.HERE:
+                if row is not None and decision.entry.presence is Presence.PRESENT:
                     decision.entry.echo = echo_of(decision.entry, row, self.view)
             # First, for it commits its intents at once, and nothing else may be half done then.
-            Step(self, transaction).perform(leaving)
+            UnitOfWork(self, transaction).perform(leaving)
             transaction.write(name, updated)
             if encode and changes:
                 transaction.send(name, [encode(change) for change in changes])
@@ -436,7 +436,7 @@ class Accessor(ABC, Generic[R]):
         with self.index.transaction() as transaction:
             self.recover(transaction)
             entries = transaction.read(name, keys)
-            here = [k for k, entry in entries.items() if entry.presence is Presence.HERE]
+            here = [k for k, entry in entries.items() if entry.presence is Presence.PRESENT]
             rows = self.read_rows(here, transaction)
         changes = []
         for key, entry in entries.items():
@@ -468,9 +468,9 @@ class Accessor(ABC, Generic[R]):
                 assert decision.entry is not None
                 if decision.entry.presence is not Presence.PENDING:
                     decisions[key] = decision
-            Step(self, transaction).perform(decisions)
+            UnitOfWork(self, transaction).perform(decisions)
         return len(decisions)
 
     def recover(self, transaction: IndexTransaction) -> None:
         """Finish or undo what a writer that died left half done. Called under the index's lock."""
-        Step(self, transaction).recover()
+        UnitOfWork(self, transaction).recover()

@@ -69,7 +69,7 @@ class Capture:
             self._whole_at[name] = begun
             return
         vanished = self._vanished(accessor, seen)
-        known = index.counts(name)[Presence.HERE]
+        known = index.counts(name)[Presence.PRESENT]
         if len(vanished) > max(10, deletes * known):
             raise SuspiciousReadError(
                 f"store {self._store.name!r}: {len(vanished)} of {known} known records of "
@@ -150,7 +150,7 @@ class Capture:
     def _vanished(self, accessor: Accessor[Any], seen: set[str]) -> list[str]:
         vanished, after = [], ""
         while entries := self._store.index.scan(
-            accessor.type.name, after=after, presence=Presence.HERE, limit=_CHUNK
+            accessor.type.name, after=after, presence=Presence.PRESENT, limit=_CHUNK
         ):
             vanished += [k for k, _ in entries if k not in seen and not _is_there(accessor, k)]
             after = entries[-1][0]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eventsync.changes.change import Change, Known
+from eventsync.changes.change import BaseState, Change
 from eventsync.changes.clock import Clock, Version
 from eventsync.changes.stamp import DELETE, PATCH, PUT, Op
 from eventsync.engine.fingerprint import changed_since
@@ -93,14 +93,14 @@ class Editor:
         ``forgets``: records may leave the store by themselves.
         """
         if row is None:
-            if entry is None or entry.presence is not Presence.HERE or forgets:
+            if entry is None or entry.presence is not Presence.PRESENT or forgets:
                 return None
             return self._new(key, DELETE, None, entry)
-        if (entry is None or entry.presence is not Presence.HERE) and self._outside(row):
+        if (entry is None or entry.presence is not Presence.PRESENT) and self._outside(row):
             return None
         if entry is None:
             return self._first(key, row)
-        if entry.presence is not Presence.HERE:
+        if entry.presence is not Presence.PRESENT:
             # Somebody put a record where eventsync had left none.
             return self._new(key, PUT, dict(row), entry)
         changed = changed_since(entry, row, self.view)
@@ -133,7 +133,7 @@ class Editor:
         nothing = {n: None for n, held in values.items() if held is None}
         values = {n: held for n, held in values.items() if held is not None}
         change = self._new(key, PATCH, values, None)
-        change.known = Known(UNVERSIONED, nothing, {})
+        change.known = BaseState(UNVERSIONED, nothing, {})
         return change
 
     def _new(self, key: str, op: Op, data: dict[str, Any] | None, entry: Entry | None) -> Change:
@@ -154,12 +154,12 @@ class Editor:
 
 def known_of(
     entry: Entry, row: Mapping[str, Any], view: BoundView, changed: Iterable[str] = ()
-) -> Known:
+) -> BaseState:
     """What a store holds beside the ``changed`` fields, with their versions."""
     left_out = {*view.record_type.keys, *changed}
     values = {n: held for n, held in row.items() if n not in left_out}
     versions = {n: v for n, v in entry.versions.items() if n in values}
-    return Known(entry.stamp, values, versions)
+    return BaseState(entry.stamp, values, versions)
 
 
 def state_of(
@@ -173,9 +173,9 @@ def state_of(
         "source": source,
         "schema": type.schema,
     }
-    if entry.presence is Presence.GONE:
+    if entry.presence is Presence.DELETED:
         return Change(op=DELETE, version=entry.stamp.version, data=None, **common)
-    if entry.presence is not Presence.HERE or row is None:
+    if entry.presence is not Presence.PRESENT or row is None:
         return None
     if type.rule == "record":
         # The digest stays that of the change as it was made, whatever the store made of it.

@@ -87,7 +87,7 @@ class Decision:
 # Python 3.11 takes as long to look up a member of an enumeration as for several calls, so where
 # changes come by the thousand it is looked up once.
 _WON: Final = Outcome.APPLIED
-_HERE: Final = Presence.HERE
+_HERE: Final = Presence.PRESENT
 _LOST: Final = (Outcome.STALE, Outcome.DUPLICATE)
 _STALE: Final = Verdict(Outcome.STALE)
 _DUPLICATE: Final = Verdict(Outcome.DUPLICATE)
@@ -124,12 +124,12 @@ def decide_put_or_delete(held: Stamp | None, change: Change, view: BoundView) ->
     if verdict.outcome is not _WON:
         return Decision([verdict])
     if change.op == DELETE:
-        return Decision([verdict], Entry(stamp, Presence.GONE), remove=True)
+        return Decision([verdict], Entry(stamp, Presence.DELETED), remove=True)
     data = change.data
     assert data is not None
     values = _filled(data, view, change.key)
     if not view.matches(values):
-        return Decision([verdict], Entry(stamp, Presence.AWAY), remove=True)
+        return Decision([verdict], Entry(stamp, Presence.FILTERED_OUT), remove=True)
     altered = view.partial or not change.exact or len(values) != len(data)
     return Decision([verdict], Entry(stamp, _HERE), write=values, altered=altered)
 
@@ -183,7 +183,7 @@ def decide_patches(
     tell. What the origin of a patch held beside it says nothing where it is no later than what is
     held: the same versions are of the same values, whatever somebody has made of the row since.
     """
-    if entry is None or entry.presence is not _HERE or entry.parked or not entry.whole:
+    if entry is None or entry.presence is not _HERE or entry.deferred or not entry.whole:
         return None
     wanted, floor = view.wanted, entry.stamp[:16]
     versions, write = dict(entry.versions), {}
@@ -224,10 +224,10 @@ def _held(entry: Entry | None, row: Mapping[str, Any] | None, view: BoundView) -
         if row is None:
             return State()
         return State(stamp=UNVERSIONED, values=_without_key(row, view), whole=True)
-    values = dict(entry.parked)
+    values = dict(entry.deferred)
     if row is not None:
         values |= _without_key(row, view)
-    here = entry.presence is Presence.HERE and row is not None
+    here = entry.presence is Presence.PRESENT and row is not None
     whole = here or (entry.presence is Presence.PENDING and entry.whole)
     return State(stamp=entry.stamp, versions=dict(entry.versions), values=values, whole=whole)
 
@@ -299,11 +299,11 @@ def _settle(
     decision = Decision(verdicts, entry, row=row)
     if not state.live:
         if state.stamp:
-            entry.presence = Presence.GONE
+            entry.presence = Presence.DELETED
             decision.remove = row is not None
         else:
             decision.verdicts = _pending(verdicts)
-        entry.parked = {n: state.values[n] for n in state.versions if n in state.values}
+        entry.deferred = {n: state.values[n] for n in state.versions if n in state.values}
         return decision
     if state.whole:
         absent = [n for n in view.needed if n not in state.values and n not in state.versions]
@@ -311,16 +311,16 @@ def _settle(
     if view.where is not None and view.judged <= {*state.values, *view.record_type.keys}:
         whole = view.record_type.key_values(key) | state.values
         if not view.matches(whole):
-            entry.presence, entry.whole = Presence.AWAY, False
-            entry.parked = {n: state.values[n] for n in view.judged if n in state.values}
+            entry.presence, entry.whole = Presence.FILTERED_OUT, False
+            entry.deferred = {n: state.values[n] for n in view.judged if n in state.values}
             decision.remove = row is not None
             return decision
     if _missing_fields(state, view):
-        entry.parked = dict(state.values)
+        entry.deferred = dict(state.values)
         decision.verdicts = _pending(verdicts)
         return decision
-    entry.presence, entry.whole = Presence.HERE, True
-    entry.parked = {n: state.values[n] for n in state.values if n not in view.names}
+    entry.presence, entry.whole = Presence.PRESENT, True
+    entry.deferred = {n: state.values[n] for n in state.values if n not in view.names}
     held = {n: state.values[n] for n in view.fields if n in state.values}
     if row is None:
         decision.write = view.record_type.key_values(key) | held

@@ -23,11 +23,11 @@ from eventsync.errors import ConfigError
 from eventsync.records.query import Filter
 from eventsync.records.record import Record
 
-__all__ = ["Progress", "StoreRegistry", "SyncReport"]
+__all__ = ["StoreRegistry", "SyncProgress", "SyncReport"]
 
 
 @dataclass(slots=True)
-class Progress:
+class SyncProgress:
     """How far a synchronization is: records of one type copied from one source."""
 
     source: str
@@ -242,7 +242,7 @@ class StoreRegistry:
         deletes: float = 0.5,
         clock: Clock | None = None,
         limits: Limits = DEFAULT_LIMITS,
-        progress: Callable[[Progress], None] = lambda progress: None,
+        progress: Callable[[SyncProgress], None] = lambda progress: None,
     ) -> SyncReport:
         """Copy what the sources hold into the targets, deletes included. Blocks until it is done.
 
@@ -295,7 +295,7 @@ class StoreRegistry:
         clock: Clock,
         limits: Limits,
         report: SyncReport,
-        progress: Callable[[Progress], None],
+        progress: Callable[[SyncProgress], None],
     ) -> None:
         mark = _mark_name(type, [target.name for target in targets], where)
         # What is copied is a state, not an event: however old it is, it is what the source holds.
@@ -320,7 +320,7 @@ class StoreRegistry:
             after = keys[-1]
             source.index.save_mark(mark, after)
             done += len(keys)
-            progress(Progress(source.name, type, done, max(total, done)))
+            progress(SyncProgress(source.name, type, done, max(total, done)))
         source.index.save_mark(mark, "")
 
     def _compare(
@@ -330,7 +330,7 @@ class StoreRegistry:
         targets: Sequence[Store],
         where: Filter,
         report: SyncReport,
-        progress: Callable[[Progress], None],
+        progress: Callable[[SyncProgress], None],
     ) -> None:
         """Count what a copy would change, by comparing the records themselves."""
         accessor = source.accessors[type]
@@ -352,7 +352,7 @@ class StoreRegistry:
                     outcome = Outcome.DUPLICATE
                 outcomes[outcome] = outcomes.get(outcome, 0) + 1
             if done % 1000 == 0 or done == total:
-                progress(Progress(source.name, type, done, total))
+                progress(SyncProgress(source.name, type, done, total))
 
 
 def _values_of(change: Change, accessor: Accessor[Any]) -> Mapping[str, Any]:

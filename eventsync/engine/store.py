@@ -356,7 +356,7 @@ class Store:
         for name in self.accessors:
             after = ""
             while entries := self.index.scan(
-                name, after=after, presence=Presence.GONE, limit=_CHUNK
+                name, after=after, presence=Presence.DELETED, limit=_CHUNK
             ):
                 after = entries[-1][0]
                 old = [

@@ -22,12 +22,12 @@ from eventsync.values import packing
 if TYPE_CHECKING:
     from eventsync.engine.accessor import Accessor
 
-__all__ = ["Step"]
+__all__ = ["UnitOfWork"]
 
 _APPLIED: Final = (APPLIED,)
 
 
-class Step:
+class UnitOfWork:
     """One transaction of the index, in which records of one accessor are read and written.
 
     For one thread, and under the index's lock.
@@ -50,7 +50,7 @@ class Step:
             if key in unreadable:
                 continue  # nobody can tell; the change comes again, and is refused by itself
             if (None if row is None else packing.digest(row)) == intent.digest:
-                if row is not None and intent.entry.presence is Presence.HERE:
+                if row is not None and intent.entry.presence is Presence.PRESENT:
                     intent.entry.echo = echo_of(intent.entry, row, self.accessor.view)
                 done[key] = intent.entry
         transaction.write(name, done)
@@ -188,7 +188,7 @@ class Step:
         writes = {key: d.write for key, d in decisions.items() if d.write is not None}
         altered = self.accessor.read_back(writes, self.transaction) if writes else {}
         by_field, verbatim = self.accessor.type.rule == "field", self.accessor.verbatim
-        here = Presence.HERE
+        here = Presence.PRESENT
         for key, decision in decisions.items():
             entry = decision.entry
             if entry is None or entry.presence is not here:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from eventsync.changes.change import Change, Known
+from eventsync.changes.change import BaseState, Change
 from eventsync.changes.clock import Version, version_at
 from eventsync.changes.stamp import DELETE, PATCH, PUT, Op, Stamp
 from eventsync.envelope.codec import encode
@@ -262,13 +262,13 @@ def _are_attributes(held: Any) -> bool:
     )
 
 
-def _known(event: Mapping[str, Any]) -> Known | None:
+def _known(event: Mapping[str, Any]) -> BaseState | None:
     if event.get("recordknown") is None:
         return None
     found = loads(_text(event, "recordknown"))
     try:
         values = {name: from_json(held) for name, held in found["values"].items()}
         versions = {name: Version.parse(text) for name, text in found["versions"].items()}
-        return Known(Stamp(bytes.fromhex(found["stamp"])), values, versions)
+        return BaseState(Stamp(bytes.fromhex(found["stamp"])), values, versions)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise malformed("recordknown of the CloudEvent is malformed") from error

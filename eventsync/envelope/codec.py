@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from eventsync.changes.change import Change, Known, make_bodies
+from eventsync.changes.change import BaseState, Change, make_bodies
 from eventsync.changes.clock import Version
 from eventsync.changes.stamp import Stamp
 from eventsync.envelope import fast_path
@@ -201,7 +201,7 @@ def _change_of(entries: dict[Any, Any]) -> Change:
     return change
 
 
-def _known_of(entries: Any) -> Known:
+def _known_of(entries: Any) -> BaseState:
     # Its maps have, like ``data``, the whole depth to themselves.
     _check_map("known", entries, depth=-1)
     for name in ("stamp", "values", "versions"):
@@ -210,7 +210,7 @@ def _known_of(entries: Any) -> Known:
     values, versions = entries["values"], entries["versions"]
     if type(values) is not dict or type(versions) is not dict:
         raise ValueRefusedError("known.values and known.versions are not both maps")
-    return Known(
+    return BaseState(
         Stamp(_bytes_of("known.stamp", entries["stamp"], 49)),
         values,
         {

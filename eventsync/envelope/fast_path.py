@@ -15,7 +15,7 @@ from itertools import repeat
 from struct import Struct
 from typing import Any, Final
 
-from eventsync.changes.change import Change, Known, body_parts
+from eventsync.changes.change import BaseState, Change, body_parts
 from eventsync.changes.clock import Version
 from eventsync.changes.stamp import DELETE, PATCH, Op, Stamp
 from eventsync.envelope.rules import MAX_KEY, check_head, check_known, check_text
@@ -260,7 +260,7 @@ def _read_head(head: bytes) -> _Head | None:
     return (source, type_, op, schema, hops) if type(major) is int and major == MAJOR else None
 
 
-def _read_known(raw: bytes, at: int, end: int) -> tuple[Known, int]:
+def _read_known(raw: bytes, at: int, end: int) -> tuple[BaseState, int]:
     """What follows ``key`` if it is ``known``, and where that ends.
 
     Raises ``ValueRefusedError`` where it is not, or not flat. The names that are sought could also
@@ -279,7 +279,7 @@ def _read_known(raw: bytes, at: int, end: int) -> tuple[Known, int]:
         raise ValueRefusedError("known is not flat")
     if not all(type(version) is bytes and len(version) == 16 for version in of_fields.values()):
         raise ValueRefusedError("known.versions holds what is no version")
-    known = Known(
+    known = BaseState(
         Stamp(raw[stamp : stamp + 49]),
         held,
         {name: Version(version) for name, version in of_fields.items()},

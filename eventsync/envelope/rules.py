@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from eventsync.changes.change import Change, Known
+from eventsync.changes.change import BaseState, Change
 from eventsync.changes.stamp import DELETE, PATCH, PUT
 from eventsync.errors import ValueRefusedError, shown
 
@@ -55,7 +55,7 @@ def check_body(change: Change) -> None:
         check_known(change.known)
 
 
-def check_known(known: Known) -> None:
+def check_known(known: BaseState) -> None:
     """Check stamp and versions of what the origin of a patch held."""
     stamp = known.stamp
     if len(stamp) != 49 or stamp[16] != 1:

@@ -47,11 +47,11 @@ class UndoneError(StoreUnavailableError):
 class Presence(IntEnum):
     """Where the record of an entry is."""
 
-    HERE = 1
+    PRESENT = 1
     """In the store."""
-    GONE = 2
+    DELETED = 2
     """Deleted: the entry is its tombstone."""
-    AWAY = 3
+    FILTERED_OUT = 3
     """Alive, but it does not match the store's filter."""
     PENDING = 4
     """Alive or not yet created, and not known whole: it waits for the rest."""
@@ -65,26 +65,26 @@ _PRESENCE: Final = {int(presence): presence for presence in Presence}
 class Entry:
     """What the index holds for one record.
 
-    ``versions``: of fields patched above the stamp. ``parked``: values that the store's own data do
-    not hold (of a record that is not here). ``echo``: what the data looked like when eventsync last
-    wrote them, as digests; ``None`` when that is exactly the body of the stamp.
+    ``versions``: of fields patched above the stamp. ``deferred``: values that the store's own data
+    do not hold (of a record that is not here). ``echo``: what the data looked like when eventsync
+    last wrote them, as digests; ``None`` when that is exactly the body of the stamp.
     """
 
     stamp: Stamp
     presence: Presence
     versions: dict[str, Version] = field(default_factory=dict)
-    parked: dict[str, Any] = field(default_factory=dict)
+    deferred: dict[str, Any] = field(default_factory=dict)
     whole: bool = True
     echo: bytes | None = None
 
     def pack_detail(self) -> bytes | None:
         """The parts that most entries do not need, as bytes; ``None`` when there are none."""
-        if not self.versions and not self.parked and self.whole:
+        if not self.versions and not self.deferred and self.whole:
             return None
-        if self.parked:
-            packing.check(self.parked)
+        if self.deferred:
+            packing.check(self.deferred)
         return packing.pack_own(
-            {"versions": self.versions, "parked": self.parked, "whole": self.whole}
+            {"versions": self.versions, "parked": self.deferred, "whole": self.whole}
         )
 
     @classmethod
@@ -94,7 +94,7 @@ class Entry:
         if detail is not None:
             parts = unpacking.unpack_own(detail)
             entry.versions = {name: Version(raw) for name, raw in parts["versions"].items()}
-            entry.parked = parts["parked"]
+            entry.deferred = parts["parked"]
             entry.whole = parts["whole"]
         return entry
 
@@ -158,7 +158,7 @@ class IndexTransaction(ABC):
         """
         held = self.stamps(type, keys)
         won = {
-            key: Entry(stamp, Presence.GONE if stamp.deleted else Presence.HERE)
+            key: Entry(stamp, Presence.DELETED if stamp.deleted else Presence.PRESENT)
             for key, stamp in zip(keys, stamps, strict=True)
             if key not in held or stamp[:16] > held[key][:16]
         }

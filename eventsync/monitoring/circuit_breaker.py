@@ -12,7 +12,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Circuit", "CircuitState"]
+__all__ = ["CircuitBreaker", "CircuitState"]
 
 
 class CircuitState(StrEnum):
@@ -26,7 +26,7 @@ class CircuitState(StrEnum):
     """It is being probed."""
 
 
-class Circuit:
+class CircuitBreaker:
     """A circuit breaker that is told what happened, and shows it. Thread-safe.
 
     ``since``: when the state began; ``opened``: how often it opened; ``error``: what opened it, or

@@ -13,7 +13,7 @@ from typing import Any
 
 from eventsync.monitoring.catalogue import COUNTED, Metric
 
-__all__ = ["Spread", "Tally"]
+__all__ = ["Counters", "Spread"]
 
 _Series = tuple[str, tuple[str, ...]]
 
@@ -33,7 +33,7 @@ class Spread:
         self.sum += other.sum
 
 
-class Tally:
+class Counters:
     """What was counted so far, by metric and label values. Thread-safe.
 
     Made for batches: who counts sums up first, and adds the sums.

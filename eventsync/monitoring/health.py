@@ -13,7 +13,7 @@ from typing import Any
 
 from eventsync.monitoring.backlog import Survey
 from eventsync.monitoring.circuit_breaker import CircuitState
-from eventsync.monitoring.worker_group import Crew
+from eventsync.monitoring.worker_group import WorkerGroup
 
 __all__ = ["Health"]
 
@@ -27,7 +27,7 @@ class Health:
 
     def __init__(
         self,
-        crew: Crew,
+        crew: WorkerGroup,
         survey: Survey,
         *,
         stores: Iterable[str] = (),

@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from eventsync.errors import ConfigError
 
-__all__ = ["Answer", "Endpoint", "parse_address"]
+__all__ = ["HttpResponse", "HttpServer", "parse_address"]
 
 _TIMEOUT: Final = 10.0
 
 
 @dataclass(slots=True, frozen=True)
-class Answer:
+class HttpResponse:
     """What is answered: a body, what it is, and the status code."""
 
     body: bytes
@@ -37,7 +37,7 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-class Endpoint:
+class HttpServer:
     """A small HTTP server for GET and HEAD. Usable as a context manager, which serves meanwhile.
 
     ``address``: ``HOST:PORT``; port 0 for any free one. ``routes``: by path, what answers; it is
@@ -45,7 +45,7 @@ class Endpoint:
     nobody can listen there.
     """
 
-    def __init__(self, address: str, routes: Mapping[str, Callable[[str], Answer]]) -> None:
+    def __init__(self, address: str, routes: Mapping[str, Callable[[str], HttpResponse]]) -> None:
         host, port = parse_address(address)
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -64,7 +64,7 @@ class Endpoint:
         """The port that it listens at."""
         return int(self._server.server_address[1])
 
-    def __enter__(self) -> Endpoint:
+    def __enter__(self) -> HttpServer:
         self._thread.start()
         return self
 
@@ -86,7 +86,7 @@ def _server(family: socket.AddressFamily) -> type[ThreadingHTTPServer]:
     return Server
 
 
-def _handler(routes: Mapping[str, Callable[[str], Answer]]) -> type[BaseHTTPRequestHandler]:
+def _handler(routes: Mapping[str, Callable[[str], HttpResponse]]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = _TIMEOUT
         server_version = "eventsync"
@@ -95,13 +95,13 @@ def _handler(routes: Mapping[str, Callable[[str], Answer]]) -> type[BaseHTTPRequ
         def do_GET(self) -> None:  # the library's name
             route = routes.get(self.path.partition("?")[0])
             if route is None:
-                found = Answer(f"try {' '.join(routes)}\n".encode(), "text/plain", 404)
+                found = HttpResponse(f"try {' '.join(routes)}\n".encode(), "text/plain", 404)
             else:
                 try:
                     found = route(self.headers.get("Accept", ""))
                 except Exception as error:
                     # Its kind only: its text may hold what is nobody's business. The work goes on.
-                    found = Answer(f"{type(error).__name__}\n".encode(), "text/plain", 500)
+                    found = HttpResponse(f"{type(error).__name__}\n".encode(), "text/plain", 500)
             self.send_response(found.status)
             self.send_header("Content-Type", found.content_type)
             self.send_header("Content-Length", str(len(found.body)))

@@ -13,29 +13,29 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from eventsync.broker.relay import Broker, Told
+from eventsync.broker.relay import Broker, CountingPublisher
 from eventsync.engine.gate import Outcome
 from eventsync.monitoring import catalogue
-from eventsync.monitoring.counters import Tally
-from eventsync.monitoring.worker_status import Progress
+from eventsync.monitoring.counters import Counters
+from eventsync.monitoring.worker_status import WorkerStatus
 
-__all__ = ["Crew", "Report"]
+__all__ = ["Report", "WorkerGroup"]
 
 
-class Crew:
+class WorkerGroup:
     """The workers of one command, by the names of their places. Thread-safe.
 
     ``tally``: what all of them counted, those that are gone included.
     """
 
     def __init__(
-        self, tally: Tally | None = None, *, monotonic: Callable[[], float] = time.monotonic
+        self, tally: Counters | None = None, *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self.tally = tally or Tally()
+        self.tally = tally or Counters()
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._stores: list[str] = []
-        self._here: dict[str, Progress] = {}
+        self._here: dict[str, WorkerStatus] = {}
         self._told: dict[str, tuple[float, dict[str, Any]]] = {}
         self._moved: dict[str, float] = {}
 
@@ -58,11 +58,11 @@ class Crew:
 
     def counted(self, store: str, broker: Broker) -> Broker:
         """A broker to which publishes count as a store's (or a spool's)."""
-        return Told(
+        return CountingPublisher(
             broker, lambda type, count: self.tally.add(catalogue.PUBLISHED, count, store, type)
         )
 
-    def join(self, worker: str, progress: Progress) -> None:
+    def join(self, worker: str, progress: WorkerStatus) -> None:
         """A worker of this process; its progress is read whenever somebody asks."""
         with self._lock:
             self._here[worker] = progress
@@ -87,7 +87,7 @@ class Crew:
                 self._moved[state["store"]] = max(before, state["applied_at"])
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """How each worker that lives stands, as ``Progress.to_json`` says it."""
+        """How each worker that lives stands, as ``WorkerStatus.to_json`` says it."""
         with self._lock:
             states = {worker: progress.to_json() for worker, progress in self._here.items()}
             now = self._monotonic()
@@ -111,7 +111,9 @@ class Report:
     ``send``: hands bytes over, or says that it cannot now, and then has sent none of them.
     """
 
-    def __init__(self, tally: Tally, progress: Progress, send: Callable[[bytes], bool]) -> None:
+    def __init__(
+        self, tally: Counters, progress: WorkerStatus, send: Callable[[bytes], bool]
+    ) -> None:
         self._tally = tally
         self._progress = progress
         self._send = send

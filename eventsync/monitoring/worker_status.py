@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from eventsync.errors import ConfigError
-from eventsync.monitoring.circuit_breaker import Circuit
+from eventsync.monitoring.circuit_breaker import CircuitBreaker
 
-__all__ = ["Progress", "StateFile", "read_states", "resident_bytes"]
+__all__ = ["StateFile", "WorkerStatus", "read_states", "resident_bytes"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Progress:
+class WorkerStatus:
     """The progress of one worker: written by it, read by any thread.
 
     ``beat`` is called whenever the worker gets on: a message settled, an empty queue looked at, a
@@ -37,12 +37,12 @@ class Progress:
         self,
         store: str,
         *,
-        circuit: Circuit | None = None,
+        circuit: CircuitBreaker | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
-        self.circuit = circuit or Circuit(now=now)
+        self.circuit = circuit or CircuitBreaker(now=now)
         self.outcomes: Counter[Any] = Counter()
         self.messages = 0
         """How many messages were settled."""
@@ -110,7 +110,7 @@ class Progress:
 class StateFile:
     """A worker's progress in a file of its own, ``worker-STORE-PID.json``, replaced atomically."""
 
-    def __init__(self, folder: Path, progress: Progress) -> None:
+    def __init__(self, folder: Path, progress: WorkerStatus) -> None:
         """Makes the folder. Raises ``ConfigError`` when it cannot."""
         try:
             folder.mkdir(parents=True, exist_ok=True)

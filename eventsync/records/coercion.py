@@ -20,17 +20,17 @@ from eventsync.errors import ValueRefusedError
 from eventsync.values.packing import MAX_DEPTH, check
 
 __all__ = [
+    "Coercion",
     "MisfitError",
     "Resolve",
-    "Shape",
     "UnsupportedTypeError",
+    "coercion_of",
     "guard",
     "is_text",
-    "shape_of",
 ]
 
 Convert: TypeAlias = Callable[[Any], Any]
-Resolve: TypeAlias = Callable[[type], "Shape | None"]
+Resolve: TypeAlias = Callable[[type], "Coercion | None"]
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]+")
 # More digits than this Python refuses to read from text; a decimal's exponent must not evade that.
@@ -56,7 +56,7 @@ class UnsupportedTypeError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class Coercion:
     """How values of one declared type look. Immutable, hence thread-safe.
 
     ``kind``: the class of the plain values (a string enumeration's is ``str``; ``object`` for any).
@@ -89,7 +89,7 @@ def guard(function: Convert, expected: str) -> Convert:
     return convert
 
 
-def shape_of(declared: Any, resolve: Resolve) -> Shape:
+def coercion_of(declared: Any, resolve: Resolve) -> Coercion:
     """The shape of a declared type.
 
     ``resolve`` gives the shape of a class that this module does not know (a reference to a record).
@@ -98,19 +98,19 @@ def shape_of(declared: Any, resolve: Resolve) -> Shape:
     origin, args = get_origin(declared), get_args(declared)
     if declared is Any or declared is object:
         convert = guard(_plain, "a value that can travel")
-        return Shape(object, convert, "a value", optional=True, scalar=False)
+        return Coercion(object, convert, "a value", optional=True, scalar=False)
     if origin is Annotated:
-        return shape_of(args[0], resolve)
+        return coercion_of(args[0], resolve)
     if origin is Union or origin is UnionType:
         return _shape_of_union(declared, args, resolve)
     if origin is Literal:
         return _choices(args)
     if declared is list or origin is list:
-        return _shape_of_list(shape_of(args[0] if args else Any, resolve))
+        return _shape_of_list(coercion_of(args[0] if args else Any, resolve))
     if declared is dict or origin is dict:
         if args and args[0] is not str:
             raise UnsupportedTypeError("the keys of a dict must be str")
-        return _shape_of_dict(shape_of(args[1] if args else Any, resolve))
+        return _shape_of_dict(coercion_of(args[1] if args else Any, resolve))
     if isinstance(declared, type) and origin is None:
         if declared in _SCALARS:
             return _SCALARS[declared]
@@ -120,16 +120,16 @@ def shape_of(declared: Any, resolve: Resolve) -> Shape:
         if shape is not None:
             return shape
     if hasattr(declared, "__supertype__"):
-        return shape_of(declared.__supertype__, resolve)
+        return coercion_of(declared.__supertype__, resolve)
     shown = getattr(declared, "__qualname__", declared)
     raise UnsupportedTypeError(f"{shown} is not a type that a field can have")
 
 
-def _shape_of_union(declared: Any, args: tuple[Any, ...], resolve: Resolve) -> Shape:
+def _shape_of_union(declared: Any, args: tuple[Any, ...], resolve: Resolve) -> Coercion:
     others = [arg for arg in args if arg is not NoneType]
     if len(others) != 1:
         raise UnsupportedTypeError(f"{declared} is several types; a field has one, or one and None")
-    return replace(shape_of(others[0], resolve), optional=True)
+    return replace(coercion_of(others[0], resolve), optional=True)
 
 
 # -- scalars ---------------------------------------------------------------------------------------
@@ -275,11 +275,11 @@ def _scalar(
     function: Convert,
     expected: str,
     verify: Callable[[Any], bool] | None = None,
-) -> Shape:
-    return Shape(kind, guard(function, expected), expected, verify)
+) -> Coercion:
+    return Coercion(kind, guard(function, expected), expected, verify)
 
 
-_SCALARS: Final[Mapping[type[Any], Shape]] = {
+_SCALARS: Final[Mapping[type[Any], Coercion]] = {
     bool: _scalar(bool, _to_bool, "a boolean"),
     int: _scalar(int, _to_int, "an integer"),
     float: _scalar(float, _to_float, "a number", math.isfinite),
@@ -296,7 +296,7 @@ _SCALARS: Final[Mapping[type[Any], Shape]] = {
 # -- choices ---------------------------------------------------------------------------------------
 
 
-def _choices(values: tuple[Any, ...], enum: type[Enum] | None = None) -> Shape:
+def _choices(values: tuple[Any, ...], enum: type[Enum] | None = None) -> Coercion:
     """One of these strings or integers."""
     optional = None in values and enum is None
     plain = tuple(value for value in values if value is not None or enum is not None)
@@ -319,17 +319,17 @@ def _choices(values: tuple[Any, ...], enum: type[Enum] | None = None) -> Shape:
 
     shown = ", ".join(map(repr, plain[:12])) + (", ..." if len(plain) > 12 else "")
     expected = f"one of {shown}"
-    return Shape(kind, guard(convert, expected), expected, known.__contains__, enum, optional)
+    return Coercion(kind, guard(convert, expected), expected, known.__contains__, enum, optional)
 
 
-def _shape_of_enum(declared: type[Enum]) -> Shape:
+def _shape_of_enum(declared: type[Enum]) -> Coercion:
     return _choices(tuple(member.value for member in declared), declared)
 
 
 # -- what holds other values -----------------------------------------------------------------------
 
 
-def _within(shape: Shape) -> Convert:
+def _within(shape: Coercion) -> Convert:
     """What makes an element, which may be ``None`` if the shape is optional."""
     convert = shape.convert
     if not shape.optional:
@@ -337,7 +337,7 @@ def _within(shape: Shape) -> Convert:
     return lambda value: None if value is None else convert(value)
 
 
-def _shape_of_list(item: Shape) -> Shape:
+def _shape_of_list(item: Coercion) -> Coercion:
     convert_item = _within(item)
     expected = "a list"
 
@@ -353,10 +353,10 @@ def _shape_of_list(item: Shape) -> Shape:
                 raise
         return items
 
-    return Shape(list, _travelling(convert), expected, _never, scalar=False)
+    return Coercion(list, _travelling(convert), expected, _never, scalar=False)
 
 
-def _shape_of_dict(item: Shape) -> Shape:
+def _shape_of_dict(item: Coercion) -> Coercion:
     convert_item = _within(item)
     expected = "a dict with string keys"
 
@@ -374,7 +374,7 @@ def _shape_of_dict(item: Shape) -> Shape:
                 raise
         return items
 
-    return Shape(dict, _travelling(convert), expected, _never, scalar=False)
+    return Coercion(dict, _travelling(convert), expected, _never, scalar=False)
 
 
 def _never(value: Any) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias, get_origin, get_type_hints
 
 from eventsync.errors import RecordError
-from eventsync.records.coercion import Shape, guard
+from eventsync.records.coercion import Coercion, guard
 from eventsync.records.field import MISSING, Field
 
 __all__ = ["Declared", "bind", "declared_in", "inherited"]
@@ -91,7 +91,7 @@ def bind(cls: type[Any], record: str, declared: Declared, root: type[Any]) -> di
     keys = keys or identifiers
     bound: dict[str, Field] = {}
 
-    def resolve(target: type[Any]) -> Shape | None:
+    def resolve(target: type[Any]) -> Coercion | None:
         if not issubclass(target, root):
             return None
         if target is not cls:
@@ -112,7 +112,7 @@ def bind(cls: type[Any], record: str, declared: Declared, root: type[Any]) -> di
     return {name: bound[name] for name in declared}
 
 
-def _reference(target: type[Any], name: str, keys: list[Field], root: type[Any]) -> Shape:
+def _reference(target: type[Any], name: str, keys: list[Field], root: type[Any]) -> Coercion:
     """The shape of a reference: the key's value, or the text of a composite key."""
     single = keys[0] if len(keys) == 1 else None
     expected = f"the key of a {name}"
@@ -138,7 +138,7 @@ def _reference(target: type[Any], name: str, keys: list[Field], root: type[Any])
         except RecordError:  # which speaks of the other record type
             raise ValueError from None
 
-    return Shape(
+    return Coercion(
         kind=str if single is None else single.type,
         convert=guard(key_value, expected),
         expected=expected,

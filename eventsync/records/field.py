@@ -12,12 +12,12 @@ from typing import Any, Final, TypeAlias
 
 from eventsync.errors import FieldError, RecordError
 from eventsync.records.coercion import (
+    Coercion,
     MisfitError,
     Resolve,
-    Shape,
     UnsupportedTypeError,
+    coercion_of,
     is_text,
-    shape_of,
 )
 from eventsync.values.packing import freeze
 
@@ -105,7 +105,7 @@ class Field:
     maximum: Any
     zoned: bool | None
     secret: bool
-    shape: Shape
+    shape: Coercion
     expected: str
     verify: Callable[[Any], bool] | None
     member: Callable[[Any], Any] | None
@@ -188,7 +188,7 @@ class Field:
         if declared is None:
             raise bound._wrong("it has no type", hint="annotate it, or pass Field(type=...)")
         try:
-            shape = shape_of(declared, resolve)
+            shape = coercion_of(declared, resolve)
         except UnsupportedTypeError as error:
             raise bound._wrong(
                 str(error),
@@ -319,7 +319,7 @@ _DECLARED: Final = (
 )
 
 
-def _without_none(declared: Any, shape: Shape) -> Any:
+def _without_none(declared: Any, shape: Coercion) -> Any:
     if not shape.optional:
         return declared
     others = [arg for arg in getattr(declared, "__args__", ()) if arg is not type(None)]

@@ -56,7 +56,7 @@ class ConvergenceContract(Harness):
                 assert all(after[key].version >= entry.version for key, entry in before.items())
             assert self.rows(store, record_type) == wanted
             entries = self.entries(store, record_type)
-            here = {key for key, entry in entries.items() if entry.presence is Presence.HERE}
+            here = {key for key, entry in entries.items() if entry.presence is Presence.PRESENT}
             assert here == set(wanted)
             again = self.send(store, history)
             assert not [settled for settled in again if settled.outcome is Outcome.APPLIED]
@@ -121,7 +121,7 @@ class ConvergenceContract(Harness):
         """A tombstone outlives its record until it is collected; what is older is then refused."""
         store = self.store(tmp_path, Item)
         self.send(store, [changed(Item, "1", "delete", self.version(5), None)])
-        assert self.entries(store, Item)["1"].presence is Presence.GONE
+        assert self.entries(store, Item)["1"].presence is Presence.DELETED
         deleted = self.version(5).millis / 1000
         assert store.collect(deleted - 1) == 0
         assert store.collect(deleted + 1) == 1

@@ -106,7 +106,7 @@ class ViewContract(Harness):
         assert self.rows(store, Item) == {"1": lamp.raw()}
         self.send(store, [put(empty, self.version(2))])
         assert self.rows(store, Item) == {}
-        assert self.entries(store, Item)["1"].presence is Presence.AWAY
+        assert self.entries(store, Item)["1"].presence is Presence.FILTERED_OUT
         (late,) = self.send(store, [put(lamp, self.version(1))])
         assert late.outcome is Outcome.STALE
         assert self.captured(store) == []
@@ -132,7 +132,7 @@ class ViewContract(Harness):
         self.send(store, [left])
         assert self.rows(store, Contact) == {}
         entry = self.entries(store, Contact)["1"]
-        assert entry.presence is Presence.AWAY
+        assert entry.presence is Presence.FILTERED_OUT
         assert entry.version == left.version
         assert not entry.stamp.deleted
         assert self.captured(store) == []

@@ -14,9 +14,18 @@ from eventsync.engine.store import Store
 from eventsync.errors import RecordError
 from eventsync.records.query import Query
 from eventsync.records.record import Record
-from eventsync.verify.side_by_side import Difference, Kind, SideBySide, Sight, holding, look
+from eventsync.verify.side_by_side import Difference, Kind, SideBySide, StoreState, holding, look
 
-__all__ = ["Comparison", "Difference", "Kind", "SideBySide", "Sight", "Tally", "compare", "look"]
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Kind",
+    "SideBySide",
+    "StoreState",
+    "Tally",
+    "compare",
+    "look",
+]
 
 _CHUNK = 1000
 

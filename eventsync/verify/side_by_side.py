@@ -22,7 +22,7 @@ from eventsync.records.record import Record, RecordType
 from eventsync.records.record_type import same
 from eventsync.records.view import BoundView
 
-__all__ = ["Difference", "Kind", "SideBySide", "Sight", "holding", "look"]
+__all__ = ["Difference", "Kind", "SideBySide", "StoreState", "holding", "look"]
 
 
 class Kind(StrEnum):
@@ -56,7 +56,7 @@ class Difference:
 
 
 @dataclass(slots=True)
-class Sight:
+class StoreState:
     """What one store holds of one record.
 
     ``values``: its fields, ``None`` if it is not there. ``presence`` and ``version``: what the
@@ -84,7 +84,7 @@ class SideBySide:
     key: str
     merged: Mapping[str, Any] | None
     version: Version | None
-    stores: dict[str, Sight]
+    stores: dict[str, StoreState]
 
     @property
     def differences(self) -> list[Difference]:
@@ -173,7 +173,7 @@ def _side_by_side(
         record_type.name, key, merged, Version(state.version) if state.version else None, {}
     )
     for name, (view, entry, row, error) in held.items():
-        sight = Sight(
+        sight = StoreState(
             values=row,
             presence=entry.presence if entry else None,
             version=Version(entry.version) if entry else None,
@@ -190,7 +190,7 @@ def _state(entry: Entry | None, row: Mapping[str, Any] | None) -> State:
     if entry is None:
         return State() if row is None else State(stamp=UNVERSIONED, values=dict(row))
     return State(
-        stamp=entry.stamp, versions=dict(entry.versions), values={**entry.parked, **(row or {})}
+        stamp=entry.stamp, versions=dict(entry.versions), values={**entry.deferred, **(row or {})}
     )
 
 
@@ -250,7 +250,7 @@ def _agrees(view: BoundView, name: str, held: Any, expected: Any) -> bool:
 
 
 def _judge(
-    row: SideBySide, store: str, sight: Sight, view: BoundView, error: RecordError | None
+    row: SideBySide, store: str, sight: StoreState, view: BoundView, error: RecordError | None
 ) -> list[Difference]:
     if error is not None:
         return [Difference(store, row.type, row.key, Kind.UNREADABLE, detail=str(error))]

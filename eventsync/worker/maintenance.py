@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
-from eventsync.broker.bus import Bus, Delivery, Letters
+from eventsync.broker.bus import Bus, Delivery, QueueBrowser
 from eventsync.broker.relay import Broker, Relay
 from eventsync.engine.apply import complete
 from eventsync.engine.store import Store
@@ -25,16 +25,16 @@ from eventsync.errors import (
     DependencyError,
     EventSyncError,
 )
-from eventsync.monitoring.worker_status import Progress
+from eventsync.monitoring.worker_status import WorkerStatus
 from eventsync.worker.options import Options
-from eventsync.worker.settlement import Hand, Item, Settlement, about_letter
+from eventsync.worker.settlement import Batch, FailedEnvelope, Settlement, about_letter
 
-__all__ = ["Upkeep"]
+__all__ = ["Maintenance"]
 
 _LONGEST_HELD_WAIT = 60.0
 
 
-class Upkeep:
+class Maintenance:
     """Keeps up one store, a little whenever ``run`` is called. For one thread.
 
     ``publisher``: the broker, for what this store publishes. ``settle``: settles held changes as
@@ -49,9 +49,9 @@ class Upkeep:
         *,
         publisher: Broker,
         settlement: Settlement,
-        settle: Callable[[Hand], list[Item]],
+        settle: Callable[[Batch], list[FailedEnvelope]],
         peers: Sequence[Store],
-        progress: Progress,
+        progress: WorkerStatus,
         options: Options,
         log: Any,
     ) -> None:
@@ -101,7 +101,7 @@ class Upkeep:
                 except (BusUnavailableError, ConfigError):
                     raise
                 except (EventSyncError, OSError) as error:
-                    # Upkeep must not stop the store's work; it has its turn again.
+                    # Maintenance must not stop the store's work; it has its turn again.
                     self._log.warning("upkeep failed", task=name, error=str(error))
 
     def greet_broker(self) -> None:
@@ -149,7 +149,7 @@ class Upkeep:
         pause = max(1.0, 4.0 * (time.monotonic() - begun))
         self._due["held"] = time.monotonic() + pause
 
-    def _try_again(self, due: Sequence[tuple[DeadLetter, Delivery]], letters: Letters) -> None:
+    def _try_again(self, due: Sequence[tuple[DeadLetter, Delivery]], letters: QueueBrowser) -> None:
         still = self._settle(self._settlement.reopen(due))
         # Written anew with what was learnt, so that it outlives this process.
         self._bus.hold(self._store.name, [self._settlement.letter(item) for item in still])

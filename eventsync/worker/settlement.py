@@ -23,10 +23,10 @@ from eventsync.envelope import batch, codec
 from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.errors import DependencyError, EnvelopeError, EventSyncError
 from eventsync.monitoring import catalogue, lag
-from eventsync.monitoring.counters import Tally
-from eventsync.monitoring.worker_status import Progress
+from eventsync.monitoring.counters import Counters
+from eventsync.monitoring.worker_status import WorkerStatus
 
-__all__ = ["Hand", "Item", "Settlement", "about_letter"]
+__all__ = ["Batch", "FailedEnvelope", "Settlement", "about_letter"]
 
 _ASIDE: Final = frozenset({Outcome.REJECTED, Outcome.HELD})
 
@@ -40,7 +40,7 @@ class Origin(NamedTuple):
 
 
 @dataclass(slots=True)
-class Item:
+class FailedEnvelope:
     """One envelope, or a message that is none, with which something is the matter."""
 
     raw: bytes
@@ -50,7 +50,7 @@ class Item:
     error: EventSyncError | None
 
 
-class Hand:
+class Batch:
     """The envelopes in hand: of each its bytes, its origin, and the change or error it came to.
 
     In lists of one length, since there are thousands, and most of them are but changes to apply.
@@ -91,8 +91,8 @@ class Settlement:
         apply: Callable[[Sequence[Change]], list[Settled]],
         *,
         types: Collection[str],
-        progress: Progress,
-        tally: Tally,
+        progress: WorkerStatus,
+        tally: Counters,
         hold_for: float,
         max_deliveries: int,
         log: Any,
@@ -111,9 +111,9 @@ class Settlement:
         self.oldest = math.inf
         """When the oldest message in the queue was published, in seconds since the epoch."""
 
-    def open(self, deliveries: Iterable[Delivery]) -> Hand:
+    def open(self, deliveries: Iterable[Delivery]) -> Batch:
         """The envelopes in messages; what is not one comes with its error."""
-        hand, now = Hand(), time.time()
+        hand, now = Batch(), time.time()
         for delivery in deliveries:
             origin = Origin(delivery, now, delivery.attempts + 1)
             try:
@@ -124,9 +124,9 @@ class Settlement:
                 hand.add(raws, self._decode(raws), origin)
         return hand
 
-    def reopen(self, letters: Iterable[tuple[DeadLetter, Delivery]]) -> Hand:
+    def reopen(self, letters: Iterable[tuple[DeadLetter, Delivery]]) -> Batch:
         """Held changes that are to be tried again."""
-        hand = Hand()
+        hand = Batch()
         for letter, delivery in letters:
             origin = Origin(delivery, letter.first_time, letter.attempts + 1)
             hand.add([letter.raw], self._decode([letter.raw]), origin)
@@ -155,7 +155,7 @@ class Settlement:
     def _decode(self, raws: Sequence[bytes]) -> list[Change | EnvelopeError]:
         return codec.decode_all(raws, keys=self._bus.keys, max_bytes=self._bus.max_envelope)
 
-    def settle(self, hand: Hand) -> list[Item]:
+    def settle(self, hand: Batch) -> list[FailedEnvelope]:
         """Apply, and put what cannot be applied where it is safe. The one place that does.
 
         When it returns, every envelope is in the store, known not to be needed there, in the dead
@@ -191,7 +191,7 @@ class Settlement:
             self._tally.observe(catalogue.BATCH_DURATION, time.monotonic() - started, self._store)
         return held
 
-    def _aside(self, hand: Hand, applied: Sequence[Settled]) -> list[Item]:
+    def _aside(self, hand: Batch, applied: Sequence[Settled]) -> list[FailedEnvelope]:
         """What was not applied and is to be kept, with what is to become of it."""
         if len(applied) == len(hand) and _ASIDE.isdisjoint({s.outcome for s in applied}):
             return []
@@ -199,9 +199,9 @@ class Settlement:
         for raw, origin, found, settled in _paired(hand, applied):
             if settled is None or not isinstance(found, Change):
                 assert isinstance(found, EventSyncError)
-                aside.append(Item(raw, origin, None, Outcome.REJECTED, found))
+                aside.append(FailedEnvelope(raw, origin, None, Outcome.REJECTED, found))
             elif settled.outcome in _ASIDE:
-                item = Item(raw, origin, found, settled.outcome, settled.error)
+                item = FailedEnvelope(raw, origin, found, settled.outcome, settled.error)
                 if item.outcome is Outcome.HELD and self._is_over(item, now):
                     item.outcome = settled.outcome = Outcome.REJECTED
                 aside.append(item)
@@ -214,7 +214,7 @@ class Settlement:
         self._tally.add(catalogue.CHANGES, 1, self._store, catalogue.OTHER, str(Outcome.REJECTED))
         self._tally.add(catalogue.DEAD_LETTERS, 1, self._store, catalogue.OTHER, "too-large")
 
-    def _is_over(self, item: Item, now: float) -> bool:
+    def _is_over(self, item: FailedEnvelope, now: float) -> bool:
         """Whether a held change has been tried for as long as it may."""
         first = item.origin.first_time
         return not self.may_come(_reason(item), first) and now - first > self._hold_for
@@ -223,7 +223,7 @@ class Settlement:
         """Whether what a held change waits for may still be in the queue, behind a backlog."""
         return reason == DependencyError.reason and self.oldest < first_time
 
-    def letter(self, item: Item) -> DeadLetter:
+    def letter(self, item: FailedEnvelope) -> DeadLetter:
         """What is kept of a change that is put aside."""
         change = item.change
         return DeadLetter(
@@ -243,7 +243,7 @@ class Settlement:
         )
 
     def _count(
-        self, applied: Sequence[Settled], times: Sequence[bytes], aside: Sequence[Item]
+        self, applied: Sequence[Settled], times: Sequence[bytes], aside: Sequence[FailedEnvelope]
     ) -> None:
         """Count a batch: what can be summed up first is, since this is done for every change."""
         names: defaultdict[str, list[str]] = defaultdict(list)
@@ -281,7 +281,7 @@ class Settlement:
         self._tally.add(catalogue.COLLISIONS, 1, self._store, self._label(change.type))
         self._log.error("two changes carry one version", **_about(change), id=change.id)
 
-    def _tell(self, item: Item) -> None:
+    def _tell(self, item: FailedEnvelope) -> None:
         if item.outcome is Outcome.REJECTED:
             self._log.error(
                 "dead letter", **_about(item.change), reason=_reason(item), error=str(item.error)
@@ -292,7 +292,7 @@ class Settlement:
 
 
 def _paired(
-    hand: Hand, applied: Iterable[Settled]
+    hand: Batch, applied: Iterable[Settled]
 ) -> Iterator[tuple[bytes, Origin, Change | EventSyncError, Settled | None]]:
     """Each envelope, with what became of its change if it holds one."""
     outcomes = iter(applied)
@@ -300,7 +300,7 @@ def _paired(
         yield raw, origin, found, next(outcomes) if isinstance(found, Change) else None
 
 
-def _reason(item: Item) -> str:
+def _reason(item: FailedEnvelope) -> str:
     if item.error is None:
         return "error"
     # A version that stayed in the future too long; a worker that died too often.

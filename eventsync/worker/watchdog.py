@@ -19,7 +19,7 @@ from typing import Any, Final
 import structlog
 
 from eventsync.monitoring.circuit_breaker import CircuitState
-from eventsync.monitoring.worker_status import Progress
+from eventsync.monitoring.worker_status import WorkerStatus
 
 __all__ = ["STUCK", "Watchdog"]
 
@@ -43,7 +43,7 @@ class Watchdog:
 
     def __init__(
         self,
-        progress: Progress,
+        progress: WorkerStatus,
         *,
         stall_after: float,
         each: Callable[[], None] = lambda: None,

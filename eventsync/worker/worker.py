@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from eventsync.broker.bus import Bus, Delivery, Subscription
-from eventsync.broker.relay import Told
+from eventsync.broker.relay import CountingPublisher
 from eventsync.changes.change import Change
 from eventsync.engine.apply import Settled, apply
 from eventsync.engine.gate import Outcome
@@ -27,14 +27,14 @@ from eventsync.engine.store import Store
 from eventsync.errors import BusUnavailableError, EventSyncError, is_retryable
 from eventsync.index import Presence
 from eventsync.monitoring import catalogue
-from eventsync.monitoring.counters import Tally
-from eventsync.monitoring.worker_status import Progress, resident_bytes
+from eventsync.monitoring.counters import Counters
+from eventsync.monitoring.worker_status import WorkerStatus, resident_bytes
 from eventsync.retry import retrying
 from eventsync.worker.isolation import apply_apart
-from eventsync.worker.maintenance import Upkeep
+from eventsync.worker.maintenance import Maintenance
 from eventsync.worker.options import DEFAULT_OPTIONS, Options
 from eventsync.worker.rate_limit import RateLimit
-from eventsync.worker.settlement import Hand, Item, Settlement
+from eventsync.worker.settlement import Batch, FailedEnvelope, Settlement
 
 __all__ = ["Worker"]
 
@@ -60,22 +60,22 @@ class Worker:
         *,
         options: Options = DEFAULT_OPTIONS,
         peers: Iterable[Store] = (),
-        tally: Tally | None = None,
+        tally: Counters | None = None,
         log: Any = None,
     ) -> None:
         self.store = store
         self.bus = bus
         self.options = options
-        self.progress = Progress(store.name)
+        self.progress = WorkerStatus(store.name)
         """What it is doing, for health checks and metrics."""
         self.outcomes: Counter[Outcome] = self.progress.outcomes
         """How many changes came to each outcome."""
-        self.tally = tally or Tally()
+        self.tally = tally or Counters()
         """What it counted, as docs/metrics.md has it."""
         self.counted: Callable[[], object] = lambda: None
         """Called when messages are settled and counted, before the broker forgets them: what is
         told of them then is not lost with this process."""
-        self._publisher = Told(bus, self._published)
+        self._publisher = CountingPublisher(bus, self._published)
         self._peers = list(peers)
         self._log = log or structlog.get_logger("eventsync.worker").bind(store=store.name)
         self._stopping = threading.Event()
@@ -90,7 +90,7 @@ class Worker:
             max_deliveries=options.max_deliveries,
             log=self._log,
         )
-        self._upkeep = Upkeep(
+        self._upkeep = Maintenance(
             store,
             bus,
             publisher=self._publisher,
@@ -286,7 +286,7 @@ class Worker:
             self._suspected = None
         return settled
 
-    def _settle_apart(self, hand: Hand) -> list[Item]:
+    def _settle_apart(self, hand: Batch) -> list[FailedEnvelope]:
         """Settle what was held: it may fail by itself again, and its store is known to work."""
         # It answers; and others it took when these failed, or they would not be here.
         self._ping()

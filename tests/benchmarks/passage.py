@@ -184,9 +184,9 @@ def _watched(worker: Worker, broker: str) -> Iterator[Callable[[], object]]:
     """Have the worker scraped while the block runs; gives what is to be called at each batch."""
     from eventsync.monitoring.backlog import Survey
     from eventsync.monitoring.exporters.prometheus import Exporter
-    from eventsync.monitoring.worker_group import Crew, Report
+    from eventsync.monitoring.worker_group import Report, WorkerGroup
 
-    crew = Crew()
+    crew = WorkerGroup()
 
     def heard(line: bytes) -> bool:
         crew.heard("crm-1", line)

@@ -17,7 +17,7 @@ from servers.postgres import PostgresServer
 from servers.redis import RedisServer
 
 from eventsync.broker.bus import Bus
-from eventsync.broker.relay import Relay, Turn, serve
+from eventsync.broker.relay import Lease, Relay, serve
 from eventsync.engine.store import Store
 from eventsync.envelope.batch import split_batch
 from eventsync.errors import BusUnavailableError, ConfigError, StoreUnavailableError
@@ -81,7 +81,7 @@ def index(request, servers, tmp_path):
 
 
 def turn(index, clock, wait=lambda seconds: None):
-    return Turn(index, lifetime=10.0, monotonic=clock, wait=wait)
+    return Lease(index, lifetime=10.0, monotonic=clock, wait=wait)
 
 
 def test_turn_is_one_holder_s(index):
@@ -221,7 +221,7 @@ def test_relay_lets_another_do_it():
     """While another holds the turn a relay publishes nothing, and when that is lost it stops."""
     store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
     store.add([Product(id=n, name="x") for n in range(3000)])
-    other = Turn(store.index)
+    other = Lease(store.index)
     assert other.take()
     assert Relay(store, FakeBus()).run_once() == 0
     other.release()

@@ -8,7 +8,7 @@ import pytest
 from support.project import Cli
 
 from eventsync.errors import StoreUnavailableError
-from eventsync.monitoring.worker_status import Progress, StateFile
+from eventsync.monitoring.worker_status import StateFile, WorkerStatus
 
 
 def test_status_shows_workers_and_circuits(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_status_shows_workers_and_circuits(cli: Cli, monkeypatch: pytest.MonkeyP
     assert "workers" not in cli("status", "--json").json["stores"]["crm"]
     folder = Path("state")
     monkeypatch.setenv("EVENTSYNC_STATE_DIR", str(folder))
-    progress = Progress("crm")
+    progress = WorkerStatus("crm")
     progress.settled(1200)
     progress.beat("waiting")
     progress.circuit.open(StoreUnavailableError("the database is away"))

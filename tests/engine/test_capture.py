@@ -33,7 +33,7 @@ def test_rows_outside_the_filter_are_left_alone(tmp_path):
         changes = [change for chunk in store.capture() for change in chunk]
         assert [change.key for change in changes] == ["1"]
         assert {record.key for record in store.find(Task)} == {"1", "2"}
-        assert store.index.counts("Task")[Presence.HERE] == 1
+        assert store.index.counts("Task")[Presence.PRESENT] == 1
 
 
 def test_record_edited_out_of_the_filter_leaves(tmp_path):
@@ -49,7 +49,7 @@ def test_record_edited_out_of_the_filter_leaves(tmp_path):
         changes = [change for chunk in store.capture() for change in chunk]
         assert [(change.op, change.data["open"]) for change in changes] == [("put", False)]
         assert store.count(Task) == 0
-        assert store.index.counts("Task")[Presence.AWAY] == 1
+        assert store.index.counts("Task")[Presence.FILTERED_OUT] == 1
         assert [change for chunk in store.capture() for change in chunk] == []
 
 
@@ -70,9 +70,9 @@ def test_record_of_which_only_the_key_is_known(omit):
         assert [change.key for change in changes] == ["a"]
         assert [change for chunk in store.capture() for change in chunk] == []
         apply(other, changes, clock=other.clock)
-        assert store.index.counts("Word")[Presence.HERE] == 1
+        assert store.index.counts("Word")[Presence.PRESENT] == 1
         # What the origin does not hold, another store may: so it waits for that.
-        assert other.index.counts("Word")[Presence.PENDING if omit else Presence.HERE] == 1
+        assert other.index.counts("Word")[Presence.PENDING if omit else Presence.PRESENT] == 1
         del accessor.data["a"]
         assert [c.op for chunk in store.capture() for c in chunk] == ["delete"]
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support import strategies
 from support.strategies import PLAIN, published_changes
 
-from eventsync.changes.change import Change, Known
+from eventsync.changes.change import BaseState, Change
 from eventsync.changes.clock import Version
 from eventsync.changes.stamp import DELETE, PATCH, PUT, Stamp
 from eventsync.envelope import codec
@@ -88,7 +88,7 @@ def sampled_changes(draw):
     known = None
     if op == PATCH and other:
         stamp = Stamp(Version.of(1) + b"\x01" + bytes(range(32)))
-        known = Known(stamp, other, dict.fromkeys(other, Version.of(9)))
+        known = BaseState(stamp, other, dict.fromkeys(other, Version.of(9)))
     return Change(
         type="T", key="k" * 40, op=op, version=Version.of(20), data=None if op == DELETE else body,
         source="s", id=bytes(range(16)), schema=2**40, hops=7, ext=other, known=known,
@@ -217,7 +217,7 @@ WRONG = {
     "a long source": {"source": "s" * 129},
     "another op": {"op": "copy"},
     "a negative schema": {"schema": -1},
-    "known in a put": {"known": Known(Stamp(bytes(49)), {}, {})},
+    "known in a put": {"known": BaseState(Stamp(bytes(49)), {}, {})},
     "a wrong ext": {"ext": {"a": object()}},
     "a large one": {"data": {"a": "a" * codec.MAX_BYTES, "b": "é"}},
 }

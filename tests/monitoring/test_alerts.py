@@ -22,7 +22,7 @@ from eventsync.monitoring import catalogue
 from eventsync.monitoring.backlog import Survey
 from eventsync.monitoring.catalogue import Metric
 from eventsync.monitoring.exporters.prometheus import Exporter
-from eventsync.monitoring.worker_group import Crew
+from eventsync.monitoring.worker_group import WorkerGroup
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker.options import Options
@@ -71,7 +71,7 @@ def scraped(tmp_path_factory):
         bus.publish("Product", [bus.encode(change) for change in (first, second)])
         spool.publish("Product", [spool.encode(second)])
         worker = Worker(store, bus, options=Options(retry_for=5.0))
-        crew = Crew(worker.tally)
+        crew = WorkerGroup(worker.tally)
         crew.expect("crm", store.accessors)
         crew.join("crm", worker.progress)
         command = [sys.executable, "-c", "pass", "{lifeline}"]

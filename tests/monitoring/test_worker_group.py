@@ -22,11 +22,11 @@ from eventsync.engine.store import Store
 from eventsync.errors import StoreUnavailableError
 from eventsync.monitoring import catalogue, lag
 from eventsync.monitoring.backlog import Look, Survey
-from eventsync.monitoring.counters import Tally
+from eventsync.monitoring.counters import Counters
 from eventsync.monitoring.exporters.prometheus import Exporter
 from eventsync.monitoring.health import Health
-from eventsync.monitoring.worker_group import Crew, Report
-from eventsync.monitoring.worker_status import Progress
+from eventsync.monitoring.worker_group import Report, WorkerGroup
+from eventsync.monitoring.worker_status import WorkerStatus
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker.options import Options
@@ -135,7 +135,7 @@ def test_a_clock_ahead_makes_no_negative_lag():
 
 def test_tally_travels_and_adds_up():
     """What is taken from one tally and merged into another is there once, and not in the first."""
-    ours, theirs = Tally(), Tally()
+    ours, theirs = Counters(), Counters()
     for tally in (ours, theirs):
         tally.add(catalogue.MESSAGES, 2, "crm")
         tally.observe(catalogue.BATCH, 10, "crm")
@@ -150,7 +150,7 @@ def test_tally_travels_and_adds_up():
 def test_worker_counts(bus, store):
     """A worker's counts by type and outcome, its batches and its lag are exported."""
     worker = Worker(store, bus, options=Options(retry_for=0.2))
-    crew = Crew(worker.tally)
+    crew = WorkerGroup(worker.tally)
     crew.expect("crm", store.accessors)
     crew.join("crm", worker.progress)
     publish(bus, {"id": 1, "name": "a"}, {"id": 1, "name": "b"}, {"id": 2, "name": "c"}, age=7.0)
@@ -182,9 +182,9 @@ def test_counting_is_done_by_batches(bus, store, monkeypatch):
     """What a thousand changes cost in counting is what ten cost: a few additions."""
     calls = []
     for name in ("add", "spread"):
-        real = getattr(Tally, name)
+        real = getattr(Counters, name)
         monkeypatch.setattr(
-            Tally, name, lambda *arguments, real=real: (calls.append(1), real(*arguments))
+            Counters, name, lambda *arguments, real=real: (calls.append(1), real(*arguments))
         )
     worker = Worker(store, bus)
     costs = []
@@ -230,7 +230,7 @@ def test_what_is_published_is_counted(bus, store):
     store.add([Product(id=1, name="a"), Product(id=2, name="b")])
     worker = Worker(store, bus)
     worker.drain()
-    crew = Crew(worker.tally)
+    crew = WorkerGroup(worker.tally)
     store.add(Product(id=3, name="c"))
     store.flush(crew.counted("crm", bus))
     found = scrape(crew, looked(bus, [store]))
@@ -262,7 +262,7 @@ def test_survey_sees_what_waits(bus, store, tmp_path):
         change = Change(type="Product", key="9", op=PUT, version=Clock().tick(), data={"id": 9})
         spool.publish("Product", [spool.encode(change)])
         survey = looked(bus, [store], spools=[spool])
-        found = scrape(Crew(), survey)
+        found = scrape(WorkerGroup(), survey)
         first = survey.spools["spool.db"].answer
         survey.spools["spool.db"].once()
         second = survey.spools["spool.db"].answer
@@ -279,7 +279,7 @@ def test_survey_sees_what_waits(bus, store, tmp_path):
 def test_what_is_not_known_is_not_exported():
     """Of a broker that is away nothing is exported but that it is."""
     survey = looked(Bus("redis://127.0.0.1:1/0"), [Store("crm", MemoryAccessor(Product))])
-    found = scrape(Crew(), survey)
+    found = scrape(WorkerGroup(), survey)
     assert found["eventsync_broker_up",] == 0
     assert not [name for name, *_ in found if name.startswith("eventsync_queue")]
 
@@ -316,8 +316,8 @@ def test_progress_is_judged_by_what_moves(bus, store):
     """Work that waits and does not move is unwell after a while; an empty queue never is."""
     now = [time.time()]
     survey = Survey(bus, [store], now=lambda: now[0])
-    progress = Progress("crm", now=lambda: now[0])
-    crew = Crew()
+    progress = WorkerStatus("crm", now=lambda: now[0])
+    crew = WorkerGroup()
     crew.join("crm", progress)
     health = Health(crew, survey, stores=["crm"], stall_after=300.0, now=lambda: now[0])
 
@@ -359,7 +359,7 @@ def test_an_outbox_that_is_not_relayed_is_unwell(bus):
     store.add(Product(id=1, name="a"))
     now = [time.time()]
     survey = Survey(bus, [store], now=lambda: now[0])
-    health = Health(Crew(), survey, stall_after=300.0, now=lambda: now[0])
+    health = Health(WorkerGroup(), survey, stall_after=300.0, now=lambda: now[0])
     survey.broker.once()
     survey.stores["crm"].once()
     assert health.progress() == []
@@ -375,11 +375,11 @@ REPORTING = """
 import os, signal, sys
 from eventsync.monitoring import catalogue
 from eventsync.monitoring.worker_group import Report
-from eventsync.monitoring.worker_status import Progress
+from eventsync.monitoring.worker_status import WorkerStatus
 from eventsync.worker.supervisor import Lifeline
-from eventsync.monitoring.counters import Tally
-tally = Tally()
-report = Report(tally, Progress("crm"), Lifeline(int(sys.argv[1])).send)
+from eventsync.monitoring.counters import Counters
+tally = Counters()
+report = Report(tally, WorkerStatus("crm"), Lifeline(int(sys.argv[1])).send)
 for number in range(100):
     tally.add(catalogue.MESSAGES, 2, "crm")
     report()
@@ -392,7 +392,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_killed_process_takes_no_counts_along(tmp_path):
     """What a process told before it was killed is counted whole, and its gauges are gone."""
     (tmp_path / "reporting.py").write_text(REPORTING)
-    crew = Crew()
+    crew = WorkerGroup()
     command = [sys.executable, str(tmp_path / "reporting.py"), "{lifeline}"]
     supervisor = Supervisor({"crm-1": command}, grace=1.0, audience=crew)
     child = supervisor._children[0]
@@ -414,20 +414,20 @@ def test_killed_process_takes_no_counts_along(tmp_path):
 def test_report_that_cannot_be_sent_goes_with_the_next():
     """A supervisor that does not listen for a while is told everything in the end, once."""
     sent, listens = [], False
-    tally = Tally()
+    tally = Counters()
 
     def send(line):
         if listens:
             sent.append(line)
         return listens
 
-    report = Report(tally, Progress("crm"), send)
+    report = Report(tally, WorkerStatus("crm"), send)
     for _ in range(3):
         tally.add(catalogue.MESSAGES, 1, "crm")
         report()
     listens = True
     report()
-    crew = Crew()
+    crew = WorkerGroup()
     for line in sent:
         crew.heard("crm-1", line)
     assert list(crew.tally.totals()) == [(catalogue.MESSAGES, ("crm",), 3)]

@@ -1,4 +1,4 @@
-"""The structure of the code, as it is drawn: which way imports run, and who owns which library."""
+"""The structure of the code: import contracts, the environment, what an import loads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ast
 import re
 import subprocess
 import sys
-from functools import cache
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
@@ -15,105 +14,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "eventsync"
 
-# Each may import what stands before it, and what stands beside it in its own layer.
-LAYERS = [
-    {"errors", "incarnation", "metric"},
-    {"value", "unpacking", "tally"},
-    {"clock", "key", "shape", "field", "schema", "reader", "declaration", "record"},
-    {"change", "condition", "filter", "query", "lag"},
-    {
-        "keyring",
-        "entry",
-        "layout",
-        "envelope",
-        "framing",
-        "interchange",
-        "cloudevents",
-        "debezium",
-        "deadletter",
-    },
-    {"view", "index", "gate", "echo", "edit", "write"},
-    {"step", "accessor", "member", "identity"},
-    {"store", "capture", "joined"},
-    {"retry"},
-    {"apply", "stores", "transports"},
-    {"registry", "bus", "verify", "circuit", "rate", "isolation", "tracing", "option"},
-    {"progress", "publisher", "relay", "spool"},
-    {"watchdog", "supervisor"},
-    {"settlement", "crew", "survey"},
-    {"upkeep"},
-    {"worker", "health", "endpoint"},
-    {"process"},
-    {"exporters"},
-    {"config", "log", "testing"},
-    {"cli"},
-    {"__init__", "__main__"},
-]
-OWNERS = {
-    "msgpack": {"eventsync/value.py", "eventsync/unpacking.py"},
-    "msgspec": {"eventsync/reader.py"},
-    "tenacity": {"eventsync/retry.py"},
-    "kombu": {"eventsync/bus.py", "eventsync/transports/"},
-    "amqp": {"eventsync/transports/"},
-    "pymongo": {"eventsync/stores/mongo/"},
-    "bson": {"eventsync/stores/mongo/"},
-    "prometheus_client": {"eventsync/exporters/prometheus.py"},
-    "opentelemetry": {"eventsync/exporters/opentelemetry.py"},
-}
-
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def part(path: Path) -> str:
-    """The layer's name of a module: its own, or that of its folder."""
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
-
-
-@cache
-def imported(path: Path) -> set[str]:
-    """The names of the modules that a file imports anywhere, those for type checking included."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_run_one_way(path):
-    """No module imports one of a later layer."""
-    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-    own = part(path)
-    assert own in level, f"{own} is in no layer of this test"
-    for name in imported(path):
-        parts = name.split(".")
-        if parts[0] == "eventsync" and len(parts) > 1 and parts[1] in level:
-            assert level[parts[1]] <= level[own], f"{own} imports {name}"
-
-
-@pytest.mark.parametrize("library", sorted(OWNERS))
-def test_one_owner(library):
-    """A library that has an owner is imported by nobody else."""
-    for path in modules():
-        relative = str(path.relative_to(ROOT))
-        if any(name.split(".")[0] == library for name in imported(path)):
-            assert any(relative.startswith(owner) for owner in OWNERS[library]), relative
-
-
-def test_stores_stand_alone():
-    """No kind of store imports another, but for those that are built on it."""
-    built_on = {"trackers": "rest"}
-    for path in sorted((PACKAGE / "stores").rglob("*.py")):
-        own = path.relative_to(PACKAGE / "stores").parts[0].removesuffix(".py")
-        for name in imported(path):
-            if name.startswith("eventsync.stores."):
-                assert name.split(".")[2] in (own, built_on.get(own)), f"{path} imports {name}"
+def test_import_contracts_hold():
+    """Imports run one way, without a circle, and each library has one owner; see pyproject.toml."""
+    linted = subprocess.run(
+        ["lint-imports", "--no-logo"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert linted.returncode == 0, linted.stdout
 
 
 def test_only_config_reads_the_environment():

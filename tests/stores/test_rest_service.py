@@ -21,7 +21,7 @@ from eventsync.stores.rest import (
     Token,
 )
 from eventsync.stores.rest.address import Gateway
-from eventsync.stores.rest.pace import Pace, delay_asked
+from eventsync.stores.rest.pace import Throttle, delay_asked
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def test_delays():
 def test_own_rate():
     """Requests beyond the rate wait their turn; a rest gives a burst, no more."""
     at, slept = [0.0], []
-    pace = Pace(10.0, 2, now=lambda: at[0], sleep=slept.append)
+    pace = Throttle(10.0, 2, now=lambda: at[0], sleep=slept.append)
     for _ in range(5):
         pace.wait()
     assert slept == pytest.approx([0.1, 0.2, 0.3])
@@ -241,7 +241,7 @@ def test_own_rate():
         pace.wait()
     assert slept == pytest.approx([0.1])
     with pytest.raises(ConfigError):
-        Pace(0, 1)
+        Throttle(0, 1)
 
 
 def test_access_tokens(server):

@@ -9,7 +9,7 @@ from typing import ClassVar
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eventsync.changes.change import Change, Known
+from eventsync.changes.change import BaseState, Change
 from eventsync.changes.clock import Clock, Version
 from eventsync.changes.merge import State, join
 from eventsync.changes.stamp import DELETE, PATCH, PUT
@@ -78,7 +78,7 @@ def histories(draw, odd):
                 if seen.live and not forged:
                     beside = {n: v for n, v in seen.values.items() if n in FIELDS and n not in data}
                     versions = {n: v for n, v in seen.versions.items() if n in beside}
-                    known = Known(seen.stamp, beside, versions)
+                    known = BaseState(seen.stamp, beside, versions)
             change = Change(
                 type="Item",
                 key=key,
@@ -104,7 +104,7 @@ def change(op, number, data, known=None):
 
 PUT_ONE = change(PUT, 1, {"id": 0} | held_at(Version.of(1)))
 # The origin of the last patch knew of one that was lost.
-LOST = Known(PUT_ONE.stamp, {"name": "n2"}, {"name": Version.of(int(NOW * 1000) + 2)})
+LOST = BaseState(PUT_ONE.stamp, {"name": "n2"}, {"name": Version.of(int(NOW * 1000) + 2)})
 HEALED = [[PUT_ONE], [change(PATCH, 3, {"amount": 3}, LOST)]]
 
 
@@ -173,7 +173,7 @@ def test_what_others_made_of_a_row_is_not_undone(tmp_path):
         apply(store, [PUT_ONE], clock=clock)
         with accessor.engine.begin() as connection:
             connection.exec_driver_sql("UPDATE Item SET name = 'theirs', note = 'theirs'")
-        beside = Known(PUT_ONE.stamp, {"name": "n1"}, {})
+        beside = BaseState(PUT_ONE.stamp, {"name": "n1"}, {})
         [settled] = apply(store, [change(PATCH, 2, {"note": "ours"}, beside)], clock=clock)
         assert settled.outcome is Outcome.APPLIED
         [found] = store.find(Item)

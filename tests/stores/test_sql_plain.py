@@ -115,8 +115,8 @@ def test_a_claim_takes_what_is_newer(index):
         assert set(transaction.claim("Item", keys, stamps)) == {"d", "e"}
         assert transaction.read("Item", keys) == {
             **dict.fromkeys("abc", entry),
-            "d": Entry(stamps[3], Presence.HERE),
-            "e": Entry(stamps[4], Presence.GONE),
+            "d": Entry(stamps[3], Presence.PRESENT),
+            "e": Entry(stamps[4], Presence.DELETED),
         }
 
 

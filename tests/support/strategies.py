@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from hypothesis import strategies as st
 
-from eventsync.changes.change import Change, Known
+from eventsync.changes.change import BaseState, Change
 from eventsync.changes.clock import Version
 from eventsync.changes.stamp import DELETE, PATCH, PUT, Stamp
 
@@ -70,7 +70,7 @@ def patches(draw):
     stamp = draw(puts).stamp
     names = [name for name in FIELDS if name not in data]
     later = st.builds(Version.of, st.integers(stamp.version.millis + 1, 8))
-    known = Known(
+    known = BaseState(
         stamp,
         {name: draw(_small) for name in names},
         {name: draw(later) for name in names if draw(st.booleans())},
@@ -95,7 +95,7 @@ def published_changes(draw):
             + b"\x01"
             + draw(st.binary(min_size=32, max_size=32))
         )
-        known = Known(
+        known = BaseState(
             stamp,
             draw(bodies),
             draw(st.dictionaries(names, st.builds(Version.of, st.integers(10, 99)), max_size=3)),

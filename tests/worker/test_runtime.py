@@ -18,8 +18,8 @@ from eventsync.config import load, location
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, StoreUnavailableError
-from eventsync.monitoring.circuit_breaker import Circuit, CircuitState
-from eventsync.monitoring.worker_status import Progress, StateFile, read_states
+from eventsync.monitoring.circuit_breaker import CircuitBreaker, CircuitState
+from eventsync.monitoring.worker_status import StateFile, WorkerStatus, read_states
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker.options import Options
@@ -154,7 +154,7 @@ def test_circuit_opens_before_the_store_was_ever_there(bus, store):
 def test_circuit_states():
     """Half open is between open and closed only, and the time is that of the first failure."""
     now = [1.0]
-    circuit = Circuit(now=lambda: now[0])
+    circuit = CircuitBreaker(now=lambda: now[0])
     circuit.probe()
     assert circuit.state is CircuitState.CLOSED
     now[0] = 2.0
@@ -256,7 +256,7 @@ def test_letters_are_kept_for_less_than_tombstones():
 
 def test_state_file(tmp_path):
     """A state file tells what a worker does, and goes with it."""
-    progress = Progress("crm")
+    progress = WorkerStatus("crm")
     progress.settled(3)
     file = StateFile(tmp_path / "state", progress)
     file.write()
@@ -272,10 +272,10 @@ def test_state_file(tmp_path):
 
 WATCHED = """
 import sys, time, threading
-from eventsync.monitoring.worker_status import Progress
+from eventsync.monitoring.worker_status import WorkerStatus
 from eventsync.worker.watchdog import Watchdog
 
-progress = Progress("crm")
+progress = WorkerStatus("crm")
 if sys.argv[1] == "open":
     progress.circuit.open(OSError("away"))
 if sys.argv[1] == "pause":

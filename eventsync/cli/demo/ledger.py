@@ -14,7 +14,7 @@ from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.engine.gate import Outcome
 
-__all__ = ["Account", "CountingPublisher", "account_of", "captured_in", "versions_in"]
+__all__ = ["Account", "LedgerPublisher", "account_of", "captured_in", "versions_in"]
 
 # What became of a change is the first of these that a worker ever said of it.
 _BECAME: Sequence[tuple[str, frozenset[str]]] = (
@@ -26,7 +26,7 @@ _BECAME: Sequence[tuple[str, frozenset[str]]] = (
 _WORDS = (*(word for word, _ in _BECAME), "lost")
 
 
-class CountingPublisher:
+class LedgerPublisher:
     """A publisher that passes everything on to a bus, and remembers each change's version."""
 
     def __init__(self, bus: Bus) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eventsync.cli.demo.ledger import CountingPublisher
+from eventsync.cli.demo.ledger import LedgerPublisher
 from eventsync.cli.demo.process import Commands, WorkerProcess
 from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import plural
@@ -31,7 +31,7 @@ class Stage:
 
     def __init__(self, deployment: Deployment, folder: Path, broker: str) -> None:
         self.bus = deployment.bus
-        self.publisher = CountingPublisher(self.bus)
+        self.publisher = LedgerPublisher(self.bus)
         self.registry = deployment.registry.open(publisher=self.publisher)
         deployment.declare()
         self.workers: dict[str, WorkerProcess] = {}

@@ -15,8 +15,8 @@ from eventsync.monitoring import catalogue
 from eventsync.monitoring.backlog import Survey
 from eventsync.monitoring.catalogue import Metric
 from eventsync.monitoring.circuit_breaker import CircuitState
-from eventsync.monitoring.http_server import Answer
-from eventsync.monitoring.worker_group import Crew
+from eventsync.monitoring.http_server import HttpResponse
+from eventsync.monitoring.worker_group import WorkerGroup
 
 try:
     from prometheus_client import CollectorRegistry
@@ -44,17 +44,17 @@ _FAMILIES: Final[Mapping[str, Any]] = {
 class Exporter:
     """The metrics of a crew and of what a survey sees. Thread-safe; reads and changes nothing."""
 
-    def __init__(self, crew: Crew, survey: Survey) -> None:
+    def __init__(self, crew: WorkerGroup, survey: Survey) -> None:
         self._crew = crew
         self._survey = survey
         # One of its own: the library's global one would mix crews.
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
-    def answer(self, accept: str) -> Answer:
+    def answer(self, accept: str) -> HttpResponse:
         """The metrics as they stand, in the format that ``accept`` asks for."""
         encode, content_type = choose_encoder(accept)
-        return Answer(encode(self._registry), content_type)
+        return HttpResponse(encode(self._registry), content_type)
 
     def collect(self) -> Iterator[Any]:
         """All metric families, as ``prometheus_client`` takes them."""

@@ -243,7 +243,7 @@ class OnDisk(Accessor[R]):
         if not missing or not lost or transaction is None:
             return
         entries = transaction.read(self.type.name, missing)
-        here = [key for key, entry in entries.items() if entry.presence is Presence.HERE]
+        here = [key for key, entry in entries.items() if entry.presence is Presence.PRESENT]
         if here:
             raise RecordError(
                 f"{self.type.name} {here[0]!r} is not found, and may be in what is unreadable: "
@@ -265,7 +265,7 @@ class OnDisk(Accessor[R]):
         if self._index is None:
             return False
         try:
-            return self._index.counts(self.type.name)[Presence.HERE] > 0
+            return self._index.counts(self.type.name)[Presence.PRESENT] > 0
         except ConfigError:
             return False  # the index itself is in a folder that is not there
 

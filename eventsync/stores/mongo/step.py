@@ -162,7 +162,7 @@ class Steps:
         for name, step in late.items():
             entry = entries.get(name)
             if entry is None or (
-                entry["number"] > step.number and entry.get("presence") != Presence.HERE
+                entry["number"] > step.number and entry.get("presence") != Presence.PRESENT
             ):
                 alone = DeleteOne({"_id": step.task.id, MARK: step.number})
                 self._database.write(step.task.collection, [alone])

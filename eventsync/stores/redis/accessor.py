@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from eventsync.changes.change import Change
 from eventsync.engine.accessor import Accessor, Write
 from eventsync.engine.gate import Verdict, decide_put_or_delete
-from eventsync.engine.unit_of_work import Step
+from eventsync.engine.unit_of_work import UnitOfWork
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
 from eventsync.index import Index, IndexTransaction
 from eventsync.records.key import CODERS
@@ -280,7 +280,7 @@ class RedisAccessor(Accessor[R]):
         }
         with self._versions.transaction() as transaction:
             transaction.newest_wins = True
-            Step(self, transaction).perform(decisions)
+            UnitOfWork(self, transaction).perform(decisions)
         verdicts: dict[str, Sequence[Verdict]] = {
             key: decision.verdicts for key, decision in decisions.items()
         }

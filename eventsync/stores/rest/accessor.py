@@ -140,7 +140,7 @@ class RestAccessor(ObjectAccessor[R]):
             row = self.read_rows([key], transaction).get(key)
             made = (None if row is None else packing.digest(row)) == intent.digest
             if made:
-                if row is not None and intent.entry.presence is Presence.HERE:
+                if row is not None and intent.entry.presence is Presence.PRESENT:
                     intent.entry.echo = echo_of(intent.entry, row, self.view)
                 transaction.write(name, {key: intent.entry})
             transaction.settle(name, list(intents), send=made)

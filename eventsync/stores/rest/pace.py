@@ -13,12 +13,12 @@ from typing import Final
 
 from eventsync.errors import ConfigError
 
-__all__ = ["Pace", "delay_asked"]
+__all__ = ["Throttle", "delay_asked"]
 
 _LONGEST: Final = 3600.0
 
 
-class Pace:
+class Throttle:
     """At most ``rate`` requests a second from this process, and none while told to wait.
 
     Up to ``burst`` may go at once after a rest. Thread-safe.

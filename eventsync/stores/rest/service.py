@@ -24,7 +24,7 @@ from eventsync.errors import (
 from eventsync.stores.json_values import DECODER, dump
 from eventsync.stores.rest.address import Gateway
 from eventsync.stores.rest.auth import Auth, ClientCredentials
-from eventsync.stores.rest.pace import Pace, delay_asked
+from eventsync.stores.rest.pace import Throttle, delay_asked
 
 try:
     import httpcore
@@ -124,7 +124,7 @@ class Service:
         self._max_response = max_response
         self._gateway = Gateway(allow)
         self._ca_file = None if ca_file is None else os.fspath(ca_file)
-        self.pace = Pace(rate, burst)
+        self.pace = Throttle(rate, burst)
         self._lock = threading.Lock()
         self._held: tuple[int, httpx.Client] | None = None
 

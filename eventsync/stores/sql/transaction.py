@@ -167,7 +167,7 @@ class SqlTransaction(IndexTransaction):
         index, dialect = self._index, self._index.dialect
         if not dialect.conditional:
             return super().claim(type, keys, stamps)
-        here, gone = int(Presence.HERE), int(Presence.GONE)
+        here, gone = int(Presence.PRESENT), int(Presence.DELETED)
         # As ``Stamp.deleted``, without a call for each.
         presences = [gone if stamp[16] == 2 else here for stamp in stamps]
         rows = list(zip(repeat(type), keys, stamps, presences))
