@@ -35,7 +35,8 @@ _Count = Annotated[int, Field(gt=0)]
 
 class Settings(BaseSettings):
     """Each is read from the environment variable ``EVENTSYNC_`` and its name in capitals, or from
-    a file of that name."""
+    a file of that name.
+    """
 
     model_config = SettingsConfigDict(env_prefix="EVENTSYNC_", frozen=True, extra="ignore")
 

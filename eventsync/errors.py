@@ -70,7 +70,8 @@ class EventSyncError(Exception):
 
     def __init__(self, message: str, *, reason: str | None = None, hint: str = "") -> None:
         """Set ``message`` and ``hint``; ``reason`` replaces the class's own where one class
-        stands for several rules."""
+        stands for several rules.
+        """
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -241,7 +242,8 @@ def malformed(message: str, *, reason: str = "malformed", hint: str = "") -> Env
 
 def shown(item: Any) -> str:
     """``item`` for an error: only what is short and flat; the rest may be as deep as a hostile
-    sender likes."""
+    sender likes.
+    """
     kind = type(item)
     if kind is str or kind is bytes:
         return repr(item if len(item) <= 40 else item[:40])

@@ -44,7 +44,8 @@ CREATE INDEX spool_sent ON spool (sent) WHERE sent IS NOT NULL;
 @dataclass(slots=True, frozen=True)
 class SpoolState:
     """How a spool stands: envelopes that wait, the age of the oldest of them in seconds, envelopes
-    kept for a broker that forgets, and the bytes of the file in use."""
+    kept for a broker that forgets, and the bytes of the file in use.
+    """
 
     waiting: int
     oldest: float | None

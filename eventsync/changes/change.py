@@ -111,7 +111,8 @@ class Change:
         digest: bytes | None = None,
     ) -> None:
         """``id``: by default a new one. ``digest``: that of the body which the change was made
-        with, where ``data`` are not that body."""
+        with, where ``data`` are not that body.
+        """
         self.type = type
         self.key = key
         self.op = op

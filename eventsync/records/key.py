@@ -91,7 +91,8 @@ def join_all(columns: Sequence[Sequence[str]]) -> list[str]:
 
 def split(key: str) -> list[str]:
     """The components' texts. A key that ``join`` did not make gives components that ``join`` to
-    another key."""
+    another key.
+    """
     parts = key.split("/")
     if "%" in key:
         return [part.replace("%2F", "/").replace("%25", "%") for part in parts]

@@ -137,7 +137,8 @@ class Record:
 
     def __init__(self, /, **values: Any) -> None:
         """A new record. Raises ``FieldError`` for a wrong or missing value, ``RecordError`` for one
-        of no field."""
+        of no field.
+        """
         record_type = _type_of(type(self))
         loaded = record_type.load(values)
         self._become(loaded, record_type.copied(loaded), True, None)
@@ -225,7 +226,8 @@ class Record:
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Set a field. Raises ``FieldError`` for a value that does not fit, ``RecordError`` for an
-        unknown field and for another key than that under which the record is committed."""
+        unknown field and for another key than that under which the record is committed.
+        """
         field = self.__record__.field(name)
         plain = field.coerce(value)
         if field.key and not self._new and not same(plain, self._base.get(name, plain)):

@@ -212,7 +212,7 @@ _EXTENSIONS: Final[dict[type, Callable[[Any], tuple[int, bytes]]]] = {
 
 
 def _encode_special(value: Any) -> Any:
-    """msgpack's hook for what it cannot encode by itself."""
+    """Msgpack's hook for what it cannot encode by itself."""
     kind = type(value)
     if kind in _EXTENSIONS:
         return _ext(_EXTENSIONS[kind](value))
@@ -393,7 +393,8 @@ def digest(row: Mapping[str, Any]) -> bytes:
 
 def short_digest(held: Any) -> bytes:
     """Eight bytes of a digest of one value, whatever form its store gives its decimals: equal for
-    equal values, as ``digest``. Thread-safe."""
+    equal values, as ``digest``. Thread-safe.
+    """
     held = held if type(held) in PLAIN else _canonical(held)
     packed = _packed(_packer.pack_canonical, held)
     return hashlib.blake2b(packed, digest_size=8).digest()

@@ -66,7 +66,8 @@ class Stage:
 
     def frozen_half_way(self, worker: WorkerProcess, most: int) -> bool:
         """Freeze a worker; let it go on unless it has settled some work, has more in hand, and at
-        most ``most`` messages, but some, are still waiting."""
+        most ``most`` messages, but some, are still waiting.
+        """
         worker.freeze()
         state = self.bus.states(worker.store)["queue"]
         if (

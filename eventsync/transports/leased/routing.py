@@ -93,7 +93,7 @@ class RoutedChannel(virtual.Channel):
 
     @property
     def state(self) -> Any:
-        """kombu's routing tables, as this channel last read them."""
+        """Kombu's routing tables, as this channel last read them."""
         return self.current_routing().state
 
     def current_routing(self) -> Routing:

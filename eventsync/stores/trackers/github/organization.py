@@ -170,7 +170,8 @@ class GitHubGroups(_OfOrganization[R]):
 
 class GitHubMembers(_OfOrganization[R]):
     """Who is in which team: members of the organization only. An ordinary member's role is empty,
-    that of others ``maintainer``."""
+    that of others ``maintainer``.
+    """
 
     shape = Member
     where = Resource(

@@ -136,7 +136,8 @@ class GitLabGroupAccounts(_OfGroup[R]):
 
 class GitLabMembers(_OfInstance[R]):
     """Who is directly in which group, as ``minimal``, ``guest``, ``planner``, ``reporter``,
-    ``developer``, ``maintainer`` or ``owner``."""
+    ``developer``, ``maintainer`` or ``owner``.
+    """
 
     shape = Member
     where = Resource(
@@ -176,7 +177,8 @@ class GitLabMembers(_OfInstance[R]):
 
 class GitLabGroups(_OfInstance[R]):
     """The groups that the token's user is in, under their paths. A group without a name is called
-    as its path ends."""
+    as its path ends.
+    """
 
     shape = Group
     where = Resource(

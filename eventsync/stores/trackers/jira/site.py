@@ -41,7 +41,8 @@ class _OfSite(JiraAccessor[R]):
 
 class JiraLabels(_OfSite[R]):
     """The words that issues of the site are labelled with. They can only be read: a label is there
-    as long as an issue has it."""
+    as long as an issue has it.
+    """
 
     shape = Label
     where = Resource(items="/label", item="/label/{id}", etags=False)
@@ -66,7 +67,8 @@ class JiraLabels(_OfSite[R]):
 
 class JiraProjects(_OfSite[R]):
     """Projects, under their keys. ``project_type``: of those that are created; their lead is whose
-    token it is. Removing one puts it into the trash, where it stays for 60 days."""
+    token it is. Removing one puts it into the trash, where it stays for 60 days.
+    """
 
     shape = Project
     where = Resource(
@@ -108,7 +110,8 @@ class JiraProjects(_OfSite[R]):
 
 class JiraAccounts(_OfSite[R]):
     """The people on the site, under their account ids. They can only be read, and their addresses
-    only as far as they show them."""
+    only as far as they show them.
+    """
 
     shape = Account
     where = Resource(items="/users/search", item="/user?accountId={id}", etags=False)

@@ -1,0 +1,82 @@
+"""Isolation: finds the items of a batch that fail, so that one item never stops the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from eventsync.errors import ConfigError, EventSyncError, StoreError, is_retryable
+
+__all__ = ["Done", "Failed", "concerns_all", "isolate", "item_error"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(slots=True, frozen=True)
+class Done(Generic[T, R]):
+    """Some of the items, in their order, and what the call returned for them."""
+
+    items: Sequence[T]
+    result: R
+
+
+@dataclass(slots=True, frozen=True)
+class Failed(Generic[T]):
+    """One item, and the error that the call raised for it alone."""
+
+    item: T
+    error: Exception
+
+
+def concerns_all(error: Exception) -> bool:
+    """Return whether an error says something of the store, the broker or the configuration.
+
+    Everything else is the failure of the item that raised it, also what an accessor raises by
+    mistake.
+    """
+    return is_retryable(error) or isinstance(error, ConfigError)
+
+
+def isolate(
+    items: Sequence[T],
+    call: Callable[[Sequence[T]], R],
+    *,
+    shared: Callable[[Exception], bool] = concerns_all,
+) -> Iterator[Done[T, R] | Failed[T]]:
+    """Call ``call`` with all items; if it fails, with halves of them, until what fails is alone.
+
+    Yield the parts in the order of their items, each before the next one is tried. ``call`` is
+    repeated with items that it has seen, so it must be idempotent or take effect whole or not at
+    all. An error for which ``shared`` returns true is raised at once, because it would meet every
+    other item too. One failing item among n costs about 2 log2(n) calls.
+    """
+    waiting = [items] if items else []
+    while waiting:
+        part = waiting.pop()
+        try:
+            result = call(part)
+        except Exception as error:
+            if shared(error):
+                raise
+            if len(part) == 1:
+                yield Failed(part[0], error)
+            else:
+                middle = len(part) // 2
+                waiting += [part[middle:], part[:middle]]
+        else:
+            yield Done(part, result)
+
+
+def item_error(error: Exception) -> EventSyncError:
+    """Return ``error`` as one of eventsync's, for a dead letter or a report.
+
+    An unexpected exception is most likely a fault of an accessor. It becomes a ``StoreError`` that
+    names it.
+    """
+    if isinstance(error, EventSyncError):
+        return error
+    unexpected = StoreError(f"unexpected {type(error).__name__}: {error}")
+    unexpected.__cause__ = error
+    return unexpected
