@@ -167,3 +167,17 @@ def test_what_errors_refer_to_is_there():
             headings = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(encoding="utf-8"), re.M)
             assert section in headings, f"{path.name} refers to {section!r} in {page}"
     assert found >= 3
+
+
+def test_journeys_are_as_the_architecture_page_draws_them(tmp_path):
+    """The page lists the modules that an edit and a message really visit, in this order."""
+    code = "import journey, pathlib, sys; page = journey.PAGE.read_text(); "
+    code += "print(journey.put(page, journey.journeys(pathlib.Path(sys.argv[1]))) == page)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{ROOT}"},
+        check=True,
+    )
+    assert done.stdout == "True\n", "run: python tests/project/journey.py --write"
