@@ -46,7 +46,7 @@ def test_spool_takes_and_relays(cli):
     away = ("--broker", "redis://127.0.0.1:1/0")
     into = ("publish", "--type", "Line", "--spool", "spool.db")
     line = '{"order": 1, "number": 1, "text": "a"}'
-    assert "1 record taken into the spool" in cli(*into, *away, input=line).check().out
+    assert "1 record written to the spool" in cli(*into, *away, input=line).check().out
     assert cli(*into, *away, "--json", input="").check().json["waiting"] is True
     cli("relay", "--spool", "spool.db", "--once", *away).check(69)
     told = cli("relay", "--spool", "spool.db", "--once", "--json").check().json
