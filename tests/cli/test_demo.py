@@ -35,9 +35,9 @@ def test_demo(tmp_path: Path) -> None:
     assert answer["kills"] == 1
     assert answer["messages_in_hand_when_killed"] > 0
     assert set(answer["stores"]) == {"lab", "stockroom", "site"}
-    for account in answer["stores"].values():
-        assert sum(account["counts"].values()) == answer["published"]
-    records = {name: account["records"] for name, account in answer["stores"].items()}
+    for totals in answer["stores"].values():
+        assert sum(totals["counts"].values()) == answer["published"]
+    records = {name: totals["records"] for name, totals in answer["stores"].items()}
     assert records == {"lab": 119, "stockroom": 119, "site": 81}
     assert "SIGKILL" in done.stderr
     # The reader can go on from there, and the other end of the comparison is looked at, too.
@@ -70,8 +70,8 @@ def test_demo_wants_a_fresh_folder(tmp_path: Path) -> None:
 
 
 def test_lost_changes_are_noticed() -> None:
-    """An account tells apart what was applied, overtaken, known, refused and never heard of."""
-    from eventsync.cli.demo.ledger import account_of
+    """An totals tells apart what was applied, overtaken, known, refused and never heard of."""
+    from eventsync.cli.demo.ledger import totals_of
 
     events = [
         {"event": "applied", "version": "a"},
@@ -83,15 +83,15 @@ def test_lost_changes_are_noticed() -> None:
         {"event": "worker started"},
         {"event": "applied", "version": "nobody's"},
     ]
-    account = account_of(events, ["a", "b", "c", "d", "e"])
-    assert account.counts == {
+    totals = totals_of(events, ["a", "b", "c", "d", "e"])
+    assert totals.counts == {
         "applied": 1,
         "superseded": 1,
         "already there": 1,
         "dead-lettered": 1,
         "lost": 1,
     }
-    assert (account.again, account.foreign) == (1, 1)
+    assert (totals.again, totals.foreign) == (1, 1)
 
 
 @pytest.mark.parametrize("column", ["number", "symbol", "name"])

@@ -19,8 +19,8 @@ def test_no_project(bare: Cli) -> None:
     ("app", "said"),
     [
         ("workers", "write module:attribute"),
-        ("workers:nothing", "it has registry"),
-        ("workers:DATABASE", "is str, not a StoreRegistry"),
+        ("workers:nothing", "it has registry; write --app workers:registry"),
+        ("workers:DATABASE", "is of type str, not a StoreRegistry"),
         ("nowhere:registry", "there is no module 'nowhere'"),
     ],
 )
@@ -64,7 +64,7 @@ def test_missing_import_in_project(bare: Cli) -> None:
 def test_unknown_names(cli: Cli) -> None:
     """A wrong store or record type is told with those there are."""
     assert "there are crm, documents, report" in cli("worker", "cmr", "--drain").check(78).err
-    assert "there are Person, Line" in cli("find", "Preson").check(78).err
+    assert "known types: Person, Line" in cli("find", "Preson").check(78).err
 
 
 def test_wrong_usage(cli: Cli) -> None:

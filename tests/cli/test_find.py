@@ -35,7 +35,7 @@ def test_get_side_by_side(filled: Cli) -> None:
     table = {line.split()[0]: line.split()[1:] for line in lines[1:]}
     assert table["name"] == ["Bob", "–", "Bob"]
     assert table["city"] == ["Rome", "–", "·"]
-    assert table["state"] == ["here", "filtered", "out", "here"]
+    assert table["state"] == ["present", "filtered", "out", "present"]
 
 
 def test_get_by_another_spelling_of_the_key(filled: Cli) -> None:

@@ -36,7 +36,7 @@ def test_status_counts(cli: Cli) -> None:
 def test_status_before_anything_ran(cli: Cli) -> None:
     """A deployment that has never run has a status too, which says what is missing."""
     ran = cli("status").check()
-    assert "it has no queue yet" in ran.err
+    assert "there is no queue yet" in ran.err
 
 
 def test_check_is_content(cli: Cli) -> None:

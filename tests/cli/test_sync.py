@@ -63,7 +63,7 @@ def test_captures_edits_made_behind(filled: Cli) -> None:
         database.execute("UPDATE person SET name = 'Max' WHERE id = 7")
     database.close()
     out = filled("sync", "--from", "crm").check().out
-    assert out.startswith("1 edit found")
+    assert out.startswith("1 foreign write captured")
     assert (
         filled("get", "Person", "7", "--json").json["stores"]["report"]["values"]["name"] == "Max"
     )

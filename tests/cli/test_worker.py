@@ -111,7 +111,7 @@ def test_the_starting_project_is_clean(bare: Cli) -> None:
 def test_init_overwrites_nothing(bare: Cli) -> None:
     """``init`` refuses a folder that holds one of its files, and leaves all as it was."""
     Path("records.py").write_text("mine")
-    assert "records.py already" in bare("init").check(78).err
+    assert "already contains records.py" in bare("init").check(78).err
     assert [path.name for path in Path().iterdir()] == ["records.py"]
     assert Path("records.py").read_text() == "mine"
 
