@@ -48,8 +48,8 @@ class Result:
             f"{self.total('already there'):,} already there, "
             f"{self.dead_letters:,} dead-lettered (of these, {plural(self.foreign, 'message')} "
             f"held no change), {self.total('lost'):,} lost.",
-            f"{plural(self.kills, 'worker')} killed with {plural(self.in_hand, 'message')} in hand, "
-            f"{plural(again, 'change')} delivered more than once, without effect.",
+            f"{plural(self.kills, 'worker')} killed with {plural(self.in_hand, 'message')} "
+            f"in hand; {plural(again, 'change')} delivered more than once, without effect.",
             f"{sum(a.fields for a in self.stores.values()):,} fields of "
             f"{sum(a.records for a in self.stores.values()):,} records compared: "
             f"{self.differing:,} differing.",
