@@ -76,7 +76,7 @@ class Edits:
 
     @property
     def free(self) -> list[int]:
-        """The customers without orders, which are the only ones that the database lets us delete."""
+        """The customers without orders; the database refuses to delete the others."""
         return [id for id in self.customers if id not in self.ordered]
 
     def go(self) -> None:
@@ -90,7 +90,7 @@ class Edits:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rate", type=float, default=20.0, help="the largest number of edits a second")
+    parser.add_argument("--rate", type=float, default=20.0, help="the limit of edits a second")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to run")
     options = parser.parse_args()
     stopped: list[int] = []

@@ -1,4 +1,4 @@
-"""The demo: every number it shows is counted, and they add up."""
+"""``eventsync demo``: its numbers are counted and add up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_demo(tmp_path: Path) -> None:
-    """All stores agree in the end, nothing is lost, and every change is accounted for once."""
+    """At the end all stores agree, nothing is lost, and every change is counted once."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith("EVENTSYNC_")}
     environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(
@@ -56,7 +56,7 @@ def test_demo(tmp_path: Path) -> None:
 
 
 def test_demo_wants_a_fresh_folder(tmp_path: Path) -> None:
-    """A folder that holds something is not touched."""
+    """The demo refuses a folder that is not empty, and changes nothing in it."""
     (tmp_path / "mine").write_text("mine")
     done = subprocess.run(
         [sys.executable, "-m", "eventsync", "demo", str(tmp_path)],
@@ -70,7 +70,7 @@ def test_demo_wants_a_fresh_folder(tmp_path: Path) -> None:
 
 
 def test_lost_changes_are_noticed() -> None:
-    """An totals tells apart what was applied, overtaken, known, refused and never heard of."""
+    """A change without a logged outcome counts as lost; the others count by their outcome."""
     from eventsync.cli.demo.ledger import totals_of
 
     events = [
@@ -96,7 +96,7 @@ def test_lost_changes_are_noticed() -> None:
 
 @pytest.mark.parametrize("column", ["number", "symbol", "name"])
 def test_elements_are_all_there(column: str) -> None:
-    """The demo's data are 118 elements, each once."""
+    """The data of the demo are 118 different elements."""
     import csv
 
     path = ROOT / "eventsync" / "cli" / "demo" / "folder" / "elements.csv"
