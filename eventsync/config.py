@@ -116,7 +116,7 @@ class Settings(BaseSettings):
                 f"EVENTSYNC_LETTER_RETENTION is {self.letter_retention:g} s, but has to be at most "
                 f"EVENTSYNC_TOMBSTONE_RETENTION ({self.tombstone_retention:g} s) minus "
                 f"EVENTSYNC_MAX_CLOCK_DRIFT ({self.max_clock_drift:g} s), because an older dead "
-                "letter cannot be replayed"
+                "letter could not be replayed"
             )
         return self
 
