@@ -333,7 +333,7 @@ def _selected(
 
     if not selection:
         raise typer.BadParameter(
-            "say which dead letters: --id, --reason, --type, --key, --older-than or --all"
+            "select dead letters, for example with --id or --reason, or use --all"
         )
     deployment.store(store)  # an unknown name must not create a queue
     now = time.time()

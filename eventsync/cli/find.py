@@ -48,9 +48,12 @@ def get(
 ) -> int:
     """Show one record as every store holds it, field by field.
 
-    ! marks a value that differs from the winner; – means that the store does not hold the record;
-    · means that the store does not hold the field. version: the latest version in the store. The
-    exit code is 1 if no store holds the record.
+    Marks:
+      !   the value differs from the winner
+      –   the store does not hold the record
+      ·   the store does not hold the field
+
+    version is the latest version in the store. The exit code is 1 if no store holds the record.
 
     Examples:
       eventsync get Customer 7
@@ -101,9 +104,13 @@ def find(
 ) -> int:
     """Find records in all stores and show where the stores differ.
 
-    Each row is a record that matches in at least one store. It shows the values of the winner, then
-    one column for each store: = means that the store holds the same values; – means that it does
-    not hold the record, perhaps because of its filter; ! names what differs.
+    Each row is a record that matches in at least one store: the values of the winner, then a column
+    for each store.
+
+    Marks:
+      =   the store holds the same values
+      –   the store does not hold the record, perhaps because of its filter
+      !   the store differs, as shown
 
     Examples:
       eventsync find Customer --filter '{"city": "Oslo"}' --sort -balance

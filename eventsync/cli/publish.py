@@ -110,9 +110,8 @@ def publish(
     if error is not None:
         report.waiting = True
         warn(
-            f"the records are written to {store}, but not published yet: {error.message}; "
-            f"the changes wait in the outbox of {store} until its worker, eventsync relay {store} "
-            "or the next edit publishes them"
+            f"the records are written to {store}, but their changes wait in the outbox; the worker "
+            f"of {store}, eventsync relay {store} or the next edit publishes them ({error.message})"
         )
     report.print(as_json)
     if error is not None:
