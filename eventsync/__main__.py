@@ -1,7 +1,4 @@
-"""``python -m eventsync``: the command line, where its script is not on the PATH.
-
-It must not know any command.
-"""
+"""``python -m eventsync``: the command line where the ``eventsync`` script is not on the PATH."""
 
 from eventsync.cli import main
 

@@ -1,10 +1,8 @@
-"""The settings of a deployment: the only reader of the environment.
+"""The settings of a deployment. Only this module reads the environment.
 
-It knows nothing of stores, nor of what its settings do in the end. Times are in seconds, sizes in
-bytes.
-
-What is not in the environment is looked for in the folder that ``EVENTSYNC_SECRETS_DIR`` names, in
-a file called as the variable would be (``eventsync_broker``), which is where secrets belong.
+A setting ``broker`` is read from the environment variable ``EVENTSYNC_BROKER``. If that is not set,
+it is read from the file ``eventsync_broker`` in the folder that ``EVENTSYNC_SECRETS_DIR`` names,
+which is the place for passwords and keys.
 """
 
 from __future__ import annotations
@@ -34,78 +32,96 @@ _Count = Annotated[int, Field(gt=0)]
 
 
 class Settings(BaseSettings):
-    """Each is read from the environment variable ``EVENTSYNC_`` and its name in capitals, or from
-    a file of that name.
+    """The settings, each with its default. Times are in seconds, sizes in bytes.
+
+    ``repr`` and errors never show ``broker`` and ``keys``, which hold secrets.
     """
 
     model_config = SettingsConfigDict(env_prefix="EVENTSYNC_", frozen=True, extra="ignore")
 
     app: str = "workers:registry"
-    """Where the store registry is: a module and an attribute (or a function that returns it)."""
+    """The store registry, as ``module:attribute``; ``workers:registry`` by default."""
     broker: SecretStr = SecretStr("sqlite:///eventsync-broker.db")
-    """The broker's URL; it may hold a password, so it is never shown."""
+    """The URL of the broker, by default an SQLite file in the working directory; it is secret."""
     keys: SecretStr | None = None
-    """Signing keys, ``id:base64,id:base64``; the first signs, all of them verify."""
+    """The signing keys, ``id:base64,id:base64``: the first signs, all verify; none by default."""
     max_clock_drift: _Seconds = 5.0
-    """How far in the future a version may lie."""
+    """The seconds that a version may lie in the future; 5 by default."""
     hold_for: _Seconds = 300.0
-    """How long a change with a version too far in the future is tried again."""
+    """The seconds that a held change is retried before it becomes a dead letter; 300 by default."""
     tombstone_retention: _Seconds = 10 * 86_400.0
-    """How long the versions of deleted records are kept."""
+    """The seconds that the version of a deleted record is kept; 864,000 (10 days) by default."""
     max_hops: _Count = 8
-    """How often a change may be passed on."""
+    """The number of times that a change may be passed on from store to store; 8 by default."""
     max_envelope: _Count = 256 * 1024
-    """The size of the largest envelope."""
+    """The largest size of an envelope in bytes; 262,144 (256 KiB) by default."""
     message_envelopes: _Count = 500
-    """How many envelopes one broker message carries at most."""
+    """The largest number of envelopes in a message; 500 by default."""
     message_bytes: _Count = 512 * 1024
-    """How large a broker message with more than one envelope may become."""
+    """The largest size in bytes of a message of several envelopes; 524,288 by default."""
     max_message: _Count = 8 * 1024 * 1024
-    """The size of the largest broker message that is read; larger ones become dead letters."""
+    """The size in bytes above which a message becomes a dead letter; 8,388,608 by default."""
     prefetch: _Count = 64
-    """How many messages a worker takes from the broker at a time."""
+    """The number of messages that a worker takes from the broker at a time; 64 by default."""
     batch: _Count = 5000
-    """How many changes a worker applies at a time, beyond the first message."""
+    """The number of changes, beyond the first message, that a worker applies at a time; 5,000 by
+    default.
+    """
     max_deliveries: _Count = 50
-    """How often a message may be taken by workers that then die, before it is put aside."""
+    """The number of deliveries to workers that die, after which a message is a dead letter; 50 by
+    default.
+    """
     lease: _Seconds = 60.0
-    """How long a message stays with a worker that shows no sign of life."""
+    """The seconds after which the messages of a silent worker go to others; 60 by default."""
     retry_for: _Seconds = 30.0
-    """How long a worker tries again before it lets go of a store that is down."""
+    """The seconds that a store may fail before the circuit breaker opens; 30 by default."""
     grace: _Seconds = 25.0
-    """How long a worker that is told to stop may take to finish what it has in hand."""
-
+    """The seconds that a worker may take to finish its work after SIGTERM; 25 by default."""
     letter_retention: _Seconds = 7 * 86_400.0
-    """How long dead letters are kept; shorter than ``tombstone_retention`` by the drift."""
+    """The seconds that dead letters are kept; 604,800 (7 days) by default.
+
+    It has to be less than ``tombstone_retention`` minus ``max_clock_drift``.
+    """
     republish_window: Annotated[float, Field(ge=0)] = 10.0
-    """When the broker was lost and is back: from how long before on changes are published again."""
+    """When a lost broker is back, changes of this many seconds before the loss are published again;
+    10 by default, 0 for none.
+    """
     spool_bytes: _Count = 1 << 30
-    """How large a spool may become."""
+    """The largest size of a spool file in bytes; 1,073,741,824 (1 GiB) by default."""
     recycle_messages: Annotated[int, Field(ge=0)] = 0
-    """After how many messages a worker makes place for a new process; 0: never."""
+    """The number of messages after which a worker exits, to be restarted; 0, the default, for no
+    limit.
+    """
     recycle_growth: Annotated[int, Field(ge=0)] = 0
-    """After how many bytes of growth a worker makes place for a new process; 0: never."""
+    """The growth of memory in bytes after which a worker exits, to be restarted; 0, the default,
+    for no limit.
+    """
     stall_after: _Seconds = 300.0
-    """How long one call of a store may take before the watchdog ends the worker."""
+    """The seconds that one call of a store may take before the watchdog ends the worker; 300 by
+    default.
+    """
     listen: str = ""
-    """Where metrics and health are served, ``HOST:PORT``; empty: nowhere."""
+    """The ``HOST:PORT`` that serves metrics and health; empty, the default, for none."""
     traces: bool = False
-    """Whether changes are traced with OpenTelemetry, which has settings of its own, ``OTEL_``."""
+    """Whether changes are traced with OpenTelemetry, which has its own ``OTEL_`` settings; off by
+    default.
+    """
     state_dir: Path | None = None
-    """A folder for state files of workers, which tell what each is doing; ``None``: no files."""
+    """The folder for the state files of workers; ``None``, the default, for no files."""
 
     @model_validator(mode="after")
     def _letters_before_tombstones(self) -> Settings:
         if self.letter_retention > self.tombstone_retention - self.max_clock_drift:
             raise ValueError(
-                f"letter_retention is {self.letter_retention:g} s; it has to be shorter than "
-                f"tombstone_retention ({self.tombstone_retention:g} s) less max_clock_drift, since "
-                "an older letter could not be replayed"
+                f"EVENTSYNC_LETTER_RETENTION is {self.letter_retention:g} s, but has to be at most "
+                f"EVENTSYNC_TOMBSTONE_RETENTION ({self.tombstone_retention:g} s) minus "
+                f"EVENTSYNC_MAX_CLOCK_DRIFT ({self.max_clock_drift:g} s), because an older dead "
+                "letter could not be replayed"
             )
         return self
 
     def secrets(self) -> list[str]:
-        """All texts in these settings that nobody may see, as they stand and decoded."""
+        """Return the secret texts in these settings, passwords also percent-decoded."""
         found = []
         for url in self.broker.get_secret_value().split(";"):
             _, _, after = url.partition("://")
@@ -118,11 +134,10 @@ class Settings(BaseSettings):
         return [secret for secret in found if secret]
 
     def bus(self, *, tracing: Tracing | None = None) -> Bus:
-        """The bus that these settings describe, not yet connected. Raises ``ConfigError``."""
-        keys = self.keys.get_secret_value() if self.keys else ""
+        """Return the bus of these settings, not yet connected. Raises ``ConfigError``."""
         return Bus(
             self.broker.get_secret_value(),
-            keys=Keyring.parse(keys) if keys else None,
+            keys=self._keyring(),
             max_envelope=self.max_envelope,
             message_envelopes=self.message_envelopes,
             message_bytes=self.message_bytes,
@@ -132,25 +147,28 @@ class Settings(BaseSettings):
         )
 
     def spool(self, path: Path, *, tracing: Tracing | None = None) -> Spool:
-        """The spool in a file, not yet opened. Raises ``ConfigError``."""
-        keys = self.keys.get_secret_value() if self.keys else ""
+        """Return the spool in a file, not yet opened. Raises ``ConfigError``."""
         return Spool(
             path,
-            keys=Keyring.parse(keys) if keys else None,
+            keys=self._keyring(),
             max_envelope=self.max_envelope,
             republish_window=self.republish_window,
             max_bytes=self.spool_bytes,
             tracing=tracing,
         )
 
+    def _keyring(self) -> Keyring | None:
+        keys = self.keys.get_secret_value() if self.keys else ""
+        return Keyring.parse(keys) if keys else None
+
     def limits(self) -> Limits:
-        """What stores refuse to apply."""
+        """Return the limits beyond which stores refuse changes."""
         return Limits(
             retention=self.tombstone_retention, drift=self.max_clock_drift, hops=self.max_hops
         )
 
     def worker_options(self) -> Options:
-        """How workers go about their work."""
+        """Return the options of workers."""
         return Options(
             prefetch=self.prefetch,
             batch=self.batch,
@@ -166,18 +184,19 @@ class Settings(BaseSettings):
 
 
 def load(**overrides: Any) -> Settings:
-    """The settings from the environment, and over them those given that are not ``None``.
+    """Return the settings of the environment, with ``overrides`` that are not ``None``.
 
-    Raises ``ConfigError`` that names every setting that is wrong.
+    Raises ``ConfigError``, which names every wrong setting.
     """
-    return _read(Settings, **{name: held for name, held in overrides.items() if held is not None})
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return _read(Settings, **given)
 
 
 def location(store: str, default: str | None = None) -> str:
-    """Where a store of yours is, a URL or a folder: ``EVENTSYNC_STORE_`` and its name in capitals.
+    """Return the location of a store, a URL or a folder, from ``EVENTSYNC_STORE_<NAME>``.
 
-    For the functions that make stores, so that the same ones serve on a laptop and in production.
-    Raises ``ConfigError`` if it is said nowhere and there is no default.
+    For functions that make stores, so that the same code runs on a laptop and in production. Raises
+    ``ConfigError`` if the location is not set and there is no ``default``.
     """
     name = "store_" + re.sub(r"\W", "_", store).lower()
     field: dict[str, Any] = {name: (str | None, default)}
@@ -185,9 +204,9 @@ def location(store: str, default: str | None = None) -> str:
     found: str | None = getattr(_read(model), name)
     if not found:
         raise ConfigError(
-            f"nothing says where the store {store!r} is",
-            hint=f"set EVENTSYNC_{name.upper()}, or put it into a file eventsync_{name} in the "
-            "folder that EVENTSYNC_SECRETS_DIR names",
+            f"the location of the store {store!r} is not set",
+            hint=f"set EVENTSYNC_{name.upper()} to its URL or folder, or write it to the file "
+            f"eventsync_{name} in the folder that EVENTSYNC_SECRETS_DIR names",
         )
     return found
 
@@ -199,7 +218,10 @@ class _Location(BaseSettings):
 def _read(model: type[S], **given: Any) -> S:
     secrets = os.environ.get("EVENTSYNC_SECRETS_DIR") or None
     if secrets and not Path(secrets).is_dir():
-        raise ConfigError(f"EVENTSYNC_SECRETS_DIR: there is no folder {secrets}")
+        raise ConfigError(
+            f"EVENTSYNC_SECRETS_DIR: there is no folder {secrets}",
+            hint="create it, or unset the variable",
+        )
     try:
         return model(_secrets_dir=secrets, **given)
     except ValidationError as error:
@@ -207,7 +229,7 @@ def _read(model: type[S], **given: Any) -> S:
             (
                 f"EVENTSYNC_{str(part['loc'][0]).upper().removeprefix('EVENTSYNC_')}: {part['msg']}"
                 if part["loc"]
-                else part["msg"]
+                else part["msg"].removeprefix("Value error, ")
             )
             for part in error.errors(include_input=False)
         )

@@ -1,5 +1,5 @@
--- The CRM's database as it stands before eventsync comes: its tables, and what is in them.
--- The worker of crm captures all of it, and every later edit made at this prompt.
+-- The database of the CRM before eventsync is used: its tables and rows.
+-- The worker of crm captures these rows, and every later foreign write.
 
 CREATE TABLE customer (
     customer_id bigint PRIMARY KEY,

@@ -1,8 +1,8 @@
-"""A stand-in for what writes to a CRM: customers and orders come, change and go.
+"""A producer of load: adds, changes and deletes customers and orders in the store ``crm``.
 
-``docker compose run --rm producer --rate 20 --seconds 60`` makes edits in the store ``crm``, one
-after another, and says at the end how many. Each is in the database, with its envelope, before the
-next is begun; a broker that is away is not waited for, a database is.
+``docker compose run --rm producer --rate 20 --seconds 60`` makes one edit after another and prints
+how many it made. Each edit is in the database, with its envelope in the outbox, before the next one
+starts. The producer waits for a database that is unreachable, but not for a broker.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CITIES = ("Oslo", "Lyon", "Porto", "Graz", "Cork", "Kraków", "Bergen", "Turin")
 
 
 class Edits:
-    """Edits of the store ``crm``, each drawn at random; ``made`` counts them."""
+    """Random edits of the store ``crm``; ``made`` counts them by kind."""
 
     def __init__(self, crm: Store) -> None:
         self.crm = crm
@@ -38,7 +38,7 @@ class Edits:
         self.ordered = {order.customer for order in crm.find(Order)}
 
     def one(self) -> None:
-        """Make one edit."""
+        """Make one random edit."""
         kinds = [self.move, self.move, self.pay, self.progress, self.order, self.come]
         kind = random.choice([*kinds, self.go] if self.free else kinds)
         kind()
@@ -76,13 +76,13 @@ class Edits:
 
     @property
     def free(self) -> list[int]:
-        """The customers who never ordered: the database lets no other be deleted."""
+        """The customers without orders; the database refuses to delete the others."""
         return [id for id in self.customers if id not in self.ordered]
 
     def go(self) -> None:
         id = random.choice(self.free)
         found = self.crm.get(Customer, id)
-        # Not there: it was deleted at an attempt whose answer was lost.
+        # ``None`` if an earlier attempt deleted it and its answer was lost.
         if found is not None:
             self.crm.remove(found)
         self.customers.remove(id)
@@ -90,8 +90,8 @@ class Edits:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rate", type=float, default=20.0, help="edits a second at most")
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=20.0, help="the limit of edits a second")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long to run")
     options = parser.parse_args()
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,20 +109,20 @@ def main() -> None:
         try:
             crm.flush()
         except BusUnavailableError as error:
-            print(f"{error.message}; what waits in the outbox is sent by relay or worker")
+            print(f"{error.message}; the relay or a worker will publish the outbox later")
         waiting = crm.backlog().waiting
     print(json.dumps({**edits.made, "seconds": round(seconds, 1), "waiting": waiting}))
 
 
 def patiently(attempt: Callable[[], Any], stopped: list[int]) -> Any:
-    """What ``attempt`` returns, once the database answers."""
+    """Call ``attempt`` until the database answers; return its result."""
     while True:
         try:
             return attempt()
         except EventSyncError as error:
             if not error.retryable or stopped:
                 raise
-            print(f"waiting: {error}")
+            print(f"retrying in a second: {error}")
             time.sleep(1.0)
 
 

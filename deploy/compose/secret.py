@@ -1,10 +1,10 @@
-"""Makes the passwords and the signing key of the compose deployment: once, each in a file.
+"""Creates the passwords and the signing key of the compose deployment, each in a file.
 
-Arguments: a setting and its URL each, as ``store_crm=postgresql://crm:{password}@crm-db/crm``. The
-URL goes into ``eventsync_<setting>``, for eventsync alone, and the password beside it in the form
-in which its server reads it: ``<setting>.acl`` for Redis, which holds a hash only,
-``<setting>.conf`` for RabbitMQ, ``<setting>.password`` for others. What is there stays, so the
-passwords are as old as the volume.
+Each argument is a setting with its URL, such as ``store_crm=postgresql://crm:{password}@crm-db/crm``.
+The URL with the password is written to ``eventsync_<setting>``, which only eventsync can read. The
+password itself is written in the form that its server reads: a hash in ``<setting>.acl`` for Redis,
+``<setting>.conf`` for RabbitMQ, ``<setting>.password`` for other servers. Existing passwords and
+keys are kept.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def main() -> None:
 
 
 def for_server(setting: str, scheme: str, user: str, password: str) -> tuple[str, str]:
-    """The name and the content of the file from which a server learns its password."""
+    """Return the name and the content of the file from which a server reads its password."""
     if scheme.startswith("redis"):
         digest = hashlib.sha256(password.encode()).hexdigest()
-        # The default user keeps all rights: as that user Redis reads its own log when it starts,
-        # and what the user may not do is left out of the data. Others may ask whether it lives.
+        # The default user keeps all rights: Redis replays its own log as that user when it starts,
+        # and leaves out what the user may not do. The user ``health`` may only send PING.
         ours = f"user {user} on #{digest} ~* &* +@all"
         return f"{setting}.acl", f"{ours}\nuser health on nopass -@all +ping\n"
     if scheme.startswith("amqp"):
@@ -44,7 +44,7 @@ def for_server(setting: str, scheme: str, user: str, password: str) -> tuple[str
 
 
 def kept(name: str, value: str) -> str:
-    """What the file holds, after it was made with ``value`` if it was not there."""
+    """Write ``value`` to the file if it does not exist; return the content of the file."""
     path = FOLDER / name
     if not path.exists():
         write(name, value, mode=0o400)

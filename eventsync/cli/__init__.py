@@ -1,6 +1,8 @@
-"""The command line: every command is the composition of a deployment and a few calls of the core.
+"""The command line.
 
-This module owns the entry point. It must not know any command, so that it is quick to import.
+To add a command, write a function in a module of this package and decorate it with
+``command.command``, list the function in ``program.py``, and add its name to
+``tests/cli/test_help.py``. The docstring of the function is its ``--help``.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command that the process's arguments name. Ends the process."""
+    """Run the command that the process's arguments name, then end the process."""
     from eventsync.cli.program import program
 
     program(prog_name="eventsync")

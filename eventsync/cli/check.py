@@ -1,7 +1,4 @@
-"""``eventsync check``: whether a deployment can work, and what it risks.
-
-It owns the order of the findings and their weight. It must not change any record.
-"""
+"""``eventsync check``: checks that a deployment can work, and names its risks."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import typer
 
 from eventsync.cli.command import FOUND_WRONG, OK, UNAVAILABLE, JsonOption, command
 from eventsync.cli.deployment import Deployment
-from eventsync.cli.output import plural, print_json, print_table
+from eventsync.cli.output import print_json, print_table
 from eventsync.errors import BusUnavailableError, EventSyncError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -24,12 +21,12 @@ __all__ = ["check"]
 
 
 class Level(StrEnum):
-    """What a finding means."""
+    """The level of a finding. The values appear in the JSON output, the names in tables."""
 
     OK = "ok"
     NOTE = "note"
     RISK = "risk"
-    AWAY = "away"
+    UNREACHABLE = "away"
     WRONG = "wrong"
 
 
@@ -37,14 +34,14 @@ _COLOURS: Final = {
     Level.OK: "green",
     Level.NOTE: "cyan",
     Level.RISK: "yellow",
-    Level.AWAY: "red",
+    Level.UNREACHABLE: "red",
     Level.WRONG: "bold red",
 }
 
 
 @dataclass(slots=True, frozen=True)
 class Finding:
-    """One thing that was checked."""
+    """The result of one check."""
 
     level: Level
     about: str
@@ -53,19 +50,24 @@ class Finding:
 
 @command
 def check(deployment: Deployment, as_json: JsonOption = False) -> int:
-    """Check configuration, stores and broker, and say what may be lost.
+    """Check the configuration, the stores and the broker.
 
-    Opens every store, which creates what it needs, and asks whether its data and its version index
-    can be read and written. Says what the broker's transport may lose when something is killed.
+    Opens every store, which creates missing tables and files, and checks that its data and its
+    version index can be read and written. No record is changed. Names what the broker may lose in a
+    crash.
 
-    wrong: has to be corrected; away: cannot be reached now; risk: works, but may lose or trust too
-    much; note: good to know.
+    Levels:
+      wrong         has to be corrected
+      unreachable   does not answer now
+      risk          works, but may lose changes, or trusts too much
+      note          worth knowing
+      ok            works
 
     Examples:
       eventsync check
       eventsync check --broker redis://localhost
     """
-    findings = [*_fit(deployment)]
+    findings = [*_registry(deployment)]
     for store in deployment.registry:
         findings += _store(store)
     findings += _broker(deployment)
@@ -73,28 +75,28 @@ def check(deployment: Deployment, as_json: JsonOption = False) -> int:
         print_json([asdict(finding) for finding in findings])
     else:
         print_table(
-            ["", "about", "finding"],
-            [[finding.level, finding.about, finding.text] for finding in findings],
+            ["level", "about", "finding"],
+            [[finding.level.name.lower(), finding.about, finding.text] for finding in findings],
             marked=lambda row, column: _COLOURS[findings[row].level] if not column else None,
         )
     levels = [finding.level for finding in findings]
-    wrong, away = levels.count(Level.WRONG), levels.count(Level.AWAY)
-    if not as_json and wrong + away:
-        typer.echo(f"\n{plural(wrong, 'thing')} wrong, {away} away.")
+    wrong, unreachable = levels.count(Level.WRONG), levels.count(Level.UNREACHABLE)
+    if not as_json and wrong + unreachable:
+        typer.echo(f"\n{wrong:,} wrong, {unreachable:,} unreachable.")
     if wrong:
         return FOUND_WRONG
-    return UNAVAILABLE if away else OK
+    return UNAVAILABLE if unreachable else OK
 
 
-def _fit(deployment: Deployment) -> Iterator[Finding]:
+def _registry(deployment: Deployment) -> Iterator[Finding]:
     problems = deployment.registry.problems()
     for problem in problems:
         yield Finding(Level.WRONG, "stores", problem)
     if not problems:
         names = ", ".join(deployment.registry.stores)
-        yield Finding(Level.OK, "stores", f"{names} fit together")
+        yield Finding(Level.OK, "stores", f"the declarations of {names} are consistent")
     if len(deployment.registry.stores) < 2:
-        yield Finding(Level.NOTE, "stores", "there is one only, so nothing is kept in sync")
+        yield Finding(Level.NOTE, "stores", "there is only one store, so nothing is kept in sync")
 
 
 def _store(store: Store) -> Iterator[Finding]:
@@ -104,14 +106,14 @@ def _store(store: Store) -> Iterator[Finding]:
         for accessor in store.accessors.values():
             accessor.ping()
             store.index.counts(accessor.type.name)
-        # Waits for other writers as an edit would, and writes nothing.
+        # Take and release the write lock, as an edit does.
         with store.index.transaction():
             pass
         store.index.outgoing(1)
     except PermissionError as error:
         yield Finding(Level.WRONG, about, str(error))
     except (StoreUnavailableError, OSError) as error:
-        yield Finding(Level.AWAY, about, str(error))
+        yield Finding(Level.UNREACHABLE, about, str(error))
     except EventSyncError as error:
         yield Finding(Level.WRONG, about, str(error))
     else:
@@ -120,7 +122,7 @@ def _store(store: Store) -> Iterator[Finding]:
 
 
 def _broker(deployment: Deployment) -> Iterator[Finding]:
-    # Imported here, for they bring kombu with them.
+    # These import kombu, which is slow.
     from eventsync.transports.guarantees import weakness
     from eventsync.transports.redis import url as redis_url
 
@@ -129,19 +131,19 @@ def _broker(deployment: Deployment) -> Iterator[Finding]:
     try:
         bus.open()
     except BusUnavailableError as error:
-        yield Finding(Level.AWAY, "broker", str(error))
+        yield Finding(Level.UNREACHABLE, "broker", str(error))
     except EventSyncError as error:
         yield Finding(Level.WRONG, "broker", str(error))
     else:
         reached = True
-        yield Finding(Level.OK, "broker", f"{bus.shown_url} can be reached")
+        yield Finding(Level.OK, "broker", f"{bus.shown_url} is reachable")
     scheme = bus.transport.lower()
     lost = weakness(scheme)
     if lost is None:
         yield Finding(
             Level.RISK,
             "transport",
-            f"{scheme}: what it loses is not known; try it before you rely on it",
+            f"{scheme}: what it may lose in a crash is not known; test it before you rely on it",
         )
     elif lost:
         yield Finding(Level.RISK, "transport", f"{scheme}: {lost}")
@@ -155,8 +157,8 @@ def _broker(deployment: Deployment) -> Iterator[Finding]:
         yield Finding(
             Level.RISK,
             "signatures",
-            "envelopes are not signed, so whoever reaches the broker can alter every store; "
-            "set EVENTSYNC_KEYS to sign and demand signatures",
+            "changes are not signed, so anyone who can reach the broker can change every store; "
+            "set EVENTSYNC_KEYS to sign changes and to refuse unsigned ones",
         )
 
 
@@ -166,11 +168,15 @@ def _redis(url: str) -> Iterator[Finding]:
     try:
         weaknesses = advice(url)
     except BusUnavailableError as error:
-        yield Finding(Level.AWAY, "server", str(error))
+        yield Finding(Level.UNREACHABLE, "server", str(error))
     except EventSyncError as error:
         yield Finding(Level.WRONG, "server", str(error))
     else:
         for weakness in weaknesses:
             yield Finding(Level.RISK, "server", weakness)
         if not weaknesses:
-            yield Finding(Level.OK, "server", "its settings lose nothing that was published")
+            yield Finding(
+                Level.OK,
+                "server",
+                "with its settings, a crash of the server loses no published change",
+            )

@@ -1,6 +1,10 @@
-"""What every command has in common: its options, its deployment, and how its errors end it.
+"""The parts that all commands share: the decorator, common options, exit codes, error reports.
 
-It owns the exit codes. It must not know any single command.
+A command is a function decorated with ``command``. Its first parameter is the ``Deployment``. The
+others are its arguments and options, declared as for Typer. Its result is the exit code, or
+``None`` for 0. Its docstring is its help text and ends with examples, one on each line. A command
+raises the errors of ``eventsync.errors``, and the decorator reports them. To keep ``--help`` quick,
+a command imports stores, brokers and other slow modules inside its function.
 """
 
 from __future__ import annotations
@@ -9,7 +13,8 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Concatenate, Final, ParamSpec
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Concatenate, Final, ParamSpec, get_type_hints
 
 import typer
 
@@ -53,18 +58,18 @@ UNAVAILABLE: Final = 69  # EX_UNAVAILABLE of sysexits.h
 CONFIG: Final = 78  # EX_CONFIG
 
 EXIT_CODES: Final = (
-    "Exit codes: 0 done; 1 something reported is wrong; 2 wrong usage; "
-    "69 a store or the broker is away; 78 wrong configuration."
+    "Exit codes: 0 success; 1 a problem was found; 2 wrong usage; "
+    "69 a store or the broker is unreachable; 78 wrong configuration."
 )
 
 
 def complete_store(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The names of stores that begin so, for a shell."""
+    """Return the names of stores that begin with ``incomplete``, for a shell."""
     return _complete(ctx, incomplete, lambda deployment: list(deployment.registry.stores))
 
 
 def complete_type(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The names of record types that begin so, for a shell."""
+    """Return the names of record types that begin with ``incomplete``, for a shell."""
     return _complete(ctx, incomplete, lambda deployment: list(deployment.registry.record_types))
 
 
@@ -74,7 +79,7 @@ def _complete(
     try:
         found = names(Deployment(app=ctx.params.get("app")))
     except EventSyncError:
-        # A shell that completes has nowhere to show an error; it offers nothing.
+        # Completion has no place to show an error.
         return []
     return [name for name in found if name.startswith(incomplete)]
 
@@ -91,7 +96,7 @@ _AppOption = Annotated[
     typer.Option(
         "--app",
         metavar="MODULE:ATTR",
-        help="Where your registry is (or EVENTSYNC_APP). Default: workers:registry",
+        help="The store registry (or EVENTSYNC_APP). Default: workers:registry",
         rich_help_panel="Deployment",
     ),
 ]
@@ -111,38 +116,64 @@ _DebugOption = Annotated[
 
 
 def command(function: Callable[Concatenate[Deployment, P], int | None]) -> Callable[..., None]:
-    """A command of ``function``, whose first argument is the deployment and whose result, if any,
-    is the exit code.
+    """Return ``function`` as a command for Typer.
 
-    Adds ``--app``, ``--broker`` and ``--debug``, and turns errors into a line and an exit code.
+    Adds the options ``--app``, ``--broker`` and ``--debug``, opens and closes the deployment, and
+    reports errors (see ``reported``). A parameter whose type is a dataclass stands for one option
+    per field, so that commands can share a list of options.
     """
 
     def run(
         app: str | None, broker: str | None, debug: bool, *args: P.args, **kwargs: P.kwargs
     ) -> None:
+        for name, options in shared.items():
+            kwargs[name] = options(
+                **{field.name: kwargs.pop(field.name) for field in fields(options)}
+            )
         with reported(debug=debug), Deployment(app=app, broker=broker) as deployment:
             code = function(deployment, *args, **kwargs)
         if code:
             raise typer.Exit(code)
 
     _, *own = inspect.signature(function, eval_str=True).parameters.values()
+    shared: dict[str, Any] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in own:
+        options = shared.get(parameter.name)
+        parameters += [parameter] if options is None else _parameters(options)
     kind = inspect.Parameter.KEYWORD_ONLY
-    shared = [
+    parameters = [
+        *(parameter.replace(kind=kind) for parameter in parameters),
         inspect.Parameter("app", kind, default=None, annotation=_AppOption),
         inspect.Parameter("broker", kind, default=None, annotation=_BrokerOption),
         inspect.Parameter("debug", kind, default=False, annotation=_DebugOption),
     ]
-    parameters = [*(parameter.replace(kind=kind) for parameter in own), *shared]
-    # Typer reads the signature, which stands for what ``run`` takes.
+    # Typer reads the parameters from the signature and the annotations.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     return run
 
 
+def _parameters(options: Any) -> Iterator[inspect.Parameter]:
+    """Yield a parameter for each field of a dataclass."""
+    hints = get_type_hints(options, include_extras=True)
+    for field in fields(options):
+        yield inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+
+
 @contextmanager
 def reported(*, debug: bool = False) -> Iterator[None]:
-    """Tell an error of eventsync in one line on standard error, and leave with its exit code."""
+    """Report an error of the block in one line on standard error, and exit with its code.
+
+    ``debug``: print the traceback instead. Other errors than those of eventsync and ``OSError`` are
+    faults of the program and pass through.
+    """
     try:
         yield
     except EventSyncError as error:
@@ -154,7 +185,7 @@ def reported(*, debug: bool = False) -> Iterator[None]:
             typer.echo(f"eventsync: {error}", err=True)
         raise typer.Exit(exit_code(error)) from None
     except BrokenPipeError:
-        raise  # the reader of our output has left; Typer ends the command quietly
+        raise  # the reader of the output is gone; Typer ends the command without a message
     except OSError as error:
         if debug:
             raise
@@ -163,7 +194,7 @@ def reported(*, debug: bool = False) -> Iterator[None]:
 
 
 def exit_code(error: EventSyncError | OSError) -> int:
-    """The exit code that stands for an error."""
+    """Return the exit code for an error."""
     if isinstance(error, StoreUnavailableError | BusUnavailableError | OSError):
         return UNAVAILABLE
     if isinstance(error, ConfigError):
@@ -174,25 +205,27 @@ def exit_code(error: EventSyncError | OSError) -> int:
 
 
 def split_names(given: list[str] | None) -> list[str] | None:
-    """The names in options that may be repeated, or hold several with commas between."""
+    """Return the names in an option that is repeated or holds several names, split by commas."""
     if not given:
         return None
     return [name.strip() for item in given for name in item.split(",") if name.strip()]
 
 
 def duration(text: str, option: str) -> float:
-    """The seconds that an option means: a number of seconds, or one with ``s, m, h`` or ``d``.
+    """Return the seconds that an option states: a number, with the unit ``s, m, h`` or ``d``.
 
-    Raises a usage error.
+    A number without a unit is in seconds. Raises a usage error.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
     if found is None:
-        raise typer.BadParameter("write a time as 90s, 30m, 12h or 7d", param_hint=option)
+        raise typer.BadParameter(
+            f"{text!r} is not a time; write 90s, 30m, 12h or 7d", param_hint=option
+        )
     return float(found[1]) * _UNITS[found[2]]
 
 
 def json_option(text: str | None, option: str) -> Any:
-    """The JSON object that an option holds, ``None`` without one. Raises a usage error."""
+    """Return the JSON object in an option, or ``None`` without one. Raises a usage error."""
     if text is None:
         return None
     import json
@@ -202,12 +235,14 @@ def json_option(text: str | None, option: str) -> Any:
     except ValueError as error:
         raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from None
     if not isinstance(value, dict):
-        raise typer.BadParameter('not a JSON object, as {"age": {"$gt": 30}}', param_hint=option)
+        raise typer.BadParameter(
+            'not a JSON object; write for example {"age": {"$gt": 30}}', param_hint=option
+        )
     return value
 
 
 def help_of(function: Callable[..., Any]) -> str:
-    """A function's docstring as help: paragraphs in one line each, examples line by line."""
+    """Return a function's docstring as help text: each paragraph in one line, except examples."""
     paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
     return "\n\n".join(
         paragraph if "\n " in paragraph else paragraph.replace("\n", " ")

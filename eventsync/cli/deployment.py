@@ -1,7 +1,4 @@
-"""The deployment that a command works on: settings, the registry of stores, the bus.
-
-It owns how ``--app`` finds a registry. It must not know any command, nor how anything is shown.
-"""
+"""The deployment that a command works on: settings, store registry and bus."""
 
 from __future__ import annotations
 
@@ -27,16 +24,15 @@ __all__ = ["Deployment", "find_registry"]
 
 
 class Deployment:
-    """Settings, stores and bus, each made when it is first asked for. For one thread.
+    """Settings, stores and bus, each made at its first use. Not thread-safe.
 
-    ``app`` and ``broker`` stand over the environment's. Usable as a context manager, which closes
-    what was opened.
+    ``app`` and ``broker`` override the environment. As a context manager it closes what was opened.
     """
 
     def __init__(self, *, app: str | None = None, broker: str | None = None) -> None:
         given = {"app": app, "broker": broker}
-        self.given = {name: held for name, held in given.items() if held is not None}
-        """What was given, by the names of settings; for processes that are to work on the same."""
+        self.given = {name: value for name, value in given.items() if value is not None}
+        """The overridden settings by name, to pass on to child processes."""
 
     def __enter__(self) -> Deployment:
         return self
@@ -58,12 +54,12 @@ class Deployment:
 
     @cached_property
     def bus(self) -> Bus:
-        """The bus, which connects at first use. Raises ``ConfigError``."""
+        """The bus, which connects at its first use. Raises ``ConfigError``."""
         return self.settings.bus(tracing=self.tracing)
 
     @cached_property
     def tracing(self) -> Tracer | None:
-        """What traces changes, if the settings ask for it. Raises ``ConfigError``."""
+        """The tracer of changes, if traces are switched on. Raises ``ConfigError``."""
         if not self.settings.traces:
             return None
         from eventsync.monitoring.exporters.opentelemetry import Tracer
@@ -71,25 +67,25 @@ class Deployment:
         return Tracer.exporting()
 
     def spool(self, path: Path) -> Spool:
-        """The spool in a file, not opened. Raises ``ConfigError``."""
+        """Return the spool in a file, not opened. Raises ``ConfigError``."""
         return self.settings.spool(path, tracing=self.tracing)
 
     def store(self, name: str) -> Store:
-        """The store of that name, not opened. Raises ``ConfigError``."""
+        """Return the store with this name, not opened. Raises ``ConfigError``."""
         return self.registry[name]
 
     def record_type(self, name: str) -> type[Record]:
-        """The record type of that name. Raises ``ConfigError``."""
+        """Return the record class of the type with this name. Raises ``ConfigError``."""
         types = self.registry.record_types
         try:
             return types[name]
         except KeyError:
             raise ConfigError(
-                f"no store holds records of type {name!r}", hint=f"there are {', '.join(types)}"
+                f"no store holds records of type {name!r}", hint=f"known types: {', '.join(types)}"
             ) from None
 
     def declare(self) -> Bus:
-        """The bus, with the queues of all stores declared, so that what is published waits there.
+        """Return the bus, with the queues of all stores declared, so that changes can wait in them.
 
         Raises ``BusUnavailableError``.
         """
@@ -98,7 +94,10 @@ class Deployment:
         return self.bus
 
     def try_declare(self) -> BusUnavailableError | None:
-        """As ``declare``; the error if the broker is away, which an edit of a store outlives."""
+        """Declare all queues; return the error if the broker is unreachable.
+
+        For edits through a store, which do not need the broker: their changes wait in the outbox.
+        """
         try:
             self.declare()
         except BusUnavailableError as error:
@@ -116,17 +115,18 @@ class Deployment:
 
 
 def find_registry(app: str) -> StoreRegistry:
-    """The registry that ``module:attribute`` names, looked for in the working directory first.
+    """Import and return the registry that ``module:attribute`` names.
 
-    The attribute is a ``StoreRegistry``, or a function without arguments that returns one. Raises
-    ``ConfigError``.
+    The working directory is searched first. The attribute is a ``StoreRegistry``, or a function
+    without arguments that returns one. Raises ``ConfigError``.
     """
     from eventsync.engine.registry import StoreRegistry
 
     module_name, colon, attribute = app.partition(":")
     if not colon or not module_name or not attribute:
         raise ConfigError(
-            f"{app!r} does not name a registry", hint="write module:attribute, as workers:registry"
+            f"--app: {app!r} does not name a store registry",
+            hint="write module:attribute, for example workers:registry",
         )
     here = os.getcwd()
     if here not in sys.path:
@@ -143,7 +143,7 @@ def find_registry(app: str) -> StoreRegistry:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ConfigError(
                 f"there is no module {error.name!r} in {here}",
-                hint="change into your project's folder, name another --app, "
+                hint="change to the folder of your project, name your module with --app, "
                 "or start a project with eventsync init",
             ) from error
         raise _broken(app, error) from error
@@ -151,22 +151,26 @@ def find_registry(app: str) -> StoreRegistry:
         module = sys.modules.get(module_name)
         if module is not None and not hasattr(module, attribute.partition(".")[0]):
             names = [name for name, held in vars(module).items() if isinstance(held, StoreRegistry)]
-            hint = f"it has {', '.join(names)}" if names else "it makes no StoreRegistry"
-            raise ConfigError(f"{module_name!r} has no {attribute!r}", hint=hint) from error
+            hint = "define one: registry = StoreRegistry(...)"
+            if names:
+                hint = f"it has {', '.join(names)}; write --app {module_name}:{names[0]}"
+            raise ConfigError(
+                f"the module {module_name!r} has no attribute {attribute!r}", hint=hint
+            ) from error
         raise _broken(app, error) from error
     except Exception as error:
-        # Whatever the user's own code raises: it is told in one line, and whole with --debug.
+        # The user's own code may raise anything. --debug shows the traceback.
         raise _broken(app, error) from error
     if not isinstance(found, StoreRegistry):
         raise ConfigError(
-            f"{app} is {type(found).__name__}, not a StoreRegistry",
-            hint="make one of your stores: registry = StoreRegistry(crm(), cache())",
+            f"{app} is of type {type(found).__name__}, not a StoreRegistry",
+            hint="define registry = StoreRegistry(...) with your stores, and name it with --app",
         )
     return found
 
 
 def _broken(app: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"{app} cannot be loaded: {type(error).__name__}: {error}",
-        hint="run the command again with --debug to see where",
+        f"{app} cannot be imported: {type(error).__name__}: {error}",
+        hint="run the command again with --debug to see where it failed",
     )

@@ -1,14 +1,12 @@
-"""``eventsync dlq``: the dead letters of a store, listed, explained, replayed, mended, discarded.
-
-It owns the options. It must not know how letters are kept, nor how they are shown.
-"""
+"""``eventsync dlq``: lists, explains, replays, edits and discards the dead letters of a store."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,49 +27,82 @@ from eventsync.errors import ConfigError
 
 if TYPE_CHECKING:
     from eventsync.broker.bus import QueueBrowser
-    from eventsync.cli.dead_letters import Choice, Found
+    from eventsync.cli.dead_letters import FoundLetter, Selection
 
-__all__ = ["letters"]
+__all__ = ["dlq"]
 
-_PANEL = "Which letters"
-_IdOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--id", metavar="ID", help="Of this id (its end is enough).", rich_help_panel=_PANEL
-    ),
-]
-_AllOption = Annotated[bool, typer.Option("--all", help="All of them.", rich_help_panel=_PANEL)]
-_ReasonOption = Annotated[
-    str | None,
-    typer.Option("--reason", metavar="REASON", help="Dead for this.", rich_help_panel=_PANEL),
-]
-_TypeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--type",
-        metavar="TYPE",
-        help="Of this record type.",
-        autocompletion=complete_type,
-        rich_help_panel=_PANEL,
-    ),
-]
-_KeyOption = Annotated[
-    str | None,
-    typer.Option("--key", metavar="KEY", help="Of this record.", rich_help_panel=_PANEL),
+_PANEL = "Selection of dead letters"
+
+
+@dataclass(slots=True, frozen=True)
+class SelectionOptions:
+    """The options that select dead letters. A dead letter has to match all that are given."""
+
+    id: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--id", metavar="ID", help="Those with this id or end of id.", rich_help_panel=_PANEL
+        ),
+    ] = None
+    reason: Annotated[
+        str | None,
+        typer.Option(
+            "--reason", metavar="REASON", help="Those with this reason.", rich_help_panel=_PANEL
+        ),
+    ] = None
+    type: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Those of this record type.",
+            autocompletion=complete_type,
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key",
+            metavar="KEY",
+            help="Those of the record with this key.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+
+    def selection(self, *, every: bool = False, older_than: str | None = None) -> Selection:
+        """Return what these options select. Raises a usage error for a wrong ``older_than``."""
+        from eventsync.cli.dead_letters import Selection
+
+        until = None
+        if older_than is not None:
+            until = time.time() - duration(older_than, "--older-than")
+        return Selection(
+            ids=self.id or (),
+            every=every,
+            reason=self.reason,
+            type=self.type,
+            key=self.key,
+            until=until,
+        )
+
+
+_AllOption = Annotated[
+    bool, typer.Option("--all", help="All dead letters of the store.", rich_help_panel=_PANEL)
 ]
 _OlderOption = Annotated[
     str | None,
     typer.Option(
         "--older-than",
         metavar="TIME",
-        help="Last tried longer ago than this, as 90s, 30m, 12h or 7d.",
+        help="Those last tried longer ago than this: 90s, 30m, 12h or 7d.",
         rich_help_panel=_PANEL,
     ),
 ]
 
 
-def letters() -> typer.Typer:
-    """The commands about dead letters, under one name."""
+def dlq() -> typer.Typer:
+    """Return the group of the commands for dead letters."""
     app = typer.Typer(no_args_is_help=True, help=help_of(_dlq))
     for name, function in (
         ("list", list_letters),
@@ -85,16 +116,17 @@ def letters() -> typer.Typer:
 
 
 def _dlq() -> None:
-    """List, explain, replay, mend or discard what a store could not apply.
+    """List, explain, replay, edit or discard the dead letters of a store.
 
     A dead letter holds the original bytes of a change that the store refused, or of a message that
-    is none, with the reason. Nothing is ever dropped silently: what is not applied or superseded is
-    here.
+    is not a change, with the reason. eventsync never drops a change silently: it is applied,
+    superseded by a later one, or a dead letter. Dead letters are dropped, with a line in the log,
+    after EVENTSYNC_LETTER_RETENTION seconds.
 
     Examples:
       eventsync dlq list crm
       eventsync dlq show crm --id 3f2a
-      eventsync dlq replay crm --reason rejected        after the cause is gone
+      eventsync dlq replay crm --reason rejected        after the cause is removed
       eventsync dlq edit crm --id 3f2a --set name=Ann   when the record is wrong
     """
 
@@ -103,10 +135,7 @@ def _dlq() -> None:
 def list_letters(
     deployment: Deployment,
     store: StoreArgument,
-    id: _IdOption = None,
-    reason: _ReasonOption = None,
-    type: _TypeOption = None,
-    key: _KeyOption = None,
+    options: SelectionOptions,
     older_than: _OlderOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -116,13 +145,10 @@ def list_letters(
       eventsync dlq list crm
       eventsync dlq list crm --reason rejected --json | jq -r '.[].key'
     """
-    from eventsync.cli.dead_letters import Choice
     from eventsync.cli.explain import letter_json, print_letters
 
-    choice = Choice(
-        ids=id or (), every=True, reason=reason, type=type, key=key, until=_until(older_than)
-    )
-    with _chosen(deployment, store, choice) as (_, chunks):
+    selection = options.selection(every=True, older_than=older_than)
+    with _selected(deployment, store, selection) as (_, chunks):
         found = [one for chunk in chunks for one in chunk]
         if as_json:
             print_json([letter_json(one) for one in found])
@@ -136,27 +162,23 @@ def list_letters(
 def show(
     deployment: Deployment,
     store: StoreArgument,
-    id: _IdOption = None,
+    options: SelectionOptions,
     every: _AllOption = False,
-    reason: _ReasonOption = None,
-    type: _TypeOption = None,
-    key: _KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Explain dead letters: why, since when, what they say, and what STORE holds instead.
+    """Explain dead letters: the reason, the change, and what STORE holds of the record now.
 
     Examples:
       eventsync dlq show crm --id 3f2a
       eventsync dlq show crm --all
     """
-    from eventsync.cli.dead_letters import Choice
     from eventsync.cli.explain import explanation, print_letter
 
-    choice = Choice(ids=id or (), every=every, reason=reason, type=type, key=key)
-    with _chosen(deployment, store, choice) as (_, chunks):
+    selection = options.selection(every=every)
+    with _selected(deployment, store, selection) as (_, chunks):
         target = deployment.store(store)
         found = [explanation(one, target) for chunk in chunks for one in chunk]
-        _some(found, choice)
+        _check_found(found, selection)
         if as_json:
             print_json(found)
         else:
@@ -168,131 +190,123 @@ def show(
 def replay(
     deployment: Deployment,
     store: StoreArgument,
-    id: _IdOption = None,
+    options: SelectionOptions,
     every: _AllOption = False,
-    reason: _ReasonOption = None,
-    type: _TypeOption = None,
-    key: _KeyOption = None,
     older_than: _OlderOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Send dead letters to STORE's queue once more, just as they came.
+    """Send dead letters to the queue of STORE again, unchanged.
 
-    They go to this store only, and pass its version gate again: what was overtaken meanwhile
-    changes nothing. One that fails again is dead again. QueueBrowser that hold no change cannot be
-    replayed and stay; the exit code is then 1.
+    They go to this store only. Its worker decides about them as about any change: one that a later
+    change has superseded does nothing, and one that fails again becomes a dead letter again. A dead
+    letter that holds no change cannot be replayed; it stays, and the exit code is 1.
 
     Examples:
       eventsync dlq replay crm --id 3f2a
       eventsync dlq replay crm --reason rejected
       eventsync dlq replay crm --all
     """
-    from eventsync.cli.dead_letters import Choice
     from eventsync.cli.dead_letters import replay as send_again
 
-    choice = Choice(
-        ids=id or (), every=every, reason=reason, type=type, key=key, until=_until(older_than)
-    )
+    selection = options.selection(every=every, older_than=older_than)
     sent: list[str] = []
-    stay: list[str] = []
-    with _chosen(deployment, store, choice) as (opened, chunks):
-        # So that the queue is there even if the store's worker has never run.
+    kept: list[str] = []
+    with _selected(deployment, store, selection) as (opened, chunks):
+        # The queue may not exist yet if the store's worker has never run.
         bus = deployment.declare()
         for chunk in chunks:
-            left = [one.id for one in send_again(bus, store, opened, chunk)]
-            stay += left
-            sent += [one.id for one in chunk if one.id not in left]
-    _some(sent + stay, choice)
+            without_change = [one.id for one in send_again(bus, store, opened, chunk)]
+            kept += without_change
+            sent += [one.id for one in chunk if one.id not in without_change]
+    _check_found(sent + kept, selection)
     if as_json:
-        print_json({"replayed": sent, "not_a_change": stay})
+        print_json({"replayed": sent, "not_a_change": kept})
     else:
-        typer.echo(f"{plural(len(sent), 'letter')} sent to the queue of {store} again.")
-        for one in stay:
-            warn(f"letter {one[-8:]} holds no change, so it cannot be replayed; it stays")
-    return FOUND_WRONG if stay else OK
+        typer.echo(f"{plural(len(sent), 'dead letter')} sent to the queue of {store} again.")
+        for one in kept:
+            warn(
+                f"dead letter {one[-8:]} holds no change, so it cannot be replayed; "
+                f"see it with eventsync dlq show {store} --id {one[-8:]}"
+            )
+    return FOUND_WRONG if kept else OK
 
 
 @command
 def discard(
     deployment: Deployment,
     store: StoreArgument,
-    id: _IdOption = None,
+    options: SelectionOptions,
     every: _AllOption = False,
-    reason: _ReasonOption = None,
-    type: _TypeOption = None,
-    key: _KeyOption = None,
     older_than: _OlderOption = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Throw dead letters away for good.
+    """Delete dead letters for good.
 
     Examples:
       eventsync dlq discard crm --id 3f2a
       eventsync dlq discard crm --reason foreign --yes
       eventsync dlq discard crm --older-than 3d
     """
-    from eventsync.cli.dead_letters import Choice
-
-    choice = Choice(
-        ids=id or (), every=every, reason=reason, type=type, key=key, until=_until(older_than)
-    )
-    with _chosen(deployment, store, choice) as (opened, chunks):
+    selection = options.selection(every=every, older_than=older_than)
+    with _selected(deployment, store, selection) as (opened, chunks):
         found = [one for chunk in chunks for one in chunk]
-        _some(found, choice)
-        what = plural(len(found), "dead letter")
+        _check_found(found, selection)
+        count = plural(len(found), "dead letter")
         if not yes:
-            typer.confirm(f"Throw {what} of {store} away for good?", abort=True, err=True)
+            typer.confirm(f"Delete {count} of {store} for good?", abort=True, err=True)
         opened.settle(one.delivery for one in found)
     if as_json:
         print_json({"discarded": [one.id for one in found]})
     else:
-        typer.echo(f"{what} discarded.")
+        typer.echo(f"{count} discarded.")
 
 
 @command
 def edit(
     deployment: Deployment,
     store: StoreArgument,
-    id: _IdOption = None,
+    options: SelectionOptions,
     every: _AllOption = False,
-    reason: _ReasonOption = None,
-    type: _TypeOption = None,
-    key: _KeyOption = None,
     set: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field; may be repeated."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field. Can be repeated."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Mend the data of one dead letter and publish it to all stores.
+    """Edit the data of one dead letter and publish the result to all stores.
 
-    Opens $EDITOR on the data as JSON, or sets fields with --set (a VALUE that is JSON is taken as
-    such: null, 7, "7", [1, 2]). What is set gets a new version, made now, so it wins over what
-    other stores hold of it. Of a type merged per field that is so for the fields that were set;
-    the others keep their old version, and lose to what was written since. Of a type merged per
-    record the whole record is written anew.
+    Opens the data as JSON in $EDITOR, or sets fields with --set. A VALUE that is JSON is read as
+    JSON: null, 7, "7", [1, 2]. Any other VALUE is text.
+
+    The edit gets a new version, so it wins over older values in all stores. In a record type that
+    merges per field, only the fields that were edited get the new version. The other fields keep
+    their old version and do not overwrite later values. In a record type that merges per record,
+    the whole record gets the new version.
 
     Examples:
       eventsync dlq edit crm --id 3f2a
       eventsync dlq edit crm --id 3f2a --set 'email=ann@example.org' --set age=null
     """
     from eventsync.changes.clock import Clock
-    from eventsync.cli.dead_letters import Choice, data_of, mended
-    from eventsync.cli.editor import assigned, edited
+    from eventsync.cli.dead_letters import edit_change, readable_data
+    from eventsync.cli.editor import edited, with_assignments
 
-    choice = Choice(ids=id or (), every=every, reason=reason, type=type, key=key)
-    with _chosen(deployment, store, choice) as (opened, chunks):
-        one = _only([one for chunk in chunks for one in chunk], choice)
+    selection = options.selection(every=every)
+    with _selected(deployment, store, selection) as (opened, chunks):
+        one = _only([one for chunk in chunks for one in chunk], store)
         change = one.change
         if change is None:
-            raise ConfigError(f"letter {one.short_id} holds no change", hint="discard it")
+            raise ConfigError(
+                f"dead letter {one.short_id} holds no change, so it cannot be edited",
+                hint=f"delete it with eventsync dlq discard {store} --id {one.short_id}",
+            )
         target = deployment.store(store)
-        before = data_of(change, target)
-        values = assigned(before, set) if set else edited(before)
-        new, fields = mended(change, values, target, Clock())
+        before = readable_data(change, target)
+        values = with_assignments(before, set) if set else edited(before)
+        new, fields = edit_change(change, values, target, Clock())
         deployment.declare().publish(new.type, [deployment.bus.encode(new)])
-        # Only now that the change is safe at the broker.
+        # The dead letter goes only after the broker has the change.
         opened.settle([one.delivery])
     if as_json:
         print_json(
@@ -308,41 +322,42 @@ def edit(
         typer.echo(f"{new.type} {new.key} published to all stores with {', '.join(fields)}.")
 
 
-def _until(older_than: str | None) -> float | None:
-    return None if older_than is None else time.time() - duration(older_than, "--older-than")
-
-
-# -- choosing --------------------------------------------------------------------------------------
+# -- selecting -------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _chosen(
-    deployment: Deployment, store: str, choice: Choice
-) -> Iterator[tuple[QueueBrowser, Iterator[list[Found]]]]:
-    from eventsync.cli.dead_letters import picked
+def _selected(
+    deployment: Deployment, store: str, selection: Selection
+) -> Iterator[tuple[QueueBrowser, Iterator[list[FoundLetter]]]]:
+    from eventsync.cli.dead_letters import select
 
-    if not choice:
+    if not selection:
         raise typer.BadParameter(
-            "say which letters: --id, --reason, --type, --key, --older-than or --all"
+            "select dead letters, for example with --id or --reason, or use --all"
         )
-    deployment.store(store)  # a wrong name is told, not made into a queue
+    deployment.store(store)  # an unknown name must not create a queue
     now = time.time()
     with deployment.bus.letters(store) as opened:
-        yield opened, picked(opened, choice, before=now)
+        yield opened, select(opened, selection, before=now)
 
 
-def _some(found: list[Any], choice: Choice) -> None:
+def _check_found(found: Sequence[object], selection: Selection) -> None:
     if not found:
-        if choice.ids:
+        if selection.ids:
             raise ConfigError(
-                "there is no such dead letter", hint="a worker or another command may hold it"
+                f"no such dead letter: {', '.join(selection.ids)}",
+                hint="see eventsync dlq list; while another command or a worker reads the dead "
+                "letters, this command does not see them",
             )
-        note("No dead letter is meant.")
+        note("No dead letter matches.")
 
 
-def _only(found: list[Found], choice: Choice) -> Found:
+def _only(found: list[FoundLetter], store: str) -> FoundLetter:
     if not found:
-        raise ConfigError("there is no such dead letter", hint="see eventsync dlq list")
+        raise ConfigError("no such dead letter", hint=f"see eventsync dlq list {store}")
     if len(found) > 1:
-        raise ConfigError(f"{len(found)} dead letters are meant", hint="choose one with --id")
+        raise ConfigError(
+            f"{len(found)} dead letters match, but only one can be edited at a time",
+            hint="select one with --id",
+        )
     return found[0]

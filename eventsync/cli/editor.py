@@ -1,7 +1,4 @@
-"""Values altered by the user: by assignments, or as JSON in an editor.
-
-It must not know what the values are for.
-"""
+"""Values edited by the user: by ``FIELD=VALUE`` assignments, or as JSON in an editor."""
 
 from __future__ import annotations
 
@@ -20,11 +17,14 @@ import typer
 from eventsync.cli.output import to_json
 from eventsync.errors import ConfigError
 
-__all__ = ["assigned", "edited"]
+__all__ = ["edited", "with_assignments"]
 
 
-def assigned(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """``values`` with each ``FIELD=VALUE`` set; a value that is JSON is taken as such."""
+def with_assignments(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Return ``values`` with each ``FIELD=VALUE`` set; a value that is JSON is read as JSON.
+
+    Raises a usage error.
+    """
     new = dict(values)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -38,14 +38,17 @@ def assigned(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
 
 
 def edited(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user made of ``values`` in ``$VISUAL`` or ``$EDITOR``. Blocks until it is closed.
+    """Return ``values`` as the user edited them in ``$VISUAL`` or ``$EDITOR``.
 
-    Raises ``ConfigError`` when there is no editor, it fails, or what it leaves is no JSON object.
+    Blocks until the editor is closed. Raises ``ConfigError`` if there is no terminal, the editor
+    fails, or its result is not a JSON object.
     """
     if not sys.stdin.isatty():
-        raise ConfigError("there is no terminal to edit at", hint="set fields with --set")
+        raise ConfigError(
+            "an editor needs a terminal, and standard input is not one", hint="use --set instead"
+        )
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-    # Only its owner may read it: it holds somebody's data.
+    # Readable by its owner only, because it holds record data.
     handle, name = tempfile.mkstemp(prefix="eventsync-", suffix=".json")
     path = Path(name)
     try:
@@ -56,16 +59,21 @@ def edited(values: Mapping[str, Any]) -> dict[str, Any]:
             code = subprocess.run([*shlex.split(command), name], check=False).returncode
         except OSError as error:
             raise ConfigError(
-                f"the editor {command!r} cannot be run: {error.strerror}", hint="set EDITOR"
+                f"the editor {command!r} cannot be started: {error.strerror}",
+                hint="set EDITOR to the command of an editor, or use --set",
             ) from error
         if code:
-            raise ConfigError(f"the editor {command!r} failed with {code}; nothing was changed")
+            raise ConfigError(
+                f"the editor {command!r} ended with exit code {code}; nothing was changed"
+            )
         try:
             new = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ConfigError(f"what was edited is not JSON: {error}") from None
+            raise ConfigError(
+                f"the edited text is not JSON: {error}; nothing was changed"
+            ) from None
     finally:
         path.unlink()
     if not isinstance(new, dict):
-        raise ConfigError("what was edited is not a JSON object")
+        raise ConfigError("the edited text is not a JSON object; nothing was changed")
     return new

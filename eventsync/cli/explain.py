@@ -1,7 +1,4 @@
-"""Dead letters as people and scripts see them.
-
-It owns the explanation of a letter. It must not know how letters are found or settled.
-"""
+"""The output of ``eventsync dlq``: dead letters in tables, in JSON, and explained one by one."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from eventsync.cli.dead_letters import data_of, envelopes_of, now_held
+from eventsync.cli.dead_letters import envelopes_in, read_current, readable_data
 from eventsync.cli.output import ago, plural, print_table, say, shown
 from eventsync.errors import ConfigError, EventSyncError
 from eventsync.records.record_type import same
 
 if TYPE_CHECKING:
     from eventsync.changes.change import Change
-    from eventsync.cli.dead_letters import Found
+    from eventsync.cli.dead_letters import FoundLetter
     from eventsync.engine.store import Store
 
 __all__ = ["explanation", "letter_json", "print_letter", "print_letters"]
@@ -28,8 +25,8 @@ __all__ = ["explanation", "letter_json", "print_letter", "print_letters"]
 _EXCERPT = 120
 
 
-def print_letters(found: Sequence[Found]) -> None:
-    """A row for each letter."""
+def print_letters(found: Sequence[FoundLetter]) -> None:
+    """Print a table with a row for each dead letter."""
     now = time.time()
     print_table(
         ["id", "age", "reason", "type", "key", "op", "tries", "error"],
@@ -50,11 +47,11 @@ def print_letters(found: Sequence[Found]) -> None:
     )
 
 
-def letter_json(one: Found) -> dict[str, Any]:
-    """What a letter says of itself."""
-    said = one.letter.to_json()
-    del said["raw"]
-    return said | {
+def letter_json(one: FoundLetter) -> dict[str, Any]:
+    """Return a dead letter as JSON, without its bytes."""
+    found = one.letter.to_json()
+    del found["raw"]
+    return found | {
         "id": one.id,
         "bytes": len(one.letter.raw),
         "first_time": _moment(one.letter.first_time),
@@ -62,107 +59,108 @@ def letter_json(one: Found) -> dict[str, Any]:
     }
 
 
-def explanation(one: Found, store: Store) -> dict[str, Any]:
-    """All there is to say about a letter: itself, its change, and what ``store`` holds now."""
-    said = letter_json(one) | {"raw": base64.b64encode(one.letter.raw).decode("ascii")}
+def explanation(one: FoundLetter, store: Store) -> dict[str, Any]:
+    """Return a dead letter as JSON, with its bytes, its change, and what ``store`` holds now."""
+    found = letter_json(one) | {"raw": base64.b64encode(one.letter.raw).decode("ascii")}
     change = one.change
     if change is None:
-        envelopes = len(envelopes_of(one.letter.raw))
-        said["changes"] = envelopes
-        said["excerpt"] = excerpt(one.letter.raw)
-        return said
-    said["changes"] = 1
-    said["source"] = change.source
-    said["id_of_change"] = change.id.hex()
-    said["hops"] = change.hops
-    said["made"] = change.version.time.isoformat(timespec="milliseconds")
+        envelopes = len(envelopes_in(one.letter.raw))
+        found["changes"] = envelopes
+        found["excerpt"] = excerpt(one.letter.raw)
+        return found
+    found["changes"] = 1
+    found["source"] = change.source
+    found["id_of_change"] = change.id.hex()
+    found["hops"] = change.hops
+    found["made"] = change.version.time.isoformat(timespec="milliseconds")
     secret: set[str] = set()
     try:
         described = store.accessor(change.type).type
         secret = {name for name, field in described.fields.items() if field.secret}
-        data = data_of(change, store)
-        held, version = now_held(store, change.type, change.key)
+        data = readable_data(change, store)
+        held, version = read_current(store, change.type, change.key)
     except ConfigError:
         data, held, version = dict(change.data or {}), None, None
     except EventSyncError as error:
         data, held, version = dict(change.data or {}), None, None
-        said["store_error"] = str(error)
+        found["store_error"] = str(error)
     hidden = dict.fromkeys(secret, "***")
-    said["data"] = (
+    found["data"] = (
         {**data, **{n: h for n, h in hidden.items() if n in data}} if change.data else None
     )
-    said["now"] = (
+    found["now"] = (
         None if held is None else {**held, **{n: h for n, h in hidden.items() if n in held}}
     )
-    said["now_version"] = version.hex() if version else None
-    said["differs"] = [
+    found["now_version"] = version.hex() if version else None
+    found["differs"] = [
         name
         for name in data
         if held is None or name not in held or not same(held[name], data[name])
     ]
-    said["replay"] = _prospect(change, version)
-    return said
+    found["replay"] = _prospect(change, version)
+    return found
 
 
 def _prospect(change: Change, version: bytes | None) -> str:
-    """What the version gate would say to it now, as far as versions tell."""
+    """Say what a replay would do, as far as the versions tell."""
     if version is None:
-        return "the store has seen no change of this record: it would be tried"
+        return "it would be tried again: the store has no version of this record"
     if version > change.version:
-        return "the store has seen a later change of this record, which it would lose to"
+        return "it would change nothing: the store has a later version of this record"
     if version == change.version:
-        return "the store has seen this version: it would change nothing"
-    return "it is later than what the store has seen: it would be tried"
+        return "it would change nothing: the store has this version already"
+    return "it would be tried again: it is later than the version that the store has"
 
 
-def print_letter(said: dict[str, Any]) -> None:
-    """An explanation, for people."""
-    typer.secho(f"letter {said['id'][-8:]}: {said['reason']}", bold=True)
-    say(f"  {said['message']}", indent=2)
+def print_letter(found: dict[str, Any]) -> None:
+    """Print an explanation for people."""
+    typer.secho(f"dead letter {found['id'][-8:]}: {found['reason']}", bold=True)
+    say(f"  {found['message']}", indent=2)
     say(
-        f"  from queue {said['queue']}, {plural(said['attempts'], 'try', 'tries')}, "
-        f"first {said['first_time']}, last {said['last_time']}",
+        f"  from queue {found['queue']}, {plural(found['attempts'], 'try', 'tries')}, "
+        f"first {found['first_time']}, last {found['last_time']}",
         indent=2,
     )
-    if "excerpt" in said:
-        many = f", a message of {said['changes']} changes" if said["changes"] else ", no change"
-        typer.echo(f"  {said['bytes']} bytes{many}:")
-        for name, text in said["excerpt"].items():
+    if "excerpt" in found:
+        many = f", a message with {found['changes']} changes" if found["changes"] else ", no change"
+        typer.echo(f"  {found['bytes']} bytes{many}:")
+        for name, text in found["excerpt"].items():
             say(f"    {name:5} {text}", indent=10)
         typer.echo()
         return
     say(
-        f"  {said['op']} of {said['type']} {said['key']}, made {said['made']} by {said['source']}",
+        f"  {found['op']} of {found['type']} {found['key']}, "
+        f"made {found['made']} by {found['source']}",
         indent=2,
     )
-    if "store_error" in said:
-        say(f"  {said['store']} cannot be read: {said['store_error']}", indent=2)
-    now = said["now"]
+    if "store_error" in found:
+        say(f"  {found['store']} cannot be read: {found['store_error']}", indent=2)
+    now = found["now"]
     rows = [
         [
-            f"{'!' if name in said['differs'] else ' '} {name}",
+            f"{'!' if name in found['differs'] else ' '} {name}",
             shown(held),
             "–" if now is None else shown(now[name]) if name in now else "·",
         ]
-        for name, held in (said["data"] or {}).items()
+        for name, held in (found["data"] or {}).items()
     ]
     if rows:
         typer.echo()
-        print_table(["  field", "letter", f"{said['store']} now"], rows)
+        print_table(["  field", "dead letter", f"{found['store']} now"], rows)
         typer.echo()
-    say(f"  Replayed: {said['replay']}.", indent=2)
+    say(f"  If replayed: {found['replay']}.", indent=2)
     typer.echo()
 
 
 def excerpt(raw: bytes) -> dict[str, str]:
-    """The beginning of bytes of unknown meaning, as hexadecimal digits and, if it is such, text."""
+    """Return the beginning of unknown bytes as hexadecimal digits and, if it is text, as text."""
     start = raw[:_EXCERPT]
     more = "…" if len(raw) > _EXCERPT else ""
-    said = {"hex": start[: _EXCERPT // 2].hex(" ") + ("…" if len(raw) > _EXCERPT // 2 else "")}
+    found = {"hex": start[: _EXCERPT // 2].hex(" ") + ("…" if len(raw) > _EXCERPT // 2 else "")}
     text = start.decode("utf-8", "ignore" if more else "replace")
     if text and "�" not in text:
-        said["text"] = (text if text.isprintable() else ascii(text)[1:-1]) + more
-    return said
+        found["text"] = (text if text.isprintable() else ascii(text)[1:-1]) + more
+    return found
 
 
 def _moment(seconds: float) -> str:

@@ -1,7 +1,4 @@
-"""``eventsync get``, ``find`` and ``verify``: records across stores, side by side.
-
-It owns the options. It must not know how differences are found, nor how they are shown.
-"""
+"""``eventsync get``, ``find`` and ``verify``: compare the records of several stores."""
 
 from __future__ import annotations
 
@@ -36,24 +33,27 @@ if TYPE_CHECKING:
 
 __all__ = ["find", "get", "verify"]
 
-_ExitCodeOption = Annotated[
-    bool, typer.Option("--exit-code", help="Exit with 1 when stores differ.")
-]
+_ExitCodeOption = Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if stores differ.")]
 
 
 @command
 def get(
     deployment: Deployment,
     type: TypeArgument,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Its key; parts joined by '/'.")],
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="The key; join several parts with '/'.")
+    ],
     as_json: JsonOption = False,
     exit_code: _ExitCodeOption = False,
 ) -> int:
     """Show one record as every store holds it, field by field.
 
-    A value marked with ! is not the winner's; – says that the record is not in that store, and ·
-    that the store does not hold the field. version is the greatest that the store has seen. The
-    exit code is 1 when no store holds the record.
+    Marks:
+      !   the value differs from the winner
+      –   the store does not hold the record
+      ·   the store does not hold the field
+
+    version is the latest version in the store. The exit code is 1 if no store holds the record.
 
     Examples:
       eventsync get Customer 7
@@ -63,7 +63,7 @@ def get(
 
     record_type = deployment.record_type(type)
     described = record_type.__record__
-    # As it is typed, a key need not be in its canonical form: 007, or 1.50.
+    # A key may be typed in another form than the canonical one, for example 007 or 1.50.
     canonical = described.key_of(dict(zip(described.keys, key.split("/"), strict=False)))
     (row,) = look(deployment.registry.open(), record_type, [canonical])
     if as_json:
@@ -72,8 +72,8 @@ def get(
         print_record(row, record_type)
     if exit_code and row.differences:
         return FOUND_WRONG
-    there = any(sight.values is not None for sight in row.stores.values())
-    return OK if there else FOUND_WRONG
+    exists = any(state.values is not None for state in row.stores.values())
+    return OK if exists else FOUND_WRONG
 
 
 @command
@@ -82,25 +82,35 @@ def find(
     type: TypeArgument,
     where: Annotated[
         str | None,
-        typer.Option("--filter", metavar="JSON", help="Only the records that match."),
+        typer.Option("--filter", metavar="JSON", help="Only records that match this filter."),
     ] = None,
     sort: Annotated[
         list[str] | None,
-        typer.Option("--sort", metavar="FIELDS", help="By these fields; -field: descending."),
+        typer.Option(
+            "--sort", metavar="FIELDS", help="Sort by these fields; -FIELD sorts descending."
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many of each store.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, help="The largest number of records from each store.")
+    ] = 20,
     fields: Annotated[
         list[str] | None,
-        typer.Option("--fields", metavar="FIELDS", help="Show these; default: what fits."),
+        typer.Option(
+            "--fields", metavar="FIELDS", help="Show these fields. Default: those that fit."
+        ),
     ] = None,
     as_json: JsonOption = False,
     exit_code: _ExitCodeOption = False,
 ) -> int:
-    """Find records in all stores, and show where they differ.
+    """Find records in all stores and show where the stores differ.
 
-    A row is a record: the winner's values, then store by store = for the same, – for not there (a
-    filter may keep it out), and ! with what differs. A record is found when it matches in any
-    store.
+    Each row is a record that matches in at least one store: the values of the winner, then a column
+    for each store.
+
+    Marks:
+      =   the store holds the same values
+      –   the store does not hold the record, perhaps because of its filter
+      !   the store differs, as shown
 
     Examples:
       eventsync find Customer --filter '{"city": "Oslo"}' --sort -balance
@@ -131,7 +141,7 @@ def verify(
         typer.Option(
             "--records",
             metavar="TYPES",
-            help="These record types; default all.",
+            help="Only these record types. Default: all.",
             autocompletion=complete_type,
         ),
     ] = None,
@@ -139,9 +149,9 @@ def verify(
 ) -> int:
     """Compare all stores field by field.
 
-    Every store should hold its view of the winner of every record: its fields, converted, of the
-    records that match its filter. The exit code is 1 when one does not. While workers still apply
-    changes, what is under way shows as a difference.
+    Every store should hold its view of the winner of every record: the fields of the view,
+    converted, if the record matches the store's filter. The exit code is 1 if a store differs.
+    Changes that workers have not applied yet show as differences.
 
     Examples:
       eventsync verify
@@ -173,7 +183,7 @@ def _keys(
     sort: Sequence[str] | None,
     limit: int,
 ) -> list[str]:
-    """The keys found in any store, in the order of the first that has them."""
+    """Return the keys that any store finds, in the order of the first store that finds them."""
     registry: StoreRegistry = deployment.registry.open()
     found = registry.find(record_type, where, sort=sort or (), limit=limit)
     return list(dict.fromkeys(record.key for records in found.values() for record in records))

@@ -1,7 +1,4 @@
-"""``eventsync health``: whether a worker or relay gets on, as its endpoint says.
-
-It owns how the endpoint is asked. It must not know what counts as well.
-"""
+"""``eventsync health``: asks the HTTP endpoint of a worker or relay whether it is healthy."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from eventsync.errors import ConfigError
 
 __all__ = ["ask", "health", "parse_url"]
 
-# Who listens at every address of a host is reached at this one.
+# A process that listens on all addresses of a host can be reached at this one.
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -28,23 +25,24 @@ def health(
         str | None,
         typer.Argument(
             metavar="URL",
-            help="An endpoint, as http://host:9464; the path is /progress, if none is named. "
-            "Default: where EVENTSYNC_LISTEN says that one on this host listens.",
-            # Without the settings, which would cost a check that is made often most of its time.
+            help="The endpoint, for example http://host:9464. Default path: /progress. "
+            "Default URL: that of EVENTSYNC_LISTEN, on this host.",
+            # Not read from the settings: importing them takes longer than the whole health check.
             envvar="EVENTSYNC_LISTEN",
             show_envvar=False,
             show_default=False,
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for it.")] = 5.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 5.0,
     as_json: JsonOption = False,
 ) -> int:
-    """Ask the endpoint of a worker or relay (--listen) whether it gets on with its work.
+    """Check the health of a worker or relay that runs with --listen.
 
-    /progress is well unless work waits and nothing moves, /ready when store and broker can be used,
-    /live while the process answers. What is wrong is told on standard error. The exit code is 0
-    when it is well, 1 when it is not, and 69 when nobody answers. For the health check of a
-    container, where EVENTSYNC_LISTEN says where to ask.
+    /progress fails when work waits and none gets done. /ready fails when the store or the broker is
+    unreachable. /live fails when the process no longer answers. The reasons go to standard error.
+    The exit code is 0 if the process is healthy, 1 if it is not, and 69 if it does not answer.
+
+    In a container that sets EVENTSYNC_LISTEN, use "eventsync health" as its health check.
 
     Examples:
       eventsync health
@@ -52,41 +50,49 @@ def health(
       eventsync health http://localhost:9464 --json | jq .workers
     """
     if not url:
-        raise ConfigError("which endpoint?", hint="name its URL, or set EVENTSYNC_LISTEN")
+        raise ConfigError(
+            "no endpoint is named", hint="name its URL, or set EVENTSYNC_LISTEN to HOST:PORT"
+        )
     try:
-        status, told = ask(url, timeout=timeout)
+        status, answer = ask(url, timeout=timeout)
     except (OSError, ValueError) as error:
         warn(f"the endpoint {url} does not answer: {error}")
         return UNAVAILABLE
     if as_json:
-        print_json(told)
-    for reason in told["reasons"]:
+        print_json(answer)
+    for reason in answer["reasons"]:
         warn(reason)
     return OK if status == 200 else FOUND_WRONG
 
 
 def parse_url(url: str) -> SplitResult:
-    """The parts of an endpoint's URL, or of ``HOST:PORT``. Raises ``ConfigError``."""
+    """Return the parts of an endpoint's URL, or of ``HOST:PORT``. Raises ``ConfigError``."""
     if "@" in url:
-        # It is not shown: somebody put a password there.
-        raise ConfigError("the URL of an endpoint has no user and password", hint="leave them out")
+        # The URL is not shown, because it may hold a password.
+        raise ConfigError(
+            "the URL of an endpoint must not have a user or password",
+            hint="leave out the part before @",
+        )
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme == "http" and parts.hostname and parts.port:
             return parts
     except ValueError:
-        pass  # a port that is none
-    raise ConfigError(f"{url!r} is no endpoint", hint="as in http://localhost:9464")
+        pass  # not a port number
+    raise ConfigError(
+        f"{url!r} is not the URL of an endpoint", hint="write for example http://localhost:9464"
+    )
 
 
 def ask(url: str, *, timeout: float, address: str = "") -> tuple[int, dict[str, Any]]:
-    """The status code and the JSON that an endpoint answers.
+    """Return the HTTP status code and the JSON that an endpoint answers.
 
-    ``address``: where to connect, if the name in ``url`` stands for several. Raises ``OSError``,
-    ``ValueError`` (it is no endpoint of eventsync), ``ConfigError``.
+    ``address``: the address to connect to, if the host name in ``url`` has several. Raises
+    ``OSError`` if it does not answer, ``ValueError`` if the answer is not that of an eventsync
+    endpoint, and ``ConfigError`` for a wrong URL.
     """
     import json
-    from http.client import HTTPConnection, HTTPException  # what the help of all commands spares
+    from http.client import HTTPConnection, HTTPException  # slow to import
 
     parts = parse_url(url)
     host = address or parts.hostname or ""
@@ -95,11 +101,11 @@ def ask(url: str, *, timeout: float, address: str = "") -> tuple[int, dict[str, 
         path = parts.path.rstrip("/") or "/progress"
         connection.request("GET", path, headers={"Host": parts.netloc})
         response = connection.getresponse()
-        told = json.loads(response.read(16 * 1024 * 1024))
+        answer = json.loads(response.read(16 * 1024 * 1024))
     except HTTPException as error:
-        raise ValueError(f"what answers there speaks no HTTP: {error!r}") from error
+        raise ValueError(f"the answer is not HTTP: {error!r}") from error
     finally:
         connection.close()
-    if not isinstance(told, dict) or not isinstance(told.get("reasons"), list):
-        raise ValueError("what answers there is no endpoint of eventsync")
-    return response.status, told
+    if not isinstance(answer, dict) or not isinstance(answer.get("reasons"), list):
+        raise ValueError("the answer is not that of an eventsync endpoint")
+    return response.status, answer

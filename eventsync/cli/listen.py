@@ -1,7 +1,4 @@
-"""``--listen``: metrics and health over HTTP, beside what a command does.
-
-It owns which path answers what. It must not know how anything is found or judged.
-"""
+"""``--listen``: serves metrics and health over HTTP while a command runs."""
 
 from __future__ import annotations
 
@@ -22,14 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ListenOption", "listening"]
 
-_UNWELL: Final = 503
+_UNHEALTHY: Final = 503
 
 ListenOption = Annotated[
     str | None,
     typer.Option(
         "--listen",
         metavar="HOST:PORT",
-        help="Serve metrics and health there (or EVENTSYNC_LISTEN).",
+        help="Serve metrics and health over HTTP (or EVENTSYNC_LISTEN).",
         show_default=False,
     ),
 ]
@@ -39,15 +36,17 @@ ListenOption = Annotated[
 def listening(
     deployment: Deployment,
     listen: str | None,
-    crew: WorkerGroup,
+    group: WorkerGroup,
     stores: Sequence[Store],
     *,
     spools: Sequence[Spool] = (),
     relays: bool = False,
 ) -> Iterator[None]:
-    """Serve what ``crew`` tells while the block runs, if that is asked for.
+    """Serve the metrics and the health of ``group`` while the block runs.
 
-    ``relays``: the stores are relayed for, and need no workers. Raises ``ConfigError``.
+    ``listen``: the address, by default that of the settings; without one, nothing is served.
+    ``relays``: whether the stores are served by relays and are expected to have no workers. Raises
+    ``ConfigError`` if the address is wrong or in use.
     """
     settings = deployment.settings
     address = listen or settings.listen
@@ -62,16 +61,16 @@ def listening(
 
     if not relays:
         for store in stores:
-            crew.expect(store.name, store.accessors)
+            group.expect(store.name, store.accessors)
     with Survey(settings.bus(), stores, spools=spools) as survey:
-        health = Health(crew, survey, stores=crew.stores, stall_after=settings.stall_after)
+        health = Health(group, survey, stores=group.stores, stall_after=settings.stall_after)
         redaction = Redaction(settings.secrets())
 
-        def answering(judge: Callable[[], list[str]]) -> Callable[[str], HttpResponse]:
-            return lambda accept: _judged(judge(), health.to_json(), redaction)
+        def answering(check: Callable[[], list[str]]) -> Callable[[str], HttpResponse]:
+            return lambda accept: _answer(check(), health.to_json(), redaction)
 
         routes = {
-            "/metrics": Exporter(crew, survey).answer,
+            "/metrics": Exporter(group, survey).answer,
             "/live": answering(health.live),
             "/ready": answering(health.ready),
             "/progress": answering(health.progress),
@@ -80,13 +79,13 @@ def listening(
             yield
 
 
-def _judged(reasons: list[str], known: dict[str, Any], redaction: Redaction) -> HttpResponse:
-    """What an operator is told; errors of stores and drivers may name what nobody may see."""
+def _answer(reasons: list[str], state: dict[str, Any], redaction: Redaction) -> HttpResponse:
+    """Return the answer, without secrets, which errors of stores and drivers may contain."""
     import json
 
     from eventsync.monitoring.http_server import HttpResponse
 
-    told = redaction(None, "", {"ok": not reasons, "reasons": reasons, **known})
+    answer = redaction(None, "", {"ok": not reasons, "reasons": reasons, **state})
     return HttpResponse(
-        f"{json.dumps(told)}\n".encode(), "application/json", _UNWELL if reasons else 200
+        f"{json.dumps(answer)}\n".encode(), "application/json", _UNHEALTHY if reasons else 200
     )

@@ -1,7 +1,7 @@
-"""How commands speak: tables, JSON, notes and progress, on a terminal and off it.
+"""The output of commands: tables, JSON, messages and progress bars.
 
-Results go to standard output, everything else to standard error. Off a terminal there is no
-colour, no progress and no small talk. It must not know what is shown.
+Results go to standard output, everything else to standard error. Without a terminal there are no
+colours, progress bars or notes, and tables are plain aligned columns.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ _LONGEST_CELL = 60
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document: indented on a terminal, on one line off it."""
+    """Print one JSON document: indented on a terminal, otherwise on one line."""
     indent = 2 if sys.stdout.isatty() else None
     typer.echo(json.dumps(value, ensure_ascii=False, indent=indent, default=to_json))
 
 
 def to_json(value: Any) -> Any:
-    """``json.dumps``'s hook: what ``publish`` reads back where JSON has no such type."""
+    """Convert a value for ``json.dumps`` as ``eventsync publish`` reads it back."""
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, Decimal | UUID):
         return str(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")
 
 
 def shown(value: Any) -> str:
-    """A field value as a table shows it."""
+    """Return a field value as a table shows it: printable, shortened, ``∅`` for ``None``."""
     if value is None:
         return "∅"
     text = (
@@ -71,7 +71,7 @@ def shown(value: Any) -> str:
 
 
 def ago(seconds: float | None) -> str:
-    """A span of time for people."""
+    """Return a number of seconds for people, ``–`` for ``None``."""
     if seconds is None:
         return "–"
     for size, unit in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
@@ -81,14 +81,14 @@ def ago(seconds: float | None) -> str:
 
 
 def plural(count: int, one: str, many: str = "") -> str:
-    """``1 record``, ``2,000 records``."""
+    """Return a count with its noun: ``1 record``, ``2,000 records``."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def say(text: str, *, indent: int = 0, colour: str | None = None, err: bool = False) -> None:
-    """Print text in as many lines as the terminal needs, and in one off it.
+    """Print a text, wrapped to the width of the terminal if there is one.
 
-    ``indent``: how many spaces the lines after the first begin with.
+    ``indent``: the number of spaces at the start of the wrapped lines.
     """
     stream = sys.stderr if err else sys.stdout
     lines = [text]
@@ -100,12 +100,12 @@ def say(text: str, *, indent: int = 0, colour: str | None = None, err: bool = Fa
 
 
 def warn(text: str) -> None:
-    """Tell something that matters, on standard error."""
+    """Print a warning or an error on standard error."""
     say(f"eventsync: {text}", err=True)
 
 
 def note(text: str) -> None:
-    """Tell something that helps a person at a terminal, on standard error."""
+    """Print a remark on standard error, if that is a terminal."""
     if sys.stderr.isatty():
         say(text, err=True)
 
@@ -117,9 +117,10 @@ def print_table(
     right: Iterable[int] = (),
     marked: Callable[[int, int], str | None] = lambda row, column: None,
 ) -> None:
-    """Print a table: drawn on a terminal, in plain aligned columns off it.
+    """Print a table: drawn on a terminal, otherwise in plain aligned columns.
 
-    ``right``: the numbers of the columns set flush right. ``marked``: a colour for a cell.
+    ``right``: the numbers of the right-aligned columns. ``marked``: returns the colour of a cell,
+    given the numbers of its row and column.
     """
     if not sys.stdout.isatty():
         _print_plain(columns, [list(row) for row in rows], frozenset(right))
@@ -136,7 +137,7 @@ def draw_table(
     right: Iterable[int] = (),
     marked: Callable[[int, int], str | None] = lambda row, column: None,
 ) -> Table:
-    """A table for a terminal, as ``print_table`` prints it there."""
+    """Return the table that ``print_table`` prints on a terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -169,7 +170,7 @@ def _print_plain(
 
 @contextmanager
 def progress(what: str, *, total: float | None = None, unit: str = "") -> Iterator[Advance]:
-    """A progress bar on standard error while the block runs; nothing off a terminal."""
+    """Show a progress bar on standard error while the block runs, if that is a terminal."""
     if not sys.stderr.isatty():
         yield Advance(None)
         return
@@ -198,7 +199,7 @@ def progress(what: str, *, total: float | None = None, unit: str = "") -> Iterat
 
 
 class Advance:
-    """What moves a progress bar, or does nothing where there is none."""
+    """A progress bar to advance; does nothing without a terminal."""
 
     def __init__(self, show: Callable[[float, float | None, str, str | None], None] | None) -> None:
         self._show = show
@@ -211,6 +212,6 @@ class Advance:
         count: str = "",
         description: str | None = None,
     ) -> None:
-        """Show that ``done`` of the total is done, with ``count`` beside the bar."""
+        """Show ``done`` of the total as done, with ``count`` beside the bar."""
         if self._show is not None:
             self._show(done, total, count, description)

@@ -1,7 +1,4 @@
-"""The program: all commands under one name.
-
-It owns their order and grouping. It must not know what any of them does.
-"""
+"""The program: all commands, in the order and the groups in which ``--help`` lists them."""
 
 from __future__ import annotations
 
@@ -40,22 +37,25 @@ def _version(wanted: bool) -> None:
 
 def _eventsync(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Keep the same records consistent across databases, files and services.
 
-    Stores publish their changes to a queue; workers, some per store, apply them. The last write
-    wins everywhere. Your stores are in a module of yours, workers by default, in the folder you
-    are in; what it takes is written there by eventsync init.
+    Stores publish their changes to a queue, and workers apply them to the other stores. The last
+    write wins everywhere. Your stores are declared in a Python module, "workers" by default, in the
+    current folder. eventsync init writes an example.
 
     Examples:
-      eventsync demo                        see it work, in 30 seconds
+      eventsync demo                        watch three stores in sync, in 30 seconds
       eventsync init shop                   start a project of your own
-      eventsync worker crm                  apply to store crm what others change
-      eventsync status                      queues and stores at a glance
-      eventsync top                         the same live, with what workers get done
-      eventsync find Customer               all stores side by side
+      eventsync worker crm                  apply changes of other stores to the store crm
+      eventsync status                      show queues, dead letters and stores
+      eventsync top                         the same live, with the workers
+      eventsync find Customer               compare the records of all stores
     """
 
 
@@ -75,9 +75,9 @@ def _program() -> typer.Typer:
     ):
         for function in commands:
             app.command(help=help_of(function), rich_help_panel=panel, epilog=EXIT_CODES)(function)
-    app.add_typer(dlq.letters(), name="dlq", rich_help_panel=_RUN)
+    app.add_typer(dlq.dlq(), name="dlq", rich_help_panel=_RUN)
     return app
 
 
 program = _program()
-"""The command line as a Typer application; calling it runs the process's command."""
+"""The command line as a Typer application."""

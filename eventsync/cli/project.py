@@ -1,7 +1,4 @@
-"""``eventsync init``: a small commented project to start from.
-
-It owns how the files of the package's starter become a folder. It must not know what is in them.
-"""
+"""``eventsync init``: writes a small commented project to start from."""
 
 from __future__ import annotations
 
@@ -19,19 +16,23 @@ if TYPE_CHECKING:
 
 __all__ = ["init", "write_files"]
 
-# The starter's Python files are text until they are somebody's: they import what lies beside them.
+# In this package the Python files of a template end in .txt, because they cannot be imported here.
 _TEXT = ".txt"
 
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Where; default: here.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="The folder. Default: the current one.", show_default=False
+        ),
     ] = Path(),
 ) -> None:
     """Write a small commented project to start from.
 
-    A record type, two stores (an SQLite database and a CSV file) with a worker module each, and
-    sample data. It runs as it stands, on the embedded broker. Nothing is overwritten.
+    It contains a record type, two stores (an SQLite database and a CSV file), each with a module in
+    workers/, and sample data. It runs without changes, on the embedded broker. Existing files are
+    never overwritten.
 
     Examples:
       eventsync init shop && cd shop && eventsync check
@@ -40,7 +41,7 @@ def init(
 
     with reported():
         write_files(files("eventsync.cli").joinpath("starter"), folder)
-        typer.echo(f"A project is in {folder.resolve()}. Its README.md says how to go on:\n")
+        typer.echo(f"Project written to {folder.resolve()}. Next steps (see its README.md):\n")
         if folder != Path():
             typer.echo(f"  cd {folder}")
         typer.echo("  eventsync check\n  eventsync publish shop -f data/products.csv")
@@ -48,15 +49,15 @@ def init(
 
 
 def write_files(source: Traversable, folder: Path) -> None:
-    """Copy the files of ``source`` into ``folder``, which may be there, but none of the files.
+    """Copy the files of ``source`` into ``folder``, which is created if it does not exist.
 
-    Raises ``ConfigError`` before anything is written.
+    Raises ``ConfigError``, before anything is written, if one of the files exists.
     """
     found = dict(_files(source, folder))
     there = [str(path.relative_to(folder)) for path in found if path.exists()]
     if there:
         raise ConfigError(
-            f"{folder.resolve()} has {', '.join(there)} already", hint="name another folder"
+            f"{folder.resolve()} already contains {', '.join(there)}", hint="name another folder"
         )
     for path, content in found.items():
         path.parent.mkdir(parents=True, exist_ok=True)

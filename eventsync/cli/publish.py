@@ -1,7 +1,4 @@
-"""``eventsync publish``: records from files or standard input, into a store or onto the bus.
-
-It owns what becomes of a wrong line. It must not know how changes are made or sent.
-"""
+"""``eventsync publish``: publishes records from files or standard input."""
 
 from __future__ import annotations
 
@@ -29,17 +26,17 @@ from eventsync.cli.output import Advance, plural, print_json, progress, warn
 from eventsync.errors import BusUnavailableError, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from eventsync.cli.record_files import Line
-    from eventsync.cli.target import Sink
+    from eventsync.cli.record_files import RecordLine
+    from eventsync.cli.target import Target
 
 __all__ = ["publish"]
 
 _CHUNK = 500
-_TOLD = 100
+_MAX_ERRORS = 100
 
 
 class InputFormat(StrEnum):
-    """How the records are written down."""
+    """The choices of ``--format``. ``record_files.Format`` is the same, but slow to import."""
 
     JSONL = "jsonl"
     CSV = "csv"
@@ -52,7 +49,7 @@ def publish(
         str | None,
         typer.Argument(
             metavar="STORE",
-            help="The store to write to; without it, --type.",
+            help="The store to write to. Without it, --type is required.",
             autocompletion=complete_store,
             show_default=False,
         ),
@@ -60,37 +57,38 @@ def publish(
     type: Annotated[
         str | None,
         typer.Option(
-            "--type", metavar="TYPE", help="The records' type.", autocompletion=complete_type
+            "--type", metavar="TYPE", help="The record type.", autocompletion=complete_type
         ),
     ] = None,
     file: Annotated[
         list[Path] | None,
         typer.Option(
-            "--file", "-f", exists=True, dir_okay=False, help="Read this file; may be repeated."
+            "--file", "-f", exists=True, dir_okay=False, help="Read this file. Can be repeated."
         ),
     ] = None,
     format: Annotated[
         InputFormat | None,
-        typer.Option("--format", help="Default: csv for files named *.csv, else jsonl."),
+        typer.Option("--format", help="The format. Default: csv for *.csv, else jsonl."),
     ] = None,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Delete the records whose keys are given.")
+        bool, typer.Option("--delete", help="Delete the records with these keys.")
     ] = False,
     spool: Annotated[
         Path | None,
-        typer.Option("--spool", metavar="FILE", dir_okay=False, help="Into this spool, durably."),
+        typer.Option("--spool", metavar="FILE", dir_okay=False, help="Write to this spool file."),
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Publish records from JSON Lines or CSV, read from files or standard input.
+    """Publish records in JSON Lines or CSV, from files or standard input.
 
-    With STORE, they are written to that store and published from there: of a record that is there,
-    the given fields; any other is added. A line may leave fields out. With --type and no STORE,
-    they go to the bus as they are, each a whole record, for every store that holds the type. With
-    --spool they wait in that file until eventsync relay --spool sends them; no broker is needed.
+    With STORE, the records are written to that store, which publishes the changes. A record that
+    exists gets the given fields; a line may leave fields out. A record that does not exist is
+    added. With --type and no STORE, whole records are published to every store that holds the type.
+    With --spool, they are written to the spool file, which needs no broker; eventsync relay --spool
+    publishes them.
 
-    A line that is wrong is told with its number and why, and the rest goes on; the exit code is
-    then 1. Publishing the same lines into a store again changes nothing.
+    A wrong line is reported with its number and the reason. The other lines are still published,
+    and the exit code is 1. It is safe to publish the same file again.
 
     Examples:
       eventsync publish crm -f customers.csv
@@ -99,30 +97,30 @@ def publish(
       eventsync publish --type Customer -f customers.jsonl
       eventsync publish --type Customer -f customers.jsonl --spool changes.db
     """
-    from eventsync.cli.target import sink_for
+    from eventsync.cli.target import target_for
 
-    sink = sink_for(deployment, store, type, delete=delete, spool=spool)
+    target = target_for(deployment, store, type, delete=delete, spool=spool)
     report = _Report(waiting=spool is not None, spool=spool)
     with ExitStack() as stack:
         for path, stream, size in _inputs(file, stack):
             read_as = format.value if format else None
             with progress(f"Publishing {path}", total=size) as advance:
-                _publish_lines(sink, path, stream, read_as, delete, report, advance)
-    error = sink.finish()
+                _publish_lines(target, path, stream, read_as, delete, report, advance)
+    error = target.finish()
     if error is not None:
         report.waiting = True
         warn(
-            f"written, but not published yet: {error.message}; the changes wait in the outbox and "
-            f"are sent by the next edit, or by: eventsync worker {store}"
+            f"the records are written to {store}, but their changes wait in the outbox; the worker "
+            f"of {store}, eventsync relay {store} or the next edit publishes them ({error.message})"
         )
-    report.tell(as_json)
+    report.print(as_json)
     if error is not None:
         return UNAVAILABLE
     return FOUND_WRONG if report.wrong else OK
 
 
 def _publish_lines(
-    sink: Sink,
+    target: Target,
     path: str,
     stream: BinaryIO,
     format: str | None,
@@ -133,24 +131,24 @@ def _publish_lines(
     from eventsync.cli.record_files import Format, format_of, read_lines
 
     chosen = Format(format) if format else format_of(path)
-    lines = read_lines(stream, chosen, sink.record_type, partial=sink.partial, key_only=delete)
+    lines = read_lines(stream, chosen, target.record_type, partial=target.partial, key_only=delete)
     for chunk in _chunks(lines):
         wrong = [line for line in chunk if line.record is None]
         try:
-            wrong += sink.write([line for line in chunk if line.record is not None])
+            wrong += target.write([line for line in chunk if line.record is not None])
         except (StoreUnavailableError, BusUnavailableError, OSError):
             warn(
-                f"{path}: stopped before line {chunk[0].number}; "
-                f"{plural(report.published, 'record')} published; it is safe to begin again"
+                f"{path}: stopped at line {chunk[0].number}; {plural(report.published, 'record')} "
+                "published; it is safe to run the command again"
             )
             raise
         report.add(path, len(chunk), wrong)
         advance(chunk[-1].offset, count=f"{report.published:,} records")
 
 
-def _chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    """Lines in chunks in which no record is twice, since a store edits each once at a time."""
-    chunk: list[Line] = []
+def _chunks(lines: Iterable[RecordLine]) -> Iterator[list[RecordLine]]:
+    """Yield chunks in which no key occurs twice: one call edits a record only once."""
+    chunk: list[RecordLine] = []
     keys: set[str] = set()
     for line in lines:
         if len(chunk) == _CHUNK or line.key in keys:
@@ -168,7 +166,9 @@ def _inputs(
 ) -> Iterator[tuple[str, BinaryIO, int | None]]:
     if not files:
         if sys.stdin.isatty():
-            typer.echo("Reading records from the terminal, one a line; end with Ctrl-D.", err=True)
+            typer.echo(
+                "Reading records from the terminal, one per line. End with Ctrl-D.", err=True
+            )
         yield "standard input", sys.stdin.buffer, None
         return
     for path in files:
@@ -177,35 +177,35 @@ def _inputs(
 
 @dataclass(slots=True)
 class _Report:
-    """How many records went where, and the lines that did not."""
+    """The number of published records, and the first wrong lines with their errors."""
 
     published: int = 0
     wrong: int = 0
     waiting: bool = False
     spool: Path | None = None
-    told: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, path: str, count: int, wrong: Sequence[Line]) -> None:
+    def add(self, path: str, count: int, wrong: Sequence[RecordLine]) -> None:
         self.published += count - len(wrong)
         for line in sorted(wrong, key=lambda line: line.number):
             self.wrong += 1
-            if self.wrong <= _TOLD:
-                self.told.append({"file": path, "line": line.number, "error": line.error})
+            if self.wrong <= _MAX_ERRORS:
+                self.errors.append({"file": path, "line": line.number, "error": line.error})
                 typer.echo(f"{path}:{line.number}: {line.error}", err=True)
 
-    def tell(self, as_json: bool) -> None:
-        if self.wrong > _TOLD:
-            warn(f"{self.wrong - _TOLD:,} more wrong lines are not shown")
+    def print(self, as_json: bool) -> None:
+        if self.wrong > _MAX_ERRORS:
+            warn(f"{self.wrong - _MAX_ERRORS:,} more wrong lines are not shown")
         if as_json:
             print_json(
                 {
                     "published": self.published,
                     "wrong": self.wrong,
                     "waiting": self.waiting,
-                    "errors": self.told,
+                    "errors": self.errors,
                 }
             )
             return
-        ending = f", {plural(self.wrong, 'wrong line')} passed over" if self.wrong else ""
-        done = "published" if self.spool is None else f"taken into the spool {self.spool}"
+        ending = f", {plural(self.wrong, 'wrong line')} skipped" if self.wrong else ""
+        done = "published" if self.spool is None else f"written to the spool {self.spool}"
         typer.echo(f"{plural(self.published, 'record')} {done}{ending}.")

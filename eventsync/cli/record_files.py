@@ -1,7 +1,4 @@
-"""Records in text: JSON Lines and CSV, read line by line, the wrong lines told and passed over.
-
-It must not know where the records go.
-"""
+"""Records in JSON Lines and CSV, read line by line. A wrong line does not stop the others."""
 
 from __future__ import annotations
 
@@ -16,21 +13,22 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.files.text import Cells, Members, parse
 
-__all__ = ["Format", "Line", "format_of", "read_lines"]
+__all__ = ["Format", "RecordLine", "format_of", "read_lines"]
 
 
 class Format(StrEnum):
-    """How records are written down."""
+    """The format of the input."""
 
     JSONL = "jsonl"
     CSV = "csv"
 
 
 @dataclass(slots=True)
-class Line:
-    """One record and its key, or why there is none; ``number`` is that of its (last) line, from 1.
+class RecordLine:
+    """One record of the input, or the error that says why there is none.
 
-    ``offset``: how many bytes were read when it was complete.
+    ``number``: the number of its last line, from 1. ``offset``: the number of bytes read up to and
+    including that line. ``key``: the key of ``record``.
     """
 
     number: int
@@ -41,7 +39,7 @@ class Line:
 
 
 def format_of(name: str) -> Format:
-    """The format that a file's name says; JSON Lines when it says none."""
+    """Return CSV for file names that end in ``.csv``, else JSON Lines."""
     return Format.CSV if name.lower().endswith(".csv") else Format.JSONL
 
 
@@ -52,17 +50,17 @@ def read_lines(
     *,
     partial: bool = False,
     key_only: bool = False,
-) -> Iterator[Line]:
-    """The records in ``stream``.
+) -> Iterator[RecordLine]:
+    """Yield the records in ``stream``, and the lines that hold no valid record.
 
-    ``partial``: a line may leave fields out. ``key_only``: only the key fields are read. Values are
-    written as in the stores of files. An empty CSV cell is ``None`` in an optional field, an empty
-    text in one of text, and no value anywhere else. Raises ``RecordError`` for a CSV header that
-    does not fit the record type.
+    ``partial``: a line may leave fields out. ``key_only``: only the key fields are read. Values
+    have the same form as in the file stores. An empty CSV cell means ``None`` in an optional field,
+    the empty text in a text field, and no value in any other field. Raises ``RecordError`` if a CSV
+    header does not fit the record type.
     """
     reader = _read_csv if format is Format.CSV else _read_json
     names = record_type.__record__.keys
-    for line, data in reader(_Counted(stream), record_type, key_only):
+    for line, data in reader(_CountedLines(stream), record_type, key_only):
         if data is not None:
             missing = [name for name in names if name not in data]
             if key_only:
@@ -73,20 +71,20 @@ def read_lines(
                 continue
             try:
                 line.record = record_type.load(data, partial=partial or key_only)
-                line.key = line.record.key  # which may be too long
+                line.key = line.record.key  # raises if the key is too long
             except RecordError as error:
                 line.record, line.error = None, str(error)
         yield line
 
 
-class _Counted:
-    """The lines of a stream as text, counted, whatever bytes are in it."""
+class _CountedLines:
+    """The lines of a stream as text, with line number and offset. Tolerates invalid UTF-8."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.number = 0
         self.offset = 0
-        self.wrong = ""
+        self.encoding_error = ""
 
     def __iter__(self) -> Iterator[str]:
         for raw in self._stream:
@@ -95,19 +93,19 @@ class _Counted:
             try:
                 text = raw.decode("utf-8-sig" if self.number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                self.wrong = f"not UTF-8: {error.reason} at byte {error.start + 1}"
+                self.encoding_error = f"not UTF-8: {error.reason} at byte {error.start + 1}"
                 text = raw.decode("utf-8", "replace")
             yield text
 
-    def line(self, error: str = "") -> Line:
-        """The line that was just read; what was wrong in its bytes is told once."""
-        wrong, self.wrong = self.wrong, ""
-        return Line(self.number, self.offset, error=wrong or error)
+    def line(self, error: str = "") -> RecordLine:
+        """Return the line that was read last, with ``error`` or its encoding error."""
+        encoding_error, self.encoding_error = self.encoding_error, ""
+        return RecordLine(self.number, self.offset, error=encoding_error or error)
 
 
 def _read_json(
-    lines: _Counted, record_type: type[Record], key_only: bool
-) -> Iterator[tuple[Line, Mapping[str, Any] | None]]:
+    lines: _CountedLines, record_type: type[Record], key_only: bool
+) -> Iterator[tuple[RecordLine, Mapping[str, Any] | None]]:
     fields = record_type.__record__.fields
     members = Members(View().bind(record_type.__record__))
     for text in lines:
@@ -121,15 +119,15 @@ def _read_json(
                 raise record_type.__record__.unknown(unknown)
             data = members.decode(parsed)
         except RecordError as problem:
-            # The line's number is told anyhow.
+            # The caller reports the line number; the parser always says "line 1".
             error = str(problem).replace("not JSON: line 1, column", "not JSON: column")
         line = lines.line(error)
         yield line, None if line.error else data
 
 
 def _read_csv(
-    lines: _Counted, record_type: type[Record], key_only: bool
-) -> Iterator[tuple[Line, Mapping[str, Any] | None]]:
+    lines: _CountedLines, record_type: type[Record], key_only: bool
+) -> Iterator[tuple[RecordLine, Mapping[str, Any] | None]]:
     cells = Cells(View().bind(record_type.__record__), null="")
     reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
@@ -140,12 +138,14 @@ def _read_csv(
             if not row:
                 continue
             if header is None:
-                header = _checked(row, record_type, key_only)
+                header = _checked_header(row, record_type, key_only)
                 continue
             if len(row) != len(header):
                 error = f"{len(row)} cells, but the header has {len(header)}"
             else:
-                data = cells.decode(_filled(dict(zip(header, row, strict=True)), record_type))
+                data = cells.decode(
+                    _cells_with_value(dict(zip(header, row, strict=True)), record_type)
+                )
         except StopIteration:
             return
         except csv.Error as problem:
@@ -158,7 +158,7 @@ def _read_csv(
         yield line, None if line.error else data
 
 
-def _checked(header: list[str], record_type: type[Record], key_only: bool) -> list[str]:
+def _checked_header(header: list[str], record_type: type[Record], key_only: bool) -> list[str]:
     unknown = [name for name in header if name not in record_type.__record__.fields]
     if unknown and not key_only:
         raise record_type.__record__.unknown(unknown)
@@ -167,8 +167,8 @@ def _checked(header: list[str], record_type: type[Record], key_only: bool) -> li
     return header
 
 
-def _filled(row: Mapping[str, str], record_type: type[Record]) -> dict[str, str]:
-    """The cells that hold a value: an empty one does where it says ``None`` or an empty text."""
+def _cells_with_value(row: Mapping[str, str], record_type: type[Record]) -> dict[str, str]:
+    """Leave out unknown columns, and empty cells of fields that are neither optional nor text."""
     fields = record_type.__record__.fields
     return {
         name: cell

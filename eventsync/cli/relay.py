@@ -1,7 +1,4 @@
-"""``eventsync relay``: publishes what waits in outboxes, without being a worker.
-
-It owns which outboxes or spool, and when to leave. It must not know whose turn it is to publish.
-"""
+"""``eventsync relay``: publishes the outboxes of stores, or a spool."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["relay"]
 
-_ABORTED = 70  # EX_SOFTWARE: left before it had finished, as a worker that is told twice
+_ABORTED = 70  # EX_SOFTWARE: a second signal ended it before it had finished, as for workers
 
 
 @command
@@ -37,37 +34,39 @@ def relay(
         list[str] | None,
         typer.Argument(
             metavar="STORE...",
-            help="The stores' names; without any, --all.",
+            help="The stores. Without any, --all is required.",
             autocompletion=complete_store,
             show_default=False,
         ),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="The outboxes of all stores.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Publish the outboxes of all stores.")
+    ] = False,
     spool: Annotated[
         Path | None,
-        typer.Option("--spool", metavar="FILE", dir_okay=False, help="A spool, not a store."),
+        typer.Option("--spool", metavar="FILE", dir_okay=False, help="Publish this spool file."),
     ] = None,
     once: Annotated[
-        bool, typer.Option("--once", help="Publish what waits now, then leave.")
+        bool, typer.Option("--once", help="Publish what waits now, then exit.")
     ] = False,
     as_json: JsonOption = False,
     listen: ListenOption = None,
-    log_level: Annotated[LogLevel, typer.Option(help="From which level on to log.")] = (
-        LogLevel.INFO
-    ),
+    log_level: Annotated[LogLevel, typer.Option(help="The lowest level to log.")] = (LogLevel.INFO),
 ) -> int:
-    """Publish what waits in the outboxes of stores, or in a spool, until told to stop.
+    """Publish the outboxes of stores, or a spool, until stopped.
 
-    For producers of a store whose worker runs elsewhere or not at all; a store's worker does the
-    same beside its other work. Any number of relays and workers of a store may run: one of them
-    publishes at a time, and another goes on some seconds after it died. A broker or store that is
-    away is waited for. SIGTERM has it finish what it has in hand and leave.
+    A relay is for stores whose worker runs elsewhere or not at all; the worker of a store publishes
+    its outbox, too. Several relays and workers of a store may run: one at a time publishes, and if
+    it dies another takes over after some seconds. While a store or the broker is unreachable, the
+    relay waits. SIGTERM makes it finish its current work and exit.
 
-    With --spool it publishes what eventsync publish --spool, or a Spool in your program, took in.
+    With --spool it publishes the changes that eventsync publish --spool, or a Spool in your
+    program, wrote to the file.
 
-    With --listen it serves its metrics and its health over HTTP (eventsync health asks it).
+    With --listen it serves metrics and health over HTTP; eventsync health reads the latter.
 
-    Logs to standard error. With --once it tells how much it published, and --json says so in JSON.
+    The log goes to standard error. --once prints how many changes it published; with --json, as
+    JSON.
 
     Examples:
       eventsync relay crm
@@ -78,11 +77,11 @@ def relay(
       eventsync relay --all --listen 0.0.0.0:9464
     """
     if (every, bool(stores), spool is not None).count(True) != 1:
-        raise typer.BadParameter("say which STORE, or --all, or --spool")
+        raise typer.BadParameter("name a STORE, or use --all or --spool")
     if as_json and not once:
-        raise typer.BadParameter("--json is for --once")
+        raise typer.BadParameter("--json requires --once")
     if listen and once:
-        raise typer.BadParameter("--listen is for a relay that goes on running")
+        raise typer.BadParameter("--listen and --once exclude each other")
     log_to_stderr(log_level, deployment.settings)
     if spool is not None:
         taken = deployment.spool(spool)
@@ -98,7 +97,7 @@ def relay(
 
 def _once(deployment: Deployment, stores: list[Store], as_json: bool) -> int:
     bus = deployment.declare()
-    # Now, whoever's turn it is: the caller wants it done when the command ends.
+    # Without the lease: everything has to be published when the command ends.
     published = {store.name: store.open().flush(bus) for store in stores}
     if as_json:
         print_json({"published": published})
@@ -112,7 +111,7 @@ def _serve(deployment: Deployment, stores: list[Store], listen: str | None) -> i
     from eventsync.broker.relay import Relay, serve
     from eventsync.monitoring.worker_group import WorkerGroup
 
-    # Made before the threads are, which share them.
+    # The threads share them, so they are made first.
     bus, _ = deployment.bus, deployment.registry
     stopping = threading.Event()
 
@@ -121,12 +120,12 @@ def _serve(deployment: Deployment, stores: list[Store], listen: str | None) -> i
             store.open()
             deployment.declare()
 
-        with Relay(store, crew.counted(store.name, bus)) as relay:
+        with Relay(store, group.counted(store.name, bus)) as relay:
             serve(relay, stopping, connect=connect)
 
-    crew = WorkerGroup()
-    with listening(deployment, listen, crew, stores, relays=True):
-        return _until_told(stopping, [partial(run, store) for store in stores])
+    group = WorkerGroup()
+    with listening(deployment, listen, group, stores, relays=True):
+        return _run_until_signal(stopping, [partial(run, store) for store in stores])
 
 
 def _spool_once(deployment: Deployment, spool: Spool, as_json: bool) -> int:
@@ -137,8 +136,8 @@ def _spool_once(deployment: Deployment, spool: Spool, as_json: bool) -> int:
         print_json({"published": published, **state})
     else:
         typer.echo(
-            f"{plural(published, 'change')} published; {state['waiting']:,} wait, "
-            f"{state['bytes']:,} bytes."
+            f"{plural(published, 'change')} published; {state['waiting']:,} waiting, "
+            f"{state['bytes']:,} bytes in the file."
         )
     return FOUND_WRONG if state["waiting"] else OK
 
@@ -150,7 +149,7 @@ def _serve_spool(deployment: Deployment, spool: Spool, listen: str | None) -> in
     stopping = threading.Event()
 
     def run() -> None:
-        with spool, spool.relay(crew.counted(spool.name, bus)) as relay:
+        with spool, spool.relay(group.counted(spool.name, bus)) as relay:
             serve(
                 relay,
                 stopping,
@@ -158,41 +157,44 @@ def _serve_spool(deployment: Deployment, spool: Spool, listen: str | None) -> in
                 describe=lambda: asdict(spool.state()),
             )
 
-    bus, crew = deployment.bus, WorkerGroup()
-    # Made here, so that a wrong file ends the command at once.
+    bus, group = deployment.bus, WorkerGroup()
+    # A wrong file ends the command at once.
     with spool:
         spool.state()
-    with listening(deployment, listen, crew, (), spools=[spool], relays=True):
-        return _until_told(stopping, [run])
+    with listening(deployment, listen, group, (), spools=[spool], relays=True):
+        return _run_until_signal(stopping, [run])
 
 
-def _until_told(stopping: threading.Event, tasks: list[Callable[[], None]]) -> int:
-    """Run tasks in threads until one fails or a signal comes; then wait for them."""
+def _run_until_signal(stopping: threading.Event, tasks: list[Callable[[], None]]) -> int:
+    """Run tasks in threads until one fails or a signal arrives, then wait for them to finish.
+
+    Raises the first error of a task.
+    """
     failed: list[BaseException] = []
 
     def run(task: Callable[[], None]) -> None:
         try:
             task()
-        except BaseException as error:  # told by the main thread, which ends the command with it
+        except BaseException as error:  # raised by the main thread, below
             failed.append(error)
             stopping.set()
 
-    told = threading.Event()
+    signalled = threading.Event()
 
     def on_signal(number: int, frame: object) -> None:
-        if told.is_set():
-            # At the second signal at once; what was not confirmed goes on waiting.
+        if signalled.is_set():
+            # A second signal ends it at once. Changes without confirmation stay in the outbox.
             raise typer.Exit(_ABORTED)
-        told.set()
+        signalled.set()
 
     handlers = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
-    # Daemons, so that one that hangs in its store cannot keep the process.
+    # Daemon threads: one that hangs in its store does not keep the process alive.
     threads = [threading.Thread(target=run, args=(task,), daemon=True) for task in tasks]
     try:
         for thread in threads:
             thread.start()
-        while not told.is_set() and not stopping.is_set():
-            told.wait(0.2)
+        while not signalled.is_set() and not stopping.is_set():
+            signalled.wait(0.2)
         stopping.set()
         for thread in threads:
             while thread.is_alive():

@@ -1,7 +1,4 @@
-"""Records of several stores side by side, for people and as JSON.
-
-It owns how differences are shown. It must not know how they are found.
-"""
+"""The output of ``eventsync get``, ``find`` and ``verify``: tables and JSON of compared records."""
 
 from __future__ import annotations
 
@@ -24,27 +21,27 @@ __all__ = ["comparison_json", "print_comparison", "print_record", "print_records
 
 _ABSENT: Final = "·"
 _NOT_THERE: Final = "–"
-_TOLD: Final = 50
-_STATES: Final = {1: "here", 2: "deleted", 3: "filtered out", 4: "pending"}  # by Presence
+_MAX_LISTED: Final = 50
+_JSON_STATES: Final = {1: "here", 2: "deleted", 3: "filtered out", 4: "pending"}  # by Presence
 
 
 # -- one record ------------------------------------------------------------------------------------
 
 
 def print_record(row: SideBySide, record_type: type[Record]) -> None:
-    """One record: a row for each field, a column for each store."""
+    """Print one record: a row for each field, a column for each store."""
     wrong = {(found.field, found.store) for found in row.differences if found.field}
     lines = []
     for name, field in record_type.__record__.fields.items():
         cells = [name]
-        for store, sight in row.stores.items():
+        for store, state in row.stores.items():
             cell = _NOT_THERE
-            if sight.values is not None:
-                cell = _cell(sight.values, name, secret=field.secret)
+            if state.values is not None:
+                cell = _cell(state.values, name, secret=field.secret)
             cells.append(f"! {cell}" if (name, store) in wrong else cell)
         lines.append(cells)
-    lines.append(["version", *(_version(sight) for sight in row.stores.values())])
-    lines.append(["state", *(_state(sight) for sight in row.stores.values())])
+    lines.append(["version", *(_version(state) for state in row.stores.values())])
+    lines.append(["state", *(_state(state) for state in row.stores.values())])
     print_table(
         [f"{row.type} {row.key}", *row.stores],
         lines,
@@ -61,21 +58,21 @@ def _cell(values: Mapping[str, Any], name: str, *, secret: bool) -> str:
     return "***" if secret else shown(values[name])
 
 
-def _version(sight: StoreState) -> str:
-    if sight.version is None:
+def _version(state: StoreState) -> str:
+    if state.version is None:
         return _NOT_THERE
-    if not sight.version.millis:
-        return "before all"
-    moment = f"{sight.version.time:%Y-%m-%d %H:%M:%S.%f}"[:-3]
-    return f"{moment}+{sight.version.counter}" if sight.version.counter else moment
+    if not state.version.millis:
+        return "older than all"
+    moment = f"{state.version.time:%Y-%m-%d %H:%M:%S.%f}"[:-3]
+    return f"{moment}+{state.version.counter}" if state.version.counter else moment
 
 
-def _state(sight: StoreState) -> str:
-    if sight.differences:
-        return f"! {sight.differences[0].kind}"
-    if sight.presence is None:
-        return "not seen yet" if sight.values is not None else "not known"
-    return _STATES[sight.presence]
+def _state(state: StoreState) -> str:
+    if state.differences:
+        return f"! {state.differences[0].kind}"
+    if state.presence is None:
+        return "not captured yet" if state.values is not None else "not known"
+    return state.presence.name.lower().replace("_", " ")
 
 
 def _colour(cell: str) -> str | None:
@@ -90,12 +87,12 @@ def _colour(cell: str) -> str | None:
 def print_records(
     rows: Sequence[SideBySide], record_type: type[Record], names: Sequence[str] | None
 ) -> None:
-    """A row for each record: the winner's values, then what each store makes of it.
+    """Print a row for each record: the values of the winner, then a mark for each store.
 
-    ``names``: the fields to show, ``None`` for those that fit.
+    ``names``: the fields to show, or ``None`` for those that fit.
     """
     if not rows:
-        typer.echo("No store holds such a record.")
+        typer.echo("No store holds a matching record.")
         return
     described = record_type.__record__
     stores = list(rows[0].stores)
@@ -113,7 +110,7 @@ def print_records(
     left_out = [name for name in fields if name not in kept]
     if left_out and not names:
         typer.echo(err=True)
-        say(f"Not shown: {', '.join(left_out)} (--fields shows them)", err=True)
+        say(f"Not shown: {', '.join(left_out)} (use --fields)", err=True)
 
 
 def _column(rows: Sequence[SideBySide], described: RecordType, name: str) -> list[str]:
@@ -124,7 +121,7 @@ def _column(rows: Sequence[SideBySide], described: RecordType, name: str) -> lis
 
 
 def _fitting(columns: Mapping[str, Sequence[str]], fields: Sequence[str]) -> list[str]:
-    """The columns that fit the terminal, with the last fields left out first; all off it."""
+    """Return the columns that fit the terminal, all without one. The last fields go first."""
     kept = list(columns)
     if not sys.stdout.isatty():
         return kept
@@ -137,12 +134,12 @@ def _fitting(columns: Mapping[str, Sequence[str]], fields: Sequence[str]) -> lis
     return kept
 
 
-def _mark(sight: StoreState) -> str:
-    if not sight.differences:
-        return "=" if sight.values is not None else _NOT_THERE
+def _mark(state: StoreState) -> str:
+    if not state.differences:
+        return "=" if state.values is not None else _NOT_THERE
     words = [
         f"{found.field}={shown(found.held)}" if found.field else str(found.kind)
-        for found in sight.differences
+        for found in state.differences
     ]
     return f"! {', '.join(words)}"
 
@@ -151,27 +148,27 @@ def _mark(sight: StoreState) -> str:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """What was compared in each store, and the first of the differences."""
+    """Print the counts of each store, and the first differences."""
     rows = [
-        [store, type, *(f"{tally[name]:,}" for name in _TALLY)]
+        [store, type, *(f"{counts[name]:,}" for name in _COUNTS)]
         for store, types in comparison.stores.items()
-        for type, tally in ((type, asdict(tally)) for type, tally in types.items())
+        for type, counts in ((type, asdict(counts)) for type, counts in types.items())
     ]
-    print_table(["store", "type", *_TALLY], rows, right=range(2, 2 + len(_TALLY)))
-    for found in comparison.differences[:_TOLD]:
-        say(_told(found))
-    if comparison.total > _TOLD:
-        typer.echo(f"... and {comparison.total - _TOLD:,} more")
+    print_table(["store", "type", *_COUNTS], rows, right=range(2, 2 + len(_COUNTS)))
+    for found in comparison.differences[:_MAX_LISTED]:
+        say(_line(found))
+    if comparison.total > _MAX_LISTED:
+        typer.echo(f"... and {comparison.total - _MAX_LISTED:,} more")
     if comparison:
         typer.echo("\nThe stores agree.")
     else:
         typer.echo(f"\nThe stores differ: {plural(comparison.total, 'difference')}.")
 
 
-_TALLY: Final = ("records", "fields", "differing", "missing", "extra", "unreadable")
+_COUNTS: Final = ("records", "fields", "differing", "missing", "extra", "unreadable")
 
 
-def _told(found: Difference) -> str:
+def _line(found: Difference) -> str:
     about = f"{found.store}: {found.type} {found.key}"
     if found.field:
         return f"{about}.{found.field} is {shown(found.held)}, not {shown(found.expected)}"
@@ -182,7 +179,7 @@ def _told(found: Difference) -> str:
 
 
 def row_json(row: SideBySide) -> dict[str, Any]:
-    """One record in all stores."""
+    """Return one record in all stores as JSON."""
     return {
         "type": row.type,
         "key": row.key,
@@ -190,24 +187,24 @@ def row_json(row: SideBySide) -> dict[str, Any]:
         "merged": row.merged,
         "stores": {
             name: {
-                "values": sight.values,
-                "state": _STATES[sight.presence] if sight.presence else None,
-                "version": sight.version.hex() if sight.version else None,
-                "field_versions": {n: v.hex() for n, v in sight.versions.items()},
-                "differences": [_difference_json(found) for found in sight.differences],
+                "values": state.values,
+                "state": _JSON_STATES[state.presence] if state.presence else None,
+                "version": state.version.hex() if state.version else None,
+                "field_versions": {n: v.hex() for n, v in state.versions.items()},
+                "differences": [_difference_json(found) for found in state.differences],
             }
-            for name, sight in row.stores.items()
+            for name, state in row.stores.items()
         },
     }
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """A whole comparison."""
+    """Return a comparison as JSON."""
     return {
         "agree": bool(comparison),
         "records": comparison.records,
         "stores": {
-            store: {type: asdict(tally) for type, tally in types.items()}
+            store: {type: asdict(counts) for type, counts in types.items()}
             for store, types in comparison.stores.items()
         },
         "total": comparison.total,
@@ -216,5 +213,5 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _difference_json(found: Difference) -> dict[str, Any]:
-    said = asdict(found)
-    return {name: held for name, held in said.items() if held != "" or name == "key"}
+    members = asdict(found)
+    return {name: value for name, value in members.items() if value != "" or name == "key"}

@@ -1,7 +1,6 @@
-"""The lookout: how stores and workers stand right now, and how fast they get on.
+"""Snapshots of a deployment for ``eventsync top``: the state of stores and workers, and rates.
 
-It owns where each fact comes from, and what follows from two looks. It must not know how anything
-is shown. What is not known is ``None``.
+``None`` means not known.
 """
 
 from __future__ import annotations
@@ -21,12 +20,17 @@ from eventsync.monitoring.worker_status import read_states
 if TYPE_CHECKING:
     from eventsync.cli.deployment import Deployment
 
-__all__ = ["Lookout", "Snapshot", "StoreSight", "WorkerSight"]
+__all__ = ["Sampler", "Snapshot", "StoreSnapshot", "WorkerSnapshot"]
 
 
 @dataclass(slots=True)
-class WorkerSight:
-    """One worker process. Ages and spans in seconds; ``rate`` in changes a second."""
+class WorkerSnapshot:
+    """The state of one worker process.
+
+    ``where``: the endpoint that reported it, or ``this host`` for a state file. ``silence`` and
+    ``lag`` are in seconds, ``started`` is in seconds since the epoch, ``memory`` is in bytes,
+    ``rate`` is in changes a second.
+    """
 
     worker: str
     store: str
@@ -46,10 +50,12 @@ class WorkerSight:
 
 
 @dataclass(slots=True)
-class StoreSight:
-    """One store: its queues, its outbox, and its workers taken together.
+class StoreSnapshot:
+    """The state of one store: its queues, its outbox, and its workers together.
 
-    ``workers``: how many are known; ``None`` when there is nobody to tell.
+    ``workers``: the number of known workers, or ``None`` if no source reports workers of this
+    store. ``oldest``, ``outbox_oldest`` and ``lag`` are ages in seconds; ``rate`` is in changes a
+    second.
     """
 
     store: str
@@ -68,24 +74,29 @@ class StoreSight:
 
 @dataclass(slots=True)
 class Snapshot:
-    """One look at a deployment. ``problems``: what could not be asked, or what workers wait for."""
+    """The state of a deployment at one moment.
+
+    ``at``: seconds since the epoch. ``broker``: whether it is reachable. ``problems``: sources that
+    could not be read, and the errors of stores whose circuit breaker is open.
+    """
 
     at: float
     broker: bool
-    stores: list[StoreSight]
-    workers: list[WorkerSight]
+    stores: list[StoreSnapshot]
+    workers: list[WorkerSnapshot]
     problems: list[str] = field(default_factory=list)
 
 
-class Lookout:
-    """Looks at a deployment again and again. Usable as a context manager. For one thread.
+class Sampler:
+    """Takes snapshots of a deployment. A context manager, which reads the sources in threads.
 
-    Queues and outboxes are asked for directly. Of workers tell the ``endpoints`` that are named
-    (each stands for all addresses of its name), and the state files of this host, if there are any.
+    Queues and outboxes are read from the broker and the stores. Workers are read from
+    ``endpoints``, where a host name with several addresses stands for all of them, and from the
+    state files on this host. Not thread-safe.
     """
 
     def __init__(self, deployment: Deployment, endpoints: Sequence[str], *, every: float) -> None:
-        """Raises ``ConfigError``."""
+        """Raise ``ConfigError`` for a wrong URL."""
         for url in endpoints:
             parse_url(url)
         settings = deployment.settings
@@ -96,15 +107,15 @@ class Lookout:
             for url in endpoints
         }
         self._stopping = threading.Event()
-        self._told_of: set[str] = set()
+        self._reported_stores: set[str] = set()
         self._before: dict[tuple[str, int, float], tuple[float, int]] = {}
 
     @property
-    def knows_workers(self) -> bool:
-        """Whether there is anybody to tell of workers."""
+    def has_worker_sources(self) -> bool:
+        """Whether an endpoint or a folder of state files is configured."""
         return bool(self._endpoints) or self._folder is not None
 
-    def __enter__(self) -> Lookout:
+    def __enter__(self) -> Sampler:
         self._survey.__enter__()
         for look in self._endpoints.values():
             threading.Thread(target=look.run, args=(self._stopping,), daemon=True).start()
@@ -115,81 +126,81 @@ class Lookout:
         self._survey.__exit__(*exc_info)
 
     def wait(self, seconds: float) -> None:
-        """Until all that is asked has answered, or for so many seconds."""
+        """Wait until all sources have answered, at most ``seconds``."""
         looks: list[Look[Any]] = [self._survey.broker, *self._survey.outboxes.values()]
         looks += self._endpoints.values()
         deadline = time.monotonic() + seconds
         while not all(look.is_known for look in looks) and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def look(self) -> Snapshot:
-        """How it stands. Rates are those since the look before; unknown at the first."""
+    def take(self) -> Snapshot:
+        """Return a snapshot. Its rates are averages since the snapshot before, if any."""
         now = time.time()
         broker = self._survey.broker
         workers = self._workers()
-        sight = Snapshot(now, broker.answer is not None, [], workers)
+        snapshot = Snapshot(now, broker.answer is not None, [], workers)
         if broker.error:
-            sight.problems.append(broker.error)
+            snapshot.problems.append(broker.error)
         for name, look in self._survey.stores.items():
             if look.error:
-                sight.problems.append(f"{name}: {look.error}")
-            sight.stores.append(self._store(name, [w for w in workers if w.store == name], now))
-        sight.problems += [look.error for look in self._endpoints.values() if look.error]
-        told = (f"{w.store}: circuit open: {w.error}" for w in workers if w.error)
-        sight.problems += dict.fromkeys(told)
-        return sight
+                snapshot.problems.append(f"{name}: {look.error}")
+            snapshot.stores.append(self._store(name, [w for w in workers if w.store == name], now))
+        snapshot.problems += [look.error for look in self._endpoints.values() if look.error]
+        errors = (f"{w.store}: circuit breaker open: {w.error}" for w in workers if w.error)
+        snapshot.problems += dict.fromkeys(errors)
+        return snapshot
 
-    def _store(self, name: str, workers: list[WorkerSight], now: float) -> StoreSight:
-        seen = StoreSight(name)
+    def _store(self, name: str, workers: list[WorkerSnapshot], now: float) -> StoreSnapshot:
+        store = StoreSnapshot(name)
         queues = (self._survey.broker.answer or {}).get(name)
         if queues is not None:
-            seen.waiting, seen.in_hand = queues.work, queues.in_hand
-            seen.held, seen.dead = queues.held, queues.dead
+            store.waiting, store.in_hand = queues.work, queues.in_hand
+            store.held, store.dead = queues.held, queues.dead
             if queues.oldest is not None:
-                seen.oldest = max(0.0, now - queues.oldest)
+                store.oldest = max(0.0, now - queues.oldest)
             elif not queues.work:
-                seen.oldest = 0.0
+                store.oldest = 0.0
         outbox = self._survey.stores[name].answer
         if outbox is not None:
-            seen.outbox = outbox.waiting
-            seen.outbox_oldest = 0.0 if outbox.oldest is None else max(0.0, now - outbox.oldest)
-        if workers or name in self._told_of:
-            seen.workers = len(workers)
+            store.outbox = outbox.waiting
+            store.outbox_oldest = 0.0 if outbox.oldest is None else max(0.0, now - outbox.oldest)
+        if workers or name in self._reported_stores:
+            store.workers = len(workers)
         lags = [worker.lag for worker in workers]
-        seen.lag = max([*lags, *([] if seen.oldest is None else [seen.oldest])], default=None)
+        store.lag = max([*lags, *([] if store.oldest is None else [store.oldest])], default=None)
         if workers:
             rates = [worker.rate for worker in workers if worker.rate is not None]
-            seen.rate = sum(rates) if rates else None
-            seen.circuit = next((w.circuit for w in workers if w.circuit != "closed"), "closed")
-        return seen
+            store.rate = sum(rates) if rates else None
+            store.circuit = next((w.circuit for w in workers if w.circuit != "closed"), "closed")
+        return store
 
-    def _workers(self) -> list[WorkerSight]:
-        found: dict[tuple[str, int, float], WorkerSight] = {}
-        told = [] if self._folder is None else [("", s) for s in read_states(self._folder)]
-        self._told_of = set()
+    def _workers(self) -> list[WorkerSnapshot]:
+        found: dict[tuple[str, int, float], WorkerSnapshot] = {}
+        states = [] if self._folder is None else [("", s) for s in read_states(self._folder)]
+        self._reported_stores = set()
         for look in self._endpoints.values():
             for where, body in look.answer or ():
-                self._told_of.update(body["stores"])
-                told += [(where, state) for state in body["workers"]]
+                self._reported_stores.update(body["stores"])
+                states += [(where, state) for state in body["workers"]]
         moment = time.monotonic()
-        for where, state in told:
-            sight = _worker(where, state)
-            # One that both an endpoint and a state file tell of is one worker.
-            found[sight.store, sight.pid, sight.started] = sight
-        for process, sight in found.items():
+        for where, state in states:
+            worker = _worker(where, state)
+            # An endpoint and a state file may report the same worker.
+            found[worker.store, worker.pid, worker.started] = worker
+        for process, worker in found.items():
             at, changes = self._before.get(process, (moment, 0))
             if moment > at:
-                sight.rate = (sight.changes - changes) / (moment - at)
-        self._before = {process: (moment, sight.changes) for process, sight in found.items()}
-        return sorted(found.values(), key=lambda sight: (sight.store, sight.worker, sight.pid))
+                worker.rate = (worker.changes - changes) / (moment - at)
+        self._before = {process: (moment, worker.changes) for process, worker in found.items()}
+        return sorted(found.values(), key=lambda worker: (worker.store, worker.worker, worker.pid))
 
 
-def _worker(where: str, state: dict[str, Any]) -> WorkerSight:
+def _worker(where: str, state: dict[str, Any]) -> WorkerSnapshot:
     silence = float(state["silence"])
     if not where:
-        # Of a process that stands still its file says less and less.
+        # A worker that is stuck does not update its file either.
         silence += max(0.0, time.time() - state["written"] - 1.0)
-    return WorkerSight(
+    return WorkerSnapshot(
         worker=state.get("worker", state["store"]),
         store=state["store"],
         pid=state["pid"],
@@ -208,9 +219,9 @@ def _worker(where: str, state: dict[str, Any]) -> WorkerSight:
 
 
 def _ask_all(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What every command tells that listens at an address of this name, and where that is.
+    """Yield the answers of all endpoints at the addresses of this host name, with the address.
 
-    Raises ``OSError`` when nobody answers, ``ConfigError``.
+    Raises ``OSError`` if none answers, and ``ConfigError`` for a wrong URL.
     """
     parts = parse_url(url)
     try:
@@ -221,11 +232,11 @@ def _ask_all(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
     answered, failed = 0, ""
     for address in addresses:
         try:
-            _, told = ask(url, timeout=3.0, address=address)
+            _, answer = ask(url, timeout=3.0, address=address)
         except (OSError, ValueError) as error:
             failed = str(error)
             continue
         answered += 1
-        yield f"{address}:{parts.port}", told
+        yield f"{address}:{parts.port}", answer
     if not answered:
         raise OSError(f"{url}: {failed}")

@@ -1,7 +1,4 @@
-"""``eventsync status``: how queues and stores stand.
-
-It owns what an operator sees first. It must not change anything.
-"""
+"""``eventsync status``: shows the queues, dead letters and records of all stores."""
 
 from __future__ import annotations
 
@@ -25,41 +22,51 @@ _OUTBOX_COUNTED = 10_000
 
 @command
 def status(deployment: Deployment, as_json: JsonOption = False) -> int:
-    """Show queues, dead letters and records, store by store.
+    """Show queues, dead letters and records of all stores.
 
-    ready: messages that wait (one may carry many changes); in hand: those that workers hold;
-    oldest: how long the oldest has waited; held: changes from the future, tried again; dead: what
-    could not be applied (eventsync dlq list STORE); outbox: changes not published yet; since: how
-    long the oldest of them has waited. Of each
-    record type, here: records in the store; pending: known in part only, so not written yet; away:
-    do not match the store's filter; deleted: remembered deletes; new: records that eventsync has
-    not seen yet, which eventsync sync takes in.
+    Queues:
+      ready     messages that no worker has taken; a message may carry many changes
+      in hand   messages that workers have taken
+      oldest    how long the oldest message has waited
+      held      changes that cannot be applied yet and are retried
+      dead      dead letters; see eventsync dlq list STORE
+      outbox    changes that are not published yet
+      since     how long the oldest of these has waited
 
-    With EVENTSYNC_STATE_DIR set, also the workers on this host: what each is doing, for how long it
-    has not got on, and whether it uses its store (circuit closed) or waits for it to come back.
+    Records of each type:
+      present        in the store
+      pending        known in part, not written yet
+      filtered out   not in the store, because they do not match its filter
+      deleted        deletes that are remembered
+      new            not seen by eventsync yet; eventsync sync publishes them
 
-    The exit code is 69 when a store or the broker cannot be asked, and 1 when there are dead
-    letters.
+    Workers on this host, if EVENTSYNC_STATE_DIR is set:
+      doing      the current work
+      silent     how long the worker has made no progress
+      circuit    the circuit breaker: open while the store is unreachable
+      since      how long the circuit breaker has been in this state
+
+    The exit code is 69 if a store or the broker is unreachable, and 1 if there are dead letters.
 
     Examples:
       eventsync status
-      eventsync status --json | jq '.stores.crm.dead'
+      eventsync status --json | jq '.stores.crm.queues.dead'
     """
-    away: list[str] = []
-    stores = {store.name: _store(deployment, store, away) for store in deployment.registry}
+    bus_errors: list[str] = []
+    stores = {store.name: _store(deployment, store, bus_errors) for store in deployment.registry}
     if as_json:
         print_json({"broker": deployment.bus.shown_url, "stores": stores})
     else:
-        _tell(stores)
+        _print(stores)
     if any("error" in part for found in stores.values() for part in (found, found["queues"])):
         return UNAVAILABLE
     return FOUND_WRONG if any(found["queues"].get("dead") for found in stores.values()) else OK
 
 
-def _store(deployment: Deployment, store: Store, away: list[str]) -> dict[str, Any]:
+def _store(deployment: Deployment, store: Store, bus_errors: list[str]) -> dict[str, Any]:
     from eventsync.monitoring.worker_status import read_states
 
-    found: dict[str, Any] = {"queues": _queues(deployment, store.name, away)}
+    found: dict[str, Any] = {"queues": _queues(deployment, store.name, bus_errors)}
     folder = deployment.settings.state_dir
     if folder is not None:
         found["workers"] = [state for state in read_states(folder) if state["store"] == store.name]
@@ -72,15 +79,18 @@ def _store(deployment: Deployment, store: Store, away: list[str]) -> dict[str, A
     return found
 
 
-def _queues(deployment: Deployment, store: str, away: list[str]) -> dict[str, Any]:
-    """How a store's queues stand. ``away`` keeps why the broker cannot be asked: once is enough."""
-    if away:
-        return {"error": away[0]}
+def _queues(deployment: Deployment, store: str, bus_errors: list[str]) -> dict[str, Any]:
+    """Return the state of a store's queues.
+
+    ``bus_errors`` remembers that the broker is unreachable, so that it is tried only once.
+    """
+    if bus_errors:
+        return {"error": bus_errors[0]}
     try:
         states = deployment.bus.states(store)
     except BusUnavailableError as error:
-        away.append(str(error))
-        return {"error": away[0]}
+        bus_errors.append(str(error))
+        return {"error": bus_errors[0]}
     except BusError:
         return {"declared": False}
     queue = states["queue"]
@@ -110,12 +120,12 @@ def _records(store: Store, name: str) -> dict[str, Any]:
     except (StoreUnavailableError, OSError):
         raise
     except EventSyncError as error:
-        # The rest is worth seeing all the same.
+        # The other counts are still known.
         found["new"], found["error"] = None, str(error)
     return found
 
 
-def _tell(stores: dict[str, dict[str, Any]]) -> None:
+def _print(stores: dict[str, dict[str, Any]]) -> None:
     queues = []
     for name, found in stores.items():
         state = found["queues"]
@@ -145,17 +155,17 @@ def _tell(stores: dict[str, dict[str, Any]]) -> None:
         for type, counts in found.get("types", {}).items()
     ]
     typer.echo()
-    print_table(["store", "type", *_COLUMNS], rows, right=range(2, 7))
-    _tell_workers([state for found in stores.values() for state in found.get("workers", ())])
+    print_table(["store", "type", *_COLUMNS.values()], rows, right=range(2, 7))
+    _print_workers([state for found in stores.values() for state in found.get("workers", ())])
     for name, found in stores.items():
         for part in (found, found["queues"], *found.get("types", {}).values()):
             if "error" in part:
                 warn(f"{name}: {part['error']}")
         if found["queues"].get("declared") is False:
-            warn(f"{name}: it has no queue yet; the first eventsync worker {name} makes it")
+            warn(f"{name}: there is no queue yet; eventsync worker {name} creates it")
 
 
-def _tell_workers(workers: list[dict[str, Any]]) -> None:
+def _print_workers(workers: list[dict[str, Any]]) -> None:
     if not workers:
         return
     now = time.time()
@@ -164,7 +174,7 @@ def _tell_workers(workers: list[dict[str, Any]]) -> None:
             state["store"],
             str(state["pid"]),
             state["doing"],
-            # Of a process that stands still the file says less and less.
+            # A worker that is stuck does not update its file either.
             ago(state["silence"] + max(0.0, now - state["written"])),
             _count(state["messages"]),
             state["circuit"]["state"],
@@ -184,7 +194,14 @@ def _tell_workers(workers: list[dict[str, Any]]) -> None:
             warn(f"{state['store']}: {state['circuit']['error']}")
 
 
-_COLUMNS = ("here", "pending", "away", "deleted", "new")
+_COLUMNS = {
+    "here": "present",
+    "pending": "pending",
+    "away": "filtered out",
+    "deleted": "deleted",
+    "new": "new",
+}
+"""The titles of the columns, by the names in the JSON."""
 
 
 def _count(count: int | None, most: int | None = None) -> str:

@@ -1,7 +1,4 @@
-"""``eventsync sync``: copies what some stores hold into others.
-
-It owns the options and the report. It must not know how copying works.
-"""
+"""``eventsync sync``: copies the records of some stores into others."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["sync"]
 
-_TOLD = 100
+_MAX_LISTED = 100
 
 
 @command
@@ -38,7 +35,7 @@ def sync(
         typer.Option(
             "--from",
             metavar="STORES",
-            help="Copy from these; default all.",
+            help="Copy from these stores. Default: all.",
             autocompletion=complete_store,
         ),
     ] = None,
@@ -47,7 +44,7 @@ def sync(
         typer.Option(
             "--to",
             metavar="STORES",
-            help="Copy into these; default all.",
+            help="Copy into these stores. Default: all.",
             autocompletion=complete_store,
         ),
     ] = None,
@@ -56,37 +53,37 @@ def sync(
         typer.Option(
             "--records",
             metavar="TYPES",
-            help="These record types; default all.",
+            help="Only these record types. Default: all.",
             autocompletion=complete_type,
         ),
     ] = None,
     where: Annotated[
         str | None,
-        typer.Option("--filter", metavar="JSON", help="Only the records that match."),
+        typer.Option("--filter", metavar="JSON", help="Only records that match this filter."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count what would change; write nothing.")
     ] = False,
     restart: Annotated[
         bool,
-        typer.Option("--restart", help="Begin anew, not where a sync was cut short."),
+        typer.Option("--restart", help="Start over instead of continuing an interrupted sync."),
     ] = False,
     allow_deletes: Annotated[
         bool,
         typer.Option(
-            "--allow-deletes", help="Believe it when most records of a source have vanished."
+            "--allow-deletes", help="Delete records although most records of a source are gone."
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Copy what stores hold into other stores, deletes included.
+    """Copy the records of stores into other stores, deletes included.
 
-    Edits made behind eventsync's back in the sources are found first. Every record passes the
-    targets' version gates, so a target that holds a later version keeps it; sync is safe beside
-    running workers, in both directions, and again. One that was cut short goes on where it was.
+    Foreign writes in the sources are captured first. A target that holds a later version of a
+    record keeps it. So sync is safe while workers run, in both directions, and when it is repeated.
+    An interrupted sync continues where it stopped.
 
-    Names may be separated by commas, or the option repeated. A filter is a JSON object, as
-    {"city": "Oslo", "balance": {"$gt": 5}}. The exit code is 1 when a target refused a record.
+    Separate several names with commas, or repeat the option. A filter is a JSON object, for example
+    {"city": "Oslo", "balance": {"$gt": 5}}. The exit code is 1 if a target refused a record.
 
     Examples:
       eventsync sync --from crm --to cache,report
@@ -115,11 +112,11 @@ def sync(
                 description=f"{at.source}: {at.type}",
             ),
         )
-    _tell(report, dry_run, as_json)
+    _print(report, dry_run, as_json)
     return FOUND_WRONG if report.rejected else OK
 
 
-def _tell(report: SyncReport, dry_run: bool, as_json: bool) -> None:
+def _print(report: SyncReport, dry_run: bool, as_json: bool) -> None:
     from eventsync.engine.gate import Outcome
 
     if as_json:
@@ -135,7 +132,7 @@ def _tell(report: SyncReport, dry_run: bool, as_json: bool) -> None:
         )
         return
     if report.captured:
-        typer.echo(f"{plural(report.captured, 'edit')} found that had no version yet.")
+        typer.echo(f"{plural(report.captured, 'foreign write')} captured.")
     used = [o for o in Outcome if any(o in counts for counts in report.outcomes.values())]
     headings = {Outcome.APPLIED: "would change"} if dry_run else {}
     headings[Outcome.DUPLICATE] = "the same"
@@ -150,10 +147,10 @@ def _tell(report: SyncReport, dry_run: bool, as_json: bool) -> None:
         ],
         right=range(1, len(used) + 1),
     )
-    for name, settled in report.rejected[:_TOLD]:
+    for name, settled in report.rejected[:_MAX_LISTED]:
         warn(f"{name} refused {settled.change.type} {settled.change.key}: {settled.error}")
-    if len(report.rejected) > _TOLD:
-        warn(f"{len(report.rejected) - _TOLD:,} more refusals are not shown")
+    if len(report.rejected) > _MAX_LISTED:
+        warn(f"{len(report.rejected) - _MAX_LISTED:,} more refusals are not shown")
 
 
 def _rejected(name: str, settled: Any) -> dict[str, str]:

@@ -1,11 +1,8 @@
-"""Where published records go: into a store, or straight onto the bus.
-
-It owns how refused records are told from taken ones. It must not know where records come from.
-"""
+"""The targets of ``eventsync publish``: a store, the bus, or a spool."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,62 +12,51 @@ from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.changes.stamp import DELETE, PUT
 from eventsync.cli.deployment import Deployment
-from eventsync.errors import (
-    BusUnavailableError,
-    ChangeRefusedError,
-    ConfigError,
-    EventSyncError,
-    RecordError,
-    StoreError,
-    StoreUnavailableError,
-)
+from eventsync.engine.isolation import Failed, concerns_all, isolate, item_error
+from eventsync.errors import BusUnavailableError, ConfigError, DependencyError
 
 if TYPE_CHECKING:
-    from eventsync.cli.record_files import Line
+    from eventsync.cli.record_files import RecordLine
     from eventsync.engine.publisher import Publisher
     from eventsync.engine.store import Store
     from eventsync.records.record import Record
 
-__all__ = ["Sink", "sink_for"]
+__all__ = ["BusTarget", "StoreTarget", "Target", "target_for"]
 
 
-class Sink:
-    """Where records go. ``partial``: whether a record may lack fields."""
+class Target:
+    """A place that takes records. ``partial``: whether a record may leave fields out."""
 
     partial = True
 
     def __init__(self, record_type: type[Record]) -> None:
         self.record_type = record_type
 
-    def write(self, lines: Sequence[Line]) -> list[Line]:
-        """Write the records of ``lines``; those that were refused come back with their errors."""
+    def write(self, lines: Sequence[RecordLine]) -> list[RecordLine]:
+        """Write the records of ``lines``; return the refused lines, with their errors set.
+
+        Raises ``StoreUnavailableError`` and ``BusUnavailableError``. Writing the same lines again
+        is safe.
+        """
         raise NotImplementedError
 
     def finish(self) -> BusUnavailableError | None:
-        """Why what was written is not published yet, if so."""
+        """Return the error that kept written records from being published, or ``None``."""
         return None
 
 
-class StoreSink(Sink):
+class StoreTarget(Target):
+    """A store, which writes the records and publishes the changes."""
+
     def __init__(self, store: Store, record_type: type[Record], delete: bool) -> None:
         super().__init__(record_type)
         self._store = store
         self._delete = delete
 
-    def write(self, lines: Sequence[Line]) -> list[Line]:
-        try:
-            self._edit(lines)
-        except StoreUnavailableError:
-            raise
-        except (RecordError, StoreError, ChangeRefusedError) as error:
-            if len(lines) == 1:
-                lines[0].error = str(error)
-                return list(lines)
-            # What the first attempt did stands; doing it again changes nothing.
-            return [wrong for line in lines for wrong in self.write([line])]
-        return []
+    def write(self, lines: Sequence[RecordLine]) -> list[RecordLine]:
+        return _write(lines, self._edit)
 
-    def _edit(self, lines: Sequence[Line]) -> None:
+    def _edit(self, lines: Sequence[RecordLine]) -> None:
         records = [line.record for line in lines if line.record is not None]
         if self._delete:
             self._store.remove(records)
@@ -81,26 +67,28 @@ class StoreSink(Sink):
         return self._store.publish_error
 
 
-class BusSink(Sink):
-    def __init__(self, bus: Publisher, record_type: type[Record], delete: bool) -> None:
+class BusTarget(Target):
+    """The bus or a spool, which take whole records for all stores."""
+
+    partial = False
+
+    def __init__(self, publisher: Publisher, record_type: type[Record], delete: bool) -> None:
         super().__init__(record_type)
-        self.partial = False
-        self._bus = bus
+        self._publisher = publisher
         self._delete = delete
         self._clock = Clock()
 
-    def write(self, lines: Sequence[Line]) -> list[Line]:
-        envelopes, wrong = [], []
-        for line in lines:
-            try:
-                envelopes.append(self._envelope(line))
-            except EventSyncError as error:
-                line.error = str(error)
-                wrong.append(line)
-        self._bus.publish(self.record_type.__record__.name, envelopes)
-        return wrong
+    def write(self, lines: Sequence[RecordLine]) -> list[RecordLine]:
+        envelopes: list[bytes] = []
 
-    def _envelope(self, line: Line) -> bytes:
+        def encode(part: Sequence[RecordLine]) -> None:
+            envelopes.extend([self._encode(line) for line in part])  # all of the part, or none
+
+        refused = _write(lines, encode)
+        self._publisher.publish(self.record_type.__record__.name, envelopes)
+        return refused
+
+    def _encode(self, line: RecordLine) -> bytes:
         assert line.record is not None
         described = self.record_type.__record__
         change = Change(
@@ -112,36 +100,56 @@ class BusSink(Sink):
             source="eventsync-publish",
             schema=described.schema,
         )
-        return self._bus.encode(change)
+        return self._publisher.encode(change)
 
 
-def sink_for(
+def _write(
+    lines: Sequence[RecordLine], call: Callable[[Sequence[RecordLine]], None]
+) -> list[RecordLine]:
+    """Call ``call`` with ``lines``; return the lines that fail alone, with their errors set."""
+    refused = []
+    for part in isolate(lines, call, shared=_concerns_all):
+        if isinstance(part, Failed):
+            part.item.error = str(item_error(part.error))
+            refused.append(part.item)
+    return refused
+
+
+def _concerns_all(error: Exception) -> bool:
+    """Return whether the command has to stop.
+
+    A missing dependency may be satisfied later, but within this command it is the line's error.
+    """
+    return concerns_all(error) and not isinstance(error, DependencyError)
+
+
+def target_for(
     deployment: Deployment,
     store: str | None,
     type: str | None,
     *,
     delete: bool,
     spool: Path | None = None,
-) -> Sink:
-    """Where records of ``type`` go: into a store, opened, or onto the bus when none is named, or
-    into a spool.
+) -> Target:
+    """Return the target for records of ``type``: the store, opened, or the spool, or the bus.
 
-    Raises ``ConfigError``, ``BusUnavailableError`` without a store, and a usage error.
+    Raises ``ConfigError``, a usage error, and ``BusUnavailableError`` if the target is the bus.
     """
     if store is not None and spool is not None:
-        raise typer.BadParameter("a STORE has an outbox of its own; leave out --spool")
+        raise typer.BadParameter("a STORE has its own outbox; leave out STORE or --spool")
     if store is None:
         if type is None:
-            raise typer.BadParameter("say which STORE, or a record type with --type")
+            raise typer.BadParameter("name a STORE, or a record type with --type")
         record_type = deployment.record_type(type)
         publisher = deployment.declare() if spool is None else deployment.spool(spool)
-        return BusSink(publisher, record_type, delete)
+        return BusTarget(publisher, record_type, delete)
     target = deployment.store(store)
     if type is None and len(target.accessors) > 1:
         raise ConfigError(
-            f"store {store!r} holds several types", hint=f"--type {'|'.join(target.accessors)}"
+            f"store {store!r} holds several record types, so --type is required",
+            hint=f"add --type {'|'.join(target.accessors)}",
         )
     accessor = target.accessor(type or next(iter(target.accessors)))
     deployment.try_declare()
     target.open(publisher=deployment.bus)
-    return StoreSink(target, accessor.record_class, delete)
+    return StoreTarget(target, accessor.record_class, delete)

@@ -1,7 +1,4 @@
-"""``eventsync top``: stores and workers live in a terminal.
-
-It owns what is shown where. It must not know where a fact comes from.
-"""
+"""``eventsync top``: shows stores and workers live in a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from eventsync.cli.output import ago, draw_table, print_json, print_table, warn
 if TYPE_CHECKING:
     from rich.console import ConsoleDimensions, RenderableType
 
-    from eventsync.cli.snapshot import Lookout, Snapshot, StoreSight, WorkerSight
+    from eventsync.cli.snapshot import Sampler, Snapshot, StoreSnapshot, WorkerSnapshot
 
 __all__ = ["top"]
 
@@ -39,74 +36,82 @@ def top(
         typer.Option(
             "--endpoint",
             metavar="URL",
-            help="Where workers listen (--listen), as http://crm:9464. Repeat it for several.",
+            help="An endpoint of workers (--listen), as http://crm:9464. Can be repeated.",
         ),
     ] = None,
-    every: Annotated[float, typer.Option(min=0.5, help="Seconds between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once, and print it.")] = False,
+    every: Annotated[float, typer.Option(min=0.5, help="Seconds between two updates.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one snapshot and exit.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Watch stores and workers: what waits, how fast it is applied, how far behind, what is wrong.
+    """Watch stores and workers: what waits, how fast it is applied, and what is wrong.
 
-    Of each store, waiting: messages in its queue; behind: the age of the oldest change that is not
-    applied yet, as far as it is seen; changes/s: those that its workers settle; dead: dead letters;
-    outbox: changes not published yet. A wider terminal shows more. ? is what nobody can tell.
+    Stores (a narrow terminal shows fewer columns; ? means not known):
+      waiting     messages in the queue
+      in hand     messages that workers have taken
+      oldest      how long the oldest message has waited
+      behind      age of the oldest change that is known and not applied yet
+      changes/s   changes that the workers settle
+      held        changes that cannot be applied yet and are retried
+      dead        dead letters; see eventsync dlq list STORE
+      outbox      changes that are not published yet
+      since       how long the oldest of these has waited
+      circuit     the circuit breaker: open while the store is unreachable
 
-    Queues and outboxes are asked for at the broker and in the stores. Workers are known from the
-    endpoints that --endpoint names (a name with several addresses stands for all of them), and with
-    EVENTSYNC_STATE_DIR set from the state files on this host.
+    Queues and outboxes are read from the broker and the stores. Workers are read from the endpoints
+    that --endpoint names (a host name with several addresses stands for all of them), and from the
+    state files on this host if EVENTSYNC_STATE_DIR is set.
 
-    Ctrl-C ends it. Off a terminal, and with --once or --json, it looks for the length of one
-    interval and prints that; the exit code is then 69 if the broker cannot be asked.
+    Press Ctrl-C to end it. With --once or --json, or without a terminal, it measures for one
+    interval, prints the result and exits; the exit code is 69 if the broker is unreachable.
 
     Examples:
       eventsync top
       eventsync top --endpoint http://crm:9464 --endpoint http://cache:9464
       eventsync top --json | jq '.stores[] | select(.dead > 0)'
     """
-    from eventsync.cli.snapshot import Lookout
+    from eventsync.cli.snapshot import Sampler
 
-    with Lookout(deployment, endpoints or (), every=every) as lookout:
+    with Sampler(deployment, endpoints or (), every=every) as sampler:
         if once or as_json or not sys.stdout.isatty():
-            return _once(lookout, every, as_json)
-        _watch(lookout, every, deployment.bus.shown_url)
+            return _once(sampler, every, as_json)
+        _watch(sampler, every, deployment.bus.shown_url)
     return OK
 
 
-def _once(lookout: Lookout, every: float, as_json: bool) -> int:
-    lookout.wait(5.0)
-    lookout.look()
+def _once(sampler: Sampler, every: float, as_json: bool) -> int:
+    sampler.wait(5.0)
+    sampler.take()
     time.sleep(every)
-    sight = lookout.look()
+    snapshot = sampler.take()
     if as_json:
-        print_json(asdict(sight))
+        print_json(asdict(snapshot))
     else:
         columns = shutil.get_terminal_size().columns
         wide = columns >= _WIDE or not sys.stdout.isatty()
-        print_table(**_sheet(_STORES, sight.stores, wide))
-        if sight.workers:
+        print_table(**_table(_STORES, snapshot.stores, wide))
+        if snapshot.workers:
             typer.echo()
-            print_table(**_sheet(_WORKERS, sight.workers, wide))
-        for problem in sight.problems:
+            print_table(**_table(_WORKERS, snapshot.workers, wide))
+        for problem in snapshot.problems:
             warn(problem)
-        if not lookout.knows_workers:
-            warn(_NOBODY)
-    return OK if sight.broker else UNAVAILABLE
+        if not sampler.has_worker_sources:
+            warn(_NO_WORKERS_KNOWN)
+    return OK if snapshot.broker else UNAVAILABLE
 
 
-def _watch(lookout: Lookout, every: float, broker: str) -> None:
+def _watch(sampler: Sampler, every: float, broker: str) -> None:
     from rich.console import Console
     from rich.live import Live
 
     console = Console(highlight=False)
-    # Ended in whatever way, it gives the terminal back as it was.
+    # SIGTERM, too, has to restore the terminal.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        lookout.wait(1.0)
+        sampler.wait(1.0)
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                sight = lookout.look()
-                live.update(_screen(sight, lookout, broker, console.size, every), refresh=True)
+                snapshot = sampler.take()
+                live.update(_screen(snapshot, sampler, broker, console.size, every), refresh=True)
                 time.sleep(every)
     except KeyboardInterrupt:
         return
@@ -115,9 +120,9 @@ def _watch(lookout: Lookout, every: float, broker: str) -> None:
 
 
 def _screen(
-    sight: Snapshot, lookout: Lookout, broker: str, size: ConsoleDimensions, every: float
+    snapshot: Snapshot, sampler: Sampler, broker: str, size: ConsoleDimensions, every: float
 ) -> RenderableType:
-    """What fits a screen: first what is wrong, then as many workers as there is room for."""
+    """Return one screen: the stores, the problems, and as many workers as there is room for."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -126,39 +131,45 @@ def _screen(
     head.add_column(no_wrap=True, overflow="ellipsis")
     head.add_column(justify="right", no_wrap=True)
     name = Text.assemble(("eventsync top  ", "bold"), broker)
-    if not sight.broker:
-        name.append("  away", style="bold red")
-    head.add_row(name, f"{time.strftime('%H:%M:%S', time.localtime(sight.at))}  every {every:g} s")
+    if not snapshot.broker:
+        name.append("  unreachable", style="bold red")
+    head.add_row(
+        name, f"{time.strftime('%H:%M:%S', time.localtime(snapshot.at))}  every {every:g} s"
+    )
     wide = size.width >= _WIDE
-    parts: list[Any] = [head, Text(), draw_table(**_sheet(_STORES, sight.stores, wide)), Text()]
-    used = 5 + len(sight.stores)
-    if sight.problems:
-        parts += [Text(problem, style="red", overflow="fold") for problem in sight.problems]
+    parts: list[Any] = [head, Text(), draw_table(**_table(_STORES, snapshot.stores, wide)), Text()]
+    used = 5 + len(snapshot.stores)
+    if snapshot.problems:
+        parts += [Text(problem, style="red", overflow="fold") for problem in snapshot.problems]
         parts.append(Text())
-        used += 1 + sum(-(-len(problem) // size.width) for problem in sight.problems)
-    if not lookout.knows_workers:
-        parts.append(Text(_NOBODY, style="dim"))
-    if sight.workers:
-        workers, room = sight.workers, max(1, size.height - used - 2)
+        used += 1 + sum(-(-len(problem) // size.width) for problem in snapshot.problems)
+    if not sampler.has_worker_sources:
+        parts.append(Text(_NO_WORKERS_KNOWN, style="dim"))
+    if snapshot.workers:
+        workers, room = snapshot.workers, max(1, size.height - used - 2)
         if len(workers) > room:
-            # Those in trouble first; the sort keeps the others in their order.
+            # Workers with problems first; the sort is stable.
             workers = sorted(workers, key=lambda w: (w.circuit == "closed", w.silence < _BEHIND))
             workers = workers[: max(1, room - 1)]
-        parts.append(draw_table(**_sheet(_WORKERS, workers, wide)))
-        if len(workers) < len(sight.workers):
-            left = len(sight.workers) - len(workers)
+        parts.append(draw_table(**_table(_WORKERS, workers, wide)))
+        if len(workers) < len(snapshot.workers):
+            left = len(snapshot.workers) - len(workers)
             parts.append(Text(f"and {left:,} more", style="dim"))
     return Group(*parts)
 
 
-_NOBODY: Final = (
-    "Nobody tells of workers: name their endpoints with --endpoint, or set EVENTSYNC_STATE_DIR."
+_NO_WORKERS_KNOWN: Final = (
+    "Workers are not shown: name their endpoints with --endpoint, or set EVENTSYNC_STATE_DIR."
 )
 
 
 @dataclass(slots=True, frozen=True)
 class _Column:
-    """A column of a table of things: what it shows of one, and when that is marked."""
+    """A column of a table of stores or workers.
+
+    ``show``: returns the text of a cell. ``mark``: returns its colour, if any. ``left``: whether it
+    is left-aligned. ``wide``: whether only a wide terminal shows it.
+    """
 
     title: str
     show: Callable[[Any], str]
@@ -224,14 +235,14 @@ _WORKERS: Final = (
 )
 
 
-def _sheet(
-    columns: tuple[_Column, ...], things: list[StoreSight] | list[WorkerSight], wide: bool
+def _table(
+    columns: tuple[_Column, ...], things: list[StoreSnapshot] | list[WorkerSnapshot], wide: bool
 ) -> dict[str, Any]:
-    """A table, as ``print_table`` and ``draw_table`` take it."""
-    shown = [column for column in columns if wide or not column.wide]
+    """Return the arguments of ``print_table`` and ``draw_table``."""
+    visible = [column for column in columns if wide or not column.wide]
     return {
-        "columns": [column.title for column in shown],
-        "rows": [[column.show(thing) for column in shown] for thing in things],
-        "right": [number for number, column in enumerate(shown) if not column.left],
-        "marked": lambda row, number: shown[number].mark(things[row]),
+        "columns": [column.title for column in visible],
+        "rows": [[column.show(thing) for column in visible] for thing in things],
+        "right": [number for number, column in enumerate(visible) if not column.left],
+        "marked": lambda row, number: visible[number].mark(things[row]),
     }

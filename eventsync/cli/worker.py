@@ -1,7 +1,4 @@
-"""``eventsync worker``: the process that drains one store's queue.
-
-It owns which processes there are. It must not know how a worker works.
-"""
+"""``eventsync worker``: runs one worker, or several in supervised processes."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ __all__ = ["LogLevel", "log_to_stderr", "worker"]
 
 
 class LogLevel(StrEnum):
-    """From which level on a worker logs."""
+    """The lowest level that is logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -40,51 +37,53 @@ def worker(
         str | None,
         typer.Argument(
             metavar="STORE",
-            help="The store's name; without it, --all.",
+            help="The store. Without it, --all is required.",
             autocompletion=complete_store,
             show_default=False,
         ),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Workers of all stores.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Run workers for all stores.")] = False,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="How many supervised processes a store.", show_default=False),
+        typer.Option(
+            min=1, help="The number of supervised processes per store.", show_default=False
+        ),
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Changes a second at most.", show_default=False),
+        typer.Option(min=0.001, help="The largest number of changes a second.", show_default=False),
     ] = None,
     lifeline: Annotated[int | None, typer.Option(hidden=True)] = None,
     drain: Annotated[
-        bool, typer.Option("--drain", help="Apply what is there, then leave.")
+        bool, typer.Option("--drain", help="Apply what waits now, then exit.")
     ] = False,
     listen: ListenOption = None,
     log_level: Annotated[
-        LogLevel, typer.Option(help="debug shows what became of every single change.")
+        LogLevel,
+        typer.Option(help="The lowest level to log; debug shows the outcome of every change."),
     ] = LogLevel.INFO,
 ) -> int:
-    """Run a worker: apply to STORE what comes in its queue.
+    """Run a worker: apply the changes in the queue of STORE.
 
-    It also sends what waits in the store's outbox, completes pending records from the other
-    stores, and captures edits made behind eventsync's back where the store says how often. Start
-    the command several times for several workers of one store. SIGTERM has it finish what it has
-    in hand and leave; at a second SIGTERM it leaves at once. Nothing is lost either way, nor by
-    SIGKILL.
+    The worker also publishes the store's outbox, completes pending records from other stores, and
+    captures foreign writes if the store is declared with capture_every. Start the command several
+    times for several workers of one store. SIGTERM makes it finish its current work and exit; a
+    second SIGTERM ends it at once. No change is lost in either case, nor by SIGKILL.
 
-    With --processes or --all the workers run in processes of their own, which are started again
-    when they end or hang. A worker whose store hangs for longer than EVENTSYNC_STALL_AFTER ends
-    with 71, and one that does not finish in time with 70.
+    With --processes or --all, the workers run in processes of their own, which are restarted when
+    they end or hang. A worker whose store hangs for longer than EVENTSYNC_STALL_AFTER seconds ends
+    with exit code 71, and one that does not finish within EVENTSYNC_GRACE seconds with 70.
 
-    With --listen it serves its metrics and its health over HTTP, one endpoint for all processes of
-    the command (eventsync health asks it).
+    With --listen, it serves metrics and health over HTTP, for all processes of the command at one
+    address; eventsync health reads the latter.
 
-    Logs to standard error: for people on a terminal, as JSON lines elsewhere.
+    The log goes to standard error: as text on a terminal, as JSON lines elsewhere.
 
     Examples:
       eventsync worker crm
-      eventsync worker crm --processes 4    four of them, kept running
-      eventsync worker --all                one for each store, kept running
-      eventsync worker crm --drain          apply what waits, then leave
+      eventsync worker crm --processes 4    four processes, restarted if they end
+      eventsync worker --all                one process for each store
+      eventsync worker crm --drain          apply what waits, then exit
       eventsync worker crm --listen 0.0.0.0:9464
       eventsync worker crm 2>> crm.log      JSON lines
     """
@@ -92,17 +91,17 @@ def worker(
     from eventsync.worker.worker import Worker
 
     if every == (store is not None):
-        raise typer.BadParameter("say which STORE, or --all")
+        raise typer.BadParameter("name a STORE or use --all, but not both")
     settings = deployment.settings
     log_to_stderr(log_level, settings)
     registry = deployment.registry
     registry.check()
     if every or processes:
         if drain:
-            raise typer.BadParameter("--drain is for one worker, without --processes or --all")
+            raise typer.BadParameter("--drain cannot be combined with --processes or --all")
         names = list(registry.stores) if every else [registry[str(store)].name]
         return _supervise(deployment, names, processes or 1, rate, log_level, listen)
-    working = Worker(
+    instance = Worker(
         registry[str(store)],
         deployment.bus,
         options=replace(settings.worker_options(), rate=rate),
@@ -110,21 +109,21 @@ def worker(
     )
     if drain:
         if listen:
-            raise typer.BadParameter("--listen is for a worker that goes on running")
-        working.store.open()
-        working.drain()
+            raise typer.BadParameter("--listen and --drain exclude each other")
+        instance.store.open()
+        instance.drain()
     elif lifeline is not None:
-        _work_supervised(working, settings, lifeline)
+        _work_supervised(instance, settings, lifeline)
     else:
-        crew = WorkerGroup(working.tally)
-        crew.join(working.store.name, working.progress)
-        with listening(deployment, listen, crew, [working.store]):
-            _work(working, settings)
+        group = WorkerGroup(instance.tally)
+        group.join(instance.store.name, instance.progress)
+        with listening(deployment, listen, group, [instance.store]):
+            _work(instance, settings)
     return OK
 
 
 def _work_supervised(worker: Worker, settings: Settings, lifeline: int) -> None:
-    """Work, and report to the supervisor each second and after each batch."""
+    """Run the worker; report to the supervisor each second and after each batch."""
     from eventsync.monitoring.worker_group import Report
     from eventsync.worker.supervisor import Lifeline
 
@@ -173,23 +172,23 @@ def _supervise(
         command = [sys.executable, "-m", "eventsync", "worker", name, "--log-level", level.value]
         command += ["--lifeline", "{lifeline}"]
         if limit:
-            # Together they keep to what the store allows.
+            # The limit is for all processes of the store together.
             command += ["--rate", str(limit / processes)]
         for number in range(processes):
             commands[f"{name}-{number + 1}"] = command
     settings = deployment.settings
-    # Only what came by an option, which everybody on the host could read; what is in a file of
-    # secrets is to stay there.
-    given = {f"EVENTSYNC_{name.upper()}": held for name, held in deployment.given.items()}
-    environment = {**os.environ, **given, "EVENTSYNC_LISTEN": ""}  # the one endpoint is here
-    crew = WorkerGroup()
-    supervisor = Supervisor(commands, environment=environment, grace=settings.grace, audience=crew)
-    with listening(deployment, listen, crew, [deployment.store(name) for name in stores]):
+    # The values of options, which are on the command line already. A secret that was read from a
+    # file stays out of the environment.
+    given = {f"EVENTSYNC_{name.upper()}": value for name, value in deployment.given.items()}
+    environment = {**os.environ, **given, "EVENTSYNC_LISTEN": ""}  # the supervisor listens
+    group = WorkerGroup()
+    supervisor = Supervisor(commands, environment=environment, grace=settings.grace, audience=group)
+    with listening(deployment, listen, group, [deployment.store(name) for name in stores]):
         return supervisor.run()
 
 
 def log_to_stderr(level: LogLevel, settings: Settings) -> None:
-    """Log to standard error, without the secrets that the settings hold."""
+    """Log to standard error, with the secrets of the settings left out."""
     from eventsync.monitoring.log import configure
 
     configure(level.value, sys.stderr, secrets=settings.secrets())

@@ -1,22 +1,20 @@
-"""One record as several stores hold it, side by side, and what the winner of them all is.
-
-It must not know how many records there are, nor how differences are counted.
-"""
+"""One record as several stores hold it, side by side, with the winner of them all."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from eventsync.changes.clock import Version
 from eventsync.changes.merge import State, join
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.gate import UNVERSIONED
+from eventsync.engine.isolation import Failed, isolate, item_error
 from eventsync.engine.registry import StoreRegistry
 from eventsync.engine.store import Store
-from eventsync.errors import ConfigError, RecordError, RejectedError
+from eventsync.errors import ConfigError, EventSyncError, RecordError, RejectedError
 from eventsync.index import Entry, IndexTransaction, Presence
 from eventsync.records.record import Record, RecordType
 from eventsync.records.record_type import same
@@ -26,23 +24,24 @@ __all__ = ["Difference", "Kind", "SideBySide", "StoreState", "holding", "look"]
 
 
 class Kind(StrEnum):
-    """How a store differs from what all of them together know."""
+    """How a store differs from the merged state of all stores."""
 
     MISSING = "missing"
     """It lacks a record that it should hold."""
     EXTRA = "extra"
-    """It holds a record that was deleted, or does not match its filter."""
+    """It holds a record that was deleted, or that does not match its filter."""
     FIELD = "field"
     """It holds another value in a field."""
     UNREADABLE = "unreadable"
-    """It holds a record whose values do not fit their fields."""
+    """It holds a record that could not be read."""
 
 
 @dataclass(slots=True, frozen=True)
 class Difference:
-    """One way in which one store differs; ``field``, ``held`` and ``expected`` for ``FIELD``.
+    """One way in which one store differs.
 
-    ``detail`` says more where there is more to say: why a record is missing or unreadable.
+    ``field``, ``held`` and ``expected`` are set for ``Kind.FIELD``: the store holds ``held`` and
+    should hold ``expected``. ``detail`` says why a record is missing or unreadable, if known.
     """
 
     store: str
@@ -57,11 +56,12 @@ class Difference:
 
 @dataclass(slots=True)
 class StoreState:
-    """What one store holds of one record.
+    """One record as one store holds it.
 
-    ``values``: its fields, ``None`` if it is not there. ``presence`` and ``version``: what the
-    store's index says, ``None`` if it does not know the record. ``expected``: the fields it should
-    hold, ``None`` if it should not be there. ``versions``: of fields patched since the last put.
+    ``values``: its field values, or ``None`` if the store does not hold it. ``presence`` and
+    ``version``: those of its index entry, or ``None`` if it has none. ``versions``: the versions of
+    the fields that were patched since the last put. ``expected``: the field values that the store
+    should hold, or ``None`` if it should not hold the record.
     """
 
     values: Mapping[str, Any] | None
@@ -76,8 +76,8 @@ class StoreState:
 class SideBySide:
     """One record in all stores that hold its type.
 
-    ``merged``: the field values of the winner, ``None`` if it is deleted or was never there.
-    ``version``: the greatest that any store has seen.
+    ``merged``: the field values of the winner, or ``None`` if the record is deleted or never
+    existed. ``version``: the greatest version in any store.
     """
 
     type: str
@@ -89,26 +89,28 @@ class SideBySide:
     @property
     def differences(self) -> list[Difference]:
         """All differences, store by store."""
-        return [found for sight in self.stores.values() for found in sight.differences]
+        return [found for state in self.stores.values() for found in state.differences]
 
 
 def look(
     registry: StoreRegistry, record_type: type[Record], keys: Sequence[str]
 ) -> list[SideBySide]:
-    """These records as each store of the type holds them, in the order of ``keys``.
+    """Return the records of these keys as each store holds them, in the order of ``keys``.
 
-    Raises ``ConfigError`` when no store holds the type, and what reading the stores raises.
+    A record that cannot be read is reported as unreadable. Raises ``ConfigError`` if no store holds
+    the type, and ``StoreUnavailableError``.
     """
     name = record_type.__record__.name
     stores = holding(registry, name)
     if not stores:
-        raise ConfigError(f"no store holds records of type {name!r}")
-    read = {store.name: _read(store.accessors[name], store, keys) for store in stores}
+        raise ConfigError(
+            f"no store holds records of type {name!r}",
+            hint=f"known types: {', '.join(registry.record_types)}",
+        )
+    copies = {store.name: _read(store.accessors[name], store, keys) for store in stores}
     return [
         _side_by_side(
-            record_type.__record__,
-            key,
-            {store.name: (store.accessors[name].view, *read[store.name][key]) for store in stores},
+            record_type.__record__, key, {store: held[key] for store, held in copies.items()}
         )
         for key in keys
     ]
@@ -116,108 +118,106 @@ def look(
 
 # -- reading ---------------------------------------------------------------------------------------
 
-_Held = tuple[Entry | None, Mapping[str, Any] | None, RecordError | None]
+
+class _Copy(NamedTuple):
+    """What was read of one record in one store; ``error``: why its row could not be read."""
+
+    view: BoundView
+    entry: Entry | None
+    row: Mapping[str, Any] | None
+    error: EventSyncError | None
+
+    @property
+    def state(self) -> State:
+        """The state for the merge. A row without an entry is older than every version."""
+        if self.entry is None:
+            return State() if self.row is None else State(UNVERSIONED, values=dict(self.row))
+        return State(
+            stamp=self.entry.stamp,
+            versions=dict(self.entry.versions),
+            values={**self.entry.deferred, **(self.row or {})},
+        )
 
 
 def holding(registry: StoreRegistry, type: str) -> list[Store]:
-    """The stores that hold records of a type."""
+    """Return the stores that hold records of a type."""
     return [store for store in registry if type in store.accessors]
 
 
-def _read(accessor: Accessor[Any], store: Store, keys: Sequence[str]) -> dict[str, _Held]:
-    """The entry and the field values of each record, from one moment."""
+def _read(accessor: Accessor[Any], store: Store, keys: Sequence[str]) -> dict[str, _Copy]:
+    """Read the index entry and the row of each record in one transaction."""
     name = accessor.type.name
     with store.index.transaction() as transaction:
         accessor.recover(transaction)
         entries = transaction.read(name, keys)
-        rows, errors = _rows(accessor, keys, transaction)
-    return {key: (entries.get(key), rows.get(key), errors.get(key)) for key in keys}
+        rows, errors = _read_rows(accessor, keys, transaction)
+    return {
+        key: _Copy(accessor.view, entries.get(key), rows.get(key), errors.get(key)) for key in keys
+    }
 
 
-def _rows(
+def _read_rows(
     accessor: Accessor[Any], keys: Sequence[str], transaction: IndexTransaction
-) -> tuple[dict[str, Mapping[str, Any]], dict[str, RecordError]]:
-    try:
-        return accessor.read_rows(keys, transaction), {}
-    except (RecordError, RejectedError) as error:
-        if len(keys) == 1:
-            unreadable = error if isinstance(error, RecordError) else RecordError(str(error))
-            return {}, {keys[0]: unreadable}
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, EventSyncError]]:
+    """Return the rows by key, and the errors by key of the rows that could not be read."""
     rows: dict[str, Mapping[str, Any]] = {}
-    errors: dict[str, RecordError] = {}
-    for key in keys:
-        row, wrong = _rows(accessor, [key], transaction)
-        rows |= row
-        errors |= wrong
+    errors: dict[str, EventSyncError] = {}
+    for part in isolate(keys, lambda part: accessor.read_rows(part, transaction)):
+        if isinstance(part, Failed):
+            errors[part.item] = item_error(part.error)
+        else:
+            rows |= part.result
     return rows, errors
 
 
-# -- judging ---------------------------------------------------------------------------------------
+# -- comparing -------------------------------------------------------------------------------------
 
 
-def _side_by_side(
-    record_type: RecordType,
-    key: str,
-    held: Mapping[
-        str, tuple[BoundView, Entry | None, Mapping[str, Any] | None, RecordError | None]
-    ],
-) -> SideBySide:
-    states = {name: _state(entry, row) for name, (_, entry, row, _) in held.items()}
-    state = State()
-    for known in states.values():
-        state = join(state, known)
-    merged = None
-    if state.live:
-        merged = _winner(record_type, key, state, states, held)
-    found = SideBySide(
-        record_type.name, key, merged, Version(state.version) if state.version else None, {}
-    )
-    for name, (view, entry, row, error) in held.items():
-        sight = StoreState(
-            values=row,
+def _side_by_side(record_type: RecordType, key: str, copies: Mapping[str, _Copy]) -> SideBySide:
+    states = {store: copy.state for store, copy in copies.items()}
+    joined = State()
+    for state in states.values():
+        joined = join(joined, state)
+    merged = _winner(record_type, key, joined, states, copies) if joined.live else None
+    version = Version(joined.version) if joined.version else None
+    found = SideBySide(record_type.name, key, merged, version, {})
+    for store, copy in copies.items():
+        entry = copy.entry
+        held = StoreState(
+            values=copy.row,
             presence=entry.presence if entry else None,
             version=Version(entry.version) if entry else None,
             versions=entry.versions if entry else {},
-            expected=_expected(view, merged),
+            expected=_expected(copy.view, merged),
         )
-        sight.differences = _judge(found, name, sight, view, error)
-        found.stores[name] = sight
+        held.differences = _differences(found, store, held, copy)
+        found.stores[store] = held
     return found
-
-
-def _state(entry: Entry | None, row: Mapping[str, Any] | None) -> State:
-    """What a store's entry and data say of a record; data without an entry are older than all."""
-    if entry is None:
-        return State() if row is None else State(stamp=UNVERSIONED, values=dict(row))
-    return State(
-        stamp=entry.stamp, versions=dict(entry.versions), values={**entry.deferred, **(row or {})}
-    )
 
 
 def _winner(
     record_type: RecordType,
     key: str,
-    state: State,
+    joined: State,
     states: Mapping[str, State],
-    held: Mapping[
-        str, tuple[BoundView, Entry | None, Mapping[str, Any] | None, RecordError | None]
-    ],
+    copies: Mapping[str, _Copy],
 ) -> dict[str, Any]:
-    """The field values of the winner.
+    """Return the field values of the winner.
 
-    Stores that converted a field may hold the same version of it in several forms; the one counts
-    of which all others are forms.
+    Stores with conversions may hold different forms of one value at the same version. The winner is
+    the form from which every other can be converted.
     """
     values = record_type.key_values(key)
     for name, declared in record_type.fields.items():
         if name in record_type.keys:
             continue
-        version = state.version_of(name)
+        version = joined.version_of(name)
         candidates = [
-            (held[store][0], known.values[name])
-            for store, known in states.items()
-            if name in known.values and known.version_of(name) == version
+            (copies[store].view, state.values[name])
+            for store, state in states.items()
+            if name in state.values and state.version_of(name) == version
         ]
+        # Values of stores without a conversion first.
         candidates.sort(key=lambda candidate: name in candidate[0].convert)
         if candidates:
             exact = [
@@ -238,7 +238,7 @@ def _expected(view: BoundView, merged: Mapping[str, Any] | None) -> dict[str, An
 
 
 def _agrees(view: BoundView, name: str, held: Any, expected: Any) -> bool:
-    """Whether ``held`` is ``expected``, or what the store's conversion makes of it."""
+    """Return whether ``held`` equals ``expected``, as it is or converted as the store does it."""
     if same(held, expected):
         return True
     if name not in view.convert:
@@ -246,23 +246,21 @@ def _agrees(view: BoundView, name: str, held: Any, expected: Any) -> bool:
     try:
         return same(held, view.to_record(view.to_store({name: expected}))[name])
     except (RecordError, RejectedError):
-        return False  # the store could never hold it
+        return False  # the store cannot hold ``expected``
 
 
-def _judge(
-    row: SideBySide, store: str, sight: StoreState, view: BoundView, error: RecordError | None
-) -> list[Difference]:
-    if error is not None:
-        return [Difference(store, row.type, row.key, Kind.UNREADABLE, detail=str(error))]
-    if sight.expected is None:
-        if sight.values is None:
+def _differences(row: SideBySide, store: str, held: StoreState, copy: _Copy) -> list[Difference]:
+    if copy.error is not None:
+        return [Difference(store, row.type, row.key, Kind.UNREADABLE, detail=str(copy.error))]
+    if held.expected is None:
+        if held.values is None:
             return []
         return [Difference(store, row.type, row.key, Kind.EXTRA)]
-    if sight.values is None:
-        detail = "pending" if sight.presence is Presence.PENDING else ""
+    if held.values is None:
+        detail = "pending" if held.presence is Presence.PENDING else ""
         return [Difference(store, row.type, row.key, Kind.MISSING, detail=detail)]
     return [
-        Difference(store, row.type, row.key, Kind.FIELD, name, sight.values.get(name), expected)
-        for name, expected in sight.expected.items()
-        if name not in sight.values or not _agrees(view, name, sight.values[name], expected)
+        Difference(store, row.type, row.key, Kind.FIELD, name, held.values.get(name), expected)
+        for name, expected in held.expected.items()
+        if name not in held.values or not _agrees(copy.view, name, held.values[name], expected)
     ]

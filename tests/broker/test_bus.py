@@ -16,6 +16,7 @@ from servers import eventually
 from servers.certificate import self_signed
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
+from support.records import Product
 
 from eventsync.broker.bus import Bus, _bus_errors, dead_queue, store_queue
 from eventsync.changes.change import Change
@@ -32,17 +33,11 @@ from eventsync.errors import (
     StoreUnavailableError,
     UnroutableError,
 )
-from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.transports.amqp.confirms import Confirms
 from eventsync.transports.amqp.link import AmqpLink, connect
 from eventsync.worker.options import Options
 from eventsync.worker.worker import Worker
-
-
-class Product(Record):
-    id: int = Field(key=True)
-    name: str
 
 
 @pytest.fixture(scope="module")

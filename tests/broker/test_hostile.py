@@ -8,13 +8,13 @@ import amqp
 import pytest
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
+from support.records import Product
 
 from eventsync.broker.bus import Bus, dead_queue, store_queue
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.store import Store
 from eventsync.envelope.codec import CONTENT_TYPE
-from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.transports.leased.message import Outgoing
 from eventsync.worker.worker import Worker
@@ -34,11 +34,6 @@ HOSTILE = {
     "a bomb": (bz2.compress(bytes(32 << 20)), CONTENT_TYPE, {"compression": "application/x-bz2"}),
     "oversized": (b"z" * (4 * _LARGEST), CONTENT_TYPE, {}),
 }
-
-
-class Product(Record):
-    id: int = Field(key=True)
-    name: str
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 from servers import eventually
 from servers.postgres import PostgresServer
 from servers.redis import RedisServer
+from support.records import Product
 
 from eventsync.broker.bus import Bus
 from eventsync.broker.relay import Lease, Relay, serve
@@ -22,17 +23,11 @@ from eventsync.engine.store import Store
 from eventsync.envelope.batch import split_batch
 from eventsync.errors import BusUnavailableError, ConfigError, StoreUnavailableError
 from eventsync.index import FileIndex
-from eventsync.records.record import Field, Record
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.redis import RedisAccessor
 from eventsync.stores.sql import SqlAccessor
 from eventsync.testing.fake import FakeBus
-
-
-class Product(Record):
-    id: int = Field(key=True)
-    name: str
 
 
 class Away(FakeBus):

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import StatusCode
+from support.records import Product
 
 from eventsync.broker.bus import Bus
 from eventsync.broker.spool import Spool
@@ -21,14 +22,8 @@ from eventsync.engine.apply import Settled
 from eventsync.engine.store import Store
 from eventsync.envelope import codec
 from eventsync.monitoring.exporters.opentelemetry import Tracer
-from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker.worker import Worker
-
-
-class Product(Record):
-    id: int = Field(key=True)
-    name: str
 
 
 class Traced:

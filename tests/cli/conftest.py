@@ -1,4 +1,4 @@
-"""The command line in a project of three stores, or in an empty folder."""
+"""Fixtures that run the command line in a project of three stores, or in an empty folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.project import RECORDS, STORES, Cli
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the current one, and no settings in the environment."""
+    """Change to an empty folder and clear the settings in the environment; return the folder."""
     for name in list(os.environ):
         if name.startswith("EVENTSYNC_"):
             monkeypatch.delenv(name)
@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cli(folder: Path) -> Cli:
-    """The command line in a project of three stores."""
+    """Return the command line in a project of three stores."""
     (folder / "records.py").write_text(RECORDS, encoding="utf-8")
     (folder / "workers.py").write_text(STORES, encoding="utf-8")
     return Cli(folder)
@@ -29,5 +29,5 @@ def cli(folder: Path) -> Cli:
 
 @pytest.fixture
 def bare(folder: Path) -> Cli:
-    """The command line in an empty folder."""
+    """Return the command line in an empty folder."""
     return Cli(folder)

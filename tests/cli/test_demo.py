@@ -1,4 +1,4 @@
-"""The demo: every number it shows is counted, and they add up."""
+"""``eventsync demo``: its numbers are counted and add up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_demo(tmp_path: Path) -> None:
-    """All stores agree in the end, nothing is lost, and every change is accounted for once."""
+    """At the end all stores agree, nothing is lost, and every change is counted once."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith("EVENTSYNC_")}
     environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(
@@ -35,9 +35,9 @@ def test_demo(tmp_path: Path) -> None:
     assert answer["kills"] == 1
     assert answer["messages_in_hand_when_killed"] > 0
     assert set(answer["stores"]) == {"lab", "stockroom", "site"}
-    for account in answer["stores"].values():
-        assert sum(account["counts"].values()) == answer["published"]
-    records = {name: account["records"] for name, account in answer["stores"].items()}
+    for totals in answer["stores"].values():
+        assert sum(totals["counts"].values()) == answer["published"]
+    records = {name: totals["records"] for name, totals in answer["stores"].items()}
     assert records == {"lab": 119, "stockroom": 119, "site": 81}
     assert "SIGKILL" in done.stderr
     # The reader can go on from there, and the other end of the comparison is looked at, too.
@@ -56,7 +56,7 @@ def test_demo(tmp_path: Path) -> None:
 
 
 def test_demo_wants_a_fresh_folder(tmp_path: Path) -> None:
-    """A folder that holds something is not touched."""
+    """The demo refuses a folder that is not empty, and changes nothing in it."""
     (tmp_path / "mine").write_text("mine")
     done = subprocess.run(
         [sys.executable, "-m", "eventsync", "demo", str(tmp_path)],
@@ -70,8 +70,8 @@ def test_demo_wants_a_fresh_folder(tmp_path: Path) -> None:
 
 
 def test_lost_changes_are_noticed() -> None:
-    """An account tells apart what was applied, overtaken, known, refused and never heard of."""
-    from eventsync.cli.demo.ledger import account_of
+    """A change without a logged outcome counts as lost; the others count by their outcome."""
+    from eventsync.cli.demo.ledger import totals_of
 
     events = [
         {"event": "applied", "version": "a"},
@@ -83,20 +83,20 @@ def test_lost_changes_are_noticed() -> None:
         {"event": "worker started"},
         {"event": "applied", "version": "nobody's"},
     ]
-    account = account_of(events, ["a", "b", "c", "d", "e"])
-    assert account.counts == {
+    totals = totals_of(events, ["a", "b", "c", "d", "e"])
+    assert totals.counts == {
         "applied": 1,
         "superseded": 1,
         "already there": 1,
         "dead-lettered": 1,
         "lost": 1,
     }
-    assert (account.again, account.foreign) == (1, 1)
+    assert (totals.again, totals.foreign) == (1, 1)
 
 
 @pytest.mark.parametrize("column", ["number", "symbol", "name"])
 def test_elements_are_all_there(column: str) -> None:
-    """The demo's data are 118 elements, each once."""
+    """The data of the demo are 118 different elements."""
     import csv
 
     path = ROOT / "eventsync" / "cli" / "demo" / "folder" / "elements.csv"

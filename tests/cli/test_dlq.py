@@ -1,4 +1,4 @@
-"""``eventsync dlq``: what a store refused, explained and dealt with."""
+"""``eventsync dlq``: dead letters are listed, explained, replayed, edited and discarded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def database(statement: str) -> None:
 
 @pytest.fixture
 def refused(cli: Cli) -> Cli:
-    """A project whose ``crm`` has refused Eve, number 5, who lives in ``report``."""
+    """Return a project in which ``crm`` refused person 5, Eve, whom ``report`` holds."""
     cli("check").check()
     database(TRIGGER)
     people = '{"id": 4, "name": "Dan"}\n{"id": 5, "name": "Eve", "balance": 3}\n'
@@ -41,7 +41,7 @@ def letters(cli: Cli) -> list[dict[str, Any]]:
 
 
 def test_list(refused: Cli) -> None:
-    """The list says which record was refused and why; the status shows how many there are."""
+    """``dlq list`` shows the record and the reason; ``status`` counts the dead letters."""
     (letter,) = letters(refused)
     assert (letter["type"], letter["key"], letter["op"]) == ("Person", "5", "put")
     assert letter["reason"] == "rejected"
@@ -52,12 +52,12 @@ def test_list(refused: Cli) -> None:
 
 
 def test_looking_changes_nothing(refused: Cli) -> None:
-    """Letters are the same, under the same id, however often one looks."""
+    """Listing dead letters twice gives the same dead letters with the same ids."""
     assert letters(refused) == letters(refused)
 
 
 def test_show(refused: Cli) -> None:
-    """A letter is shown with its change, and what the store holds instead."""
+    """``dlq show`` shows a dead letter with its change and what the store holds now."""
     (letter,) = letters(refused)
     said = refused("dlq", "show", "crm", "--id", letter["id"][-8:], "--json").check().json[0]
     assert said["data"] == {"id": 5, "name": "Eve", "balance": "3"}
@@ -70,7 +70,7 @@ def test_show(refused: Cli) -> None:
 
 
 def test_replay_when_the_cause_is_gone(refused: Cli) -> None:
-    """Once the cause is gone a replay brings the record in, and the letter is settled."""
+    """After the cause is removed, a replay applies the change and removes the dead letter."""
     database("DROP TRIGGER no_eve")
     assert len(refused("dlq", "replay", "crm", "--all", "--json").check().json["replayed"]) == 1
     refused.drain("crm", "report", "crm")
@@ -81,7 +81,7 @@ def test_replay_when_the_cause_is_gone(refused: Cli) -> None:
 
 
 def test_replay_in_vain(refused: Cli) -> None:
-    """A replay that fails again is one letter again, not none and not two."""
+    """A replay that fails again leaves exactly one dead letter."""
     refused("dlq", "replay", "crm", "--reason", "rejected").check()
     assert letters(refused) == []
     refused.drain("crm")
@@ -89,7 +89,7 @@ def test_replay_in_vain(refused: Cli) -> None:
 
 
 def test_replay_of_what_was_overtaken(refused: Cli) -> None:
-    """A replayed change that was overtaken meanwhile does not come back."""
+    """A replayed change does not overwrite a later one."""
     refused("publish", "report", input='{"id": 5, "name": "Eva"}').check()
     refused.drain("crm")
     refused("dlq", "replay", "crm", "--key", "5").check()
@@ -100,7 +100,7 @@ def test_replay_of_what_was_overtaken(refused: Cli) -> None:
 
 
 def test_edit_sets_a_field_everywhere(refused: Cli) -> None:
-    """A mended change goes to all stores; only the field that was set gets a new version."""
+    """An edited change goes to all stores; only the edited field gets a new version."""
     refused("publish", "report", input='{"id": 5, "balance": 9}').check()
     refused.drain("crm")
     one = letters(refused)[0]["id"]
@@ -114,7 +114,7 @@ def test_edit_sets_a_field_everywhere(refused: Cli) -> None:
 
 
 def test_edit_in_an_editor(refused: Cli) -> None:
-    """The editor gets the data as JSON; what is no JSON, or unchanged, changes nothing."""
+    """``dlq edit`` opens the data as JSON in the editor and publishes the result."""
     import os
     import pty
     import subprocess
@@ -155,7 +155,7 @@ def test_edit_in_an_editor(refused: Cli) -> None:
     ],
 )
 def test_edits_that_cannot_be(refused: Cli, setting: str, said: str) -> None:
-    """An edit that changes nothing, or cannot be, is refused, and the letter stays."""
+    """An edit that is invalid or changes nothing is refused, and the dead letter stays."""
     ran = refused("dlq", "edit", "crm", "--all", "--set", setting)
     assert ran.code in (1, 78)
     assert said in ran.err
@@ -163,7 +163,7 @@ def test_edits_that_cannot_be(refused: Cli, setting: str, said: str) -> None:
 
 
 def test_edit_under_the_per_record_rule(cli: Cli) -> None:
-    """Of a type merged per record the whole record is written anew."""
+    """In a record type that merges per record, an edit writes the whole record."""
     cli("check").check()
     database(TRIGGER.replace("person", "line").replace("NEW.name", "NEW.text"))
     line = '{"order": 1, "number": 2, "text": "Eve"}'
@@ -175,7 +175,7 @@ def test_edit_under_the_per_record_rule(cli: Cli) -> None:
 
 
 def test_foreign_bytes(cli: Cli) -> None:
-    """Bytes that are no change are shown as they are; they cannot be replayed, but discarded."""
+    """Bytes that are not a change can be shown and discarded, but not replayed or edited."""
     from eventsync import Bus
 
     cli("status")
@@ -200,7 +200,7 @@ def test_foreign_bytes(cli: Cli) -> None:
 
 
 def test_discard_asks(refused: Cli) -> None:
-    """Nothing is thrown away before somebody says yes."""
+    """``dlq discard`` deletes nothing without confirmation."""
     refused("dlq", "discard", "crm", "--all", input="n\n").check(1)
     assert len(letters(refused)) == 1
     assert (
@@ -211,13 +211,13 @@ def test_discard_asks(refused: Cli) -> None:
 
 
 def test_no_such_letter(refused: Cli) -> None:
-    """An id of no letter is told."""
+    """An unknown id is an error."""
     for command in ("show", "replay", "edit", "discard"):
         assert "no such dead letter" in refused("dlq", command, "crm", "--id", "0123abcd").err
 
 
 def test_older_than(refused: Cli) -> None:
-    """``--older-than`` means letters last tried longer ago; a time that is none is told."""
+    """``--older-than`` selects dead letters by their last try; a wrong time is a usage error."""
     assert refused("dlq", "list", "crm", "--older-than", "1h", "--json").check().json == []
     discard = ("dlq", "discard", "crm", "--yes", "--json", "--older-than")
     assert refused(*discard, "0.5d").check().json == {"discarded": []}
@@ -233,5 +233,5 @@ def test_older_than(refused: Cli) -> None:
     ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("1d", 86_400)]
 )
 def test_durations(text: str, seconds: float) -> None:
-    """A time is a number with a unit, or of seconds."""
+    """A time is a number with a unit, or a number of seconds."""
     assert duration(text, "--older-than") == seconds

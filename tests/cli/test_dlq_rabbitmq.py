@@ -1,4 +1,4 @@
-"""``eventsync dlq`` over RabbitMQ, where a look at letters asks for them one by one."""
+"""``eventsync dlq`` with RabbitMQ, which can only be read message by message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eventsync.broker.bus import Bus
 
 
 def test_letters_are_listed_and_replayed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All letters are listed, again at the next look, and a replay takes them out."""
+    """All dead letters are listed each time, and a replay removes them."""
     with RabbitServer() as rabbit:
         monkeypatch.setenv("EVENTSYNC_BROKER", rabbit.url + "?settle=0.01")
         cli("check").check()

@@ -1,4 +1,4 @@
-"""How commands fail: one clear line, the right exit code, no secrets."""
+"""Failing commands print one clear line, no secrets, and end with the right exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from support.project import Cli
 
 
 def test_no_project(bare: Cli) -> None:
-    """Without a registry the error says where it was looked for and how to begin."""
+    """Without a registry, the error names the folder that was searched and the next command."""
     ran = bare("status", "--app", "shop.workers:registry").check(78)
     assert ran.err.startswith("eventsync: there is no module 'shop'")
     assert str(bare.folder) in ran.err
@@ -19,13 +19,13 @@ def test_no_project(bare: Cli) -> None:
     ("app", "said"),
     [
         ("workers", "write module:attribute"),
-        ("workers:nothing", "it has registry"),
-        ("workers:DATABASE", "is str, not a StoreRegistry"),
+        ("workers:nothing", "it has registry; write --app workers:registry"),
+        ("workers:DATABASE", "is of type str, not a StoreRegistry"),
         ("nowhere:registry", "there is no module 'nowhere'"),
     ],
 )
 def test_wrong_app(cli: Cli, app: str, said: str) -> None:
-    """An ``--app`` that names no registry is a configuration error that says what is there."""
+    """An ``--app`` that names no registry is a configuration error that says what to write."""
     assert said in cli("status", "--app", app).check(78).err
 
 
@@ -39,7 +39,7 @@ def test_app_may_be_a_function(cli: Cli) -> None:
 
 
 def test_app_from_the_environment(cli: Cli) -> None:
-    """``EVENTSYNC_APP`` and ``EVENTSYNC_BROKER`` stand in for the options."""
+    """``EVENTSYNC_APP`` and ``EVENTSYNC_BROKER`` replace the options."""
     ran = cli.real(
         "status", "--json", EVENTSYNC_APP="workers:make", EVENTSYNC_BROKER="sqlite:///other.db"
     )
@@ -47,7 +47,7 @@ def test_app_from_the_environment(cli: Cli) -> None:
 
 
 def test_broken_project(bare: Cli) -> None:
-    """An error in the user's own module is told in one line, and in full with ``--debug``."""
+    """An error in the user's module is reported in one line, with ``--debug`` as a traceback."""
     (bare.folder / "workers.py").write_text("registry = 1 / 0\n", encoding="utf-8")
     ran = bare("status").check(78)
     assert "ZeroDivisionError" in ran.err
@@ -56,19 +56,19 @@ def test_broken_project(bare: Cli) -> None:
 
 
 def test_missing_import_in_project(bare: Cli) -> None:
-    """A module that the user's module lacks is not mistaken for the user's module."""
+    """A failing import in the user's module is not reported as a missing user's module."""
     (bare.folder / "workers.py").write_text("import no_such_library\n", encoding="utf-8")
     assert "No module named 'no_such_library'" in bare("status").check(78).err
 
 
 def test_unknown_names(cli: Cli) -> None:
-    """A wrong store or record type is told with those there are."""
+    """An error for an unknown store or record type names the known ones."""
     assert "there are crm, documents, report" in cli("worker", "cmr", "--drain").check(78).err
-    assert "there are Person, Line" in cli("find", "Preson").check(78).err
+    assert "known types: Person, Line" in cli("find", "Preson").check(78).err
 
 
 def test_wrong_usage(cli: Cli) -> None:
-    """What the command line itself gets wrong is exit code 2."""
+    """Wrong usage ends with exit code 2."""
     cli("publish").check(2)
     cli("find", "Person", "--filter", "{").check(2)
     cli("find", "Person", "--filter", "[]").check(2)
@@ -78,7 +78,7 @@ def test_wrong_usage(cli: Cli) -> None:
 
 
 def test_broker_away(cli: Cli) -> None:
-    """A broker that cannot be reached is exit code 69, and its password is not shown."""
+    """An unreachable broker ends with exit code 69, and its password is not shown."""
     url = "redis://:hunter2@127.0.0.1:1/0"
     for command in (
         ["publish", "--type", "Person"],
@@ -94,19 +94,19 @@ def test_broker_away(cli: Cli) -> None:
 
 
 def test_unknown_transport(cli: Cli) -> None:
-    """A broker URL of a scheme that nobody knows is a configuration error."""
+    """An unknown scheme in the broker URL is a configuration error."""
     cli("dlq", "list", "crm", "--broker", "carrier-pigeon://x").check(78)
 
 
 def test_wrong_setting(cli: Cli) -> None:
-    """A setting that is wrong is named as it is written in the environment."""
+    """A wrong setting is named as it is written in the environment."""
     ran = cli.real("status", EVENTSYNC_LEASE="soon", EVENTSYNC_KEYS="c2VjcmV0").check(78)
     assert "EVENTSYNC_LEASE" in ran.err
     assert "c2VjcmV0" not in ran.err
 
 
 def test_store_away(cli: Cli) -> None:
-    """A store that cannot be opened is told by ``check`` and ``status`` beside those that can."""
+    """``check`` reports a store that cannot be opened, and the other stores as well."""
     (cli.folder / "documents").write_text("not a folder", encoding="utf-8")
     findings = cli("check", "--json").check(1).json
     wrong = {finding["about"] for finding in findings if finding["level"] == "wrong"}

@@ -1,4 +1,4 @@
-"""``eventsync get``, ``find`` and ``verify``: stores side by side."""
+"""``eventsync get``, ``find`` and ``verify``: the records of several stores are compared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PEOPLE = """\
 
 @pytest.fixture
 def filled(cli: Cli) -> Cli:
-    """A project whose stores hold three people, in sync."""
+    """Return a project whose stores hold three people, in sync."""
     cli("publish", "crm", "--type", "Person", input=PEOPLE).check()
     cli("sync", "--from", "crm").check()
     return cli
@@ -29,17 +29,17 @@ def edit_document(number: int, **values: object) -> None:
 
 
 def test_get_side_by_side(filled: Cli) -> None:
-    """A record shows field by field, with what a store lacks, its version and state."""
+    """``get`` shows the fields of a record in each store, missing values, version and state."""
     lines = filled("get", "Person", "2").check().out.splitlines()
     assert lines[0].split() == ["Person", "2", "crm", "documents", "report"]
     table = {line.split()[0]: line.split()[1:] for line in lines[1:]}
     assert table["name"] == ["Bob", "–", "Bob"]
     assert table["city"] == ["Rome", "–", "·"]
-    assert table["state"] == ["here", "filtered", "out", "here"]
+    assert table["state"] == ["present", "filtered", "out", "present"]
 
 
 def test_get_by_another_spelling_of_the_key(filled: Cli) -> None:
-    """A key need not be typed in its canonical form; one that cannot be a key is told."""
+    """A key may be typed in another form than the canonical one; an invalid key is an error."""
     assert filled("get", "Person", "002", "--json").check().json["key"] == "2"
     assert "Person.id" in filled("get", "Person", "two").check(1).err
 
@@ -52,7 +52,7 @@ def test_get_composite_key(cli: Cli) -> None:
 
 
 def test_get_marks_differences(filled: Cli) -> None:
-    """A value that is not the winner's is marked, and ``--exit-code`` tells a script."""
+    """A value that differs from the winner is marked, and ``--exit-code`` makes the exit code 1."""
     edit_document(1, name="Anne")
     out = filled("get", "Person", "1").check().out
     assert out.count("! ") == 2
@@ -61,13 +61,13 @@ def test_get_marks_differences(filled: Cli) -> None:
 
 
 def test_secrets_are_not_shown(filled: Cli) -> None:
-    """The values of secret fields are not in any table."""
+    """Tables do not show the values of secret fields."""
     assert "s3cret" not in filled("get", "Person", "1").out + filled("find", "Person").out
     assert "***" in filled("get", "Person", "1").out
 
 
 def test_find_filters_sorts_and_limits(filled: Cli) -> None:
-    """Filter, order and limit are those of ``Store.find``, over all stores."""
+    """Filter, order and limit apply to each store."""
     found = filled(
         "find", "Person", "--filter", '{"balance": {"$gt": 10}}', "--sort", "-balance", "--json"
     )
@@ -78,7 +78,7 @@ def test_find_filters_sorts_and_limits(filled: Cli) -> None:
 
 
 def test_find_shows_stores_in_columns(filled: Cli) -> None:
-    """Each row has the winner's values, and a mark for each store."""
+    """Each row has the values of the winner and a mark for each store."""
     edit_document(3, name="Sid")
     lines = filled("find", "Person", "--fields", "name").check().out.splitlines()
     assert lines[0].split() == ["id", "name", "crm", "documents", "report"]
@@ -91,18 +91,18 @@ def test_find_shows_stores_in_columns(filled: Cli) -> None:
 
 
 def test_find_nothing(filled: Cli) -> None:
-    """Nothing found is said, and is no error."""
+    """Finding nothing is reported and is not an error."""
     assert "No store holds" in filled("find", "Line").check().out
     assert filled("find", "Line", "--json").check().json == []
 
 
 def test_find_unknown_field(filled: Cli) -> None:
-    """A field that is not there is told with those there are."""
+    """An error for an unknown field names the known fields."""
     assert "it has id, name" in filled("find", "Person", "--fields", "nmae").check(1).err
 
 
 def test_verify_finds_what_differs(filled: Cli) -> None:
-    """``verify`` is content with stores in sync, and counts and names what is not."""
+    """``verify`` accepts stores in sync; otherwise it counts and names the differences."""
     filled("verify").check()
     Path("documents", "3.json").unlink()
     report = Path("report.csv").read_text().replace("Bob", "Rob")

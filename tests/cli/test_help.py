@@ -1,4 +1,4 @@
-"""The program as a whole: its help, its version, how quick it starts."""
+"""The program as a whole: its help, its version, its start."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMMANDS = [
 
 
 def test_help_names_every_command_and_the_exit_codes(bare: Cli) -> None:
-    """``--help`` lists all commands and says what exit codes mean."""
+    """``--help`` lists all commands and explains the exit codes."""
     help = bare("--help").check().out
     for command in COMMANDS:
         assert command[0] in help
@@ -41,7 +41,7 @@ def test_help_names_every_command_and_the_exit_codes(bare: Cli) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_each_command_shows_examples(bare: Cli, command: tuple[str, ...]) -> None:
-    """Every command's help has an example of itself, line by line, and the exit codes."""
+    """The help of every command has examples and the exit codes."""
     help = bare(*command, "--help").check().out
     examples = help.partition("Examples:")[2]
     assert f"eventsync {' '.join(command)}" in examples
@@ -49,7 +49,7 @@ def test_each_command_shows_examples(bare: Cli, command: tuple[str, ...]) -> Non
 
 
 def test_all_commands_are_tested_here(bare: Cli) -> None:
-    """No command is missing in the list above."""
+    """``COMMANDS`` above lists all commands."""
     from eventsync.cli.program import program
 
     names = {function.callback.__name__ for function in program.registered_commands}
@@ -61,7 +61,7 @@ def test_all_commands_are_tested_here(bare: Cli) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """``--help`` is quick because brokers, databases, settings and logs are imported later."""
+    """``--help`` does not import the libraries of brokers, databases, settings and logs."""
     script = (
         "import sys, eventsync.cli.program\n"
         "heavy = {'kombu', 'sqlalchemy', 'pydantic', 'structlog', 'msgpack', 'tenacity',\n"
@@ -75,7 +75,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_every_public_name_is_there() -> None:
-    """Each name in ``eventsync.__all__`` can be had, and any other is refused."""
+    """Each name in ``eventsync.__all__`` can be imported, and any other is an error."""
     import eventsync
 
     for name in eventsync.__all__:
@@ -85,7 +85,7 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_version(bare: Cli) -> None:
-    """``--version`` says the version of the package, also as ``python -m eventsync``."""
+    """``--version`` prints the version of the package."""
     import eventsync
 
     ran = bare.real("--version").check()

@@ -1,4 +1,4 @@
-"""``--listen`` and ``eventsync health``: real workers and relays, asked over HTTP."""
+"""``--listen`` and ``eventsync health`` with real workers and relays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.project import Cli
 
 
 class Listening:
-    """A command that listens, and what it answers."""
+    """A command that listens, and access to its endpoint."""
 
     def __init__(self, cli: Cli, port: int) -> None:
         self.cli = cli
@@ -23,7 +23,7 @@ class Listening:
         self.url = f"http://127.0.0.1:{port}"
 
     def get(self, path):
-        """The status code and the body."""
+        """Return the status code and the body."""
         try:
             with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -31,16 +31,16 @@ class Listening:
             with error:
                 return error.code, error.read().decode()
 
-    def told(self, path="/progress"):
+    def answer(self, path="/progress"):
         return json.loads(self.get(path)[1])
 
     def samples(self):
-        """The samples of a scrape: name, labels and value."""
+        """Return the samples of a scrape: name, labels and value."""
         text = self.get("/metrics")[1]
         return [s for family in text_string_to_metric_families(text) for s in family.samples]
 
     def total(self, name, **labels):
-        """The sum of the samples of that name that have these labels."""
+        """Return the sum of the samples with this name and these labels."""
         return sum(
             s.value for s in self.samples() if s.name == name and labels.items() <= s.labels.items()
         )
@@ -54,7 +54,7 @@ class Listening:
 
 @contextmanager
 def listening(cli, *arguments, **environment):
-    """A command with ``--listen``, from when it is ready."""
+    """Run a command with ``--listen`` and wait until it is ready."""
     port = free_port()
     process = cli.start(*arguments, "--listen", f"127.0.0.1:{port}", **environment)
     found = Listening(cli, port)
@@ -76,7 +76,7 @@ def publish(cli, *ids):
 
 
 def test_worker_tells_what_it_does(cli):
-    """A worker serves its metrics and its health, and leaves as ever."""
+    """A worker serves its metrics and its health, and exits normally."""
     with listening(cli, "worker", "report") as worker:
         publish(cli, 1, 2)
         eventually(lambda: worker.total("eventsync_changes_total", outcome="applied") == 2)
@@ -98,7 +98,7 @@ def test_worker_tells_what_it_does(cli):
 
 
 def test_relay_tells_what_it_does(cli):
-    """A relay serves what it published, and is asked where the environment says."""
+    """A relay serves its metrics; ``health`` finds its endpoint in the environment."""
     away = ("--broker", "redis://127.0.0.1:1/0")
     line = '{"id": 1, "name": "Ann"}'
     cli("publish", "crm", "--type", "Person", *away, input=line).check(69)
@@ -110,7 +110,7 @@ def test_relay_tells_what_it_does(cli):
 
 
 def test_broker_that_is_away_is_told_without_its_password(cli):
-    """A worker whose broker is away lives and is not ready, and nobody learns the password."""
+    """A worker whose broker is unreachable is live but not ready, and shows no password."""
     port = free_port()
     broker = "redis://somebody:hidden-word@127.0.0.1:1/0"
     process = cli.start("worker", "report", "--listen", f"127.0.0.1:{port}", "--broker", broker)
@@ -128,60 +128,60 @@ def test_broker_that_is_away_is_told_without_its_password(cli):
 
 @pytest.mark.slow
 def test_killed_processes_take_no_counts_along(cli):
-    """Of four processes two are killed: no count falls, and no gauge of theirs is left."""
-    with listening(cli, "worker", "report", "--processes", "4") as crew:
+    """When processes are killed, no counter falls and none of their gauges is left."""
+    with listening(cli, "worker", "report", "--processes", "4") as group:
 
         def alive():
-            return {state["pid"] for state in crew.told()["workers"]}
+            return {state["pid"] for state in group.answer()["workers"]}
 
         def gauges():
-            return [s for s in crew.samples() if s.name == "eventsync_worker_memory_bytes"]
+            return [s for s in group.samples() if s.name == "eventsync_worker_memory_bytes"]
 
         eventually(lambda: len(alive()) == 4)
         for start in range(0, 200, 50):
             publish(cli, *range(start, start + 50))
-        eventually(lambda: crew.total("eventsync_changes_total") == 200)
-        before = {s.labels["worker"]: s.value for s in crew.samples() if "worker" in s.labels}
+        eventually(lambda: group.total("eventsync_changes_total") == 200)
+        before = {s.labels["worker"]: s.value for s in group.samples() if "worker" in s.labels}
         first = alive()
-        worked = [s for s in crew.told()["workers"] if s["outcomes"]]
+        worked = [s for s in group.answer()["workers"] if s["outcomes"]]
         killed = {state["pid"] for state in worked[:2]} | {min(first)}
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
         eventually(lambda: not killed & alive())
-        assert crew.total("eventsync_changes_total") == 200
-        assert crew.total("eventsync_lag_seconds_count") == crew.total(
+        assert group.total("eventsync_changes_total") == 200
+        assert group.total("eventsync_lag_seconds_count") == group.total(
             "eventsync_changes_total", outcome="applied"
         )
         eventually(lambda: len(alive()) == 4)
         assert len(alive() & first) == 4 - len(killed)
         assert {s.labels["worker"] for s in gauges()} == set(before)
-        assert len(gauges()) == crew.total("eventsync_workers") == 4
-        assert crew.total("eventsync_worker_starts_total") == 4 + len(killed)
+        assert len(gauges()) == group.total("eventsync_workers") == 4
+        assert group.total("eventsync_worker_starts_total") == 4 + len(killed)
         publish(cli, *range(200, 220))
-        eventually(lambda: crew.total("eventsync_changes_total") == 220)
+        eventually(lambda: group.total("eventsync_changes_total") == 220)
 
 
 @pytest.mark.slow
 def test_work_that_does_not_move_is_unwell(cli):
-    """A worker that stands still while work waits is unwell, and says so; then it is well again."""
+    """A frozen worker with waiting work is unhealthy; after it is thawed it is healthy."""
     arguments = ("worker", "report", "--processes", "1")
-    with listening(cli, *arguments, EVENTSYNC_STALL_AFTER="2") as crew:
-        (state,) = crew.told()["workers"]
+    with listening(cli, *arguments, EVENTSYNC_STALL_AFTER="2") as group:
+        (state,) = group.answer()["workers"]
         os.kill(state["pid"], signal.SIGSTOP)
         try:
             publish(cli, 1)
-            eventually(lambda: crew.get("/progress")[0] == 503)
-            assert "1 messages wait or are in hand" in cli("health", crew.url).check(1).err
-            assert crew.get("/live")[0] == 200
+            eventually(lambda: group.get("/progress")[0] == 503)
+            assert "1 messages wait or are in hand" in cli("health", group.url).check(1).err
+            assert group.get("/live")[0] == 200
         finally:
             os.kill(state["pid"], signal.SIGCONT)
-        eventually(lambda: crew.get("/progress")[0] == 200)
+        eventually(lambda: group.get("/progress")[0] == 200)
 
 
 def test_health_names_the_endpoint_and_shows_no_password(cli):
-    """An endpoint that nobody serves is named; a URL with a password is refused, and not shown."""
+    """An unreachable endpoint is named; a URL with a password is refused and not shown."""
     url = f"http://127.0.0.1:{free_port()}"
     assert f"the endpoint {url} does not answer" in cli("health", url).check(69).err
     ran = cli("health", url.replace("//", "//somebody:hidden-word@")).check(78)
-    assert "no user and password" in ran.err
+    assert "must not have a user or password" in ran.err
     assert "hidden-word" not in ran.out + ran.err

@@ -1,4 +1,4 @@
-"""``eventsync publish``: records in, wrong lines told, nothing else touched."""
+"""``eventsync publish``: records are published, and wrong lines are reported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PEOPLE = """\
 
 
 def people(cli: Cli, *stores: str) -> dict[str, dict[str, dict[str, object]]]:
-    """What each store holds of each person, by key and store."""
+    """Return the values that each store holds of each person, by key and store."""
     rows = cli("find", "Person", "--json", "--limit", "1000").check().json
     return {
         row["key"]: {name: sight["values"] for name, sight in row["stores"].items()} for row in rows
@@ -24,7 +24,7 @@ def people(cli: Cli, *stores: str) -> dict[str, dict[str, dict[str, object]]]:
 
 
 def test_json_lines_from_standard_input(cli: Cli) -> None:
-    """Lines of JSON are written to the store and reach the others, digits exact."""
+    """JSON Lines are written to the store and reach the other stores, with exact decimals."""
     ran = cli("publish", "crm", "--type", "Person", input=PEOPLE).check()
     assert ran.out == "2 records published.\n"
     cli.drain()
@@ -36,7 +36,7 @@ def test_json_lines_from_standard_input(cli: Cli) -> None:
 
 
 def test_csv_file(cli: Cli) -> None:
-    """A file named *.csv is read as such; an empty cell is None, or no value at all."""
+    """A file named *.csv is read as CSV; an empty cell is None or no value."""
     Path("people.csv").write_text(
         "\ufeffid,name,city,balance,photo\n1,Ann,Oslo,,aGk=\n2,Bob,,7,\n", encoding="utf-8"
     )
@@ -55,7 +55,7 @@ def test_csv_file(cli: Cli) -> None:
 
 
 def test_what_find_prints_can_be_published(cli: Cli) -> None:
-    """The JSON of one project's records is what another takes, bytes and decimals included."""
+    """The JSON that ``find`` prints can be published, bytes and decimals included."""
     line = {
         "id": 1,
         "name": "Ann",
@@ -70,7 +70,7 @@ def test_what_find_prints_can_be_published(cli: Cli) -> None:
 
 
 def test_part_of_a_record(cli: Cli) -> None:
-    """A line that leaves fields out changes the others only, and the same line again nothing."""
+    """A line changes only its own fields, and publishing it again changes nothing."""
     cli("publish", "crm", "--type", "Person", input=PEOPLE).check()
     version = cli("get", "Person", "1", "--json").json["version"]
     for _ in range(2):
@@ -83,7 +83,7 @@ def test_part_of_a_record(cli: Cli) -> None:
 
 
 def test_wrong_lines_are_told_and_the_rest_goes_on(cli: Cli) -> None:
-    """Each wrong line is told with file, number and reason; the exit code is 1."""
+    """Each wrong line is reported with file, number and reason; the exit code is 1."""
     lines = [
         '{"id": 1, "name": "Ann"}',
         '{"id": 2, "name": 7}',
@@ -106,7 +106,7 @@ def test_wrong_lines_are_told_and_the_rest_goes_on(cli: Cli) -> None:
 
 
 def test_a_new_record_that_lacks_a_field(cli: Cli) -> None:
-    """A line that leaves out what a new record must have is told, and the rest goes on."""
+    """A new record without a required field is reported, and the other lines are published."""
     lines = '{"id": 1, "city": "Oslo"}\n{"id": 2, "name": "Bob"}\n'
     ran = cli("publish", "crm", "--type", "Person", input=lines).check(1)
     assert "standard input:1: a put of Person '1' lacks the field 'name'" in ran.err
@@ -114,7 +114,7 @@ def test_a_new_record_that_lacks_a_field(cli: Cli) -> None:
 
 
 def test_wrong_csv(cli: Cli) -> None:
-    """Wrong rows of a CSV file are told with their line; a wrong header stops it."""
+    """Wrong rows of a CSV file are reported with their line; a wrong header is an error."""
     text = 'id,name\n1,Ann\n2\n"3","two\nlines"\nx,Dan\n'
     ran = cli("publish", "crm", "--type", "Person", "--format", "csv", input=text).check(1)
     assert "standard input:3: 1 cells, but the header has 2" in ran.err
@@ -125,7 +125,7 @@ def test_wrong_csv(cli: Cli) -> None:
 
 
 def test_a_record_that_the_store_refuses(cli: Cli) -> None:
-    """A record that only the store itself refuses is told too, and stops no other of its chunk."""
+    """A record that the store refuses is reported, and the other records are published."""
     cli("publish", "crm", "--type", "Person", input=PEOPLE).check()
     import sqlite3
 
@@ -143,14 +143,14 @@ def test_a_record_that_the_store_refuses(cli: Cli) -> None:
 
 
 def test_a_record_twice_in_one_input(cli: Cli) -> None:
-    """The later line of one record wins, though both are near each other."""
+    """Of two lines for the same record, the later one wins."""
     lines = '{"id": 1, "name": "Ann"}\n{"id": 1, "name": "Bob"}\n'
     cli("publish", "crm", "--type", "Person", input=lines).check()
     assert people(cli)["1"]["crm"]["name"] == "Bob"
 
 
 def test_deletes(cli: Cli) -> None:
-    """``--delete`` removes by key everywhere, and tells keys that are not there."""
+    """``--delete`` deletes records by key in all stores, and reports unknown keys."""
     cli("publish", "crm", "--type", "Person", input=PEOPLE).check()
     cli.drain()
     ran = cli(
@@ -163,7 +163,7 @@ def test_deletes(cli: Cli) -> None:
 
 
 def test_onto_the_bus(cli: Cli) -> None:
-    """Without a store, whole records and deletes go to every store that holds the type."""
+    """Without a STORE, records and deletes go to every store that holds the type."""
     cli("publish", "--type", "Person", input=PEOPLE).check()
     assert people(cli) == {}
     cli.drain()
@@ -175,7 +175,7 @@ def test_onto_the_bus(cli: Cli) -> None:
 
 
 def test_broker_away_keeps_the_edit(cli: Cli) -> None:
-    """With the broker away the store is written, the changes wait, and the exit code says so."""
+    """With an unreachable broker edits are written, wait in the outbox, and end with 69."""
     away = "redis://127.0.0.1:1/0"
     ran = cli("publish", "crm", "--type", "Person", "--broker", away, input=PEOPLE).check(69)
     assert "wait in the outbox" in ran.err
@@ -185,7 +185,7 @@ def test_broker_away_keeps_the_edit(cli: Cli) -> None:
 
 
 def test_which_type(cli: Cli) -> None:
-    """A store of several types needs ``--type``, and one that does not hold the type says so."""
+    """A store of several types requires ``--type``, and the type has to be one of them."""
     assert "--type Person|Line" in cli("publish", "crm", input="").check(78).err
     ran = cli("publish", "report", "--type", "Line", input="").check(78)
     assert "it holds Person" in ran.err

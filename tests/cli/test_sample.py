@@ -1,5 +1,5 @@
-"""The repository's own ``workers/``, and the project that ``eventsync init`` writes: small modules
-of one shape, which do nothing when they are imported."""
+"""The sample ``workers/`` and the project that ``eventsync init`` writes: small, alike, without
+work at import."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STORES = [path for path in MODULES if path.name.partition(".")[0] not in ("__ini
 
 
 def functions(path: Path) -> dict[str, str]:
-    """The functions of a module, and what each returns."""
+    """Return the functions of a module, with their return types."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
     found = [node for node in body if isinstance(node, ast.FunctionDef)]
     return {node.name: ast.unparse(node.returns) if node.returns else "" for node in found}
@@ -32,7 +32,7 @@ def name(path: Path) -> str:
 
 @pytest.mark.parametrize("path", STORES, ids=name)
 def test_a_module_a_store(path: Path) -> None:
-    """Each module is short, has one typed function, which makes the store, and no class."""
+    """Each module is short and has one function, which makes the store, and no class."""
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 40
     assert functions(path) == {"store": "Store"}
@@ -41,7 +41,7 @@ def test_a_module_a_store(path: Path) -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=name)
 def test_the_registry_is_a_function(folder: Path) -> None:
-    """The package names the stores' modules in a function, so that nothing is read before use."""
+    """The registry is a function, so that importing the package makes no store."""
     (package,) = folder.glob("__init__.py*")
     assert functions(package) == {"registry": "StoreRegistry"}
     stores = [path for path in STORES if path.parent == folder]
@@ -50,7 +50,7 @@ def test_the_registry_is_a_function(folder: Path) -> None:
 
 
 def test_importing_asks_for_nothing(bare: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is opened, and no setting looked for, when the modules are imported."""
+    """Importing the modules opens nothing and reads no setting."""
     monkeypatch.syspath_prepend(str(ROOT))
     __import__("workers")
     assert callable(sys.modules["workers"].registry)
@@ -60,7 +60,7 @@ def test_importing_asks_for_nothing(bare: Cli, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_sample_runs(bare: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a database as the CRM has it, the stores fit together and are kept in sync."""
+    """The sample keeps an existing CRM database, a cache and documents in sync."""
     with PostgresServer() as postgres, RedisServer() as redis:
         postgres.run_sql(ROOT / "deploy/compose/crm.sql")
         monkeypatch.setenv("EVENTSYNC_STORE_CRM", postgres.url)

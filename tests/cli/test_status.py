@@ -1,4 +1,4 @@
-"""``eventsync status`` and ``check``: what an operator sees first."""
+"""``eventsync status`` and ``check``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eventsync.transports.guarantees import TRANSPORTS, weakness
 
 
 def test_status_counts(cli: Cli) -> None:
-    """Queues and records are counted, per store and type."""
+    """``status`` counts queues by store, and records by store and type."""
     cli("sync").check()
     people = '{"id": 1, "name": "Ann", "city": "Oslo"}\n{"id": 2, "name": "Bob", "city": "Rome"}\n'
     cli("publish", "crm", "--type", "Person", input=people).check()
@@ -34,13 +34,13 @@ def test_status_counts(cli: Cli) -> None:
 
 
 def test_status_before_anything_ran(cli: Cli) -> None:
-    """A deployment that has never run has a status too, which says what is missing."""
+    """The status of a deployment that has never run says what is missing."""
     ran = cli("status").check()
-    assert "it has no queue yet" in ran.err
+    assert "there is no queue yet" in ran.err
 
 
 def test_check_is_content(cli: Cli) -> None:
-    """A sound deployment passes, with the default's risk named."""
+    """A sound deployment passes the check, with the risk of missing signatures."""
     findings = cli("check", "--json").check().json
     levels = {finding["about"]: finding["level"] for finding in findings}
     assert levels == {
@@ -55,7 +55,7 @@ def test_check_is_content(cli: Cli) -> None:
 
 
 def test_check_with_signatures(cli: Cli) -> None:
-    """With keys configured there is no warning of unsigned envelopes."""
+    """With keys configured, the check does not warn of missing signatures."""
     key = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
     ran = cli.real("check", "--json", EVENTSYNC_KEYS=key).check()
     assert "signatures" not in {finding["about"] for finding in ran.json}
@@ -64,7 +64,7 @@ def test_check_with_signatures(cli: Cli) -> None:
 
 @pytest.mark.parametrize("scheme", ["filesystem", "memory"])
 def test_check_says_what_a_transport_may_lose(cli: Cli, scheme: str) -> None:
-    """The weakness of a transport is told, whether or not the broker can be reached."""
+    """The check names what a transport may lose, also if the broker is unreachable."""
     ran = cli("check", "--json", "--broker", f"{scheme}://127.0.0.1:1//")
     (finding,) = [finding for finding in ran.json if finding["about"] == "transport"]
     assert finding["level"] == "risk"
@@ -73,7 +73,7 @@ def test_check_says_what_a_transport_may_lose(cli: Cli, scheme: str) -> None:
 
 @pytest.mark.parametrize("url", ["amqp://127.0.0.1:1//", "sqlite:///broker.db"])
 def test_check_says_which_transports_are_safe(cli: Cli, url: str) -> None:
-    """The two that lose nothing are told so."""
+    """The check says that a safe transport loses nothing."""
     ran = cli("check", "--json", "--broker", url)
     (finding,) = [finding for finding in ran.json if finding["about"] == "transport"]
     assert finding["level"] == "ok"
@@ -82,7 +82,7 @@ def test_check_says_which_transports_are_safe(cli: Cli, url: str) -> None:
 
 
 def test_check_says_what_is_not_known(cli: Cli) -> None:
-    """A transport that nobody tried is not called safe."""
+    """A transport whose losses are not known is a risk."""
     ran = cli("check", "--json", "--broker", "zookeeper://127.0.0.1:1")
     (finding,) = [finding for finding in ran.json if finding["about"] == "transport"]
     assert finding["level"] == "risk"
@@ -92,7 +92,7 @@ def test_check_says_what_is_not_known(cli: Cli) -> None:
 
 
 def test_check_finds_stores_that_do_not_fit(cli: Cli) -> None:
-    """A record type merged per record, of which a store holds a part, is refused."""
+    """A partial view of a record type that merges per record is refused."""
     text = Path("records.py").read_text().replace(', rule="field"', "")
     Path("records.py").write_text(text)
     ran = cli("check").check(1)
@@ -101,24 +101,24 @@ def test_check_finds_stores_that_do_not_fit(cli: Cli) -> None:
 
 
 def test_check_looks_at_the_settings_of_redis(cli: Cli) -> None:
-    """Of a Redis that can be reached, each setting that may lose something is told."""
+    """The check names each setting of a Redis server that may lose changes."""
     with RedisServer(fsync="always") as server:
         client = server.client()
 
-        def told() -> list[tuple[str, str]]:
+        def server_findings() -> list[tuple[str, str]]:
             found = cli("check", "--json", "--broker", server.url).check().json
             return [(f["level"], f["text"]) for f in found if f["about"] == "server"]
 
-        ((level, _),) = told()
+        ((level, _),) = server_findings()
         assert level == "ok"
         client.config_set("appendfsync", "everysec")
         client.config_set("maxmemory-policy", "allkeys-lru")
-        (first, second) = told()
+        (first, second) = server_findings()
         assert first[0] == second[0] == "risk"
         assert "last second" in first[1]
         assert "noeviction" in second[1]
         client.config_set("appendonly", "no")
-        assert "set `appendonly yes`" in told()[0][1]
+        assert "set `appendonly yes`" in server_findings()[0][1]
         client.close()
 
 
@@ -131,7 +131,7 @@ def test_check_looks_at_the_settings_of_redis(cli: Cli) -> None:
     ],
 )
 def test_check_names_the_broker_that_fails(cli: Cli, broker: str, said: str) -> None:
-    """Which broker it is and what is wrong with it is told; its password is not."""
+    """The check names the failing broker and its error, but not its password."""
     ran = cli("check", "--json", "--broker", broker)
     (finding,) = [one for one in ran.json if one["about"] == "broker"]
     assert said in finding["text"]

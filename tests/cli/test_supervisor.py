@@ -1,4 +1,4 @@
-"""Supervised workers as real processes: killed, stopped, told to stop, left alone."""
+"""The supervisor with real processes that are killed, frozen, stopped or orphaned."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ sys.exit(Supervisor({"a": command, "b": command}, grace=5.0, silence=2.5).run())
 """
 
 
-class Crew:
+class Family:
+    """A supervisor process with two children."""
+
     def __init__(self, folder):
         self.folder = folder
         (folder / "child.py").write_text(CHILD)
@@ -57,53 +59,53 @@ def lives(pid):
 
 
 @pytest.fixture
-def crew(tmp_path):
-    crew = Crew(tmp_path)
+def family(tmp_path):
+    family = Family(tmp_path)
     try:
-        eventually(lambda: len(crew.started()) == 2)
-        yield crew
+        eventually(lambda: len(family.started()) == 2)
+        yield family
     finally:
-        crew.process.kill()
-        crew.process.wait()
-        for pid in crew.started():
+        family.process.kill()
+        family.process.wait()
+        for pid in family.started():
             if lives(pid):
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_killed_child_is_started_again(crew):
-    """A child that is killed has a successor, and the other one is left alone."""
-    first, second = crew.started()
+def test_killed_child_is_started_again(family):
+    """A killed child is restarted, and the other child keeps running."""
+    first, second = family.started()
     os.kill(first, signal.SIGKILL)
-    eventually(lambda: len(crew.started()) == 3)
+    eventually(lambda: len(family.started()) == 3)
     assert lives(second)
-    assert lives(crew.started()[-1])
+    assert lives(family.started()[-1])
 
 
-def test_stopped_child_is_noticed(crew):
-    """A child that stands still gives no sign of life, is killed, and has a successor."""
-    first, _ = crew.started()
+def test_stopped_child_is_noticed(family):
+    """A frozen child is killed and restarted."""
+    first, _ = family.started()
     os.kill(first, signal.SIGSTOP)
-    eventually(lambda: len(crew.started()) == 3)
+    eventually(lambda: len(family.started()) == 3)
     assert not lives(first)
 
 
-def test_sigterm_ends_all_in_peace(crew):
-    """SIGTERM is passed on, and the supervisor leaves with 0 when all have left with 0."""
-    crew.process.send_signal(signal.SIGTERM)
-    assert crew.process.wait(10) == 0
-    assert not any(map(lives, crew.started()))
+def test_sigterm_ends_all_in_peace(family):
+    """SIGTERM is passed on, and the supervisor ends with 0 when all children have ended with 0."""
+    family.process.send_signal(signal.SIGTERM)
+    assert family.process.wait(10) == 0
+    assert not any(map(lives, family.started()))
 
 
-def test_children_notice_that_they_are_alone(crew):
-    """When the supervisor is killed its children stop."""
-    crew.process.kill()
-    crew.process.wait()
-    eventually(lambda: not any(map(lives, crew.started())))
+def test_children_notice_that_they_are_alone(family):
+    """The children stop when the supervisor is killed."""
+    family.process.kill()
+    family.process.wait()
+    eventually(lambda: not any(map(lives, family.started())))
 
 
 @pytest.mark.slow
 def test_supervised_workers_of_a_project(cli):
-    """``worker --processes 2`` applies what comes although one is killed, and leaves with 0."""
+    """``worker --processes 2`` applies changes although one is killed, and ends with 0."""
     supervisor = cli.start("worker", "report", "--processes", "2")
     try:
         pids = []
@@ -125,7 +127,7 @@ def test_supervised_workers_of_a_project(cli):
 
 
 def test_failing_child_is_started_ever_more_seldom(tmp_path):
-    """A child that fails at once is not started in a tight loop."""
+    """A child that fails at once is restarted with growing pauses."""
     command = [sys.executable, "-c", "import sys; sys.exit(3)", "{lifeline}"]
     supervisor = Supervisor({"a": command}, grace=1.0)
     child = supervisor._children[0]

@@ -1,4 +1,4 @@
-"""``eventsync sync``: copies between stores."""
+"""``eventsync sync``: records are copied between stores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PEOPLE = "".join(
 
 @pytest.fixture
 def filled(cli: Cli) -> Cli:
-    """A project in which only ``crm`` holds people, twenty of them."""
+    """Return a project in which only ``crm`` holds people, twenty of them."""
     cli("publish", "crm", "--type", "Person", input=PEOPLE).check()
     return cli
 
@@ -31,7 +31,7 @@ def test_dry_run_changes_nothing(filled: Cli) -> None:
 
 
 def test_copies_and_reports(filled: Cli) -> None:
-    """Records are copied, twice changes nothing, and the table says so."""
+    """Records are copied and counted, and a second sync changes nothing."""
     out = filled("sync", "--from", "crm", "--to", "documents", "--to", "report").check().out
     assert out.splitlines()[0].split() == ["target", "applied"]
     filled("verify").check()
@@ -41,7 +41,7 @@ def test_copies_and_reports(filled: Cli) -> None:
 
 
 def test_says_that_nothing_was_new(filled: Cli) -> None:
-    """A second sync says of every record that it was the same."""
+    """A second sync reports every record as a duplicate."""
     filled("sync", "--from", "crm", "--to", "report").check()
     again = filled("sync", "--from", "crm", "--to", "report", "--json").check().json
     assert again["outcomes"] == {"report": {"duplicate": 20}}
@@ -57,20 +57,20 @@ def test_filter_and_types(filled: Cli) -> None:
 
 
 def test_captures_edits_made_behind(filled: Cli) -> None:
-    """Edits made past eventsync in a source are found and win."""
+    """Foreign writes in a source are captured and win."""
     filled("sync").check()
     with sqlite3.connect("crm.db") as database:
         database.execute("UPDATE person SET name = 'Max' WHERE id = 7")
     database.close()
     out = filled("sync", "--from", "crm").check().out
-    assert out.startswith("1 edit found")
+    assert out.startswith("1 foreign write captured")
     assert (
         filled("get", "Person", "7", "--json").json["stores"]["report"]["values"]["name"] == "Max"
     )
 
 
 def test_vanished_records_need_a_word(filled: Cli) -> None:
-    """When most of a source has vanished nothing is deleted until that is allowed."""
+    """When most records of a source are gone, nothing is deleted without ``--allow-deletes``."""
     filled("sync").check()
     with sqlite3.connect("crm.db") as database:
         database.execute("DELETE FROM person WHERE id > 2")
@@ -83,7 +83,7 @@ def test_vanished_records_need_a_word(filled: Cli) -> None:
 
 
 def test_refused_records_are_told(filled: Cli) -> None:
-    """A record that a target refuses is told with its reason; the exit code is 1."""
+    """A record that a target refuses is reported with the reason; the exit code is 1."""
     filled("sync", "--from", "crm", "--to", "report").check()
     filled("publish", "report", input='{"id": 5, "name": "Eve", "balance": 1}').check()
     with sqlite3.connect("crm.db") as database:

@@ -1,4 +1,4 @@
-"""``eventsync top``: what it knows and from where, in a terminal and off it."""
+"""``eventsync top``, in a terminal and without one."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from servers import eventually, free_port
 from eventsync.cli.command import OK
 
 
-def stores(told):
-    return {store["store"]: store for store in told["stores"]}
+def stores(found):
+    return {store["store"]: store for store in found["stores"]}
 
 
 def test_top_without_workers_says_what_it_does_not_know(cli):
-    """Queues are known from the broker; of workers nobody tells, which is not the same as none."""
+    """Without a source for workers, their number is not known, rather than 0."""
     cli("publish", "crm", "--type", "Person", input='{"id": 1, "name": "Ann"}').check()
-    told = cli("top", "--json", "--every", "0.5").check().json
-    report = stores(told)["report"]
+    found = cli("top", "--json", "--every", "0.5").check().json
+    report = stores(found)["report"]
     assert (report["waiting"], report["dead"], report["outbox"]) == (1, 0, 0)
     assert 0 <= report["lag"] < 60
     assert report["workers"] is report["rate"] is report["circuit"] is None
-    assert told["workers"] == []
+    assert found["workers"] == []
     ran = cli("top", "--every", "0.5").check()
     assert re.search(r"^report +1 ", ran.out, re.MULTILINE)
     assert "?" in ran.out
@@ -41,7 +41,7 @@ def test_top_without_workers_says_what_it_does_not_know(cli):
 
 
 def test_top_says_what_cannot_be_asked(cli):
-    """A broker and an endpoint that are away are told, and the rest is shown all the same."""
+    """An unreachable broker and endpoint are reported, and the rest is still shown."""
     broker = "redis://somebody:hidden-word@127.0.0.1:1/0"
     endpoint = ("--endpoint", "http://127.0.0.1:1")
     ran = cli("top", "--json", "--every", "0.5", "--broker", broker, *endpoint).check(69)
@@ -54,7 +54,7 @@ def test_top_says_what_cannot_be_asked(cli):
 
 @contextmanager
 def working(cli):
-    """A worker that writes a state file and listens; its URL."""
+    """Run a worker that writes a state file and listens; yield its URL."""
     port = free_port()
     arguments = ("worker", "report", "--listen", f"127.0.0.1:{port}")
     process = cli.start(*arguments, EVENTSYNC_STATE_DIR="state")
@@ -68,7 +68,7 @@ def working(cli):
 
 
 class Terminal:
-    """A command in a terminal of so many columns, and all that it wrote there."""
+    """A command in a terminal with a number of columns, and its output."""
 
     def __init__(self, cli, columns, *arguments):
         self._ours, theirs = pty.openpty()
@@ -86,7 +86,7 @@ class Terminal:
         self.written = ""
 
     def read(self):
-        """Take in what it wrote since; whether that was anything."""
+        """Read new output; return whether there was any."""
         if not select.select([self._ours], [], [], 0.05)[0]:
             return False
         try:
@@ -96,7 +96,7 @@ class Terminal:
         return True
 
     def lines(self):
-        """The lines of all its screens, without what is no text."""
+        """Return the lines of all screens, without control sequences."""
         text = self.written.replace("\x1b[H", "\n").replace("\r", "")
         return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).split("\n")]
 
@@ -115,7 +115,7 @@ class Terminal:
 
 @pytest.mark.slow
 def test_top_with_a_worker(cli, monkeypatch):
-    """It knows workers from endpoints and state files, and shows in a terminal what fits there."""
+    """Workers are read from endpoints and state files; a terminal shows what fits."""
     with working(cli) as url:
         look = ("top", "--every", "0.5")
         monkeypatch.setenv("EVENTSYNC_STATE_DIR", "state")

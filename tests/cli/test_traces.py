@@ -1,4 +1,4 @@
-"""``EVENTSYNC_TRACES``: commands that send what they traced."""
+"""``EVENTSYNC_TRACES``: commands export their traces."""
 
 from __future__ import annotations
 

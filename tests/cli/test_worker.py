@@ -1,4 +1,4 @@
-"""``eventsync worker`` as a process, and the starting project."""
+"""``eventsync worker`` as a process, ``eventsync init`` and shell completion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.project import Cli
 
 
 def test_worker_applies_and_leaves_on_sigterm(cli: Cli) -> None:
-    """A worker logs JSON lines off a terminal, applies what comes, and leaves with 0 on SIGTERM."""
+    """A worker logs JSON lines without a terminal, applies changes, and ends with 0 on SIGTERM."""
     worker = cli.start("worker", "report", "--log-level", "debug")
     try:
         assert worker.stderr is not None
@@ -34,32 +34,32 @@ def test_worker_applies_and_leaves_on_sigterm(cli: Cli) -> None:
 
 
 def test_secrets_in_files_stay_there(cli: Cli, tmp_path: Path) -> None:
-    """Supervised processes read a broker's URL where it is; an option's reaches them all the same.
+    """Supervised processes get the broker of ``--broker`` or of a file of secrets.
 
-    It is on no command line and, from a file, in no environment.
+    The URL is never on their command line, and that of a file is not in their environment.
     """
     secrets = tmp_path / "secrets"
     secrets.mkdir()
     (secrets / "eventsync_broker").write_text("sqlite:///hidden-7.db")
     for options, broker in (((), "hidden-7.db"), (("--broker", "sqlite:///given-8.db"), "given-8")):
-        crew = cli.start(
+        group = cli.start(
             "worker", "crm", "--processes", "1", *options, EVENTSYNC_SECRETS_DIR=str(secrets)
         )
         try:
-            assert crew.stderr is not None
-            lines = map(json.loads, crew.stderr)
+            assert group.stderr is not None
+            lines = map(json.loads, group.stderr)
             pid = next(one["pid"] for one in lines if one["event"] == "worker process started")
             started = next(one for one in lines if one["event"] == "worker started")
             assert broker in started["broker"]
             assert b"hidden-7" not in Path(f"/proc/{pid}/environ").read_bytes()
             assert broker.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
         finally:
-            crew.terminate()
-            crew.communicate(timeout=20)
+            group.terminate()
+            group.communicate(timeout=20)
 
 
 def test_publishing_before_any_worker_ran(cli: Cli) -> None:
-    """What is published before a store's worker has ever run waits for it."""
+    """A change that is published before a store's worker has ever run waits for it."""
     cli("publish", "crm", "--type", "Person", input='{"id": 1, "name": "Ann"}').check()
     cli.drain("report")
     assert "Ann" in Path("report.csv").read_text()
@@ -67,7 +67,7 @@ def test_publishing_before_any_worker_ran(cli: Cli) -> None:
 
 @pytest.mark.slow
 def test_init_writes_a_project_that_runs(bare: Cli) -> None:
-    """The starting project works as it stands, in real processes."""
+    """The project that ``init`` writes runs without changes, in real processes."""
     bare.real("init", "shop").check()
     bare.folder /= "shop"
     assert {finding["level"] for finding in bare.real("check", "--json").check().json} == {
@@ -89,7 +89,7 @@ def test_init_writes_a_project_that_runs(bare: Cli) -> None:
 
 @pytest.mark.slow
 def test_the_starting_project_is_clean(bare: Cli) -> None:
-    """What ``init`` writes passes the linter, and its README's Python runs."""
+    """The project that ``init`` writes passes the linter, and the Python in its README runs."""
     bare("init").check()
     config = Path(__file__).parents[2] / "pyproject.toml"
     ruff = subprocess.run(
@@ -109,9 +109,9 @@ def test_the_starting_project_is_clean(bare: Cli) -> None:
 
 
 def test_init_overwrites_nothing(bare: Cli) -> None:
-    """``init`` refuses a folder that holds one of its files, and leaves all as it was."""
+    """``init`` refuses a folder that contains one of its files, and changes nothing."""
     Path("records.py").write_text("mine")
-    assert "records.py already" in bare("init").check(78).err
+    assert "already contains records.py" in bare("init").check(78).err
     assert [path.name for path in Path().iterdir()] == ["records.py"]
     assert Path("records.py").read_text() == "mine"
 
@@ -121,7 +121,7 @@ def test_init_overwrites_nothing(bare: Cli) -> None:
     [("eventsync worker ", {"crm", "documents", "report"}), ("eventsync find P", {"Person"})],
 )
 def test_completion(cli: Cli, words: str, found: set[str]) -> None:
-    """A shell that completes gets the names of stores and record types."""
+    """Shell completion offers the names of stores and record types."""
     done = subprocess.run(
         [sys.executable, "-c", "from eventsync.cli import main; main()"],
         cwd=cli.folder,
@@ -138,7 +138,7 @@ def test_completion(cli: Cli, words: str, found: set[str]) -> None:
 
 
 def test_completion_without_a_project(bare: Cli) -> None:
-    """Where there is no project completion offers nothing, and says nothing."""
+    """Without a project, shell completion offers nothing and prints nothing."""
     done = subprocess.run(
         [sys.executable, "-c", "from eventsync.cli import main; main()"],
         cwd=bare.folder,

@@ -1,9 +1,9 @@
-"""The shipped deployment on a real container engine: what docs/deploying.md says, shown.
+"""A trial of the compose deployment on a real container engine.
 
-``python tests/compose/run.py`` builds the image, brings everything up under a project name of its
-own, edits each of the stores, scales, kills a worker and the broker while a producer writes, takes
-everything down and up again, and compares all stores after each step. It ends with 1 at the first
-thing that is not as it should be, and removes what it made. It needs Docker with compose v2.
+``python tests/compose/run.py`` builds the image, starts all services under a project name of its
+own, edits each of the stores, scales the workers, kills workers and the broker while a producer
+writes, and stops and starts everything. It compares all stores after each step. It ends with exit
+code 1 at the first failure, and removes what it created. It needs Docker with compose v2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KILL = "import os, sys; os.kill(int(sys.argv[1]), 9)"
 
 
 class Compose:
-    """The project, by its command line."""
+    """The compose project, driven by ``docker compose``."""
 
     def __init__(self, project: str, overlays: list[str]) -> None:
         files = ["docker-compose.yml", *(f"deploy/compose.{name}.yml" for name in overlays)]
@@ -30,11 +30,11 @@ class Compose:
         self.command += [part for file in files for part in ("--file", file)]
 
     def __call__(self, *arguments: str, check: bool = True) -> str:
-        """What a command printed. Raises ``SystemExit`` when it fails."""
+        """Run a command and return its output. Raises ``SystemExit`` if it fails."""
         return run([*self.command, *arguments], check=check)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """A command that goes on running."""
+        """Start a command that keeps running."""
         return subprocess.Popen(
             [*self.command, *arguments],
             cwd=ROOT,
@@ -44,19 +44,19 @@ class Compose:
         )
 
     def eventsync(self, *arguments: str) -> str:
-        """What ``eventsync`` printed, run beside the relay."""
+        """Run ``eventsync`` in the container of the relay and return its output."""
         return self("exec", "-T", "relay", "eventsync", *arguments, check=False)
 
     def json(self, *arguments: str) -> Any:
-        """The same, as JSON."""
-        said = self.eventsync(*arguments, "--json")
+        """Run ``eventsync`` with ``--json``; return its output, ``None`` if it is not JSON."""
+        output = self.eventsync(*arguments, "--json")
         try:
-            return json.loads(said)
+            return json.loads(output)
         except ValueError:
             return None
 
     def sql(self, statement: str) -> str:
-        """What the CRM's database answers."""
+        """Run a statement in the database of the CRM and return its answer."""
         psql = ["psql", "-U", "crm", "-d", "crm", "-tAqc", statement]
         return self("exec", "-T", "crm-db", *psql).strip()
 
@@ -65,7 +65,7 @@ class Compose:
 
 
 class Trial:
-    """Steps, each told with how long it took."""
+    """The steps of the trial, each printed with its duration."""
 
     def __init__(self, compose: Compose) -> None:
         self.compose = compose
@@ -77,7 +77,7 @@ class Trial:
         self.began = now
 
     def until(self, check: Callable[[], object], what: str, *, within: float = 180.0) -> None:
-        """Wait until something is so. Raises ``SystemExit``."""
+        """Wait until ``check()``. Raises ``SystemExit`` after ``within`` seconds."""
         deadline = time.monotonic() + within
         while not check():
             if time.monotonic() > deadline:
@@ -89,7 +89,7 @@ class Trial:
         self.compose("up", "--detach", "--wait", "--wait-timeout", "300", *arguments)
 
     def settled(self) -> bool:
-        """Whether nothing waits anywhere, and nothing is dead or held."""
+        """Return whether no change waits, is held or is a dead letter."""
         status = self.compose.json("status")
         if status is None:
             return False
@@ -101,7 +101,7 @@ class Trial:
         return True
 
     def agree(self, within: float = 180.0) -> str:
-        """Wait until all is settled and the stores agree; how many records each holds."""
+        """Wait until everything is settled and the stores agree; describe their records."""
         found: dict[str, Any] = {}
 
         def same() -> bool:
@@ -130,7 +130,10 @@ def state(container: str, what: str) -> str:
 
 
 def kill(compose: Compose, service: str) -> str:
-    """SIGKILL the first process of a container, from outside: no stop, but a crash. Its id."""
+    """Kill the first process of a container with SIGKILL, and return the container's id.
+
+    The signal comes from outside the container, so the engine sees a crash and not a stop.
+    """
     (relay,) = compose.containers("relay")
     victim = compose.containers(service)[0]
     image = run(["docker", "inspect", "--format", "{{.Config.Image}}", relay]).strip()
@@ -163,7 +166,7 @@ def main() -> None:
 
 
 def cities(compose: Compose) -> set[str]:
-    """Where customer 7 lives, by all stores."""
+    """Return the cities of customer 7 in all stores."""
     found = compose.json("get", "Customer", "7")
     stores = found["stores"].values() if found else ()
     return {(store["values"] or {}).get("city") for store in stores}
@@ -175,11 +178,11 @@ def steps(trial: Trial, options: argparse.Namespace) -> None:
     trial.tell("docker compose build")
     trial.up()
     trial.tell("docker compose up --wait: every service is healthy")
-    trial.tell(f"what the CRM had is everywhere: {trial.agree()}")
+    trial.tell(f"the existing data of the CRM is in all stores: {trial.agree()}")
 
     compose.sql("UPDATE customer SET city = 'Bergen', standing = 'active' WHERE customer_id = 7")
     trial.until(lambda: cities(compose) == {"Bergen"}, "Bergen in all stores")
-    trial.tell("an UPDATE at the CRM's prompt is in all three stores")
+    trial.tell("a foreign UPDATE in the CRM is in all three stores")
     document = "/data/customers/7.json"
     edit = f"sed -i s/Bergen/Stavanger/ {document}"
     compose("exec", "-T", "documents", "sh", "-c", edit)
@@ -207,17 +210,19 @@ def steps(trial: Trial, options: argparse.Namespace) -> None:
     trial.tell("the broker was killed with SIGKILL under load, and is back")
     victim = compose.containers("crm")[1]
     run(["docker", "stop", victim])
-    assert state(victim, "ExitCode") == "0", "a worker that was told to stop ended otherwise"
+    assert state(victim, "ExitCode") == "0", (
+        "a worker that was stopped did not end with exit code 0"
+    )
     run(["docker", "start", victim])
-    trial.tell("a worker was stopped under load: it finished what it had in hand and ended with 0")
-    said, _ = producer.communicate(timeout=options.seconds + 120)
-    assert producer.returncode == 0, said
-    made = json.loads(said.strip().splitlines()[-1])
-    trial.tell(f"the producer has made its edits: {made}")
+    trial.tell("a worker was stopped under load: it finished its work")
+    output, _ = producer.communicate(timeout=options.seconds + 120)
+    assert producer.returncode == 0, output
+    made = json.loads(output.strip().splitlines()[-1])
+    trial.tell(f"the producer is done: {made}")
     agreed = trial.agree()
     after = int(compose.sql("SELECT count(*) FROM sales_order"))
     assert after == before + made.get("order", 0), (before, after, made)
-    trial.tell(f"nothing lost, nothing differs, no dead letter: {agreed}")
+    trial.tell(f"no change lost, no difference, no dead letter: {agreed}")
 
     compose("down")
     assert not compose("ps", "--all", "--quiet").split()

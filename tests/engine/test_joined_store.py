@@ -5,20 +5,15 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
+from support.records import Product
 
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.store import Store
 from eventsync.errors import AlreadyExistsError, ConfigError
-from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor
 from eventsync.testing.fake import FakeBus
-
-
-class Product(Record):
-    id: int = Field(key=True)
-    name: str
 
 
 @pytest.fixture

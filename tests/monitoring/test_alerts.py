@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from servers import program
+from support.records import Product
 
 from eventsync.broker.bus import Bus
 from eventsync.broker.spool import Spool
@@ -23,7 +24,6 @@ from eventsync.monitoring.backlog import Survey
 from eventsync.monitoring.catalogue import Metric
 from eventsync.monitoring.exporters.prometheus import Exporter
 from eventsync.monitoring.worker_group import WorkerGroup
-from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker.options import Options
 from eventsync.worker.supervisor import Supervisor
@@ -36,11 +36,6 @@ DASHBOARD = ROOT / "deploy/grafana/dashboards/eventsync.json"
 PAGE = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
 CATALOGUE = {one.name: one for one in vars(catalogue).values() if isinstance(one, Metric)}
 ALERTS = re.findall(r"- alert: (\w+)", RULES.read_text(encoding="utf-8"))
-
-
-class Product(Record):
-    id: int = Field(key=True)
-    name: str
 
 
 class Moody(MemoryAccessor):

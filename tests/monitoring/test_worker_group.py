@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from support.records import Product
 
 from eventsync.broker.bus import Bus
 from eventsync.broker.spool import Spool
@@ -27,16 +28,10 @@ from eventsync.monitoring.exporters.prometheus import Exporter
 from eventsync.monitoring.health import Health
 from eventsync.monitoring.worker_group import Report, WorkerGroup
 from eventsync.monitoring.worker_status import WorkerStatus
-from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker.options import Options
 from eventsync.worker.supervisor import Supervisor
 from eventsync.worker.worker import Worker
-
-
-class Product(Record):
-    id: int = Field(key=True)
-    name: str
 
 
 class Moody(MemoryAccessor):

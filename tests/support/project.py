@@ -1,4 +1,14 @@
-"""A project of three stores, and the command line run in it, in this process or in another."""
+"""A project of three stores, and the command line run in it.
+
+``RECORDS`` and ``STORES`` are the files ``records.py`` and ``workers.py`` of the project: the store
+``crm`` (SQLite) holds people and lines; ``documents`` (JSON) holds people in Oslo, without their
+balance; ``report`` (CSV) holds three fields of people. The fixture ``cli`` of ``tests/cli`` writes
+them to a folder and returns a ``Cli`` for it::
+
+    def test_status(cli: Cli) -> None:
+        cli("publish", "crm", "--type", "Person", input='{"id": 1, "name": "Ann"}').check()
+        assert cli("status", "--json").check().json["stores"]["report"]["queues"]["ready"] == 1
+"""
 
 from __future__ import annotations
 
@@ -79,7 +89,7 @@ def make():
 
 @dataclass
 class Ran:
-    """How a command ended, and what it said."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -87,23 +97,27 @@ class Ran:
 
     @property
     def json(self) -> Any:
-        """Its standard output, which has to be one JSON document."""
+        """Its standard output as JSON."""
         return json.loads(self.out)
 
     def check(self, code: int = 0) -> Ran:
-        """This, if the exit code is the expected one."""
+        """Fail the test unless the exit code is ``code``; return this."""
         assert self.code == code, f"exit code {self.code}, not {code}\n{self.out}\n{self.err}"
         return self
 
 
 class Cli:
-    """The command line in a project's folder."""
+    """The command line in the folder of a project.
+
+    Calling it runs a command in this process, which is fast. ``real`` and ``start`` run it in a
+    process of its own, where a test needs signals, other settings or the real start.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def __call__(self, *arguments: str, input: str | bytes | None = None) -> Ran:
-        """A command in this process."""
+        """Run a command in this process."""
         from eventsync.cli.program import program
 
         _forget_project()
@@ -119,7 +133,7 @@ class Cli:
         return Ran(done.exit_code, done.stdout, done.stderr)
 
     def real(self, *arguments: str, **environment: str) -> Ran:
-        """A command in a process of its own."""
+        """Run a command in a process of its own, with these settings in its environment."""
         done = subprocess.run(
             [sys.executable, "-m", "eventsync", *arguments],
             cwd=self.folder,
@@ -132,7 +146,7 @@ class Cli:
         return Ran(done.returncode, done.stdout, done.stderr)
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """A command that goes on running."""
+        """Start a command that keeps running; the caller ends it."""
         return subprocess.Popen(
             [sys.executable, "-m", "eventsync", *arguments],
             cwd=self.folder,
@@ -143,16 +157,18 @@ class Cli:
         )
 
     def environment(self, **more: str) -> dict[str, str]:
+        """Return the environment of a command: this one without settings, and ``more``."""
         kept = {n: v for n, v in os.environ.items() if not n.startswith("EVENTSYNC_")}
         return {**kept, "PYTHONPATH": str(ROOT), **more}
 
     def drain(self, *stores: str) -> None:
-        """Have workers apply what waits."""
+        """Apply the waiting changes of these stores, by default of all three."""
         for store in stores or ("crm", "documents", "report"):
             self("worker", store, "--drain").check()
 
 
 def _forget_project() -> None:
+    """Forget the imported modules of the project, so that the next command imports them anew."""
     for name in list(sys.modules):
         if name.partition(".")[0] in ("workers", "records"):
             del sys.modules[name]

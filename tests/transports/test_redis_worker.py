@@ -9,20 +9,15 @@ from collections.abc import Iterator
 import pytest
 from servers import eventually
 from servers.redis import RedisServer
+from support.records import Product
 
 from eventsync.broker.bus import Bus, dead_queue, store_queue
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.store import Store
 from eventsync.errors import BusUnavailableError, RejectedError
-from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker.worker import Worker
-
-
-class Product(Record):
-    id: int = Field(key=True)
-    name: str
 
 
 class Fussy(MemoryAccessor):

@@ -1,18 +1,22 @@
-"""Verification: differences are found, and what only looks like one is not."""
+"""Verification finds every difference between stores, and reports no false ones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from eventsync import ConfigError, Convert, Field, Record, Store, StoreRegistry, View, compare
+from eventsync.errors import StoreUnavailableError
+from eventsync.index import IndexTransaction
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.verify import Kind, look
 
 
 class Item(Record, rule="field"):
-    """Something that stores hold in part."""
+    """An item, of which each store holds a part."""
 
     id: int = Field(key=True)
     name: str = ""
@@ -20,7 +24,7 @@ class Item(Record, rule="field"):
     kept: bool = True
 
 
-ROUNDED = Convert(lambda price: round(price), lambda held: Decimal(held))
+ROUNDED = Convert(lambda price: round(price), lambda stored: Decimal(stored))
 VIEWS = {
     "whole": View(),
     "part": View(only=("id", "name"), rename={"name": "title"}),
@@ -31,7 +35,7 @@ VIEWS = {
 
 @pytest.fixture
 def registry() -> StoreRegistry:
-    """Four stores that see the same items differently, in sync: ten items, of which one is gone."""
+    """Four stores in sync, with different views of the same ten items; one item is deleted."""
     stores = [Store(name, MemoryAccessor(Item, view=view)) for name, view in VIEWS.items()]
     registry = StoreRegistry(*stores).open()
     whole = registry["whole"]
@@ -43,26 +47,26 @@ def registry() -> StoreRegistry:
 
 
 def data(registry: StoreRegistry, store: str) -> dict[str, dict[str, object]]:
-    """What a store holds, to be altered behind eventsync's back."""
+    """Return the data of a store, for foreign writes."""
     accessor = registry[store].accessors["Item"]
     assert isinstance(accessor, MemoryAccessor)
     return accessor.data
 
 
 def test_stores_in_sync_agree(registry: StoreRegistry) -> None:
-    """Filters, left out fields, other names and lossy conversions are no differences."""
+    """Filters, partial views, renamed fields and lossy conversions are not differences."""
     found = compare(registry)
     assert found
     assert found.differences == []
     assert found.records == {"Item": 9}
-    tallies = {name: types["Item"] for name, types in found.stores.items()}
-    assert {name: tally.records for name, tally in tallies.items()} == {
+    counts = {name: types["Item"] for name, types in found.stores.items()}
+    assert {name: count.records for name, count in counts.items()} == {
         "whole": 9,
         "part": 9,
         "rounded": 9,
         "filtered": 5,
     }
-    assert {name: tally.fields for name, tally in tallies.items()} == {
+    assert {name: count.fields for name, count in counts.items()} == {
         "whole": 36,
         "part": 18,
         "rounded": 18,
@@ -71,7 +75,7 @@ def test_stores_in_sync_agree(registry: StoreRegistry) -> None:
 
 
 def test_another_value(registry: StoreRegistry) -> None:
-    """A field that was altered differs, in that store and field only."""
+    """A foreign write to one field differs in that store and field only."""
     data(registry, "rounded")["3"]["price"] = 7
     (found,) = compare(registry).differences
     assert (found.store, found.key, found.kind) == ("rounded", "3", Kind.FIELD)
@@ -79,7 +83,7 @@ def test_another_value(registry: StoreRegistry) -> None:
 
 
 def test_missing_record(registry: StoreRegistry) -> None:
-    """A record that should be in a store and is not is missing."""
+    """A record that a store should hold and does not hold is missing."""
     del data(registry, "filtered")["2"]
     (found,) = compare(registry).differences
     assert (found.store, found.key, found.kind) == ("filtered", "2", Kind.MISSING)
@@ -87,14 +91,14 @@ def test_missing_record(registry: StoreRegistry) -> None:
 
 @pytest.mark.parametrize(("key", "why"), [("9", "deleted"), ("1", "kept out by the filter")])
 def test_extra_record(registry: StoreRegistry, key: str, why: str) -> None:
-    """A record that was deleted, or that the filter keeps out, is one too many."""
+    """A deleted record, or one that the filter keeps out, is extra."""
     data(registry, "filtered")[key] = {"id": int(key), "name": f"N{key}", "kept": False}
     (found,) = compare(registry).differences
     assert (found.store, found.key, found.kind) == ("filtered", key, Kind.EXTRA), why
 
 
 def test_record_that_no_index_knows(registry: StoreRegistry) -> None:
-    """A record put behind eventsync's back is missing in the stores that have not heard of it."""
+    """A record that was added by a foreign write is missing in the other stores."""
     data(registry, "part")["50"] = {"id": 50, "title": "new"}
     found = compare(registry)
     assert {(one.store, one.kind) for one in found.differences} == {
@@ -105,7 +109,7 @@ def test_record_that_no_index_knows(registry: StoreRegistry) -> None:
 
 
 def test_unreadable_record(registry: StoreRegistry) -> None:
-    """Values that do not fit are told for that record, and the others are compared all the same."""
+    """A record with invalid values is unreadable, and the other records are still compared."""
     data(registry, "whole")["4"]["price"] = "much"
     data(registry, "part")["5"]["title"] = "other"
     found = compare(registry)
@@ -115,8 +119,39 @@ def test_unreadable_record(registry: StoreRegistry) -> None:
     assert {key for _, key in kinds} == {"4", "5"}
 
 
+def test_unexpected_error_of_one_record(
+    registry: StoreRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever an accessor raises for one record makes only that record unreadable."""
+    accessor = registry["part"].accessors["Item"]
+    read_rows = accessor.read_rows
+
+    def faulty(keys: Sequence[str], transaction: IndexTransaction) -> Any:
+        if "4" in keys:
+            raise KeyError("title")
+        return read_rows(keys, transaction)
+
+    monkeypatch.setattr(accessor, "read_rows", faulty)
+    (found,) = compare(registry).differences
+    assert (found.store, found.key, found.kind) == ("part", "4", Kind.UNREADABLE)
+    assert "unexpected KeyError" in found.detail
+
+
+def test_unreachable_store_is_raised(
+    registry: StoreRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is unreachable ends the comparison; its records are not called unreadable."""
+
+    def unreachable(keys: Sequence[str], transaction: IndexTransaction) -> Any:
+        raise StoreUnavailableError("down for the test")
+
+    monkeypatch.setattr(registry["part"].accessors["Item"], "read_rows", unreachable)
+    with pytest.raises(StoreUnavailableError):
+        compare(registry)
+
+
 def test_the_later_version_is_expected(registry: StoreRegistry) -> None:
-    """A store that has not heard of an edit is the one that differs."""
+    """After an edit, the stores that have not applied it are the ones that differ."""
     whole = registry["whole"]
     item = whole[Item, 0]
     item.name = "later"
@@ -133,7 +168,7 @@ def test_the_later_version_is_expected(registry: StoreRegistry) -> None:
 
 
 def test_pending_records_say_so(registry: StoreRegistry) -> None:
-    """A record that waits for its other fields is missing, with that as its reason."""
+    """A pending record is missing, and the detail says that it is pending."""
     part = registry["part"]
     part.add(Item.load({"id": 77, "name": "new"}, partial=True))
     changes = part.accessors["Item"].states(["77"], "part")
@@ -143,7 +178,7 @@ def test_pending_records_say_so(registry: StoreRegistry) -> None:
 
 
 def test_keeps_no_more_than_asked(registry: StoreRegistry) -> None:
-    """All differences are counted, but only the first are told one by one."""
+    """All differences are counted, but only the first ``keep`` are listed."""
     for row in data(registry, "part").values():
         row["title"] = "other"
     found = compare(registry, keep=3)
@@ -152,10 +187,10 @@ def test_keeps_no_more_than_asked(registry: StoreRegistry) -> None:
 
 
 def test_progress_and_types(registry: StoreRegistry) -> None:
-    """Progress is told up to the end; a type that no store holds is an error to look for."""
-    told: list[tuple[str, int, int]] = []
-    compare(registry, [Item], progress=lambda *at: told.append(at))
-    assert told == [("Item", 10, 10)]
+    """``progress`` is called up to the end; looking for a type that no store holds is an error."""
+    calls: list[tuple[str, int, int]] = []
+    compare(registry, [Item], progress=lambda *at: calls.append(at))
+    assert calls == [("Item", 10, 10)]
 
     class Other(Record):
         """Held by no store."""

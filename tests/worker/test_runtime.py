@@ -10,6 +10,7 @@ import time
 
 import pytest
 from servers import eventually
+from support.records import Product
 
 from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
@@ -20,16 +21,10 @@ from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.monitoring.circuit_breaker import CircuitBreaker, CircuitState
 from eventsync.monitoring.worker_status import StateFile, WorkerStatus, read_states
-from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker.options import Options
 from eventsync.worker.rate_limit import RateLimit
 from eventsync.worker.worker import Worker
-
-
-class Product(Record):
-    id: int = Field(key=True)
-    name: str
 
 
 class Moody(MemoryAccessor):

@@ -1,7 +1,4 @@
-"""``eventsync demo``: three stores kept in sync while things go wrong, and the numbers to prove it.
-
-It owns the command and how the story is told. It must not know the story.
-"""
+"""``eventsync demo``: keeps three stores in sync while things go wrong, and counts every change."""
 
 from __future__ import annotations
 
@@ -27,20 +24,21 @@ def demo(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="FOLDER", help=f"A new folder; default: {_DEFAULT}.", show_default=False
+            metavar="FOLDER", help=f"A new folder. Default: {_DEFAULT}.", show_default=False
         ),
     ] = None,
     as_json: JsonOption = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """See it work: three stores, three workers, edits on all sides, kills and poison.
+    """Watch three stores in sync: with edits on all sides, a killed worker and bad changes.
 
-    Makes a new folder with an SQLite database, a CSV file and JSON documents, which hold the
-    chemical elements, and runs their workers as processes over the embedded broker. Edits them in
-    several places at once, kills a worker while it is busy, sends what cannot be applied, then
-    compares all stores field by field and counts every change. The folder stays, to play with.
+    Creates a new folder with an SQLite database, a CSV file and JSON documents, which hold the
+    chemical elements, and runs their workers as processes with the embedded broker. Edits the
+    elements in several places at once, kills a worker while it is busy, sends changes that cannot
+    be applied, then compares all stores field by field and counts every change. The folder stays,
+    so that you can try more in it.
 
-    Takes less than 30 seconds. The exit code is 1 if anything got lost or differs.
+    Takes less than 30 seconds. The exit code is 1 if a change is lost or a store differs.
 
     Examples:
       eventsync demo
@@ -55,13 +53,13 @@ def demo(
         if as_json:
             print_json(result.as_json())
         else:
-            _tell(result, folder or Path(where.name))
+            _print(result, folder or Path(where.name))
     if result.problems:
         raise typer.Exit(1)
 
 
 class _Narrator:
-    """Tells what happens as it happens; to standard error when that is for a script."""
+    """Prints the steps of the demo as they happen; to standard error if ``quiet``."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._err = quiet
@@ -69,12 +67,12 @@ class _Narrator:
         self._started = time.monotonic()
 
     def chapter(self, title: str) -> None:
-        """A new part of the story."""
+        """Print the title of the next part."""
         self._chapter += 1
         typer.secho(f"\n{self._chapter}. {title}", bold=True, err=self._err)
 
     def line(self, text: str, *, colour: str | None = None) -> None:
-        """One thing that happened, and when."""
+        """Print one step, with the time."""
         at = f"{time.monotonic() - self._started:5.1f} s  "
         say(at + text, indent=len(at), colour=colour, err=self._err)
 
@@ -86,12 +84,12 @@ def _new_folder(folder: Path | None) -> Path:
             number += 1
             folder = Path(f"{_DEFAULT}-{number}")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there already", hint="name a folder that is not")
+        raise ConfigError(f"{folder} exists and is not an empty folder", hint="name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder.resolve()
 
 
-def _tell(result: Result, folder: Path) -> None:
+def _print(result: Result, folder: Path) -> None:
     columns = ("applied", "superseded", "already there", "dead-lettered", "lost")
     typer.echo()
     print_table(
@@ -120,7 +118,7 @@ def _tell(result: Result, folder: Path) -> None:
         say(text)
     for problem in result.problems:
         say(f"WRONG: {problem}", colour="red", err=True)
-    typer.echo(f"\nThe stores are yours to play with:\n\n  cd {folder}")
+    typer.echo(f"\nTry more in the folder of the demo:\n\n  cd {folder}")
     typer.echo("  eventsync find Element --sort -mass --limit 10")
     typer.echo("  eventsync dlq show lab --all\n")
-    typer.echo("README.md there says more.")
+    typer.echo("Its README.md lists more to try.")

@@ -1,7 +1,6 @@
-"""The count of every change: what was published, and what became of it at each store.
+"""The count of every change of the demo: what was published, and its outcome at each store.
 
-It owns the accounts, kept from what was published and what the workers logged, so that nothing is
-counted that did not happen. It must not know the story.
+The outcomes are read from the logs of the workers.
 """
 
 from __future__ import annotations
@@ -14,25 +13,25 @@ from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.engine.gate import Outcome
 
-__all__ = ["Account", "LedgerPublisher", "account_of", "captured_in", "versions_in"]
+__all__ = ["LedgerPublisher", "StoreTotals", "captured_in", "totals_of", "versions_in"]
 
-# What became of a change is the first of these that a worker ever said of it.
-_BECAME: Sequence[tuple[str, frozenset[str]]] = (
+# The log events of each outcome. If a change has several, the first in this order counts.
+_OUTCOMES: Sequence[tuple[str, frozenset[str]]] = (
     ("applied", frozenset({Outcome.APPLIED, Outcome.PENDING})),
     ("superseded", frozenset({Outcome.SUPERSEDED, Outcome.STALE})),
     ("already there", frozenset({Outcome.DUPLICATE})),
     ("dead-lettered", frozenset({"dead letter"})),
 )
-_WORDS = (*(word for word, _ in _BECAME), "lost")
+_WORDS = (*(word for word, _ in _OUTCOMES), "lost")
 
 
 class LedgerPublisher:
-    """A publisher that passes everything on to a bus, and remembers each change's version."""
+    """A publisher that passes everything on to a bus and remembers the envelopes."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self.envelopes: dict[str, bytes] = {}
-        """The envelopes that were made, by the version of their change."""
+        """The encoded envelopes, by the version of their change."""
 
     def encode(self, change: Change) -> bytes:
         raw = self._bus.encode(change)
@@ -44,13 +43,13 @@ class LedgerPublisher:
 
 
 @dataclass(slots=True)
-class Account:
-    """What became of the published changes at one store, and of the store.
+class StoreTotals:
+    """What happened to the published changes at one store, and what the store holds.
 
-    ``counts``: how many changes were applied, superseded, already there (the store's own, or
-    applied by a worker that died before it could say so), dead-lettered, and lost: of those no
-    worker has said anything. ``again``: how many came more than once. ``foreign``: dead letters
-    that are no change. ``records``, ``fields``, ``differing``: what was compared in the store.
+    ``counts``: the number of changes by outcome. *Already there* are the store's own changes, and
+    those applied by a worker that was killed before it could log them. *Lost* are those that no
+    worker logged. ``again``: changes that were delivered more than once. ``foreign``: dead letters
+    that hold no change. ``records``, ``fields``, ``differing``: the result of the comparison.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_WORDS, 0))
@@ -62,33 +61,33 @@ class Account:
 
 
 def versions_in(events: Iterable[Mapping[str, Any]]) -> set[str]:
-    """The versions of all changes that workers have settled."""
+    """Return the versions of all changes that workers have settled."""
     return {event["version"] for event in events if _settles(event) and event.get("version")}
 
 
 def captured_in(events: Iterable[Mapping[str, Any]]) -> int:
-    """How many edits made behind eventsync's back workers have found."""
+    """Return the number of foreign writes that workers have captured."""
     return sum(int(event["count"]) for event in events if event.get("event") == "captured edits")
 
 
-def account_of(events: Iterable[Mapping[str, Any]], published: Iterable[str]) -> Account:
-    """The account of one store, from all that its workers logged."""
-    account = Account()
-    said: dict[str, list[str]] = {version: [] for version in published}
+def totals_of(events: Iterable[Mapping[str, Any]], published: Iterable[str]) -> StoreTotals:
+    """Return the totals of one store, from the log events of its workers."""
+    totals = StoreTotals()
+    logged: dict[str, list[str]] = {version: [] for version in published}
     for event in events:
         if not _settles(event):
             continue
         version = event.get("version")
         if version is None:
-            account.foreign += 1
-        elif version in said:
-            said[version].append(event["event"])
-    for names in said.values():
-        account.again += max(0, len(names) - 1)
-        became = next((word for word, these in _BECAME if these.intersection(names)), "lost")
-        account.counts[became] += 1
-    return account
+            totals.foreign += 1
+        elif version in logged:
+            logged[version].append(event["event"])
+    for names in logged.values():
+        totals.again += max(0, len(names) - 1)
+        outcome = next((word for word, these in _OUTCOMES if these.intersection(names)), "lost")
+        totals.counts[outcome] += 1
+    return totals
 
 
 def _settles(event: Mapping[str, Any]) -> bool:
-    return any(event.get("event") in names for _, names in _BECAME)
+    return any(event.get("event") in names for _, names in _OUTCOMES)

@@ -1,7 +1,4 @@
-"""A worker as a process of its own, and what it says in its log.
-
-It must not know why it is started, or killed.
-"""
+"""Commands and workers as processes of their own, and the logs of workers."""
 
 from __future__ import annotations
 
@@ -20,17 +17,17 @@ __all__ = ["Commands", "WorkerProcess", "read_log"]
 
 
 class Commands:
-    """Runs ``eventsync`` in a folder, with this very installation."""
+    """Runs ``eventsync`` commands in a folder, with the installation that runs this code."""
 
     def __init__(self, folder: Path, broker: str) -> None:
         self.folder = folder
         kept = {n: v for n, v in os.environ.items() if not n.startswith("EVENTSYNC_")}
-        beside = str(Path(eventsync.__file__).parents[1])
-        path = os.pathsep.join(filter(None, [kept.get("PYTHONPATH"), beside]))
+        installed = str(Path(eventsync.__file__).parents[1])
+        path = os.pathsep.join(filter(None, [kept.get("PYTHONPATH"), installed]))
         self._environment = {**kept, "PYTHONPATH": path, "EVENTSYNC_BROKER": broker}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command, to its end."""
+        """Run a command to its end."""
         return subprocess.run(
             self._line(arguments),
             cwd=self.folder,
@@ -41,9 +38,9 @@ class Commands:
         )
 
     def worker(self, store: str, **settings: str) -> WorkerProcess:
-        """A worker of ``store``, started; its log is ``logs/<store>.log``, which is added to.
+        """Start a worker of ``store``, whose log is appended to ``logs/<store>.log``.
 
-        ``settings``: by their names in the environment, ``EVENTSYNC_`` left out.
+        ``settings``: its settings, by name.
         """
         log = self.folder / "logs" / f"{store}.log"
         log.parent.mkdir(exist_ok=True)
@@ -64,7 +61,7 @@ class Commands:
 
 
 class WorkerProcess:
-    """A running worker. ``pid``: its process."""
+    """A worker process. ``pid``: its process id."""
 
     def __init__(self, store: str, process: subprocess.Popen[bytes], log: Path) -> None:
         self.store = store
@@ -75,32 +72,35 @@ class WorkerProcess:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         return self._process.poll() is None
 
-    def said(self) -> Iterator[Mapping[str, Any]]:
-        """What it has logged so far."""
+    def logged(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the events that it has logged so far."""
         return read_log(self._log, self._since)
 
     def freeze(self) -> None:
-        """Have it stand still, so that what it is at can be looked at."""
+        """Stop the process with SIGSTOP, so that its state can be examined."""
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Have it go on."""
+        """Let the process go on with SIGCONT."""
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it with SIGKILL, in the midst of whatever it does."""
+        """End the process with SIGKILL."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
     def terminate(self) -> None:
-        """Ask it to finish what it has in hand and leave; ``wait`` tells when it has."""
+        """Ask the worker to finish its work and exit; does not wait for it."""
         self._process.terminate()
 
     def wait(self, timeout: float) -> int:
-        """Its exit code, once it has left. One that does not in time is killed."""
+        """Wait for the process to end, at most ``timeout`` seconds, and return its exit code.
+
+        A process that does not end in time is killed.
+        """
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -109,14 +109,14 @@ class WorkerProcess:
 
 
 def read_log(log: Path, since: int = 0) -> Iterator[Mapping[str, Any]]:
-    """The events in a log of JSON lines, from a place on."""
+    """Yield the events in a log of JSON lines, from the byte offset ``since`` on."""
     with log.open("rb") as stream:
         stream.seek(since)
         for line in stream:
             try:
                 event = json.loads(line)
             except ValueError:
-                # The last line of a worker that was killed while it wrote it; or not JSON at all.
+                # The last line of a worker that was killed while it wrote, or not JSON.
                 event = {"event": line.decode("utf-8", "replace").strip(), "torn": True}
             if isinstance(event, dict):
                 yield event

@@ -1,7 +1,4 @@
-"""How the demo ended: its numbers, for people and for scripts.
-
-It must not know how they came about.
-"""
+"""The result of the demo: its numbers, for people and for scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eventsync.cli.demo.ledger import Account
+from eventsync.cli.demo.ledger import StoreTotals
 from eventsync.cli.output import plural
 
 __all__ = ["Result"]
@@ -17,11 +14,15 @@ __all__ = ["Result"]
 
 @dataclass(slots=True)
 class Result:
-    """How it ended. ``published``: how many changes; ``problems``: what should not be so."""
+    """The result of the demo.
+
+    ``published``: the number of published changes. ``in_hand``: the messages that killed workers
+    had taken. ``problems``: what went wrong; none is expected.
+    """
 
     folder: Path
     published: int = 0
-    stores: dict[str, Account] = field(default_factory=dict)
+    stores: dict[str, StoreTotals] = field(default_factory=dict)
     kills: int = 0
     in_hand: int = 0
     differing: int = 0
@@ -31,24 +32,24 @@ class Result:
 
     @property
     def foreign(self) -> int:
-        """How many dead letters are no change."""
-        return sum(account.foreign for account in self.stores.values())
+        """The number of dead letters that hold no change."""
+        return sum(totals.foreign for totals in self.stores.values())
 
-    def total(self, word: str) -> int:
-        """How many changes came to this at all stores together."""
-        return sum(account.counts[word] for account in self.stores.values())
+    def total(self, outcome: str) -> int:
+        """Return the number of changes with this outcome at all stores together."""
+        return sum(totals.counts[outcome] for totals in self.stores.values())
 
     def summary(self) -> list[str]:
-        """The numbers in a few lines."""
-        again = sum(account.again for account in self.stores.values())
+        """Return the numbers in a few lines of text."""
+        again = sum(totals.again for totals in self.stores.values())
         return [
             f"{self.published:,} changes published to {len(self.stores)} stores: "
             f"{self.total('applied'):,} applied, {self.total('superseded'):,} superseded, "
             f"{self.total('already there'):,} already there, "
-            f"{self.dead_letters:,} dead-lettered ({plural(self.foreign, 'message')} of them no "
-            f"change at all), {self.total('lost'):,} lost.",
-            f"{plural(self.kills, 'worker')} killed, {plural(self.in_hand, 'message')} in hand; "
-            f"{plural(again, 'change')} came more than once, which changed nothing.",
+            f"{self.dead_letters:,} dead-lettered (of these, {plural(self.foreign, 'message')} "
+            f"held no change), {self.total('lost'):,} lost.",
+            f"{plural(self.kills, 'worker')} killed with {plural(self.in_hand, 'message')} "
+            f"in hand; {plural(again, 'change')} delivered more than once, without effect.",
             f"{sum(a.fields for a in self.stores.values()):,} fields of "
             f"{sum(a.records for a in self.stores.values()):,} records compared: "
             f"{self.differing:,} differing.",
@@ -56,7 +57,7 @@ class Result:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for a script."""
+        """Return the result as JSON."""
         return {
             "folder": str(self.folder),
             "published": self.published,
@@ -69,6 +70,6 @@ class Result:
             "kills": self.kills,
             "messages_in_hand_when_killed": self.in_hand,
             "seconds": round(self.seconds, 1),
-            "stores": {name: asdict(account) for name, account in self.stores.items()},
+            "stores": {name: asdict(totals) for name, totals in self.stores.items()},
             "problems": self.problems,
         }

@@ -1,7 +1,4 @@
-"""The story of the demo: what happens, in which order, and when it may go on.
-
-It owns what is edited, killed and poisoned. It must not know how the story is told.
-"""
+"""The scenario of the demo: what happens, in which order, and what is expected at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
-from eventsync.cli.demo.ledger import account_of, captured_in, versions_in
+from eventsync.cli.demo.ledger import captured_in, totals_of, versions_in
 from eventsync.cli.demo.process import WorkerProcess, read_log
 from eventsync.cli.demo.result import Result
 from eventsync.cli.demo.stage import Stage
@@ -39,19 +36,20 @@ _BOTH_EDIT = range(21, 51)  # scandium to tin
 
 
 class Narrator(Protocol):
-    """Tells the story as it happens."""
+    """The output of the demo while it runs."""
 
     def chapter(self, title: str) -> None:
-        """A new part begins."""
+        """Print the title of the next part."""
 
     def line(self, text: str, *, colour: str | None = None) -> None:
-        """Something happened."""
+        """Print one step."""
 
 
 def play(folder: Path, narrator: Narrator) -> Result:
-    """Play the whole story in ``folder``, which is empty. Changes into it meanwhile; blocks.
+    """Play the whole scenario in ``folder``, which is empty, and return the result. Blocks.
 
-    Raises ``EventSyncError`` when something does not come about in time.
+    The folder is the working directory meanwhile. Raises ``EventSyncError`` if an expected state is
+    not reached in time.
     """
     started = time.monotonic()
     write_files(files("eventsync.cli.demo").joinpath("folder"), folder)
@@ -61,23 +59,25 @@ def play(folder: Path, narrator: Narrator) -> Result:
         Deployment(app="workers:registry", broker=broker) as deployment,
     ):
         stage = Stage(deployment, folder, broker)
-        story = _Story(stage, narrator, Result(folder))
+        scenario = _Scenario(stage, narrator, Result(folder))
         try:
-            story.play()
+            scenario.play()
         finally:
             stage.stop_workers()
-        story.result.seconds = time.monotonic() - started
-        return story.result
+        scenario.result.seconds = time.monotonic() - started
+        return scenario.result
 
 
-class _Story:
+class _Scenario:
+    """The steps of the scenario, and the edits that they are made of."""
+
     def __init__(self, stage: Stage, narrator: Narrator, result: Result) -> None:
         self.stage = stage
         self.registry = stage.registry
         self.tell = narrator
         self.result = result
         self.element: type[Record] = stage.registry.record_types["Element"]
-        self.mended: list[str] = []
+        self.edited: list[str] = []
         self.moves = 0
 
     def play(self) -> None:
@@ -85,14 +85,14 @@ class _Story:
         self.load()
         self.edit_everywhere()
         self.kill_a_worker()
-        self.mend()
-        self.edit_behind()
+        self.edit_dead_letter()
+        self.foreign_write()
         self.compare()
 
-    # -- the story ---------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self.tell.chapter("Three stores, a queue for each, and a worker for each")
+        self.tell.chapter("Three stores, each with a queue and a worker")
         self.stage.start_workers()
         for store in self.registry:
             view = store.accessor("Element").view
@@ -103,7 +103,7 @@ class _Story:
             self.tell.line(f"{store.name:10} {kind:15} {fields}{where}; worker is process {pid}")
 
     def load(self) -> None:
-        self.tell.chapter("The chemical elements go into one store; the others follow")
+        self.tell.chapter("The chemical elements are written to one store; the others follow")
         with open("elements.csv", "rb") as stream:
             lines = list(read_lines(stream, Format.CSV, self.element, partial=True))
         elements = [line.record for line in lines if line.record is not None]
@@ -129,7 +129,7 @@ class _Story:
         for _ in range(_SHELF_ROUNDS):
             self.move_shelves()
         self.tell.line(
-            f"lab: moves all {len(elements)} elements to another shelf, {_SHELF_ROUNDS} times over"
+            f"lab: moves all {len(elements)} elements to another shelf, {_SHELF_ROUNDS} times"
         )
         both = [element for element in elements if element["number"] in _BOTH_EDIT]
         half = len(both) // 2
@@ -137,39 +137,43 @@ class _Story:
         self.weigh(stockroom, both, Decimal("12.5"))
         self.weigh(lab, both[half:], Decimal("200"))
         self.tell.line(
-            f"lab and stockroom: both weigh {len(both)} elements, neither hears of the other; "
-            "the later of the two is to win, everywhere"
+            f"lab and stockroom: both weigh {len(both)} elements at the same time; "
+            "the later weight has to win in all stores"
         )
         stable = [element for element in site.find(self.element) if element["number"] <= 50]
         for element in stable:
             element["remark"] = f"shown since {2000 + element['number']}"
         site.update(stable)
         self.tell.line(
-            f"site: writes a remark on {len(stable)}; such edits are to survive the others"
+            f"site: writes a remark on {len(stable)} elements; the remarks have to survive the "
+            "edits of other fields"
         )
         self.edit_one(lab, 83, radioactive=True)
         self.tell.line(
-            "lab: bismuth is radioactive after all (found in 2003); it is to leave the site"
+            "lab: bismuth is radioactive after all (found in 2003); it has to disappear from the "
+            "site"
         )
         self.edit_one(stockroom, 1000, grams=Decimal(3))
         lab.remove(lab[self.element, 1000])
-        self.tell.line("stockroom: weighs didymium, which is no element; lab: deletes it")
+        self.tell.line("stockroom: weighs didymium, which is not an element; lab: deletes it")
         old = list(self.stage.publisher.envelopes.values())[:40]
         self.stage.bus.publish("Element", old)
-        self.tell.line(f"broker: delivers {len(old)} old changes once more, out of order")
+        self.tell.line(f"broker: delivers {len(old)} old changes again, out of order")
         stockroom.add(self.made(number=119, symbol="U", name="Ununennium", mass=Decimal(315)))
-        self.tell.line("stockroom: adds element 119 under uranium's symbol, which lab will refuse")
+        self.tell.line(
+            "stockroom: adds element 119 with the symbol of uranium, which lab will refuse"
+        )
         self.stage.bus.send_to("lab", [b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n"])
-        self.tell.line("somebody: sends bytes to lab that are no change at all")
+        self.tell.line("a stranger: sends bytes to lab that are not a change")
         self.tell.line(f"waiting now: {self.stage.waiting()}")
 
     def kill_a_worker(self) -> None:
-        self.tell.chapter("The workers go to work, and one is killed in the midst of it")
-        # With little in hand at a time there is much left to do when it dies.
+        self.tell.chapter("The workers start again, and one is killed while it is busy")
+        # With one message at a time, much is left to do when it is killed.
         self.stage.start_workers(site={"prefetch": "1", "batch": "1"})
         victim = self.stage.workers["site"]
         self.stage.await_that(
-            lambda: self.caught_busy(victim), "the site's worker is busy", every=0.005
+            lambda: self.caught_busy(victim), "the worker of site is busy", every=0.005
         )
         state = self.stage.bus.states("site")["queue"]
         victim.kill()
@@ -186,18 +190,18 @@ class _Story:
         self.tell.line("all queues are empty", colour="green")
 
     def caught_busy(self, victim: WorkerProcess) -> bool:
-        """Whether the worker stands still in the midst of its work; give it more if it has none."""
+        """Return whether the worker was frozen half-way; give it more work if it has none."""
         if self.stage.frozen_half_way(victim, _SHELF_ROUNDS):
             return True
         if not self.stage.bus.states(victim.store)["queue"].ready:
             self.move_shelves()
         return False
 
-    def mend(self) -> None:
-        self.tell.chapter("What could not be applied is explained, and mended")
-        letters = self.stage.ask("dlq", "list", "lab")
+    def edit_dead_letter(self) -> None:
+        self.tell.chapter("What could not be applied is explained and corrected")
+        letters = self.stage.run_json("dlq", "list", "lab")
         for letter in letters:
-            about = f"{letter['type']} {letter['key']}" if letter["type"] else "no change"
+            about = f"{letter['type']} {letter['key']}" if letter["type"] else "not a change"
             self.tell.line(
                 f"dead letter {letter['id'][-8:]}: {about}: {letter['message']}", colour="yellow"
             )
@@ -205,19 +209,19 @@ class _Story:
         for letter in refused:
             arguments = ["dlq", "edit", "lab", "--id", letter["id"][-8:], "--set", "symbol=Uue"]
             self.tell.line(f"$ eventsync {' '.join(arguments)}")
-            self.mended.append(self.stage.ask(*arguments)["version"])
+            self.edited.append(self.stage.run_json(*arguments)["version"])
         self.stage.await_quiet()
         found = {s.name: s.get(self.element, 119) for s in self.registry}
         symbols = [f"{name} {held['symbol']}" for name, held in found.items() if held is not None]
         self.tell.line(f"element 119 is now: {', '.join(symbols)}", colour="green")
 
-    def edit_behind(self) -> None:
+    def foreign_write(self) -> None:
         self.tell.chapter("Somebody edits a file by hand")
         document = self.document(79)
         content = json.loads(document.read_text(encoding="utf-8"))
         content["remark"] = "Au, from aurum"
         document.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        self.tell.line(f"{document}: a new remark on gold, past eventsync")
+        self.tell.line(f"{document}: a new remark on gold, written with an editor")
         lab = self.registry["lab"]
         self.stage.await_that(
             lambda: lab[self.element, 79]["remark"] == content["remark"], "the edit is in lab"
@@ -231,41 +235,43 @@ class _Story:
         comparison = compare(self.registry)
         result = self.result
         logs = {store.name: list(read_log(self.workers_log(store.name))) for store in self.registry}
-        published = {*self.stage.publisher.envelopes, *self.mended}
+        published = {*self.stage.publisher.envelopes, *self.edited}
         captured = sum(captured_in(events) for events in logs.values())
         unknown = set().union(*(versions_in(events) for events in logs.values())) - published
         if len(unknown) != captured:
-            result.problems.append(f"{len(unknown)} changes nobody made, {captured} were captured")
-        # What a worker captured, it published.
+            result.problems.append(
+                f"{len(unknown)} changes applied that the demo did not publish, {captured} captured"
+            )
+        # A worker publishes what it captures.
         published |= unknown
         result.published = len(published)
         for name, events in logs.items():
-            account = account_of(events, published)
-            for tally in comparison.stores[name].values():
-                account.records += tally.records
-                account.fields += tally.fields
-                account.differing += tally.differing + tally.missing + tally.extra
-            result.stores[name] = account
+            totals = totals_of(events, published)
+            for counts in comparison.stores[name].values():
+                totals.records += counts.records
+                totals.fields += counts.fields
+                totals.differing += counts.differing + counts.missing + counts.extra
+            result.stores[name] = totals
         result.differing = comparison.total
         result.dead_letters = result.total("dead-lettered") + result.foreign
         result.problems += self.stage.failed
-        self.judge(captured)
+        self.check(captured)
         for difference in comparison.differences[:5]:
             self.tell.line(f"{difference}", colour="red")
 
-    def judge(self, captured: int) -> None:
-        """What should be so and is not."""
+    def check(self, captured: int) -> None:
+        """Add a problem for each expectation that is not met."""
         result = self.result
         expectations = [
             (not result.differing, f"{result.differing} differences between the stores"),
             (not result.total("lost"), f"{result.total('lost')} changes lost"),
-            (captured == 1, f"{captured} edits captured, not the one made by hand"),
+            (captured == 1, f"{captured} foreign writes captured, not 1"),
             (result.dead_letters == 2, f"{result.dead_letters} dead letters, not 2"),
-            (len(self.mended) == 1, f"{len(self.mended)} dead letters mended, not 1"),
+            (len(self.edited) == 1, f"{len(self.edited)} dead letters edited, not 1"),
             (result.total("superseded") > 0, "no change was superseded"),
             (result.in_hand > 0, "the worker that was killed had nothing in hand"),
         ]
-        result.problems += [problem for held, problem in expectations if not held]
+        result.problems += [problem for met, problem in expectations if not met]
 
     # -- edits -------------------------------------------------------------------------------------
 
@@ -273,7 +279,7 @@ class _Story:
         return self.element.load({"mass": 0, **values}, partial=True)
 
     def move_shelves(self) -> None:
-        """One change for every element in the lab."""
+        """Edit every element in the lab once."""
         self.moves += 1
         elements = list(self.registry["lab"].find(self.element))
         for element in elements:

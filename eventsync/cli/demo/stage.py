@@ -1,7 +1,4 @@
-"""What the demo's story plays on: the stores, their workers, and the waiting for either.
-
-It must not know the story.
-"""
+"""The stores and workers of the demo, with functions that wait for them."""
 
 from __future__ import annotations
 
@@ -21,13 +18,13 @@ from eventsync.index import Presence
 
 __all__ = ["Stage"]
 
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 _POLL = 0.05
 _GRACE = 10.0
 
 
 class Stage:
-    """The stores of ``folder``, opened, whose edits are counted, and processes that serve them."""
+    """The opened stores of ``folder``, which count their edits, and their worker processes."""
 
     def __init__(self, deployment: Deployment, folder: Path, broker: str) -> None:
         self.bus = deployment.bus
@@ -36,16 +33,16 @@ class Stage:
         deployment.declare()
         self.workers: dict[str, WorkerProcess] = {}
         self.failed: list[str] = []
-        """What was wrong with workers that were stopped."""
+        """The errors of stopped workers."""
         self._commands = Commands(folder, broker)
         self._logs = folder / "logs"
 
     # -- workers -----------------------------------------------------------------------------------
 
     def start_workers(self, *names: str, **settings: dict[str, str]) -> None:
-        """Start the workers of these stores, or of all, and wait until they are at work.
+        """Start the workers of these stores, by default of all; wait until they have started.
 
-        ``settings``: by store, settings by their names.
+        ``settings``: the settings of the workers, by store and name.
         """
         for name in names or self.registry.stores:
             self.workers[name] = self._commands.worker(name, **settings.get(name, {}))
@@ -54,7 +51,7 @@ class Stage:
             self.await_that(partial(_has_started, worker), f"the worker of {name} has started")
 
     def stop_workers(self) -> None:
-        """Have all workers finish what they have in hand and leave."""
+        """Stop all workers; each finishes its work first."""
         stopping = list(self.workers.values())
         self.workers.clear()
         for worker in stopping:
@@ -62,44 +59,48 @@ class Stage:
         for worker in stopping:
             code = worker.wait(_GRACE)
             if code:
-                self.failed.append(f"the worker of {worker.store} ended with {code}")
+                self.failed.append(f"the worker of {worker.store} ended with exit code {code}")
 
     def frozen_half_way(self, worker: WorkerProcess, most: int) -> bool:
-        """Freeze a worker; let it go on unless it has settled some work, has more in hand, and at
-        most ``most`` messages, but some, are still waiting.
+        """Freeze a worker and return whether it is half-way; if not, let it go on.
+
+        Half-way means that it has settled a change, has messages in hand, and between 1 and
+        ``most`` messages wait.
         """
         worker.freeze()
         state = self.bus.states(worker.store)["queue"]
         if (
             state.leased
             and 0 < state.ready <= most
-            and any("version" in event for event in worker.said())
+            and any("version" in event for event in worker.logged())
         ):
             return True
         worker.thaw()
         return False
 
-    def ask(self, *arguments: str) -> Any:
-        """The answer of a command in a process of its own. Raises ``EventSyncError``."""
+    def run_json(self, *arguments: str) -> Any:
+        """Run a command with ``--json`` and return its output. Raises ``EventSyncError``."""
         done = self._commands.run(*arguments, "--json")
         if done.returncode:
-            said = done.stderr.strip()
-            raise EventSyncError(f"eventsync {arguments[0]} ended with {done.returncode}: {said}")
+            raise EventSyncError(
+                f"eventsync {' '.join(arguments)} ended with exit code {done.returncode}: "
+                f"{done.stderr.strip()}"
+            )
         return json.loads(done.stdout)
 
     # -- waiting -----------------------------------------------------------------------------------
 
     def waiting(self) -> str:
-        """What waits in the queues, for people."""
+        """Return the number of waiting messages of each queue, for people."""
         ready = {s.name: self.bus.states(s.name)["queue"].ready for s in self.registry}
         return ", ".join(f"{name} {plural(count, 'message')}" for name, count in ready.items())
 
     def await_quiet(self) -> None:
-        """Wait until nothing is under way any more."""
+        """Wait until all changes are applied. Raises ``EventSyncError`` after a timeout."""
         self.await_that(self.quiet, "all queues are empty")
 
     def quiet(self) -> bool:
-        """Whether nothing is under way any more."""
+        """Return whether no change waits, is held, pending or unpublished."""
         for store in self.registry:
             states = self.bus.states(store.name)
             if states["queue"].ready or states["queue"].leased or states["held"].ready:
@@ -108,25 +109,26 @@ class Stage:
                 return False
         return True
 
-    def await_that(
-        self, come_about: Callable[[], bool], what: str, *, every: float = _POLL
-    ) -> None:
-        """Wait until ``come_about``. Raises ``EventSyncError`` if it does not, or a worker ends."""
-        deadline = time.monotonic() + _PATIENCE
-        while not come_about():
+    def await_that(self, is_so: Callable[[], bool], what: str, *, every: float = _POLL) -> None:
+        """Wait until ``is_so()``. Raises ``EventSyncError`` after a timeout, or if a worker ends.
+
+        ``what``: the expected state, for the error.
+        """
+        deadline = time.monotonic() + _TIMEOUT
+        while not is_so():
             if time.monotonic() > deadline:
                 raise EventSyncError(
-                    f"after {_PATIENCE:g} seconds it is not so that {what}",
-                    hint=f"see the workers' logs in {self._logs}",
+                    f"waited {_TIMEOUT:g} seconds in vain for this: {what}",
+                    hint=f"see the logs of the workers in {self._logs}",
                 )
             for worker in self.workers.values():
                 if not worker.running:
                     raise EventSyncError(
-                        f"the worker of {worker.store} has ended",
+                        f"the worker of {worker.store} has ended unexpectedly",
                         hint=f"see {self._logs / worker.store}.log",
                     )
             time.sleep(every)
 
 
 def _has_started(worker: WorkerProcess) -> bool:
-    return any(event["event"] == "worker started" for event in worker.said())
+    return any(event["event"] == "worker started" for event in worker.logged())

@@ -1,4 +1,4 @@
-"""``eventsync status`` about the workers of its host."""
+"""``eventsync status`` shows the workers of its host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eventsync.monitoring.worker_status import StateFile, WorkerStatus
 
 
 def test_status_shows_workers_and_circuits(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a folder of state files, workers that live are shown with the state of their circuit."""
+    """With a folder of state files, running workers are shown with their circuit breaker."""
     assert "workers" not in cli("status", "--json").json["stores"]["crm"]
     folder = Path("state")
     monkeypatch.setenv("EVENTSYNC_STATE_DIR", str(folder))
