@@ -148,7 +148,7 @@ def test_end_of_the_process_loses_nothing(tmp_path):
     script = f"""
 import sys
 sys.path[:0] = {[str(Path(__file__).parents[1])]!r}
-from test_publisher import *
+from broker.test_batch_publisher import *
 bus = Bus("sqlite:///{tmp_path / "broker.db"}")
 bus.declare("crm", ["Item"])
 publisher = BatchPublisher(bus, linger=5.0)

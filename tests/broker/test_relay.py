@@ -319,7 +319,7 @@ from pathlib import Path
 from eventsync.broker.bus import Bus
 from eventsync.broker.relay import Relay, serve
 sys.path.insert(0, {tests!r})
-from test_relay import make
+from broker.test_relay import make
 
 class Slow(Bus):
     def publish(self, type, envelopes):
