@@ -418,7 +418,7 @@ def test_a_fork_leaves_the_connection_to_the_parent(rabbit, store):
 def test_a_mistake_of_ours_is_not_taken_for_a_lost_connection(rabbit):
     """An attribute that is not there is told as it is while the connection stands."""
     link = connect(quick(rabbit), max_message=1000)
-    with pytest.raises(AttributeError, match="mistake"), link._errors("test"):
+    with pytest.raises(AttributeError, match="mistake"), link.session.errors("test"):
         raise AttributeError("mistake")
     link.close()
 
@@ -568,8 +568,8 @@ def test_acknowledged_prefix_is_one_write(rabbit, store):
         got = fetch(subscription, 50)
         link = subscription._link
         assert isinstance(link, AmqpLink)
-        with link._lock:
-            before = link._wire.bytes_sent
+        with link.session.lock:
+            before = link.session.wire.bytes_sent
             subscription.acknowledge(got)
-            assert link._wire.bytes_sent - before == 1
+            assert link.session.wire.bytes_sent - before == 1
         subscription.close()

@@ -16,7 +16,7 @@ from eventsync.engine.store import Store
 from eventsync.envelope.codec import CONTENT_TYPE
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
-from eventsync.transports.leased.message import Outgoing
+from eventsync.transports.leased.message import OutboundMessage
 from eventsync.worker.worker import Worker
 
 _LARGEST = 100_000
@@ -57,7 +57,7 @@ def redis():
 
 def into_leased(bus, queue, body, content_type, headers):
     """A message as any client of the file or the server can write it."""
-    message = Outgoing(body or b"", queue, headers=headers, content_type=content_type)
+    message = OutboundMessage(body or b"", queue, headers=headers, content_type=content_type)
     bus._link._channel.publish_many([message])
 
 
@@ -72,7 +72,7 @@ def into_rabbitmq(bus, queue, body, content_type, headers):
     """A message from a client that knows nothing of ours."""
     properties = {"content_type": content_type, "application_headers": headers}
     given = {name: held for name, held in properties.items() if held is not None}
-    host, port = bus._link._wire.host.split(":")
+    host, port = bus._link.session.wire.host.split(":")
     with amqp.Connection(f"{host}:{port}") as connection, connection.channel() as channel:
         channel.confirm_select()
         channel.basic_publish_confirm(amqp.Message(body or b"", **given), "", queue)

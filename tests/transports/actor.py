@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from eventsync.transports.leased.message import Outgoing
+from eventsync.transports.leased.message import OutboundMessage
 
 
 class Commands:
@@ -34,7 +34,7 @@ class Commands:
     def publish(self, bodies: list[str], exchange: str, key: str) -> None:
         """Publish text bodies in one step."""
         self.channel.publish_many(
-            [Outgoing(body.encode(), key, exchange, mandatory=True) for body in bodies]
+            [OutboundMessage(body.encode(), key, exchange, mandatory=True) for body in bodies]
         )
 
     def publish_singly(self, prefix: str, count: int, exchange: str, key: str) -> int:

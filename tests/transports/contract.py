@@ -24,7 +24,7 @@ from kombu import Exchange, Producer, Queue
 from kombu.exceptions import ChannelError
 
 from eventsync.errors import BusError, UnroutableError
-from eventsync.transports.leased.message import DELIVERY_COUNT, Outgoing
+from eventsync.transports.leased.message import DELIVERY_COUNT, OutboundMessage
 
 PATIENCE = 20.0  # seconds until a condition that must come true counts as failed
 
@@ -186,54 +186,56 @@ class TransportContract:
         """Direct, topic and fanout exchanges route as kombu's virtual ones do."""
         for queue, binding in bindings.items():
             broker.declare(queue, "e", kind, binding)
-        broker.channel.publish_many([Outgoing(b"1", key, "e")])
+        broker.channel.publish_many([OutboundMessage(b"1", key, "e")])
         assert {queue for queue in bindings if broker.ready(queue)} == expected
 
     def test_a_new_binding_counts_at_once(self, broker: Broker) -> None:
         """A publisher that has published before obeys another process's new binding."""
         broker.declare("crm", "e", "topic", "customer")
-        broker.channel.publish_many([Outgoing(b"1", "customer", "e")])
+        broker.channel.publish_many([OutboundMessage(b"1", "customer", "e")])
         broker.actor().do("declare", "cache", "e", "topic", "customer")
-        broker.channel.publish_many([Outgoing(b"2", "customer", "e")])
+        broker.channel.publish_many([OutboundMessage(b"2", "customer", "e")])
         assert [broker.ready("crm"), broker.ready("cache")] == [2, 1]
 
     def test_a_removed_binding_counts_at_once(self, broker: Broker) -> None:
         """Unbinding in one connection ends the routing of another."""
         broker.declare("crm", "e", "topic", "customer")
-        broker.channel.publish_many([Outgoing(b"1", "customer", "e")])
+        broker.channel.publish_many([OutboundMessage(b"1", "customer", "e")])
         broker.other().channel.queue_unbind("crm", "e", "customer")
-        broker.channel.publish_many([Outgoing(b"2", "customer", "e")])
+        broker.channel.publish_many([OutboundMessage(b"2", "customer", "e")])
         assert broker.ready("crm") == 1
 
     def test_unroutable_is_an_error_if_mandatory(self, broker: Broker) -> None:
         """A mandatory message without a queue raises, and its batch is not published."""
         broker.declare("crm", "e", "topic", "customer")
         batch = [
-            Outgoing(b"1", "customer", "e", mandatory=True),
-            Outgoing(b"2", "order", "e", mandatory=True),
+            OutboundMessage(b"1", "customer", "e", mandatory=True),
+            OutboundMessage(b"2", "order", "e", mandatory=True),
         ]
         with pytest.raises(UnroutableError, match="'order'"):
             broker.channel.publish_many(batch)
         with pytest.raises(UnroutableError):
-            broker.channel.publish_many([Outgoing(b"3", "no-such-queue", mandatory=True)])
+            broker.channel.publish_many([OutboundMessage(b"3", "no-such-queue", mandatory=True)])
         assert broker.ready("crm") == 0
 
     def test_unroutable_is_dropped_otherwise(self, broker: Broker) -> None:
         """Without mandatory the rest of the batch is published."""
         broker.declare("crm", "e", "topic", "customer")
-        broker.channel.publish_many([Outgoing(b"1", "order", "e"), Outgoing(b"2", "customer", "e")])
+        broker.channel.publish_many(
+            [OutboundMessage(b"1", "order", "e"), OutboundMessage(b"2", "customer", "e")]
+        )
         assert [m.body for m in broker.receive("crm", 1)] == [b"2"]
 
     def test_unroutable_goes_to_the_deadletter_queue(self, broker: Broker) -> None:
         """kombu's transport option names a queue for messages that no queue takes."""
         broker.declare("crm", "e", "topic", "customer")
         other = broker.other(deadletter_queue="lost")
-        other.channel.publish_many([Outgoing(b"1", "order", "e")])
+        other.channel.publish_many([OutboundMessage(b"1", "order", "e")])
         assert [m.body for m in broker.receive("lost", 1)] == [b"1"]
 
     def test_the_default_exchange_makes_its_queue(self, broker: Broker) -> None:
         """A message for a queue by name is kept even if nobody has declared the queue yet."""
-        broker.channel.publish_many([Outgoing(b"1", "later")])
+        broker.channel.publish_many([OutboundMessage(b"1", "later")])
         assert [m.body for m in broker.receive("later", 1)] == [b"1"]
 
     def test_a_batch_is_published_as_one(self, broker: Broker) -> None:
@@ -279,7 +281,9 @@ class TransportContract:
     def test_compression_is_not_obeyed(self, broker: Broker) -> None:
         """The body of a message that claims to be compressed comes as it was sent."""
         broker.declare("crm")
-        broker.channel.publish_many([Outgoing(b"BZh9", "crm", headers={"compression": "bzip2"})])
+        broker.channel.publish_many(
+            [OutboundMessage(b"BZh9", "crm", headers={"compression": "bzip2"})]
+        )
         (message,) = broker.receive("crm", 1)
         assert message.body == b"BZh9"
         assert message.headers["compression"] == "bzip2"
@@ -474,7 +478,7 @@ class TransportContract:
         """A message in two queues is whole for the second after the first is done with it."""
         broker.declare("crm", "e", "fanout", "")
         broker.declare("cache", "e", "fanout", "")
-        broker.channel.publish_many([Outgoing(b"x" * 1000, "k", "e")])
+        broker.channel.publish_many([OutboundMessage(b"x" * 1000, "k", "e")])
         broker.receive("crm", 1)[0].ack()
         broker.channel.flush()
         assert [m.body for m in broker.other().receive("cache", 1)] == [b"x" * 1000]
@@ -509,7 +513,7 @@ class TransportContract:
             published: list[float] = []
 
             def publish(at: list[float] = published) -> None:
-                other.channel.publish_many([Outgoing(b"x", "crm")])
+                other.channel.publish_many([OutboundMessage(b"x", "crm")])
                 at.append(time.monotonic())
 
             timer = threading.Timer(0.05, publish)
@@ -714,7 +718,7 @@ class Broker:
 
     def publish(self, queue: str, *bodies: str) -> None:
         """Put bodies into a queue in one step."""
-        self.channel.publish_many([Outgoing(body.encode(), queue) for body in bodies])
+        self.channel.publish_many([OutboundMessage(body.encode(), queue) for body in bodies])
 
     def consume(self, queue: str, *, prefetch: int = 0, into: list[Any] | None = None) -> list[Any]:
         """Consume a queue and return the list that its messages go to."""

@@ -21,7 +21,7 @@ from transports.contract import PATIENCE, Broker, TransportContract, eventually
 
 from eventsync.broker.bus import Bus
 from eventsync.errors import BusError, BusUnavailableError, ConfigError
-from eventsync.transports.leased.message import Outgoing
+from eventsync.transports.leased.message import OutboundMessage
 from eventsync.transports.redis import scripts
 from eventsync.transports.redis.client import RedisClient
 from eventsync.transports.redis.transport import RedisSettings, advice, connect
@@ -600,7 +600,7 @@ def test_a_cluster() -> None:
         with Broker.opened(CONNECT, url) as broker:
             broker.declare("crm", "e", "fanout", "")
             broker.declare("cache", "e", "fanout", "")
-            broker.channel.publish_many([Outgoing(b"1", "k", "e")])
+            broker.channel.publish_many([OutboundMessage(b"1", "k", "e")])
             broker.publish("crm", "2", "3")
             got = broker.receive("crm", 3)
             got[0].ack()

@@ -20,9 +20,9 @@ import pytest
 from transports.contract import Broker, TransportContract, eventually, in_a_fork
 
 from eventsync.errors import BusError, BusUnavailableError, ConfigError
-from eventsync.transports.leased.message import Outgoing
+from eventsync.transports.leased.message import OutboundMessage
 from eventsync.transports.leased.process_identity import ProcessIdentity, current_process, is_dead
-from eventsync.transports.sqlite.transport import SQLiteSettings, Transport, connect
+from eventsync.transports.sqlite.transport import SQLiteSettings, SQLiteTransport, connect
 
 NOBODY = 65534
 
@@ -117,7 +117,7 @@ def test_the_url_goes_before_the_options() -> None:
 def test_kombu_takes_the_transport(path: Path) -> None:
     """kombu.Connection works with the transport class, keeps the URL, and can be pickled."""
     url = f"sqlite:///{path}?lease=5"
-    with kombu.Connection(url, transport=Transport) as connection:
+    with kombu.Connection(url, transport=SQLiteTransport) as connection:
         connection.default_channel.queue_declare("crm")
         assert connection.as_uri() == url
         copy = pickle.loads(pickle.dumps(connection))
@@ -295,7 +295,7 @@ def test_foreign_rows_are_delivered_as_bytes(broker: Broker, path: Path) -> None
 def test_headers_have_to_be_json(broker: Broker) -> None:
     """What a header cannot hold is refused at publish, by name, and nothing is stored."""
     broker.declare("crm")
-    batch = [Outgoing(b"1", "crm"), Outgoing(b"2", "crm", headers={"raw": b"\xff"})]
+    batch = [OutboundMessage(b"1", "crm"), OutboundMessage(b"2", "crm", headers={"raw": b"\xff"})]
     with pytest.raises(BusError, match="headers"):
         broker.channel.publish_many(batch)
     assert broker.ready("crm") == 0
@@ -382,7 +382,7 @@ def test_processes_make_the_file_together(broker: Broker, tmp_path: Path) -> Non
                 os.read(start[0], 1)
                 for url in urls:
                     with connect(url) as connection:
-                        connection.default_channel.publish_many([Outgoing(b"1", "crm")])
+                        connection.default_channel.publish_many([OutboundMessage(b"1", "crm")])
                 status = 0
             finally:
                 os._exit(status)
@@ -404,7 +404,9 @@ def test_threads_share_a_file(broker: Broker) -> None:
     def produce(number: int) -> None:
         with connect(broker.url) as connection:
             for i in range(50):
-                connection.default_channel.publish_many([Outgoing(b"%d-%d" % (number, i), "crm")])
+                connection.default_channel.publish_many(
+                    [OutboundMessage(b"%d-%d" % (number, i), "crm")]
+                )
 
     def consume() -> None:
         with connect(broker.url) as connection:
@@ -479,7 +481,7 @@ def test_nothing_is_left_behind(broker: Broker, path: Path) -> None:
     """However messages end, their payload goes with the last queue that had them."""
     for queue in ("crm", "cache", "tracker"):
         broker.declare(queue, "e", "fanout", "")
-    broker.channel.publish_many([Outgoing(b"%d" % n, "k", "e") for n in range(9)])
+    broker.channel.publish_many([OutboundMessage(b"%d" % n, "k", "e") for n in range(9)])
     broker.receive("crm", 9)[4].reject()
     other = broker.other()
     for message in other.receive("cache", 9)[::2]:
