@@ -17,7 +17,8 @@ from servers.certificate import self_signed
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 
-from eventsync.broker.bus import Bus, _bus_errors, dead_queue, store_queue
+from eventsync.broker.bus import Bus, dead_queue, store_queue
+from eventsync.broker.kombu_errors import bus_errors
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.gate import Outcome
@@ -473,7 +474,7 @@ def test_a_worker_outlives_a_broker_of_kombus_own_kind(monkeypatch):
 
 def test_a_batch_that_may_be_lost_can_be_published_again():
     """What a foreign transport is not sure of is an outage, not a refusal."""
-    with pytest.raises(BusUnavailableError, match="uncertain"), _bus_errors("here", lambda: None):
+    with pytest.raises(BusUnavailableError, match="uncertain"), bus_errors("here", lambda: None):
         raise BatchPublishError("delivery is uncertain")
 
 

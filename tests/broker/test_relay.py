@@ -323,7 +323,7 @@ import sys, threading, time
 from pathlib import Path
 from eventsync.broker.bus import Bus
 from eventsync.broker.relay import Relay, serve
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from test_relay import make
 
 class Slow(Bus):
@@ -339,7 +339,8 @@ serve(Relay(make(folder), bus, lifetime=1.0), threading.Event(), poll=0.01)
 
 
 def begin(folder, pause):
-    script = RELAY.format(tests=str(Path(__file__).parents[1]))
+    here = Path(__file__)
+    script = RELAY.format(folders=[str(here.parents[1]), str(here.parent)])
     command = [sys.executable, "-c", script, str(folder), str(pause)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"

@@ -93,7 +93,7 @@ def test_urls_name_a_path(url: str, expected: str) -> None:
         ("sqlite:///", "names no file"),
         ("sqlite:///:memory:", "names no file"),
         ("sqlite:////var/lib/", "names no file"),
-        ("sqlite:////b.db?leese=5", "known are busy_timeout"),
+        ("sqlite:////b.db?leese=5", "known settings are busy_timeout"),
         ("sqlite:////b.db?lease=long", "lease='long'"),
         ("sqlite:////b.db?lease=0", "greater than 0"),
         ("sqlite:////b.db?lease=nan", "greater than 0"),
