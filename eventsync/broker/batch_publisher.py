@@ -193,8 +193,8 @@ class BatchPublisher:
                     target=self._run, name="eventsync-publisher", daemon=True
                 )
                 self._thread.start()
-            # Wake the thread only for the first call or a full batch. Otherwise it has nothing to do,
-            # and waking it costs more than the rest of this method.
+            # Wake the thread only for the first call or a full batch. Otherwise it has nothing to
+            # do, and waking it costs more than the rest of this method.
             if len(self._waiting) == 1 or self._is_full():
                 self._changed.notify_all()
         return future
