@@ -19,11 +19,11 @@ _MAX_REFUSED: Final = 10
 def publish_isolated(
     items: Sequence[T], publish: Callable[[Sequence[T]], None]
 ) -> Iterator[Done[T, None] | Failed[T]]:
-    """Publish items with ``publish``; yield in their order what was published and what was refused.
+    """Publish items with ``publish``; yield the published and the refused items, in their order.
 
-    ``publish`` may be repeated with an item that it has published, which does no harm. An error
-    that concerns all items is raised: an unreachable broker, a wrong setting, a record type that no
-    queue takes, or a broker that refuses the first ten items one by one.
+    ``publish`` may be repeated with items that it has published, which does no harm. An error that
+    concerns all items is raised: an unreachable broker, a wrong setting, a record type that no
+    queue takes, or a broker that refuses ten items and has published none.
     """
     refused = 0
     published = False

@@ -171,7 +171,8 @@ class Relay:
     another continues ``lifetime`` seconds later; at most a thousand envelopes are then published
     twice. Usable as a context manager.
 
-    An envelope that the broker refuses stays in the outbox and does not stop the others.
+    An envelope that the broker refuses stays in the outbox and does not stop the others, unless a
+    thousand of them wait before the others.
 
     A few published envelopes stay in the outbox for up to a second and are then removed together,
     because a write for each envelope would delay the edits of the store.
@@ -215,7 +216,7 @@ class Relay:
         One call publishes about ten thousand envelopes at most. The relay keeps the lease
         afterwards. Raises ``BusUnavailableError`` and ``StoreUnavailableError``. If the broker
         refuses envelopes, raises the first such error (``UnroutableError`` if no queue takes a
-        record type), after it has published the others. What was not published stays in the outbox.
+        record type), after it has published the others. Unpublished envelopes stay in the outbox.
         """
         if not self._has_lease:
             # One envelope is enough to see whether there is work.
@@ -230,7 +231,7 @@ class Relay:
         refused: dict[int, Exception] = {}  # by the number of the envelope
         published = 0
         more = self._has_lease
-        while more and published + len(refused) < _MAX_PER_CALL:
+        while more and published < _MAX_PER_CALL and len(refused) < _CHUNK:
             limit = _CHUNK + len(refused)
             waiting = self._store.index.outgoing(limit)
             fresh = [
@@ -322,8 +323,8 @@ def serve(
             wait = min(_LONGEST_BACKOFF, 0.5 * 2.0 ** min(failures, 10))
             failures += 1
             connected = False
-            away = isinstance(error, BusUnavailableError)
-            event = "broker unreachable, retrying" if away else "relay failed, retrying"
+            unreachable = isinstance(error, BusUnavailableError)
+            event = "broker unreachable, retrying" if unreachable else "relay failed, retrying"
             fields = {"attempt": failures, "wait": wait, **describe()}
             log.warning(event, error=str(error), **fields)
             stopping.wait(wait)

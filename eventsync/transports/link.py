@@ -48,7 +48,7 @@ class Delivery:
 
 @dataclass(slots=True, frozen=True)
 class QueueState:
-    """The counts of a queue; ``None`` where the transport does not tell them."""
+    """The counts of a queue; ``None`` where the transport does not report them."""
 
     ready: int
     """Messages that wait for a consumer."""
@@ -145,7 +145,7 @@ class Link:
                 )
 
     def state(self, queue: str) -> QueueState:
-        """Return the state of a queue. Raises if there is none and the broker tells that."""
+        """Return the counts of a queue. Raises if it is missing, unless the broker hides that."""
         if hasattr(self._channel, "queue_stats"):
             stats = self._channel.queue_stats(queue)
             return QueueState(stats.ready, stats.leased, stats.oldest_age)
