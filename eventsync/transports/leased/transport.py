@@ -27,7 +27,8 @@ class LeasedTransport(virtual.Transport):
 
     Channel = LeasedChannel
     settings: LeaseSettings
-    #: Longest pause, in seconds, between two looks at several channels; a single one is waited on.
+    #: Longest pause, in seconds, between two looks, if there are several channels. A single channel
+    #: waits for messages itself.
     polling_interval = 0.02
     connection_errors: Any = (*virtual.Transport.connection_errors, BusUnavailableError)
     channel_errors: Any = (*virtual.Transport.channel_errors, BusError)
