@@ -1,8 +1,4 @@
-"""The batching publisher: many small publishes from any thread, few large ones to the broker.
-
-It owns the batches, the bound on what waits and the one thread that sends. It must not know how the
-broker is reached (a ``Publisher`` takes each batch).
-"""
+"""The batching publisher, which joins many small publishes into few large ones."""
 
 from __future__ import annotations
 
@@ -17,20 +13,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
+from eventsync.broker.isolated_publish import publish_isolated
 from eventsync.changes.change import Change
 from eventsync.changes.fork import incarnation
+from eventsync.engine.isolation import Failed
 from eventsync.engine.publisher import Publisher
 from eventsync.errors import BusUnavailableError
 
 __all__ = ["BatchPublisher"]
 
-_RETRY: Final = 0.05
-_LONGEST_RETRY: Final = 2.0
+# The pause before the first retry, and the longest, in seconds.
+_RETRY_PAUSE: Final = 0.05
+_LONGEST_RETRY_PAUSE: Final = 2.0
 
 
 @dataclass(slots=True)
-class _Item:
-    """What one call gave: it goes together, and has one future."""
+class _Call:
+    """The envelopes of one call, which are published together and have one future."""
 
     type: str
     bodies: Sequence[bytes]
@@ -40,14 +39,15 @@ class _Item:
 
 
 class BatchPublisher:
-    """Sends what it is given in batches, from a thread of its own; fits ``store.Publisher``.
+    """A ``Publisher`` that collects envelopes and publishes them in batches from a thread.
 
-    A batch goes when it has ``max_count`` envelopes or ``max_bytes`` bytes, or when its first
-    envelope has waited for ``linger`` seconds; what one ``publish`` was given goes together. While
-    the broker is away each envelope is tried for ``timeout`` seconds and then fails with
-    ``BusUnavailableError``. At most ``buffer_bytes`` wait; beyond that ``send`` blocks, for
-    ``timeout`` seconds at most. Thread-safe. Usable as a context manager; what waits at the end of
-    the process is sent within ``timeout``. After a fork the child begins empty.
+    A batch is published when it has ``max_count`` envelopes or ``max_bytes`` bytes, or when its
+    first envelope has waited for ``linger`` seconds. The envelopes of one ``publish`` stay
+    together. While the broker is unreachable each envelope is retried for ``timeout`` seconds and
+    then fails with ``BusUnavailableError``. If the broker refuses an envelope, only the call that
+    gave it fails. At most ``buffer_bytes`` wait; beyond that ``send`` blocks, for at most
+    ``timeout`` seconds. Thread-safe. Usable as a context manager. At the end of the process the
+    waiting envelopes are published within ``timeout``. A forked child starts empty.
     """
 
     def __init__(
@@ -66,17 +66,18 @@ class BatchPublisher:
         self._linger = linger
         self._buffer_bytes = buffer_bytes
         self._timeout = timeout
-        self._begin()
-        held = weakref.ref(self)
-        atexit.register(_close, held)
+        self._reset()
+        atexit.register(_close, weakref.ref(self))
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._incarnation = incarnation()
         self._changed = threading.Condition()
-        self._waiting: deque[_Item] = deque()
-        # Of what waits and what is being sent: its bytes. Of what waits: its envelopes.
+        self._waiting: deque[_Call] = deque()
+        # The bytes of all calls that wait or are being published.
         self._size = 0
+        # The envelopes of all calls that wait.
         self._count = 0
+        # Whether to publish at once, without waiting for more envelopes.
         self._hurry = False
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -88,25 +89,25 @@ class BatchPublisher:
         self.close()
 
     def encode(self, change: Change) -> bytes:
-        """The envelope of ``change``, signed when keys are configured."""
+        """Return the envelope of ``change``, signed if keys are configured."""
         return self._target.encode(change)
 
     def send(self, change: Change) -> Future[None]:
-        """Take a change; the future is done once the broker has it safe, or has failed.
+        """Publish a change later; the future is done once the broker has stored it or has failed.
 
-        Blocks while the buffer is full. A future that is cancelled before its batch is on its way
-        is not sent. Raises ``BusUnavailableError`` when there is no room in time,
-        ``ValueRefusedError`` for a change that may not travel.
+        Blocks while the buffer is full. A change whose future is cancelled before its batch is
+        published is not sent. Raises ``BusUnavailableError`` if the buffer stays full, and
+        ``ValueRefusedError`` if the change cannot be encoded.
         """
         future = self._put(change.type, [self.encode(change)], wait=True)
         assert future is not None
         return future
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        """Take envelopes and block until the broker has them safe.
+        """Publish envelopes and block until the broker has stored them.
 
-        Raises ``BusUnavailableError``: then some may be at the broker and some not; publishing them
-        again does no harm. Raises ``UnroutableError``.
+        Raises ``UnroutableError`` and ``BusUnavailableError``. After the latter the broker may have
+        stored some of them; it does no harm to publish them again.
         """
         if not envelopes:
             return
@@ -117,12 +118,12 @@ class BatchPublisher:
             self._hurry = True
             self._changed.notify_all()
         try:
-            future.result(max(0.0, deadline - time.monotonic()) + _LONGEST_RETRY)
+            future.result(max(0.0, deadline - time.monotonic()) + _LONGEST_RETRY_PAUSE)
         except TimeoutError:
-            raise self._slow() from None
+            raise self._unconfirmed() from None
 
     async def apublish(self, change: Change) -> None:
-        """As ``send`` and waiting for it, from a coroutine, without blocking its loop.
+        """Publish a change and wait until the broker has stored it; the event loop runs on.
 
         Raises ``BusUnavailableError``, ``UnroutableError``, ``ValueRefusedError``.
         """
@@ -130,23 +131,29 @@ class BatchPublisher:
         deadline = time.monotonic() + self._timeout
         while (future := self._put(change.type, [body], wait=False)) is None:
             if time.monotonic() >= deadline:
-                raise self._full()
+                raise self._buffer_full()
             await asyncio.sleep(max(self._linger, 0.005))
         try:
             await asyncio.wait_for(asyncio.wrap_future(future), self._timeout)
         except TimeoutError:
-            raise self._slow() from None
+            raise self._unconfirmed() from None
 
     def flush(self) -> None:
-        """Block until nothing waits. Raises ``BusUnavailableError`` when that takes too long."""
+        """Publish all waiting envelopes. Blocks until the broker has stored them.
+
+        Raises ``BusUnavailableError`` if that takes longer than ``timeout``.
+        """
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
             if not self._changed.wait_for(lambda: not self._size, self._timeout):
-                raise self._slow()
+                raise self._unconfirmed()
 
     def close(self) -> None:
-        """Send what waits and end the thread. Idempotent. Raises ``BusUnavailableError``."""
+        """Publish all waiting envelopes and end the thread. Idempotent.
+
+        Raises ``BusUnavailableError``.
+        """
         if self._incarnation != incarnation():
             return
         try:
@@ -160,24 +167,24 @@ class BatchPublisher:
 
     def _put(self, type: str, bodies: Sequence[bytes], *, wait: bool) -> Future[None] | None:
         if self._incarnation != incarnation():
-            self._begin()
+            self._reset()
         size = sum(map(len, bodies))
         with self._changed:
             if self._closed:
                 raise BusUnavailableError("the publisher is closed")
 
-            def room() -> bool:
-                # What is larger than the whole buffer goes when nothing else waits.
+            def has_room() -> bool:
+                # A call larger than the whole buffer is accepted when nothing else waits.
                 return not self._size or self._size + size <= self._buffer_bytes
 
-            if not room():
+            if not has_room():
                 if not wait:
                     return None
-                if not self._changed.wait_for(room, self._timeout):
-                    raise self._full()
+                if not self._changed.wait_for(has_room, self._timeout):
+                    raise self._buffer_full()
             future: Future[None] = Future()
             self._waiting.append(
-                _Item(type, bodies, size, future, time.monotonic() + self._timeout)
+                _Call(type, bodies, size, future, time.monotonic() + self._timeout)
             )
             self._size += size
             self._count += len(bodies)
@@ -186,21 +193,21 @@ class BatchPublisher:
                     target=self._run, name="eventsync-publisher", daemon=True
                 )
                 self._thread.start()
-            # In between there is nothing for the thread to do; to wake it then costs more than all
-            # else that happens here.
+            # Wake the thread only for the first call or a full batch. Otherwise it has nothing to
+            # do, and waking it costs more than the rest of this method.
             if len(self._waiting) == 1 or self._is_full():
                 self._changed.notify_all()
         return future
 
     def _run(self) -> None:
         while batch := self._take():
-            self._deliver([i for i in batch if i.future.set_running_or_notify_cancel()])
+            self._publish_batch([c for c in batch if c.future.set_running_or_notify_cancel()])
             with self._changed:
-                self._size -= sum(item.size for item in batch)
+                self._size -= sum(call.size for call in batch)
                 self._changed.notify_all()
 
-    def _take(self) -> list[_Item]:
-        """The next batch, of one type, in order; empty when closed."""
+    def _take(self) -> list[_Call]:
+        """Wait for the next batch, of one record type, and remove it; empty when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if not self._waiting:
@@ -219,7 +226,7 @@ class BatchPublisher:
                 ):
                     break
                 batch.append(self._waiting.popleft())
-            self._count -= sum(len(item.bodies) for item in batch)
+            self._count -= sum(len(call.bodies) for call in batch)
             self._hurry = self._hurry and bool(self._waiting)
             return batch
 
@@ -231,43 +238,53 @@ class BatchPublisher:
             or self._size >= self._max_bytes
         )
 
-    def _deliver(self, batch: list[_Item]) -> None:
-        pause = _RETRY
+    def _publish_batch(self, batch: list[_Call]) -> None:
+        """Publish calls and complete their futures; retry while the broker is unreachable."""
+        pause = _RETRY_PAUSE
         while batch:
             try:
-                bodies = [body for item in batch for body in item.bodies]
-                self._target.publish(batch[0].type, bodies)
+                for part in publish_isolated(batch, self._publish_calls):
+                    if isinstance(part, Failed):
+                        part.item.future.set_exception(part.error)
+                    else:
+                        for call in part.items:
+                            call.future.set_result(None)
+                return
             except BusUnavailableError as error:
                 now = time.monotonic()
-                for item in batch:
-                    if item.deadline <= now:
-                        item.future.set_exception(error)
-                batch = [item for item in batch if item.deadline > now]
+                batch = [call for call in batch if not call.future.done()]
+                for call in batch:
+                    if call.deadline <= now:
+                        call.future.set_exception(error)
+                batch = [call for call in batch if call.deadline > now]
                 time.sleep(pause)
-                pause = min(_LONGEST_RETRY, 2 * pause)
-            except Exception as error:  # told to whoever waits for it
-                for item in batch:
-                    item.future.set_exception(error)
-                return
-            else:
-                for item in batch:
-                    item.future.set_result(None)
+                pause = min(_LONGEST_RETRY_PAUSE, 2 * pause)
+            except Exception as error:  # the callers raise it
+                for call in batch:
+                    if not call.future.done():
+                        call.future.set_exception(error)
                 return
 
-    def _full(self) -> BusUnavailableError:
+    def _publish_calls(self, calls: Sequence[_Call]) -> None:
+        bodies = [body for call in calls for body in call.bodies]
+        self._target.publish(calls[0].type, bodies)
+
+    def _buffer_full(self) -> BusUnavailableError:
         return BusUnavailableError(
-            f"{self._size:,} bytes wait for the broker, and no room came in {self._timeout:g} s",
-            hint="the broker is slow or away; publish less, or through a store with an outbox",
+            f"{self._size:,} bytes wait for the broker, and the buffer stayed full for "
+            f"{self._timeout:g} s",
+            hint="the broker is slow or unreachable; publish less, or through a store with an "
+            "outbox",
         )
 
-    def _slow(self) -> BusUnavailableError:
+    def _unconfirmed(self) -> BusUnavailableError:
         return BusUnavailableError(
-            f"the broker has not confirmed within {self._timeout:g} s",
-            hint="publish again when it is back: what it has already does no harm",
+            f"the broker did not confirm the envelopes within {self._timeout:g} s",
+            hint="publish them again when the broker is back; those it has already do no harm",
         )
 
 
-def _close(held: weakref.ref[Any]) -> None:
-    publisher = held()
+def _close(reference: weakref.ref[Any]) -> None:
+    publisher = reference()
     if publisher is not None:
         publisher.close()

@@ -1,57 +1,43 @@
-"""The bus: exchange, one queue a store, held changes and dead letters.
-
-With the transports it is the only user of kombu. It knows nothing of stores' data, and it passes
-envelopes on as bytes.
-"""
+"""The bus: the exchange, and for each store its queue, its held queue and its dead-letter queue."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Final
 
-import kombu
-from kombu.exceptions import BatchPublishError, KombuError
-from kombu.exceptions import OperationalError as KombuOperationalError
-from kombu.utils.url import maybe_sanitize_url
-
+from eventsync.broker.kombu_errors import bus_errors, disconnect
 from eventsync.broker.tracing import Tracing
 from eventsync.changes.change import Change
 from eventsync.envelope import batch, codec
 from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.envelope.signing import Keyring
-from eventsync.errors import (
-    BusError,
-    BusUnavailableError,
-    ConfigError,
-    EventSyncError,
-    UnroutableError,
-)
-from eventsync.transports.amqp import link as amqp
+from eventsync.errors import BusError, EventSyncError, UnroutableError
+from eventsync.transports import schemes
 from eventsync.transports.link import Delivery, Link, QueueState
-from eventsync.transports.redis import url as redis_url
-from eventsync.transports.sqlite import transport as sqlite
 
 __all__ = ["Bus", "Delivery", "QueueBrowser", "QueueState", "Subscription"]
 
 EXCHANGE: Final = "eventsync"
-_kombu: Any = kombu  # it does not annotate what it exports
 _DEAD_TYPE: Final = "application/x-eventsync-dead-letter"
-# By RabbitMQ's word for why it put a message aside; messages too large are rejected by us.
-_ASIDE: Final = {"rejected": "too-large", "delivery_limit": "crashes"}
+# Reasons of dead letters that RabbitMQ made itself, by its word for the reason. Workers reject only
+# messages that are too large.
+_REASONS: Final = {"rejected": "too-large", "delivery_limit": "crashes"}
 
 
 class Bus:
-    """Envelopes to the queues of stores, and what could not be applied to their dead letters.
+    """Publishes envelopes to the queues of stores, consumes those queues, and keeps dead letters.
 
-    ``url``: of the broker, as kombu takes it; ``sqlite:////path`` is the embedded one. ``keys``:
-    sign what is published, and demand signatures of what is received. ``max_message``: the size of
-    the largest message that is read. ``tracing``: traces changes from here to where they are
-    applied; ``None``: nothing is traced. Connects at first use. After
-    a ``BusUnavailableError`` the next call connects again. Publishing is thread-safe.
+    ``url``: of the broker, as for kombu; ``sqlite:////path`` is the embedded broker. ``keys``: sign
+    the published envelopes and require signatures of the received ones. ``message_envelopes`` and
+    ``message_bytes``: the largest number and size of envelopes in one message. ``max_message``: the
+    size above which a received message is not read, in bytes. ``lease``: how long a silent consumer
+    keeps its messages, in seconds. ``tracing``: traces changes from here to where they are applied.
+    Connects at first use. After a ``BusUnavailableError`` the next call connects again. Publishing
+    is thread-safe.
     """
 
     def __init__(
@@ -83,17 +69,12 @@ class Bus:
     @property
     def shown_url(self) -> str:
         """The broker's URL without its password."""
-        if self._url.startswith("sqlite:"):
-            return self._url
-        if self.transport in redis_url.SCHEMES:
-            return redis_url.masked(self._url)
-        # By its text alone: a URL of an unknown scheme has to be shown too.
-        return ";".join(str(maybe_sanitize_url(url)) for url in self._url.split(";"))
+        return schemes.masked(self._url)
 
     @property
     def transport(self) -> str:
         """The URL's scheme."""
-        return self._url.partition(":")[0]
+        return schemes.scheme_of(self._url)
 
     # -- lifecycle -------------------------------------------------------------------------------
 
@@ -108,7 +89,7 @@ class Bus:
         with self._lock:
             link, self._link = self._link, None
             if link is not None:
-                _leave(link)
+                disconnect(link)
 
     def __enter__(self) -> Bus:
         return self.open()
@@ -117,10 +98,10 @@ class Bus:
         self.close()
 
     def declare(self, store: str, types: Iterable[str]) -> None:
-        """Make a store's queues, and have its record types routed there. Idempotent."""
+        """Create a store's queues, and route its record types to them. Idempotent."""
         with self._lock, self._errors():
             link = self._connected()
-            # Where dead letters go has to be there before what may send some.
+            # First the queue of dead letters, because the others may send messages to it.
             link.declare_queue(dead_queue(store))
             link.declare_queue(held_queue(store), dead=dead_queue(store))
             link.declare_queue(
@@ -130,22 +111,25 @@ class Bus:
     # -- publishing --------------------------------------------------------------------------------
 
     def encode(self, change: Change) -> bytes:
-        """The envelope of ``change``, signed when keys are configured."""
+        """Return the envelope of ``change``, signed if keys are configured."""
         if self.tracing is not None:
             change = self.tracing.published(change)
         return codec.encode(change, keys=self.keys, max_bytes=self.max_envelope)
 
     def encode_all(self, changes: Iterable[Change]) -> list[bytes]:
-        """The envelopes of changes in their order: quicker than one by one where they are alike."""
+        """Return the envelopes of ``changes`` in their order.
+
+        Faster than ``encode`` for each where consecutive changes are alike.
+        """
         if self.tracing is not None:
             changes = map(self.tracing.published, changes)
         return codec.encode_all(list(changes), keys=self.keys, max_bytes=self.max_envelope)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        """Send envelopes of one record type to every store that takes it; blocks until the broker
-        has them safe. Thread-safe.
+        """Send envelopes of one record type to every store that takes the type.
 
-        Raises ``UnroutableError`` when no store's queue takes the type, ``BusUnavailableError``.
+        Blocks until the broker has stored them safely. Thread-safe. Raises ``UnroutableError`` if
+        no store's queue takes the type, and ``BusUnavailableError``.
         """
         bodies = batch.batches(
             envelopes, max_count=self._message_envelopes, max_bytes=self._message_bytes
@@ -153,17 +137,17 @@ class Bus:
         self._send(bodies, exchange=EXCHANGE, key=type)
 
     def dead_letter(self, store: str, letters: Sequence[DeadLetter]) -> None:
-        """Put letters into a store's dead letters; blocks until they are safe there."""
+        """Add letters to a store's dead letters. Blocks until the broker has stored them."""
         bodies = [letter.encode() for letter in letters]
         self._send(bodies, key=dead_queue(store), content_type=_DEAD_TYPE)
 
     def hold(self, store: str, letters: Sequence[DeadLetter]) -> None:
-        """Put aside what is to be tried again later; blocks until it is safe there."""
+        """Add changes to a store's held queue. Blocks until the broker has stored them."""
         bodies = [letter.encode() for letter in letters]
         self._send(bodies, key=held_queue(store), content_type=_DEAD_TYPE)
 
     def send_to(self, store: str, envelopes: Sequence[bytes]) -> None:
-        """Send envelopes to one store only; blocks until the broker has them safe."""
+        """Send envelopes to one store only. Blocks until the broker has stored them."""
         bodies = batch.batches(
             envelopes, max_count=self._message_envelopes, max_bytes=self._message_bytes
         )
@@ -183,35 +167,41 @@ class Bus:
     # -- consuming ---------------------------------------------------------------------------------
 
     def subscribe(self, store: str, types: Iterable[str], *, prefetch: int) -> Subscription:
-        """Consume a store's queue, on a connection of its own. Declares the queues."""
+        """Declare a store's queues and consume its queue, on a connection of its own.
+
+        ``prefetch``: how many messages may be received and not settled.
+        """
         self.declare(store, types)
         with self._errors():
-            return Subscription(self._new_link(), store_queue(store), prefetch)
+            return Subscription(self._connect(), store_queue(store), prefetch)
 
     @contextmanager
     def letters(self, store: str, *, held: bool = False) -> Iterator[QueueBrowser]:
-        """The dead letters of a store (or its held changes), to be read, settled or left.
+        """Open the dead letters of a store, or its held changes, for the block.
 
-        What is not settled when the block ends is there again, for others too.
+        Letters that are not settled in the block stay in the queue.
         """
         queue = held_queue(store) if held else dead_queue(store)
         with self._errors():
-            link = self._new_link()
+            link = self._connect()
         try:
-            with _bus_errors(queue, lambda: link):
+            with bus_errors(f"the queue {queue}", lambda: link):
                 link.declare_queue(queue, dead=dead_queue(store) if held else "")
                 subscription = Subscription(link, queue, prefetch=0)
             yield QueueBrowser(subscription)
         finally:
-            _leave(link)
+            disconnect(link)
 
     def state(self, queue: str) -> QueueState:
-        """How a queue stands. Raises ``BusError`` when there is no such queue."""
+        """Return the counts of a queue. Raises ``BusError`` if there is no such queue."""
         with self._lock, self._errors():
             return self._connected().state(queue)
 
     def states(self, store: str) -> dict[str, QueueState]:
-        """How the queues of a store stand: ``queue``, ``held`` and ``dead``. Declares none."""
+        """Return the counts of a store's queues: ``queue``, ``held`` and ``dead``.
+
+        Does not declare them.
+        """
         return {
             "queue": self.state(store_queue(store)),
             "held": self.state(held_queue(store)),
@@ -219,38 +209,32 @@ class Bus:
         }
 
     def life(self) -> str | None:
-        """Which life of the broker this is: another after each restart in which it may have
-        forgotten the last it had confirmed; always the same for brokers that never forget.
+        """Return an id of the broker's present run, or ``None`` if the transport has none.
 
-        ``None`` where the transport cannot tell. Thread-safe. Raises ``BusUnavailableError``.
+        It changes with each restart in which the broker may have lost the latest messages it had
+        confirmed. For a broker that never loses them it is always the same. Thread-safe. Raises
+        ``BusUnavailableError``.
         """
         with self._lock, self._errors():
             return self._connected().life()
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _new_link(self) -> Link:
-        if self.transport in amqp.SCHEMES:
-            return amqp.connect(self._url, max_message=self.max_message)
-        if self.transport == "sqlite":
-            return Link(sqlite.connect(self._url, lease=self._lease))
-        if self.transport in redis_url.SCHEMES:
-            # Imported here because only Redis needs the client library.
-            from eventsync.transports.redis import transport as redis
-
-            return Link(redis.connect(self._url, lease=self._lease))
-        return Link(_kombu.Connection(self._url))
+    def _connect(self) -> Link:
+        return schemes.connect(self._url, lease=self._lease, max_message=self.max_message)
 
     def _connected(self) -> Link:
+        """Return the link for publishing; connect if there is none in this process."""
         if self._link is None or self._link.is_inherited:
-            self._link = self._new_link()
+            self._link = self._connect()
             self._link.declare_exchange(EXCHANGE)
         return self._link
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
+        """Translate errors; disconnect after one, except for an ``UnroutableError``."""
         try:
-            with _bus_errors(self.shown_url, lambda: self._link):
+            with bus_errors(f"the broker {self.shown_url}", lambda: self._link):
                 yield
         except BusError as error:
             if not isinstance(error, UnroutableError):
@@ -259,7 +243,7 @@ class Bus:
 
 
 class Subscription:
-    """A consumer of one queue, for one thread. The transport keeps alive what it holds."""
+    """A consumer of one queue, for one thread. The transport renews the leases of its messages."""
 
     def __init__(self, link: Link, queue: str, prefetch: int) -> None:
         self._link = link
@@ -267,52 +251,57 @@ class Subscription:
         try:
             link.consume(queue, prefetch=prefetch)
         except BaseException:
-            _leave(link)
+            disconnect(link)
             raise
 
     def fetch(self, *, timeout: float, limit: int) -> list[Delivery]:
-        """Up to ``limit`` messages or so; waits up to ``timeout`` seconds for the first.
+        """Return about ``limit`` messages; wait up to ``timeout`` seconds for the first.
 
-        More than ``limit`` may come when the transport delivers many at once. Empty when none came
-        in time. Raises ``BusUnavailableError``.
+        They may be more than ``limit``, if the transport delivers many at once. The list is empty
+        if none arrived in time. Raises ``BusUnavailableError``.
         """
-        with _bus_errors(self._queue, lambda: self._link):
+        with self._errors():
             return self._link.receive(timeout=timeout, limit=limit)
 
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
-        """Settle messages for good; on its way when this returns. Raises ``BusUnavailableError``.
+        """Acknowledge messages. Raises ``BusUnavailableError``.
 
-        A connection that breaks then may bring some of them again.
+        On return the acknowledgements are sent, but not confirmed: if the connection breaks, some
+        of the messages may be delivered again.
         """
-        with _bus_errors(self._queue, lambda: self._link):
+        with self._errors():
             self._link.acknowledge(list(deliveries))
 
     def release(self, deliveries: Iterable[Delivery]) -> None:
-        """Give messages back, for any consumer."""
-        with _bus_errors(self._queue, lambda: self._link):
+        """Make messages ready again, for any consumer."""
+        with self._errors():
             self._link.release(deliveries)
 
     def refuse(self, deliveries: Iterable[Delivery]) -> None:
-        """Have the broker put messages into the dead letters that were too large to be read."""
-        with _bus_errors(self._queue, lambda: self._link):
+        """Let the broker move messages that were too large to be read to the dead letters."""
+        with self._errors():
             self._link.refuse(deliveries)
 
     def close(self) -> None:
-        """Stop consuming; what is not settled goes back at once. Idempotent."""
-        with _bus_errors(self._queue, lambda: self._link):
+        """Stop consuming; messages that are not settled become ready at once. Idempotent."""
+        with self._errors():
             self._link.close()
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return bus_errors(f"the queue {self._queue}", lambda: self._link)
 
 
 class QueueBrowser:
-    """The letters in a queue while one looks at them. For one thread."""
+    """The letters of an open dead-letter or held queue. For one thread."""
 
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
 
     def read(self, limit: int | None = None) -> list[tuple[DeadLetter, Delivery]]:
-        """The letters that nobody else has in hand, oldest first.
+        """Return the letters that no other process has received, oldest first.
 
-        Bytes that are no letter are shown as one, with that as their reason.
+        A message that is not a letter is returned as a letter with the reason "foreign", or with
+        the broker's reason if the broker itself moved it to the dead letters.
         """
         found: list[tuple[DeadLetter, Delivery]] = []
         while limit is None or len(found) < limit:
@@ -323,22 +312,22 @@ class QueueBrowser:
         return found
 
     def settle(self, deliveries: Iterable[Delivery]) -> None:
-        """Take letters out for good."""
+        """Remove letters from the queue."""
         self._subscription.acknowledge(deliveries)
 
 
 def store_queue(store: str) -> str:
-    """The queue from which a store's workers take."""
+    """Return the name of the queue that a store's workers consume."""
     return f"{EXCHANGE}.{store}"
 
 
 def held_queue(store: str) -> str:
-    """The queue of changes that a store tries again later."""
+    """Return the name of the queue of a store's held changes."""
     return f"{EXCHANGE}.{store}.held"
 
 
 def dead_queue(store: str) -> str:
-    """The queue of a store's dead letters."""
+    """Return the name of the queue of a store's dead letters."""
     return f"{EXCHANGE}.{store}.dead"
 
 
@@ -348,8 +337,9 @@ def _letter(delivery: Delivery) -> DeadLetter:
     except EventSyncError as error:
         now = time.time()
         return DeadLetter(
-            reason=_ASIDE.get(delivery.aside, "foreign"),
-            message=_why_aside(delivery) or f"not a dead letter: {error}",
+            reason=_REASONS.get(delivery.aside, "foreign"),
+            message=_broker_reason(delivery)
+            or f"the message cannot be read as a dead letter: {error}",
             store="",
             queue=delivery.queue,
             attempts=delivery.attempts,
@@ -357,48 +347,13 @@ def _letter(delivery: Delivery) -> DeadLetter:
             last_time=now,
             raw=delivery.body,
             content_type=delivery.content_type,
-            # The same at every look.
+            # The same id at each reading.
             id=hashlib.sha256(delivery.body).digest()[:16],
         )
 
 
-def _why_aside(delivery: Delivery) -> str:
+def _broker_reason(delivery: Delivery) -> str:
     if not delivery.aside:
         return ""
-    cut = "" if delivery.is_whole else f"; of its {delivery.size:,} bytes these are the first"
-    return f"the broker put it aside by itself: {delivery.aside}{cut}"
-
-
-def _leave(link: Link) -> None:
-    """Disconnect from a broker that may be away."""
-    # Then there is nothing left to close.
-    with suppress(OSError, KombuError, BusUnavailableError, *link.connection_errors):
-        link.close()
-
-
-@contextmanager
-def _bus_errors(what: str, link: Callable[[], Link | None]) -> Iterator[None]:
-    """Turn kombu's and the driver's errors into eventsync's; ``link``: the one that is used."""
-    try:
-        yield
-    except EventSyncError:
-        raise
-    except (OSError, KombuOperationalError, BatchPublishError) as error:
-        raise BusUnavailableError(f"broker {what}: {error}") from error
-    except KeyError as error:
-        # Kombu's way of saying that it knows no such transport; its text is a KeyError's argument.
-        raise ConfigError(
-            f"broker {what}: {error.args[0] if error.args else error}",
-            hint="as in sqlite:///broker.db, redis://host/0 or amqp://user@host//",
-        ) from error
-    except ImportError as error:
-        raise ConfigError(
-            f"broker {what}: {error}", hint="install the package that the transport needs"
-        ) from error
-    except KombuError as error:
-        raise BusError(f"broker {what}: {error}") from error
-    except Exception as error:
-        used = link()
-        if used is None or not isinstance(error, used.connection_errors):
-            raise
-        raise BusUnavailableError(f"broker {what}: {error}") from error
+    cut = "" if delivery.is_whole else f"; only the first of its {delivery.size:,} bytes are kept"
+    return f"the broker itself moved it to the dead letters: {delivery.aside}{cut}"

@@ -1,8 +1,4 @@
-"""The relay: publishes what waits in a store's outbox, one relay of a store at a time.
-
-It owns whose turn it is and the loop around it. It must not know how envelopes come into an outbox,
-nor how they travel.
-"""
+"""The relay, which publishes the outbox of a store while it holds the lease of that outbox."""
 
 from __future__ import annotations
 
@@ -13,11 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Protocol
 
 import structlog
 
+from eventsync.broker.isolated_publish import publish_isolated
 from eventsync.changes.change import Change
+from eventsync.engine.isolation import Failed
 from eventsync.engine.publisher import Publisher
 from eventsync.engine.store import Store
 from eventsync.errors import (
@@ -25,71 +24,76 @@ from eventsync.errors import (
     ConfigError,
     EventSyncError,
     StoreUnavailableError,
+    UnroutableError,
 )
-from eventsync.index import Index
+from eventsync.index import Index, Outgoing
 
 __all__ = ["Broker", "CountingPublisher", "Lease", "Outlet", "Relay", "serve"]
 
 _CHUNK: Final = 1000
-_AT_ONCE: Final = 10_000
-_LEFT: Final = 200
-_LEFT_FOR: Final = 1.0
+# So many envelopes are published in one call.
+_MAX_PER_CALL: Final = 10_000
+# Published envelopes leave the outbox when there are so many of them, or after so many seconds.
+_MAX_KEPT: Final = 200
+_KEPT_FOR: Final = 1.0
 _MARK: Final = "relay"
-_LONGEST_WAIT: Final = 30.0
-_SOON: Final = 0.01
-_SHARE: Final = 0.1
-_TELL_EVERY: Final = 1.0
+_LONGEST_BACKOFF: Final = 30.0
+# The pause of `serve` between two looks: a share of the idle time, in seconds at least.
+_PAUSE_SHARE: Final = 0.1
+_SHORTEST_PAUSE: Final = 0.01
+_LOG_INTERVAL: Final = 1.0
 
 
 class Outlet(Protocol):
-    """What has envelopes waiting and can publish them."""
+    """A place with waiting envelopes that it can publish: an outbox or a spool."""
 
     name: str
 
     def run_once(self) -> int:
-        """Publish what waits, unless another process is at it; how many envelopes.
+        """Publish waiting envelopes, unless another process does; return how many.
 
         Raises ``BusUnavailableError``, ``UnroutableError``, ``StoreUnavailableError``.
         """
 
 
 class Broker(Publisher, Protocol):
-    """A publisher that knows whether its broker may have forgotten something, as ``Bus``."""
+    """A publisher that tells whether its broker may have lost confirmed messages; see ``Bus``."""
 
     def life(self) -> str | None:
         """See ``Bus.life``."""
 
 
 class CountingPublisher:
-    """A broker that tells of each publish that went well: of which type, and how many."""
+    """A broker that reports each successful publish: the record type, and how many envelopes."""
 
-    def __init__(self, broker: Broker, tell: Callable[[str, int], object]) -> None:
+    def __init__(self, broker: Broker, report: Callable[[str, int], object]) -> None:
         self._broker = broker
-        self._tell = tell
+        self._report = report
 
     def encode(self, change: Change) -> bytes:
-        """As the broker does."""
+        """Return the envelope that the broker makes."""
         return self._broker.encode(change)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        """As the broker does."""
+        """Publish with the broker, then report."""
         self._broker.publish(type, envelopes)
-        self._tell(type, len(envelopes))
+        self._report(type, len(envelopes))
 
     def life(self) -> str | None:
-        """As the broker does."""
+        """Return the id of the broker's present run."""
         return self._broker.life()
 
 
 class Lease:
-    """Whose turn it is among processes that share an index; frees itself when its holder dies.
+    """A lease that one of the processes that share an index holds; it ends when its holder dies.
 
-    Kept in the index as a mark that its holder renews. One that stands still for ``lifetime``
-    seconds, by the observer's own clock, is a dead holder's: clocks need not agree. To take it,
-    write a name, wait ``settle`` seconds, and see whether it still stands (Fischer's algorithm).
-    That needs nothing of the index but to read and write a text, and so has a gap: after a pause
-    longer than ``settle`` at the wrong moment two may hold it, until the first of them calls
-    ``keep``. Use it where that costs something but breaks nothing. For one thread.
+    The lease is a mark in the index that its holder renews. If the mark has not changed for
+    ``lifetime`` seconds, by the observer's own clock, its holder is considered dead; so the clocks
+    of the processes need not agree. To take the lease, a process writes a name, waits ``settle``
+    seconds, and reads the mark again (Fischer's algorithm). Its one requirement is an index that
+    reads and writes a text, and therefore it is not exact: after a pause longer than ``settle`` at
+    the wrong moment, two processes may hold the lease until the first calls ``keep``. Use it where
+    two holders do no harm. For one thread.
     """
 
     def __init__(
@@ -109,62 +113,69 @@ class Lease:
         self._monotonic = monotonic
         self._wait = wait
         self._count = 0
-        self._own = ""
-        self._written = 0.0
+        self._own_mark = ""
+        self._written_at = 0.0
+        # The last mark that was read, and when it was first read.
         self._seen: tuple[str, float] = ("", 0.0)
 
     def take(self) -> bool:
-        """Whether it is this one's turn now. Blocks for ``settle`` seconds if it may be.
+        """Try to take the lease; return whether this process holds it now.
 
-        Raises ``StoreUnavailableError``.
+        Blocks for ``settle`` seconds if the lease is free. Raises ``StoreUnavailableError``.
         """
-        held = self._index.load_mark(self._name)
+        mark = self._index.load_mark(self._name)
         now = self._monotonic()
-        if held != self._seen[0]:
-            self._seen = (held, now)
-        if held and now - self._seen[1] < self._lifetime:
+        if mark != self._seen[0]:
+            self._seen = (mark, now)
+        if mark and now - self._seen[1] < self._lifetime:
             return False
         self._write()
         self._wait(self._settle)
-        return self._index.load_mark(self._name) == self._own
+        return self._index.load_mark(self._name) == self._own_mark
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to renew it, so that nobody takes its holder for dead."""
-        return self._monotonic() - self._written >= self._lifetime / 4
+        """Whether it is time to renew the lease."""
+        return self._monotonic() - self._written_at >= self._lifetime / 4
 
     def keep(self) -> bool:
-        """Whether it is still this one's turn; renews it. Raises ``StoreUnavailableError``."""
-        if self._index.load_mark(self._name) != self._own:
+        """Renew the lease if due; return whether this process still holds it.
+
+        Raises ``StoreUnavailableError``.
+        """
+        if self._index.load_mark(self._name) != self._own_mark:
             return False
         if self.is_due:
             self._write()
         return True
 
     def release(self) -> None:
-        """Leave it to others, if it is still held. Idempotent. Raises ``StoreUnavailableError``."""
-        if self._own and self._index.load_mark(self._name) == self._own:
+        """Give up the lease if it is still held. Idempotent. Raises ``StoreUnavailableError``."""
+        if self._own_mark and self._index.load_mark(self._name) == self._own_mark:
             self._index.save_mark(self._name, "")
-        self._own = ""
+        self._own_mark = ""
 
     def _write(self) -> None:
         self._count += 1
-        # Drawn anew each time, so that neither a fork nor a pid used twice makes two of one name.
-        self._own = f"{os.getpid()} {secrets.token_hex(8)} {self._count}"
-        self._index.save_mark(self._name, self._own)
-        self._written = self._monotonic()
+        # Random, so that neither a fork nor a reused process id leads to two equal marks.
+        self._own_mark = f"{os.getpid()} {secrets.token_hex(8)} {self._count}"
+        self._index.save_mark(self._name, self._own_mark)
+        self._written_at = self._monotonic()
 
 
 class Relay:
-    """Publishes the outbox of one store, whenever it is this relay's turn. For one thread.
+    """Publishes the outbox of one store while it holds the lease of the outbox. For one thread.
 
-    Any number of relays and workers of a store may run at once: one of them publishes, in the order
-    in which the envelopes came, until it is closed, dies or loses the broker. When it dies another
-    goes on where it was, ``lifetime`` seconds later; at most a thousand envelopes are then
-    published twice. Usable as a context manager.
+    Any number of relays and workers of a store may run at once. One of them publishes, in the order
+    in which the envelopes were stored, until it is closed, dies or loses the broker. If it dies,
+    another continues ``lifetime`` seconds later; at most a thousand envelopes are then published
+    twice. Usable as a context manager.
 
-    Few envelopes are left in the outbox for up to a second after they have been published, and then
-    taken out together: to write into it for each of them would be in the way of those who edit.
+    An envelope that the broker refuses stays in the outbox and does not stop the others, unless a
+    thousand of them wait before the others.
+
+    A few published envelopes stay in the outbox for up to a second and are then removed together,
+    because a write for each envelope would delay the edits of the store.
     """
 
     def __init__(
@@ -178,12 +189,12 @@ class Relay:
         self.name = store.name
         self._store = store
         self._publisher = publisher
-        self._turn = Lease(store.index, lifetime=lifetime, monotonic=monotonic)
+        self._lease = Lease(store.index, lifetime=lifetime, monotonic=monotonic)
         self._monotonic = monotonic
-        self._held = False
+        self._has_lease = False
         # The numbers of envelopes that are published and still in the outbox, and since when.
-        self._left: set[int] = set()
-        self._left_at = 0.0
+        self._published: set[int] = set()
+        self._published_at = 0.0
 
     def __enter__(self) -> Relay:
         return self
@@ -192,23 +203,24 @@ class Relay:
         self.close()
 
     def close(self) -> None:
-        """Leave it to another. Idempotent."""
-        self._held = False
-        # Where the store is away, others see by themselves that nobody is at it.
+        """Give up the lease, so that another relay may publish. Idempotent."""
+        self._has_lease = False
+        # If the store is unreachable, the lease expires by itself.
         with suppress(StoreUnavailableError):
-            self._take_out()
-            self._turn.release()
+            self._remove_published()
+            self._lease.release()
 
     def run_once(self) -> int:
-        """Publish what waits, unless another relay is at it; how many envelopes.
+        """Publish waiting envelopes, unless another relay does; return how many.
 
-        Of more than ten thousand the others are left for the next call. It is this one's turn from
-        then on. Raises ``BusUnavailableError``, ``UnroutableError``,
-        ``StoreUnavailableError``; what was not published goes on waiting.
+        One call publishes about ten thousand envelopes at most. The relay keeps the lease
+        afterwards. Raises ``BusUnavailableError`` and ``StoreUnavailableError``. If the broker
+        refuses envelopes, raises the first such error (``UnroutableError`` if no queue takes a
+        record type), after it has published the others. Unpublished envelopes stay in the outbox.
         """
-        if not self._held:
-            # Of a backlog that another one has in hand one is enough to see.
-            self._held = bool(self._store.index.outgoing(1)) and self._turn.take()
+        if not self._has_lease:
+            # One envelope is enough to see whether there is work.
+            self._has_lease = bool(self._store.index.outgoing(1)) and self._lease.take()
         try:
             return self._publish()
         except BusUnavailableError:
@@ -216,29 +228,61 @@ class Relay:
             raise
 
     def _publish(self) -> int:
+        refused: dict[int, Exception] = {}  # by the number of the envelope
         published = 0
-        more = self._held
-        while more and published < _AT_ONCE:
-            waiting = self._store.index.outgoing(_CHUNK)
-            fresh = [outgoing for outgoing in waiting if outgoing.number not in self._left]
-            # While there is nothing to do it is enough to be seen alive.
-            if fresh or self._turn.is_due:
-                self._held = self._turn.keep()
-            if self._held and fresh:
-                self._store.send(fresh, self._publisher)
-                self._left_at = self._left_at if self._left else self._monotonic()
-                self._left.update(outgoing.number for outgoing in fresh)
-                published += len(fresh)
-            more = self._held and len(waiting) == _CHUNK
-            late = self._monotonic() - self._left_at >= _LEFT_FOR
-            if late or len(self._left) >= _LEFT or not self._held:
-                self._take_out()
+        more = self._has_lease
+        while more and published < _MAX_PER_CALL and len(refused) < _CHUNK:
+            limit = _CHUNK + len(refused)
+            waiting = self._store.index.outgoing(limit)
+            fresh = [
+                outgoing
+                for outgoing in waiting
+                if outgoing.number not in self._published and outgoing.number not in refused
+            ]
+            # With nothing to publish it is enough to renew the lease when that is due.
+            if fresh or self._lease.is_due:
+                self._has_lease = self._lease.keep()
+            if self._has_lease and fresh:
+                published += self._send(fresh, refused)
+            more = self._has_lease and len(waiting) == limit
+            expired = self._monotonic() - self._published_at >= _KEPT_FOR
+            if expired or len(self._published) >= _MAX_KEPT or not self._has_lease:
+                self._remove_published()
+        if refused:
+            raise next(iter(refused.values()))
         return published
 
-    def _take_out(self) -> None:
-        if self._left:
-            self._store.index.sent(sorted(self._left))
-            self._left.clear()
+    def _send(self, waiting: Sequence[Outgoing], refused: dict[int, Exception]) -> int:
+        """Publish envelopes, note those that are refused, and return how many were published."""
+        by_type: dict[str, list[Outgoing]] = {}
+        for outgoing in waiting:
+            by_type.setdefault(outgoing.type, []).append(outgoing)
+        published = 0
+        for type, envelopes in by_type.items():
+            try:
+                for part in publish_isolated(envelopes, partial(self._publish_type, type)):
+                    if isinstance(part, Failed):
+                        refused[part.item.number] = part.error
+                    else:
+                        self._note_published(part.items)
+                        published += len(part.items)
+            except UnroutableError as error:
+                refused.update((outgoing.number, error) for outgoing in envelopes)
+        return published
+
+    def _publish_type(self, type: str, envelopes: Sequence[Outgoing]) -> None:
+        self._publisher.publish(type, [outgoing.body for outgoing in envelopes])
+
+    def _note_published(self, envelopes: Sequence[Outgoing]) -> None:
+        if not self._published:
+            self._published_at = self._monotonic()
+        self._published.update(outgoing.number for outgoing in envelopes)
+
+    def _remove_published(self) -> None:
+        """Remove published envelopes from the outbox."""
+        if self._published:
+            self._store.index.sent(sorted(self._published))
+            self._published.clear()
 
 
 def serve(
@@ -251,21 +295,22 @@ def serve(
     log: Any = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Publish what comes in an outlet until ``stopping`` is set. Blocks.
+    """Publish the envelopes of an outlet until ``stopping`` is set. Blocks.
 
-    It looks again after a tenth of the time for which nothing has come: so it adds as little to the
-    time that envelopes take, measured by how often they come, and hardly bothers a store in which
-    nothing happens. Never before 10 ms, in which several gather, and always after ``poll`` seconds.
+    The pause between two looks is a tenth of the time since the last envelope, but at least 10 ms,
+    in which several envelopes gather, and at most ``poll`` seconds. So envelopes wait shortly
+    compared with the time between them, and an idle store is rarely queried.
 
-    ``connect`` is called at the start and after each failure, before the next try. Failures are
-    logged and waited out with backoff, up to 30 seconds; what was published, once a second.
-    ``describe``: what each line of the log says besides. Raises ``ConfigError``.
+    ``connect`` is called at the start, and before the next attempt after each failure. Failures are
+    logged and retried with a backoff of up to 30 seconds. The number of published envelopes is
+    logged once a second. ``describe``: returns further fields for each log line. Raises
+    ``ConfigError``.
     """
     log = log or structlog.get_logger("eventsync.relay").bind(outbox=outlet.name)
     failures = 0
     connected = False
-    found_at = told_at = -math.inf
-    untold = 0
+    found_at = logged_at = -math.inf
+    unlogged = 0
     while not stopping.is_set():
         try:
             if not connected:
@@ -275,22 +320,23 @@ def serve(
         except ConfigError:
             raise
         except (EventSyncError, OSError) as error:
-            wait = min(_LONGEST_WAIT, 0.5 * 2.0 ** min(failures, 10))
+            wait = min(_LONGEST_BACKOFF, 0.5 * 2.0 ** min(failures, 10))
             failures += 1
             connected = False
-            event = "broker is away" if isinstance(error, BusUnavailableError) else "relay failed"
-            about = {"attempt": failures, "wait": wait, **describe()}
-            log.warning(event, error=str(error), **about)
+            unreachable = isinstance(error, BusUnavailableError)
+            event = "broker unreachable, retrying" if unreachable else "relay failed, retrying"
+            fields = {"attempt": failures, "wait": wait, **describe()}
+            log.warning(event, error=str(error), **fields)
             stopping.wait(wait)
             continue
         failures = 0
         now = monotonic()
         if published:
             found_at = now
-            untold += published
-        if untold and now - told_at >= _TELL_EVERY:
-            log.info("published", count=untold, **describe())
-            untold, told_at = 0, now
-        stopping.wait(min(poll, max(_SOON, _SHARE * (now - found_at))))
-    if untold:
-        log.info("published", count=untold, **describe())
+            unlogged += published
+        if unlogged and now - logged_at >= _LOG_INTERVAL:
+            log.info("published", count=unlogged, **describe())
+            unlogged, logged_at = 0, now
+        stopping.wait(min(poll, max(_SHORTEST_PAUSE, _PAUSE_SHARE * (now - found_at))))
+    if unlogged:
+        log.info("published", count=unlogged, **describe())

@@ -1,8 +1,4 @@
-"""The spool: a local file that takes envelopes durably where a producer has no database.
-
-It owns the file, what is kept in it for how long, and its bound. It must not know how the broker is
-reached (a ``Publisher`` takes the envelopes) or what they say.
-"""
+"""The spool: a local file that stores envelopes durably for producers without a database."""
 
 from __future__ import annotations
 
@@ -31,7 +27,8 @@ _CHUNK: Final = 1000
 _DROP_EVERY: Final = 1.0
 _APPLICATION_ID: Final = 0x65737370  # "essp": eventsync spool
 _SCHEMA_VERSION: Final = 1
-# ``sent``: when the broker confirmed it, in seconds since the epoch; null while it waits.
+# ``made`` and ``sent``: when the envelope was stored and when the broker confirmed it, in seconds
+# since the epoch. ``sent`` is null until then.
 _SCHEMA: Final = """
 CREATE TABLE spool (
     number INTEGER PRIMARY KEY AUTOINCREMENT, type TEXT NOT NULL, body BLOB NOT NULL,
@@ -43,30 +40,31 @@ CREATE INDEX spool_sent ON spool (sent) WHERE sent IS NOT NULL;
 
 @dataclass(slots=True, frozen=True)
 class SpoolState:
-    """How a spool stands: envelopes that wait, the age of the oldest of them in seconds, envelopes
-    kept for a broker that forgets, and the bytes of the file in use.
-    """
+    """Counts of the envelopes in a spool, and the size of its file."""
 
     waiting: int
+    """Envelopes that are not published yet."""
     oldest: float | None
+    """Age of the oldest waiting envelope, in seconds."""
     kept: int
+    """Published envelopes that are kept in case the broker loses them."""
     bytes: int
+    """Bytes of the file in use."""
 
 
 class Spool:
-    """Takes envelopes into a file, and publishes them from there; fits ``store.Publisher``.
+    """A ``Publisher`` that stores envelopes in a file, from which a ``SpoolRelay`` publishes them.
 
-    What ``publish`` took is on the disk when it returns, whether or not there is a broker.
-    ``relay`` sends it on. What the broker has confirmed is kept for ``republish_window`` seconds,
-    and until a later publish has gone well. When the broker was lost or started anew meanwhile, or
-    another relay begins, it is published again, since the broker may have forgotten the last it had
-    confirmed.
-    What is published twice is applied once.
+    When ``publish`` returns, the envelopes are on the disk, whether or not a broker answers.
+    Envelopes that the broker has confirmed are kept for ``republish_window`` seconds and until a
+    later publish has succeeded. They are published again if the broker was lost or restarted
+    meanwhile, or when another relay starts, because the broker may have lost the latest of them.
+    Workers apply an envelope once, however often it is published.
 
-    ``keys``: sign what ``encode`` makes. ``tracing``: as of a ``Bus``. ``max_bytes``: how large the
-    file may become by ``publish``, which then raises; the log that SQLite keeps beside it comes on
-    top. Thread-safe and process-safe: any number of producers and relays may use one file on a
-    local disk. Usable as a context manager.
+    ``keys``: sign the envelopes that ``encode`` makes. ``tracing``: as for a ``Bus``.
+    ``max_bytes``: the size at which ``publish`` refuses envelopes; the log that SQLite keeps beside
+    the file does not count. Thread-safe and process-safe: any number of producers and relays may
+    use one file on a local disk. Usable as a context manager.
     """
 
     def __init__(
@@ -81,7 +79,10 @@ class Spool:
         tracing: Tracing | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """``timeout``: how many seconds to wait for another writer. Opens the file at first use."""
+        """Name the file, which is opened at its first use.
+
+        ``timeout``: how long to wait for another writer, in seconds.
+        """
         self.path = Path(path)
         self.name = self.path.name
         self._keys = keys
@@ -103,21 +104,24 @@ class Spool:
         self.close()
 
     def encode(self, change: Change) -> bytes:
-        """The envelope of ``change``, signed when keys are configured."""
+        """Return the envelope of ``change``, signed if keys are configured."""
         if self._tracing is not None:
             change = self._tracing.published(change)
         return codec.encode(change, keys=self._keys, max_bytes=self._max_envelope)
 
     def encode_all(self, changes: Iterable[Change]) -> list[bytes]:
-        """The envelopes of changes in their order: quicker than one by one where they are alike."""
+        """Return the envelopes of ``changes`` in their order.
+
+        Faster than ``encode`` for each where consecutive changes are alike.
+        """
         if self._tracing is not None:
             changes = map(self._tracing.published, changes)
         return codec.encode_all(list(changes), keys=self._keys, max_bytes=self._max_envelope)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        """Take envelopes of one record type: all of them are on the disk on return, or none.
+        """Store envelopes of one record type: all of them are on the disk on return, or none.
 
-        Raises ``BusUnavailableError`` when the spool is full or cannot be written now.
+        Raises ``BusUnavailableError`` if the spool is full or cannot be written now.
         """
         now = self._now()
         with self._writing() as connection:
@@ -126,21 +130,21 @@ class Spool:
                 "INSERT INTO spool (type, body, made) VALUES (?, ?, ?)",
                 [(type, body, now) for body in envelopes],
             )
-            # Looked at afterwards, when it is known what they take; the error undoes it.
+            # Checked after the insert, when the size is known. The error rolls the insert back.
             if _bytes(connection) > self._max_bytes:
                 raise BusUnavailableError(
                     f"the spool {self.path} is full: {used:,} of {self._max_bytes:,} bytes are in "
-                    f"use, and {len(envelopes)} envelopes more do not fit",
-                    hint="see that eventsync relay --spool runs and that its broker answers, "
-                    "or allow the spool more bytes",
+                    f"use, and another {len(envelopes)} envelopes do not fit",
+                    hint="check that `eventsync relay --spool` runs and that its broker answers, "
+                    "or raise max_bytes of the spool",
                 )
 
     def relay(self, publisher: Broker) -> SpoolRelay:
-        """What publishes from this spool."""
+        """Return a relay that publishes the envelopes of this spool."""
         return SpoolRelay(self, publisher)
 
     def state(self) -> SpoolState:
-        """How it stands. Raises ``BusUnavailableError``."""
+        """Return the counts and the size of the spool. Raises ``BusUnavailableError``."""
         with self._errors():
             connection = self._open()
             waiting, made = connection.execute(
@@ -153,7 +157,7 @@ class Spool:
             return SpoolState(waiting, age, kept, _bytes(connection))
 
     def close(self) -> None:
-        """Let go of this thread's hold of the file. Idempotent; it opens again when used again."""
+        """Close this thread's connection to the file. Idempotent; the next use opens it again."""
         pid, connection = self._local.__dict__.pop("held", (0, None))
         if connection is not None and pid == os.getpid():
             connection.close()
@@ -161,7 +165,10 @@ class Spool:
     # -- for the relay -----------------------------------------------------------------------------
 
     def lock(self) -> sqlite3.Connection | None:
-        """What nobody else has until it is closed, or its process dies; ``None`` if one has it."""
+        """Return the lock of the relay, or ``None`` if another relay has it.
+
+        The lock is free again when the returned connection is closed or its process dies.
+        """
         with self._errors():
             lock = sqlite3.connect(
                 self.path.with_name(f"{self.name}.relay"), timeout=0.0, isolation_level=None
@@ -176,7 +183,11 @@ class Spool:
             return lock
 
     def send(self, publisher: Publisher, where: str, arguments: Sequence[object] = ()) -> int:
-        """Publish the rows that an SQL condition selects, in order, and note that; how many."""
+        """Publish the rows that the SQL condition ``where`` selects, in their order.
+
+        Mark them as sent, and return how many were published. A record type that no queue takes
+        keeps waiting; the other types are published before ``UnroutableError`` is raised for it.
+        """
         sent = 0
         with self._errors():
             query = f"SELECT DISTINCT type FROM spool WHERE {where}"
@@ -187,7 +198,6 @@ class Spool:
                 for count in self._send_type(publisher, type, where, arguments):
                     sent += count
             except UnroutableError as error:
-                # Of a type that nobody takes all waits, and the others go on.
                 unroutable = error
         if unroutable is not None:
             raise unroutable
@@ -220,7 +230,7 @@ class Spool:
             yield len(rows)
 
     def last_kept(self, before: float) -> tuple[str, bytes] | None:
-        """The type and envelope of the latest that was confirmed at a time or earlier."""
+        """Return type and bytes of the latest envelope confirmed at ``before`` or earlier."""
         with self._errors():
             row: tuple[str, bytes] | None = (
                 self._open()
@@ -233,13 +243,13 @@ class Spool:
             return row
 
     def drop(self, before: float) -> None:
-        """Forget what was confirmed at a time or earlier, in seconds since the epoch."""
+        """Delete envelopes confirmed at ``before`` or earlier, in seconds since the epoch."""
         with self._writing() as connection:
             connection.execute("DELETE FROM spool WHERE sent <= ?", [before])
 
     @property
-    def settled_before(self) -> float:
-        """A broker that still answers has all that it confirmed until then."""
+    def window_start(self) -> float:
+        """The time before which confirmed envelopes are safe if the broker still answers."""
         return self._now() - self._window
 
     # -- inside ------------------------------------------------------------------------------------
@@ -257,14 +267,14 @@ class Spool:
                     connection.rollback()
 
     def _open(self) -> sqlite3.Connection:
-        """This thread's connection to the file; never one from before a fork."""
+        """Return this thread's connection to the file, which is never one from before a fork."""
         pid, connection = self._local.__dict__.get("held", (0, None))
         if connection is not None and pid == os.getpid():
             return connection  # type: ignore[no-any-return]
         if not self.path.parent.is_dir():
             raise ConfigError(
                 f"the folder {self.path.parent} of the spool {self.name} does not exist",
-                hint="create it, or name another place for the spool",
+                hint="create the folder, or name another path for the spool",
             )
         opened = sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None)
         try:
@@ -276,15 +286,15 @@ class Spool:
         return opened
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        # Under the lock, so that of two that begin at once one makes it and the other finds it.
+        # Under the lock, so that only one of two processes that start together creates the table.
         connection.execute("BEGIN IMMEDIATE")
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables and (application != _APPLICATION_ID or version > _SCHEMA_VERSION):
             raise ConfigError(
-                f"{self.path} is no spool of this eventsync: a database of something else, "
-                "or a newer spool",
+                f"{self.path} is not a spool that this version of eventsync can read: it is a "
+                "database of another application, or the spool of a newer version",
                 hint="name another file for the spool, or upgrade eventsync",
             )
         if not tables:
@@ -293,7 +303,7 @@ class Spool:
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         connection.commit()
-        # Only now that it is known to be ours.
+        # Only after the check, because these change the file.
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
 
@@ -303,7 +313,9 @@ class Spool:
             yield
         except sqlite3.OperationalError as error:
             raise BusUnavailableError(
-                f"the spool {self.path}: {error}", hint="is the disk full, or not writable?"
+                f"reading or writing the spool {self.path} failed: {error}",
+                hint="check that the disk is not full and that this user may write to the file and "
+                "its folder",
             ) from error
         except sqlite3.DatabaseError as error:
             raise ConfigError(
@@ -313,10 +325,10 @@ class Spool:
 
 
 class SpoolRelay:
-    """Publishes what waits in a spool. For one thread. Usable as a context manager.
+    """Publishes the envelopes of a spool. For one thread. Usable as a context manager.
 
-    Of several that run at once the first does it until it is closed, dies or loses the broker; then
-    another goes on where it was.
+    Of several relays of one spool only one publishes at a time. When it is closed, dies or loses
+    the broker, another continues from where it stopped.
     """
 
     def __init__(self, spool: Spool, publisher: Broker) -> None:
@@ -324,7 +336,7 @@ class SpoolRelay:
         self._spool = spool
         self._publisher = publisher
         self._lock: sqlite3.Connection | None = None
-        self._again = True
+        self._republish = True
         self._life: str | None = None
         self._dropped = -math.inf
 
@@ -335,20 +347,21 @@ class SpoolRelay:
         self.close()
 
     def close(self) -> None:
-        """Leave it to another. Idempotent."""
+        """Release the lock, so that another relay may publish. Idempotent."""
         lock, self._lock = self._lock, None
-        # What happens to the broker while this one does not look will not be known.
-        self._again = True
+        # From now on this relay does not see a restart of the broker.
+        self._republish = True
         if lock is not None:
             lock.close()
 
     def run_once(self) -> int:
-        """Publish what waits, unless another relay is at it; how many envelopes.
+        """Publish waiting envelopes, unless another relay does; return how many were published.
 
-        Raises ``BusUnavailableError``, ``UnroutableError``; what was not published goes on waiting.
+        Raises ``BusUnavailableError`` and ``UnroutableError``. Envelopes that were not published
+        stay in the spool.
         """
         if self._lock is None:
-            self._spool.state()  # a wrong file is told before anything is made beside it
+            self._spool.state()  # refuses a wrong file before the lock file is created beside it
             self._lock = self._spool.lock()
         if self._lock is None:
             return 0
@@ -360,25 +373,25 @@ class SpoolRelay:
 
     def _publish(self) -> int:
         spool, publisher = self._spool, self._publisher
-        settled = spool.settled_before
+        window_start = spool.window_start
         life = publisher.life()
-        if self._again or life != self._life:
+        if self._republish or life != self._life:
             spool.send(publisher, "sent IS NOT NULL")
-            self._again, self._life = False, life
+            self._republish, self._life = False, life
         elif (
-            # Not at every look: it is a publish and a write that nobody waits for.
-            abs(settled - self._dropped) >= _DROP_EVERY
-            and (last := spool.last_kept(settled)) is not None
+            # Rarely, because it costs a publish and a write.
+            abs(window_start - self._dropped) >= _DROP_EVERY
+            and (last := spool.last_kept(window_start)) is not None
         ):
-            # Only a broker that has answered since is known to have lived on.
+            # A confirmed publish shows that the broker has not been lost since.
             publisher.publish(last[0], [last[1]])
-            spool.drop(settled)
-            self._dropped = settled
+            spool.drop(window_start)
+            self._dropped = window_start
         return spool.send(publisher, "sent IS NULL")
 
 
 def _bytes(connection: sqlite3.Connection) -> int:
-    """The bytes of the file in use."""
+    """Return the bytes of the file in use."""
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     (free,) = connection.execute("PRAGMA freelist_count").fetchone()
     (size,) = connection.execute("PRAGMA page_size").fetchone()

@@ -1,7 +1,4 @@
-"""Tracing: what follows a change from where it is published to where it is applied.
-
-It owns the two places at which a trace is told. It must not know which system keeps traces.
-"""
+"""Tracing: follows changes from where they are published to where they are applied."""
 
 from __future__ import annotations
 
@@ -16,12 +13,15 @@ __all__ = ["Tracing"]
 
 
 class Tracing(Protocol):
-    """Follows changes. Thread-safe; what fails in it must not concern those who are traced."""
+    """A recorder of traces. Thread-safe. Its failures must not affect the traced work."""
 
     def published(self, change: Change) -> Change:
-        """A change is being published: the same change, with what its trace needs in ``ext``."""
+        """Record that a change is published; return it with its trace context in ``ext``."""
 
     def applying(
         self, store: str, changes: Sequence[Change]
     ) -> AbstractContextManager[Callable[[Sequence[Settled]], None]]:
-        """A batch is applied within the block; what that gives is told what became of each."""
+        """Record the applying of a batch in the block.
+
+        The block's value is a function to call with the outcomes of the changes.
+        """

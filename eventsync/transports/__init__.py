@@ -1,1 +1,1 @@
-"""The kombu transports that eventsync ships, over one leased-queue channel; knows no store."""
+"""The transports: how the bus reaches each kind of broker."""

@@ -1,7 +1,4 @@
-"""The link: one connection to a broker, and all in which brokers differ for the bus.
-
-It must not know what the bytes of a message mean, nor which stores the queues belong to.
-"""
+"""The link: one connection to a broker, with everything in which brokers differ for the bus."""
 
 from __future__ import annotations
 
@@ -18,16 +15,17 @@ from eventsync.transports.leased.channel import LeasedChannel
 
 __all__ = ["Delivery", "Link", "QueueState"]
 
-_kombu: Any = kombu  # it does not annotate what it exports
+_kombu: Any = kombu  # its exports are not annotated
 _ATTEMPTS: Final = "x-delivery-count"
 
 
 @dataclass(slots=True)
 class Delivery:
-    """A message as it came: its bytes, and how often it was delivered before.
+    """A message as received, with the number of its earlier deliveries.
 
-    ``aside``: the broker's word for why it put the message aside by itself; empty if it did not.
-    ``size``: in bytes; greater than what ``body`` holds when the message was too large to read.
+    ``aside``: if the broker itself moved the message to the dead letters, its word for the reason,
+    else empty. ``size``: of the message in bytes; greater than the length of ``body`` if the
+    message was too large to be read.
     """
 
     body: bytes
@@ -44,28 +42,28 @@ class Delivery:
 
     @property
     def is_whole(self) -> bool:
-        """Whether ``body`` is all of it."""
+        """Whether ``body`` is the entire message."""
         return self.size == len(self.body)
 
 
 @dataclass(slots=True, frozen=True)
 class QueueState:
-    """How a queue stands: messages ready, in the hands of consumers, age of the oldest in seconds.
-
-    ``None`` where the transport cannot tell.
-    """
+    """The counts of a queue; ``None`` where the transport does not report them."""
 
     ready: int
+    """Messages that wait for a consumer."""
     leased: int | None
+    """Messages that consumers have received and not settled yet."""
     oldest: float | None
+    """Age of the oldest message, in seconds."""
 
 
 class RawMessage(virtual.Message):
-    """A message of a virtual transport, whose body nobody decodes, least of all decompresses."""
+    """A message of one of kombu's virtual transports, with its body as it was received."""
 
     def __init__(self, payload: Any, channel: Any = None, **_ignored: Any) -> None:
-        # kombu's constructor is left out on purpose: it inflates the body when the sender sets a
-        # `compression` header, and fails on a message that lacks what kombu's own senders set.
+        # kombu's constructor is not called on purpose: it decompresses the body if the sender sets
+        # a `compression` header, and fails on messages without the properties that kombu sets.
         payload = payload if isinstance(payload, dict) else {"body": repr(payload)}
         properties = _dict(payload.get("properties"))
         body = payload.get("body")
@@ -73,7 +71,7 @@ class RawMessage(virtual.Message):
             try:
                 body = channel.decode_body(body, properties["body_encoding"])
             except (KeyError, ValueError):
-                properties = {**properties, "body_encoding": None}  # it comes as it is
+                properties = {**properties, "body_encoding": None}  # the body stays as it is
         self._raw = payload
         self.body = body
         self.channel = channel
@@ -90,10 +88,10 @@ class RawMessage(virtual.Message):
 
 
 class Link:
-    """One connection to a broker, over any kombu transport. Connects at once; blocks.
+    """A connection to a broker over any kombu transport; the constructor connects and blocks.
 
-    For one thread at a time. Raises, from every method, what kombu and the driver raise, and
-    eventsync's own errors from the transports that have them.
+    For one thread at a time. Every method raises the errors of kombu and its driver, or eventsync's
+    errors where the transport is eventsync's own.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -101,25 +99,25 @@ class Link:
         self._received: list[Delivery] = []
         self._queue = ""
         connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=5.0)
-        self._channel = self._new_channel()
+        self._channel = self._open_channel()
         self._producer = _kombu.Producer(self._channel, auto_declare=False)
 
-    def _new_channel(self) -> Any:
+    def _open_channel(self) -> Any:
         channel = self._connection.channel()
         if isinstance(channel, virtual.Channel) and channel.Message is virtual.Message:
             channel.Message = RawMessage
         return channel
 
     def declare_exchange(self, exchange: str) -> None:
-        """Make a durable topic exchange. Idempotent."""
+        """Create a durable topic exchange. Idempotent."""
         _kombu.Exchange(exchange, type="topic", durable=True)(self._channel).declare()
 
     def declare_queue(
         self, queue: str, *, exchange: str = "", keys: Iterable[str] = (), dead: str = ""
     ) -> None:
-        """Make a durable queue that takes ``keys`` of ``exchange``. Idempotent.
+        """Create a durable queue that receives the routing ``keys`` of ``exchange``. Idempotent.
 
-        ``dead``: the queue where the broker puts what it takes out of this one by itself.
+        ``dead``: the queue to which the broker moves messages that it removes from this one.
         """
         source = _kombu.Exchange(exchange, type="topic", durable=True)
         bindings = [_kombu.binding(source, routing_key=key) for key in keys]
@@ -128,10 +126,10 @@ class Link:
     def publish(
         self, bodies: Iterable[bytes], *, exchange: str, key: str, content_type: str
     ) -> None:
-        """Send messages; they are safe when this returns, as far as the transport can promise.
+        """Send messages; on return they are as safe as the transport can make them.
 
-        One atomic step where the transport can, a message at a time elsewhere. Raises
-        ``UnroutableError`` when no queue takes them, where the transport can tell.
+        One atomic step if the transport supports it, else one message at a time. Raises
+        ``UnroutableError`` if no queue takes them and the transport notices that.
         """
         with self._producer.batch():
             for body in bodies:
@@ -147,12 +145,13 @@ class Link:
                 )
 
     def state(self, queue: str) -> QueueState:
-        """How a queue stands. Raises an error when there is none, where the broker can tell."""
+        """Return the counts of a queue. Raises if it is missing, unless the broker hides that."""
         if hasattr(self._channel, "queue_stats"):
             stats = self._channel.queue_stats(queue)
             return QueueState(stats.ready, stats.leased, stats.oldest_age)
         if isinstance(self._channel, virtual.Channel):
-            # Those that keep no list of their queues know none that is empty.
+            # Asked for the size, because some transports do not remember an empty queue and would
+            # report it as missing.
             channel: Any = self._channel
             return QueueState(channel._size(queue), None, None)
         declared = self._channel.queue_declare(queue, passive=True)
@@ -161,9 +160,9 @@ class Link:
     # -- consuming -------------------------------------------------------------------------------
 
     def consume(self, queue: str, *, prefetch: int) -> None:
-        """Have the messages of ``queue`` come to ``receive``.
+        """Start to consume ``queue``; ``receive`` then returns its messages.
 
-        ``prefetch``: how many may be in hand; 0 for those who look through a whole queue.
+        ``prefetch``: how many may be received and not settled; 0 for no limit, to browse a queue.
         """
         self._queue = queue
         if prefetch:
@@ -171,13 +170,13 @@ class Link:
         consumer = _kombu.Consumer(
             self._channel,
             queues=[_kombu.Queue(queue, durable=True)],
-            on_message=self._take,
+            on_message=self._on_message,
             auto_declare=False,
         )
         consumer.consume()
 
     def receive(self, *, timeout: float, limit: int) -> list[Delivery]:
-        """Up to ``limit`` messages or so; waits up to ``timeout`` seconds for the first."""
+        """Return about ``limit`` messages; wait up to ``timeout`` seconds for the first."""
         deadline = time.monotonic() + timeout
         while len(self._received) < limit:
             wait = 0.0 if self._received else max(0.0, deadline - time.monotonic())
@@ -186,12 +185,12 @@ class Link:
             except TimeoutError:
                 break
             if isinstance(self._channel, LeasedChannel):
-                break  # all that was ready has come at once: another look would only keep it here
+                break  # it has delivered all ready messages at once
         received, self._received = self._received, []
         return received
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        """Settle messages for good; on its way to the broker when this returns."""
+        """Acknowledge messages; on return the acknowledgements are sent, but not confirmed."""
         for delivery in deliveries:
             delivery.message.ack()
         flush = getattr(self._channel, "flush", None)
@@ -199,50 +198,53 @@ class Link:
             flush()
 
     def release(self, deliveries: Iterable[Delivery]) -> None:
-        """Give messages back, for any consumer."""
+        """Make messages ready again, for any consumer."""
         for delivery in deliveries:
             delivery.message.requeue()
 
     def refuse(self, deliveries: Iterable[Delivery]) -> None:
-        """Have the broker put messages into the queue's dead letters, where it can do that."""
-        raise NotImplementedError(f"{type(self).__name__} reads every message whole")
+        """Let the broker move messages to the queue's dead letters, if it supports that."""
+        raise NotImplementedError(f"{type(self).__name__} receives every message in full")
 
     def life(self) -> str | None:
-        """Which life of the broker this is: another after each restart in which one may have
-        forgotten the last it had confirmed, and always the same of one that never forgets.
+        """Return an id of the broker's present run, or ``None`` if the transport has none.
 
-        ``None`` where the transport cannot tell.
+        It changes with each restart in which the broker may have lost the latest messages it had
+        confirmed. For a broker that never loses them it is always the same.
         """
         return self._channel.life() if isinstance(self._channel, LeasedChannel) else None
 
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
-        """What a driver raises, beside ``OSError``, when its broker has gone away."""
+        """The exceptions, besides ``OSError``, that the driver raises for a lost connection."""
         return tuple(self._connection.connection_errors)
 
     @property
     def is_inherited(self) -> bool:
-        """Whether it was made before a fork and may not be used here; never for those that mind."""
+        """Whether the connection is a parent process's, so that this process must not use it.
+
+        Always false here; ``AmqpLink`` overrides it.
+        """
         return False
 
     def close(self) -> None:
-        """Disconnect; what is not settled goes back. Idempotent."""
+        """Disconnect; messages that are not settled become ready again. Idempotent."""
         channel, self._channel = self._channel, None
         if isinstance(channel, virtual.Channel) and not isinstance(channel, LeasedChannel):
-            # Some of kombu's own would let it perish with the channel.
+            # Some of kombu's transports would lose these messages with the channel.
             channel.qos.restore_unacked()
         self._connection.close()
 
     def drop(self) -> None:
-        """Disconnect after a failure, without a word to the broker. Idempotent."""
+        """Disconnect after a failure, without notice to the broker. Idempotent."""
         self._connection.close()
 
-    def _take(self, message: message.Message) -> None:
+    def _on_message(self, message: message.Message) -> None:
         self._received.append(delivery_of(message, self._queue))
 
 
 def delivery_of(message: Any, queue: str) -> Delivery:
-    """What the bus sees of a message, whatever its sender put into it."""
+    """Return a message as a ``Delivery``, whatever values its sender has put into it."""
     body, content_type = message.body, message.content_type
     if isinstance(body, str):
         body = body.encode("utf-8", "surrogateescape")
@@ -258,5 +260,5 @@ def delivery_of(message: Any, queue: str) -> Delivery:
     )
 
 
-def _dict(held: Any) -> dict[str, Any]:
-    return held if isinstance(held, dict) else {}
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

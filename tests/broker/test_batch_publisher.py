@@ -1,4 +1,4 @@
-"""The batching publisher: batches, back-pressure, a broker that is slow or away."""
+"""The batching publisher: batches, back-pressure, slow and unreachable brokers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eventsync.broker.batch_publisher import BatchPublisher
 from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
-from eventsync.errors import BusUnavailableError, UnroutableError
+from eventsync.errors import BusError, BusUnavailableError, UnroutableError
 from eventsync.testing.fake import FakeBus
 
 CLOCK = Clock()
@@ -26,7 +26,7 @@ def change(key=1, type="Item"):
 
 
 class Gated(FakeBus):
-    """A broker that takes nothing until its gate is open, and notes its batches."""
+    """A broker that blocks until its gate is open, and records its batches."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ def bus():
 
 
 def test_many_become_few(bus):
-    """What is sent meanwhile goes in one batch, in order, and the futures are done after it."""
+    """Changes sent while the broker is busy are published in few batches, in order."""
     with BatchPublisher(bus) as publisher:
         futures = [publisher.send(change(n)) for n in range(200)]
         assert not any(future.done() for future in futures)
@@ -57,7 +57,7 @@ def test_many_become_few(bus):
 
 
 def test_batches_are_bounded(bus):
-    """No batch has more envelopes than it may, nor two record types."""
+    """No batch has more than ``max_count`` envelopes or two record types."""
     bus.gate.set()
     with BatchPublisher(bus, max_count=10, linger=0.05) as publisher:
         for number in range(25):
@@ -67,7 +67,7 @@ def test_batches_are_bounded(bus):
 
 
 def test_what_one_call_gave_goes_together(bus):
-    """A publish of more than a batch has is one batch, with nothing else in it; none is nothing."""
+    """The envelopes of one publish are one batch of their own, even if they exceed its limit."""
     bus.gate.set()
     with BatchPublisher(bus, max_count=10, linger=1.0) as publisher:
         publisher.send(change(0))
@@ -77,16 +77,16 @@ def test_what_one_call_gave_goes_together(bus):
 
 
 def test_full_buffer_holds_producers_back(bus):
-    """When the broker blocks, memory stays bounded, and the error says so after the timeout."""
+    """When the broker blocks, the buffer stays bounded and ``send`` fails after the timeout."""
     with BatchPublisher(bus, buffer_bytes=2000, timeout=0.2) as publisher:
-        with pytest.raises(BusUnavailableError, match="no room came"):
+        with pytest.raises(BusUnavailableError, match="buffer stayed full"):
             list(map(publisher.send, map(change, range(1000))))
         assert publisher._size <= 2000
         bus.gate.set()
 
 
 def test_broker_that_comes_back(bus):
-    """What is sent while the broker is away is delivered when it is back."""
+    """Changes sent while the broker is unreachable are published when it is back."""
     bus.gate.set()
     bus.away = True
     with BatchPublisher(bus) as publisher:
@@ -97,7 +97,7 @@ def test_broker_that_comes_back(bus):
 
 
 def test_broker_that_stays_away(bus):
-    """A publish fails with a clear error when the broker does not come back in time."""
+    """A publish fails when the broker stays unreachable for the timeout."""
     bus.gate.set()
     bus.away = True
     with BatchPublisher(bus, timeout=0.1) as publisher:
@@ -107,8 +107,29 @@ def test_broker_that_stays_away(bus):
             publisher.send(change()).result(10)
 
 
+def test_a_refused_change_fails_alone(bus):
+    """A change that the broker refuses fails its own future only, though others share its batch."""
+    refused = bus.encode(change(7))
+
+    class Refusing(Gated):
+        def publish(self, type, envelopes):
+            if refused in envelopes:
+                raise BusError("too large for the test")
+            super().publish(type, envelopes)
+
+    refusing = Refusing()
+    refusing.gate.set()
+    with BatchPublisher(refusing, linger=0.05) as publisher:
+        good = [publisher.send(change(number)) for number in range(5)]
+        with pytest.raises(BusError, match="too large"):
+            publisher.publish("Item", [refused])
+        good += [publisher.send(change(number)) for number in range(5, 10)]
+        assert [future.result(10) for future in good] == [None] * 10
+    assert len(refusing.envelopes) == 10
+
+
 def test_loop_is_not_blocked(bus):
-    """While a coroutine waits for the broker, or for room, others go on."""
+    """Waiting for the broker or for the buffer does not block the event loop."""
 
     async def main(publisher):
         tasks = [asyncio.create_task(publisher.apublish(change(n))) for n in range(50)]
@@ -123,7 +144,7 @@ def test_loop_is_not_blocked(bus):
 
 
 def test_cancelled_before_its_turn_is_not_sent(bus):
-    """A future that is cancelled in time is not sent."""
+    """A change whose future is cancelled before its batch is published is not sent."""
     with BatchPublisher(bus, linger=0.0) as publisher:
         first = publisher.send(change(1))
         eventually(lambda: first.running())
@@ -133,7 +154,7 @@ def test_cancelled_before_its_turn_is_not_sent(bus):
 
 
 def test_on_a_broker(tmp_path):
-    """Over a real broker; what no queue takes is an error of its publisher only."""
+    """With a real broker, an unroutable change fails only its own future."""
     with Bus(f"sqlite:///{tmp_path / 'broker.db'}") as broker:
         broker.declare("crm", ["Item"])
         with BatchPublisher(broker) as publisher:
@@ -144,11 +165,11 @@ def test_on_a_broker(tmp_path):
 
 
 def test_end_of_the_process_loses_nothing(tmp_path):
-    """What was sent and not waited for is at the broker when the process has ended."""
+    """Changes that were sent but not awaited are published before the process ends."""
     script = f"""
 import sys
-sys.path[:0] = {[str(Path(__file__).parents[1])]!r}
-from broker.test_batch_publisher import *
+sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}
+from test_batch_publisher import *
 bus = Bus("sqlite:///{tmp_path / "broker.db"}")
 bus.declare("crm", ["Item"])
 publisher = BatchPublisher(bus, linger=5.0)

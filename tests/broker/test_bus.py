@@ -1,4 +1,4 @@
-"""What every broker promises the bus, tried on each of them."""
+"""The bus on each kind of broker."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from servers import eventually
 from servers.certificate import self_signed
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
+from support.publishing import publish_patiently, put
 from support.records import Product
 
-from eventsync.broker.bus import Bus, _bus_errors, dead_queue, store_queue
-from eventsync.changes.change import Change
+from eventsync.broker.bus import Bus, dead_queue, store_queue
+from eventsync.broker.kombu_errors import bus_errors
 from eventsync.changes.clock import Clock
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
@@ -42,20 +43,20 @@ from eventsync.worker.worker import Worker
 
 @pytest.fixture(scope="module")
 def rabbit():
-    """One RabbitMQ for the module; a test that kills it starts it again."""
+    """Return one RabbitMQ for the module; a test that kills it starts it again."""
     with RabbitServer() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def redis():
-    """One Redis for the module."""
+    """Return one Redis for the module."""
     with RedisServer() as server:
         yield server
 
 
 def quick(rabbit, **settings):
-    """Where to reach it when the test does not kill it: nothing waits until names are saved."""
+    """Return a URL with a short ``settle``, for tests that do not kill the server."""
     return rabbit.url + "?" + "&".join(f"{k}={v}" for k, v in {"settle": 0.01, **settings}.items())
 
 
@@ -74,7 +75,7 @@ def url(request):
 
 @pytest.fixture
 def store(request):
-    """A store's name of the test's own, and its record type."""
+    """Return a name that is unique to the test, for its store and its record type."""
     return f"s{abs(hash(request.node.nodeid))}"
 
 
@@ -86,7 +87,7 @@ def bus(url, store):
 
 
 def fetch(subscription, count):
-    """That many messages, waited for."""
+    """Wait for that many messages and return them."""
     got = []
     deadline = time.monotonic() + 20
     while len(got) < count:
@@ -114,7 +115,7 @@ def ready(bus, queue, count):
 
 
 def test_published_arrives_once(bus, store):
-    """What is published comes whole, in order, and is gone once it is acknowledged."""
+    """Published envelopes arrive complete and in order, and are gone once acknowledged."""
     bus.publish(store, [b"%d" % n for n in range(50)])
     subscription = bus.subscribe(store, [store], prefetch=20)
     bodies = []
@@ -129,7 +130,7 @@ def test_published_arrives_once(bus, store):
 
 
 def test_prefetch_is_a_limit(bus, store):
-    """No more than the prefetch count is in hand."""
+    """A consumer receives no more unsettled messages than its prefetch count."""
     bus.publish(store, [b"x"] * 10)
     subscription = bus.subscribe(store, [store], prefetch=4)
     got = fetch(subscription, 4)
@@ -141,7 +142,7 @@ def test_prefetch_is_a_limit(bus, store):
 
 
 def test_released_comes_again_with_its_attempts(bus, store):
-    """A message that was given back comes again, counted; what was not settled too."""
+    """A released or unsettled message is delivered again, and its attempts are counted."""
     bus.publish(store, [b"x"])
     subscription = bus.subscribe(store, [store], prefetch=1)
     (first,) = fetch(subscription, 1)
@@ -156,7 +157,7 @@ def test_released_comes_again_with_its_attempts(bus, store):
 
 
 def test_unroutable_is_an_error(bus, store):
-    """A type that no queue takes is an error, and a queue that is not there; then all works on."""
+    """Publishing an unroutable type, or to a missing queue, raises and breaks nothing."""
     with pytest.raises(UnroutableError):
         bus.publish(f"{store}x", [b"x"])
     with pytest.raises(UnroutableError):
@@ -166,13 +167,13 @@ def test_unroutable_is_an_error(bus, store):
 
 
 def test_missing_queue_is_an_error(bus, store):
-    """The state of a queue that is not there is an error."""
+    """Asking for the state of a missing queue raises an error."""
     with pytest.raises(BusError, match=r"no queue|NOT_FOUND"):
         bus.state(store_queue(f"{store}x"))
 
 
 def test_letters_are_read_and_settled(bus, store):
-    """Letters are there for the next look until they are settled, however often one looks."""
+    """Letters can be read any number of times until they are settled."""
     bus.dead_letter(store, [letter(n) for n in range(3)])
     bus.hold(store, [letter(7)])
     for _ in range(3):
@@ -188,7 +189,7 @@ def test_letters_are_read_and_settled(bus, store):
 
 
 def test_threads_publish(bus, store):
-    """Several threads may publish through one bus; nothing is lost."""
+    """Several threads publish through one bus and nothing is lost."""
     threads = [threading.Thread(target=bus.publish, args=(store, [b"x"] * 50)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -207,7 +208,7 @@ def raw_channel(rabbit):
 
 
 def test_texts_that_are_not_utf8_stop_nothing(rabbit, store):
-    """A routing key, a content type and a header that no driver can read end as a dead letter."""
+    """A message whose routing key, content type and headers are not UTF-8 is dead-lettered."""
     with Bus(quick(rabbit)) as bus:
         worker = Worker(Store(store, MemoryAccessor(Product)).open(), bus)
         bus.declare(store, ["Product"])
@@ -228,7 +229,7 @@ def test_texts_that_are_not_utf8_stop_nothing(rabbit, store):
 
 
 def test_too_large_message_goes_to_the_dead_letters_unread(rabbit, store):
-    """A message over the limit is moved by the broker, and shown with its size."""
+    """The broker moves a message over the limit to the dead letters, which show its size."""
     with Bus(quick(rabbit), max_message=100_000) as bus:
         worker = Worker(Store(store, MemoryAccessor(Product)).open(), bus)
         bus.declare(store, ["Product"])
@@ -242,32 +243,21 @@ def test_too_large_message_goes_to_the_dead_letters_unread(rabbit, store):
 
 
 class Slow(MemoryAccessor):
-    """Takes its time."""
+    """An accessor whose writes take eight seconds."""
 
     def write_rows(self, writes, removals, transaction):
         time.sleep(8)
         super().write_rows(writes, removals, transaction)
 
 
-def change(clock, number):
-    return Change(
-        type="Product",
-        key=str(number),
-        op="put",
-        version=clock.tick(),
-        data={"id": number, "name": "x"},
-        source="t",
-    )
-
-
 @pytest.mark.slow
 def test_heartbeats_go_on_while_the_store_is_busy(rabbit, store):
-    """An apply of four times the heartbeat keeps the connection: it is done once."""
+    """An apply that takes four heartbeats does not break the connection and runs once."""
     with Bus(quick(rabbit, heartbeat=2)) as bus:
         held = Store(store, Slow(Product)).open()
         worker = Worker(held, bus)
         bus.declare(store, ["Product"])
-        bus.send_to(store, [bus.encode(change(Clock(), 1))])
+        bus.send_to(store, [bus.encode(put(1))])
         assert worker.drain(timeout=0.5) == 1
         assert worker.outcomes == {Outcome.APPLIED: 1}
         assert held.count(Product) == 1
@@ -275,7 +265,7 @@ def test_heartbeats_go_on_while_the_store_is_busy(rabbit, store):
 
 
 def test_deleted_queue_is_noticed(rabbit, store):
-    """A consumer whose queue is deleted is told."""
+    """A consumer whose queue is deleted gets an error."""
     with Bus(quick(rabbit)) as bus:
         subscription = bus.subscribe(store, ["Product"], prefetch=1)
         channel = raw_channel(rabbit)
@@ -288,7 +278,7 @@ def test_deleted_queue_is_noticed(rabbit, store):
 
 @pytest.mark.slow
 def test_blocked_broker_is_an_error(rabbit, store):
-    """A broker short of memory makes publishing fail after the timeout, not hang."""
+    """Publishing to a broker short of memory fails after the timeout and does not hang."""
 
     def watermark(fraction):
         rabbit.ctl("set_vm_memory_high_watermark", fraction)
@@ -308,7 +298,7 @@ def test_blocked_broker_is_an_error(rabbit, store):
 
 @pytest.mark.slow
 def test_worker_outlives_the_broker(rabbit, store):
-    """A broker that is killed and started again is waited for, and nothing is lost."""
+    """A worker waits for a broker that is killed and started again, and nothing is lost."""
     clock = Clock()
     with Bus(rabbit.url, message_envelopes=5) as bus, Bus(rabbit.url) as own:
         held = Store(store, MemoryAccessor(Product)).open()
@@ -321,7 +311,7 @@ def test_worker_outlives_the_broker(rabbit, store):
                 if number == 150:
                     rabbit.kill()
                     rabbit.start()
-                eventually(lambda n=number: sent(bus, store, change(clock, n)), timeout=60)
+                eventually(lambda n=number: sent(bus, store, put(n, clock=clock)), timeout=60)
             eventually(lambda: held.count(Product) == 300, timeout=60)
         finally:
             worker.stop()
@@ -329,7 +319,7 @@ def test_worker_outlives_the_broker(rabbit, store):
 
 
 def sent(bus, store, change):
-    """Whether the broker took it; it may be away for the moment."""
+    """Return whether the broker took the change; false if it is unreachable."""
     try:
         bus.send_to(store, [bus.encode(change)])
     except BusUnavailableError:
@@ -339,19 +329,18 @@ def sent(bus, store, change):
 
 @pytest.mark.slow
 def test_confirmed_in_a_new_queue_survives_a_kill(rabbit, store):
-    """What is confirmed in a queue just made is there after SIGKILL, and the queue works on."""
+    """A message confirmed in a new queue survives SIGKILL, and the queue still works."""
     with Bus(rabbit.url) as bus:
         bus.declare(store, ["Product"])
         bus.publish("Product", [b"x"])
         rabbit.kill()
         rabbit.start()
-        eventually(lambda: sent(bus, store, change(Clock(), 1)))
+        eventually(lambda: sent(bus, store, put(1)))
         ready(bus, store_queue(store), 2)
 
 
 def test_clean_releases_are_no_crashes(rabbit, store):
-    """However often a message is given back, by release or by leaving, it counts once; a connection
-    that breaks with it in hand counts each time."""
+    """All releases of a message count as one delivery; each broken connection counts as one."""
     with Bus(quick(rabbit)) as bus:
         bus.declare(store, ["Product"])
         bus.publish("Product", [b"x"])
@@ -373,19 +362,19 @@ def test_clean_releases_are_no_crashes(rabbit, store):
 
 
 class Away(MemoryAccessor):
-    """Cannot be written."""
+    """An accessor whose writes fail because the store is unreachable."""
 
     def write_rows(self, writes, removals, transaction):
         raise StoreUnavailableError("away for the test")
 
 
 def test_a_store_that_is_down_for_long_has_no_dead_letters(rabbit, store):
-    """More failed rounds than ``max_deliveries`` leave the work in the queue."""
+    """More failed deliveries than ``max_deliveries`` leave a message in the queue."""
     with Bus(quick(rabbit)) as bus:
         options = Options(retry_for=0.01, max_deliveries=2)
         worker = Worker(Store(store, Away(Product)).open(), bus, options=options)
         bus.declare(store, ["Product"])
-        bus.send_to(store, [bus.encode(change(Clock(), 1))])
+        bus.send_to(store, [bus.encode(put(1))])
         for _ in range(5):
             with pytest.raises(StoreUnavailableError):
                 worker.drain(timeout=5.0)
@@ -394,7 +383,7 @@ def test_a_store_that_is_down_for_long_has_no_dead_letters(rabbit, store):
 
 
 def test_a_fork_leaves_the_connection_to_the_parent(rabbit, store):
-    """A child makes its own connection, and its end breaks nothing for its parent."""
+    """A forked child opens its own connection, and its end does not break its parent's."""
     with Bus(quick(rabbit)) as bus:
         bus.declare(store, ["Product"])
         child = multiprocessing.get_context("fork").Process(
@@ -411,15 +400,15 @@ def test_a_fork_leaves_the_connection_to_the_parent(rabbit, store):
 
 
 def test_a_mistake_of_ours_is_not_taken_for_a_lost_connection(rabbit):
-    """An attribute that is not there is told as it is while the connection stands."""
+    """An ``AttributeError`` is raised unchanged while the connection is open."""
     link = connect(quick(rabbit), max_message=1000)
-    with pytest.raises(AttributeError, match="mistake"), link._errors("test"):
+    with pytest.raises(AttributeError, match="mistake"), link.session.errors("test"):
         raise AttributeError("mistake")
     link.close()
 
 
 def test_a_restarted_redis_gets_the_latest_again():
-    """A server that was restarted and has forgotten is told again, though nobody saw it away."""
+    """Changes that a restarted Redis has lost are published again, once."""
     here = Store("here", MemoryAccessor(Product))
     with RedisServer(fsync="always") as server, Bus(server.url) as bus, here.open(publisher=bus):
         bus.declare("here", here.accessors)
@@ -440,7 +429,7 @@ def test_a_restarted_redis_gets_the_latest_again():
 
 
 def test_a_worker_outlives_a_broker_of_kombus_own_kind(monkeypatch):
-    """What a foreign transport's driver raises when its server is away is waited out."""
+    """A worker waits while the driver of kombu's own transport cannot reach its server."""
     monkeypatch.setitem(TRANSPORT_ALIASES, "stock", "kombu.transport.redis:Transport")
     store = Store("here", MemoryAccessor(Product))
     with RedisServer(fsync="always") as server, store.open():
@@ -452,7 +441,7 @@ def test_a_worker_outlives_a_broker_of_kombus_own_kind(monkeypatch):
             thread.start()
             try:
                 for number in range(3):
-                    eventually(partial(_published, bus, number))
+                    publish_patiently(bus, put(number))
                     eventually(partial(store.get, Product, number))
                     if number < 2:
                         server.kill()
@@ -467,29 +456,13 @@ def test_a_worker_outlives_a_broker_of_kombus_own_kind(monkeypatch):
 
 
 def test_a_batch_that_may_be_lost_can_be_published_again():
-    """What a foreign transport is not sure of is an outage, not a refusal."""
-    with pytest.raises(BusUnavailableError, match="uncertain"), _bus_errors("here", lambda: None):
+    """A ``BatchPublishError`` of kombu counts as an unreachable broker."""
+    with pytest.raises(BusUnavailableError, match="uncertain"), bus_errors("here", lambda: None):
         raise BatchPublishError("delivery is uncertain")
 
 
-def _published(bus, number):
-    change = Change(
-        type="Product",
-        key=str(number),
-        op="put",
-        version=Clock().tick(),
-        data={"id": number, "name": "n"},
-        source="test",
-    )
-    try:
-        bus.publish("Product", [bus.encode(change)])
-    except BusUnavailableError:
-        return False
-    return True
-
-
 class _TlsRabbit(RabbitServer):
-    """RabbitMQ that is reached with TLS only."""
+    """A RabbitMQ that accepts only TLS."""
 
     def prepare(self):
         super().prepare()
@@ -516,7 +489,7 @@ class _TlsRabbit(RabbitServer):
 
 @pytest.mark.slow
 def test_amqps_verifies_the_server(store):
-    """With amqps:// the server's certificate and name are demanded and verified."""
+    """With amqps:// the server's certificate and name are verified."""
     with _TlsRabbit() as server:
         place = f"localhost:{server.port}//?settle=0.01"
         with Bus(f"amqps://guest:guest@{place}&ca={server.certificate}") as bus:
@@ -531,7 +504,7 @@ def test_amqps_verifies_the_server(store):
 
 
 def test_confirms_out_of_order_are_counted_exactly():
-    """Each publish is settled once, whatever the order of single and multiple confirms."""
+    """Each message is counted once, in any order of single and multiple confirms."""
     confirms = Confirms()
     for _ in range(10):
         confirms.published()
@@ -550,21 +523,21 @@ def test_confirms_out_of_order_are_counted_exactly():
     "url", ["amqp://h?heartbeat=no", "amqp://h?settle=-1", "amqp://h?ca=x", "amqp://h?x=1"]
 )
 def test_wrong_settings_are_named(url):
-    """A setting that is wrong, or that nobody reads, is an error."""
+    """A wrong or unknown setting in the URL raises an error."""
     with pytest.raises(ConfigError, match=r"heartbeat|settle|ca|x"):
         connect(url, max_message=1000)
 
 
 def test_acknowledged_prefix_is_one_write(rabbit, store):
-    """Messages that are all that was delivered so far are acknowledged in one frame."""
+    """All messages delivered so far are acknowledged in one frame."""
     with Bus(quick(rabbit), message_envelopes=1) as bus:
         subscription = bus.subscribe(store, ["Product"], prefetch=50)
         bus.send_to(store, [b"x"] * 50)
         got = fetch(subscription, 50)
         link = subscription._link
         assert isinstance(link, AmqpLink)
-        with link._lock:
-            before = link._wire.bytes_sent
+        with link.session.lock:
+            before = link.session.wire.bytes_sent
             subscription.acknowledge(got)
-            assert link._wire.bytes_sent - before == 1
+            assert link.session.wire.bytes_sent - before == 1
         subscription.close()

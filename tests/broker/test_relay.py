@@ -1,4 +1,4 @@
-"""The relay of outboxes: whose turn it is, processes that are killed, a broker that is away."""
+"""The relay of outboxes: its lease, killed processes, unreachable and refusing brokers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ from eventsync.broker.bus import Bus
 from eventsync.broker.relay import Lease, Relay, serve
 from eventsync.engine.store import Store
 from eventsync.envelope.batch import split_batch
-from eventsync.errors import BusUnavailableError, ConfigError, StoreUnavailableError
+from eventsync.errors import (
+    BusError,
+    BusUnavailableError,
+    ConfigError,
+    StoreUnavailableError,
+    UnroutableError,
+)
 from eventsync.index import FileIndex
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.memory import MemoryAccessor
@@ -31,7 +37,7 @@ from eventsync.testing.fake import FakeBus
 
 
 class Away(FakeBus):
-    """A broker that is away."""
+    """A broker that is unreachable."""
 
     def publish(self, type, envelopes):
         raise BusUnavailableError("away for the test")
@@ -52,7 +58,7 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def servers():
-    """The servers that a test of the module has asked for, until the last is done."""
+    """Start each kind of server once, when a test of the module first needs it."""
     with ExitStack() as stack:
         yield cache(lambda kind: stack.enter_context(kind()))
 
@@ -68,21 +74,21 @@ INDEXES = {
 
 @pytest.fixture(params=sorted(INDEXES))
 def index(request, servers, tmp_path):
-    """An index of each kind, in which it is nobody's turn."""
+    """Return an index of each kind, in which nobody holds the lease."""
     made = INDEXES[request.param](servers, tmp_path).default_index()
     made.save_mark("relay", "")
     yield made
     made.close()
 
 
-def turn(index, clock, wait=lambda seconds: None):
+def lease(index, clock, wait=lambda seconds: None):
     return Lease(index, lifetime=10.0, monotonic=clock, wait=wait)
 
 
-def test_turn_is_one_holder_s(index):
-    """While one holds the turn and renews it no other gets it; when it lets go, another does."""
+def test_lease_has_one_holder(index):
+    """While a holder renews the lease nobody else gets it; after its release another does."""
     clock = Clock()
-    first, second = turn(index, clock), turn(index, clock)
+    first, second = lease(index, clock), lease(index, clock)
     assert first.take()
     for _ in range(10):
         clock.now += 4.0
@@ -93,10 +99,10 @@ def test_turn_is_one_holder_s(index):
     assert not first.keep()
 
 
-def test_turn_of_a_dead_holder_is_taken(index):
-    """One that has not renewed its turn for its lifetime, as seen by the other, has lost it."""
+def test_lease_of_a_dead_holder_is_taken(index):
+    """A lease that was not renewed for its lifetime is taken by another process."""
     clock = Clock()
-    dead, other = turn(index, clock), turn(index, clock)
+    dead, other = lease(index, clock), lease(index, clock)
     assert dead.take()
     assert not other.take()
     clock.now += 9.9
@@ -109,14 +115,14 @@ def test_turn_of_a_dead_holder_is_taken(index):
 
 
 def test_two_that_take_at_once(index):
-    """Of two that find the turn free at the same moment the last to write has it, alone."""
+    """Of two processes that take a free lease at once, only the last to write holds it."""
     clock = Clock()
-    second = turn(index, clock)
+    second = lease(index, clock)
     taken = []
-    first = turn(index, clock, wait=lambda seconds: taken.append(late()))
+    first = lease(index, clock, wait=lambda seconds: taken.append(late()))
 
     def late():
-        index.save_mark("relay", "")  # as the second saw it, before the first wrote
+        index.save_mark("relay", "")  # as the second saw it before the first wrote
         return second.take()
 
     assert not first.take()
@@ -124,7 +130,7 @@ def test_two_that_take_at_once(index):
 
 
 def test_backlog_is_published_in_order_and_once():
-    """A relay publishes all that waits in the order it came, and leaves nothing behind."""
+    """A relay publishes the whole outbox once, in order, and releases the lease."""
     store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
     for number in range(2500):
         store.add(Product(id=number, name="x"))
@@ -138,7 +144,7 @@ def test_backlog_is_published_in_order_and_once():
 
 
 def test_backlog_is_published_in_parts(tmp_path):
-    """A long backlog does not keep a relay from leaving: it comes back after ten thousand."""
+    """One call publishes at most ten thousand envelopes."""
     store = make(tmp_path, Away())
     with store.index.transaction() as transaction:
         transaction.send("Product", [b"x"] * 10_001)
@@ -146,8 +152,8 @@ def test_backlog_is_published_in_parts(tmp_path):
         assert [relay.run_once() for _ in range(3)] == [10_000, 1, 0]
 
 
-def test_relay_keeps_its_turn():
-    """Another waits for as long as the one that published lives, then goes on at once."""
+def test_relay_keeps_its_lease():
+    """A relay keeps the lease until it is closed; then another continues at once."""
     store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
     bus = FakeBus()
     with Relay(store, bus) as relay, Relay(store, bus) as other:
@@ -162,8 +168,8 @@ def test_relay_keeps_its_turn():
         assert relay.run_once() == 0
 
 
-def test_relay_that_has_nothing_to_do_is_seen_alive():
-    """It renews its turn though nothing comes, and reads no more than the outbox in between."""
+def test_idle_relay_renews_its_lease():
+    """A relay with an empty outbox renews its lease, but not at every call."""
     clock = Clock()
     store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
     store.add(Product(id=1, name="x"))
@@ -178,7 +184,7 @@ def test_relay_that_has_nothing_to_do_is_seen_alive():
 
 
 def test_what_is_published_leaves_the_outbox_together():
-    """Few envelopes stay there for a second, and are published once all the same; many do not."""
+    """A few published envelopes stay in the outbox for a second and are not sent twice."""
     clock = Clock()
     store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
     bus = FakeBus()
@@ -203,7 +209,7 @@ def test_what_is_published_leaves_the_outbox_together():
 
 
 def test_relay_that_loses_the_broker_lets_another_try():
-    """Another may reach it."""
+    """A relay that cannot reach the broker releases the lease to another."""
     store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
     store.add(Product(id=1, name="x"))
     with Relay(store, Away()) as relay, Relay(store, FakeBus()) as other:
@@ -212,8 +218,8 @@ def test_relay_that_loses_the_broker_lets_another_try():
         assert other.run_once() == 1
 
 
-def test_relay_lets_another_do_it():
-    """While another holds the turn a relay publishes nothing, and when that is lost it stops."""
+def test_relay_without_the_lease_publishes_nothing():
+    """A relay publishes nothing without the lease, and stops when it loses the lease."""
     store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
     store.add([Product(id=n, name="x") for n in range(3000)])
     other = Lease(store.index)
@@ -230,8 +236,68 @@ def test_relay_lets_another_do_it():
     assert store.index.load_mark("relay") == "another"
 
 
-def test_serve_waits_for_what_is_away():
-    """A broker that is away is waited for and connected to again; a wrong setting ends it."""
+class Refusing(FakeBus):
+    """A broker that refuses some bodies, and has no queue for ``Odd``."""
+
+    refused = frozenset({b"7", b"8", b"500"})
+    calls = 0
+
+    def publish(self, type, envelopes):
+        self.calls += 1
+        if type == "Odd":
+            raise UnroutableError("no queue takes Odd")
+        if self.refused.intersection(envelopes):
+            raise BusError("too large for the test")
+        super().publish(type, envelopes)
+
+
+def outbox(*rows):
+    """Return a store whose outbox has these types and bodies."""
+    store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
+    with store.index.transaction() as transaction:
+        for type, bodies in rows:
+            transaction.send(type, bodies)
+    return store
+
+
+def test_refused_envelopes_do_not_stop_the_others():
+    """Envelopes that the broker refuses stay in the outbox and raise; the others are published."""
+    bodies = [b"%d" % number for number in range(2500)]
+    store = outbox(("Product", bodies))
+    bus = Refusing()
+    with Relay(store, bus) as relay:
+        for _ in range(2):
+            with pytest.raises(BusError, match="too large"):
+                relay.run_once()
+    assert bus.envelopes == [body for body in bodies if body not in bus.refused]
+    assert [outgoing.body for outgoing in store.index.outgoing()] == [b"7", b"8", b"500"]
+    assert bus.calls < 150
+
+
+def test_an_unroutable_type_does_not_stop_the_others():
+    """Envelopes of a type that no queue takes stay in the outbox; the others are published once."""
+    store = outbox(("Odd", [b"odd"] * 900), ("Product", [b"a"]), ("Odd", [b"odd"]))
+    bus = Refusing()
+    with Relay(store, bus) as relay:
+        for _ in range(2):
+            with pytest.raises(UnroutableError):
+                relay.run_once()
+    assert bus.envelopes == [b"a"]
+    assert {outgoing.type for outgoing in store.index.outgoing(2000)} == {"Odd"}
+
+
+def test_a_broker_that_refuses_everything_is_not_tried_for_each():
+    """After ten refused envelopes and none published the relay gives up for this call."""
+    bus = Refusing()
+    bus.refused = frozenset({b"x"})
+    relay = Relay(outbox(("Product", [b"x"] * 1000)), bus)
+    with relay, pytest.raises(BusError, match="too large"):
+        relay.run_once()
+    assert bus.calls < 50
+
+
+def test_serve_waits_for_an_unreachable_broker():
+    """``serve`` reconnects to an unreachable broker; a ``ConfigError`` ends it."""
 
     class Outlet:
         name = "crm"
@@ -258,11 +324,8 @@ def test_serve_waits_for_what_is_away():
     assert Hasty.waits == [0.5, 1.0]
 
 
-def test_looks_by_how_often_something_comes():
-    """What comes often is looked for soon again, and where nothing comes it is five times a second.
-
-    What was published is told once a second.
-    """
+def test_pauses_grow_with_the_idle_time():
+    """``serve`` pauses for a tenth of the idle time, 0.2 s at most, and logs once a second."""
     clock, lines = Clock(), []
 
     class Outlet:
@@ -296,8 +359,8 @@ def test_looks_by_how_often_something_comes():
     assert lines == [1, 99]
 
 
-def test_idle_relay_reads_once_a_look(tmp_path):
-    """A look at an empty outbox is one statement, and no write."""
+def test_idle_relay_runs_one_statement(tmp_path):
+    """Looking at an empty outbox is one statement and writes nothing."""
     accessor = SqlAccessor(Product, f"sqlite:///{tmp_path / 'crm.db'}", create=True)
     statements = []
     with Store("crm", accessor, publisher=Away()) as store, Relay(store, FakeBus()) as relay:
@@ -318,13 +381,13 @@ import sys, threading, time
 from pathlib import Path
 from eventsync.broker.bus import Bus
 from eventsync.broker.relay import Relay, serve
-sys.path.insert(0, {tests!r})
-from broker.test_relay import make
+sys.path[:0] = {folders!r}
+from test_relay import make
 
 class Slow(Bus):
     def publish(self, type, envelopes):
         super().publish(type, envelopes)
-        time.sleep(float(sys.argv[2]))  # it may die between the publish and its note of it
+        time.sleep(float(sys.argv[2]))  # it may be killed before it notes the publish
 
 folder = Path(sys.argv[1])
 bus = Slow("sqlite:///" + str(folder / "broker.db"))
@@ -334,7 +397,8 @@ serve(Relay(make(folder), bus, lifetime=1.0), threading.Event(), poll=0.01)
 
 
 def begin(folder, pause):
-    script = RELAY.format(tests=str(Path(__file__).parents[1]))
+    here = Path(__file__)
+    script = RELAY.format(folders=[str(here.parents[1]), str(here.parent)])
     command = [sys.executable, "-c", script, str(folder), str(pause)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
@@ -342,7 +406,7 @@ def begin(folder, pause):
 
 
 def received(bus):
-    """The numbers that came, in their order."""
+    """Return the numbers that arrived, in their order."""
     got = []
     subscription = bus.subscribe("all", ["Product"], prefetch=1000)
     while deliveries := subscription.fetch(timeout=0.2, limit=1000):
@@ -353,7 +417,7 @@ def received(bus):
 
 
 def test_another_takes_over_from_one_that_was_killed(tmp_path):
-    """A relay that holds its turn is killed with nothing in hand: another goes on where it was."""
+    """When an idle relay that holds the lease is killed, another continues."""
     store = make(tmp_path, Away())
     bus = Bus(f"sqlite:///{tmp_path / 'broker.db'}")
     bus.declare("all", ["Product"])
@@ -380,7 +444,7 @@ def test_another_takes_over_from_one_that_was_killed(tmp_path):
         first.kill()
         first.wait()
         put(2, 3)
-        # Its lifetime is a second, from when the other has seen its last mark.
+        # The lease expires a second after the other relay has seen its last mark.
         published()
         assert holder() is not first
         put(4)
@@ -395,13 +459,13 @@ def test_another_takes_over_from_one_that_was_killed(tmp_path):
 
 @pytest.mark.slow
 def test_relays_that_are_killed(tmp_path):
-    """Three relays, one killed after another amid a backlog: all of it goes out, hardly twice."""
+    """Killed relays lose nothing and publish at most a thousand envelopes twice each."""
     backlog, kills = 20_000, 4
     count = backlog * kills
     store = make(tmp_path, Away())
 
     def pile_up(start):
-        # Straight into the outbox: how it comes there is not of interest here.
+        # Directly into the outbox, because edits are not of interest here.
         with store.index.transaction() as transaction:
             transaction.send("Product", [b"%d" % n for n in range(start, start + backlog)])
 
@@ -430,10 +494,10 @@ def test_relays_that_are_killed(tmp_path):
     assert seen == sorted(seen)
 
 
-def test_file_index_keeps_the_turn(tmp_path):
-    """A turn in an index file is seen by another connection to it."""
+def test_file_index_keeps_the_lease(tmp_path):
+    """A lease in an index file is seen through another connection."""
     clock = Clock()
-    first = turn(FileIndex(tmp_path / "index.db"), clock)
-    second = turn(FileIndex(tmp_path / "index.db"), clock)
+    first = lease(FileIndex(tmp_path / "index.db"), clock)
+    second = lease(FileIndex(tmp_path / "index.db"), clock)
     assert first.take()
     assert not second.take()

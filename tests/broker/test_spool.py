@@ -1,4 +1,4 @@
-"""The spool: durable without a broker, published in order, once more after the broker was lost."""
+"""The spool: durable without a broker, in order, republished after the broker was lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError
 
 
 class Broker:
-    """Notes what it gets; is away while told so; takes no ``Odd``."""
+    """A broker that records envelopes, can be unreachable, and has no queue for ``Odd``."""
 
     def __init__(self):
         self.got = []
@@ -69,7 +69,7 @@ def spool(tmp_path, now):
 
 
 def test_kept_over_a_restart_and_published_in_order(spool, tmp_path, now):
-    """What was taken while the broker is away is there for a new process, in its order."""
+    """Envelopes stored while the broker is unreachable survive a restart, in order."""
     bodies = [b"%d" % number for number in range(2500)]
     for start in range(0, 2500, 100):
         spool.publish("Product", bodies[start : start + 100])
@@ -85,7 +85,7 @@ def test_kept_over_a_restart_and_published_in_order(spool, tmp_path, now):
 
 
 def test_published_again_after_the_broker_was_lost(spool, now):
-    """What was confirmed in the window before the loss goes out again, and what is older not."""
+    """Only envelopes confirmed in the window before the loss are published again."""
     broker = Broker()
     relay = spool.relay(broker)
     spool.publish("Product", [b"old"])
@@ -105,7 +105,7 @@ def test_published_again_after_the_broker_was_lost(spool, now):
 
 
 def test_published_again_to_a_broker_that_was_restarted(spool, now):
-    """A broker that is back before anybody saw it away gets again what it may have forgotten."""
+    """A restarted broker gets the latest envelopes again, even if nobody saw it unreachable."""
     broker = Broker()
     relay = spool.relay(broker)
     spool.publish("Product", [b"one"])
@@ -117,7 +117,7 @@ def test_published_again_to_a_broker_that_was_restarted(spool, now):
 
 
 def test_kept_until_the_broker_has_answered_later(spool, now):
-    """What was confirmed is kept as long as no later answer shows that the broker lived on."""
+    """A confirmed envelope is kept until a later publish shows that the broker still has it."""
     broker = Broker()
     relay = spool.relay(broker)
     spool.publish("Product", [b"one"])
@@ -137,7 +137,7 @@ def test_kept_until_the_broker_has_answered_later(spool, now):
 
 
 def test_broker_is_asked_once_a_second_for_what_is_kept(spool, now):
-    """However often something comes, what was confirmed is not published again for each of it."""
+    """Checking the broker to drop kept envelopes happens at most once a second."""
     broker = Broker()
     relay = spool.relay(broker)
     for number in range(150):
@@ -150,7 +150,7 @@ def test_broker_is_asked_once_a_second_for_what_is_kept(spool, now):
 
 
 def test_new_relay_publishes_again_what_is_kept(spool):
-    """A relay that begins does not know what became of the broker, and publishes again."""
+    """A new relay publishes the kept envelopes again."""
     broker = Broker()
     spool.publish("Product", [b"one"])
     relay_once(spool, broker)
@@ -159,7 +159,7 @@ def test_new_relay_publishes_again_what_is_kept(spool):
 
 
 def test_a_type_that_nobody_takes_stops_no_other(spool):
-    """Envelopes that no store takes wait, and are told of; the others go out."""
+    """Envelopes of an unroutable type wait and raise; other types are published."""
     broker = Broker()
     spool.publish("Odd", [b"odd"])
     spool.publish("Product", [b"one"])
@@ -170,7 +170,7 @@ def test_a_type_that_nobody_takes_stops_no_other(spool):
 
 
 def test_full_spool_says_so(tmp_path, now):
-    """A spool that has reached its bound takes nothing more, whole calls only, until it is sent."""
+    """A full spool refuses a whole call, until its envelopes are published."""
     broker = Broker()
     with Spool(tmp_path / "spool.db", max_bytes=200_000, now=now) as spool:
         relay = spool.relay(broker)
@@ -190,7 +190,7 @@ def test_full_spool_says_so(tmp_path, now):
 
 
 def test_state_shows_size_and_age(spool, now):
-    """``state`` has how many wait, since when, and the bytes in use."""
+    """``state`` has the number and age of waiting envelopes, and the bytes in use."""
     assert spool.state().oldest is None
     spool.publish("Product", [b"one", b"two"])
     now.now += 90.0
@@ -200,7 +200,7 @@ def test_state_shows_size_and_age(spool, now):
 
 
 def test_one_relay_at_a_time(spool, tmp_path):
-    """While a relay publishes another one of the same file does nothing."""
+    """While one relay publishes, another relay of the same file does nothing."""
     entered, go_on = threading.Event(), threading.Event()
 
     class Slow(Broker):
@@ -224,7 +224,7 @@ def test_one_relay_at_a_time(spool, tmp_path):
 
 
 def test_signed(tmp_path):
-    """With keys a spool makes signed envelopes."""
+    """A spool with keys signs envelopes."""
     keys = Keyring.parse("a:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=")
     change = Change(
         type="Product", key="1", op="delete", version=Clock().tick(), data=None, source="t"
@@ -236,7 +236,7 @@ def test_signed(tmp_path):
 
 
 def test_wrong_files_are_told(tmp_path):
-    """Another database, a file that is none, and a missing folder are named, not written to."""
+    """A foreign database, a text file and a missing folder are refused and not changed."""
     sqlite3.connect(tmp_path / "other.db").executescript("CREATE TABLE t (a)")
     (tmp_path / "text").write_text("no database at all, only some text" * 50)
     for name in ("other.db", "text", "nowhere/spool.db"):
@@ -264,10 +264,7 @@ serve(Spool(sys.argv[1]).relay(bus), threading.Event(), poll=0.01)
 
 @pytest.mark.slow
 def test_killed_producers_and_relays(tmp_path):
-    """Producers and relays that are killed lose nothing that ``publish`` took, and keep the order.
-
-    The number printed last may be cut off by the kill, so it only counts when its line is whole.
-    """
+    """Killed producers and relays lose nothing that ``publish`` stored, and keep the order."""
     path, url = str(tmp_path / "spool.db"), f"sqlite:///{tmp_path / 'broker.db'}"
     bus = Bus(url)
     bus.declare("all", ["Product"])
@@ -284,6 +281,7 @@ def test_killed_producers_and_relays(tmp_path):
             lines += [producer.stdout.readline() for _ in range(50)]
             producer.kill()
             lines += producer.communicate()[0].splitlines(keepends=True)
+            # The kill may cut off the last line, which then does not count.
             taken |= {int(line) for line in lines if line.endswith(b"\n")}
             first += 100_000
             relays[kill % 2] = subprocess.Popen([sys.executable, "-c", RELAY, path, url])
@@ -301,6 +299,6 @@ def test_killed_producers_and_relays(tmp_path):
     subscription.close()
     bus.close()
     assert taken <= set(got)
-    # At most the one that a killed producer had not told of yet, each time.
+    # Each killed producer may have stored one number that it had not printed.
     assert len(set(got) - taken) <= 4
     assert all(a < b for a, b in pairwise(dict.fromkeys(got)))

@@ -1,4 +1,4 @@
-"""Traces from publish to apply, as the SDK of OpenTelemetry exports them."""
+"""Traces from publish to apply, as exported by the OpenTelemetry SDK."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from eventsync.worker.worker import Worker
 
 
 class Traced:
-    """A provider and the spans that it exported."""
+    """A trace provider and its exported spans."""
 
     def __init__(self, sampler=ALWAYS_ON):
         self.exporter = InMemorySpanExporter()
@@ -53,7 +53,7 @@ def linked(span):
 
 
 def test_a_change_is_followed_to_every_store(tmp_path, traced):
-    """One edit is one trace: published under the caller's span, and applied at each store."""
+    """The publish and each apply of an edit belong to the trace of its caller."""
     with Bus(f"sqlite:///{tmp_path / 'broker.db'}", tracing=traced.tracer) as bus:
         stores = [Store(name, MemoryAccessor(Product)).open() for name in ("crm", "cache")]
         origin = Store("shop", MemoryAccessor(Product), publisher=bus).open()
@@ -85,7 +85,7 @@ def test_a_change_is_followed_to_every_store(tmp_path, traced):
 
 
 def test_a_refused_change_ends_its_trace_with_an_error(tmp_path, traced):
-    """What goes to the dead letters is an error in its own trace, with its reason."""
+    """A rejected change marks its trace as an error, with the reason."""
     with Bus(f"sqlite:///{tmp_path / 'broker.db'}", tracing=traced.tracer) as bus:
         bus.declare("crm", ["Product"])
         version = Clock().tick()
@@ -100,7 +100,7 @@ def test_a_refused_change_ends_its_trace_with_an_error(tmp_path, traced):
 
 
 def test_nothing_of_a_record_is_told(tmp_path, traced):
-    """Neither values nor keys are in a span."""
+    """A span contains neither values nor keys of a record."""
     with Spool(tmp_path / "spool.db", tracing=traced.tracer) as spool:
         data = {"id": 1, "name": "Ann Secret"}
         version = Clock().tick()
@@ -111,7 +111,7 @@ def test_nothing_of_a_record_is_told(tmp_path, traced):
 
 
 def test_each_of_many_has_a_trace_of_its_own(tmp_path, traced):
-    """Also when they are encoded at once."""
+    """Changes that are encoded together have a trace each."""
     with Bus(f"sqlite:///{tmp_path / 'broker.db'}", tracing=traced.tracer) as bus:
         changes = [
             Change(type="P", key=key, op=PUT, version=Clock().tick(), data={"id": key})
@@ -123,7 +123,7 @@ def test_each_of_many_has_a_trace_of_its_own(tmp_path, traced):
 
 
 def test_what_is_not_sampled_costs_its_readers_nothing(traced):
-    """A change that is not sampled is published as it would be without traces."""
+    """A change that is not sampled is published unchanged."""
     change = Change(type="P", key="1", op=PUT, version=Clock().tick(), data={"id": 1})
     assert Traced(ALWAYS_OFF).tracer.published(change) is change
     sent = traced.tracer.published(change)
@@ -135,7 +135,7 @@ def test_what_is_not_sampled_costs_its_readers_nothing(traced):
 
 @pytest.mark.parametrize("ext", [{"traceparent": 5}, {"traceparent": "00-zz"}, {"tracestate": "a"}])
 def test_a_foreign_context_is_looked_at_with_care(traced, ext):
-    """Whatever ``ext`` holds, the batch is applied."""
+    """A malformed trace context is ignored."""
     change = Change(type="P", key="1", op=PUT, version=Clock().tick(), data={}, ext=ext)
     with traced.tracer.applying("crm", [change]) as tell:
         tell([Settled(change)])
@@ -144,7 +144,7 @@ def test_a_foreign_context_is_looked_at_with_care(traced, ext):
 
 
 def test_nothing_is_imported_that_is_not_asked_for():
-    """Without the setting no module of OpenTelemetry is loaded; without the extra it is named."""
+    """OpenTelemetry is imported only if it is set; a missing extra is named."""
     code = (
         "import sys; from eventsync.cli.deployment import Deployment\n"
         "deployment = Deployment(); deployment.bus\n"

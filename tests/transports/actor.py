@@ -14,11 +14,11 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from eventsync.transports.leased.message import Outgoing
+from eventsync.transports.leased.message import OutboundMessage
 
 
 class Commands:
-    """What an actor can be told to do."""
+    """The commands of an actor."""
 
     def __init__(self, connect: Any, url: str, options: dict[str, Any]) -> None:
         self.connection = connect(url, **options)
@@ -34,7 +34,7 @@ class Commands:
     def publish(self, bodies: list[str], exchange: str, key: str) -> None:
         """Publish text bodies in one step."""
         self.channel.publish_many(
-            [Outgoing(body.encode(), key, exchange, mandatory=True) for body in bodies]
+            [OutboundMessage(body.encode(), key, exchange, mandatory=True) for body in bodies]
         )
 
     def publish_singly(self, prefix: str, count: int, exchange: str, key: str) -> int:
@@ -44,13 +44,13 @@ class Commands:
         return count
 
     def publish_until_killed(self, exchange: str, key: str) -> None:
-        """Publish numbered bodies, saying each number once its publish has returned."""
+        """Publish numbered bodies; print each number once its publish has returned."""
         for number in range(1_000_000):
             self.publish([str(number)], exchange, key)
             print(number, flush=True)
 
     def consume(self, queue: str, prefetch: int) -> None:
-        """Start to consume; messages stay in flight."""
+        """Start to consume without settling."""
         self.channel.basic_qos(0, prefetch, False)
         self.channel.basic_consume(queue, False, self.messages.append, f"actor-{os.getpid()}")
 
@@ -93,7 +93,7 @@ class Commands:
 
 
 def main() -> None:
-    """Obey until standard input ends."""
+    """Run commands until standard input ends."""
     module, name, url, options = sys.argv[1:]
     commands = Commands(getattr(importlib.import_module(module), name), url, json.loads(options))
     print(json.dumps(["ok", os.getpid()]), flush=True)

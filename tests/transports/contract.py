@@ -24,13 +24,13 @@ from kombu import Exchange, Producer, Queue
 from kombu.exceptions import ChannelError
 
 from eventsync.errors import BusError, UnroutableError
-from eventsync.transports.leased.message import DELIVERY_COUNT, Outgoing
+from eventsync.transports.leased.message import DELIVERY_COUNT, OutboundMessage
 
 PATIENCE = 20.0  # seconds until a condition that must come true counts as failed
 
 
 def eventually(condition: Callable[[], Any], timeout: float = PATIENCE) -> Any:
-    """Return the condition's first true value; fail when there is none in time."""
+    """Wait for the condition's first true value and return it; fail after a time."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition did not come true in time"
@@ -67,7 +67,7 @@ class Actor:
         self._process.stdin.flush()
 
     def answer(self) -> Any:
-        """Return the result of the oldest command that was begun and not answered yet."""
+        """Return the result of the oldest command that has not been answered yet."""
         if not self._ready:
             self._ready = True
             self.answer()
@@ -78,7 +78,7 @@ class Actor:
         return rest[0]
 
     def line(self) -> str:
-        """Return a raw line of what the actor says, an empty one when it has died."""
+        """Return a raw line of the actor's output; empty if the actor has died."""
         assert self._process.stdout
         pipe = self._process.stdout.fileno()
         # Read from the pipe itself: what a buffered reader holds back, select would not see.
@@ -97,17 +97,17 @@ class Actor:
         return self.answer()
 
     def signal(self, number: int) -> None:
-        """Send a signal; the process is not waited for, so a dead one stays a zombie."""
+        """Send a signal without waiting for the process, so that a dead one stays a zombie."""
         os.kill(self.pid, number)
 
     def end(self) -> None:
-        """Kill the process, whatever state it is in, and collect it."""
+        """Kill the process and wait for its end."""
         self._process.kill()
         self._process.communicate()
 
 
 class TransportContract:
-    """What every leased-queue transport does."""
+    """The tests that each leased-queue transport must pass."""
 
     #: ``module:function`` that takes a URL and options and returns a kombu connection.
     connect: str
@@ -116,7 +116,7 @@ class TransportContract:
 
     @pytest.fixture
     def url(self) -> str:
-        """Return the URL of a broker that is empty."""
+        """Return the URL of an empty broker."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -128,7 +128,7 @@ class TransportContract:
     # -- publishing and routing ----------------------------------------------------------------
 
     def test_bytes_arrive_as_they_were_sent(self, broker: Broker) -> None:
-        """Body, content type, headers, properties and origin survive, whatever the bytes."""
+        """Body, content type, headers, properties and origin arrive unchanged, for any bytes."""
         broker.declare("crm", "eventsync", "topic", "customer.*")
         body = bytes(range(256)) * 3
         broker.connection.Producer(broker.channel).publish(
@@ -152,7 +152,7 @@ class TransportContract:
         assert message.delivery_info["redelivered"] is False
 
     def test_kombu_serialises_as_ever(self, broker: Broker) -> None:
-        """A plain kombu producer and consumer, with their own serialisation, work."""
+        """A plain kombu producer and consumer work with their own serialisation."""
         queue = Queue("crm", Exchange("e", "direct"), routing_key="crm", channel=broker.channel)
         queue.declare()
         got: list[Any] = []
@@ -165,7 +165,7 @@ class TransportContract:
         assert got == [{"a": [1]}]
 
     def test_order_is_kept_in_a_queue(self, broker: Broker) -> None:
-        """One consumer sees the messages of a queue in the order of their publishing."""
+        """A consumer receives the messages of a queue in the order of their publishing."""
         broker.declare("crm")
         broker.publish("crm", *map(str, range(300)))
         got = broker.receive("crm", 300, prefetch=70, settle=True)
@@ -183,61 +183,63 @@ class TransportContract:
     def test_exchanges_route(
         self, broker: Broker, kind: str, bindings: dict[str, str], key: str, expected: set[str]
     ) -> None:
-        """Direct, topic and fanout exchanges route as kombu's virtual ones do."""
+        """Direct, topic and fanout exchanges route like kombu's virtual exchanges."""
         for queue, binding in bindings.items():
             broker.declare(queue, "e", kind, binding)
-        broker.channel.publish_many([Outgoing(b"1", key, "e")])
+        broker.channel.publish_many([OutboundMessage(b"1", key, "e")])
         assert {queue for queue in bindings if broker.ready(queue)} == expected
 
     def test_a_new_binding_counts_at_once(self, broker: Broker) -> None:
-        """A publisher that has published before obeys another process's new binding."""
+        """A binding made by another process takes effect for a publisher at once."""
         broker.declare("crm", "e", "topic", "customer")
-        broker.channel.publish_many([Outgoing(b"1", "customer", "e")])
+        broker.channel.publish_many([OutboundMessage(b"1", "customer", "e")])
         broker.actor().do("declare", "cache", "e", "topic", "customer")
-        broker.channel.publish_many([Outgoing(b"2", "customer", "e")])
+        broker.channel.publish_many([OutboundMessage(b"2", "customer", "e")])
         assert [broker.ready("crm"), broker.ready("cache")] == [2, 1]
 
     def test_a_removed_binding_counts_at_once(self, broker: Broker) -> None:
-        """Unbinding in one connection ends the routing of another."""
+        """A binding removed by another connection has no effect from then on."""
         broker.declare("crm", "e", "topic", "customer")
-        broker.channel.publish_many([Outgoing(b"1", "customer", "e")])
+        broker.channel.publish_many([OutboundMessage(b"1", "customer", "e")])
         broker.other().channel.queue_unbind("crm", "e", "customer")
-        broker.channel.publish_many([Outgoing(b"2", "customer", "e")])
+        broker.channel.publish_many([OutboundMessage(b"2", "customer", "e")])
         assert broker.ready("crm") == 1
 
     def test_unroutable_is_an_error_if_mandatory(self, broker: Broker) -> None:
-        """A mandatory message without a queue raises, and its batch is not published."""
+        """An unroutable mandatory message raises, and its batch is not published."""
         broker.declare("crm", "e", "topic", "customer")
         batch = [
-            Outgoing(b"1", "customer", "e", mandatory=True),
-            Outgoing(b"2", "order", "e", mandatory=True),
+            OutboundMessage(b"1", "customer", "e", mandatory=True),
+            OutboundMessage(b"2", "order", "e", mandatory=True),
         ]
         with pytest.raises(UnroutableError, match="'order'"):
             broker.channel.publish_many(batch)
         with pytest.raises(UnroutableError):
-            broker.channel.publish_many([Outgoing(b"3", "no-such-queue", mandatory=True)])
+            broker.channel.publish_many([OutboundMessage(b"3", "no-such-queue", mandatory=True)])
         assert broker.ready("crm") == 0
 
     def test_unroutable_is_dropped_otherwise(self, broker: Broker) -> None:
-        """Without mandatory the rest of the batch is published."""
+        """An unroutable message that is not mandatory is dropped, and its batch is published."""
         broker.declare("crm", "e", "topic", "customer")
-        broker.channel.publish_many([Outgoing(b"1", "order", "e"), Outgoing(b"2", "customer", "e")])
+        broker.channel.publish_many(
+            [OutboundMessage(b"1", "order", "e"), OutboundMessage(b"2", "customer", "e")]
+        )
         assert [m.body for m in broker.receive("crm", 1)] == [b"2"]
 
     def test_unroutable_goes_to_the_deadletter_queue(self, broker: Broker) -> None:
-        """kombu's transport option names a queue for messages that no queue takes."""
+        """Unroutable messages go to the queue that kombu's transport option names."""
         broker.declare("crm", "e", "topic", "customer")
         other = broker.other(deadletter_queue="lost")
-        other.channel.publish_many([Outgoing(b"1", "order", "e")])
+        other.channel.publish_many([OutboundMessage(b"1", "order", "e")])
         assert [m.body for m in broker.receive("lost", 1)] == [b"1"]
 
     def test_the_default_exchange_makes_its_queue(self, broker: Broker) -> None:
-        """A message for a queue by name is kept even if nobody has declared the queue yet."""
-        broker.channel.publish_many([Outgoing(b"1", "later")])
+        """A message to an undeclared queue on the default exchange creates the queue."""
+        broker.channel.publish_many([OutboundMessage(b"1", "later")])
         assert [m.body for m in broker.receive("later", 1)] == [b"1"]
 
     def test_a_batch_is_published_as_one(self, broker: Broker) -> None:
-        """kombu's producer batch holds messages back until it is left, and drops them on error."""
+        """kombu's producer batch publishes at its end, and nothing after an error."""
         broker.declare("crm")
         producer: Producer = broker.connection.Producer(broker.channel, routing_key="crm")
         with producer.batch(max_size=100):
@@ -251,7 +253,7 @@ class TransportContract:
         assert broker.ready("crm") == 2
 
     def test_declarations_contradict(self, broker: Broker) -> None:
-        """An exchange declared with another type, or a type unknown, is refused."""
+        """Declaring an exchange with another or an unknown type raises."""
         broker.channel.exchange_declare("e", "topic", durable=True)
         broker.other().channel.exchange_declare("e", "topic", durable=True)
         with pytest.raises(BusError, match="another type"):
@@ -260,7 +262,7 @@ class TransportContract:
             broker.channel.exchange_declare("h", "headers")
 
     def test_what_does_not_exist_is_said(self, broker: Broker) -> None:
-        """Passive declarations, bindings, consumers and statistics of nothing raise."""
+        """Passive declarations, bindings, consumers and statistics of missing queues raise."""
         channel = broker.channel
         channel.queue_declare("crm")
         with pytest.raises(ChannelError, match="no queue 'none'"):
@@ -277,9 +279,11 @@ class TransportContract:
             channel.queue_stats("none")
 
     def test_compression_is_not_obeyed(self, broker: Broker) -> None:
-        """The body of a message that claims to be compressed comes as it was sent."""
+        """The body of a message that claims to be compressed arrives as it was sent."""
         broker.declare("crm")
-        broker.channel.publish_many([Outgoing(b"BZh9", "crm", headers={"compression": "bzip2"})])
+        broker.channel.publish_many(
+            [OutboundMessage(b"BZh9", "crm", headers={"compression": "bzip2"})]
+        )
         (message,) = broker.receive("crm", 1)
         assert message.body == b"BZh9"
         assert message.headers["compression"] == "bzip2"
@@ -288,7 +292,7 @@ class TransportContract:
     # -- leasing and settling ------------------------------------------------------------------
 
     def test_a_drain_delivers_a_batch(self, broker: Broker) -> None:
-        """One drain_events leases and delivers all that the prefetch count lets through."""
+        """One drain_events delivers as many messages as the prefetch count allows."""
         broker.declare("crm")
         broker.publish("crm", *map(str, range(30)))
         got = broker.consume("crm", prefetch=20)
@@ -304,7 +308,7 @@ class TransportContract:
         assert broker.channel.queue_stats("crm")[:2] == (5, 20)
 
     def test_queues_share_a_lease(self, broker: Broker) -> None:
-        """A deep queue does not keep a consumer from the other queue."""
+        """A long queue does not starve another queue of the same consumer."""
         broker.declare("deep")
         broker.declare("other")
         broker.publish("deep", *["d"] * 100)
@@ -319,7 +323,7 @@ class TransportContract:
         assert b"o" in [message.body for message in got]
 
     def test_acknowledged_is_gone(self, broker: Broker) -> None:
-        """A flush removes acknowledged messages and says how many; the rest stays leased."""
+        """A flush removes acknowledged messages and returns their number; others stay leased."""
         broker.declare("crm")
         broker.publish("crm", "1", "2", "3")
         first, second, _third = broker.receive("crm", 3)
@@ -330,7 +334,7 @@ class TransportContract:
         assert broker.channel.queue_stats("crm")[:2] == (0, 1)
 
     def test_acknowledging_multiple(self, broker: Broker) -> None:
-        """Acknowledging with multiple settles every message up to that one."""
+        """Acknowledging with ``multiple`` acknowledges all messages up to that one."""
         broker.declare("crm")
         broker.publish("crm", "1", "2", "3")
         messages = broker.receive("crm", 3)
@@ -339,7 +343,7 @@ class TransportContract:
         assert broker.channel.in_flight == 1
 
     def test_closing_flushes_and_gives_back(self, broker: Broker) -> None:
-        """Closing lets acknowledgements take effect and makes the rest ready, uncounted."""
+        """Closing flushes acknowledgements and releases the rest without counting a delivery."""
         broker.declare("crm")
         broker.publish("crm", "1", "2", "3")
         other = broker.other()
@@ -352,7 +356,7 @@ class TransportContract:
         assert messages[0].delivery_info["redelivered"] is True
 
     def test_requeued_comes_back_at_its_place(self, broker: Broker) -> None:
-        """A requeued message is ready at once for others, first, counted and marked."""
+        """A requeued message is delivered next, to any consumer, as counted and redelivered."""
         broker.declare("crm")
         broker.publish("crm", "1", "2")
         other = broker.other()
@@ -364,7 +368,7 @@ class TransportContract:
         assert second.delivery_info["redelivered"] is False
 
     def test_rejected_is_dropped(self, broker: Broker) -> None:
-        """A message rejected without requeue is removed by the next flush."""
+        """A message rejected without requeue is removed at the next flush."""
         broker.declare("crm")
         broker.publish("crm", "1")
         broker.receive("crm", 1)[0].reject()
@@ -372,7 +376,7 @@ class TransportContract:
         assert broker.channel.queue_stats("crm")[:2] == (0, 0)
 
     def test_released_in_bulk(self, broker: Broker) -> None:
-        """Many messages go back in one call, their delivery count as the caller says."""
+        """One call releases many messages, and counts deliveries as the caller asks."""
         broker.declare("crm")
         broker.publish("crm", *"abcd")
         other = broker.other()
@@ -383,7 +387,7 @@ class TransportContract:
         assert counts == [1, 1, 0, 0]
 
     def test_recover_gives_everything_back(self, broker: Broker) -> None:
-        """basic_recover makes all that is in flight ready again."""
+        """basic_recover makes all messages in flight ready again."""
         broker.declare("crm")
         broker.publish("crm", "1", "2")
         other = broker.other()
@@ -393,7 +397,7 @@ class TransportContract:
         assert len(broker.receive("crm", 2)) == 2
 
     def test_cancelling_gives_back_what_was_not_delivered(self, broker: Broker) -> None:
-        """A consumer that cancels itself amid a batch keeps what it saw and no more."""
+        """A consumer that cancels itself within a batch keeps only the messages it has seen."""
         broker.declare("crm")
         broker.publish("crm", "1", "2", "3")
         got: list[Any] = []
@@ -408,7 +412,7 @@ class TransportContract:
         assert broker.channel.queue_stats("crm")[:2] == (2, 1)
 
     def test_a_consumer_that_raises_loses_nothing(self, broker: Broker) -> None:
-        """What a failing consumer has not seen yet comes with the next drain."""
+        """Messages that a failing consumer has not seen are delivered by the next drain."""
         broker.declare("crm")
         broker.publish("crm", "1", "2", "3")
         got: list[bytes] = []
@@ -425,7 +429,7 @@ class TransportContract:
         assert got == [b"1", b"2", b"3"]
 
     def test_no_ack_needs_no_acknowledgement(self, broker: Broker) -> None:
-        """A consumer without acknowledgements removes what it was given."""
+        """A consumer with no_ack removes the messages that it receives."""
         broker.declare("crm")
         broker.publish("crm", "1", "2")
         got: list[Any] = []
@@ -436,7 +440,7 @@ class TransportContract:
         assert broker.channel.queue_stats("crm")[:2] == (0, 0)
 
     def test_getting_one(self, broker: Broker) -> None:
-        """basic_get leases one message, which can be acknowledged or released, or says None."""
+        """basic_get leases one message, or returns None if there is none."""
         broker.declare("crm")
         broker.publish("crm", "1")
         first = broker.channel.basic_get("crm")
@@ -450,7 +454,7 @@ class TransportContract:
         assert broker.channel.queue_stats("crm")[:2] == (0, 0)
 
     def test_a_queue_as_a_whole(self, broker: Broker) -> None:
-        """Size, purge and delete count the ready messages; purge spares the leased."""
+        """Size, purge and delete count ready messages; purge leaves leased messages."""
         broker.declare("crm")
         broker.publish("crm", "1", "2", "3")
         message = broker.channel.basic_get("crm")
@@ -471,16 +475,16 @@ class TransportContract:
         assert broker.ready("crm") == 0
 
     def test_copies_are_settled_apart(self, broker: Broker) -> None:
-        """A message in two queues is whole for the second after the first is done with it."""
+        """Acknowledging a message in one queue leaves its copy in another queue intact."""
         broker.declare("crm", "e", "fanout", "")
         broker.declare("cache", "e", "fanout", "")
-        broker.channel.publish_many([Outgoing(b"x" * 1000, "k", "e")])
+        broker.channel.publish_many([OutboundMessage(b"x" * 1000, "k", "e")])
         broker.receive("crm", 1)[0].ack()
         broker.channel.flush()
         assert [m.body for m in broker.other().receive("cache", 1)] == [b"x" * 1000]
 
     def test_an_acknowledgement_from_another_thread_counts(self, broker: Broker) -> None:
-        """Acknowledgements come in from any thread, in their thousands, and none is lost."""
+        """Thousands of acknowledgements from other threads all take effect."""
         broker.declare("crm")
         broker.publish("crm", *["x"] * 2000)
         messages = broker.receive("crm", 2000)
@@ -498,7 +502,7 @@ class TransportContract:
     # -- waiting -------------------------------------------------------------------------------
 
     def test_waiting_ends_when_a_message_comes(self, broker: Broker) -> None:
-        """A consumer that waits gets a message of another process soon after its publish."""
+        """A waiting consumer soon receives a message that another process publishes."""
         broker.declare("crm")
         broker.actor().do("publish", ["first"], "", "crm")
         got = broker.consume("crm")
@@ -509,7 +513,7 @@ class TransportContract:
             published: list[float] = []
 
             def publish(at: list[float] = published) -> None:
-                other.channel.publish_many([Outgoing(b"x", "crm")])
+                other.channel.publish_many([OutboundMessage(b"x", "crm")])
                 at.append(time.monotonic())
 
             timer = threading.Timer(0.05, publish)
@@ -532,7 +536,7 @@ class TransportContract:
         assert 0.1 <= time.monotonic() - started < PATIENCE
 
     def test_waiting_flushes_first(self, broker: Broker) -> None:
-        """An acknowledgement takes effect before the consumer waits for more."""
+        """Acknowledgements are flushed before the consumer waits for messages."""
         broker.declare("crm")
         broker.publish("crm", "1")
         broker.receive("crm", 1)[0].ack()
@@ -543,7 +547,7 @@ class TransportContract:
     # -- processes that die, stall and compete -------------------------------------------------
 
     def test_a_killed_consumer_is_succeeded(self, broker: Broker) -> None:
-        """What a killed consumer held is delivered to another: at once where death shows."""
+        """The messages of a killed consumer go to another, at once if its death is visible."""
         broker.declare("crm")
         broker.publish("crm", *map(str, range(50)))
         lease = 3600.0 if self.knows_the_dead else 1.0
@@ -560,7 +564,7 @@ class TransportContract:
         assert all(m.delivery_info["redelivered"] is bool(m.headers[DELIVERY_COUNT]) for m in got)
 
     def test_a_stalled_consumer_is_succeeded(self, broker: Broker) -> None:
-        """A consumer stopped past its lease loses its messages; its late settling does nothing."""
+        """A consumer stopped past its lease loses its messages; late settling has no effect."""
         broker.declare("crm")
         broker.publish("crm", "1", "2", "3")
         actor = broker.actor(lease=0.6)
@@ -589,7 +593,7 @@ class TransportContract:
         assert actor.do("acknowledge") == 1
 
     def test_a_busy_consumer_is_not_succeeded(self, broker: Broker) -> None:
-        """A consumer that works longer than its lease keeps its messages by the upkeep."""
+        """A consumer busy for longer than its lease keeps its messages."""
         broker.declare("crm")
         broker.publish("crm", "1")
         busy = broker.other(lease=0.8)
@@ -604,7 +608,7 @@ class TransportContract:
         assert busy.channel.flush() == 1
 
     def test_a_publish_outlives_its_producer(self, broker: Broker) -> None:
-        """Each message whose publish returned before the producer was killed is there, once."""
+        """Each message whose publish returned before the producer was killed is stored once."""
         broker.declare("crm")
         actor = broker.actor()
         actor.begin("publish_until_killed", "", "crm")
@@ -619,7 +623,7 @@ class TransportContract:
         assert bodies == list(range(count))
 
     def test_processes_compete(self, broker: Broker) -> None:
-        """Four producers and four consumers at once: everything arrives, each message once."""
+        """With four producers and four consumers, each message arrives exactly once."""
         broker.declare("crm")
         consumers = [broker.actor() for _ in range(4)]
         producers = [broker.actor() for _ in range(4)]
@@ -637,7 +641,7 @@ class TransportContract:
         assert broker.channel.queue_stats("crm")[:2] == (0, 0)
 
     def test_a_fork_starts_anew(self, broker: Broker) -> None:
-        """A forked child leases and publishes for itself and leaves its parent's leases alone."""
+        """A forked child leases and publishes by itself and leaves its parent's leases alone."""
         broker.declare("crm")
         broker.publish("crm", "1", "2")
         got = broker.consume("crm", prefetch=1)
@@ -662,7 +666,7 @@ class TransportContract:
 
 
 def in_a_fork(work: Callable[[], None]) -> None:
-    """Do the work in a forked child and fail if it fails there."""
+    """Run a function in a forked child; fail if it fails there."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -677,7 +681,7 @@ def in_a_fork(work: Callable[[], None]) -> None:
 
 
 class Broker:
-    """A connection with a channel, and short ways to what tests do with it."""
+    """A connection with a channel, and shortcuts for tests."""
 
     def __init__(self, connect: str, url: str, stack: ExitStack, **options: Any) -> None:
         module, name = connect.split(":")
@@ -691,7 +695,7 @@ class Broker:
     @classmethod
     @contextmanager
     def opened(cls, connect: str, url: str) -> Iterator[Broker]:
-        """Open a broker for a block, and close it with all that came of it."""
+        """Open a broker for the block; close it with all its connections and actors."""
         with ExitStack() as stack:
             yield cls(connect, url, stack)
 
@@ -700,7 +704,7 @@ class Broker:
         return Broker(self._connect, self.url, self._stack, **options)
 
     def actor(self, **options: Any) -> Actor:
-        """Return another process at the same broker."""
+        """Start and return another process at the same broker."""
         actor = Actor(self._connect, self.url, **options)
         self._stack.callback(actor.end)
         return actor
@@ -713,11 +717,11 @@ class Broker:
             self.channel.queue_bind(queue, exchange, key)
 
     def publish(self, queue: str, *bodies: str) -> None:
-        """Put bodies into a queue in one step."""
-        self.channel.publish_many([Outgoing(body.encode(), queue) for body in bodies])
+        """Publish bodies to a queue in one step."""
+        self.channel.publish_many([OutboundMessage(body.encode(), queue) for body in bodies])
 
     def consume(self, queue: str, *, prefetch: int = 0, into: list[Any] | None = None) -> list[Any]:
-        """Consume a queue and return the list that its messages go to."""
+        """Start to consume a queue; return the list that receives its messages."""
         got: list[Any] = [] if into is None else into
         if into is None:
             self.channel.basic_qos(0, prefetch, False)
@@ -727,7 +731,7 @@ class Broker:
     def receive(
         self, queue: str, count: int, *, prefetch: int = 0, settle: bool = False
     ) -> list[Any]:
-        """Consume a queue until that many messages have come, and stop consuming."""
+        """Consume a queue until that many messages have arrived, then stop."""
         got = self.consume(queue, prefetch=prefetch)
         tag = next(tag for tag, of in self.channel._tag_to_queue.items() if of == queue)
         settled = 0

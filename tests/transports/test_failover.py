@@ -1,4 +1,4 @@
-"""Servers that take each other's place: what a failover of Redis means to those who publish."""
+"""Failover of Redis servers, seen from a publisher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 class _Redis(RedisServer):
-    """With settings of its own."""
+    """A Redis server with additional settings."""
 
     def __init__(self, *settings: object) -> None:
         super().__init__(fsync="always")
@@ -29,7 +29,7 @@ class _Redis(RedisServer):
 
 
 class _Sentinel(Server):
-    """Watches over one service, ``main``, and needs nobody's consent."""
+    """A sentinel of one service, ``main``, that decides alone."""
 
     def __init__(self, primary: RedisServer) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _Sentinel(Server):
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """Servers that are started, until the test ends."""
+    """Collect servers that stop at the end of the test."""
     with ExitStack() as stack:
         yield stack
 
@@ -81,7 +81,7 @@ def _bodies(bus: Bus) -> list[bytes]:
 
 
 def _fail_over(bus: Bus, primary: RedisServer, replica: RedisServer) -> None:
-    """What reached the replica is there after the failover, and publishing goes on."""
+    """Fail over; check that replicated messages are kept and that publishing continues."""
     bus.declare("crm", ["Product"])
     bus.publish("Product", [b"before"])
     reached = primary.client().info("replication")["master_repl_offset"]
@@ -98,7 +98,7 @@ def _fail_over(bus: Bus, primary: RedisServer, replica: RedisServer) -> None:
 
 
 def test_sentinels_name_another_server(stack: ExitStack) -> None:
-    """When the primary is killed the bus goes on at the replica that takes its place."""
+    """When the primary is killed, the bus continues at the promoted replica."""
     primary = stack.enter_context(_Redis())
     replica = stack.enter_context(_Redis("--replicaof", "127.0.0.1", primary.port))
     sentinel = stack.enter_context(_Sentinel(primary))
@@ -119,7 +119,7 @@ def test_sentinels_name_another_server(stack: ExitStack) -> None:
 
 
 def test_a_cluster_promotes_a_replica(stack: ExitStack) -> None:
-    """When the node that has the keys is killed the bus goes on at its replica."""
+    """When the cluster node with the keys is killed, the bus continues at its replica."""
     settings = ("--cluster-enabled", "yes", "--cluster-node-timeout", 1000)
     settings += ("--cluster-announce-ip", "127.0.0.1")
     nodes = [

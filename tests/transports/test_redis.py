@@ -1,4 +1,4 @@
-"""The Redis broker: the contract of all transports, and what belongs to Redis only."""
+"""The Redis broker: the contract of leased transports, and what is specific to Redis."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transports.contract import PATIENCE, Broker, TransportContract, eventually
 
 from eventsync.broker.bus import Bus
 from eventsync.errors import BusError, BusUnavailableError, ConfigError
-from eventsync.transports.leased.message import Outgoing
+from eventsync.transports.leased.message import OutboundMessage
 from eventsync.transports.redis import scripts
 from eventsync.transports.redis.client import RedisClient
 from eventsync.transports.redis.transport import RedisSettings, advice, connect
@@ -31,7 +31,7 @@ CONNECT = "eventsync.transports.redis.transport:connect"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    """Return a Redis that syncs everything, for all tests of this module."""
+    """Return a Redis server for the module that syncs each write to the disk."""
     with RedisServer(fsync="always") as server:
         yield server
 
@@ -82,13 +82,13 @@ class TestRedisContract(TransportContract):
     ],
 )
 def test_urls_name_a_server(url: str, place: str, db: int) -> None:
-    """Each form of a URL is understood, with its defaults."""
+    """Each form of URL is parsed, with its defaults."""
     settings = RedisSettings.from_url(url)
     assert (settings.place, settings.db) == (place, db)
 
 
 def test_urls_carry_credentials_and_settings() -> None:
-    """User, password and settings come from the URL, then from the options."""
+    """User, password and settings in the URL override the options."""
     settings = RedisSettings.from_url("redis://u:p%40w@h?lease=5&prefix={x}:", lease=7, timeout=3)
     assert (settings.username, settings.password) == ("u", "p@w")
     assert (settings.lease, settings.timeout, settings.prefix) == (5.0, 3.0, "{x}:")
@@ -99,26 +99,26 @@ def test_urls_carry_credentials_and_settings() -> None:
     [
         ("http://:hidden@h", "not the URL of a Redis server"),
         ("redis://:hidden@h:port", "is wrong"),
-        ("redis://:hidden@h:70000", "no port 70000"),
+        ("redis://:hidden@h:70000", "port 70000 is not between"),
         ("redis://:hidden@h/x", "is wrong"),
-        ("redis://:hidden@h/-1", "below 0"),
-        ("redis://:hidden@a,b", "sentinels and clusters only"),
+        ("redis://:hidden@h/-1", "is negative"),
+        ("redis://:hidden@a,b", "only sentinels and clusters"),
         ("redis+socket://:hidden@h/x", "names no socket"),
         ("sentinel://:hidden@h", "names no service"),
-        ("redis://:hidden@h?leese=5", "known are ca_file"),
+        ("redis://:hidden@h?leese=5", "known settings are ca_file"),
         ("redis://:hidden@h?lease=0", "greater than 0"),
         ("redis://:hidden@h?prefix=x", "no hash tag"),
     ],
 )
 def test_wrong_urls_are_refused(url: str, message: str) -> None:
-    """A URL that is wrong says why at once, and never shows its password."""
+    """A wrong URL raises an error that says why and does not show the password."""
     with pytest.raises(ConfigError, match=message) as caught:
         connect(url)
     assert "hidden" not in str(caught.value)
 
 
 def test_the_password_is_never_shown() -> None:
-    """Neither representation, URL for people nor error has the password."""
+    """Neither the representation, the shown URL nor errors contain the password."""
     for url in ("redis://u:hid/d?en@127.0.0.1:1", "redis+socket://u:hid/d?en@/none.sock"):
         connection = connect(url)
         with pytest.raises(BusUnavailableError, match="cannot be reached") as caught:
@@ -132,14 +132,14 @@ def test_the_password_is_never_shown() -> None:
 
 
 def test_nobody_loads_the_client_library_in_vain() -> None:
-    """The bus over another transport does not load redis."""
-    code = "import sys, eventsync.bus; print('redis' in sys.modules)"
+    """A bus on another transport does not import redis."""
+    code = "import sys, eventsync.broker.bus; print('redis' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stdout.split() == ["False"], answer.stderr
 
 
 def test_a_wrong_password_is_no_passing_trouble(url: str, server: RedisServer) -> None:
-    """Credentials that are refused are not tried again."""
+    """Refused credentials raise an error that is not retryable."""
     client = server.client()
     client.execute_command("ACL", "SETUSER", "other", "on", ">right", "~*", "+@all")
     with pytest.raises(BusError, match="refuses these credentials") as caught:
@@ -152,7 +152,7 @@ def test_a_wrong_password_is_no_passing_trouble(url: str, server: RedisServer) -
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:
-    """A server is reached through a socket file."""
+    """A server is reached through a Unix socket."""
     path = tmp_path / "r.sock"
     server = RedisServer()
     command = [*server.command(), "--unixsocket", str(path)]
@@ -164,7 +164,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 
 
 def test_tls(tmp_path: Path) -> None:
-    """With rediss:// the server's certificate is demanded and verified."""
+    """With rediss:// the server's certificate is verified."""
     certificate, key = self_signed(tmp_path)
     server, port = RedisServer(), free_port()
     command = [*server.command(), "--tls-port", str(port), "--tls-auth-clients", "no"]
@@ -187,7 +187,7 @@ def test_tls(tmp_path: Path) -> None:
 
 
 def test_all_keys_are_in_one_slot(broker: Broker, server: RedisServer) -> None:
-    """A cluster keeps the keys of a deployment together, and another prefix apart."""
+    """All keys of a deployment are in one hash slot; another prefix has another."""
     other = broker.other(prefix="{other}:x:")
     for each in (broker, other):
         each.declare("crm", "e", "topic", "#")
@@ -204,7 +204,7 @@ def test_all_keys_are_in_one_slot(broker: Broker, server: RedisServer) -> None:
 
 
 def test_memory_is_bounded_by_the_backlog(broker: Broker, server: RedisServer) -> None:
-    """After a drain and a close the server holds no more than before."""
+    """After a drain and a close the server uses no more memory than before."""
     broker.declare("crm")
     client = server.client()
 
@@ -225,7 +225,7 @@ def test_memory_is_bounded_by_the_backlog(broker: Broker, server: RedisServer) -
 
 
 def test_entries_of_strangers_do_no_harm(broker: Broker, server: RedisServer) -> None:
-    """What a stranger adds to a stream comes marked, and can be settled."""
+    """Entries that other programs add to a stream are delivered and can be settled."""
     broker.declare("crm")
     client = server.client()
     stream = "{eventsync}:queue:crm"
@@ -243,7 +243,7 @@ def test_entries_of_strangers_do_no_harm(broker: Broker, server: RedisServer) ->
 
 
 def test_a_lease_is_bounded_in_bytes(broker: Broker) -> None:
-    """A lease takes no more bytes than it is told, and one message in any case."""
+    """A lease takes at most ``lease_bytes``, but at least one message."""
     broker.declare("crm")
     broker.publish("crm", *["x" * 100_000] * 10)
     other = broker.other(lease_bytes=250_000)
@@ -256,7 +256,7 @@ def test_a_lease_is_bounded_in_bytes(broker: Broker) -> None:
 
 
 def test_what_is_ready_comes_at_one_look(url: str, monkeypatch) -> None:
-    """What has come is not kept waiting for a second look that finds nothing more."""
+    """Ready messages are delivered without a second query."""
     ran: list[scripts.Script] = []
     run = RedisClient.run
 
@@ -276,7 +276,7 @@ def test_what_is_ready_comes_at_one_look(url: str, monkeypatch) -> None:
 
 
 def test_a_look_that_finds_nothing_writes_nothing(url: str, server: RedisServer) -> None:
-    """The disk, for which each write waits, is not kept busy by consumers that have no work."""
+    """A lease that finds no message writes nothing."""
     with Bus(url) as bus, server.client() as client:
         subscription = bus.subscribe("crm", ["T"], prefetch=64)
         subscription.fetch(timeout=0.0, limit=64)
@@ -289,7 +289,7 @@ def test_a_look_that_finds_nothing_writes_nothing(url: str, server: RedisServer)
 
 
 def test_forgotten_scripts_are_sent_again(broker: Broker, server: RedisServer) -> None:
-    """SCRIPT FLUSH between any two steps is not noticed."""
+    """The transport works on after SCRIPT FLUSH between any two steps."""
     client = server.client()
     client.script_flush()
     broker.declare("crm")
@@ -304,7 +304,7 @@ def test_forgotten_scripts_are_sent_again(broker: Broker, server: RedisServer) -
 
 
 def test_a_destroyed_group_comes_back(broker: Broker, server: RedisServer) -> None:
-    """After XGROUP DESTROY everything not acknowledged is delivered, and can be settled."""
+    """After XGROUP DESTROY all unacknowledged messages are delivered and can be settled."""
     broker.declare("crm")
     broker.publish("crm", "1", "2")
     got = broker.consume("crm", prefetch=3)
@@ -321,7 +321,7 @@ def test_a_destroyed_group_comes_back(broker: Broker, server: RedisServer) -> No
 
 
 def test_cut_connections_are_made_again(broker: Broker, server: RedisServer) -> None:
-    """CLIENT KILL of everybody costs an error at most; the next use works, and nothing sticks."""
+    """After CLIENT KILL at most one call fails, and no message stays leased."""
     broker.declare("crm")
     broker.publish("crm", *map(str, range(100)))
     got = broker.consume("crm", prefetch=10)
@@ -352,7 +352,7 @@ def _flushed(broker: Broker) -> bool:
 
 
 def test_a_lost_answer_leaves_nothing_behind(broker: Broker, monkeypatch) -> None:
-    """What was leased with an answer that never came is ready again, without a death."""
+    """Messages leased in a lost answer become ready again while the consumer lives."""
     broker.declare("crm")
     broker.publish("crm", "1", "2")
     got = broker.consume("crm", prefetch=1)
@@ -379,7 +379,7 @@ def test_a_lost_answer_leaves_nothing_behind(broker: Broker, monkeypatch) -> Non
 
 
 def test_an_emptied_server_is_said(broker: Broker, server: RedisServer) -> None:
-    """After FLUSHALL a consumer is told to declare again, and after that all works."""
+    """After FLUSHALL a consumer gets an error to declare again, and then works."""
     broker.declare("crm")
     broker.consume("crm")
     client = server.client()
@@ -393,7 +393,7 @@ def test_an_emptied_server_is_said(broker: Broker, server: RedisServer) -> None:
 
 
 def test_a_full_server_refuses_and_can_be_drained(broker: Broker, server: RedisServer) -> None:
-    """Without memory a publish raises a retryable error with nothing stored; consumers go on."""
+    """With full memory a publish raises a retryable error, and consumers still drain."""
     broker.declare("crm")
     broker.publish("crm", *["x" * 1000] * 100)
     client = server.client()
@@ -412,7 +412,7 @@ def test_a_full_server_refuses_and_can_be_drained(broker: Broker, server: RedisS
 
 
 def test_a_hung_server_is_an_error_in_time(broker: Broker, server: RedisServer) -> None:
-    """A server that answers nothing is given up after the timeout, and used again later."""
+    """A server that does not answer raises after the timeout and is usable later."""
     broker.declare("crm")
     other = broker.other(timeout=0.3)
     other.publish("crm", "1")
@@ -432,7 +432,7 @@ def test_a_hung_server_is_an_error_in_time(broker: Broker, server: RedisServer) 
 
 @pytest.mark.slow
 def test_a_killed_server_loses_no_publish() -> None:
-    """With appendfsync always, each publish that returned is there after SIGKILL and restart."""
+    """With appendfsync always, each publish that returned survives SIGKILL and restart."""
     with RedisServer(fsync="always") as server, Broker.opened(CONNECT, server.url) as broker:
         broker.declare("crm")
         said: set[str] = set()
@@ -460,7 +460,7 @@ def test_a_killed_server_loses_no_publish() -> None:
 
 @pytest.mark.slow
 def test_a_killed_server_loses_no_message_that_is_consumed() -> None:
-    """A server killed again and again under consumers: every message comes, none sticks."""
+    """With a server that is killed repeatedly, all messages arrive and none stays leased."""
     with RedisServer(fsync="always") as server, Broker.opened(CONNECT, server.url) as broker:
         broker.declare("crm")
         broker.publish("crm", *map(str, range(3000)))
@@ -493,7 +493,7 @@ def test_a_killed_server_loses_no_message_that_is_consumed() -> None:
 
 
 def test_the_silent_elsewhere_are_succeeded(broker: Broker, server: RedisServer) -> None:
-    """A consumer that cannot be looked up here is taken over when it has been silent."""
+    """A silent consumer on another host is taken over after ``dead_after``."""
     broker.declare("crm")
     broker.publish("crm", "1")
     elsewhere = broker.other(dead_after=0.5)
@@ -514,7 +514,7 @@ def test_the_silent_elsewhere_are_succeeded(broker: Broker, server: RedisServer)
 
 
 def test_an_outage_makes_nobody_dead(broker: Broker, server: RedisServer) -> None:
-    """After a server was away nobody counts as silent until they had time to show themselves."""
+    """After an outage consumers get time to renew before they count as dead."""
     broker.declare("crm")
     broker.publish("crm", "1")
     rival = broker.other(dead_after=0.6, timeout=0.1).channel.backend
@@ -541,7 +541,7 @@ def test_an_outage_makes_nobody_dead(broker: Broker, server: RedisServer) -> Non
 
 
 def test_the_dead_of_this_host_are_succeeded_at_once(broker: Broker) -> None:
-    """A consumer killed on this host is taken over though it may be silent for an hour."""
+    """A consumer killed on this host is taken over at once, whatever ``dead_after`` is."""
     broker.declare("crm")
     broker.publish("crm", "1")
     actor = broker.actor(dead_after=3600, lease=3600)
@@ -555,7 +555,7 @@ def test_the_dead_of_this_host_are_succeeded_at_once(broker: Broker) -> None:
 
 
 def test_sentinels_name_the_server(tmp_path: Path, url: str, server: RedisServer) -> None:
-    """A sentinel:// URL finds the primary of a service."""
+    """A sentinel:// URL finds the primary of its service."""
     port = free_port()
     config = tmp_path / "sentinel.conf"
     config.write_text(f"sentinel monitor main 127.0.0.1 {server.port} 1\n")
@@ -587,7 +587,7 @@ def test_sentinels_name_the_server(tmp_path: Path, url: str, server: RedisServer
 
 @pytest.mark.slow
 def test_a_cluster() -> None:
-    """A cluster, which refuses a script whose keys it would not keep together, is a broker too."""
+    """A cluster works as a broker, although it refuses scripts with keys of several slots."""
     server = RedisServer()
     command = [*server.command(), "--cluster-enabled", "yes"]
     command += ["--cluster-announce-ip", "127.0.0.1", "--cluster-port", str(free_port())]
@@ -600,7 +600,7 @@ def test_a_cluster() -> None:
         with Broker.opened(CONNECT, url) as broker:
             broker.declare("crm", "e", "fanout", "")
             broker.declare("cache", "e", "fanout", "")
-            broker.channel.publish_many([Outgoing(b"1", "k", "e")])
+            broker.channel.publish_many([OutboundMessage(b"1", "k", "e")])
             broker.publish("crm", "2", "3")
             got = broker.receive("crm", 3)
             got[0].ack()
@@ -621,7 +621,7 @@ def test_a_cluster() -> None:
 
 
 def test_a_restricted_default_user_is_told() -> None:
-    """Redis reads its append-only file as its default user: what that may not do would be lost."""
+    """``advice`` warns of a default user that may not replay the append-only file."""
     with RedisServer() as server, server.client() as client:
         client.acl_setuser(
             "own", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"]

@@ -1,21 +1,20 @@
-"""Bus and worker over Redis: from a publish to a store, while the server dies and comes back."""
+"""Bus and worker over Redis, with a server that is killed and started again."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 from servers import eventually
 from servers.redis import RedisServer
+from support.publishing import publish_patiently, put
 from support.records import Product
 
 from eventsync.broker.bus import Bus, dead_queue, store_queue
-from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.store import Store
-from eventsync.errors import BusUnavailableError, RejectedError
+from eventsync.errors import RejectedError
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.worker.worker import Worker
 
@@ -31,41 +30,23 @@ class Fussy(MemoryAccessor):
 
 @pytest.fixture
 def server() -> Iterator[RedisServer]:
-    """Return a Redis that syncs everything."""
+    """Return a Redis server that syncs each write to the disk."""
     with RedisServer(fsync="always") as server:
         yield server
 
 
-def publish(bus: Bus, clock: Clock, *names: tuple[int, str]) -> None:
-    """Publish a put of each; tries again while the broker is away, as an outbox does."""
-    envelopes = [
-        bus.encode(
-            Change(
-                type="Product",
-                key=str(key),
-                op="put",
-                version=clock.tick(),
-                data={"id": key, "name": name},
-                source="test",
-            )
-        )
-        for key, name in names
-    ]
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            return bus.publish("Product", envelopes)
-        except BusUnavailableError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-
 def test_a_store_is_kept_in_sync_over_redis(server: RedisServer) -> None:
-    """What is published is applied and gone from the queue; what is refused is a dead letter."""
+    """Published changes are applied and leave the queue; a refused one becomes a dead letter."""
     store = Store("crm", Fussy(Product)).open()
     with Bus(server.url) as bus:
         bus.declare("crm", ["Product"])
-        publish(bus, Clock(), (1, "a"), (2, "poison"), (1, "b"))
+        clock = Clock()
+        publish_patiently(
+            bus,
+            put(1, "a", clock=clock),
+            put(2, "poison", clock=clock),
+            put(1, "b", clock=clock),
+        )
         Worker(store, bus).drain(timeout=0.1)
         assert {r.key: r.name for r in store.find(Product)} == {"1": "b"}
         with bus.letters("crm") as letters:
@@ -78,7 +59,7 @@ def test_a_store_is_kept_in_sync_over_redis(server: RedisServer) -> None:
 
 @pytest.mark.slow
 def test_a_worker_outlives_its_server(server: RedisServer) -> None:
-    """A worker whose Redis is killed and started again goes on by itself, and loses nothing."""
+    """A worker continues without loss after its Redis server was killed and started again."""
     store = Store("crm", MemoryAccessor(Product)).open()
     with Bus(server.url) as bus, Bus(f"{server.url}?dead_after=1") as other:
         bus.declare("crm", ["Product"])
@@ -92,10 +73,10 @@ def test_a_worker_outlives_its_server(server: RedisServer) -> None:
                     server.kill()
                     restart = threading.Timer(0.5, server.start)
                     restart.start()
-                publish(bus, clock, (number, f"name {number}"))
+                publish_patiently(bus, put(number, f"name {number}", clock=clock))
             eventually(lambda: store.count(Product) == 600, what="everything is applied")
-            # And it still is a consumer: the queue does not merely hold what it had taken.
-            publish(bus, clock, (600, "last"))
+            # The worker still consumes new messages.
+            publish_patiently(bus, put(600, "last", clock=clock))
             eventually(lambda: store.count(Product) == 601, what="the last one is applied")
 
             def settled() -> bool:

@@ -1,4 +1,4 @@
-"""The embedded broker: the contract of all transports, and what belongs to a file only."""
+"""The embedded broker: the contract of leased transports, and what is specific to a file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import pytest
 from transports.contract import Broker, TransportContract, eventually, in_a_fork
 
 from eventsync.errors import BusError, BusUnavailableError, ConfigError
-from eventsync.transports.leased.message import Outgoing
+from eventsync.transports.leased.message import OutboundMessage
 from eventsync.transports.leased.process_identity import ProcessIdentity, current_process, is_dead
-from eventsync.transports.sqlite.transport import SQLiteSettings, Transport, connect
+from eventsync.transports.sqlite.transport import SQLiteSettings, SQLiteTransport, connect
 
 NOBODY = 65534
 
@@ -54,7 +54,7 @@ def broker(path: Path) -> Iterator[Broker]:
 
 
 def look(path: Path, sql: str, *values: Any) -> list[Any]:
-    """Run a statement on the file with plain sqlite3, as a stranger would."""
+    """Run a statement on the file with plain sqlite3, like another program."""
     stranger = sqlite3.connect(path, timeout=10)
     try:
         with stranger:
@@ -64,7 +64,7 @@ def look(path: Path, sql: str, *values: Any) -> list[Any]:
 
 
 def disk_usage(path: Path) -> int:
-    """Return the size of the file and its companions."""
+    """Return the size of the file and of the files that SQLite keeps beside it."""
     return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
 
 
@@ -80,7 +80,7 @@ def disk_usage(path: Path) -> int:
     ],
 )
 def test_urls_name_a_path(url: str, expected: str) -> None:
-    """Three slashes are relative to the working directory, four are absolute."""
+    """Three slashes start a path relative to the working directory, four an absolute path."""
     assert SQLiteSettings.from_url(url).path == expected
 
 
@@ -93,7 +93,7 @@ def test_urls_name_a_path(url: str, expected: str) -> None:
         ("sqlite:///", "names no file"),
         ("sqlite:///:memory:", "names no file"),
         ("sqlite:////var/lib/", "names no file"),
-        ("sqlite:////b.db?leese=5", "known are busy_timeout"),
+        ("sqlite:////b.db?leese=5", "known settings are busy_timeout"),
         ("sqlite:////b.db?lease=long", "lease='long'"),
         ("sqlite:////b.db?lease=0", "greater than 0"),
         ("sqlite:////b.db?lease=nan", "greater than 0"),
@@ -101,13 +101,13 @@ def test_urls_name_a_path(url: str, expected: str) -> None:
     ],
 )
 def test_wrong_urls_are_refused(url: str, message: str) -> None:
-    """A URL that names no file or has a wrong setting says so at once."""
+    """A URL without a file or with a wrong setting raises an error that says so."""
     with pytest.raises(ConfigError, match=message):
         connect(url)
 
 
 def test_the_url_goes_before_the_options() -> None:
-    """Settings come from the URL, then from the options; kombu's own options are let through."""
+    """Settings in the URL override the options; kombu's own options are ignored."""
     settings = SQLiteSettings.from_url(
         "sqlite:////b.db?lease=5&synchronous=normal", lease=7, lease_limit=3, max_retries=1
     )
@@ -117,7 +117,7 @@ def test_the_url_goes_before_the_options() -> None:
 def test_kombu_takes_the_transport(path: Path) -> None:
     """kombu.Connection works with the transport class, keeps the URL, and can be pickled."""
     url = f"sqlite:///{path}?lease=5"
-    with kombu.Connection(url, transport=Transport) as connection:
+    with kombu.Connection(url, transport=SQLiteTransport) as connection:
         connection.default_channel.queue_declare("crm")
         assert connection.as_uri() == url
         copy = pickle.loads(pickle.dumps(connection))
@@ -160,7 +160,7 @@ def test_a_foreign_database_is_left_alone(path: Path) -> None:
 
 
 def test_a_newer_schema_is_refused(broker: Broker, path: Path) -> None:
-    """A file of a later eventsync is not guessed at."""
+    """A file with a newer schema is refused."""
     look(path, "PRAGMA user_version = 99")
     with pytest.raises(BusError, match="schema 99"):
         connect(f"sqlite:///{path}").connect()
@@ -168,7 +168,7 @@ def test_a_newer_schema_is_refused(broker: Broker, path: Path) -> None:
 
 @pytest.mark.parametrize("read_only", ["file", "directory"])
 def test_no_permission_to_write_is_said(read_only: str) -> None:
-    """A file or directory that cannot be written is an error at once, and says what is needed."""
+    """A file or directory without write permission raises an error that names it."""
     directory = Path(tempfile.mkdtemp())
     path = directory / "broker.db"
     with connect(f"sqlite:///{path}") as connection:
@@ -192,12 +192,12 @@ def test_no_permission_to_write_is_said(read_only: str) -> None:
 
 
 def test_a_full_disk_refuses_and_recovers(broker: Broker) -> None:
-    """When there is no room a publish raises a retryable error; with room it works again."""
+    """On a full disk a publish raises a retryable error; with free space it works again."""
     broker.declare("crm")
     with broker.channel.backend._file.connection() as db:
         (used,) = db.execute("PRAGMA page_count").fetchone()
         db.execute(f"PRAGMA max_page_count={used}")
-    with pytest.raises(BusUnavailableError, match="no room left"):
+    with pytest.raises(BusUnavailableError, match="is full; nothing was stored"):
         broker.publish("crm", "x" * 100_000)
     assert isinstance(BusUnavailableError(""), broker.connection.recoverable_connection_errors)
     with broker.channel.backend._file.connection() as db:
@@ -207,7 +207,7 @@ def test_a_full_disk_refuses_and_recovers(broker: Broker) -> None:
 
 
 def test_a_file_that_was_removed_is_noticed(broker: Broker, path: Path) -> None:
-    """Publishing into a file that has been deleted raises instead of losing the message."""
+    """Publishing to a deleted file raises and does not lose the message silently."""
     broker.declare("crm")
     path.unlink()
     for _ in range(2):
@@ -223,7 +223,7 @@ def test_a_file_that_was_removed_is_noticed(broker: Broker, path: Path) -> None:
 
 
 def test_a_lock_is_waited_for(broker: Broker, path: Path) -> None:
-    """Another writer is waited for; one that never ends is an error that can be retried."""
+    """A write waits for another writer, and raises a retryable error if that takes too long."""
     broker.declare("crm")
     hasty = broker.other(busy_timeout=0.05)
     stranger = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -239,7 +239,7 @@ def test_a_lock_is_waited_for(broker: Broker, path: Path) -> None:
 
 
 def test_a_failing_upkeep_is_raised_in_the_consumer(broker: Broker, path: Path) -> None:
-    """When leases cannot be extended the consumer is told by its next drain."""
+    """If the background thread cannot extend leases, the next drain raises its error."""
     broker.declare("crm")
     broker.publish("crm", "1")
     hasty = broker.other(busy_timeout=0.05, lease=0.3)
@@ -258,7 +258,7 @@ def test_a_failing_upkeep_is_raised_in_the_consumer(broker: Broker, path: Path) 
 
 
 def test_foreign_rows_are_delivered_as_bytes(broker: Broker, path: Path) -> None:
-    """Whatever is in the columns, a consumer gets bytes and goes on to the next message."""
+    """Rows of other programs are delivered as bytes, whatever their columns hold."""
     broker.declare("crm")
     broker.publish("crm", "good")
     columns = "(id, body, headers, properties, exchange, routing_key, content_type)"
@@ -293,9 +293,9 @@ def test_foreign_rows_are_delivered_as_bytes(broker: Broker, path: Path) -> None
 
 
 def test_headers_have_to_be_json(broker: Broker) -> None:
-    """What a header cannot hold is refused at publish, by name, and nothing is stored."""
+    """A header that is not JSON is refused at publish, and nothing is stored."""
     broker.declare("crm")
-    batch = [Outgoing(b"1", "crm"), Outgoing(b"2", "crm", headers={"raw": b"\xff"})]
+    batch = [OutboundMessage(b"1", "crm"), OutboundMessage(b"2", "crm", headers={"raw": b"\xff"})]
     with pytest.raises(BusError, match="headers"):
         broker.channel.publish_many(batch)
     assert broker.ready("crm") == 0
@@ -306,7 +306,7 @@ def test_headers_have_to_be_json(broker: Broker) -> None:
 
 @pytest.mark.parametrize(("option", "expected"), [("full", 2), ("normal", 1)])
 def test_publishing_is_synchronous(broker: Broker, option: str, expected: int) -> None:
-    """Publishing synchronises as set, fully by default; leasing never more than normal."""
+    """Publishing synchronises as set, by default fully; leasing never fully."""
     other = broker.other(**({"synchronous": option} if option != "full" else {}))
     file = other.channel.backend._file
 
@@ -323,7 +323,7 @@ def test_publishing_is_synchronous(broker: Broker, option: str, expected: int) -
 
 
 def test_a_forked_child_outlives_its_parents_connection(broker: Broker) -> None:
-    """What a child publishes is in the file even after its parent has closed its connection."""
+    """Messages that a child publishes survive the closing of its parent's connection."""
     broker.declare("crm")
     closed, child_published = os.pipe(), os.pipe()
 
@@ -350,7 +350,7 @@ def test_a_forked_child_outlives_its_parents_connection(broker: Broker) -> None:
 
 
 def test_a_fork_waits_for_transactions(broker: Broker) -> None:
-    """Forking while other threads publish and consume disturbs neither side."""
+    """A fork while other threads publish and consume disturbs neither process."""
     broker.declare("crm")
     stopping = threading.Event()
     published = []
@@ -370,7 +370,7 @@ def test_a_fork_waits_for_transactions(broker: Broker) -> None:
 
 
 def test_processes_make_the_file_together(broker: Broker, tmp_path: Path) -> None:
-    """Several processes that start at once on a new file agree on its tables."""
+    """Several processes that open a new file together create its tables once."""
     urls = [f"sqlite:///{tmp_path}/fresh-{number}.db" for number in range(10)]
     start = os.pipe()
     pids = []
@@ -382,7 +382,7 @@ def test_processes_make_the_file_together(broker: Broker, tmp_path: Path) -> Non
                 os.read(start[0], 1)
                 for url in urls:
                     with connect(url) as connection:
-                        connection.default_channel.publish_many([Outgoing(b"1", "crm")])
+                        connection.default_channel.publish_many([OutboundMessage(b"1", "crm")])
                 status = 0
             finally:
                 os._exit(status)
@@ -397,14 +397,16 @@ def test_processes_make_the_file_together(broker: Broker, tmp_path: Path) -> Non
 
 
 def test_threads_share_a_file(broker: Broker) -> None:
-    """Producers and consumers as threads of one process, each with a connection, lose nothing."""
+    """Producer and consumer threads with a connection each lose nothing."""
     broker.declare("crm")
     got: list[bytes] = []
 
     def produce(number: int) -> None:
         with connect(broker.url) as connection:
             for i in range(50):
-                connection.default_channel.publish_many([Outgoing(b"%d-%d" % (number, i), "crm")])
+                connection.default_channel.publish_many(
+                    [OutboundMessage(b"%d-%d" % (number, i), "crm")]
+                )
 
     def consume() -> None:
         with connect(broker.url) as connection:
@@ -435,7 +437,7 @@ def test_threads_share_a_file(broker: Broker) -> None:
 
 
 def test_a_process_is_told_from_its_successor() -> None:
-    """Only a process of this host, boot and namespace can be known dead, by pid and start time."""
+    """``is_dead`` knows only processes of this scope, by process id and start time."""
     me = current_process()
     assert not is_dead(me, seen_from=me)
     assert is_dead(me._replace(started="1"), seen_from=me), "the process id was used again"
@@ -452,7 +454,7 @@ def test_a_process_is_told_from_its_successor() -> None:
 
 
 def test_leases_of_before_a_restart_are_void(broker: Broker, path: Path) -> None:
-    """A consumer last seen at a time to come leased before the host was restarted."""
+    """A consumer whose last refresh is in the future is from before a restart, and dead."""
     broker.declare("crm")
     broker.publish("crm", "1")
     other = broker.other()
@@ -464,7 +466,7 @@ def test_leases_of_before_a_restart_are_void(broker: Broker, path: Path) -> None
 
 
 def test_a_dropped_channel_lets_its_leases_run_out(broker: Broker) -> None:
-    """A connection that is lost without closing does not keep its messages for ever."""
+    """The leases of a channel that is dropped without closing expire."""
     broker.declare("crm")
     broker.publish("crm", "1")
     lost = connect(f"{broker.url}?lease=0.3")
@@ -476,10 +478,10 @@ def test_a_dropped_channel_lets_its_leases_run_out(broker: Broker) -> None:
 
 
 def test_nothing_is_left_behind(broker: Broker, path: Path) -> None:
-    """However messages end, their payload goes with the last queue that had them."""
+    """A payload is removed with its last delivery, however the messages are settled."""
     for queue in ("crm", "cache", "tracker"):
         broker.declare(queue, "e", "fanout", "")
-    broker.channel.publish_many([Outgoing(b"%d" % n, "k", "e") for n in range(9)])
+    broker.channel.publish_many([OutboundMessage(b"%d" % n, "k", "e") for n in range(9)])
     broker.receive("crm", 9)[4].reject()
     other = broker.other()
     for message in other.receive("cache", 9)[::2]:
@@ -503,7 +505,7 @@ def test_nothing_is_left_behind(broker: Broker, path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [1, 6_000_000])
 def test_the_file_is_small_after_a_drain(broker: Broker, path: Path, kept: int) -> None:
-    """Draining 20,000 messages gives their space back, whatever stays in another queue."""
+    """Draining 20,000 messages frees their space, while another queue keeps its messages."""
     broker.declare("crm")
     broker.declare("dead")
     broker.publish("dead", "x" * kept)
@@ -528,7 +530,7 @@ def test_the_file_is_small_after_a_drain(broker: Broker, path: Path, kept: int) 
 
 
 def test_a_lease_is_bounded_in_bytes(broker: Broker) -> None:
-    """Large messages come a few at a time, and one that is too large for the bound still comes."""
+    """A lease takes at most ``lease_bytes``, but at least one message."""
     broker.declare("crm")
     broker.publish("crm", *["x" * 1000] * 10)
     other = broker.other(lease_bytes=2500)
@@ -538,7 +540,7 @@ def test_a_lease_is_bounded_in_bytes(broker: Broker) -> None:
 
 
 def test_waiting_costs_little(broker: Broker) -> None:
-    """A consumer that waits uses a small part of a processor."""
+    """A waiting consumer uses little processor time."""
     broker.declare("crm")
     broker.consume("crm")
     before = resource.getrusage(resource.RUSAGE_SELF)

@@ -1,7 +1,4 @@
-"""The driver's connection to RabbitMQ, with what it lacks, and what its errors mean.
-
-It must not know what is sent over it.
-"""
+"""The driver's connection to RabbitMQ, made fit for forks and slow brokers, and its errors."""
 
 from __future__ import annotations
 
@@ -14,14 +11,15 @@ import amqp
 from kombu.connection import Connection as KombuConnection
 from kombu.transport import pyamqp
 
-from eventsync.transports.amqp.frames import Channel, frame_handler
+from eventsync.transports.amqp.frames import TolerantChannel, frame_handler
 from eventsync.transports.amqp.url import Endpoint
 
 __all__ = ["LOST", "REFUSED", "connection"]
 
-# Longer than the publish timeout, so that this and not the system's is what ends a wait.
+# The system's timeout is longer than the publish timeout by this, so that the latter ends a wait.
 _MARGIN: Final = 0.25
 
+# The driver's errors for a lost connection, and for a request that the broker refuses.
 LOST: Final[tuple[type[Exception], ...]] = (
     OSError,
     amqp.RecoverableConnectionError,
@@ -36,20 +34,20 @@ REFUSED: Final[tuple[type[Exception], ...]] = (
 )
 
 
-class _Connection(pyamqp.Connection):
-    Channel = Channel
+class _ForkSafeConnection(pyamqp.Connection):
+    Channel = TolerantChannel
 
     def Transport(self, *arguments: Any, **options: Any) -> Any:  # noqa: N802  # the driver's name
-        """What reads and writes the socket; in a forked child it leaves the connection alone."""
+        """Return the object that reads and writes the socket, which only its process closes."""
         transport = super().Transport(*arguments, **options)
         close, owner = transport.close, os.getpid()
-        # The driver would shut the parent's connection down once the child forgets its copy.
+        # When a child's copy is collected, the driver would shut down the parent's connection.
         transport.close = lambda: close() if os.getpid() == owner else None
         return transport
 
 
-class _Transport(pyamqp.Transport):
-    Connection = _Connection
+class _ForkSafeTransport(pyamqp.Transport):
+    Connection = _ForkSafeConnection
 
 
 def connection(
@@ -59,14 +57,17 @@ def connection(
     on_blocked: Callable[[str], None],
     on_unblocked: Callable[[], None],
 ) -> Any:
-    """A connection, made at first use, that reads messages of up to ``max_message`` bytes."""
+    """Return a kombu connection that opens at its first use.
+
+    It reads messages of up to ``max_message`` bytes, and only the beginning of longer ones.
+    """
     settings: dict[int, int] = {}
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # The driver's own second is too short for a broker that holds its publishers back.
+        # The driver's default of one second is too short for a broker that throttles publishers.
         settings[socket.TCP_USER_TIMEOUT] = int((endpoint.publish_timeout + _MARGIN) * 1000)
     untyped: Any = KombuConnection
     return untyped(
-        transport=_Transport,
+        transport=_ForkSafeTransport,
         transport_options={
             "frame_handler": frame_handler(max_message),
             "socket_settings": settings,

@@ -1,7 +1,7 @@
-"""How AMQP frames become messages: leniently, and never larger than is allowed.
+"""The reading of AMQP frames: tolerant of malformed content, and limited in size.
 
-It must not know what the bytes of a message mean. The driver's own reader raises on texts that are
-not UTF-8 and on header tables that are malformed; the broker would deliver such a message for ever.
+The driver's own reader raises on texts that are not UTF-8 and on malformed header tables. The
+broker would then deliver such a message again and again.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import amqp
 from amqp import method_framing, spec
 from kombu.transport import pyamqp
 
-__all__ = ["Channel", "frame_handler"]
+__all__ = ["TolerantChannel", "frame_handler"]
 
-_KEPT = 4096
+# So many bytes are kept of a message that is too large.
+_KEPT_BYTES = 4096
 
 
-class _Message(amqp.Message):  # type: ignore[misc]  # it has no types
-    """A message as it comes in; of one that is too large only the beginning is kept."""
+class _InboundMessage(amqp.Message):  # type: ignore[misc]  # it has no types
+    """A message that is being received; if it is too large, only its beginning is kept."""
 
     largest = 0
     properties: dict[str, Any]
@@ -28,45 +29,45 @@ class _Message(amqp.Message):  # type: ignore[misc]  # it has no types
     def _load_properties(self, class_id: int, buf: bytes, offset: int) -> int:
         try:
             loaded: int = super()._load_properties(class_id, buf, offset)
-        except Exception:  # a hostile sender decides which one the driver raises
+        except Exception:  # a hostile sender can make the driver raise any exception
             self.properties = {}
             return offset
         return loaded
 
     def inbound_body(self, buf: bytes) -> None:
-        """Take one more frame of the body."""
+        """Add one frame of the body."""
         if self.body_size > self.largest and self.body_received:
             self.body_received += len(buf)
             self.ready = self.body_received >= self.body_size
             return
         if self.body_size > self.largest:
             self.body_received += len(buf)
-            self.body = bytes(buf[:_KEPT])
+            self.body = bytes(buf[:_KEPT_BYTES])
             self.ready = self.body_received >= self.body_size
             return
         super().inbound_body(buf)
 
     @property
     def content_type(self) -> Any:
-        """The sender's word for what it is."""
+        """The content type, as the sender set it."""
         return self.properties.get("content_type")
 
     @property
     def headers(self) -> Any:
-        """The sender's and the broker's headers."""
+        """The headers that the sender and the broker set."""
         return self.properties.get("application_headers")
 
 
 def frame_handler(largest: int) -> Callable[..., Callable[[Any], bool]]:
-    """What py-amqp makes its reader of frames with; bodies over ``largest`` bytes are cut."""
+    """Return py-amqp's factory of frame readers; bodies over ``largest`` bytes are truncated."""
 
-    class Bounded(_Message):
+    class LimitedMessage(_InboundMessage):
         pass
 
-    Bounded.largest = largest
+    LimitedMessage.largest = largest
 
     def make(connection: Any, callback: Callable[..., None]) -> Callable[[Any], bool]:
-        partial: dict[int, _Message] = {}
+        partial: dict[int, _InboundMessage] = {}
 
         def done(channel: int) -> bool:
             message = partial.pop(channel)
@@ -79,11 +80,11 @@ def frame_handler(largest: int) -> Callable[..., Callable[[Any], bool]]:
             if kind == 8:
                 return False
             if (kind == 1) == (channel in partial):
-                raise amqp.UnexpectedFrame(f"a frame of type {kind} out of its order")
+                raise amqp.UnexpectedFrame(f"a frame of type {kind} is out of order")
             if kind == 1:
                 method = unpack_from(">HH", buf, 0)
                 if method in method_framing._CONTENT_METHODS:
-                    partial[channel] = Bounded(frame_method=method, frame_args=buf)
+                    partial[channel] = LimitedMessage(frame_method=method, frame_args=buf)
                     return False
                 callback(channel, method, buf, None)
                 return True
@@ -99,15 +100,15 @@ def frame_handler(largest: int) -> Callable[..., Callable[[Any], bool]]:
     return make
 
 
-class Channel(pyamqp.Channel):
-    """A channel that decodes no body, and takes a routing key that is not UTF-8."""
+class TolerantChannel(pyamqp.Channel):
+    """A channel that does not decode bodies and accepts routing keys that are not UTF-8."""
 
     def __init__(self, connection: Any, channel_id: Any = None, **options: Any) -> None:
-        # The driver would obey the sender's content encoding, whichever codec that names.
+        # The driver would decode the body with whichever codec the sender names.
         super().__init__(connection, channel_id, **{**options, "auto_decode": False})
 
     def dispatch_method(self, method_sig: tuple[int, int], payload: bytes, content: Any) -> None:
-        """Take one method from the broker."""
+        """Handle one method from the broker."""
         if method_sig == spec.Basic.Deliver and not self.is_closing:
             tag, at = _text(payload, 4)
             delivery_tag, redelivered = unpack_from(">QB", payload, at)
@@ -116,7 +117,7 @@ class Channel(pyamqp.Channel):
             self._on_basic_deliver(tag, delivery_tag, bool(redelivered), exchange, key, content)
             return
         if method_sig == spec.Basic.GetOk:
-            # The numbers before and behind the two texts keep their place.
+            # Replace bytes above ASCII in the two texts by "?"; their length bytes stay.
             second = 14 + payload[13]
             end = second + 1 + payload[second]
             texts = bytearray(byte if byte < 0x80 else 0x3F for byte in payload[14:end])

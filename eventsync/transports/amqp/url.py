@@ -1,7 +1,4 @@
-"""Where a RabbitMQ is and how to reach it, read from its URL.
-
-It must not know what a connection is used for.
-"""
+"""The URL of a RabbitMQ server and the settings in it."""
 
 from __future__ import annotations
 
@@ -26,9 +23,10 @@ _FILES: Final = {"ca": "ca_certs", "cert": "certfile", "key": "keyfile"}
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Endpoint:
-    """A broker's address; times are in seconds, ``arguments`` are kombu's, the password included.
+    """The address of a broker and the settings of the connection; times are in seconds.
 
-    ``settle``: how long a new queue is left alone before anything is confirmed in it.
+    ``arguments``: of kombu's connection, including the password. ``settle``: how long to wait
+    before the first publish to a new queue, until RabbitMQ has saved the queue.
     """
 
     arguments: dict[str, Any] = field(repr=False)
@@ -39,22 +37,25 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        """Host and port, for an error to name."""
+        """Host and port, for errors."""
         return f"{self.arguments['hostname']}:{self.arguments['port']}"
 
     @classmethod
     def parse(cls, url: str) -> Endpoint:
-        """Read a URL. Raises ``ConfigError`` that names what does not belong in it."""
+        """Return the endpoint of a URL. Raises ``ConfigError`` that names a wrong setting."""
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
-        times = {name: _seconds(name, query.pop(name, held)) for name, held in _SETTINGS.items()}
+        times = {
+            name: _seconds(name, query.pop(name, default)) for name, default in _SETTINGS.items()
+        }
         secure = parts.scheme == "amqps"
         files = {kind: query.pop(name) for name, kind in _FILES.items() if name in query}
         if query or (files and not secure):
             name = next(iter(query), None) or "ca, cert or key"
             raise ConfigError(
                 f"the broker URL has a setting that does not belong there: {name}",
-                hint=f"known are {', '.join(_SETTINGS)}, and for amqps: {', '.join(_FILES)}",
+                hint=f"known settings are {', '.join(_SETTINGS)}, and for amqps: "
+                f"{', '.join(_FILES)}",
             )
         host = parts.hostname or "localhost"
         arguments: dict[str, Any] = {
@@ -81,5 +82,8 @@ def _seconds(name: str, given: str | float) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ConfigError(f"broker setting {name} is not a number of seconds above 0")
+        raise ConfigError(
+            f"broker setting {name}={given!r} is not a number of seconds above 0",
+            hint="correct the setting in the broker URL",
+        )
     return seconds

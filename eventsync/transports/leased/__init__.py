@@ -1,1 +1,1 @@
-"""The leased-queue channel that the Redis and SQLite transports share."""
+"""The leased-queue channel, which the Redis and SQLite transports share."""

@@ -1,7 +1,4 @@
-"""Owns the contract between the leased-queue channel and what keeps its messages.
-
-It must not know kombu, nor what the bytes of a message mean.
-"""
+"""The contract between the leased-queue channel and the backend that keeps its messages."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
 from eventsync.errors import ConfigError
-from eventsync.transports.leased.message import Delivery, Outgoing
+from eventsync.transports.leased.message import LeasedMessage, OutboundMessage
 
 __all__ = [
     "Backend",
@@ -25,11 +22,12 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseSettings:
-    """How a transport leases; times in seconds.
+    """The settings of leases; times are in seconds.
 
-    ``lease``: how long a silent consumer keeps what it holds. ``reclaim_interval``: the pause
-    between two looks for dead consumers. ``lease_limit`` and ``lease_bytes`` bound one lease by
-    number and by size of the bodies (one message always passes).
+    ``lease``: how long a consumer keeps its messages without renewing their lease.
+    ``reclaim_interval``: the pause between two searches for dead consumers. ``lease_limit`` and
+    ``lease_bytes``: how many messages, and how many bytes of bodies, are leased at once. A single
+    message may be larger.
     """
 
     lease: float = 30.0
@@ -39,17 +37,17 @@ class LeaseSettings:
 
     @classmethod
     def read(cls, *, query: Mapping[str, str], options: Mapping[str, Any], **fixed: Any) -> Self:
-        """Return settings from the query of a URL and, after it, from transport options.
+        """Return settings from the query of a URL and, with lower priority, transport options.
 
-        Options of other names are kombu's and passed over; in a query they are an error.
-        Raises: ConfigError for an unknown name or a value that does not fit.
+        Options with unknown names are kombu's and ignored; in a query they are an error.
+        Raises: ConfigError for an unknown name or an invalid value.
         """
         kinds = {field.name: field.type for field in fields(cls) if field.name not in fixed}
         unknown = sorted(set(query) - set(kinds))
         if unknown:
             raise ConfigError(
                 f"the broker URL has an unknown setting {unknown[0]!r}",
-                hint=f"known are {', '.join(sorted(kinds))}",
+                hint=f"known settings are {', '.join(sorted(kinds))}",
             )
         given = {name: value for name, value in options.items() if name in kinds} | dict(query)
         convert = {"float": float, "int": int, "str": str}
@@ -59,15 +57,19 @@ class LeaseSettings:
                 values[name] = convert[str(kinds[name])](value)
             except (TypeError, ValueError) as error:
                 raise ConfigError(
-                    f"broker setting {name}={value!r} is not of type {kinds[name]}"
+                    f"broker setting {name}={value!r} is not of type {kinds[name]}",
+                    hint="correct the setting in the broker URL",
                 ) from error
             if not (isinstance(values[name], str) or values[name] > 0):
-                raise ConfigError(f"broker setting {name}={value!r} must be greater than 0")
+                raise ConfigError(
+                    f"broker setting {name}={value!r} must be greater than 0",
+                    hint="correct the setting in the broker URL",
+                )
         return cls(**values)
 
 
 class QueueStats(NamedTuple):
-    """A queue at one moment; ``oldest_age`` in seconds, None when nothing is in the queue."""
+    """The state of a queue; ``oldest_age`` is in seconds, or None if the queue is empty."""
 
     ready: int
     leased: int
@@ -75,7 +77,7 @@ class QueueStats(NamedTuple):
 
 
 class ExchangeDeclaration(NamedTuple):
-    """An exchange as it was declared."""
+    """A declared exchange."""
 
     name: str
     type: str
@@ -85,7 +87,7 @@ class ExchangeDeclaration(NamedTuple):
 
 
 class Binding(NamedTuple):
-    """A queue that takes what an exchange gets under a routing key (or pattern)."""
+    """A rule that a queue receives the messages of an exchange with a routing key or pattern."""
 
     queue: str
     exchange: str
@@ -94,7 +96,7 @@ class Binding(NamedTuple):
 
 
 class RoutingTables(NamedTuple):
-    """The whole routing of a broker at one moment; any change of it gives another ``epoch``."""
+    """All queues, exchanges and bindings of a broker; every change of them changes ``epoch``."""
 
     epoch: int
     queues: Sequence[str]
@@ -103,29 +105,29 @@ class RoutingTables(NamedTuple):
 
 
 class Backend(ABC):
-    """One consumer and publisher at the place where the messages are kept.
+    """One consumer and publisher at the server or file that keeps the messages.
 
-    Together the backends of all processes promise:
+    The backends of all processes together guarantee:
 
-    * A lease gives a message to one consumer until that acknowledges or releases it, or it is
-      taken over.
-    * It is taken over when its consumer is known dead, or has neither leased nor extended for
-      ``LeaseSettings.lease`` seconds. A late acknowledgement of it then does nothing.
-    * A stored message is removed by an acknowledgement only (or by purging or deleting its queue).
+    * A leased message belongs to one consumer until that consumer acknowledges or releases it, or
+      until it is taken over.
+    * A message is taken over if its consumer is known to be dead, or has neither leased nor
+      extended for ``LeaseSettings.lease`` seconds. A late acknowledgement then has no effect.
+    * A stored message is removed only by an acknowledgement, or by purging or deleting its queue.
 
-    Every method is thread-safe (the consumer's thread, publishers and the upkeep thread share one
-    backend) and blocks for as long as reaching the place takes, unless it says otherwise.
+    Every method is thread-safe (the consumer's thread, publishers and the keep-alive thread share
+    one backend) and blocks while it reaches the server or file, unless it says otherwise.
 
-    Raises, from every method: BusUnavailableError when trying again can help, BusError when not.
+    Raises, from every method: BusUnavailableError if a retry can help, BusError if not.
     """
 
     @abstractmethod
     def load_routing(self) -> RoutingTables:
-        """Return queues, exchanges and bindings as they are now, in one consistent read."""
+        """Return the current queues, exchanges and bindings, in one consistent read."""
 
     @abstractmethod
     def declare_queue(self, queue: str) -> None:
-        """Make a queue, durably. Idempotent."""
+        """Create a durable queue. Idempotent."""
 
     @abstractmethod
     def delete_queue(self, queue: str) -> None:
@@ -133,7 +135,7 @@ class Backend(ABC):
 
     @abstractmethod
     def declare_exchange(self, exchange: ExchangeDeclaration) -> None:
-        """Make an exchange, durably; leave one of that name as it is. Idempotent."""
+        """Create a durable exchange; do not change an existing one of that name. Idempotent."""
 
     @abstractmethod
     def delete_exchange(self, exchange: str) -> None:
@@ -141,86 +143,92 @@ class Backend(ABC):
 
     @abstractmethod
     def bind(self, binding: Binding) -> None:
-        """Make a binding between a queue and an exchange that exist, durably. Idempotent."""
+        """Create a durable binding between an existing queue and exchange. Idempotent."""
 
     @abstractmethod
     def unbind(self, binding: Binding) -> None:
         """Remove a binding. Idempotent."""
 
     @abstractmethod
-    def store(self, routed: Sequence[tuple[Outgoing, Sequence[str]]], epoch: int) -> bool:
-        """Store each message for each of its queues, all or nothing, if ``epoch`` is current.
+    def store(self, routed: Sequence[tuple[OutboundMessage, Sequence[str]]], epoch: int) -> bool:
+        """Store each message for each of its queues, all or none, if ``epoch`` is current.
 
-        Returns True once everything is durable, or False with nothing stored if the routing has
-        changed since: the caller then routes again. Not idempotent.
+        Returns True once everything is durable. Returns False, with nothing stored, if the routing
+        has changed since ``epoch``; the caller then routes again. Not idempotent.
         """
 
     @abstractmethod
     def lease(
         self, queues: Sequence[str], limit: int, acknowledged: Sequence[Any]
-    ) -> list[Delivery]:
+    ) -> list[LeasedMessage]:
         """Acknowledge, then lease up to ``limit`` ready messages, in one atomic round trip.
 
-        Never waits for messages. Shares ``limit`` among the queues, the first of them first;
-        within a queue oldest first. After an error nothing was acknowledged.
+        Never waits for messages. Divides ``limit`` among the queues in their order, and takes the
+        oldest messages of each. After an error nothing was acknowledged.
         """
 
     @abstractmethod
     def acknowledge(self, handles: Sequence[Any]) -> int:
-        """Remove the messages this consumer still holds, pass over others. Idempotent.
+        """Remove those of the messages that this consumer still holds. Idempotent.
 
         Returns how many were removed.
         """
 
     @abstractmethod
     def release(self, handles: Sequence[Any], *, attempted: bool) -> None:
-        """Make the messages this consumer still holds ready, at their old place. Idempotent.
+        """Make those of the messages that this consumer still holds ready, at their old place.
 
-        ``attempted`` False takes the lease out of the delivery count again.
+        With ``attempted`` false, this lease does not count as a delivery. Idempotent.
         """
 
     @abstractmethod
     def extend(self) -> bool:
-        """Start the lease time of everything this consumer holds again. Idempotent.
+        """Restart the lease time of everything that this consumer holds. Idempotent.
 
-        Returns False if what it held has been taken over.
+        Returns False if its messages have been taken over.
         """
 
     @abstractmethod
     def reclaim(self) -> None:
-        """Make ready what dead or silent consumers hold, atomically per consumer. Idempotent."""
+        """Take over the messages of dead and silent consumers, which makes them ready.
+
+        Atomic for each consumer. Idempotent.
+        """
 
     @abstractmethod
     def tidy(self) -> None:
-        """Give back space no longer needed, in a bounded step. Idempotent, cheap if none is."""
+        """Free unused space, in a step of bounded size. Idempotent; cheap if there is none."""
 
     @abstractmethod
     def wait(self, timeout: float) -> None:
-        """Return when messages may have arrived, at the latest after ``timeout`` seconds.
+        """Block until messages may have arrived, for at most ``timeout`` seconds.
 
-        May return early for no reason. Called by the consuming thread only.
+        May return early without cause. Only the consuming thread calls this.
         """
 
     @abstractmethod
     def size(self, queue: str) -> int:
-        """Return how many messages are ready; 0 if there is no such queue."""
+        """Return the number of ready messages; 0 if there is no such queue."""
 
     @abstractmethod
     def purge(self, queue: str) -> int:
-        """Remove the ready messages and return how many; leased ones stay. Idempotent."""
+        """Remove the ready messages, but not leased ones; return their number. Idempotent."""
 
     @abstractmethod
     def queue_stats(self, queue: str) -> QueueStats:
         """Return the state of a queue. Raises: BusError if there is no such queue."""
 
     def life(self) -> str:
-        """Which life of the place this is; see ``Link.life``. One that never forgets has one."""
+        """Return the id of the server's present run; see ``Link.life``.
+
+        The default is for places that never lose confirmed messages.
+        """
         return ""
 
     @abstractmethod
     def forget_consumer(self) -> None:
-        """Lease as another consumer from now on: this is a forked child. Does not block."""
+        """Lease as a new consumer from now on, because this is a forked child. Does not block."""
 
     @abstractmethod
     def close(self) -> None:
-        """Unregister this consumer, releasing what it holds, and let go. Idempotent."""
+        """Release what this consumer holds, unregister it, and disconnect. Idempotent."""

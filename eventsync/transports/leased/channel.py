@@ -1,166 +1,97 @@
-"""Owns the leased-queue channel: batch delivery, buffered acknowledgements, lease upkeep, publish.
-
-It must not know where a backend keeps messages, nor what the bytes of a message mean.
-"""
+"""The leased-queue channel: batch delivery, buffered acknowledgements and lease renewal."""
 
 from __future__ import annotations
 
 import os
 import time
-from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from queue import Empty
 from typing import Any, NamedTuple
 
-from kombu.transport import virtual
-
-from eventsync.errors import BusError, BusUnavailableError, UnroutableError
-from eventsync.transports.leased.backend import Backend, LeaseSettings, QueueStats
-from eventsync.transports.leased.lease_thread import LeaseUpkeep
-from eventsync.transports.leased.message import Delivery, LeasedMessage, Outgoing, PublishBatch
+from eventsync.errors import BusError
+from eventsync.transports.keep_alive import KeepAliveThread
+from eventsync.transports.leased.backend import Backend, QueueStats
+from eventsync.transports.leased.message import ChannelMessage, LeasedMessage
+from eventsync.transports.leased.publishing_channel import PublishingChannel, not_found
 from eventsync.transports.leased.qos import LeasedQoS
-from eventsync.transports.leased.routing import RoutedChannel, Routing, not_found
 
-__all__ = ["LeasedChannel", "LeasedQoS", "LeasedTransport"]
-
-# While waiting without an end, how often to look around, in seconds.
-_LONGEST_WAIT = 1.0
+__all__ = ["LeasedChannel"]
 
 
-class _Subscription(NamedTuple):
-    consumer_tag: str
+class _Consumer(NamedTuple):
+    tag: str
     no_ack: bool
-    callback: Callable[[LeasedMessage], Any]
+    callback: Callable[[ChannelMessage], Any]
 
 
-class LeasedChannel(RoutedChannel):
+class LeasedChannel(PublishingChannel):
     """A kombu channel over queues that lease messages in batches.
 
     One thread consumes; publishing, acknowledging, ``flush`` and ``extend_leases`` may be called
-    from others. After a fork the child starts empty: what was in flight stays the parent's.
+    from others. After a fork the child starts empty: messages in flight stay with the parent.
 
-    Raises, from every method that reaches the backend: BusUnavailableError when trying again can
-    help, BusError when it cannot.
+    Raises, from every method that reaches the backend: BusUnavailableError if a retry can help,
+    BusError if not.
     """
 
-    # kombu's annotations are partial and narrower than what it does; Any stays in these lines.
-    Message: Any = LeasedMessage
-    QoS = LeasedQoS
+    # kombu's annotations are narrower than its behaviour.
+    Message: Any = ChannelMessage
+    QoS: Any = LeasedQoS
     do_restore = False
-    from_transport_options: Any = ("deadletter_queue",)
 
-    def __init__(self, connection: LeasedTransport, **kwargs: Any) -> None:
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        """Open a backend of ``connection``, which is a ``LeasedTransport``."""
         self.settings = connection.settings
-        self._subscriptions: dict[str, list[_Subscription]] = {}
-        self._undelivered: deque[tuple[int, Delivery]] = deque()
+        self._consumers_of: dict[str, list[_Consumer]] = {}
+        self._undelivered: deque[tuple[int, LeasedMessage]] = deque()
         self._last_tag = 0
-        self._upkeep: LeaseUpkeep | None = None
+        self._keep_alive: KeepAliveThread | None = None
         self._extended_at = time.monotonic()
         self._pid = os.getpid()
         super().__init__(connection, connection.open_backend(), **kwargs)
 
     @property
     def backend(self) -> Backend:
-        """Where the messages are kept; in a forked child, as a consumer of its own."""
+        """The place where the messages are kept; a forked child is a consumer of its own there."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._upkeep = None  # threads stay in the parent
+            self._keep_alive = None  # a fork does not copy threads
             self._undelivered.clear()
             self.qos.clear()
             self._backend.forget_consumer()
         return self._backend
 
-    # -- publishing ----------------------------------------------------------------------------
-
-    def publish_many(self, messages: Iterable[Outgoing]) -> None:
-        """Publish messages in one atomic step; they are durable when this returns.
-
-        Thread-safe, blocking, not idempotent.
-
-        A message that no queue takes is dropped, as kombu's virtual transports do, unless it is
-        ``mandatory`` or the transport option ``deadletter_queue`` names a queue for it. Without
-        ``mandatory`` the default exchange makes the queue it is to put a message into.
-
-        Raises: UnroutableError, with nothing published, if no queue takes a mandatory message.
-        """
-        batch = list(messages)
-        routing = self.current_routing()
-        while batch:
-            routed = [(message, self._route(routing, message)) for message in batch]
-            lost = next((m for m, queues in routed if m.mandatory and not queues), None)
-            if lost is None:
-                if self.backend.store(routed, routing.epoch):
-                    return
-                routing = self.refresh_routing()
-                continue
-            fresh = self.refresh_routing()
-            if fresh.epoch == routing.epoch:
-                raise UnroutableError(
-                    f"no queue takes a message of exchange {lost.exchange!r} under routing key "
-                    f"{lost.routing_key!r}",
-                    hint="declare the queue and its binding before publishing",
-                )
-            routing = fresh
-
-    def basic_publish(
-        self,
-        message: Mapping[str, Any],
-        exchange: str,
-        routing_key: str,
-        mandatory: bool = False,
-        **_kwargs: Any,
-    ) -> None:
-        """Publish one prepared message; see ``publish_many``."""
-        outgoing = Outgoing.from_kombu(
-            message, exchange=exchange, routing_key=routing_key, mandatory=mandatory
-        )
-        self.publish_many([outgoing])
-
-    def create_publish_batch(self, max_size: int) -> PublishBatch:
-        """Return what kombu's ``Producer.batch()`` publishes through."""
-        return PublishBatch(self, max_size)
-
-    def _route(self, routing: Routing, message: Outgoing) -> tuple[str, ...]:
-        queues = routing.match(message.exchange, message.routing_key)
-        if queues or message.mandatory:
-            return queues
-        fallback = self.deadletter_queue if message.exchange else message.routing_key
-        if not fallback:
-            return ()
-        # A new queue moves the epoch: the store refuses, and the batch is routed once more.
-        self._new_queue(fallback)
-        return (fallback,)
-
     # -- consuming -----------------------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
-        """How many messages this channel holds: leased and neither acknowledged nor released."""
+        """The number of messages leased by this channel and neither acknowledged nor released."""
         return len(self.qos.in_flight)
 
     @property
-    def hungry(self) -> bool:
-        """Whether there is a consumer, and room for another message."""
+    def wants_messages(self) -> bool:
+        """Whether there is a consumer and the prefetch count has room for another message."""
         return bool(self._active_queues) and self.qos.can_consume()
 
     def basic_consume(
         self,
         queue: str,
         no_ack: bool,
-        callback: Callable[[LeasedMessage], Any],
+        callback: Callable[[ChannelMessage], Any],
         consumer_tag: str,
         **_kwargs: Any,
     ) -> None:
-        """Have ``callback`` called for the messages of ``queue``, from ``drain_events``.
+        """Start a consumer: ``drain_events`` then calls ``callback`` for the messages of ``queue``.
 
-        Consumers of one queue on one channel take turns. Raises: ChannelError without the queue.
+        Consumers of one queue on one channel share its messages evenly. Raises: ChannelError if
+        there is no such queue.
         """
         if not self._has_queue(queue):
             raise not_found("queue", queue)
-        self._subscriptions.setdefault(queue, []).append(
-            _Subscription(consumer_tag, bool(no_ack), callback)
+        self._consumers_of.setdefault(queue, []).append(
+            _Consumer(consumer_tag, bool(no_ack), callback)
         )
         self._tag_to_queue[consumer_tag] = queue
         self._consumers.add(consumer_tag)
@@ -168,17 +99,17 @@ class LeasedChannel(RoutedChannel):
             self._active_queues.append(queue)
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """Stop a consumer; messages leased but not yet delivered go back. Idempotent."""
+        """Stop a consumer and release its messages that are not delivered yet. Idempotent."""
         queue = self._tag_to_queue.pop(consumer_tag, None)
         if queue is None:
             return
         self._consumers.discard(consumer_tag)
-        left = [s for s in self._subscriptions.pop(queue) if s.consumer_tag != consumer_tag]
-        if left:
-            self._subscriptions[queue] = left
+        others = [one for one in self._consumers_of.pop(queue) if one.tag != consumer_tag]
+        if others:
+            self._consumers_of[queue] = others
             return
         self._active_queues.remove(queue)
-        undelivered = [tag for tag, delivery in self._undelivered if delivery.queue == queue]
+        undelivered = [tag for tag, leased in self._undelivered if leased.queue == queue]
         if undelivered:
             kept = [entry for entry in self._undelivered if entry[1].queue != queue]
             self._undelivered.clear()
@@ -186,100 +117,107 @@ class LeasedChannel(RoutedChannel):
             self.release(undelivered, attempted=False)
 
     def deliver(self) -> int:
-        """Flush acknowledgements, lease what fits the prefetch count, call the consumers.
+        """Flush acknowledgements, lease up to the prefetch count, and call the consumers.
 
-        Never waits for messages. Returns how many were delivered. If a consumer raises, what was
-        leased and not delivered yet is delivered by the next call.
+        Never waits for messages. Returns how many were delivered. If a consumer raises, the next
+        call delivers the remaining leased messages.
         """
         if not self._undelivered:
             self._fetch()
         delivered = 0
         undelivered = self._undelivered
         while undelivered:
-            delivery_tag, delivery = undelivered.popleft()
-            subscribers = self._subscriptions[delivery.queue]
-            subscriber = subscribers[delivery_tag % len(subscribers)]
-            if subscriber.no_ack:
+            delivery_tag, leased = undelivered.popleft()
+            consumers = self._consumers_of[leased.queue]
+            consumer = consumers[delivery_tag % len(consumers)]
+            if consumer.no_ack:
                 self.qos.ack(delivery_tag)
             delivered += 1
-            subscriber.callback(
-                LeasedMessage(
-                    delivery,
-                    channel=self,
-                    delivery_tag=delivery_tag,
-                    consumer_tag=subscriber.consumer_tag,
+            consumer.callback(
+                ChannelMessage(
+                    leased, channel=self, delivery_tag=delivery_tag, consumer_tag=consumer.tag
                 )
             )
         return delivered
 
     def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
-        """Deliver what is ready on this channel, without waiting. Raises: queue.Empty."""
+        """Deliver the messages that are ready, without waiting.
+
+        Raises: queue.Empty if there are none.
+        """
         if not self.deliver():
             raise Empty
 
-    def basic_get(self, queue: str, no_ack: bool = False, **_kwargs: Any) -> LeasedMessage | None:
-        """Lease one message, or return None if none is ready; flushes acknowledgements."""
-        leased = self._leased([queue], 1)
-        if not leased:
+    def basic_get(self, queue: str, no_ack: bool = False, **_kwargs: Any) -> ChannelMessage | None:
+        """Lease one message, or return None if none is ready; flush acknowledgements."""
+        tagged = self._lease([queue], 1)
+        if not tagged:
             self.backend.reclaim()
-            leased = self._leased([queue], 1)
-        for delivery_tag, delivery in leased:
-            self._keep_up()
+            tagged = self._lease([queue], 1)
+        for delivery_tag, leased in tagged:
+            self._ensure_keep_alive()
             if no_ack:
                 self.qos.ack(delivery_tag)
-            return LeasedMessage(delivery, channel=self, delivery_tag=delivery_tag)
+            return ChannelMessage(leased, channel=self, delivery_tag=delivery_tag)
         return None
 
     def _fetch(self) -> None:
-        if not self.hungry:
+        if not self.wants_messages:
             self.flush()
             return
-        self._keep_up()
+        self._ensure_keep_alive()
         free = self.qos.free(self.settings.lease_limit)
-        self._undelivered.extend(self._leased(self._active_queues, free))
-        # Another queue is first next time, so that none starves.
+        self._undelivered.extend(self._lease(self._active_queues, free))
+        # The next lease begins with another queue, so that none starves.
         self._active_queues.append(self._active_queues.pop(0))
 
-    def _leased(self, queues: Sequence[str], limit: int) -> list[tuple[int, Delivery]]:
+    def _lease(self, queues: Sequence[str], limit: int) -> list[tuple[int, LeasedMessage]]:
+        """Flush acknowledgements, lease messages and return them with their delivery tags."""
         backend = self.backend
         acknowledged = self.qos.take_acknowledged()
         try:
-            deliveries = backend.lease(queues, limit, acknowledged)
+            messages = backend.lease(queues, limit, acknowledged)
         except BaseException:
             self.qos.acknowledged.extendleft(reversed(acknowledged))
             raise
-        tagged = list(enumerate(deliveries, self._last_tag + 1))
+        tagged = list(enumerate(messages, self._last_tag + 1))
         self._last_tag += len(tagged)
-        for delivery_tag, delivery in tagged:
-            self.qos.append(delivery.handle, delivery_tag)
+        for delivery_tag, leased in tagged:
+            self.qos.append(leased.handle, delivery_tag)
         return tagged
 
     # -- settling ------------------------------------------------------------------------------
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
-        """Acknowledge a message, or with ``multiple`` all up to it; takes effect with a flush.
+        """Acknowledge a message, or with ``multiple`` all up to it, from the next flush on.
 
-        A flush is part of every delivery and of ``close``. Thread-safe, does not block.
-        Idempotent: a tag that is settled already is passed over.
+        ``deliver`` and ``close`` flush. Thread-safe, does not block. Idempotent: tags that are
+        settled already are ignored.
         """
         self.qos.ack(delivery_tag, multiple)
 
     def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:
-        """Drop a message (as ``basic_ack``) or give it back at once (as ``release``)."""
-        self.qos.reject(delivery_tag, requeue=requeue)
+        """Release a message if ``requeue``, else drop it, which is the same as ``basic_ack``."""
+        if requeue:
+            self.release([delivery_tag])
+        else:
+            self.qos.ack(delivery_tag)
 
     def basic_recover(self, requeue: bool = False) -> None:
-        """Give back all that is in flight, delivered or not; only ``requeue=True``."""
+        """Release all messages in flight, delivered or not.
+
+        Raises: BusError unless ``requeue`` is true.
+        """
         if not requeue:
             raise BusError("basic_recover(requeue=False) is not supported")
         self._undelivered.clear()
-        self.qos.restore_unacked()
+        self.release(list(self.qos.in_flight))
 
     def release(self, delivery_tags: Iterable[int], *, attempted: bool = True) -> None:
-        """Give messages back: ready for any consumer when this returns, at their old place.
+        """Make messages ready again, for any consumer, at their old place in the queue.
 
-        ``attempted`` False says that the consumer did not try them; their delivery count then
-        stays as it was before. Flushes acknowledgements. Blocking, idempotent as ``basic_ack``.
+        ``attempted``: whether the consumer tried them; if not, this delivery does not count.
+        Flushes acknowledgements. Blocks. Idempotent: tags that are settled already are ignored.
         """
         self.flush()
         handles = self.qos.take(delivery_tags)
@@ -287,10 +225,11 @@ class LeasedChannel(RoutedChannel):
             self.backend.release(handles, attempted=attempted)
 
     def flush(self) -> int:
-        """Have all acknowledgements so far take effect, in one round trip.
+        """Send all acknowledgements so far to the backend, in one round trip.
 
-        Thread-safe, blocking. Returns how many messages were removed: fewer than acknowledged if
-        some had been taken over. After an error the acknowledgements wait for the next flush.
+        Thread-safe, blocks. Returns how many messages were removed, which are fewer than were
+        acknowledged if other consumers have taken some over. After an error the acknowledgements
+        wait for the next flush.
         """
         backend = self.backend
         handles = self.qos.take_acknowledged()
@@ -302,34 +241,34 @@ class LeasedChannel(RoutedChannel):
             self.qos.acknowledged.extendleft(reversed(handles))
             raise
 
-    # -- leases and life -----------------------------------------------------------------------
+    # -- leases --------------------------------------------------------------------------------
 
     def queue_stats(self, queue: str) -> QueueStats:
-        """Return how many messages are ready and leased, and the age of the oldest in seconds.
+        """Return the numbers of ready and leased messages, and the age of the oldest in seconds.
 
-        Thread-safe, blocking. Raises: BusError if there is no such queue.
+        Thread-safe, blocks. Raises: BusError if there is no such queue.
         """
         return self.backend.queue_stats(queue)
 
     def life(self) -> str:
-        """Return which life of the broker this is; see ``Link.life``. Thread-safe, blocking."""
+        """Return the id of the broker's present run; see ``Link.life``. Thread-safe, blocks."""
         return self.backend.life()
 
     def extend_leases(self) -> bool:
-        """Start the lease time of all messages in flight again.
+        """Restart the lease time of all messages in flight.
 
-        A background thread does this every third of the lease, so only a caller that must know
-        calls it. Thread-safe, blocking, idempotent. Returns False if another consumer has taken
-        messages over; acknowledging those does nothing.
+        A background thread does this every third of the lease time. Call it only to learn whether
+        the leases still hold: returns False if another consumer has taken messages over.
+        Acknowledging those has no effect. Thread-safe, blocks, idempotent.
         """
-        held = self.backend.extend()
+        still_leased = self.backend.extend()
         self._extended_at = time.monotonic()
-        return held
+        return still_leased
 
     def keep_leases(self) -> None:
-        """Do one round of upkeep: extend when due, take over from the dead, tidy.
+        """Extend leases if due, reclaim the messages of dead consumers, and free space.
 
-        The background thread's; thread-safe, blocking, idempotent.
+        The background thread calls this. Thread-safe, blocks, idempotent.
         """
         if self.closed:
             return
@@ -339,83 +278,32 @@ class LeasedChannel(RoutedChannel):
         self.backend.tidy()
 
     def close(self) -> None:
-        """Flush acknowledgements, give back what is in flight, and leave. Idempotent, blocking."""
+        """Flush acknowledgements, release messages in flight, and disconnect.
+
+        Idempotent, blocks.
+        """
         if self.closed:
             return
         self.closed = True
         with ExitStack() as stack:
             stack.callback(self.connection.close_channel, self)
             stack.callback(self._backend.close)
-            if self._upkeep is not None:
-                self._upkeep.stop()
-            self._subscriptions.clear()
+            if self._keep_alive is not None:
+                self._keep_alive.stop()
+            self._consumers_of.clear()
             self._consumers.clear()
             self._tag_to_queue.clear()
             self._active_queues.clear()
             self._undelivered.clear()
             self.release(list(self.qos.in_flight), attempted=False)
 
-    def _keep_up(self) -> None:
-        """Have the background thread run, and raise here what it could not do there."""
+    def _ensure_keep_alive(self) -> None:
+        """Start the background thread if needed; raise the error of its last round."""
         backend = self.backend  # in a forked child, this forgets the parent's thread
-        if self._upkeep is None:
+        if self._keep_alive is None:
             interval = min(self.settings.reclaim_interval, self.settings.lease / 3)
-            self._upkeep = LeaseUpkeep(self.keep_leases, interval)
-            self._upkeep.start()
+            self._keep_alive = KeepAliveThread(self.keep_leases, interval)
+            self._keep_alive.start()
             backend.reclaim()
-        elif self._upkeep.error is not None:
-            raise self._upkeep.error
-
-
-class LeasedTransport(virtual.Transport):
-    """The kombu transport of a leased-queue channel; a subclass has ``settings`` and a backend.
-
-    ``drain_events`` belongs to one thread at a time.
-    """
-
-    Channel = LeasedChannel
-    settings: LeaseSettings
-    #: Longest pause, in seconds, where there is not just one channel to wait on.
-    polling_interval = 0.02
-    connection_errors: Any = (*virtual.Transport.connection_errors, BusUnavailableError)
-    channel_errors: Any = (*virtual.Transport.channel_errors, BusError)
-    # What kombu's retries may try again: a foreign file or an unroutable message stays one.
-    recoverable_connection_errors = (BusUnavailableError,)
-    recoverable_channel_errors = ()
-    implements = virtual.Transport.implements.extend(
-        exchange_type=frozenset(virtual.Channel.exchange_types), batch_publish=True
-    )
-
-    @abstractmethod
-    def open_backend(self) -> Backend:
-        """Return a new backend, connected and checked. Blocking."""
-        raise NotImplementedError
-
-    def drain_events(self, connection: Any, timeout: float | None = None, **_kwargs: Any) -> None:
-        """Deliver every message that is ready and fits the prefetch counts; wait for one if none.
-
-        Blocking, for ``timeout`` seconds at most (0 does not wait, None waits for ever).
-        Raises: TimeoutError (which socket.timeout is) if there was none.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            channels: list[LeasedChannel] = list(self.channels)
-            if sum(channel.deliver() for channel in channels):
-                return
-            left = _LONGEST_WAIT if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("no message arrived in time")
-            hungry = [channel for channel in channels if channel.hungry]
-            if len(hungry) != 1:
-                left = min(left, self.polling_interval)
-            if hungry:
-                hungry[0].backend.wait(left)
-            else:
-                time.sleep(left)
-
-    def close_connection(self, connection: Any) -> None:
-        """Close every channel, even if closing one fails; the failure is raised in the end."""
-        self._avail_channels.clear()
-        with ExitStack() as stack:
-            for channel in list(self.channels):
-                stack.callback(channel.close)
+        elif self._keep_alive.error is not None:
+            raise self._keep_alive.error

@@ -1,32 +1,24 @@
-"""Owns what one channel holds: messages in flight, and acknowledgements not yet flushed.
-
-It must not know how a backend settles them; a handle is the backend's own.
-"""
+"""What one channel holds: messages in flight, and acknowledgements that are not flushed yet."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
-from kombu.transport import virtual
-
-if TYPE_CHECKING:
-    from eventsync.transports.leased.channel import LeasedChannel
+from typing import Any
 
 __all__ = ["LeasedQoS"]
 
 
-class LeasedQoS(virtual.QoS):
-    """What one channel holds: the messages in flight, and the acknowledgements not yet flushed.
+class LeasedQoS:
+    """The handles of a channel's messages in flight and of its acknowledged messages.
 
-    Acknowledging is thread-safe and does not block; the rest belongs to the consuming thread.
+    It stands where kombu's channel expects its ``QoS``, and only keeps books: the channel itself
+    flushes and releases. ``ack`` and ``take_acknowledged`` are thread-safe; the other methods are
+    for the consuming thread. No method blocks.
     """
 
-    def __init__(self, channel: LeasedChannel, prefetch_count: int = 0) -> None:
-        # kombu's own constructor is left out on purpose: it registers an exit handler that would
-        # restore messages behind the back of the leases.
-        self.channel = channel
+    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
+        """Start empty; ``channel`` is passed by kombu and not used."""
         self.prefetch_count = prefetch_count or 0
         self.in_flight: dict[int, Any] = {}
         self.acknowledged: deque[Any] = deque()
@@ -38,23 +30,15 @@ class LeasedQoS(virtual.QoS):
         return max(0, min(limit, self.prefetch_count - len(self.in_flight)))
 
     def can_consume(self) -> bool:
-        """Say whether the prefetch count leaves room for another message."""
+        """Return whether the prefetch count leaves room for another message."""
         return self.free(1) > 0
 
-    def can_consume_max_estimate(self) -> int | None:
-        """Return how many messages the prefetch count leaves room for, None if it sets no bound."""
-        return self.free(self.prefetch_count) if self.prefetch_count else None
-
     def append(self, handle: Any, delivery_tag: int) -> None:
-        """Keep ``handle`` until the message of that tag is settled."""
+        """Keep ``handle`` until the message with this tag is settled."""
         self.in_flight[delivery_tag] = handle
 
-    def get(self, delivery_tag: int) -> Any:
-        """Return the handle of a message in flight. Raises: KeyError."""
-        return self.in_flight[delivery_tag]
-
     def ack(self, delivery_tag: int, multiple: bool = False) -> None:
-        """Note an acknowledgement for the next flush. Idempotent: an unknown tag is passed over."""
+        """Note an acknowledgement for the next flush. Idempotent: unknown tags are ignored."""
         if multiple:
             # Tags grow. Tag 0 stands for all, as in AMQP.
             for tag in list(self.in_flight):
@@ -63,27 +47,13 @@ class LeasedQoS(virtual.QoS):
         elif (handle := self.in_flight.pop(delivery_tag, None)) is not None:
             self.acknowledged.append(handle)
 
-    def reject(self, delivery_tag: int, requeue: bool = False) -> None:
-        """Give a message back, or drop it when it is not to be requeued. Blocks if it requeues."""
-        if requeue:
-            self.channel.release([delivery_tag])
-        else:
-            self.ack(delivery_tag)
-
-    def restore_unacked(self) -> None:
-        """Give back all that is in flight. Blocks."""
-        self.channel.release(list(self.in_flight))
-
-    def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Do nothing: closing the channel releases, and a lease runs out by itself."""
-
     def take(self, delivery_tags: Iterable[int]) -> list[Any]:
         """Remove messages from those in flight and return their handles."""
         handles = (self.in_flight.pop(tag, None) for tag in delivery_tags)
         return [handle for handle in handles if handle is not None]
 
     def take_acknowledged(self) -> list[Any]:
-        """Remove and return the handles to acknowledge; thread-safe."""
+        """Remove and return the handles to acknowledge."""
         handles = []
         while True:
             try:
@@ -92,6 +62,6 @@ class LeasedQoS(virtual.QoS):
                 return handles
 
     def clear(self) -> None:
-        """Forget everything, settling nothing."""
+        """Forget all messages without settling them."""
         self.in_flight.clear()
         self.acknowledged.clear()

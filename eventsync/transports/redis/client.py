@@ -1,7 +1,4 @@
-"""Owns how a Redis server is reached: the client, and what its errors mean.
-
-It must not know what is kept there.
-"""
+"""The client of a Redis server, which raises eventsync's errors."""
 
 from __future__ import annotations
 
@@ -25,40 +22,41 @@ from eventsync.transports.redis.url import RedisSettings
 
 __all__ = ["RedisClient"]
 
-# What a server says when the same command may succeed later, as a class where the client has one.
-_PASSING: tuple[tuple[str, type[Exception] | tuple[()], str], ...] = (
+# Errors of a server after which the same command may succeed later: the word in their text, the
+# client's class if it has one, and what the error means.
+_TEMPORARY: tuple[tuple[str, type[Exception] | tuple[()], str], ...] = (
     (
         "OOM",
         exceptions.OutOfMemoryError,
-        "its memory is full; nothing was stored: raise maxmemory, or let the workers drain it",
+        "its memory is full and nothing was stored; raise maxmemory, or let the workers drain it",
     ),
     (
         "READONLY",
         exceptions.ReadOnlyError,
-        "it is a replica: name the primary, or use a sentinel:// URL",
+        "it is a replica; name the primary in the broker URL, or use a sentinel:// URL",
     ),
     ("MASTERDOWN", exceptions.MasterDownError, "it is a replica that has lost its primary"),
     ("LOADING", exceptions.BusyLoadingError, "it is still loading its data"),
-    ("MISCONF", (), "it cannot save its data: look at its log and its disk"),
-    ("NOREPLICAS", (), "it has fewer replicas than it was told to write with"),
+    ("MISCONF", (), "it cannot save its data; look at its log and its disk"),
+    ("NOREPLICAS", (), "it has fewer replicas than its min-replicas-to-write"),
     ("CLUSTERDOWN", exceptions.ClusterDownError, "its cluster is not complete"),
-    ("TRYAGAIN", exceptions.TryAgainError, "its cluster is being moved"),
-    ("BUSY Redis", (), "it is busy with somebody's script"),
+    ("TRYAGAIN", exceptions.TryAgainError, "its cluster is moving keys to another node"),
+    ("BUSY Redis", (), "it is busy running a script"),
 )
 
 
 class RedisClient:
-    """A client that runs scripts and raises eventsync's errors. Thread-safe, good after a fork.
+    """A client that runs scripts and raises eventsync's errors. Thread-safe, usable after a fork.
 
-    It tries nothing twice by itself: a publish whose answer was lost may have been stored. After
-    an error the next call connects again. ``failed_at``: when the server last could not be
-    reached, by the monotonic clock.
+    It repeats no command, because a publish whose answer was lost may have been stored. After an
+    error the next call connects again. ``failed_at``: when the server was last unreachable, by the
+    monotonic clock.
     """
 
     def __init__(self, settings: RedisSettings) -> None:
         self.place = settings.place
         self.failed_at = -math.inf
-        with self.errors():  # that of a cluster connects at once
+        with self.errors():  # the client of a cluster connects in its constructor
             self._client: Any = _client(settings)  # annotated in part only
 
     def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
@@ -68,7 +66,7 @@ class RedisClient:
             try:
                 return self._client.execute_command("EVALSHA", script.sha, *rest)
             except exceptions.NoScriptError:
-                # It has done nothing yet. This way the server also remembers it.
+                # The server did not run it. EVAL runs it and loads it for the next EVALSHA.
                 return self._client.execute_command("EVAL", script.text, *rest)
 
     def command(self, *words: Any) -> Any:
@@ -77,7 +75,7 @@ class RedisClient:
             return self._client.execute_command(*words)
 
     def close(self) -> None:
-        """Let go of the connections; the next call makes new ones. Idempotent."""
+        """Close the connections; the next call opens new ones. Idempotent."""
         self._client.close()
 
     @contextmanager
@@ -86,10 +84,10 @@ class RedisClient:
         try:
             yield
         except (redis.RedisError, exceptions.RedisClusterException, OSError) as error:
-            explained = _explained(self.place, error)
-            if isinstance(explained, BusUnavailableError):
+            bus_error = _bus_error(self.place, error)
+            if isinstance(bus_error, BusUnavailableError):
                 self.failed_at = time.monotonic()
-            raise explained from error
+            raise bus_error from error
 
 
 def _client(settings: RedisSettings) -> Any:
@@ -133,15 +131,15 @@ def _client(settings: RedisSettings) -> Any:
     return redis.Redis(host=host, port=port, **options)
 
 
-def _explained(place: str, error: Exception) -> BusError:
+def _bus_error(place: str, error: Exception) -> BusError:
     text = str(error)
     if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
         return BusError(
             f"the Redis server {place} refuses these credentials: {text}",
             hint="correct the user and password in the broker URL",
         )
-    for word, kind, meaning in _PASSING:
-        # An error from within a script has other words around these.
+    for word, kind, meaning in _TEMPORARY:
+        # An error raised within a script contains these words, but has no class of its own.
         if isinstance(error, kind) or word in text:
             return BusUnavailableError(f"the Redis server {place}: {text or word}", hint=meaning)
     if isinstance(
@@ -154,4 +152,4 @@ def _explained(place: str, error: Exception) -> BusError:
             f"the Redis server {place} holds other data under the broker's keys: {text}",
             hint="choose another prefix in the broker URL",
         )
-    return BusError(f"the Redis server {place}: {text}")
+    return BusError(f"the Redis server {place} refuses a command: {text}")

@@ -1,26 +1,23 @@
-"""Owns the names of the keys on a Redis server, and the routing that is kept under some of them.
-
-It must not know how messages are leased or kept alive.
-"""
+"""The keys on a Redis server, and the part of the backend that keeps the routing under them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from eventsync.errors import BusError
 from eventsync.transports.leased.backend import Backend, Binding, ExchangeDeclaration, RoutingTables
+from eventsync.transports.leased.json_object import decode_object, encode_object
 from eventsync.transports.redis.client import RedisClient
 from eventsync.transports.redis.scripts import ALTER, LOAD
 
-__all__ = ["RedisRouting", "decode_object", "encode_object"]
+__all__ = ["RedisRouting"]
 
 _Command = tuple[str, ...]
 
 
 class RedisRouting(Backend):
-    """The part of ``Backend`` that concerns queues, exchanges and bindings, on a Redis server."""
+    """The part of ``Backend`` for queues, exchanges and bindings, on a Redis server."""
 
     def __init__(self, client: RedisClient, *, prefix: str) -> None:
         self._client = client
@@ -53,7 +50,7 @@ class RedisRouting(Backend):
         return RoutingTables(int(epoch), [queue.decode() for queue in queues], declared, bound)
 
     def declare_queue(self, queue: str) -> None:
-        """See ``Backend``: its stream comes with the first message."""
+        """See ``Backend``. The first message creates the stream."""
         self._alter(
             lambda tables: [] if queue in tables.queues else [("SADD", self._queues_key, queue)]
         )
@@ -103,7 +100,7 @@ class RedisRouting(Backend):
         value = encode_object("arguments", binding.arguments)
 
         def commands(tables: RoutingTables) -> list[_Command]:
-            # Both are looked at again here: a queue deleted a moment ago gets no binding.
+            # Check both again here, so that a queue deleted a moment ago gets no binding.
             if (
                 any(bound[:3] == binding[:3] for bound in tables.bindings)
                 or binding.queue not in tables.queues
@@ -123,7 +120,7 @@ class RedisRouting(Backend):
         )
 
     def _alter(self, commands_for: Callable[[RoutingTables], list[_Command]]) -> None:
-        """Change the routing as it is when the change is made, or not at all."""
+        """Run the commands for the current routing, atomically; repeat if it has just changed."""
         while True:
             tables = self.load_routing()
             commands = commands_for(tables)
@@ -144,27 +141,6 @@ class RedisRouting(Backend):
 
     def _stream(self, queue: str) -> str:
         return f"{self._streams}{queue}"
-
-
-def encode_object(what: str, value: Mapping[str, Any] | Sequence[Any]) -> str:
-    """Return a value as JSON. Raises: BusError naming ``what`` if it holds anything else."""
-    try:
-        return json.dumps(value, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BusError(
-            f"the {what} of a message cannot be stored: {error}", hint="use JSON values only"
-        ) from error
-
-
-def decode_object(raw: bytes) -> dict[str, Any]:
-    """Return an object that ``encode_object`` made; a stranger's comes as ``x-malformed``."""
-    try:
-        value = json.loads(raw)
-    except (TypeError, ValueError, RecursionError):
-        value = None
-    if isinstance(value, dict):
-        return value
-    return {"x-malformed": raw[:1000].decode("utf-8", "replace")}
 
 
 def _binding_name(binding: Binding) -> str:

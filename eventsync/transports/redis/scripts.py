@@ -1,13 +1,12 @@
-"""Owns the Lua scripts of the Redis transport: each is one atomic step on the server.
+"""The Lua scripts of the Redis transport; each is one atomic step on the server.
 
-It must not know Python's side: who calls a script, and what the entries of a stream mean.
+All keys have the same hash tag, so that a cluster keeps them on one node. Therefore a script may
+access the streams of all queues, although these are not among the keys it is given.
 
-Every key has one hash tag, so that a cluster keeps them together; that is why a script may go from
-the names of the queues to their streams, which are not among the keys it was given.
-
-A queue is a stream with one consumer group. What somebody holds is in the group's list of pending
-entries under the name of that consumer. What was given back is there under the name ``RELEASED``,
-which nobody leases for: it is older than all that was never leased, and so comes first.
+A queue is a stream with one consumer group. The messages that a consumer has leased are in the
+group's list of pending entries under the name of that consumer. Released messages are in that list
+under the name ``RELEASED``, which no consumer uses. They are older than all messages that were
+never leased, so they are leased first.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ RELEASED = "released"
 
 @dataclass(frozen=True)
 class Script:
-    """A Lua script and the name by which a server that knows it can be told to run it."""
+    """A Lua script, and the SHA-1 digest by which a server runs a script that it has loaded."""
 
     text: str
     sha: str = field(init=False)
@@ -54,15 +53,15 @@ local function milliseconds()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
--- A server whose memory is full refuses commands that need memory, unless the script has written
--- before. Consumers must be able to drain it.
+-- A server whose memory is full refuses commands that need memory, unless the script has already
+-- written something. This write allows consumers to drain the server.
 local function despite_full_memory(consumers)
   redis.call('ZREM', consumers, '')
 end
 local function expire_in(consumers, consumer, ttl)
   redis.call('ZADD', consumers, string.format('%.0f', milliseconds() + ttl), consumer)
 end
--- The reply of a command, nil if the stream has no such group.
+-- Return the reply of a command, or nil if the stream has no such group.
 local function unless_no_group(...)
   local reply = redis.pcall(...)
   if type(reply) == 'table' and reply.err then
@@ -98,9 +97,10 @@ local function remove(at)
 end
 """
 
-_PARK = """
--- Gives all that a consumer holds back and forgets it; `clean` takes the leases out of the count.
-local function park(stream, consumer, clean)
+_RELEASE_ALL = """
+-- Release all messages that a consumer has leased, and delete the consumer from the group. With
+-- `clean`, these leases do not count as deliveries.
+local function release_all(stream, consumer, clean)
   local from = '-'
   while true do
     local held = unless_no_group('XPENDING', stream, GROUP, from, '+', 1000, consumer)
@@ -120,16 +120,17 @@ local function park(stream, consumer, clean)
     end
     from = '(' .. held[#held][1]
   end
-  -- Deleting a consumer that holds something would lose that.
+  -- Deleting a consumer would also delete its pending entries.
   if #redis.call('XPENDING', stream, GROUP, '-', '+', 1, consumer) == 0 then
     redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, consumer)
   end
 end
 """
 
-#: KEYS: epoch, streams. ARGV: the epoch, then for each message: indices of its streams in KEYS,
-#: labels, body, and headers with properties or nothing. Returns 1, or 0 if the epoch is another.
-#: The labels are the name of a field: a stream keeps a name that repeats only once.
+#: KEYS: epoch, streams. ARGV: the expected epoch, then for each message: the indices of its streams
+#: in KEYS, labels, body, and headers with properties or an empty text. Returns 1, or 0 with nothing
+#: stored if the epoch differs. The labels are the name of the body's field, because a stream stores
+#: field names that repeat only once.
 STORE = Script(
     """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -147,11 +148,14 @@ return 1
 """
 )
 
-#: KEYS: consumers, queues, streams. ARGV: consumer, its time to live in ms, 1 if it is new, how
-#: many messages, how many bytes of bodies, number of queues to lease from, their names (their
-#: streams are the first), then what to acknowledge. Returns {'gone'} if the consumer was taken
-#: over, {'missing', queue}, or {'ok', {'last delivered id', ...} if nothing is ready, parts of each
-#: queue}, a part being {{earlier leases, ...} or nothing if there were none, entries}.
+#: KEYS: consumers, queues, streams; the streams of the queues to lease from come first. ARGV:
+#: consumer, its time to live in ms, 1 if it is new, the largest number of messages, the largest
+#: number of bytes of their bodies, the number of queues to lease from, their names, then the
+#: messages to acknowledge, as `remove` reads them. Returns {'gone'} if the consumer was taken over,
+#: {'missing', queue} if there is no such queue, or {'ok', last, parts of each queue ...}. `last`
+#: has the last delivered id of each queue if no message is ready, else it is empty. A part is
+#: {counts, entries}: `counts` has the number of earlier leases of each entry, or is empty if all
+#: are 0.
 LEASE = Script(
     _SHARED
     + _REMOVE
@@ -163,14 +167,14 @@ for i = 1, queues do
   if redis.call('SISMEMBER', KEYS[2], ARGV[6 + i]) == 0 then return {'missing', ARGV[6 + i]} end
 end
 despite_full_memory(consumers)
--- A look that finds nothing writes nothing, or the disk would have to be waited for. As often as
--- this a consumer shows itself anyway.
+-- A lease that finds no message writes nothing, because each write may wait for the disk. Renew the
+-- time of expiry no more often than consumers renew it anyway.
 if not expiry or expiry - milliseconds() < 0.8 * ttl then expire_in(consumers, me, ttl) end
 remove(7 + queues)
 
 local left, room, largest, taken = tonumber(ARGV[4]), tonumber(ARGV[5]), 1, 0
--- One message first: how large they are is not known before.
-local function step(most)
+-- Return how many messages to read next: one at first, because their size is not known yet.
+local function next_count(most)
   return math.max(0, math.min(most, 256, 3 * taken + 1, math.ceil(room / largest)))
 end
 local function add(into, counts, entries)
@@ -185,7 +189,7 @@ local function add(into, counts, entries)
 end
 local function lease_released(stream, into, share)
   while share > 0 and room > 0 do
-    local count = step(share)
+    local count = next_count(share)
     local held = unless_no_group('XPENDING', stream, GROUP, '-', '+', count, RELEASED)
     if not held or #held == 0 then return share end
     local command, leases = {'XCLAIM', stream, GROUP, me, 0}, {}
@@ -202,18 +206,18 @@ local function lease_released(stream, into, share)
       end
     end
     share = share - add(into, counts, entries)
-    -- What a stranger has deleted from the stream.
+    -- Entries that another program has deleted from the stream.
     for id in pairs(leases) do redis.call('XACK', stream, GROUP, id) end
   end
   return share
 end
 local function lease_new(stream, into, share)
   while share > 0 and room > 0 do
-    local count = step(share)
+    local count = next_count(share)
     local command = {'XREADGROUP', 'GROUP', GROUP, me, 'COUNT', count, 'STREAMS', stream, '>'}
     local reply = unless_no_group(unpack(command))
     if reply == nil then
-      -- Somebody has removed the group, or nobody has leased yet. All that is stored is ready.
+      -- No consumer has leased yet, or the group was removed. All stored messages are ready.
       redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
       reply = redis.call(unpack(command))
     end
@@ -239,8 +243,8 @@ return {'ok', last, unpack(leased)}
 """
 )
 
-#: KEYS: consumers, streams. ARGV: consumer, then what to acknowledge. Returns how many were
-#: removed.
+#: KEYS: consumers, streams. ARGV: consumer, then the messages to acknowledge, as `remove` reads
+#: them. Returns how many were removed.
 ACKNOWLEDGE = Script(
     _SHARED
     + _REMOVE
@@ -251,7 +255,7 @@ return remove(2)
 )
 
 #: KEYS: consumers, streams. ARGV: consumer, then for each part: index of the stream in KEYS, the
-#: leases to count from now on, number of ids, ids.
+#: number of leases to record for its messages, number of ids, ids.
 RELEASE = Script(
     _SHARED
     + """
@@ -272,8 +276,9 @@ end
 """
 )
 
-#: KEYS: consumers. ARGV: time to live in ms, 1 to look at the others, consumers to keep alive.
-#: Returns {server's time in ms, {those that are gone}, {consumer, time of expiry in ms, ...}}.
+#: KEYS: consumers. ARGV: time to live in ms, 1 to list all consumers, the consumers to renew.
+#: Returns {server's time in ms, {consumers to renew that are not registered}, {consumer, time of
+#: expiry in ms, ...}}. The last list is empty unless it was asked for.
 BEAT = Script(
     _SHARED
     + """
@@ -292,41 +297,41 @@ return {string.format('%.0f', milliseconds()), gone, others}
 """
 )
 
-#: KEYS: consumers, queues. ARGV: what the names of streams begin with, consumer, the time of expiry
-#: that it had when it was judged. Does nothing if it has shown itself since.
+#: KEYS: consumers, queues. ARGV: the prefix of the names of streams, consumer, the time of expiry
+#: for which it was judged dead. Has no effect if the consumer has renewed that since.
 TAKE_OVER = Script(
     _SHARED
-    + _PARK
+    + _RELEASE_ALL
     + """
 if redis.call('ZSCORE', KEYS[1], ARGV[2]) ~= ARGV[3] then return end
 for _, queue in ipairs(redis.call('SMEMBERS', KEYS[2])) do
-  park(ARGV[1] .. queue, ARGV[2], false)
+  release_all(ARGV[1] .. queue, ARGV[2], false)
 end
 redis.call('ZREM', KEYS[1], ARGV[2])
 """
 )
 
-#: KEYS: consumers, queues. ARGV: what the names of streams begin with, consumers that leave.
+#: KEYS: consumers, queues. ARGV: the prefix of the names of streams, consumers to unregister.
 LEAVE = Script(
     _SHARED
-    + _PARK
+    + _RELEASE_ALL
     + """
 for i = 2, #ARGV do
-  -- One that is not here has been taken over: what it held is somebody else's.
+  -- A consumer that is not registered was taken over, so its messages are no longer its own.
   if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
     for _, queue in ipairs(redis.call('SMEMBERS', KEYS[2])) do
-      park(ARGV[1] .. queue, ARGV[i], true)
+      release_all(ARGV[1] .. queue, ARGV[i], true)
     end
   end
 end
 """
 )
 
-#: KEYS: any, so that in a cluster its node answers. Returns what the server tells of itself.
+#: KEYS: any of them, which selects the node of a cluster. Returns the server section of INFO.
 LIFE = Script("return redis.call('INFO', 'server')")
 
-#: KEYS: queues, stream. ARGV: queue. Returns {ready, leased, id of the oldest or '', server's time
-#: in ms}, or nothing if there is no such queue.
+#: KEYS: queues, stream. ARGV: queue. Returns {ready, leased, id of the oldest message or '',
+#: server's time in ms}, or nil if there is no such queue.
 STATE = Script(
     _SHARED
     + """
@@ -344,8 +349,8 @@ return {
 """
 )
 
-#: KEYS: stream. ARGV: the last id to remove. Removes ready messages, all of them if none is leased,
-#: else a part. Returns {how many, 1 if there may be more}.
+#: KEYS: stream. ARGV: the last id to remove. Removes ready messages: all if no message is leased,
+#: else a part of them. Returns {number of removed messages, 1 if there may be more or 0}.
 PURGE = Script(
     _SHARED
     + """
@@ -376,7 +381,7 @@ return {removed, #ids == 50 and 1 or 0}
 LOAD = Script(
     """
 if redis.call('EXISTS', KEYS[1]) == 0 then
-  -- An epoch that no earlier routing here has had: a publisher may remember one of those.
+  -- An epoch that no earlier routing on this server had, because a publisher may remember one.
   local time = redis.call('TIME')
   redis.call('SET', KEYS[1], time[1] .. string.format('%06d', time[2]))
 end
@@ -387,8 +392,8 @@ return {
 """
 )
 
-#: KEYS: epoch, and what is changed. ARGV: the epoch, then commands, each after the number of its
-#: words. Returns 1, or 0 with nothing done if the epoch is another.
+#: KEYS: epoch, and the keys to change. ARGV: the expected epoch, then commands, each preceded by
+#: the number of its words. Returns 1, or 0 with nothing done if the epoch differs.
 ALTER = Script(
     """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -398,7 +403,7 @@ while at <= #ARGV do
   redis.call(unpack(ARGV, at + 1, last))
   at = last + 1
 end
--- Never one of before, even if the server has forgotten some in a failover.
+-- The new epoch was never used before, even if the server has lost some epochs in a failover.
 local time = redis.call('TIME')
 local now = tonumber(time[1] .. string.format('%06d', time[2]))
 redis.call('SET', KEYS[1], string.format('%.0f', math.max(tonumber(ARGV[1]) + 1, now)))

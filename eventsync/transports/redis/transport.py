@@ -1,7 +1,4 @@
-"""Owns the Redis broker: a kombu transport that keeps its queues in Redis Streams.
-
-It must not know what the bytes of a message mean, nor which stores the queues belong to.
-"""
+"""The Redis broker: a kombu transport that keeps its queues in Redis Streams."""
 
 from __future__ import annotations
 
@@ -12,18 +9,18 @@ from kombu.connection import Connection
 
 from eventsync.errors import BusError, BusUnavailableError
 from eventsync.transports.leased.backend import Backend
-from eventsync.transports.leased.channel import LeasedTransport
+from eventsync.transports.leased.transport import LeasedTransport
 from eventsync.transports.redis.backend import RedisBackend
 from eventsync.transports.redis.client import RedisClient
 from eventsync.transports.redis.url import ALIASES, RedisSettings, masked
 
-__all__ = ["RedisSettings", "Transport", "advice", "connect"]
+__all__ = ["RedisSettings", "RedisTransport", "advice", "connect"]
 
 _OLDEST = (6, 2)
 
 
-class Transport(LeasedTransport):
-    """kombu's view of a Redis server: ``kombu.Connection(url, transport=Transport)``."""
+class RedisTransport(LeasedTransport):
+    """A Redis server for kombu: ``kombu.Connection(url, transport=RedisTransport)``."""
 
     can_parse_url = True
     driver_type = "redis"
@@ -52,12 +49,12 @@ class Transport(LeasedTransport):
         return str(redis.__version__)
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """Return the URL, the password replaced unless it is asked for."""
+        """Return the URL, with its password replaced unless ``include_password``."""
         return uri if include_password else masked(uri, mask)
 
 
 def connect(url: str, **options: Any) -> Connection:
-    """Return a kombu connection to the Redis server of ``url``; it opens on first use.
+    """Return a kombu connection to the Redis server of ``url``, which opens at its first use.
 
     ``options`` are those of ``RedisSettings``, and kombu's transport options. Does not block.
     Raises: ConfigError if the URL or an option is wrong.
@@ -66,12 +63,12 @@ def connect(url: str, **options: Any) -> Connection:
     scheme, _, rest = url.partition(":")
     url = f"{ALIASES.get(scheme, scheme)}:{rest}"
     untyped: Any = Connection  # kombu does not annotate its constructor
-    connection: Connection = untyped(url, transport=Transport, transport_options=options)
+    connection: Connection = untyped(url, transport=RedisTransport, transport_options=options)
     return connection
 
 
 def advice(url: str) -> list[str]:
-    """Return what the server's settings may lose, a sentence each; empty if nothing. Blocking.
+    """Return a sentence for each setting of the server that may lose messages. Blocks.
 
     Raises: ConfigError, BusUnavailableError, BusError.
     """
@@ -94,39 +91,40 @@ def _weaknesses(client: RedisClient) -> list[str]:
     except BusUnavailableError:
         raise
     except BusError:
-        fsync = ""  # many hosted servers do not say
+        fsync = ""  # many hosted servers refuse the command
     if info.get("aof_enabled") != "1":
         found.append(
-            "appendonly is off: a server that ends loses what was published since its last "
-            "snapshot; set `appendonly yes`"
+            "appendonly is off: when the server stops, it loses the messages published since its "
+            "last snapshot; set `appendonly yes`"
         )
     elif not fsync:
         found.append(
             "the server does not tell its appendfsync: unless it is `always`, a crash of its "
-            "host may lose what was just published"
+            "host may lose messages that were just published"
         )
     elif fsync != "always":
-        lost = "of the last second" if fsync == "everysec" else "since the system last wrote"
+        lost = "in the last second" if fsync == "everysec" else "since the system's last write"
         found.append(
-            f"appendfsync is {fsync}: a crash of the server's host may lose what was published "
-            f"{lost}; set `appendfsync always` where that is too much"
+            f"appendfsync is {fsync}: a crash of the server's host may lose messages published "
+            f"{lost}; set `appendfsync always` if that is too much"
         )
     if info.get("aof_enabled") == "1" and not _reads_its_log(client):
         found.append(
-            "its default user may not do everything: a server that starts reads its append-only "
-            "file as that user, and leaves out the rest; give that user `~* +@all` and a password"
+            "its default user may not run all commands: when the server starts, it reads its "
+            "append-only file as that user and skips the commands that the user may not run; give "
+            "that user `~* +@all` and a password"
         )
     policy = info.get("maxmemory_policy", "")
     if policy != "noeviction":
         found.append(
-            f"maxmemory-policy is {policy or 'unknown'}: a server short of memory may throw whole "
-            "queues away; set `maxmemory-policy noeviction`"
+            f"maxmemory-policy is {policy or 'unknown'}: a server short of memory may delete whole "
+            "queues; set `maxmemory-policy noeviction`"
         )
     return found
 
 
 def _reads_its_log(client: RedisClient) -> bool:
-    """Whether the default user may do everything; True too where the server does not tell."""
+    """Return whether the default user may run all commands; True if the server does not tell."""
     try:
         reply = client.command("ACL", "GETUSER", "default")
     except BusUnavailableError:

@@ -1,6 +1,6 @@
-"""Owns the URL of a Redis server and the settings in it.
+"""The URL of a Redis server and the settings in it.
 
-It must not know the client library, so that whoever only shows a URL does not load it.
+This module does not import the client library, so that showing a URL does not require it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from eventsync.transports.leased.backend import LeaseSettings
 
 __all__ = ["ALIASES", "SCHEMES", "RedisSettings", "masked"]
 
-# kombu takes what stands before a plus sign for the name of a transport, so it gets the alias.
+# kombu takes the text before a plus sign for the name of a transport, so it gets these aliases.
 ALIASES = {"redis+socket": "unix", "redis+cluster": "rediscluster"}
 SCHEMES = frozenset({"redis", "rediss", "sentinel", *ALIASES, *ALIASES.values()})
 
@@ -24,12 +24,12 @@ _SENTINEL_PORT = 26379
 
 @dataclass(frozen=True, kw_only=True)
 class RedisSettings(LeaseSettings):
-    """Where the server is and how it is used; times in seconds.
+    """The address of the server and the settings of its use; times are in seconds.
 
-    ``dead_after``: how long a consumer may be silent, within its lease at most, until it counts as
-    dead; each shows itself five times as often. ``timeout``: for connecting and for every answer.
-    ``prefix``: what the names of all keys begin with; deployments on one server need one each.
-    ``ca_file``, ``cert_file``, ``key_file``: for ``rediss``.
+    ``dead_after``: a consumer counts as dead if it has not renewed its registration for this time,
+    or for the lease time if that is shorter. Consumers renew it five times as often. ``timeout``:
+    for connecting and for each answer. ``prefix``: the beginning of the names of all keys; each
+    deployment on a server needs its own. ``ca_file``, ``cert_file``, ``key_file``: for ``rediss``.
     """
 
     scheme: str
@@ -48,13 +48,16 @@ class RedisSettings(LeaseSettings):
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> RedisSettings:
-        """Return the settings of one of these, each with ``?name=value`` if need be::
+        """Return the settings of a URL.
+
+        These are its forms; each may be followed by ``?name=value``::
 
             redis://user:password@host:6379/0         rediss://... the same with TLS
             redis+socket://user:password@/path?db=0   sentinel://host:26379,host:26379/service/0
             redis+cluster://user:password@host:6379,host:6379
 
-        What the URL says goes before ``options``. Raises: ConfigError, without the password.
+        Settings in the URL override ``options``. Raises: ConfigError, which does not show the
+        password.
         """
         scheme, separator, rest = url.partition("://")
         if not separator or scheme not in SCHEMES:
@@ -74,7 +77,7 @@ class RedisSettings(LeaseSettings):
         try:
             if scheme == "unix":
                 if location or not path:
-                    raise ValueError("it names no socket: write redis+socket:///path")
+                    raise ValueError("it names no socket; write redis+socket:///path")
                 db = int(values.pop("db", "0"))
                 path = f"/{unquote(path)}"
             else:
@@ -83,12 +86,12 @@ class RedisSettings(LeaseSettings):
                 if scheme == "sentinel":
                     service, _, path = path.partition("/")
                     if not service:
-                        raise ValueError("it names no service: write sentinel://host/service")
+                        raise ValueError("it names no service; write sentinel://host/service")
                 elif len(hosts) > 1 and scheme != "rediscluster":
-                    raise ValueError("several hosts are for sentinels and clusters only")
+                    raise ValueError("only sentinels and clusters may have several hosts")
                 db, path = int(values.pop("db", "") or path or "0"), ""
             if db < 0:
-                raise ValueError("the number of the database is below 0")
+                raise ValueError("the number of the database is negative")
         except ValueError as error:
             raise ConfigError(f"the broker URL {masked(url)!r} is wrong: {error}") from None
         settings = cls.read(
@@ -107,13 +110,13 @@ class RedisSettings(LeaseSettings):
             # Without a hash tag a cluster would spread the keys over its nodes.
             raise ConfigError(
                 f"broker setting prefix={settings.prefix!r} has no hash tag",
-                hint="write a part of it in braces, as in {eventsync}:",
+                hint="write a part of the prefix in braces, as in {eventsync}:",
             )
         return settings
 
     @property
     def place(self) -> str:
-        """Where the server is, for people; without credentials."""
+        """The address of the server for messages, without credentials."""
         if self.path:
             return self.path
         hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
@@ -121,9 +124,9 @@ class RedisSettings(LeaseSettings):
 
 
 def masked(url: str, mask: str = "**") -> str:
-    """Return a URL with the password replaced. Takes any text; never raises."""
+    """Return a URL with its password replaced. Accepts any text and never raises."""
     scheme, separator, rest = url.partition("://")
-    # The last one, so that a password with signs that should have been encoded is not shown either.
+    # The last `@`, so that a password that contains an unencoded `@` is hidden, too.
     credentials, at, place = rest.rpartition("@")
     if not at:
         return url
@@ -139,5 +142,5 @@ def _address(text: str, default: int) -> tuple[str, int]:
         host, _, port = text.partition(":")
     number = int(port) if port else default
     if not 0 < number < 65536:
-        raise ValueError(f"there is no port {number}")
+        raise ValueError(f"the port {number} is not between 1 and 65535")
     return unquote(host) or "localhost", number

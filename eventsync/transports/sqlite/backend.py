@@ -1,10 +1,8 @@
-"""Owns leasing on a broker file: storing, leasing, settling, and taking over from the dead.
+"""The backend of the embedded broker: messages and leases in an SQLite file.
 
-It must not know kombu, nor what the bytes of a message mean.
-
-Leasing and acknowledging touch the small rows of ``delivery``, never the payload. Publishing is
-durable; leases and acknowledgements are not synchronised one by one, since a power failure that
-undoes the last of them leads to another delivery and to nothing worse.
+Leasing and acknowledging write only the small rows of ``delivery``, not the payload. Publishing is
+durable. Leases and acknowledgements are not synchronised to the disk one by one: a power failure
+may undo the latest of them, which only causes another delivery.
 """
 
 from __future__ import annotations
@@ -18,16 +16,11 @@ from typing import Any
 
 from eventsync.errors import BusError
 from eventsync.transports.leased.backend import LeaseSettings, QueueStats
-from eventsync.transports.leased.message import Delivery, Outgoing
+from eventsync.transports.leased.json_object import decode_object, encode_object
+from eventsync.transports.leased.message import LeasedMessage, OutboundMessage
 from eventsync.transports.leased.process_identity import ProcessIdentity, current_process, is_dead
 from eventsync.transports.sqlite.file import BrokerFile
-from eventsync.transports.sqlite.routing import (
-    SQLiteRouting,
-    decode_object,
-    decode_text,
-    encode_object,
-    removal,
-)
+from eventsync.transports.sqlite.routing import SQLiteRouting, decode_text, removal
 
 __all__ = ["SQLiteBackend"]
 
@@ -38,23 +31,23 @@ _READY = """
     WHERE d.queue = ? AND d.owner = 0 ORDER BY d.id LIMIT ?
 """
 _QUEUE_ID = "(SELECT id FROM queue WHERE name = ?)"
-# Pause between two looks for messages: this part of the time the queue has been idle, so that a
-# busy queue answers at once and a quiet one costs next to nothing; in seconds at least.
+# The pause between two looks for messages is this share of the time for which the queue has been
+# idle, and at least so many seconds. A busy queue so answers at once, and an idle one costs little.
 _PAUSE_SHARE = 0.05
 _SHORTEST_PAUSE = 0.001
-_REMEMBERED_LABELS = 1024
-# How long the last consumer to leave may take to give space back, in seconds.
-_LONGEST_CLEANING = 1.0
+_MAX_CACHED_LABELS = 1024
+# How long a consumer that closes may take to compact the file, in seconds.
+_LONGEST_COMPACTION = 1.0
 
 
-# What a delivery is settled by: (queue id, owner, message id). Good only while the owner holds it.
+# (queue id, owner, message id). Valid only while the owner holds the message.
 _Handle = tuple[int, int, int]
 
 
 class SQLiteBackend(SQLiteRouting):
-    """One consumer and publisher on a broker file; see ``Backend`` for the contract.
+    """A consumer and publisher on a broker file; ``Backend`` states the contract.
 
-    ``polling_interval``: the longest pause, in seconds, between two looks at an idle queue.
+    ``polling_interval``: the longest pause between two looks at an idle queue, in seconds.
     """
 
     def __init__(
@@ -64,7 +57,7 @@ class SQLiteBackend(SQLiteRouting):
         self._settings = settings
         self._polling_interval = polling_interval
         self._process: ProcessIdentity | None = None
-        self._consumer = 0  # 0: not registered yet, which the first lease does
+        self._consumer = 0  # 0 until the first lease registers this consumer
         self._known_labels: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self._version = (0, 0)
         self._tidied_version = (0, 0)
@@ -72,12 +65,12 @@ class SQLiteBackend(SQLiteRouting):
 
     # -- storing -------------------------------------------------------------------------------
 
-    def store(self, routed: Sequence[tuple[Outgoing, Sequence[str]]], epoch: int) -> bool:
+    def store(self, routed: Sequence[tuple[OutboundMessage, Sequence[str]]], epoch: int) -> bool:
         """See ``Backend``."""
         queue_ids = self._queue_ids.get(epoch)
         if queue_ids is None:
             return False
-        now = time.time()  # for people to read, and good across a restart of the host
+        now = time.time()  # not monotonic, because it must stay valid after a restart of the host
         rows = [
             (
                 now,
@@ -116,32 +109,33 @@ class SQLiteBackend(SQLiteRouting):
 
     def lease(
         self, queues: Sequence[str], limit: int, acknowledged: Sequence[Any]
-    ) -> list[Delivery]:
+    ) -> list[LeasedMessage]:
         """See ``Backend``."""
         if not acknowledged and not self._any_ready(queues):
             return []
-        deliveries: list[Delivery] = []
+        leased: list[LeasedMessage] = []
         with self._file.transaction(durable=False) as db:
             _remove(db, acknowledged)
             consumer = self._consumer
             for position, queue in enumerate(queues):
-                share = math.ceil((limit - len(deliveries)) / (len(queues) - position))
+                share = math.ceil((limit - len(leased)) / (len(queues) - position))
                 (queue_id,) = db.execute(f"SELECT {_QUEUE_ID}", (queue,)).fetchone()
                 rows = self._ready(db, queue_id, share)
                 if not rows:
                     continue
                 first, last = rows[0][0], rows[-1][0]
-                consumer = self._seen(db, consumer, last)
+                consumer = self._register(db, consumer, last)
                 db.execute(
                     "UPDATE delivery SET owner = ?, attempts = attempts + 1, redelivered = 1 "
                     "WHERE queue = ? AND owner = 0 AND id BETWEEN ? AND ?",
                     (consumer, queue_id, first, last),
                 )
-                deliveries += self._deliveries(queue, queue_id, consumer, rows)
-        if deliveries:
-            self._consumer = consumer  # only now: a rollback would free the id for another
+                leased += self._messages(queue, queue_id, consumer, rows)
+        if leased:
+            # Only after the commit, because a rollback frees the id for another consumer.
+            self._consumer = consumer
             self._last_lease = time.monotonic()
-        return deliveries
+        return leased
 
     def _any_ready(self, queues: Iterable[str]) -> bool:
         sql = f"SELECT 1 FROM delivery WHERE queue = {_QUEUE_ID} AND owner = 0 LIMIT 1"
@@ -158,14 +152,14 @@ class SQLiteBackend(SQLiteRouting):
                 break
         return rows
 
-    def _deliveries(
+    def _messages(
         self, queue: str, queue_id: int, owner: int, rows: Iterable[Any]
-    ) -> Iterator[Delivery]:
-        # The hot path of consuming: positional and in one place.
+    ) -> Iterator[LeasedMessage]:
+        # The hot path of consuming: inlined, and with positional arguments.
         for row in rows:
             id_, attempts, redelivered, headers, properties, body = row[:6]
             content_type, content_encoding, exchange, routing_key = self._labels(row[6:])
-            yield Delivery(
+            yield LeasedMessage(
                 queue,
                 (queue_id, owner, id_),
                 body if body.__class__ is bytes else decode_text(body).encode(),
@@ -180,21 +174,21 @@ class SQLiteBackend(SQLiteRouting):
             )
 
     def _labels(self, raw: tuple[Any, ...]) -> tuple[str, ...]:
-        """Return text columns as text; the few combinations that occur are decoded once."""
+        """Return text columns as text, from a cache, because few combinations occur."""
         labels = self._known_labels.get(raw)
         if labels is None:
-            if len(self._known_labels) >= _REMEMBERED_LABELS:
+            if len(self._known_labels) >= _MAX_CACHED_LABELS:
                 self._known_labels.clear()
             labels = self._known_labels[raw] = tuple(map(decode_text, raw))
         return labels
 
     def wait(self, timeout: float) -> None:
-        """See ``Backend``: looks for commits of others, the more seldom the longer none came."""
+        """See ``Backend``. Looks for commits of others, less often the longer there are none."""
         deadline = time.monotonic() + timeout
         while (now := time.monotonic()) < deadline:
             pause = max(_SHORTEST_PAUSE, (now - self._last_lease) * _PAUSE_SHARE)
-            # First the pause: on a file that is busy with other queues there is a commit at
-            # every look, and each means another look at our own queue.
+            # Pause before the look. While other queues are busy every look finds a commit, and each
+            # commit makes the caller query its own queue.
             time.sleep(min(pause, self._polling_interval, deadline - now))
             version = self._file.version()
             if version != self._version:
@@ -218,14 +212,14 @@ class SQLiteBackend(SQLiteRouting):
                     (0 if attempted else 1, queue, owner, json.dumps(ids)),
                 )
 
-    # -- who is alive --------------------------------------------------------------------------
+    # -- consumers -----------------------------------------------------------------------------
 
     def extend(self) -> bool:
-        """See ``Backend``: one row, however many messages this consumer holds."""
+        """See ``Backend``. Writes one row, however many messages this consumer holds."""
         if not self._consumer:
             return True
         with self._file.transaction(durable=False) as db:
-            return self._refreshed(db, self._consumer, 0)
+            return self._refresh(db, self._consumer, 0)
 
     def reclaim(self) -> None:
         """See ``Backend``."""
@@ -235,8 +229,8 @@ class SQLiteBackend(SQLiteRouting):
             if consumer == self._consumer:
                 continue
             process = ProcessIdentity(decode_text(scope), pid, decode_text(started))
-            # The clock is the host's, the same for all processes, and starts again with it: a
-            # time to come is one of before the restart.
+            # The monotonic clock is the same for all processes of the host and restarts with it. A
+            # time in the future is from before the restart.
             if not 0 <= time.monotonic() - seen < lease or is_dead(process, seen_from=me):
                 self._take_over(consumer, seen)
 
@@ -245,7 +239,7 @@ class SQLiteBackend(SQLiteRouting):
             still = db.execute(
                 "SELECT last_id FROM consumer WHERE id = ? AND seen = ?", (consumer, seen)
             ).fetchone()
-            if still is not None:  # else it has shown itself, or someone else was faster
+            if still is not None:  # else it has refreshed, or another process took over
                 db.execute(
                     "UPDATE delivery SET owner = 0 "
                     "WHERE queue IN (SELECT id FROM queue) AND id <= ? AND owner = ?",
@@ -253,9 +247,12 @@ class SQLiteBackend(SQLiteRouting):
                 )
                 db.execute("DELETE FROM consumer WHERE id = ?", (consumer,))
 
-    def _seen(self, db: sqlite3.Connection, consumer: int, last_id: int) -> int:
-        """Note that this consumer lives and what it leases; register it where it is unknown."""
-        if consumer and self._refreshed(db, consumer, last_id):
+    def _register(self, db: sqlite3.Connection, consumer: int, last_id: int) -> int:
+        """Refresh the row of this consumer, or insert it; return its id.
+
+        ``last_id``: the latest message that it leases.
+        """
+        if consumer and self._refresh(db, consumer, last_id):
             return consumer
         row = (*self._me(), self._settings.lease, time.monotonic(), last_id)
         cursor = db.execute(
@@ -265,7 +262,7 @@ class SQLiteBackend(SQLiteRouting):
         )
         return int(cursor.lastrowid or 0)
 
-    def _refreshed(self, db: sqlite3.Connection, consumer: int, last_id: int) -> bool:
+    def _refresh(self, db: sqlite3.Connection, consumer: int, last_id: int) -> bool:
         row = (time.monotonic(), last_id, consumer)
         sql = "UPDATE consumer SET seen = ?, last_id = max(last_id, ?) WHERE id = ?"
         return db.execute(sql, row).rowcount == 1
@@ -280,7 +277,7 @@ class SQLiteBackend(SQLiteRouting):
         self._process = None
         self._consumer = 0
 
-    # -- a queue as a whole --------------------------------------------------------------------
+    # -- whole queues --------------------------------------------------------------------------
 
     def size(self, queue: str) -> int:
         """See ``Backend``."""
@@ -298,7 +295,10 @@ class SQLiteBackend(SQLiteRouting):
         with self._file.snapshot() as db:
             (queue_id,) = db.execute(f"SELECT {_QUEUE_ID}", (queue,)).fetchone()
             if queue_id is None:
-                raise BusError(f"there is no queue {queue!r} in {self._file.path}")
+                raise BusError(
+                    f"there is no queue {queue!r} in the broker file {self._file.path}",
+                    hint="declare the store's queues first: start its worker once",
+                )
             ready, total = db.execute(
                 "SELECT count(*) FILTER (WHERE owner = 0), count(*) FROM delivery WHERE queue = ?",
                 (queue_id,),
@@ -330,7 +330,7 @@ class SQLiteBackend(SQLiteRouting):
                         (consumer,),
                     )
                     db.execute("DELETE FROM consumer WHERE id = ?", (consumer,))
-                deadline = time.monotonic() + _LONGEST_CLEANING
+                deadline = time.monotonic() + _LONGEST_COMPACTION
                 while self._file.compact(quiet=True) and time.monotonic() < deadline:
                     pass
         finally:
@@ -338,7 +338,7 @@ class SQLiteBackend(SQLiteRouting):
 
 
 def _grouped(handles: Iterable[_Handle]) -> dict[tuple[int, int], list[int]]:
-    """Return the ids by queue and owner, which are few, each in growing order."""
+    """Return the ids grouped by queue and owner, each group in ascending order."""
     groups: dict[tuple[int, int], list[int]] = {}
     for queue, owner, id_ in handles:
         groups.setdefault((queue, owner), []).append(id_)
@@ -348,14 +348,17 @@ def _grouped(handles: Iterable[_Handle]) -> dict[tuple[int, int], list[int]]:
 
 
 def _matching(ids: Sequence[int]) -> tuple[str, tuple[Any, ...]]:
-    """Return a condition on an id and its parameters; ids in a row, the usual case, cost least."""
+    """Return a condition on an id and its parameters.
+
+    Consecutive ids, the usual case, become a range, which is fastest.
+    """
     if ids[-1] - ids[0] == len(ids) - 1:
         return "BETWEEN ? AND ?", (ids[0], ids[-1])
     return "IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
 
 
 def _remove(db: sqlite3.Connection, handles: Iterable[_Handle]) -> int:
-    """Remove the messages that are still held by the owner in their handle; return how many."""
+    """Remove the messages that the owner in their handle still holds; return their number."""
     total = 0
     for (queue, owner), ids in _grouped(handles).items():
         matching, values = _matching(ids)
@@ -364,7 +367,7 @@ def _remove(db: sqlite3.Connection, handles: Iterable[_Handle]) -> int:
             (queue, owner, *values),
         ).rowcount
         total += removed
-        if removed < len(ids):  # some are no longer ours: whoever has them needs the payload
+        if removed < len(ids):  # others were taken over; their new owner needs the payload
             rows = db.execute(
                 f"SELECT id FROM delivery WHERE queue = ? AND id {matching}", (queue, *values)
             )

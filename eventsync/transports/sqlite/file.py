@@ -1,7 +1,4 @@
-"""Owns one connection to a broker file: opening and checking it, transactions, errors, forks.
-
-It must not know what the tables are for.
-"""
+"""One connection to a broker file: opening, checks, transactions, errors and forks."""
 
 from __future__ import annotations
 
@@ -21,34 +18,36 @@ __all__ = ["BrokerFile"]
 
 _T = TypeVar("_T")
 
-# How long SQLite itself waits for a lock before we do, in seconds. Its own waits grow to 0.1 s,
-# which starves the unlucky when many processes take turns of a millisecond.
+# How long SQLite itself waits for a lock before this module waits, in seconds. SQLite's waits grow
+# to 0.1 s. Where many processes hold the lock for a millisecond each, that starves some of them.
 _SQLITE_WAIT = 0.005
 _LONGEST_RETRY_PAUSE = 0.004
 _PAGE_SIZE = 8192
-# What the log may keep on the disk between two uses: cutting it shorter costs the next writer.
+# Size to which SQLite truncates its write-ahead log. A smaller log costs the next writer time.
 _LOG_BYTES = 16 * 1024 * 1024
-# What it, and the file beyond its pages, may keep while nobody works on the file.
+# While nobody works on the file, a log larger than this is truncated. The same holds for space at
+# the end of the file that no page uses.
 _KEPT_BYTES = 4 * 1024 * 1024
-# So many unused pages, if they are most of the file, are worth compacting; in steps of so many.
-_WORTH_COMPACTING = 128
-_WORTH_DISTURBING = 2048
-_COMPACT_STEP = 1024
-_FEW_PAGES = 512
+# The file is compacted when more than half of its pages, and more than this many, are unused.
+_UNUSED_PAGES_WHEN_QUIET = 128
+_UNUSED_PAGES_WHEN_BUSY = 2048
+_COMPACT_STEP = 1024  # pages
+# With at most this many used pages, VACUUM is cheaper than incremental steps.
+_FEW_USED_PAGES = 512
 
 
 class BrokerFile:
-    """One SQLite connection, opened on first use, that threads share and forks survive.
+    """An SQLite connection that threads share; it is opened again after a fork.
 
-    Thread-safe: one transaction at a time. Times in seconds. Every method raises
-    BusUnavailableError when trying again can help (locked for ``busy_timeout``, disk full,
-    file replaced), BusError when it cannot.
+    Thread-safe: one transaction at a time. Times are in seconds. Every method raises
+    ``BusUnavailableError`` if a retry can help (the file is locked for ``busy_timeout``, the disk
+    is full, the file was replaced), and ``BusError`` if not.
     """
 
-    # SQLite keeps the locks of a file in a table of the process. A child of a fork inherits that
-    # table but not the locks, so even a connection that it opens itself would go without: once
-    # the parent closes, the file's log is deleted under the child, and what the child commits is
-    # lost. So every connection is closed before a fork, and for that all have to be known.
+    # SQLite keeps the locks of a file in a table of the process. A forked child inherits that table
+    # but not the locks. Even a connection that the child opens itself then holds no lock. When the
+    # parent closes the file, SQLite deletes the log while the child still uses it, and the child's
+    # commits are lost. So every connection is closed before a fork; this set lists them.
     _files: ClassVar[weakref.WeakSet[BrokerFile]] = weakref.WeakSet()
     _fork_lock: ClassVar[threading.RLock] = threading.RLock()
 
@@ -63,7 +62,7 @@ class BrokerFile:
         busy_timeout: float,
     ) -> None:
         self.path = path
-        #: Grows with every transaction through this object, as ``data_version`` does not.
+        #: Transactions committed through this object, which ``PRAGMA data_version`` ignores.
         self.commits = 0
         self._application_id = application_id
         self._schema_version = schema_version
@@ -86,12 +85,12 @@ class BrokerFile:
     def transaction(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
         """Hold the file's write lock for the block; commit, or roll back if the block raises.
 
-        ``durable`` False leaves the commit to the operating system: it survives the death of this
-        process, but the last of them may be undone by a power failure.
+        With ``durable`` false, commits survive the death of this process, but a power failure may
+        undo the latest of them.
         """
         with self.connection() as connection:
             self._set_synchronous(connection, self._synchronous if durable else "NORMAL")
-            self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+            self._wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"))
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -102,47 +101,48 @@ class BrokerFile:
             self.commits += 1
 
     def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        """Return the rows of one query; text comes as bytes."""
+        """Return the rows of one query, with text as bytes."""
         with self.connection() as connection:
-            return self._patiently(lambda: connection.execute(sql, parameters).fetchall())
+            return self._wait_for_lock(lambda: connection.execute(sql, parameters).fetchall())
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
-        """Let several queries of the block see one state of the file."""
+        """Give all queries of the block the same state of the file."""
         with self.connection() as connection:
-            self._patiently(lambda: _begin_reading(connection))
+            self._wait_for_lock(lambda: _begin_reading(connection))
             try:
                 yield connection
             finally:
                 connection.execute("ROLLBACK")
 
     def version(self) -> tuple[int, int]:
-        """Return a value that differs once anybody has committed to the file."""
+        """Return a value that changes when any connection commits to the file."""
         return self.read("PRAGMA data_version")[0][0], self.commits
 
     def compact(self, *, quiet: bool) -> bool:
-        """Give unused space back to the file system once it is most of the file; a bounded step.
+        """Return unused space to the file system, if more than half of the file is unused.
 
-        ``quiet`` says that nobody is working on the file: then less is worth the effort. Returns
-        whether there is more to do. Cheap when there is nothing to do. Idempotent.
+        Each call does a bounded amount of work; return whether more remains. ``quiet``: nobody
+        works on the file, so compact it for less unused space, too. Cheap when there is nothing to
+        do. Idempotent.
         """
-        worth = _WORTH_COMPACTING if quiet else _WORTH_DISTURBING
+        enough = _UNUSED_PAGES_WHEN_QUIET if quiet else _UNUSED_PAGES_WHEN_BUSY
         with self.connection() as connection:
-            unused, total = self._patiently(lambda: self._pages(connection))
-            if unused > worth and unused > total // 2:
-                if total - unused <= _FEW_PAGES:
-                    # Costs what is left, where the steps below cost what goes.
-                    self._patiently(lambda: connection.execute("VACUUM"))
+            unused, total = self._wait_for_lock(lambda: self._pages(connection))
+            if unused > enough and unused > total // 2:
+                if total - unused <= _FEW_USED_PAGES:
+                    # Its cost grows with the used pages; that of the steps below with the unused.
+                    self._wait_for_lock(lambda: connection.execute("VACUUM"))
                 else:
-                    # As a script: `execute` would stop after the first page.
+                    # As a script, because `execute` stops after the first page.
                     script = f"PRAGMA incremental_vacuum({_COMPACT_STEP})"
-                    self._patiently(lambda: connection.executescript(script))
+                    self._wait_for_lock(lambda: connection.executescript(script))
                 unused, total = self._pages(connection)
             excess = _file_size(self.path) - total * _PAGE_SIZE
             if quiet and max(excess, _file_size(f"{self.path}-wal")) > _KEPT_BYTES:
-                # Does nothing while others read or write; there is always a next time.
+                # Has no effect while others read or write; a later call tries again.
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            return unused > worth and unused > total // 2
+            return unused > enough and unused > total // 2
 
     def _pages(self, connection: sqlite3.Connection) -> tuple[int, int]:
         (unused,) = connection.execute("PRAGMA freelist_count").fetchone()
@@ -150,27 +150,27 @@ class BrokerFile:
         return unused, total
 
     def close(self) -> None:
-        """Close; any later use raises BusError. Idempotent."""
+        """Close the file; any later use raises ``BusError``. Idempotent."""
         with self._lock:
             self._closed = True
-            self._let_go()
+            self._disconnect()
 
     # -- opening -------------------------------------------------------------------------------
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """Have the connection to oneself, with errors as errors of the bus."""
+        """Lend the connection to one thread; raise SQLite's errors as errors of the bus."""
         with self._lock:
             try:
-                yield self._opened()
+                yield self._open()
             except sqlite3.Error as error:
-                raise self._explained(error) from error
+                raise self._bus_error(error) from error
 
-    def _opened(self) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         if self._closed:
             raise BusError(f"the connection to the broker file {self.path} is closed")
         if self._identity is not None and self._identity != self._identify():
-            self._let_go()
+            self._disconnect()
             raise BusUnavailableError(
                 f"the broker file {self.path} was removed or replaced while it was open",
                 hint="reconnect; stop all producers and workers before moving the file",
@@ -181,18 +181,19 @@ class BrokerFile:
         if not os.path.isdir(directory):
             raise BusError(
                 f"the directory {directory} of the broker file does not exist or cannot be entered",
-                hint="create it or correct the broker URL",
+                hint="create the directory or correct the broker URL",
             )
         if os.path.isdir(self.path):
             raise BusError(f"{self.path} is a directory", hint="name a file in the broker URL")
         if os.path.exists(self.path) and not os.access(self.path, os.W_OK):
-            # Before SQLite looks: it would leave files that the right user cannot write either.
+            # Checked before SQLite opens it: SQLite would create files beside it that belong to
+            # this user, and the user who may write the broker file could not write those.
             raise self._unwritable("permission denied, or a read-only file system")
         connection = sqlite3.connect(
             self.path, timeout=_SQLITE_WAIT, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.text_factory = bytes  # a stranger's text need not be UTF-8
+            connection.text_factory = bytes  # text of other programs need not be UTF-8
             self._check(connection)
         except BaseException:
             connection.close()
@@ -203,10 +204,10 @@ class BrokerFile:
         return connection
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        """Refuse what is not ours before writing to it; make the tables of a new file."""
+        """Refuse a file of another application before writing to it; prepare a new file."""
 
         def pragma(setting: str) -> Any:
-            return self._patiently(lambda: connection.execute(f"PRAGMA {setting}").fetchone())
+            return self._wait_for_lock(lambda: connection.execute(f"PRAGMA {setting}").fetchone())
 
         if self._is_new(connection):
             pragma(f"page_size={_PAGE_SIZE}")
@@ -221,9 +222,9 @@ class BrokerFile:
         pragma(f"journal_size_limit={_LOG_BYTES}")
         if not self._is_new(connection):
             return
-        self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+        self._wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"))
         try:
-            if self._is_new(connection):  # another process may have been faster
+            if self._is_new(connection):  # another process may have created the tables meanwhile
                 self._create_tables(connection)
                 connection.execute(f"PRAGMA application_id={self._application_id}")
                 connection.execute(f"PRAGMA user_version={self._schema_version}")
@@ -244,27 +245,28 @@ class BrokerFile:
         def read_at_once() -> tuple[int, int, list[str]]:
             if connection.in_transaction:
                 return read()
-            # Another process may just be making the tables: see all of that or nothing.
+            # Another process may be creating the tables now: see all of its work or none.
             _begin_reading(connection)
             try:
                 return read()
             finally:
                 connection.execute("ROLLBACK")
 
-        application_id, version, tables = self._patiently(read_at_once)
+        application_id, version, tables = self._wait_for_lock(read_at_once)
         if not (application_id or version or tables):
             return True
         if application_id != self._application_id:
             raise BusError(
                 f"{self.path} is a database of another application "
                 f"(application id {application_id}, tables {', '.join(tables) or 'none'})",
-                hint="name another file in the broker URL; this one was not touched",
+                hint="name another file in the broker URL; this one was not changed",
             )
         if version != self._schema_version:
             raise BusError(
-                f"{self.path} has broker schema {version}, this eventsync knows "
-                f"{self._schema_version}",
-                hint="use the eventsync that wrote it, or drain the file with that first",
+                f"{self.path} has broker schema {version}, but this version of eventsync expects "
+                f"schema {self._schema_version}",
+                hint="use the version of eventsync that wrote the file, or drain its queues with "
+                "that version first",
             )
         return False
 
@@ -280,15 +282,15 @@ class BrokerFile:
             connection.execute(f"PRAGMA synchronous={value}")
             self._current_synchronous = value
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     # -- contention and errors -----------------------------------------------------------------
 
-    def _patiently(self, operation: Callable[[], _T]) -> _T:
-        """Try until the file is not locked by another connection, for ``busy_timeout`` seconds."""
+    def _wait_for_lock(self, operation: Callable[[], _T]) -> _T:
+        """Repeat ``operation`` while the file is locked, for at most ``busy_timeout`` seconds."""
         deadline = time.monotonic() + self._busy_timeout
         while True:
             try:
@@ -300,7 +302,7 @@ class BrokerFile:
                     raise
             time.sleep(random.uniform(0.0, _LONGEST_RETRY_PAUSE))
 
-    def _explained(self, error: sqlite3.Error) -> BusError:
+    def _bus_error(self, error: sqlite3.Error) -> BusError:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         directory = os.path.dirname(self.path)
         match code:
@@ -311,35 +313,36 @@ class BrokerFile:
                 )
             case sqlite3.SQLITE_FULL:
                 return BusUnavailableError(
-                    f"no room left for the broker file {self.path}; nothing was stored",
+                    f"the disk of the broker file {self.path} is full; nothing was stored",
                     hint=f"free space on the disk of {directory}, then try again",
                 )
             case sqlite3.SQLITE_IOERR:
                 return BusUnavailableError(
                     f"reading or writing the broker file {self.path} failed: {error} "
                     f"({getattr(error, 'sqlite_errorname', 'SQLITE_IOERR')})",
-                    hint="look at the system log for errors of the disk",
+                    hint="look for disk errors in the system log",
                 )
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
                 return self._unwritable(str(error))
             case sqlite3.SQLITE_NOTADB:
                 return BusError(
                     f"{self.path} is not an SQLite database",
-                    hint="name another file in the broker URL; this one was not touched",
+                    hint="name another file in the broker URL; this one was not changed",
                 )
             case sqlite3.SQLITE_CORRUPT:
                 return BusError(
                     f"the broker file {self.path} is damaged: {error}",
-                    hint="stop everything, save a copy, and try the `.recover` command of sqlite3",
+                    hint="stop all producers and workers, save a copy of the file, and try the "
+                    "`.recover` command of sqlite3",
                 )
             case _:
-                return BusError(f"the broker file {self.path}: {error}")
+                return BusError(f"an operation on the broker file {self.path} failed: {error}")
 
     def _unwritable(self, why: str) -> BusError:
         return BusError(
             f"the broker file {self.path} cannot be opened for writing: {why}",
-            hint="this user needs to write to it and to its directory, where SQLite keeps two "
-            "more files",
+            hint="allow this user to write to the file and to its directory, in which SQLite keeps "
+            "two more files",
         )
 
     # -- forks ---------------------------------------------------------------------------------
@@ -349,7 +352,7 @@ class BrokerFile:
         cls._fork_lock.acquire()
         for file in cls._files:
             file._lock.acquire()  # wait for the transaction of another thread
-            file._let_go()  # opened again on the next use, in both processes
+            file._disconnect()  # both processes open it again at its next use
 
     @classmethod
     def _after_fork(cls) -> None:
@@ -359,10 +362,10 @@ class BrokerFile:
 
 
 def _begin_reading(connection: sqlite3.Connection) -> None:
-    """Begin a transaction and have it see the file as it is now; leave none open on failure."""
+    """Begin a read transaction on the present state of the file; leave none open on failure."""
     connection.execute("BEGIN")
     try:
-        # BEGIN alone takes no lock; this does, and is where another connection may be in the way.
+        # BEGIN alone takes no lock. This query takes it, and fails if another connection has it.
         connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
     except BaseException:
         connection.execute("ROLLBACK")
@@ -376,7 +379,7 @@ def _file_size(path: str) -> int:
         return 0
 
 
-if hasattr(os, "register_at_fork"):  # not where there is no fork
+if hasattr(os, "register_at_fork"):  # absent on platforms that cannot fork
     os.register_at_fork(
         before=BrokerFile._before_fork,
         after_in_parent=BrokerFile._after_fork,

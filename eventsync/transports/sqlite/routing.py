@@ -1,18 +1,14 @@
-"""Owns the tables of a broker file, and among them those of the routing.
-
-It must not know how messages are leased or kept alive.
-"""
+"""The tables of a broker file, and the part of the backend that keeps the routing in them."""
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from eventsync.errors import BusError
 from eventsync.transports.leased.backend import Backend, Binding, ExchangeDeclaration, RoutingTables
+from eventsync.transports.leased.json_object import decode_object, encode_object
 from eventsync.transports.sqlite.file import BrokerFile
 
 __all__ = [
@@ -20,9 +16,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SQLiteRouting",
     "create_tables",
-    "decode_object",
     "decode_text",
-    "encode_object",
 ]
 
 APPLICATION_ID = 0x65767371  # "evsq"
@@ -33,7 +27,7 @@ _TABLES = (
     """CREATE TABLE broker (
         one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, next_id INTEGER NOT NULL
     )""",
-    # The ids of queues and consumers are never given again: someone may still hold an old one.
+    # The ids of queues and consumers are never reused, because a process may still know an old one.
     "CREATE TABLE queue (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE)",
     """CREATE TABLE exchange (
         name TEXT PRIMARY KEY, type TEXT NOT NULL, durable INTEGER NOT NULL,
@@ -43,20 +37,20 @@ _TABLES = (
         exchange TEXT NOT NULL, routing_key TEXT NOT NULL, queue TEXT NOT NULL,
         arguments TEXT NOT NULL, PRIMARY KEY (exchange, routing_key, queue)
     ) WITHOUT ROWID""",
-    # The payload, once for all queues; never written again.
+    # The payload, stored once for all queues and never updated.
     """CREATE TABLE message (
         id INTEGER PRIMARY KEY, published REAL, exchange TEXT, routing_key TEXT,
         content_type TEXT, content_encoding TEXT, headers TEXT, properties TEXT, body BLOB
     )""",
-    # A row for each queue of a message. Owner 0: ready, else the consumer that has leased it.
+    # A row for each queue of a message. Owner 0 means ready, else it is the leasing consumer.
     """CREATE TABLE delivery (
         queue INTEGER NOT NULL, id INTEGER NOT NULL, owner INTEGER NOT NULL DEFAULT 0,
         attempts INTEGER NOT NULL DEFAULT 0, redelivered INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (queue, id), CHECK (typeof(queue) = 'integer' AND typeof(id) = 'integer')
     ) WITHOUT ROWID""",
-    # Only for messages of several queues: whoever acknowledges last removes the payload.
+    # Only for messages in several queues. The last acknowledgement removes the payload.
     "CREATE TABLE copy (id INTEGER, queue INTEGER, PRIMARY KEY (id, queue)) WITHOUT ROWID",
-    # Who leases, when that was last seen (monotonic clock) and up to which message it leased.
+    # A consumer, when it last refreshed (monotonic clock), and the latest message it leased.
     """CREATE TABLE consumer (
         id INTEGER PRIMARY KEY AUTOINCREMENT, scope TEXT NOT NULL, pid INTEGER NOT NULL,
         started TEXT NOT NULL, lease REAL NOT NULL, seen REAL NOT NULL, last_id INTEGER NOT NULL
@@ -65,47 +59,26 @@ _TABLES = (
 
 
 def create_tables(db: sqlite3.Connection) -> None:
-    """Make the tables of an empty broker file, within the caller's transaction."""
+    """Create the tables of an empty broker file, within the caller's transaction."""
     for statement in _TABLES:
         db.execute(statement)
-    # An epoch that no earlier file at this path has had: a publisher may remember one of those.
+    # An epoch that no earlier file at this path had, because a publisher may remember one of those.
     db.execute("INSERT INTO broker VALUES (1, ?, 1)", (time.time_ns() // 1000,))
 
 
-def encode_object(what: str, value: Mapping[str, Any]) -> str:
-    """Return a mapping as JSON. Raises: BusError naming ``what`` if it holds anything else."""
-    try:
-        return json.dumps(value, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BusError(
-            f"the {what} of a message cannot be stored: {error}", hint="use JSON values only"
-        ) from error
-
-
-def decode_object(raw: Any) -> dict[str, Any]:
-    """Return what ``encode_object`` made; what a stranger made comes as ``x-malformed``."""
-    if raw is None:
-        return {}
-    try:
-        value = json.loads(raw)
-    except (TypeError, ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {"x-malformed": decode_text(raw)[:1000]}
-
-
 def decode_text(raw: Any) -> str:
-    """Return a text column, which comes as bytes, whatever a stranger has put there."""
+    """Return the value of a text column, which is read as bytes, as text; never raise."""
     if isinstance(raw, bytes):
         return raw.decode("utf-8", "replace")
     return "" if raw is None else str(raw)
 
 
 class SQLiteRouting(Backend):
-    """The part of ``Backend`` that concerns queues, exchanges and bindings, on a broker file."""
+    """The part of ``Backend`` for queues, exchanges and bindings, on a broker file."""
 
     def __init__(self, file: BrokerFile) -> None:
         self._file = file
-        # The ids of the queues by name, valid while the routing has the epoch of the key.
+        # By epoch of the routing: the ids of the queues by name. Valid only for that epoch.
         self._queue_ids: dict[int, dict[str, int]] = {}
 
     def load_routing(self) -> RoutingTables:
@@ -161,7 +134,7 @@ class SQLiteRouting(Backend):
 
     def bind(self, binding: Binding) -> None:
         """See ``Backend``."""
-        # From the tables, so that a queue deleted a moment ago gets no binding.
+        # Select from the tables, so that a queue deleted a moment ago gets no binding.
         sql = """INSERT OR IGNORE INTO binding
             SELECT exchange.name, ?, queue.name, ? FROM exchange, queue
             WHERE exchange.name = ? AND queue.name = ?"""
@@ -181,7 +154,7 @@ class SQLiteRouting(Backend):
 
 
 def removal(queue: str, *, only_ready: bool) -> list[tuple[str, Sequence[Any]]]:
-    """Return the statements that remove the messages of a queue; the last one counts them."""
+    """Return statements that remove the messages of a queue; the last one's row count is theirs."""
     number = "(SELECT id FROM queue WHERE name = ?)"
     rows = f"FROM delivery WHERE queue = {number}" + (" AND owner = 0" if only_ready else "")
     return [

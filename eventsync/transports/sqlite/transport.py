@@ -1,9 +1,7 @@
-"""Owns the embedded broker: a kombu transport that keeps its queues in one SQLite file.
+"""The embedded broker: a kombu transport that keeps its queues in one SQLite file.
 
-It must not know what the bytes of a message mean, nor which stores the queues belong to.
-
-The file may be shared by any number of processes and threads of one host, containers included,
-but not over a network file system.
+Any number of processes and threads of one host may share the file, containers included, but not
+over a network file system.
 """
 
 from __future__ import annotations
@@ -18,22 +16,22 @@ from kombu.connection import Connection
 
 from eventsync.errors import ConfigError
 from eventsync.transports.leased.backend import Backend, LeaseSettings
-from eventsync.transports.leased.channel import LeasedTransport
+from eventsync.transports.leased.transport import LeasedTransport
 from eventsync.transports.sqlite.backend import SQLiteBackend
 from eventsync.transports.sqlite.file import BrokerFile
 from eventsync.transports.sqlite.routing import APPLICATION_ID, SCHEMA_VERSION, create_tables
 
-__all__ = ["SQLiteSettings", "Transport", "connect"]
+__all__ = ["SQLiteSettings", "SQLiteTransport", "connect"]
 
 _SCHEME = "sqlite://"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SQLiteSettings(LeaseSettings):
-    """Where the broker file is and how it is used; times in seconds.
+    """The path of the broker file and the settings of its use; times are in seconds.
 
-    ``synchronous``: ``full`` makes a publish survive a power failure, ``normal`` only the death
-    of processes. ``busy_timeout``: how long to wait for the file while others write to it.
+    ``synchronous``: with ``full`` a publish survives a power failure, with ``normal`` only the
+    death of processes. ``busy_timeout``: how long to wait for the file while others write to it.
     ``polling_interval``: the longest pause between two looks at an idle queue.
     """
 
@@ -46,7 +44,7 @@ class SQLiteSettings(LeaseSettings):
     def from_url(cls, url: str, **options: Any) -> SQLiteSettings:
         """Return the settings of ``sqlite:///relative?name=value`` or ``sqlite:////absolute``.
 
-        In a path ``?``, ``;`` and ``%`` have to be percent-encoded. What the URL says goes before
+        In a path ``?``, ``;`` and ``%`` must be percent-encoded. Settings in the URL override
         ``options``. Raises: ConfigError.
         """
         location, _, query = url.removeprefix(_SCHEME).partition("?")
@@ -58,7 +56,9 @@ class SQLiteSettings(LeaseSettings):
         path = unquote(location[1:])
         if path in ("", ":memory:") or path.endswith("/"):
             raise ConfigError(
-                f"{url!r} names no file", hint="processes share the broker, so it needs a path"
+                f"the broker URL {url!r} names no file",
+                hint="write sqlite:///relative/path or sqlite:////absolute/path, because processes "
+                "share the broker",
             )
         settings = cls.read(
             query=dict(parse_qsl(query, keep_blank_values=True)),
@@ -67,15 +67,16 @@ class SQLiteSettings(LeaseSettings):
         )
         if settings.synchronous not in ("full", "normal"):
             raise ConfigError(
-                f"broker setting synchronous={settings.synchronous!r} is neither full nor normal"
+                f"broker setting synchronous={settings.synchronous!r} is neither full nor normal",
+                hint="write synchronous=full or synchronous=normal in the broker URL",
             )
         return settings
 
 
-class Transport(LeasedTransport):
-    """kombu's view of a broker file: ``kombu.Connection(url, transport=Transport)``."""
+class SQLiteTransport(LeasedTransport):
+    """A broker file for kombu: ``kombu.Connection(url, transport=SQLiteTransport)``."""
 
-    # kombu's own parser loses the slash that tells an absolute path from a relative one.
+    # kombu's own parser drops the slash that distinguishes an absolute path from a relative one.
     can_parse_url = True
     driver_type = "sqlite"
     driver_name = "sqlite3"
@@ -107,17 +108,17 @@ class Transport(LeasedTransport):
         return sqlite3.sqlite_version
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """Return the URL as it is: there is no password in it."""
+        """Return the URL unchanged, because it contains no password."""
         return uri
 
 
 def connect(url: str, **options: Any) -> Connection:
-    """Return a kombu connection to the broker file of ``url``; it opens on first use.
+    """Return a kombu connection to the broker file of ``url``, which opens at its first use.
 
     ``options`` are those of ``SQLiteSettings``, and kombu's transport options. Does not block.
     Raises: ConfigError if the URL or an option is wrong.
     """
     SQLiteSettings.from_url(url, **options)
     untyped: Any = Connection  # kombu does not annotate its constructor
-    connection: Connection = untyped(url, transport=Transport, transport_options=options)
+    connection: Connection = untyped(url, transport=SQLiteTransport, transport_options=options)
     return connection
