@@ -293,7 +293,7 @@ class TrackerContract(TrackerHarness):
         with pytest.raises(StoreUnavailableError) as caught:
             list(tracker.find(Issue))
         assert caught.value.retry_after == 60
-        with pytest.raises(StoreUnavailableError, match="left alone"):
+        with pytest.raises(StoreUnavailableError, match="asked for a pause"):
             list(tracker.find(Issue))
 
     def test_secret(self, tmp_path: Path) -> None:
