@@ -18,7 +18,7 @@ from eventsync.stores.rest.path import ABSENT, Place, at, place, put
 from eventsync.stores.rest.resource import Resource, filled
 from eventsync.stores.rest.service import Answer, Service
 
-__all__ = ["Object", "ObjectAccessor"]
+__all__ = ["Object", "ObjectAccessor", "if_match"]
 
 R = TypeVar("R", bound=Record)
 _IN: Final = "@in"
@@ -170,13 +170,11 @@ class ObjectAccessor(Accessor[R]):
         missing = frozenset() if within is None else frozenset({404})
         by_put = self.resource.create == "PUT" and self.identity is None
         if by_put:
-            path = self.path_of(key)
-            assert path is not None
             headers = {"If-None-Match": "*"} if self.resource.etags else {}
-            method, taken = "PUT", frozenset({410, 412})
+            method, path, taken = "PUT", self.known_path(key), frozenset({410, 412})
         else:
-            path, headers = items, {}
-            method, taken = "POST", self.resource.taken
+            headers = {}
+            method, path, taken = "POST", items, self.resource.taken
         answer = self.service.request(
             method, path, body=body, headers=headers, allow=taken | missing
         )
@@ -195,8 +193,6 @@ class ObjectAccessor(Accessor[R]):
 
     def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
         """Write changed members. Raises ``OvertakenError`` if the object has changed since."""
-        path = self.path_of(key)
-        assert path is not None
         base = None
         if self.resource.update == "PUT":
             base = copy.deepcopy({name: v for name, v in found.data.items() if name != _IN})
@@ -206,19 +202,16 @@ class ObjectAccessor(Accessor[R]):
                 f"{self.type.name} {key!r} cannot move to another object than the one it was "
                 "created in"
             )
-        return self.sent(self.resource.update, path, body, _if_match(found))
+        return self.sent(self.resource.update, self.known_path(key), body, if_match(found))
 
     def destroy(self, key: str, found: Object) -> None:
         """Delete the object. Raises ``OvertakenError`` if it has changed since. Idempotent."""
-        path = self.path_of(key)
-        assert path is not None
         answer = self.service.request(
-            "DELETE", path, headers=_if_match(found), allow=(404, 410, 412)
+            "DELETE", self.known_path(key), headers=if_match(found), allow=(404, 410, 412)
         )
         if answer.status == 412:
             raise self.overtaken(key)
-        if self.identity is not None:
-            self.identity.forget(self.type.name, key)
+        self.forget(key)
 
     def present(self, data: Mapping[str, Any]) -> bool:
         """Return whether an object counts as a record.
@@ -266,6 +259,17 @@ class ObjectAccessor(Accessor[R]):
         outer, _, inner = id.rpartition(":")
         parts = {"id": id} if self.resource.within is None else {"in": outer, "id": inner}
         return filled(self.resource.item, parts)
+
+    def known_path(self, key: str) -> str:
+        """Return the path of an object that is known to exist, so that it has an id."""
+        path = self.path_of(key)
+        assert path is not None, f"{self.type.name} {key!r} has no object"
+        return path
+
+    def forget(self, key: str) -> None:
+        """Remove the id of a deleted object from the identity map, if there is one. Idempotent."""
+        if self.identity is not None:
+            self.identity.forget(self.type.name, key)
 
     def key_in(self, data: dict[str, Any]) -> str:
         """Return the key of the record that an object holds. Raises ``RecordError``."""
@@ -348,7 +352,8 @@ class ObjectAccessor(Accessor[R]):
         )
 
 
-def _if_match(found: Object) -> dict[str, str]:
+def if_match(found: Object) -> dict[str, str]:
+    """Return the header that makes a write conditional on the entity tag, if there is one."""
     return {"If-Match": found.etag} if found.etag else {}
 
 

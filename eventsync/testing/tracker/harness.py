@@ -181,7 +181,7 @@ class TrackerHarness:
         assert isinstance(accessor, TrackerAccessor)
         usual, odd = _RECORDS[kind], self.odd.get(kind, ())
         steps = [{**(one or {}), **(two or {})} for one, two in zip_longest(usual, odd)]
-        fields = {*accessor.held, *kind.__record__.keys}
+        fields = {*accessor.view_slots, *kind.__record__.keys}
         first, *later = ({n: v for n, v in step.items() if n in fields} for step in steps)
         return kind(**first), [step for step in later if step]
 
