@@ -32,9 +32,9 @@ R = TypeVar("R", bound=Record)
 
 @contextmanager
 def located(place: str) -> Iterator[None]:
-    """Raise whatever fails for the record at ``place`` as a ``RecordError`` that names the place.
+    """Turn any error of the record at ``place`` into a ``RecordError`` that names the place.
 
-    Errors that concern the whole store pass unchanged.
+    An error that concerns the whole store passes unchanged.
     """
     try:
         yield

@@ -349,7 +349,7 @@ class SingleFileAccessor(FileAccessor[R]):
             return self.data_to_record(segment.data)
 
     def located(self, segment: Segment) -> AbstractContextManager[None]:
-        """Raise whatever fails for a segment as a ``RecordError`` that names its line."""
+        """Turn any error of a segment into a ``RecordError`` that names its line."""
         return located(f"{self._path}, line {segment.line}" if segment.line else str(self._path))
 
 
