@@ -65,7 +65,10 @@ def errors(path: Path) -> Iterator[None]:
             hint="let the user of this process read and write it and the folder it is in",
         ) from error
     except (NotADirectoryError, IsADirectoryError) as error:
-        raise ConfigError(f"{error.filename or path}: {error.strerror}") from error
+        raise ConfigError(
+            f"{error.filename or path}: {error.strerror}",
+            hint="correct the path: it must name a file in a folder",
+        ) from error
     except OSError as error:
         raise StoreUnavailableError(
             f"{error.filename or path}: {error.strerror or error}"
