@@ -1,1 +1,4 @@
-"""The kinds of stores that eventsync ships; each stands alone and imports none of the others."""
+"""The kinds of stores that eventsync ships, each independent of the others.
+
+Trackers are the exception: they are built on the REST store.
+"""

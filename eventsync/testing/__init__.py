@@ -1,6 +1,6 @@
-"""What authors of accessors test theirs with: the conformance suite, a fake bus and a fake time.
+"""Tools to test an accessor: the conformance suite, a fake bus, a fake time and simulated crashes.
 
-It knows no store of its own. ``StoreContract`` needs the extra ``eventsync[testing]``.
+Extend ``StoreContract`` to test an accessor of your own. It needs the extra ``testing``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from eventsync.testing.model import expected
 try:
     import pytest
 
-    # Its assertions explain themselves as those of a test module do.
+    # Let pytest explain the failed assertions of these modules as it does in test modules.
     pytest.register_assert_rewrite(
         *(
             f"eventsync.testing.{name}"

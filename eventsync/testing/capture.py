@@ -1,7 +1,4 @@
-"""The part of the conformance suite about echoes, and edits made behind eventsync's back.
-
-It knows nothing of crashes.
-"""
+"""The part of the conformance suite about capture: echoes, and edits made without eventsync."""
 
 from __future__ import annotations
 
@@ -22,11 +19,11 @@ _RULES = pytest.mark.parametrize("record_type", [Item, Contact], ids=["per recor
 
 
 class CaptureContract(Harness):
-    """Every store: its own writes are no edits, and each edit made elsewhere is one, once."""
+    """Tests that edits of other programs are captured once, and eventsync's own writes never."""
 
     @_RULES
     def test_no_echo(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """What was applied or edited through eventsync is not taken for an edit."""
+        """Capture does not report what eventsync applied or edited itself."""
         store = self.store(tmp_path, record_type, bus=FakeBus())
         sent = [
             put(record_type(id=1, name="Ada"), self.version(1)),
@@ -44,12 +41,12 @@ class CaptureContract(Harness):
         eve["name"] = "Eva"
         store.update(eve)
         store.remove(store[record_type, 1])
-        assert self.captured(store) == []
-        assert self.captured(self.store(tmp_path, record_type)) == []
+        self.assert_no_edits(store)
+        self.assert_no_edits(self.store(tmp_path, record_type))
 
     @_RULES
     def test_own_changes_come_back(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """The store's own changes, which its queue brings back too, change nothing."""
+        """A store that receives its own changes from its queue stays as it is."""
         bus = FakeBus()
         store = self.store(tmp_path, record_type, bus=bus)
         store.add(record_type(id=1, name="Ada"))
@@ -63,18 +60,18 @@ class CaptureContract(Harness):
 
     @_RULES
     def test_foreign_edits(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """An edit, an addition and a delete made in the data are each captured exactly once."""
+        """An edit, an addition and a delete by another program are each captured exactly once."""
         bus, other_bus = FakeBus(), FakeBus()
         store = self.store(tmp_path, record_type, bus=bus)
         self.send(store, [put(record_type(id=n, name="Ada"), self.version(n)) for n in (1, 2, 3)])
-        behind = self.accessor(record_type, tmp_path)
-        edited = behind.get("1")
-        assert edited is not None
+        foreign = self.accessor(record_type, tmp_path)
+        edited = foreign.get("1")
+        assert edited is not None, "get() does not find a record that apply() wrote"
         edited["name"] = "Edited"
-        behind.update(edited)
-        behind.remove("2")
-        behind.add(record_type(id=4, name="Added"))
-        behind.close()
+        foreign.update(edited)
+        foreign.remove("2")
+        foreign.add(record_type(id=4, name="Added"))
+        foreign.close()
         captured = {change.key: change for change in self.captured(store)}
         assert captured.keys() == {"1", "2", "4"}
         edit = "put" if record_type is Item else "patch"
@@ -83,45 +80,45 @@ class CaptureContract(Harness):
         assert all(change.version > self.version(3) for change in captured.values())
         if record_type is Contact:
             assert captured["1"].data == {"name": "Edited"}
-        # Once: not by this process, not by another, and not as an echo of what comes back.
-        assert self.captured(store) == []
-        assert self.captured(self.store(tmp_path, record_type, bus=other_bus)) == []
+        # Not again by this process, not by another one, and not when the changes come back.
+        self.assert_no_edits(store)
+        self.assert_no_edits(self.store(tmp_path, record_type, bus=other_bus))
         assert len(bus.changes()) == 3
         assert other_bus.changes() == []
         self.send(store, bus.changes())
-        assert self.captured(store) == []
+        self.assert_no_edits(store)
         target = self.store(self.fresh(tmp_path), record_type)
         self.send(target, [put(record_type(id=n, name="Ada"), self.version(n)) for n in (1, 2, 3)])
         self.send(target, bus.changes())
         assert self.rows(target, record_type) == self.rows(store, record_type)
 
     def test_foreign_edit_beside_a_change(self, tmp_path: Path) -> None:
-        """A change of one field that arrives first does not hide a foreign edit of another."""
+        """A foreign edit of one field is captured even after a change of another field arrives."""
         store = self.store(tmp_path, Contact)
         self.send(store, [put(Contact(id=1, name="Ada", score=1), self.version(1))])
-        behind = self.accessor(Contact, tmp_path)
-        ada = behind.get("1")
-        assert ada is not None
+        foreign = self.accessor(Contact, tmp_path)
+        ada = foreign.get("1")
+        assert ada is not None, "get() does not find a record that apply() wrote"
         ada["score"] = 2
-        behind.update(ada)
-        behind.close()
+        foreign.update(ada)
+        foreign.close()
         self.send(store, [changed(Contact, "1", "patch", self.version(2), {"name": "Ada L."})])
         ada = store[Contact, 1]
         ada["email"] = "a@b"
         store.update(ada)
         (captured,) = self.captured(store)
         assert captured.data == {"score": 2}
-        assert self.captured(store) == []
+        self.assert_no_edits(store)
 
     @_RULES
     def test_before_eventsync(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """Records that were there before eventsync get a version once, and then merge as others."""
-        behind = self.store(tmp_path, record_type).accessor(record_type)
-        behind.add(record_type(id=1, name="Old"))
+        """A record that existed before eventsync gets a version once, and then merges normally."""
+        foreign = self.store(tmp_path, record_type).accessor(record_type)
+        foreign.add(record_type(id=1, name="Old"))
         store = self.store(tmp_path, record_type)
         (captured,) = self.captured(store)
         assert captured.key == "1"
-        assert self.captured(store) == []
+        self.assert_no_edits(store)
         target = self.store(self.fresh(tmp_path), record_type)
         self.send(target, [captured])
         assert self.rows(target, record_type) == self.rows(store, record_type)
@@ -133,7 +130,7 @@ class CaptureContract(Harness):
 
     @pytest.mark.parametrize("failure", ["raises", "empty"])
     def test_failed_read_deletes_nothing(self, tmp_path: Path, failure: str) -> None:
-        """A read of the data that fails, or comes back empty, is not taken for deletes."""
+        """A read that fails or returns no records at all is not captured as deletes."""
         bus = FakeBus()
         store = self.store(tmp_path, Item, bus=bus)
         self.send(store, [put(Item(id=n, name="Ada"), self.version(n)) for n in range(30)])
@@ -151,16 +148,16 @@ class CaptureContract(Harness):
         assert isinstance(caught.value, SuspiciousReadError | StoreUnavailableError)
         assert self.entries(store, Item) == before
         assert bus.changes() == []
-        assert self.captured(store) == []
+        self.assert_no_edits(store)
 
     def test_deletes_by_agreement(self, tmp_path: Path) -> None:
-        """That most records vanished is believed only when the caller allows it."""
+        """The disappearance of most records is captured only if the caller allows it."""
         store = self.store(tmp_path, Item)
         self.send(store, [put(Item(id=n, name="Ada"), self.version(n)) for n in range(12)])
-        behind = self.accessor(Item, tmp_path)
+        foreign = self.accessor(Item, tmp_path)
         for number in range(11):
-            behind.remove(str(number))
-        behind.close()
+            foreign.remove(str(number))
+        foreign.close()
         with pytest.raises(SuspiciousReadError):
             self.captured(store)
         deletes = [change for changes in store.capture(deletes=1.0) for change in changes]
@@ -168,7 +165,7 @@ class CaptureContract(Harness):
         assert self.rows(store, Item).keys() == {"11"}
 
     def test_broker_away(self, tmp_path: Path) -> None:
-        """While the broker is away edits stand and wait in the outbox, across a restart too."""
+        """While the broker is down, edits are made and wait in the outbox, even after a restart."""
         bus = FakeBus(away=True)
         store = self.store(tmp_path, Item, bus=bus)
         store.add(Item(id=1, name="Lamp"))

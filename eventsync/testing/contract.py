@@ -1,7 +1,4 @@
-"""The conformance suite, whole.
-
-It owns nothing but the sum of its parts.
-"""
+"""The conformance suite for accessors: the union of its parts."""
 
 from __future__ import annotations
 
@@ -17,17 +14,21 @@ __all__ = ["StoreContract"]
 class StoreContract(
     CrudContract, ViewContract, ConvergenceContract, CaptureContract, CrashContract
 ):
-    """What every accessor has to keep, as a class of tests.
+    """The tests that every accessor must pass.
 
-    Extend it in a test module and say how your accessor is made::
+    Extend this class in a test module, and define how your accessor is made::
 
         class TestIni(StoreContract):
             def accessor(self, record_type, folder, view=None):
-                return IniAccessor(record_type, folder / "records.ini", view=view)
+                path = folder / f"{record_type.__record__.name}.ini"
+                return IniAccessor(record_type, path, view=view)
 
-    ``folder`` is empty at first and belongs to one store. Called again with the same folder,
-    ``accessor`` gives another accessor on the same data, as another process would have it. Override
-    ``index`` if the accessor has no ``default_index``, and ``steps`` to name further moments at
-    which a process may die. What your kind of store cannot hold you say with the class attributes
-    ``holds``, ``odd_text`` and ``longest_key``; everything else is required of all.
+    ``folder`` belongs to one store and is empty at first. A second call with the same folder must
+    return another accessor of the same data, as another process would have it. The types of one
+    store share a folder, so keep their data apart.
+
+    Override ``index`` if your accessor has no ``default_index``. Override ``steps`` to name further
+    moments at which the process may die. If your store cannot hold some values, set the class
+    attributes ``holds``, ``odd_text`` and ``longest_key``. Everything else is required of every
+    accessor.
     """

@@ -1,7 +1,4 @@
-"""The part of the conformance suite about versions: convergence, and what must never happen.
-
-It knows nothing of crashes or of edits made behind eventsync's back.
-"""
+"""The part of the conformance suite about versions: all stores converge to the same records."""
 
 from __future__ import annotations
 
@@ -35,11 +32,11 @@ _VIEWS = {
 
 
 class ConvergenceContract(Harness):
-    """Every store: any order and number of times of the same changes leaves the same records."""
+    """Tests that the same changes, in any order and any number of times, give the same records."""
 
     @_RULES
     def test_convergence(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """Shuffled, with duplicates, in any batches: what the model says, and no version falls."""
+        """Shuffled and duplicated changes give the records of the model, and no version falls."""
 
         def check(rng: random.Random) -> None:
             history = self._history(rng, record_type)
@@ -62,13 +59,13 @@ class ConvergenceContract(Harness):
             assert not [settled for settled in again if settled.outcome is Outcome.APPLIED]
             assert self.rows(store, record_type) == wanted
             assert self.entries(store, record_type) == entries
-            assert self.captured(store) == []
+            self.assert_no_edits(store)
             self.release()
 
         self.try_histories(check)
 
     def test_unlike_stores_converge(self, tmp_path: Path) -> None:
-        """Edits made in stores that hold different parts, in any order: each gets its part."""
+        """Stores with different views converge, each to its part of the records."""
 
         def check(rng: random.Random) -> None:
             folder = self.fresh(tmp_path)
@@ -94,14 +91,14 @@ class ConvergenceContract(Harness):
             for store in stores:
                 wanted = expected(published, store.accessor(Contact).view)
                 assert self.rows(store, Contact) == wanted, store.name
-                assert self.captured(store) == [], store.name
+                self.assert_no_edits(store)
             self.release()
 
         self.try_histories(check)
 
     @_RULES
     def test_no_resurrection(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """Neither older puts nor patches bring a deleted record back; a newer put does."""
+        """A deleted record comes back with a newer put only, not with older puts or patches."""
         store = self.store(tmp_path, record_type)
         record = record_type(id=1, name="Ada")
         delete = changed(record_type, "1", "delete", self.version(5), None)
@@ -118,7 +115,7 @@ class ConvergenceContract(Harness):
         assert set(self.rows(store, record_type)) == {"1"}
 
     def test_tombstones(self, tmp_path: Path) -> None:
-        """A tombstone outlives its record until it is collected; what is older is then refused."""
+        """A tombstone stays until it is collected, and older changes are refused afterwards."""
         store = self.store(tmp_path, Item)
         self.send(store, [changed(Item, "1", "delete", self.version(5), None)])
         assert self.entries(store, Item)["1"].presence is Presence.DELETED
@@ -137,7 +134,7 @@ class ConvergenceContract(Harness):
 
     @_RULES
     def test_one_version_twice(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """Two changes of one version, which takes a bug or a forgery, converge all the same."""
+        """Two changes with the same version, which only a bug or forgery can make, converge."""
         version = self.version(1)
         one = put(record_type(id=1, name="One"), version)
         other = put(record_type(id=1, name="Other"), version)
@@ -152,7 +149,7 @@ class ConvergenceContract(Harness):
             assert held[0] == held[1]
 
     def test_edits_beat_what_they_saw(self, tmp_path: Path) -> None:
-        """An edit made here is later than what the store holds, though the clock here is behind."""
+        """A local edit gets a version above that of the record, even if the local clock is slow."""
         bus = FakeBus()
         store = self.store(tmp_path, Contact, bus=bus)
         ahead = self.version(104_000)  # four seconds in the future
@@ -165,7 +162,7 @@ class ConvergenceContract(Harness):
         assert [ahead, *versions] == sorted([ahead, *versions])
 
     def test_future_is_held(self, tmp_path: Path) -> None:
-        """A version too far in the future is held, moves no clock, and is applied when due."""
+        """A change too far in the future is held, does not move the clock, and is applied later."""
         store = self.store(tmp_path, Item)
         future = put(Item(id=1, name="Lamp"), self.version(110_000))
         (settled,) = self.send(store, [future])
@@ -179,7 +176,7 @@ class ConvergenceContract(Harness):
         assert set(self.rows(store, Item)) == {"1"}
 
     def test_refusal_changes_nothing(self, tmp_path: Path) -> None:
-        """A change that is refused alters neither data, versions nor clock, and stops no other."""
+        """A rejected change alters neither data, versions nor clock, and stops no other change."""
         store = self.store(tmp_path, Item, Contact)
         self.send(store, [put(Item(id=1, name="Lamp"), self.version(1))])
         soon = self.version(103_000)
@@ -209,7 +206,7 @@ class ConvergenceContract(Harness):
         assert self.rows(store, Item).keys() == {"1", "3"}
 
     def test_copied_state(self, tmp_path: Path) -> None:
-        """What ``states`` says of the records makes an equal store elsewhere, deletes included."""
+        """Applying the result of ``states`` to an empty store gives an equal store."""
 
         def check(rng: random.Random) -> None:
             for record_type in (Item, Contact):
@@ -220,7 +217,7 @@ class ConvergenceContract(Harness):
                 keys = list(self.entries(source, record_type))
                 self.send(target, accessor.states(keys, "source"))
                 assert self.rows(target, record_type) == self.rows(source, record_type)
-                assert self.captured(target) == []
+                self.assert_no_edits(target)
             self.release()
 
         self.try_histories(check)
@@ -228,11 +225,11 @@ class ConvergenceContract(Harness):
     # -- histories ---------------------------------------------------------------------------------
 
     def _history(self, rng: random.Random, record_type: type[Record]) -> list[Change]:
-        """Some changes of three records, each at a version of its own."""
+        """Return random changes of three records, each with a version of its own."""
         steps = rng.sample(range(1000), k=rng.randint(2, 10))
         history = [self._change(rng, record_type, step) for step in steps]
         if record_type is Contact:
-            # A patch without a put is no record yet; here every record is created at some time.
+            # A patch without a put makes no record, so add a put for each record, early or late.
             keys = {change.key for change in history}
             for key in sorted(keys - {c.key for c in history if c.op == "put"}):
                 step = 1000 + int(key) if rng.random() < 0.5 else -1 - int(key)
@@ -259,7 +256,7 @@ class ConvergenceContract(Harness):
         return changed(record_type, key, "put", version, {"id": int(key), **data})
 
     def _edit(self, rng: random.Random, store: Store) -> None:
-        """One edit by a user of the store, or by somebody behind eventsync's back."""
+        """Make one random edit, through the store or directly in its data."""
         accessor = store.accessor(Contact)
         key = rng.randint(1, 2)
         directly = rng.random() < 0.25
@@ -296,7 +293,7 @@ class ConvergenceContract(Harness):
             self.captured(store)
 
     def _all(self, store: Store) -> list[Any]:
-        """Everything that the store holds."""
+        """Return everything that the store holds: records, versions and outbox."""
         return [
             (
                 sorted((r.key, r.raw()) for r in accessor.find(Query.parse(accessor.type))),

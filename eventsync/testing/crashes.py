@@ -1,7 +1,4 @@
-"""The part of the conformance suite about processes that die between any two steps.
-
-It knows nothing of what the steps are: it lets the process die before and after each of them.
-"""
+"""The part of the conformance suite about crashes: the process dies at each step of a write."""
 
 from __future__ import annotations
 
@@ -23,11 +20,11 @@ _RULES = pytest.mark.parametrize("record_type", [Item, Contact], ids=["per recor
 
 
 class CrashContract(Harness):
-    """Every store: a write that is cut short is finished or undone by whoever comes next."""
+    """Tests that the next process finishes or undoes a write during which a process died."""
 
     @_RULES
     def test_apply_survives(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """Cut short anywhere, data and versions agree, and redelivery finishes the batch."""
+        """After a crash in ``apply``, data and versions agree, and a retry finishes the batch."""
         before = [put(record_type(id=n, name="Old"), self.version(n)) for n in (1, 2, 4)]
         after = [
             changed(record_type, "2", "delete", self.version(12), None),
@@ -41,7 +38,7 @@ class CrashContract(Harness):
 
         def check(store: Store, crashed: bool) -> None:
             view = store.accessor(record_type).view
-            assert self.captured(store) == []
+            self.assert_no_edits(store)
             rows = self.rows(store, record_type)
             entries = self.entries(store, record_type)
             for key in ("1", "2", "3", "4"):
@@ -51,7 +48,7 @@ class CrashContract(Harness):
                 assert crashed or seen == history
             self.send(store, [*after, *before])
             assert self.rows(store, record_type) == expected([*before, *after], view)
-            assert self.captured(store) == []
+            self.assert_no_edits(store)
             assert store.index.outgoing() == []
 
         self._die_everywhere(
@@ -65,7 +62,7 @@ class CrashContract(Harness):
     @pytest.mark.parametrize("op", ["add", "update", "remove"])
     @_RULES
     def test_edit_survives(self, tmp_path: Path, record_type: type[Record], op: str) -> None:
-        """Cut short anywhere, an edit is made and published, or neither."""
+        """After a crash during an edit, the edit is made and published, or neither."""
         bus = FakeBus()
         old, new = record_type(id=1, name="Old"), record_type(id=1, name="New")
 
@@ -79,23 +76,23 @@ class CrashContract(Harness):
             getattr(store, op)(new)
 
         def check(store: Store, crashed: bool) -> None:
-            assert self.captured(store) == []
+            self.assert_no_edits(store)
             store.flush(bus)
             changes = bus.changes()
             assert crashed or changes
-            # The store's queue brings it its own changes too.
+            # A store also receives its own changes from its queue.
             self.send(store, changes)
             held = {} if op == "add" else {"1": old.raw()}
             if changes:
                 held = {} if op == "remove" else {"1": new.raw()}
             assert self.rows(store, record_type) == held
             assert len({change.version for change in changes}) <= 1
-            assert self.captured(store) == []
+            self.assert_no_edits(store)
 
         self._die_everywhere(tmp_path, record_type, prepare=prepare, act=act, check=check)
 
     def test_capture_survives(self, tmp_path: Path) -> None:
-        """Cut short anywhere, a capture has published what it found, or the next one does."""
+        """After a crash during a capture, all edits are published once, now or by the next one."""
         bus = FakeBus()
 
         def prepare(store: Store) -> None:
@@ -103,7 +100,7 @@ class CrashContract(Harness):
             self.send(store, [put(Contact(id=n, name="Old"), self.version(n)) for n in (1, 2)])
             accessor = store.accessor(Contact)
             edited = accessor.get("1")
-            assert edited is not None
+            assert edited is not None, "get() does not find a record that apply() wrote"
             edited["name"] = "Edited"
             accessor.update(edited)
             accessor.remove("2")
@@ -120,12 +117,12 @@ class CrashContract(Harness):
             assert sorted(found)[0][:2] == ("1", "patch")
             assert sorted(found)[1][:2] == ("2", "delete")
             assert len(found) == 2
-            assert self.captured(store) == []
+            self.assert_no_edits(store)
 
         self._die_everywhere(tmp_path, Contact, prepare=prepare, act=act, check=check)
 
     def test_failed_write_publishes_nothing(self, tmp_path: Path) -> None:
-        """An edit that the store fails to make is neither published nor made later."""
+        """An edit whose write fails is neither published nor made later."""
         bus = FakeBus()
         store = self.store(tmp_path, Item, bus=bus)
         accessor = store.accessor(Item)
@@ -153,7 +150,7 @@ class CrashContract(Harness):
         act: Callable[[Store], object],
         check: Callable[[Store, bool], None],
     ) -> None:
-        """Let ``act`` die at each of its steps in turn, until it is through; check each time."""
+        """Run ``act`` again and again, dying one step later each time, and check after each."""
         at, crashed = 0, True
         while crashed:
             at += 1
@@ -168,4 +165,7 @@ class CrashContract(Harness):
                 self.release()
             check(self.store(folder, record_type), crashed)
             self.release()
-        assert at > 3, "the store's writes were not seen to pass through its accessor"
+        assert at > 3, (
+            "the suite saw no writes: let write_rows() of the accessor write the data, or name the "
+            "functions that do in steps()"
+        )

@@ -1,7 +1,4 @@
-"""Stand-ins for time, the bus and the moment at which a process dies.
-
-It knows nothing of what is tested with them.
-"""
+"""A fake time, a fake bus, and the simulation of a process that dies during a write."""
 
 from __future__ import annotations
 
@@ -22,7 +19,10 @@ __all__ = ["Crash", "FakeBus", "FakeTime", "Fuse", "crashing"]
 
 @dataclass
 class FakeTime:
-    """A time that moves only when told to: ``Clock(now=FakeTime())``. Seconds since the epoch."""
+    """A time that moves only with ``advance``, in seconds since the epoch.
+
+    Use it as ``Clock(now=FakeTime())``.
+    """
 
     now: float = 1_800_000_000.0
 
@@ -30,15 +30,15 @@ class FakeTime:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Move on, or back."""
+        """Move the time forward, or back if ``seconds`` is negative."""
         self.now += seconds
 
 
 @dataclass
 class FakeBus:
-    """A publisher that keeps the envelopes it is given: ``Store(..., publisher=FakeBus())``.
+    """A publisher that keeps the published envelopes: ``Store(..., publisher=FakeBus())``.
 
-    ``away``: have it refuse them, as a broker that is down does.
+    ``away``: raise ``BusUnavailableError``, as if the broker were down.
     """
 
     away: bool = False
@@ -49,32 +49,32 @@ class FakeBus:
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
         if self.away:
-            raise BusUnavailableError("the fake broker is away")
+            raise BusUnavailableError("the fake bus is set to be away", hint="set away = False")
         self.envelopes += envelopes
 
     def changes(self) -> list[Change]:
-        """What was published, decoded anew at each call."""
+        """Return the published changes, decoded anew at each call."""
         return [codec.decode(raw) for raw in self.envelopes]
 
 
 class Crash(BaseException):
-    """The process dies here. No handler of errors may catch it."""
+    """The simulated death of the process. No code under test may catch it."""
 
 
 class Fuse:
-    """Counts steps, and raises ``Crash`` at one of them: the ``at``-th, from 1."""
+    """A counter of steps that raises ``Crash`` at the step number ``at``, counted from 1."""
 
     def __init__(self, at: int) -> None:
         self._left = at
 
     def step(self) -> None:
-        """One step on."""
+        """Count one step. Raises ``Crash`` at the chosen one."""
         self._left -= 1
         if not self._left:
             raise Crash
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """``call``, with a step before and one after it."""
+        """Return ``call`` with one step before it and one after it."""
 
         def stepping(*arguments: Any, **keywords: Any) -> Any:
             self.step()
@@ -91,11 +91,11 @@ _TRANSACTION = ("read", "write", "intend", "settle")
 
 @contextmanager
 def crashing(store: Store, fuse: Fuse, others: Iterable[tuple[Any, str]] = ()) -> Iterator[None]:
-    """While it lasts, each step of a write to ``store`` is one of ``fuse``.
+    """Make each step of a write to ``store`` a step of ``fuse``, inside the ``with`` block.
 
-    The steps are before and after every call of an accessor's methods that read or write data, of
-    a method of the index's transactions, before and after their commit, around publishing, and
-    around each of ``others``: pairs of an object and the name of its method or function.
+    There is a step before and after each of these: a call of an accessor that reads or writes data,
+    a call of a transaction of the index, the commit, the publication, and a call of each function
+    in ``others``, which are pairs of an object and the name of its method or function.
     """
     points: list[tuple[Any, str]] = [
         (a, name) for a in store.accessors.values() for name in _ACCESSOR

@@ -1,7 +1,4 @@
-"""What all parts of the conformance suite share: record types, stores, and what stores hold.
-
-It knows nothing of what is tested.
-"""
+"""The base of all parts of the conformance suite: record types, stores, changes and inspection."""
 
 from __future__ import annotations
 
@@ -35,11 +32,11 @@ __all__ = ["VALUE_TYPES", "Contact", "Harness", "Item", "Visit", "changed", "dec
 VALUE_TYPES = frozenset(
     {bool, int, float, Decimal, str, bytes, dt.date, dt.time, dt.datetime, UUID, list, dict}
 )
-"""The types of values that a store may hold."""
+"""The types of values that a record may carry."""
 
 
 class Item(Record):
-    """Merged per record."""
+    """A record type with the per-record merge rule."""
 
     id: int = Field(key=True)
     name: str
@@ -48,7 +45,7 @@ class Item(Record):
 
 
 class Contact(Record, rule="field"):
-    """Merged per field."""
+    """A record type with the per-field merge rule."""
 
     id: int = Field(key=True)
     name: str = ""
@@ -59,7 +56,7 @@ class Contact(Record, rule="field"):
 
 
 class Visit(Record):
-    """With a key of two fields."""
+    """A record type with a key of two fields."""
 
     place: str = Field(key=True)
     number: int = Field(key=True)
@@ -67,33 +64,38 @@ class Visit(Record):
 
 
 class Harness:
-    """How a part of the suite comes to its stores; see ``StoreContract`` for what to override."""
+    """The base of the parts of the suite. ``StoreContract`` says what to override."""
 
     holds: ClassVar[frozenset[type]] = VALUE_TYPES
     """The types of values that the store can hold; a subset of ``VALUE_TYPES``."""
 
     odd_text: ClassVar[bool] = True
-    """Whether text with line breaks, control characters and blanks at its ends comes back as it
-    was, also in keys. A store for which this is false should refuse such text."""
+    """Whether text and keys with line breaks, control characters, and blanks at the beginning or
+    end are stored unchanged. If this is false, the accessor should raise ``RejectedError`` for such
+    text."""
 
     longest_key: ClassVar[int] = 500
-    """How many characters of a key the store can hold, if that is less than any key may have."""
+    """How many characters a key in the store may have."""
 
     examples: ClassVar[int] = 15
-    """How many random histories each property is tried on."""
+    """How many random histories each test of convergence tries. Lower it for a slow store."""
 
     def accessor(
         self, record_type: type[Record], folder: Path, view: View | None = None
     ) -> Accessor[Any]:
-        """An accessor on the data in ``folder``, not part of a store yet."""
+        """Return a new accessor of the data in ``folder``. Every suite must implement this."""
         raise NotImplementedError
 
     def index(self, accessor: Accessor[Any], folder: Path) -> Index:
-        """The version index of the store in ``folder``, of which ``accessor`` is the first."""
+        """Return the version index of the store in ``folder``; ``accessor``: its first one."""
         return accessor.default_index()
 
     def steps(self, store: Store) -> Iterable[tuple[Any, str]]:
-        """Objects with the names of methods around which the process may die while it writes."""
+        """Return further places where the process may die during a write.
+
+        Each is an object and the name of a method or function of it. The suite lets the process die
+        before and after each call of it.
+        """
         return ()
 
     # -- stores ------------------------------------------------------------------------------------
@@ -111,10 +113,10 @@ class Harness:
             store.close()
 
     def fresh(self, folder: Path) -> Path:
-        """A new folder in ``folder``."""
-        made = folder / f"store{next(self._numbers)}"
-        made.mkdir()
-        return made
+        """Create a new folder in ``folder`` and return it."""
+        created = folder / f"store{next(self._numbers)}"
+        created.mkdir()
+        return created
 
     def store(
         self,
@@ -124,7 +126,7 @@ class Harness:
         name: str = "store",
         bus: FakeBus | None = None,
     ) -> Store:
-        """The store in ``folder``, opened; again with the same folder, as another process would."""
+        """Open the store in ``folder``. A second call opens it as another process would."""
         accessors = [self.accessor(record_type, folder, view) for record_type in record_types]
         index = self.index(accessors[0], folder)
         clock = Clock(now=self.time)
@@ -133,16 +135,16 @@ class Harness:
         return store.open()
 
     def release(self) -> None:
-        """Close what was opened: the other process has ended."""
+        """Close all stores, as if their processes had ended."""
         while self._opened:
             self._opened.pop().close()
 
     def send(self, store: Store, changes: Iterable[Change]) -> list[Settled]:
-        """Apply ``changes`` as they are decoded from messages."""
+        """Apply changes after a round trip through messages."""
         return apply(store, decoded(changes), clock=store.clock)
 
     def scatter(self, store: Store, changes: Sequence[Change], rng: random.Random) -> None:
-        """Apply ``changes`` shuffled, some twice, in batches of random size."""
+        """Apply changes shuffled, some of them twice, in batches of random size."""
         sent = [*changes, *rng.sample(changes, k=len(changes) // 2)]
         rng.shuffle(sent)
         while sent:
@@ -151,7 +153,7 @@ class Harness:
             del sent[:size]
 
     def try_histories(self, check: Callable[[random.Random], None]) -> None:
-        """Call ``check`` with many sources of random choices, and shrink one that fails."""
+        """Call ``check`` with several random sources, and simplify the choices that fail."""
 
         @settings(
             max_examples=self.examples,
@@ -164,28 +166,37 @@ class Harness:
 
         histories()
 
-    # -- what they hold ----------------------------------------------------------------------------
+    # -- inspection --------------------------------------------------------------------------------
 
     @staticmethod
     def rows(store: Store, record_type: type[Record]) -> dict[str, dict[str, Any]]:
-        """By key, the field values of all records."""
+        """Return the field values of all records, by key."""
         accessor = store.accessor(record_type)
         return {record.key: record.raw() for record in accessor.find(Query.parse(accessor.type))}
 
     @staticmethod
     def entries(store: Store, record_type: type[Record]) -> dict[str, Entry]:
-        """By key, what the version index says."""
+        """Return the entries of the version index, by key."""
         return dict(store.index.scan(record_type.__record__.name))
 
     @staticmethod
     def captured(store: Store) -> list[Change]:
-        """What ``capture`` takes for edits that somebody else made."""
+        """Return the changes that ``capture`` finds: edits made without eventsync."""
         return [change for changes in store.capture() for change in changes]
 
-    def version(self, step: int) -> Version:
-        """A version in the near past; a greater ``step`` gives a greater one.
+    def assert_no_edits(self, store: Store) -> None:
+        """Assert that ``capture`` finds no edits, because no other program wrote to the data."""
+        edits = self.captured(store)
+        assert edits == [], (
+            f"capture() of the store {store.name!r} reports eventsync's own writes as edits of "
+            "another program. read_rows() and get() must return each record with exactly the "
+            "values that read_back() returned after the last write."
+        )
 
-        The store's own edits come after step 100,000, which is now.
+    def version(self, step: int) -> Version:
+        """Return a version in the near past. A greater ``step`` gives a greater version.
+
+        Step 100,000 is now, so edits of the store itself come after it.
         """
         return Version.of(int(self.time() * 1000) - 100_000 + step, 0, 7)
 
@@ -193,20 +204,20 @@ class Harness:
 def changed(
     record_type: type[Record], key: str, op: Op, version: Version, data: dict[str, Any] | None
 ) -> Change:
-    """A change of a record as another store would publish it."""
+    """Return a change of a record as another store would publish it."""
     return Change(
         type=record_type.__record__.name, key=key, op=op, version=version, data=data, source="other"
     )
 
 
 def decoded(changes: Iterable[Change]) -> list[Change]:
-    """The changes as they come out of a message, with their values still to be read."""
+    """Return the changes as a worker gets them from a message."""
     received = codec.decode_all([codec.encode(change) for change in changes])
     found = [change for change in received if isinstance(change, Change)]
-    assert len(found) == len(received), "a change does not survive its envelope"
+    assert len(found) == len(received), "a change cannot be decoded from its own envelope"
     return found
 
 
 def put(record: Record, version: Version) -> Change:
-    """The creation of a record by another store."""
+    """Return the put of a whole record as another store would publish it."""
     return changed(type(record), record.key, "put", version, record.raw())

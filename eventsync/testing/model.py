@@ -1,7 +1,7 @@
-"""What a store has to hold after some changes, told from the changes alone.
+"""The model of the merge rules: the records that a store must hold after some changes.
 
-It is written as the rules are stated, for one record and all its changes at once, and shares no
-code with what it is compared with. It knows nothing of stores.
+It follows the rules as they are documented, from all changes of a record at once. It shares no code
+with the implementation that it is compared with.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _RANK = {PUT: 1, DELETE: 2}
 
 
 def winner(changes: Iterable[Change], record_type: RecordType) -> dict[str, Any] | None:
-    """The field values of the record that these changes, in any order, are of; ``None`` for none.
+    """Return the field values of one record after these changes, in any order.
 
-    The greatest put or delete counts; of a put's record each field has the value of the greatest
-    patch above it, or else the put's, or else its default.
+    The greatest put or delete counts. After a put, each field has the value of the greatest later
+    patch, else the value in the put, else its default. ``None``: there is no record.
     """
     changes = list(changes)
     stamps = [
@@ -39,7 +39,7 @@ def winner(changes: Iterable[Change], record_type: RecordType) -> dict[str, Any]
             return None
         values = dict(last.data or {})
     elif not any(change.known and not any(change.known.stamp[:16]) for change in changes):
-        return None  # patches alone make no record, unless a store held it before all versions
+        return None  # patches alone make no record, unless a store held it before any version
     if record_type.rule == "field":
         patches = [change for change in changes if change.op == PATCH and change.version > floor]
         for change in sorted(patches, key=lambda change: change.version):
@@ -51,7 +51,7 @@ def winner(changes: Iterable[Change], record_type: RecordType) -> dict[str, Any]
 
 
 def expected(changes: Iterable[Change], view: BoundView) -> dict[str, dict[str, Any]]:
-    """By key, the field values that a store with this view has to hold after these changes."""
+    """Return by key the field values that a store with this view must hold after these changes."""
     by_key: dict[str, list[Change]] = {}
     for change in changes:
         if change.type == view.record_type.name:

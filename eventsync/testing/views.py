@@ -1,7 +1,4 @@
-"""The part of the conformance suite about stores that hold a part of the records, or of each.
-
-It knows nothing of how changes travel.
-"""
+"""The part of the conformance suite about views: other names, conversions, parts and filters."""
 
 from __future__ import annotations
 
@@ -29,10 +26,10 @@ def _quiet(text: str) -> str:
 
 
 class ViewContract(Harness):
-    """Every store: names of its own, fields left out, constants, conversions, filters."""
+    """Tests of views that rename, omit, convert or filter, and that add constants."""
 
     def test_renamed_and_constant(self, tmp_path: Path) -> None:
-        """Under other names, with a constant beside them, records are the same records."""
+        """Records are the same if the store uses other field names and adds a constant."""
         view = View(rename={"id": "number", "name": "title"}, constant={"origin": "crm"})
         store = self.store(tmp_path, Item, view=view)
         item = Item(id=1, name="Lamp", amount=2)
@@ -50,24 +47,24 @@ class ViewContract(Harness):
         assert [record.id for record in other.find(Item, {"name": "Chair"})] == [2]
         other.remove(other[Item, 1])
         assert store.get(Item, 1) is None
-        assert self.captured(store) == []
+        self.assert_no_edits(store)
 
     def test_converted(self, tmp_path: Path) -> None:
-        """A conversion stands between a field and the store, in both directions."""
+        """A conversion of the view is applied when a field is written and when it is read."""
         view = View(convert={"name": Convert(_loud, _quiet)})
         store = self.store(tmp_path, Item, view=view)
         store.add(Item(id=1, name="lamp"))
-        # A name that the conversion does not bring back as it was is no edit all the same.
+        # This name reads back changed by the conversion, which does not count as an edit.
         self.send(store, [put(Item(id=2, name="Chair"), self.version(1))])
         assert store[Item, 1].name == "lamp"
         assert [record.id for record in store.find(Item, {"name": "lamp"})] == [1]
         assert store[Item, 2].name == "chair"
-        assert self.captured(store) == []
+        self.assert_no_edits(store)
         plain = self.store(tmp_path, Item)
         assert plain[Item, 1].name == "LAMP!"
 
     def test_partial_update_leaves_the_rest(self, tmp_path: Path) -> None:
-        """Fields that a view leaves out are neither read nor written through it."""
+        """Fields that a view omits are neither read nor written."""
         whole = self.store(tmp_path, Contact)
         whole.add(Contact(id=1, name="Ada", email="a@b", city="Rome"))
         partial = self.store(tmp_path, Contact, view=_PARTIAL)
@@ -88,7 +85,7 @@ class ViewContract(Harness):
         }
 
     def test_absent_is_not_nil(self, tmp_path: Path) -> None:
-        """What a partial store publishes names no field that it does not hold."""
+        """A store with a partial view publishes no field that it does not hold."""
         bus = FakeBus()
         store = self.store(tmp_path, Contact, view=_PARTIAL, bus=bus)
         store.add(Contact(id=1, name="Ada", email="a@b"))
@@ -98,7 +95,7 @@ class ViewContract(Harness):
             assert not {"email", "city", "score"} & {*(change.data or {}), *known}
 
     def test_filter_per_record(self, tmp_path: Path) -> None:
-        """A record that a put takes out of the filter leaves, and comes back with another."""
+        """A record that no longer matches the filter after a put leaves, and can come back."""
         store = self.store(tmp_path, Item, view=View(where={"amount": {"$gt": 0}}))
         lamp = Item(id=1, name="Lamp", amount=1)
         empty = Item(id=1, name="Lamp", amount=0)
@@ -109,12 +106,12 @@ class ViewContract(Harness):
         assert self.entries(store, Item)["1"].presence is Presence.FILTERED_OUT
         (late,) = self.send(store, [put(lamp, self.version(1))])
         assert late.outcome is Outcome.STALE
-        assert self.captured(store) == []
+        self.assert_no_edits(store)
         self.send(store, [put(lamp, self.version(3))])
         assert self.rows(store, Item) == {"1": lamp.raw()}
 
     def test_filter_per_field(self, tmp_path: Path) -> None:
-        """A record that an edit elsewhere takes out of the filter leaves, and comes back whole."""
+        """A record that no longer matches the filter after a patch leaves, and comes back whole."""
         bus = FakeBus()
         (tmp_path / "origin").mkdir()
         (tmp_path / "filtered").mkdir()
@@ -135,14 +132,14 @@ class ViewContract(Harness):
         assert entry.presence is Presence.FILTERED_OUT
         assert entry.version == left.version
         assert not entry.stamp.deleted
-        assert self.captured(store) == []
+        self.assert_no_edits(store)
         self.send(store, [returned])
         assert self.rows(store, Contact) == {"1": whole}
         self.send(store, [created, left])
         assert self.rows(store, Contact) == {"1": whole}
 
     def test_local_edit_leaves_the_filter(self, tmp_path: Path) -> None:
-        """A record that an edit made here takes out of the filter is not published as deleted."""
+        """A local edit after which a record does not match the filter is not sent as a delete."""
         bus = FakeBus()
         store = self.store(tmp_path, Contact, view=_ACTIVE, bus=bus)
         store.add(Contact(id=1, name="Ada"))
@@ -151,10 +148,10 @@ class ViewContract(Harness):
         store.update(ada)
         assert self.rows(store, Contact) == {}
         assert [change.op for change in bus.changes()] == ["put", "patch"]
-        assert self.captured(store) == []
+        self.assert_no_edits(store)
 
     def test_pending_until_whole(self, tmp_path: Path) -> None:
-        """A record of which only a part is known waits, unwritten, for the store with the rest."""
+        """A record that is known only in part is pending until another store completes it."""
         for name in ("origin", "store"):
             (tmp_path / name).mkdir()
         bus = FakeBus()
@@ -166,7 +163,7 @@ class ViewContract(Harness):
         assert settled.outcome is Outcome.PENDING
         assert self.rows(store, Contact) == {}
         assert self.entries(store, Contact)["1"].presence is Presence.PENDING
-        assert self.captured(store) == []
+        self.assert_no_edits(store)
         self.send(origin, [patch])
         assert complete(store, [origin]) == {"Contact": 1}
         whole = {"id": 1, "name": "Ada", "email": "a@b", "score": 9, "active": True}

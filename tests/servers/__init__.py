@@ -1,8 +1,9 @@
-"""Real servers for tests: each is started from the installed program, on a free port, as a process
-of the test's own, so that a test can kill it, stop it and start it again on the same data.
+"""Real servers and simulated services for tests.
 
-One module a server (``redis``, ``rabbitmq``, ``postgres``, ...), each with one class derived from
-``Server``. ``tests/servers/install`` installs the programs on Debian and Ubuntu.
+A real server is the installed program, started on a free port as a process of the test. The test
+can kill, stop and restart it with the same data. Each server has a module (``redis``, ``rabbitmq``,
+``postgres``) with one subclass of ``Server``. ``tests/servers/install`` installs the programs on
+Debian and Ubuntu.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ __all__ = ["Server", "eventually", "free_port", "program", "running"]
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on now."""
+    """Return a free TCP port of 127.0.0.1."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def program(name: str, *places: str) -> str:
-    """The path of an installed program; skips the test without it, or fails it in CI."""
+    """Return the path of an installed program. Without it, skip the test, or fail it in CI."""
     found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *places]))
     if found is None:
         reason = f"{name} is not installed; tests/servers/install installs it"
@@ -44,7 +45,7 @@ def program(name: str, *places: str) -> str:
 
 
 def eventually(check: Callable[[], object], *, timeout: float = 30.0, what: str = "") -> None:
-    """Wait until ``check()`` is true; raises ``AssertionError`` after ``timeout`` seconds."""
+    """Wait until ``check()`` is true. Raises ``AssertionError`` after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not check():
         assert time.monotonic() < deadline, f"not within {timeout} s: {what or check}"
@@ -52,9 +53,9 @@ def eventually(check: Callable[[], object], *, timeout: float = 30.0, what: str 
 
 
 class Server(ABC):
-    """A server process in a folder of its own. ``url`` is where it is reached once started.
+    """A server process with a folder of its own.
 
-    Usable as a context manager, which starts it and in the end stops it and removes its folder.
+    As a context manager, it starts the server, and at the end stops it and deletes the folder.
     """
 
     start_timeout: ClassVar[float] = 60.0
@@ -68,29 +69,29 @@ class Server(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where clients reach it."""
+        """The URL for clients."""
 
     @abstractmethod
     def command(self) -> list[str]:
-        """The command line that runs the server in the foreground."""
+        """Return the command line that runs the server in the foreground."""
 
     @abstractmethod
     def is_ready(self) -> bool:
-        """Whether it answers a client; False for any refusal."""
+        """Return whether the server answers a client."""
 
-    def prepare(self) -> None:  # noqa: B027  # most servers make their own
-        """Make its data folder; called once, before the first start."""
+    def prepare(self) -> None:  # noqa: B027  # most servers create it themselves
+        """Create the data folder. Called once, before the first start."""
 
     def environment(self) -> dict[str, str]:
-        """The environment it runs in."""
+        """Return the environment variables of the process."""
         return dict(os.environ)
 
     def user(self) -> str | None:
-        """The system user it runs as; ``None`` for the present one."""
+        """Return the system user of the process; ``None`` for the user of the test."""
         return None
 
     def start(self) -> Self:
-        """Start it, and wait until it is ready."""
+        """Start the server and wait until it is ready."""
         if not (self.folder / ".prepared").exists():
             self.prepare()
             (self.folder / ".prepared").touch()
@@ -120,20 +121,20 @@ class Server(ABC):
         return self.is_ready()
 
     def kill(self) -> None:
-        """SIGKILL the server and all its children, as a power cut would."""
+        """Kill the server and all its child processes with SIGKILL, as a crash would."""
         self._signal(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Ask it to end, and wait for that. Idempotent."""
+        """Stop the server with SIGTERM and wait for its end. Idempotent."""
         self._signal(signal.SIGTERM)
 
     def pause(self) -> None:
-        """SIGSTOP: it holds its connections and answers nothing."""
+        """Pause the server with SIGSTOP: it keeps its connections and does not answer."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """SIGCONT after ``pause``."""
+        """Resume the server after ``pause``, with SIGCONT."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGCONT)
 
@@ -164,6 +165,6 @@ class Server(ABC):
 
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
-    """``server``, started for the block; it may be killed and started again inside."""
+    """Run ``server`` inside the ``with`` block, which may kill and restart it."""
     with server:
         yield server

@@ -1,4 +1,4 @@
-"""Certificates of the test's own, for servers with TLS."""
+"""Certificates for test servers with TLS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["self_signed"]
 
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
-    """The files of a certificate of ``localhost``, which signs itself, and of its key."""
+    """Create a self-signed certificate for ``localhost``; return the files of it and of its key."""
     certificate, key = folder / "cert.pem", folder / "key.pem"
     subprocess.run(
         [
@@ -22,5 +22,5 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
         check=True,
         capture_output=True,
     )
-    key.chmod(0o644)  # servers read it as users of their own
+    key.chmod(0o644)  # so that a server can read it as another user
     return certificate, key

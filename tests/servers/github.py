@@ -1,7 +1,7 @@
-"""A GitHub of the tests' own: what is in one repository, and the organization beside.
+"""A simulated GitHub: one repository and its organization.
 
-Small, and made from the published description of the REST API: ``tests/stores/check_trackers.py``
-holds what it is asked and what it answers against that. It refuses what GitHub refuses.
+It follows the published description of the REST API, and refuses what GitHub refuses.
+``tests/stores/check_trackers.py`` checks requests and answers against that description.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ __all__ = ["GitHubSimulator"]
 
 
 class GitHubSimulator(HttpService):
-    """The repository ``ann/shop``. ``collaborators``: who may be an assignee. ``organization``: the
-    organization ``acme``."""
+    """The repository ``ann/shop``.
+
+    ``collaborators``: the users who can be assignees. ``organization``: the organization ``acme``.
+    """
 
     token = "good-token"
     root = "https://api.github.com/repos/ann/shop"
@@ -34,10 +36,10 @@ class GitHubSimulator(HttpService):
         self._ids = itertools.count(1001)
         self._clock = itertools.count()
 
-    # -- what a person does on the pages -----------------------------------------------------------
+    # -- what a person does there ------------------------------------------------------------------
 
     def opens(self, **more: Any) -> int:
-        """Somebody opens an issue; its number."""
+        """Create an issue as a person would, and return its number."""
         number = len(self.issues) + 1
         self.issues[number] = {
             **self._common("issues", number),
@@ -63,11 +65,11 @@ class GitHubSimulator(HttpService):
         return number
 
     def edits(self, number: int, **more: Any) -> None:
-        """Somebody edits an issue."""
+        """Edit an issue as a person would."""
         self.issues[number] |= {**more, "updated_at": self._now()}
 
     def says(self, number: int, body: str, *, pull: bool = False) -> int:
-        """Somebody comments on an issue, or a pull request; the comment's id."""
+        """Comment on an issue or pull request as a person would; return the id of the comment."""
         id = next(self._ids)
         kind = "pull" if pull else "issues"
         self.comments[id] = {

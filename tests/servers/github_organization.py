@@ -1,7 +1,4 @@
-"""The organization of the simulated GitHub: its repositories, members and teams.
-
-It knows nothing of issues.
-"""
+"""The organization of the simulated GitHub: its repositories, members and teams."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ _TIME = "2026-01-01T00:00:00Z"
 
 
 def user(login: str) -> dict[str, Any]:
-    """A user as others mention them."""
+    """Return a user in the form in which other objects contain it."""
     url = f"{_API}/users/{login}"
     return {
         "login": login,
@@ -46,8 +43,11 @@ def user(login: str) -> dict[str, Any]:
 
 
 class Organization:
-    """The organization ``acme``. ``people``: its members' names by their logins; ``teams``: by
-    slug, with the ``roles`` of those in each."""
+    """The organization ``acme``.
+
+    ``people``: the names of its members, by login. ``teams``: by slug. ``roles``: by slug, the role
+    of each member of the team, by login.
+    """
 
     def __init__(self) -> None:
         self.people = {"ann": "Ann A.", "bob": None, "eve": "Eve"}
@@ -56,7 +56,7 @@ class Organization:
         self.roles: dict[str, dict[str, str]] = {}
 
     def act(self, asked: Asked) -> tuple[Any, ...] | None:
-        """The answer; without one, nothing is there."""
+        """Return the answer, or ``None`` if the path does not exist."""
         method, names, body = asked.method, asked.names, asked.body
         match method, *names:
             case "GET", "users", login if login in self.people:

@@ -1,8 +1,8 @@
-"""A GitLab of the tests' own: one project's issues, and the groups and users beside.
+"""A simulated GitLab: one project, and the groups and users of its instance.
 
-Small, and made from the documentation of GitLab's REST API, version 4: there is no description of
-it in the package registries that could be held against it. It refuses what GitLab refuses, asserts
-that it is asked for nothing that is not documented, and carries out the commands in texts.
+It follows the documentation of GitLab's REST API, version 4, because no package registry has a
+description to check it against. It refuses what GitLab refuses, asserts that each request is
+documented, and executes the commands in texts.
 """
 
 from __future__ import annotations
@@ -49,8 +49,11 @@ _PAGED: Final = {
 
 
 class GitLabSimulator(HttpService):
-    """The project ``acme/shop``; ``owner``: whether the token is an owner's. ``around``: groups and
-    users. ``issues`` are by ``iid``, ``notes`` and ``milestones`` by ``id``, ``labels`` by name."""
+    """The project ``acme/shop``.
+
+    ``owner``: whether the token belongs to an owner of the project. ``around``: the groups and
+    users. ``issues``: by ``iid``. ``notes``, ``milestones``: by ``id``. ``labels``: by name.
+    """
 
     token = "good-token"
 
@@ -65,10 +68,10 @@ class GitLabSimulator(HttpService):
         self.labels: dict[str, dict[str, Any]] = {}
         self.around = Groups()
 
-    # -- what a person does on the pages -----------------------------------------------------------
+    # -- what a person does there ------------------------------------------------------------------
 
     def opens(self, **more: Any) -> int:
-        """Somebody opens an issue; its number."""
+        """Create an issue as a person would, and return its number."""
         iid = len(self.issues) + 1
         self.issues[iid] = {
             "id": next(self._ids),
@@ -95,11 +98,11 @@ class GitLabSimulator(HttpService):
         return iid
 
     def edits(self, iid: int, **more: Any) -> None:
-        """Somebody edits an issue."""
+        """Edit an issue as a person would."""
         self.issues[iid] |= {**more, "updated_at": self._now()}
 
     def says(self, iid: int, body: str, *, system: bool = False) -> int:
-        """Somebody comments on an issue; the comment's id."""
+        """Comment on an issue as a person would, and return the id of the comment."""
         id = next(self._ids)
         self.notes[id] = {
             "id": id,
@@ -193,7 +196,7 @@ class GitLabSimulator(HttpService):
                 return self._on(self.notes, int(id), method, asked.body)
         return None
 
-    # -- what it holds -----------------------------------------------------------------------------
+    # -- objects -----------------------------------------------------------------------------------
 
     def _missing(self) -> tuple[Any, ...]:
         return 404, {"message": "404 Not found"}
@@ -270,7 +273,7 @@ class GitLabSimulator(HttpService):
 
 
 def _carried_out(text: str) -> tuple[str, list[str]]:
-    """What is left of a text after the commands in it were carried out, and those."""
+    """Return a text without its commands, and the commands."""
     lines, commands = [], []
     for line in text.split("\n"):
         found = re.fullmatch(r"\s*/(close|assign|label|title|move|shrug)(\s.*)?", line)

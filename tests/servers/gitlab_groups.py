@@ -1,7 +1,4 @@
-"""The groups of the simulated GitLab, their members and projects, and the users.
-
-It knows nothing of issues.
-"""
+"""The groups of the simulated GitLab, their members and projects, and the users."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ __all__ = ["Groups", "listed", "put_or_read"]
 
 
 def listed(found: Iterable[dict[str, Any]], asked: Asked, url: str) -> tuple[Any, ...]:
-    """A page of a list, with the link to the next."""
+    """Return a page of a list, with the link to the next one."""
     query = asked.query
     after = query.get("updated_after", "")
     chosen = [data for data in found if data.get("updated_at", "~") >= after]
@@ -29,16 +26,16 @@ def listed(found: Iterable[dict[str, Any]], asked: Asked, url: str) -> tuple[Any
 
 
 def put_or_read(held: dict[str, Any], method: str, body: Any) -> tuple[Any, ...]:
-    """What is left to do with an object that nothing is odd about."""
+    """Change an object with PUT or return it with GET."""
     if method == "PUT":
         held.update(body)
     return 200, held
 
 
 class Groups:
-    """``users``, ``groups`` and ``projects`` by id, ``levels`` by the ids of group and user.
+    """The groups, users and projects of the instance. ``ann`` is an owner of the group ``acme``.
 
-    There is the group ``acme``, of which ``ann`` is an owner.
+    ``users``, ``groups``, ``projects``: by id. ``levels``: by the ids of a group and a user.
     """
 
     def __init__(self) -> None:
@@ -51,11 +48,11 @@ class Groups:
         self.levels[self.group("acme"), 1] = 50
 
     def group(self, path: str) -> int:
-        """The id of a group."""
+        """Return the id of a group."""
         return next(id for id, held in self.groups.items() if held["full_path"] == path)
 
     def act(self, asked: Asked, names: list[str], url: str) -> tuple[Any, ...] | None:
-        """The answer; without one, nothing is there."""
+        """Return the answer, or ``None`` if the path does not exist."""
         method, body, query = asked.method, asked.body, asked.query
         match method, *names:
             case "GET", "users":
@@ -175,7 +172,7 @@ class Groups:
         }
 
     def brief(self, id: int) -> dict[str, Any]:
-        """A user as others mention them."""
+        """Return a user in the form in which other objects contain it."""
         shown = ("id", "username", "name", "state", "avatar_url", "web_url")
         return {name: self.users[id][name] for name in shown}
 

@@ -1,7 +1,4 @@
-"""Small HTTP services of the tests' own, in threads of this process, which fail on demand.
-
-It owns the plumbing; what a service answers is said by a class derived from ``HttpService``.
-"""
+"""The base of simulated HTTP services, which run in threads of this process and fail on demand."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ _METHODS = ("GET", "PUT", "PATCH", "POST", "DELETE")
 
 
 class Asked(NamedTuple):
-    """A request: ``names`` are the parts of its path, unescaped."""
+    """A request. ``names``: the segments of its path, unescaped."""
 
     method: str
     path: str
@@ -32,12 +29,14 @@ class Asked(NamedTuple):
 
 
 class HttpService(ABC):
-    """``requests``: method and path of each request, in order; ``exchanges``: each with its answer.
+    """A simulated service. Subclasses answer the requests in ``act``.
 
-    ``failures``: what is done with the next requests instead of answering, one each: ``("status",
-    code, headers, body)``, ``("drop",)`` before anything is done, ``("lose",)`` after it was done,
-    ``("slow", seconds)``, ``None`` for none. ``only``: a test of method and path that says which
-    requests they are for. ``between``: called before a write is looked at.
+    ``requests``: method and path of each request, in order. ``exchanges``: each request with its
+    answer. ``failures``: the failures of the next requests, one each: ``("status", code, headers,
+    body)`` answers this, ``("drop",)`` closes the connection before the request is executed,
+    ``("lose",)`` closes it afterwards, ``("slow", seconds)`` answers slowly, ``None`` never fails.
+    ``only``: a function of method and path that selects the requests to fail. ``between``: called
+    before a write is executed.
     """
 
     def __init__(self) -> None:
@@ -50,14 +49,14 @@ class HttpService(ABC):
 
     @abstractmethod
     def act(self, asked: Asked) -> tuple[Any, ...]:
-        """Do what is asked: status, body, and headers if there are any."""
+        """Execute a request. Return the status, the body and, optionally, headers."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def writes(self) -> list[tuple[str, str]]:
-        """The requests that were no reads."""
+        """Return the requests that write."""
         return [request for request in self.requests if request[0] not in ("GET", "HEAD")]
 
     def __enter__(self) -> Self:
@@ -81,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
     service: HttpService
 
     def log_message(self, *arguments: object) -> None:
-        """Tests look at ``requests`` instead."""
+        """Log nothing; tests look at ``requests``."""
 
     def handle_any(self) -> None:
         service, path = self.service, self.path

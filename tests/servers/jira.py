@@ -1,7 +1,7 @@
-"""A Jira Cloud of the tests' own: one project's issues, and the projects, users and groups beside.
+"""A simulated Jira Cloud: one project, and the projects, users and groups of its site.
 
-Small, and made from the published description of the REST API: ``tests/stores/check_trackers.py``
-holds what it is asked and what it answers against that. It refuses what Jira refuses.
+It follows the published description of the REST API, and refuses what Jira refuses.
+``tests/stores/check_trackers.py`` checks requests and answers against that description.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ _JQL = re.compile(
 
 
 class JiraSimulator(HttpService):
-    """The project ``SHOP``; ``site``: what is beside. ``behind``: of how many searches what was
-    created last is not yet a result. ``workflow``: which statuses an issue may be moved to.
-    ``deleter``: whether the user may delete issues."""
+    """The project ``SHOP``.
+
+    ``site``: the projects, users and groups. ``behind``: in how many searches the newest issue is
+    still missing. ``workflow``: the ids of the statuses that an issue can be moved to. ``deleter``:
+    whether the user may delete issues.
+    """
 
     token = "good-token"
 
@@ -43,10 +46,10 @@ class JiraSimulator(HttpService):
         self.versions: dict[str, dict[str, Any]] = {}
         self.site = Site()
 
-    # -- what a person does on the pages -----------------------------------------------------------
+    # -- what a person does there ------------------------------------------------------------------
 
     def opens(self, **fields: Any) -> str:
-        """Somebody opens an issue; its id."""
+        """Create an issue as a person would, and return its id."""
         id = str(next(self._ids))
         self.issues[id] = {
             "summary": "",
@@ -65,15 +68,15 @@ class JiraSimulator(HttpService):
         return id
 
     def edits(self, id: str, **fields: Any) -> None:
-        """Somebody edits an issue."""
+        """Edit an issue as a person would."""
         self.issues[id] |= {**fields, "updated": self._now()}
 
     def moves(self, id: str, status: str) -> None:
-        """Somebody moves an issue to the status of that id."""
+        """Move an issue to the status with this id, as a person would."""
         self.edits(id, status=self._status(status))
 
     def says(self, issue: str, body: str, properties: list[dict[str, Any]] | None = None) -> str:
-        """Somebody comments on an issue; the comment's id."""
+        """Comment on an issue as a person would, and return the id of the comment."""
         id = str(next(self._ids))
         self.comments[id] = {
             "self": f"{self.url}/rest/api/2/issue/{issue}/comment/{id}",
@@ -165,7 +168,7 @@ class JiraSimulator(HttpService):
                 return 200, self._comment(number, asked)
         return None
 
-    # -- what it holds -----------------------------------------------------------------------------
+    # -- objects -----------------------------------------------------------------------------------
 
     def _search(self, asked: Asked) -> tuple[Any, ...]:
         found = _JQL.fullmatch(asked.query["jql"])
@@ -211,7 +214,7 @@ class JiraSimulator(HttpService):
         return 201, {"id": id, "key": f"SHOP-{id}", "self": link}
 
     def _edit(self, id: str, fields: dict[str, Any]) -> str:
-        """Why fields are not taken; empty once they are."""
+        """Set fields of an issue. Return the reason if they are refused, else an empty text."""
         made: dict[str, Any] = {}
         for name, value in fields.items():
             assert name in self.issues[id], name

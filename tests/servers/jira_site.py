@@ -1,7 +1,4 @@
-"""The site of the simulated Jira: projects, people and groups.
-
-It knows nothing of issues.
-"""
+"""The site of the simulated Jira: projects, people and groups."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ __all__ = ["Site", "paged", "refused"]
 
 
 def refused(status: int, message: str) -> tuple[Any, ...]:
-    """How Jira says no."""
+    """Return the answer of Jira to a refused request."""
     return status, {"errorMessages": [message], "errors": {}}
 
 
 def paged(name: str, found: list[Any], asked: Asked) -> tuple[Any, ...]:
-    """A page of a list."""
+    """Return a page of a list."""
     start, size = int(asked.query["startAt"]), int(asked.query["maxResults"])
     chosen = found[start : start + size]
     page = {name: chosen, "startAt": start, "maxResults": size, "total": len(found)}
@@ -29,8 +26,11 @@ def paged(name: str, found: list[Any], asked: Asked) -> tuple[Any, ...]:
 
 
 class Site:
-    """``users`` by account id, ``groups`` of these by name, ``projects`` by key; ``trash``: the
-    keys of projects that were deleted. There is the project ``SHOP``."""
+    """The site, with the project ``SHOP``.
+
+    ``users``: by account id. ``groups``: the account ids of the members, by name. ``projects``: by
+    key. ``trash``: the keys of deleted projects.
+    """
 
     def __init__(self) -> None:
         self._ids = itertools.count(1)
@@ -41,7 +41,7 @@ class Site:
         self._new_project({"key": "SHOP", "name": "Shop"})
 
     def act(self, asked: Asked, names: list[str]) -> tuple[Any, ...] | None:
-        """The answer; without one, nothing is there."""
+        """Return the answer, or ``None`` if the path does not exist."""
         method, body, query = asked.method, asked.body, asked.query
         match method, *names:
             case "GET", "myself":

@@ -1,4 +1,4 @@
-"""A MariaDB server of the test's own."""
+"""A MariaDB server."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _QUICK = (
 
 
 class MariaServer(Server):
-    """MariaDB, ``root`` without a password and a database ``test``.
+    """MariaDB with the user ``root``, who has no password, and the database ``test``.
 
-    ``durable``: it waits for the disk at each commit, as by default; otherwise what was committed
-    survives a kill, not a power cut.
+    ``durable``: wait for the disk at each commit, as by default. Without it, commits survive a kill
+    but not a power failure.
     """
 
     def __init__(self, *, durable: bool = False) -> None:
@@ -33,7 +33,7 @@ class MariaServer(Server):
 
     @property
     def url(self) -> str:
-        # With TLS PyMySQL would read all of the system's certificates for each connection.
+        # With TLS, PyMySQL would read all certificates of the system for each connection.
         return f"mariadb+pymysql://root@127.0.0.1:{self.port}/test?ssl_disabled=true"
 
     def user(self) -> str | None:

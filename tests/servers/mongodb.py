@@ -1,4 +1,4 @@
-"""A MongoDB server of the test's own: a real ``mongod``, or else what stands in for it."""
+"""A MongoDB server: ``mongod`` or, where that is not installed, SecantusDB."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["MongoServer"]
 
 
 class MongoServer(Server):
-    """One server without a replica set. ``mongod`` where it is installed, else SecantusDB.
+    """One server without a replica set.
 
-    SecantusDB speaks MongoDB's wire protocol, with its error codes, on the storage engine that
-    MongoDB has. ``auth``: whether users have to log in, from the next start on.
+    SecantusDB implements MongoDB's wire protocol and error codes on the same storage engine.
+    ``auth``: whether users must log in, from the next start on.
     """
 
     auth = False
@@ -39,7 +39,7 @@ class MongoServer(Server):
         return [stand_in, "--storage-path", str(data), "--host", *address[1:], *auth]
 
     def client(self, **options: Any) -> MongoClient[dict[str, Any]]:
-        """A new client of the server."""
+        """Return a new client of the server."""
         return MongoClient(self.url, serverSelectionTimeoutMS=2000, **options)
 
     def is_ready(self) -> bool:

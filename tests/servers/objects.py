@@ -1,7 +1,7 @@
-"""A small REST service of the tests' own: JSON objects under URLs.
+"""A simulated REST service that holds JSON objects.
 
-``/{kind}/{key}`` is an object, ``/{kind}`` the list. It gives strong entity tags and honours them,
-and pages lists in three ways.
+``/{kind}/{key}`` is an object and ``/{kind}`` is the list. The service has strong entity tags and
+three ways of paging.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["ObjectServer"]
 
 
 class ObjectServer(HttpService):
-    """``objects``: by kind and key, what it holds; a test may alter it as somebody else would.
+    """The service. ``objects``: by kind and key; a test may change them, as another client would.
 
-    ``ids``: it gives objects ids of its own. ``etags``: it gives entity tags. ``paging``: how lists
-    are paged. ``token``: what has to be sent as one; ``/token`` gives it. ``read_only``: it forbids
-    writes.
+    ``ids``: assign ids to new objects. ``etags``: return entity tags. ``paging``: the way of
+    paging. ``token``: the token that requests must have; ``/token`` returns it. ``read_only``:
+    refuse writes.
     """
 
     def __init__(self, *, ids: bool = False, etags: bool = True, paging: str = "link") -> None:

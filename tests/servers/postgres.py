@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the test's own."""
+"""A PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PLACES = ("/usr/lib/postgresql/17/bin", "/usr/lib/postgresql/15/bin")
 
 
 class PostgresServer(Server):
-    """PostgreSQL, a superuser ``eventsync`` and a database ``test``.
+    """PostgreSQL with the superuser ``eventsync`` and the database ``test``.
 
-    ``durable``: it waits for the disk at each commit, as by default; otherwise what was committed
-    survives a kill, not a power cut.
+    ``durable``: wait for the disk at each commit, as by default. Without it, commits survive a kill
+    but not a power failure.
     """
 
     def __init__(self, *, durable: bool = False) -> None:

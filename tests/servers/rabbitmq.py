@@ -1,4 +1,4 @@
-"""A RabbitMQ server of the test's own."""
+"""A RabbitMQ server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PLACES = ("/usr/lib/rabbitmq/bin",)
 
 
 class RabbitServer(Server):
-    """RabbitMQ with its default settings, and the user ``guest``."""
+    """RabbitMQ with its default settings and the user ``guest``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class RabbitServer(Server):
         }
 
     def ctl(self, *arguments: str) -> str:
-        """Run ``rabbitmqctl`` on this server; what it printed."""
+        """Run ``rabbitmqctl`` on this server and return its output."""
         environment = self.environment()
         ran = subprocess.run(
             [program("rabbitmqctl", *_PLACES), "-n", environment["RABBITMQ_NODENAME"], *arguments],
@@ -69,7 +69,7 @@ class RabbitServer(Server):
     def is_ready(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-                # It answers a header of another version with its own.
+                # RabbitMQ answers the header of an unknown protocol version with the one it knows.
                 connection.sendall(b"AMQP\x00\x00\x00\x00")
                 connection.settimeout(1)
                 return connection.recv(8).startswith(b"AMQP")

@@ -1,4 +1,4 @@
-"""A Redis server of the test's own."""
+"""A Redis server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["RedisServer"]
 
 
 class RedisServer(Server):
-    """Redis with an append-only file in its own folder; ``fsync``: how often that is synced."""
+    """Redis with an append-only file. ``fsync``: how often it is synced to the disk."""
 
     def __init__(self, *, fsync: Literal["always", "everysec"] = "everysec") -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class RedisServer(Server):
         ]
 
     def client(self) -> redis.Redis:
-        """A new client of the server."""
+        """Return a new client of the server."""
         return redis.Redis(port=self.port)
 
     def is_ready(self) -> bool:

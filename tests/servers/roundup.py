@@ -1,4 +1,4 @@
-"""A Roundup issue tracker of the test's own."""
+"""A Roundup issue tracker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from servers import Server, program
 
 __all__ = ["RoundupServer"]
 
-# Its own server program refuses to run as root, which tests often do.
+# The server program of Roundup refuses to run as root, as tests often do.
 _SERVE = """
 import sys
 from socketserver import ThreadingMixIn
@@ -31,7 +31,7 @@ make_server("127.0.0.1", port, RequestDispatcher(sys.argv[1]), Threads).serve_fo
 
 
 class RoundupServer(Server):
-    """The classic tracker on SQLite, with the user ``admin`` and the password ``secret``."""
+    """A tracker with the classic schema, the user ``admin`` and the password ``secret``."""
 
     @property
     def url(self) -> str:
@@ -48,7 +48,7 @@ class RoundupServer(Server):
             ("#host = NO DEFAULT", "host = localhost"),
             ("\ndebug = \n", f"\ndebug = {self.folder / 'mail'}\n"),
             ("api_failed_login_limit = 4", "api_failed_login_limit = 1000"),
-            # Each request checks the password; what makes that slow is not what is tested.
+            # Each request checks the password. Fewer rounds of hashing make the tests faster.
             ("pbkdf2_default_rounds = 250000", "pbkdf2_default_rounds = 1000"),
         ):
             assert old in settings, old
@@ -71,7 +71,7 @@ class RoundupServer(Server):
         return True
 
     def ask(self, method: str, path: str, body: Any = None, *, etag: str = "") -> Any:
-        """Ask the REST interface, as somebody who knows nothing of eventsync."""
+        """Send a request to the REST interface, as another client would."""
         credentials = base64.b64encode(b"admin:secret").decode()
         headers = {
             "Authorization": f"Basic {credentials}",
@@ -89,6 +89,6 @@ class RoundupServer(Server):
             return json.load(answer)["data"]
 
     def change(self, item: str, method: str = "PATCH", **properties: Any) -> Any:
-        """Change or retire an item, as ``issue/1``, whatever state it is in."""
+        """Change or retire an item, as in ``issue/1``, whatever its present entity tag."""
         etag = self.ask("GET", f"/data/{item}")["@etag"]
         return self.ask(method, f"/data/{item}", properties, etag=etag)

@@ -1,4 +1,4 @@
-"""An OpenLDAP server of the test's own."""
+"""An OpenLDAP server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from servers import Server, free_port, program
 
 __all__ = ["SlapdServer"]
 
-_OID = "1.3.6.1.4.1.55555"  # of nobody; only for tests
+_OID = "1.3.6.1.4.1.55555"  # not registered; for tests only
 _CONFIG = """
 include /etc/ldap/schema/core.schema
 include /etc/ldap/schema/cosine.schema
@@ -35,11 +35,11 @@ index objectClass eq
 class SlapdServer(Server):
     """OpenLDAP with the tree ``dc=example,dc=org``, its ``ou=people``, and the user ``cn=admin``.
 
-    It leaves it to the system when data reach the disk: they survive a kill, not a power cut.
+    It does not wait for the disk, so data survive a kill but not a power failure.
 
-    ``attributes``: names of further attributes, which hold any bytes and are compared as such; the
-    object class ``testRecord`` may have them. ``tls``: also with encryption, on ``secure_url`` or
-    after StartTLS, by a certificate of its own, ``certificate``.
+    ``attributes``: names of further attributes, which hold any bytes; entries of the object class
+    ``testRecord`` may have them. ``tls``: offer encryption, on ``secure_url`` or with StartTLS,
+    with the self-signed certificate in the file ``certificate``.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class SlapdServer(Server):
 
     @property
     def secure_url(self) -> str:
-        """Where it is reached with encryption from the start."""
+        """The URL for clients that encrypt from the start."""
         return f"ldaps://127.0.0.1:{self._secure_port}"
 
     user_dn = "cn=admin,dc=example,dc=org"
@@ -99,13 +99,13 @@ class SlapdServer(Server):
         ]
 
     def client(self) -> ldap3.Connection:
-        """A bound connection of the administrator."""
+        """Return a connection that is bound as the administrator."""
         server = ldap3.Server(self.url, get_info=ldap3.NONE, connect_timeout=2)
         return ldap3.Connection(server, self.user_dn, self.password, auto_bind=True)
 
     def is_ready(self) -> bool:
         try:
-            # First, for ldap3 leaves the socket of a connection that fails open.
+            # Check the port first, because ldap3 leaves the socket of a failed connection open.
             socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
             client = self.client()
         except (OSError, ldap3.core.exceptions.LDAPException):

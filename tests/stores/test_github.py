@@ -1,4 +1,4 @@
-"""The conformance suite at a simulated GitHub, and what is GitHub's own."""
+"""The conformance suite on a simulated GitHub, and tests of what only GitHub does."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from eventsync.testing.tracker import TrackerContract, captured
 
 
 class TestGitHub(TrackerContract):
-    """A repository, and the organization beside."""
+    """The suite on a repository and its organization."""
 
     name = "github"
     creates = (Group, Member, Project, Label, Milestone, Issue, Comment)
@@ -49,22 +49,22 @@ class TestGitHub(TrackerContract):
     }
     refuses: ClassVar = {
         Account: {
-            "create": "people sign up by themselves",
-            "modify": "people describe themselves",
+            "create": "people sign up at GitHub",
+            "modify": "people edit their own profile",
             "destroy": "people leave",
         },
     }
     refused = ((Issue(id="K", title=""), "Validation Failed"),)
     rejects = (
-        (Group(id="core", name="Core team"), "not know a team of the name 'Core team' as 'core'"),
-        (Project(id="ann/shop"), "no repository of acme"),
-        (Project(id="acme"), "no repository of acme"),
-        (Project(id="acme/"), "no repository of acme"),
-        (Project(id="acme/a/b"), "no repository of acme"),
-        (Member(group="the-core", account="zoe"), "'zoe' is no member of acme"),
+        (Group(id="core", name="Core team"), "not give a team named 'Core team' the slug 'core'"),
+        (Project(id="ann/shop"), "not a repository of acme"),
+        (Project(id="acme"), "not a repository of acme"),
+        (Project(id="acme/"), "not a repository of acme"),
+        (Project(id="acme/a/b"), "not a repository of acme"),
+        (Member(group="the-core", account="zoe"), "'zoe' is not a member of the organization acme"),
         (Member(group="the-core", account="ann", role="owner"), "no role 'owner'"),
     )
-    keeps_due = "no date away"
+    keeps_due = "cannot remove the date"
     since = "since=2025-12-31T23%3A59"
     hint = "right to write issues"
 
@@ -108,8 +108,8 @@ class TestGitHub(TrackerContract):
         kinds = {Issue: "issues", Milestone: "milestones", Comment: "comments"}
         return {kind: len(getattr(self.github, name)) for kind, name in kinds.items()}
 
-    def test_as_it_is_there(self, tracker):
-        """What is written, in GitHub's own terms; and a deleted issue is one that says so."""
+    def test_objects_at_github(self, tracker):
+        """Records are stored as GitHub's objects, and a removed issue is marked as deleted."""
         github = self.github
         for kind in (Label, Milestone, Issue):
             self.tour(tracker, kind)
@@ -128,23 +128,23 @@ class TestGitHub(TrackerContract):
         tracker.add(Issue(id="K1", title="Again"))
         assert [record.title for record in tracker.find(Issue)] == ["Again"]
         assert (len(github.issues), captured(tracker)) == (2, [])
-        github.edits(1, state="open")  # somebody opens the deleted one again
+        github.edits(1, state="open")  # a person reopens the deleted issue
         assert [(c.key, c.data["title"]) for c in captured(tracker)] == [("github:1", "Lamp!")]
 
     def test_colors(self, tracker):
-        """A color that GitHub spells otherwise is no edit."""
+        """A color that GitHub returns in another spelling is not captured as an edit."""
         tracker.add(Label(id="ui", color="#FF0000"))
         assert self.github.labels["ui"]["color"] == "ff0000"
         assert captured(tracker) == []
 
     def test_pull_requests(self, tracker):
-        """Pull requests and what is said about them are no records."""
+        """Pull requests and their comments are not records."""
         pull = self.github.opens(title="A pull request", pull_request={"url": "u"})
         self.github.says(pull, "Looks good", pull=True)
         assert captured(tracker) == []
 
     def test_organization(self, tracker):
-        """Repositories, teams and their members, in GitHub's own terms."""
+        """Projects, groups and members are stored as repositories, teams and memberships."""
         acme = self.github.organization
         for kind in (Project, Member):
             self.tour(tracker, kind)
@@ -172,7 +172,7 @@ class TestGitHub(TrackerContract):
         assert not acme.repositories["site"]["archived"]
 
     def test_its_quota(self, tracker):
-        """A used-up quota is waited out, though GitHub calls it forbidden."""
+        """A used-up quota is retryable, although GitHub answers with the status 403."""
         quota = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "99999999999"}
         self.line.answers.append(Answer(403, quota, b"rate limit exceeded", "quota"))
         with pytest.raises(StoreUnavailableError) as caught:
@@ -180,6 +180,6 @@ class TestGitHub(TrackerContract):
         assert caught.value.retry_after == 3600
 
     def test_repositories(self):
-        """The name of a repository has an owner's before it."""
+        """A repository without an owner in its name is refused."""
         with pytest.raises(ConfigError, match="owner/name"):
             GitHubLabels(Label, GitHubService("x"), "shop")

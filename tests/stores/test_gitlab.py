@@ -1,4 +1,4 @@
-"""The conformance suite at a simulated GitLab, and what is GitLab's own."""
+"""The conformance suite on a simulated GitLab, and tests of what only GitLab does."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from eventsync.testing.tracker import TrackerContract, captured
 
 
 class TestGitLab(TrackerContract):
-    """A project, and the groups and users beside."""
+    """The suite on a project, and the groups and users of its instance."""
 
     name = "gitlab"
     creates = (Account, Group, Member, Project, Label, Milestone, Issue, Comment)
@@ -50,13 +50,13 @@ class TestGitLab(TrackerContract):
         Issue: ({"assignee": "zoe", "labels": ["a/b c", "ui"]},),
     }
     nobody = "yan"
-    refuses: ClassVar = {Group: {"destroy": "all that is in it would go"}}
+    refuses: ClassVar = {Group: {"destroy": "would delete all projects in the group"}}
     refused = ((Issue(id="K", title=""), "title is missing"),)
     rejects = (
         (Issue(id="K", title="t", labels=["a,b"]), "comma"),
         (Account(id="zoe"), "no user without an address"),
         (Member(group="acme", account="bob"), "no role ''"),
-        (Project(id="other/site"), "no project of acme"),
+        (Project(id="other/site"), "not a project of the group acme"),
     )
     since = "updated_after=2025-12-31T23%3A59"
     hint = "scope api"
@@ -105,8 +105,8 @@ class TestGitLab(TrackerContract):
         kinds = {Issue: "issues", Milestone: "milestones", Comment: "notes"}
         return {kind: len(getattr(self.gitlab, name)) for kind, name in kinds.items()}
 
-    def test_as_it_is_there(self, tracker):
-        """What is written, in GitLab's own terms."""
+    def test_objects_at_gitlab(self, tracker):
+        """Records are stored as GitLab's objects."""
         gitlab = self.gitlab
         self.prepare(tracker, Issue)
         issue, _ = self.made(tracker, Issue)
@@ -131,7 +131,7 @@ class TestGitLab(TrackerContract):
         assert (gitlab.issues, gitlab.milestones, list(gitlab.labels)) == ({}, {}, ["ui"])
 
     def test_its_own_notes(self, tracker):
-        """What GitLab itself notes about an issue is no comment."""
+        """A note that GitLab itself adds to an issue is not a comment."""
         issue = self.gitlab.opens(title="Theirs")
         self.gitlab.says(issue, "changed the title", system=True)
         assert [change.type for change in captured(tracker)] == ["Issue"]
@@ -141,7 +141,7 @@ class TestGitLab(TrackerContract):
         ["/close", "a\n  /label ~x y\nb", "\\/close", "/usr/bin/env", "\\\\/close now", "a /close"],
     )
     def test_commands(self, tracker, text):
-        """What GitLab would take for a command is kept as a text, whatever is in front of it."""
+        """A text that looks like a command is stored as a text and not executed."""
         tracker.add(Issue(id="K", title="t", description=text))
         tracker.add(Comment(id="C", issue="K", body=text))
         assert (tracker[Issue, "K"].description, tracker[Comment, "C"].body) == (text, text)
@@ -151,7 +151,7 @@ class TestGitLab(TrackerContract):
             assert self.gitlab.issues[1]["description"].startswith(text)
 
     def test_only_references_are_looked_for(self, tracker):
-        """Of what waits nothing was sent, so that nothing but what it waits for is looked for."""
+        """A retry of a held change looks up its references only, as nothing was sent before."""
         changes = [put(Issue(id="K", title="t", assignee="yan"), self.clock.tick())]
         changes.append(put(Comment(id="C", issue="K", body="x"), self.clock.tick()))
         self.outcomes(tracker, changes)
@@ -160,14 +160,14 @@ class TestGitLab(TrackerContract):
         assert [path for _, path in self.line.requests if "/users" not in path] == []
 
     def test_who_may_delete(self, tracker):
-        """An issue is not deleted for a token that is no owner's."""
+        """Deleting an issue without the rights of an owner is rejected."""
         tracker.add(Issue(id="K", title="t"))
         self.gitlab.owner = False
         with pytest.raises(RejectedError, match="does not let eventsync delete"):
             tracker.remove(tracker[Issue, "K"])
 
     def test_instance(self, tracker):
-        """Groups, users and their levels, in GitLab's own terms."""
+        """Groups, accounts and members are stored as groups, users and access levels."""
         around = self.gitlab.around
         for kind in (Account, Member):
             self.tour(tracker, kind)
@@ -181,14 +181,14 @@ class TestGitLab(TrackerContract):
         assert (len(around.users), around.users[4]["state"]) == (4, "active")
 
     def test_groups_within(self, tracker):
-        """A group waits for the one that it is in."""
+        """A subgroup is held until its parent group exists."""
         early = put(Group(id="later/in", name="in"), self.clock.tick())
         assert self.outcomes(tracker, [early]) == [Outcome.HELD]
         tracker.add(Group(id="later", name="Later"))
         assert self.outcomes(tracker, [early]) == [Outcome.APPLIED]
 
     def test_accounts_of_a_group(self, tmp_path):
-        """Without an administrator's rights the users of a group are read, and only that."""
+        """Without the rights of an administrator, the users of a group can be read only."""
         accounts = GitLabGroupAccounts(Account, self.service(), "acme")
         with Store("people", accounts, index=FileIndex(tmp_path / "people.v.db")) as people:
             assert [(one.key, one.name) for one in people.find(Account)] == [("ann", "Ann")]

@@ -1,4 +1,4 @@
-"""The conformance suite at a simulated Jira, and what is Jira's own."""
+"""The conformance suite on a simulated Jira, and tests of what only Jira does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from eventsync.testing.tracker import TrackerContract, captured
 
 
 class TestJira(TrackerContract):
-    """A project, and the site that it is on."""
+    """The suite on a project and its site."""
 
     name = "jira"
     creates = (Group, Member, Project, Milestone, Issue, Comment)
@@ -51,19 +51,19 @@ class TestJira(TrackerContract):
     }
     unique = (Project,)
     refuses: ClassVar = {
-        Label: {"create": "once an issue has it", "destroy": "as long as an issue has it"},
+        Label: {"create": "as soon as an issue has it", "destroy": "as long as an issue has it"},
         Account: {
-            "create": "accounts are Atlassian's",
-            "modify": "people describe themselves",
-            "destroy": "removed by hand",
+            "create": "accounts belong to Atlassian",
+            "modify": "people edit their own profile",
+            "destroy": "remove people there",
         },
     }
     refused = (
         (Issue(id="K", title=""), "specify a summary"),
         (Issue(id="K", title="t", assignee="zoe"), "assignee does not exist"),
     )
-    rejects = ((Issue(id="K", title="t", labels=["a b"]), "label with a blank"),)
-    keeps_due = "take the date away"
+    rejects = ((Issue(id="K", title="t", labels=["a b"]), "no blank in a label"),)
+    keeps_due = "no way to remove the date"
     since = "updated+%3E%3D+-"
     hint = "rights in Jira"
 
@@ -109,8 +109,8 @@ class TestJira(TrackerContract):
         kinds = {Issue: "issues", Milestone: "versions", Comment: "comments"}
         return {kind: len(getattr(self.jira, name)) for kind, name in kinds.items()}
 
-    def test_as_it_is_there(self, tracker):
-        """What is written, in Jira's own terms."""
+    def test_objects_at_jira(self, tracker):
+        """Records are stored as Jira's objects."""
         jira = self.jira
         for kind in (Milestone, Issue, Comment):
             self.tour(tracker, kind)
@@ -130,7 +130,7 @@ class TestJira(TrackerContract):
         assert (jira.comments, jira.versions, jira.issues) == ({}, {}, {})
 
     def test_priority(self, tracker):
-        """An issue that is opened there has Jira's own priority."""
+        """An issue that a person opens at Jira has Jira's default priority."""
         self.opens(title="Theirs")
         (change,) = captured(tracker)
         assert change.data["priority"] == "Medium"
@@ -138,12 +138,12 @@ class TestJira(TrackerContract):
     @pytest.mark.parametrize("how", ["unsent", "unanswered", "killed after"])
     @pytest.mark.parametrize("writes", [0, 1])
     def test_listed_late(self, tmp_path, how, writes):
-        """An issue is there once, also if Jira lists it late."""
+        """An issue is created once, even if Jira lists it late."""
         self.jira.behind = 6
         self.written_once(tmp_path, Issue, how, skip=writes)
 
     def test_not_listed_yet(self, tracker):
-        """What Jira does not list yet is not taken for deleted."""
+        """An issue that Jira does not list yet is not captured as deleted."""
         self.jira.behind = 3
         tracker.add(Issue(id="K", title="t", priority="Low"))
         assert captured(tracker) == []
@@ -151,7 +151,7 @@ class TestJira(TrackerContract):
 
     @pytest.mark.parametrize(("before", "after"), [("open", "closed"), ("closed", "open")])
     def test_closed_issues_are_not_edited(self, tracker, before, after):
-        """What is edited with a status is edited while the issue is open: a workflow may ask."""
+        """Fields that change together with the status are written while the issue is open."""
         tracker.add(Issue(id="K", title="t", status=before))
         issue = tracker[Issue, "K"]
         issue.title, issue.status = "T", after
@@ -162,30 +162,30 @@ class TestJira(TrackerContract):
         assert (tracker[Issue, "K"].title, tracker[Issue, "K"].status) == ("T", after)
 
     def test_workflow(self, tracker):
-        """A status that the workflow does not lead to is rejected, and nothing is edited."""
+        """A status that the workflow does not allow is rejected, and no other field is written."""
         tracker.add(Issue(id="K", title="t"))
         self.jira.workflow = ["1", "2"]
         issue = tracker[Issue, "K"]
         issue.status, issue.title = "closed", "Closed"
-        with pytest.raises(RejectedError, match="leads to no status that is closed"):
+        with pytest.raises(RejectedError, match="no transition from the present status"):
             tracker.update(issue)
         assert [held["summary"] for held in self.jira.issues.values()] == ["t"]
 
     def test_who_may_delete(self, tracker):
-        """An issue is not deleted for a user without the right to."""
+        """Deleting an issue without the right to is rejected."""
         tracker.add(Issue(id="K", title="t"))
         self.jira.deleter = False
         with pytest.raises(RejectedError, match="does not let eventsync delete"):
             tracker.remove(tracker[Issue, "K"])
 
     def test_keys_of_projects(self, tracker):
-        """The key of a project is in capitals."""
+        """The key of a project in small letters is refused."""
         service, identity = tracker.accessor(Issue).service, tracker.accessor(Issue).identity
-        with pytest.raises(ConfigError, match="no key of a Jira project"):
+        with pytest.raises(ConfigError, match="not the key of a Jira project"):
             JiraMilestones(Milestone, service, "shop", identity=identity)
 
     def test_site(self, tracker):
-        """Groups, members, people and projects, in Jira's own terms."""
+        """Groups, members, accounts and projects are stored as those of the site."""
         site = self.jira.site
         for kind in (Member, Project):
             self.tour(tracker, kind)

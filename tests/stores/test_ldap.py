@@ -16,6 +16,7 @@ from eventsync.errors import (
     AlreadyExistsError,
     ConfigError,
     EventSyncError,
+    FieldError,
     RejectedError,
     StoreUnavailableError,
 )
@@ -23,6 +24,7 @@ from eventsync.index import FileIndex
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
 from eventsync.stores.ldap import LdapAccessor
+from eventsync.stores.ldap.attribute import Attributes
 from eventsync.testing import StoreContract
 from eventsync.testing.harness import VALUE_TYPES, put
 
@@ -42,7 +44,7 @@ def server():
 class TestLdapAccessor(StoreContract):
     """The conformance suite on entries whose attributes hold any bytes.
 
-    Its lists hold a value twice, which no attribute does; they have tests of their own.
+    The lists of the suite hold a value twice, which no attribute can; lists are tested below.
     """
 
     holds = VALUE_TYPES - {list}
@@ -84,7 +86,7 @@ class TestLdapAccessor(StoreContract):
 
 
 class Person(Record, rule="field"):
-    """An ``inetOrgPerson`` as directories have it."""
+    """An ``inetOrgPerson``, the usual class for people in directories."""
 
     uid: str = Field(key=True)
     name: str
@@ -138,7 +140,7 @@ def store(people, tmp_path):
 
 
 def test_syntaxes(people, store):
-    """Integers, booleans, times, bytes and several values are what a directory has for them."""
+    """Integers, booleans, times, bytes and lists are stored in the syntaxes of directories."""
     seen = dt.datetime(2026, 11, 24, 10, 30, 0, 250000, dt.timezone(dt.timedelta(hours=2)))
     ada = Person(uid="ada", name="Ada", surname="Lovelace", mails=["a@b", "c@d"], number=-7)
     ada.photo, ada.open, ada.seen = b"\xff\xd8\x00", True, seen
@@ -163,6 +165,15 @@ def test_syntaxes(people, store):
     assert [change for chunk in store.capture() for change in chunk] == []
 
 
+@pytest.mark.parametrize("stored", [b"{", b"\xff", b"[" * 100_000])
+def test_unreadable_json_is_the_failure_of_its_field(stored):
+    """JSON that cannot be read, also because it is too deep, raises ``FieldError``."""
+    nested = Record.derive("Nested", {"id": Field(type=str, key=True), "data": Field(type=dict)})
+    attributes = Attributes(View().bind(nested.__record__))
+    with pytest.raises(FieldError, match="as JSON"):
+        attributes.decode({"id": [b"1"], "data": [stored]})
+
+
 HOSTILE = [
     *(
         "a,b",
@@ -182,7 +193,7 @@ HOSTILE = [
 
 
 def test_names_are_escaped(people, store):
-    """Whatever is in a key, its entry is the one right below the base, and found again."""
+    """Special characters in a key do not move its entry, and the entry is found again."""
     store.add([Person(uid=uid, name="x", surname=uid) for uid in HOSTILE])
     found = {person.uid: person.surname for person in store.find(Person)}
     assert found == {uid: uid for uid in HOSTILE}
@@ -193,7 +204,7 @@ def test_names_are_escaped(people, store):
 
 
 def test_pages(people, tmp_path):
-    """All entries are found, also when they are more than a page, and others are read meanwhile."""
+    """A list of several pages is read completely, also if other entries are read meanwhile."""
     accessor = persons(people, page=7)
     with Store("people", accessor, index=FileIndex(tmp_path / "v.db")) as store:
         store.add([Person(uid=f"p{n}", name="x", surname="x") for n in range(30)])
@@ -203,10 +214,10 @@ def test_pages(people, tmp_path):
 
 
 def test_refusals(store):
-    """What the directory or its attributes do not take is rejected, and nothing of it is there."""
+    """A record that the directory refuses is rejected, and no part of it is stored."""
     refused = [
-        Person(uid="r1", name="", surname="x"),  # the object class demands one
-        Person(uid="r2", name="x", surname="x", title=""),  # the syntax knows no empty text
+        Person(uid="r1", name="", surname="x"),  # the object class requires a name
+        Person(uid="r2", name="x", surname="x", title=""),  # the syntax has no empty text
         Person(uid="r3", name="x", surname="x", mails=["a", "a"]),
         Person(uid="r4", name="x", surname="x", mails=["é"]),  # ASCII only
     ]
@@ -222,8 +233,8 @@ def test_refusals(store):
     assert [person.uid for person in store.find(Person)] == ["good"]
 
 
-def test_keys_that_the_directory_takes_for_one(store):
-    """A key that differs in case only, in an attribute that ignores it, overwrites nothing."""
+def test_keys_that_the_directory_considers_equal(store):
+    """A key that differs only in case, where the attribute ignores case, overwrites nothing."""
     store.add(Person(uid="Ada", name="x", surname="first"))
     assert store.get(Person, "ada") is None
     with pytest.raises(RejectedError, match="same"):
@@ -234,7 +245,7 @@ def test_keys_that_the_directory_takes_for_one(store):
 
 
 def test_update_depends_on_what_was_read(people, store):
-    """An entry that somebody changes between read and write is not written over (RFC 4528)."""
+    """An entry that another client changes between read and write is kept (RFC 4528)."""
     store.add(Person(uid="ada", name="Ada", surname="Byron"))
     accessor = store.accessor(Person)
     read = accessor.get("ada")
@@ -254,7 +265,7 @@ def test_update_depends_on_what_was_read(people, store):
 
 
 def test_needs_an_index(people):
-    """A directory has no place for versions, so a store without an index is refused."""
+    """A store of LDAP entries without a version index is refused."""
     with pytest.raises(ConfigError, match="FileIndex"):
         Store("people", persons(people))
 
@@ -263,13 +274,13 @@ def test_needs_an_index(people):
     "dn", ["uid={uid}", "uid=x,dc=org", "uid={uid},ou={ou},dc=org", "uid={uid,dc=org"]
 )
 def test_wrong_templates(people, dn):
-    """A template that does not name the entries is refused."""
+    """A ``dn`` that does not name each entry by its key is refused."""
     with pytest.raises(ConfigError, match="dn="):
         LdapAccessor(Person, people.url, dn=dn, object_classes=["inetOrgPerson"])
 
 
-def test_errors_tell_no_secret(people, tmp_path):
-    """A wrong password or a server that is away shows no password, and only the latter may pass."""
+def test_errors_show_no_password(people, tmp_path):
+    """Errors show no password, and only those of an unreachable server are retryable."""
     shown = []
     for url, password in ((people.url, "s3cret"), ("ldap://127.0.0.1:1", "s3cret")):
         accessor = persons(people, url=url, password=password)
@@ -283,8 +294,8 @@ def test_errors_tell_no_secret(people, tmp_path):
     assert "s3cret" not in str(caught.value)
 
 
-def test_killed_and_started_again(tmp_path):
-    """While the server is away a change can be tried again, and then it is there once."""
+def test_killed_and_restarted(tmp_path):
+    """A change that fails while the server is down is applied once after its restart."""
     with SlapdServer(more=SCHEMA) as own:
         index = FileIndex(tmp_path / "versions.db")
         with Store("people", persons(own), index=index) as store:
@@ -301,7 +312,7 @@ def test_killed_and_started_again(tmp_path):
 
 
 def test_server_that_hangs(people, tmp_path):
-    """A server that answers nothing is given up after the timeout."""
+    """A server that does not answer is reported as unavailable after the timeout."""
     accessor = persons(people, timeout=1)
     with Store("people", accessor, index=tmp_path / "v.db"):
         people.pause()
@@ -314,7 +325,7 @@ def test_server_that_hangs(people, tmp_path):
 
 
 def test_encrypted(tmp_path):
-    """With TLS from the start or by StartTLS; never with a server whose certificate is unknown."""
+    """TLS and StartTLS work, and a server with an unknown certificate is refused."""
     with SlapdServer(more=SCHEMA, tls=True) as own:
         ways = [{"url": own.secure_url}, {"url": own.url, "tls": "starttls"}]
         for number, way in enumerate(ways):

@@ -1,4 +1,4 @@
-"""Records at a REST service: merging again, lost answers, ids of its own, what changed since."""
+"""The REST store: concurrent changes, lost answers, ids of the service, recent changes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from eventsync.errors import (
 )
 from eventsync.index import FileIndex
 from eventsync.records.record import Field, Record
+from eventsync.records.view import Convert, View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import (
     Links,
@@ -91,7 +92,7 @@ def put(clock, key, op="put", type="Note", **data):
 
 
 def applied(store, *changes):
-    """Apply as a worker does: what fails retryably is tried again."""
+    """Apply changes as a worker does: retry if the store is unavailable."""
     for _ in range(9):
         try:
             settled = apply(store, changes, clock=store.clock)
@@ -110,7 +111,7 @@ class Line(Record, rule="field"):
 
 @pytest.mark.parametrize("update", ["PUT", "PATCH"])
 def test_lists_within_objects(server, tmp_path, update):
-    """Objects of which each of others has a list are created in theirs, found, and stay there."""
+    """Inner objects are created in the list of their outer object, found, and cannot move."""
     server.ids = True
     server.objects = {"notes": {"7": {"id": "7"}, "8": {"id": "8"}}}
     described = Resource(
@@ -138,7 +139,7 @@ def test_lists_within_objects(server, tmp_path, update):
         line.note = "7"
         with pytest.raises(RejectedError, match="cannot move"):
             store.update(line)
-        with pytest.raises(RejectedError, match="does not say what it is in"):
+        with pytest.raises(RejectedError, match=r"has no value at @in\.id"):
             store.add(Line(id="b"))
         server.failures.append(("lose",))
         server.only = lambda method, path: method == "POST"
@@ -148,12 +149,12 @@ def test_lists_within_objects(server, tmp_path, update):
         assert server.objects["lines-8"] == {}
 
 
-# -- writes that meet others -----------------------------------------------------------------------
+# -- concurrent writes -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("update", ["PUT", "PATCH"])
 def test_overtaken_change_is_merged_again(server, tmp_path, update):
-    """A field that somebody else changes between read and write is kept, and captured later."""
+    """A field that another client changes between read and write is kept, and captured later."""
     bus, clock = FakeBus(), Clock()
     with store_of(server, tmp_path, bus=bus, described=resource(update=update)) as store:
         applied(store, put(clock, "1", name="Ada", score=1))
@@ -175,7 +176,7 @@ def test_overtaken_change_is_merged_again(server, tmp_path, update):
 
 
 def test_overtaken_edit_is_made_again(server, tmp_path):
-    """An edit that is overtaken is judged again by itself, and published once."""
+    """An edit that another client overtakes is retried at once, and published once."""
     bus = FakeBus()
     with store_of(server, tmp_path, bus=bus) as store:
         store.add(Note(id="1", name="Ada"))
@@ -189,7 +190,7 @@ def test_overtaken_edit_is_made_again(server, tmp_path):
 
 
 def test_overtaken_creation_and_removal(server, tmp_path):
-    """Neither a creation nor a removal undoes what somebody else did at the same moment."""
+    """Neither a creation nor a removal overwrites a change made at the same moment."""
     clock = Clock()
     with store_of(server, tmp_path) as store:
         server.objects["notes"] = {}
@@ -208,7 +209,7 @@ def test_overtaken_creation_and_removal(server, tmp_path):
 
 
 def test_list_that_is_older_than_a_write(server, tmp_path):
-    """What was read from a list is checked against the object before it is written over."""
+    """A record that was read from a list is compared with its object before it is written."""
     clock = Clock()
     with store_of(server, tmp_path) as store:
         applied(store, *(put(clock, f"{n:02}", name="x") for n in range(12)))
@@ -229,7 +230,7 @@ def test_list_that_is_older_than_a_write(server, tmp_path):
 
 
 def test_nothing_to_write_is_not_written(server, tmp_path):
-    """A change that the service holds already sends no write."""
+    """A change to values that the service already holds sends no write."""
     clock = Clock()
     with store_of(server, tmp_path, Memo) as store:
         applied(store, put(clock, "1", type="Memo", name="a"))
@@ -238,12 +239,12 @@ def test_nothing_to_write_is_not_written(server, tmp_path):
         assert len(server.writes()) == before
 
 
-# -- answers that do not come ----------------------------------------------------------------------
+# -- lost answers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("failure", [("lose",), ("drop",), ("status", 502, {}, b"")])
 def test_uncertain_edit_is_finished(server, tmp_path, failure):
-    """An edit whose answer is lost is looked for: made and published, or neither."""
+    """An edit whose answer is lost is made and published, or neither."""
     bus = FakeBus()
     with store_of(server, tmp_path, bus=bus) as store:
         server.only = lambda method, path: method == "PUT"
@@ -262,7 +263,7 @@ def test_uncertain_edit_is_finished(server, tmp_path, failure):
 @pytest.mark.parametrize("failure", [("lose",), ("drop",), ("status", 500, {}, b"")])
 @pytest.mark.parametrize("restart", [False, True])
 def test_created_once(server, tmp_path, failure, restart):
-    """An object is created once, whatever becomes of the answer, also by the next process."""
+    """An object is created once, even if the answer is lost and the process restarts."""
     clock = Clock()
     change = put(clock, "K1", name="Ada")
     store = with_ids(server, tmp_path)
@@ -281,7 +282,7 @@ def test_created_once(server, tmp_path, failure, restart):
 
 
 def test_refused_creation_leaves_nothing_open(server, tmp_path):
-    """A creation that is refused needs no search for what it left."""
+    """A refused creation is closed in the identity map, so no search follows."""
     clock = Clock()
     with with_ids(server, tmp_path) as store:
         server.only = lambda method, path: method == "POST"
@@ -293,7 +294,7 @@ def test_refused_creation_leaves_nothing_open(server, tmp_path):
 
 
 def test_two_workers_create_once(server, tmp_path):
-    """Two that apply the same change at once create one object."""
+    """Workers that apply the same change at the same time create one object."""
     clock = Clock()
     changes = [put(clock, f"K{n}", name="x") for n in range(8)]
     with_ids(server, tmp_path).open().close()
@@ -316,7 +317,7 @@ def test_two_workers_create_once(server, tmp_path):
 
 
 def test_created_by_others(server, tmp_path):
-    """What others create gets a key made of its id, by which it is found, changed and removed."""
+    """An object that others created has a key made from its id, and can be changed and removed."""
     bus = FakeBus()
     with with_ids(server, tmp_path, bus=bus) as store:
         server.objects["notes"] = {"41": {"id": "41", "content": {"name": "Theirs"}, "score": 3}}
@@ -333,7 +334,7 @@ def test_created_by_others(server, tmp_path):
 
 
 def test_lost_map(server, tmp_path):
-    """A map that is lost is made again from the markers, before anything is created twice."""
+    """A lost identity map is rebuilt from the markers before anything is created twice."""
     clock = Clock()
     with with_ids(server, tmp_path) as store:
         applied(store, put(clock, "K1", name="a"), put(clock, "K2", name="b"))
@@ -346,7 +347,7 @@ def test_lost_map(server, tmp_path):
 
 
 def test_copied_marker(server, tmp_path):
-    """A copy that carries another's marker is a record of its own."""
+    """A copy of an object, marker included, is a record of its own."""
     clock = Clock()
     with with_ids(server, tmp_path) as store:
         applied(store, put(clock, "K1", name="a"))
@@ -356,7 +357,7 @@ def test_copied_marker(server, tmp_path):
 
 
 def test_removed_and_created_again(server, tmp_path):
-    """A record that comes back after its removal gets a new object."""
+    """A record that is added again after its removal gets a new object."""
     clock = Clock()
     with with_ids(server, tmp_path) as store:
         applied(store, put(clock, "K1", name="a"))
@@ -366,7 +367,7 @@ def test_removed_and_created_again(server, tmp_path):
 
 
 def test_keys_that_cannot_be_made(server, tmp_path):
-    """An object of others under a key that is no text is unreadable, and says so."""
+    """An object of others is unreadable if the record type cannot have the key made from its id."""
 
     class Numbered(Record):
         id: int = Field(key=True)
@@ -389,7 +390,7 @@ def test_keys_that_cannot_be_made(server, tmp_path):
 
 
 def test_identity_map(tmp_path):
-    """A pair is bound once and both ways; a file of something else is left alone."""
+    """A key and an id are bound once, both ways, and a file of another kind is refused."""
     with pytest.raises(ConfigError, match="does not exist"):
         IdentityMap(tmp_path / "no" / "ids.db", name="x").id_of("A", "k")
     ids = IdentityMap(tmp_path / "ids.db", name="x")
@@ -420,7 +421,7 @@ def test_identity_map(tmp_path):
 
 
 def test_places(server, tmp_path):
-    """A field may be anywhere in an object, and be read and written by functions."""
+    """A field can be at any path in an object, or be read and written by functions."""
     tags = Place(
         lambda data: ",".join(tag["name"] for tag in data.get("tags", [])),
         lambda body, held: body.update(tags=[{"name": n} for n in held.split(",") if n]),
@@ -451,12 +452,12 @@ def test_places(server, tmp_path):
 
 @pytest.mark.parametrize("item", ["/notes", "/notes/{name}", "/notes/{id", "/notes/{}"])
 def test_wrong_templates(server, item):
-    """A path that does not name the object by its key is refused."""
+    """An ``item`` path that does not name the object by its key is refused."""
     with pytest.raises(ConfigError, match="item="):
         RestAccessor(Note, Service(server.url), Resource(items="/notes", item=item))
 
 
-# -- what changed since ----------------------------------------------------------------------------
+# -- recent changes --------------------------------------------------------------------------------
 
 
 def since():
@@ -468,7 +469,7 @@ def at(second):
 
 
 def test_only_what_changed_is_read(server, tmp_path):
-    """Between whole reads only what changed is asked for, and the mark moves with it."""
+    """Between full reads only recent changes are requested, and the mark advances."""
     with store_of(server, tmp_path, described=resource(since=since())) as store:
         server.objects["notes"] = {
             f"{n:02}": {"id": f"{n:02}", "name": "x", "score": 0, "updated": at(n)}
@@ -496,7 +497,7 @@ def test_only_what_changed_is_read(server, tmp_path):
 
 
 def test_mark_stays_behind_a_failure(server, tmp_path):
-    """What could not be captured is read again next time; one bad object stops no other."""
+    """If a change cannot be captured, the mark stays, and other changes are captured."""
     with store_of(server, tmp_path, described=resource(since=since())) as store:
         server.objects["notes"] = {"1": {"id": "1", "name": "x", "updated": at(1)}}
         list(store.capture(whole=False))
@@ -504,10 +505,10 @@ def test_mark_stays_behind_a_failure(server, tmp_path):
         mark = store.index.load_mark("capture/Note")
         server.objects["notes"]["1"] = {"id": "1", "name": "z", "updated": at(30)}
         server.objects["notes"]["2"] = {"id": "2", "score": "many", "updated": at(40)}
-        told: list[RecordError] = []
-        found = [c.key for f in store.capture(whole=False, unreadable=told.append) for c in f]
+        errors: list[RecordError] = []
+        found = [c.key for f in store.capture(whole=False, unreadable=errors.append) for c in f]
         assert found == ["1"]
-        assert len(told) == 1
+        assert len(errors) == 1
         assert store.index.load_mark("capture/Note") == mark
         server.only = lambda method, path: "/notes/2" in path
         server.failures.append(("status", 503, {}, b""))
@@ -519,12 +520,59 @@ def test_mark_stays_behind_a_failure(server, tmp_path):
         assert store.index.load_mark("capture/Note") > mark
 
 
+@pytest.mark.parametrize("updated", [None, "soon", 7])
+def test_an_object_without_a_time_stops_no_other(server, tmp_path, updated):
+    """An object without a time of its last change is reported, and others are captured."""
+    with store_of(server, tmp_path, described=resource(since=since())) as store:
+        server.objects["notes"] = {
+            "1": {"id": "1", "name": "x", "updated": updated},
+            "2": {"id": "2", "name": "x", "updated": at(2)},
+        }
+        list(store.capture(whole=True))
+        server.objects["notes"]["2"]["name"] = "y"
+        errors: list[RecordError] = []
+        found = [c.key for f in store.capture(whole=False, unreadable=errors.append) for c in f]
+        assert found == ["2"]
+        assert "no time at 'updated'" in str(errors[0])
+        assert len(errors) == 1
+
+
+# -- unreadable objects ----------------------------------------------------------------------------
+
+
+def test_an_object_without_an_id_blocks_no_creation(server, tmp_path):
+    """An object whose key cannot be read does not stop others from being created."""
+    clock = Clock()
+    with with_ids(server, tmp_path) as store:
+        server.objects["notes"] = {"41": {"content": {"name": "Theirs"}}}
+        assert applied(store, put(clock, "K1", name="a")) == [Outcome.APPLIED]
+        assert store[Note, "K1"].name == "a"
+
+
+def test_a_conversion_that_fails_for_one_object_affects_no_other(server, tmp_path):
+    """Many records are written although the key of another object in the list is unreadable."""
+
+    def read(stored):
+        if stored == "bad":
+            raise KeyError(stored)
+        return stored
+
+    clock = Clock()
+    view = View(convert={"id": Convert(lambda key: key, read)})
+    service = Service(server.url, allow=["127.0.0.1"])
+    accessor = RestAccessor(Note, service, resource(), view=view)
+    with Store("rest", accessor, index=FileIndex(tmp_path / "v.db")) as store:
+        server.objects["notes"] = {"bad": {"id": "bad"}}
+        changes = [put(clock, f"{n:02}", name="x") for n in range(12)]
+        assert applied(store, *changes) == [Outcome.APPLIED] * 12
+
+
 # -- with a worker ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("allowed", ["nothing", "reading"])
 def test_wrong_credentials_dead_letter_nothing(server, tmp_path, allowed):
-    """While credentials are not taken the work waits in the broker, and is done once they are."""
+    """Work waits in the broker while credentials are refused, and is done when they are valid."""
     if allowed == "nothing":
         server.token = "right"
     else:
@@ -545,7 +593,7 @@ def test_wrong_credentials_dead_letter_nothing(server, tmp_path, allowed):
 
 
 def test_worker_survives_a_service_that_comes_and_goes(server, tmp_path):
-    """Failures of every kind in between: all is applied once, and then silence."""
+    """All changes are applied once despite many failures, and then no more writes are sent."""
     clock = Clock()
     with Bus(f"sqlite:///{tmp_path / 'broker.db'}") as bus, with_ids(server, tmp_path) as store:
         bus.declare("rest", ["Note"])

@@ -1,4 +1,4 @@
-"""The conformance suite on a REST service, with the records' keys or with ids of its own."""
+"""The conformance suite on a REST service, with record keys as ids or with ids of the service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUMBERS = itertools.count()
 
 
 class OverHttp(StoreContract):
-    """Each folder has a name of its own at the service."""
+    """The suite over HTTP; each folder is a list of its own at the service."""
 
     examples = 3
     ids = False
@@ -41,7 +41,7 @@ class OverHttp(StoreContract):
 
 
 class TestKeysInUrls(OverHttp):
-    """Created and replaced by conditional PUTs."""
+    """Objects at their keys, created and replaced by conditional PUTs."""
 
     def accessor(self, record_type, folder, view=None):
         kind = self.kind(folder, record_type)
@@ -58,7 +58,7 @@ class TestKeysInUrls(OverHttp):
 
 @pytest.mark.slow
 class TestIdsOfTheService(OverHttp):
-    """Created by POST under ids of the service's own, found again by a marker; no entity tags."""
+    """Objects with ids of the service, created by POST and found by a marker; no entity tags."""
 
     ids = True
     etags = False

@@ -1,4 +1,4 @@
-"""The REST client: what it refuses, how long it waits, what it tells and what it does not."""
+"""The client of REST services: its limits, its delays, its errors and its secrets."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ INSIDE = [
 
 @pytest.mark.parametrize("host", INSIDE)
 def test_addresses_inside_are_refused(host):
-    """No connection is made to an address that is not of the public internet, in no spelling."""
-    with pytest.raises(ConfigError, match="no address of the public internet"):
+    """No connection is made to a private address, however the address is written."""
+    with pytest.raises(ConfigError, match="not on the public internet"):
         Gateway([]).connect_tcp(host, 9)
 
 
 def test_allowed_networks(server):
-    """A network that is named is connected to, its neighbour is not."""
+    """An address in an allowed network is connected to, and one beside it is refused."""
     port = int(server.url.rsplit(":", 1)[1])
     Gateway(["127.0.0.0/30"]).connect_tcp("localhost", port).close()
     with pytest.raises(ConfigError, match=r"127\.0\.0\.4"):
@@ -73,21 +73,21 @@ def test_allowed_networks(server):
 
 
 def test_the_gateway_guards_every_request(server):
-    """A service in the own network is refused until it is named, and nothing reaches it."""
+    """A service in a private network receives no request until its network is allowed."""
     with pytest.raises(ConfigError, match=r"allow=\['127\.0\.0\.1'\]"):
         Service(server.url).request("GET", "/things")
     assert server.requests == []
 
 
 def test_proxies_of_the_environment_are_not_used(server, service, monkeypatch):
-    """Where requests go is said by the configuration alone."""
+    """Requests ignore the proxy settings of the environment."""
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert service.request("GET", "/things").json() == []
 
 
 def test_redirects_are_not_followed(server, service):
-    """A redirect is an error that says where to, and no second request."""
+    """A redirect raises an error with its target, without the query, and is not followed."""
     server.failures.append(("status", 302, {"Location": "http://10.0.0.1/x?secret=1"}, b""))
     with pytest.raises(ConfigError, match=r"to http://10\.0\.0\.1/x") as caught:
         service.request("GET", "/things")
@@ -96,7 +96,7 @@ def test_redirects_are_not_followed(server, service):
 
 
 def test_links_to_other_hosts_are_refused(server, service):
-    """A next page on another host is not asked for, for the credentials would go there."""
+    """A next page on another host is not requested, so credentials do not go there."""
     link = {"Link": '<http://10.0.0.1/things?page=2>; rel="next"'}
     server.failures.append(("status", 200, link, []))
     with pytest.raises(ConfigError, match="another host"):
@@ -104,20 +104,20 @@ def test_links_to_other_hosts_are_refused(server, service):
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["with a length", "compressed"])
-def test_large_answers_are_refused(server, told):
-    """An answer beyond the limit is not read to its end; one that may grow is not read at all."""
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "compressed"])
+def test_large_answers_are_refused(server, plain):
+    """An answer beyond the size limit is refused, and so is a compressed one."""
     service = Service(server.url, allow=["127.0.0.1"], max_response=10_000)
-    headers = {} if told else {"Content-Encoding": "gzip"}
+    headers = {} if plain else {"Content-Encoding": "gzip"}
     server.failures.append(("status", 200, headers, b"[" + b" " * 20_000 + b"]"))
-    with pytest.raises(RejectedError if told else StoreUnavailableError):
+    with pytest.raises(RejectedError if plain else StoreUnavailableError):
         service.request("GET", "/things")
     assert service.request("GET", "/things").json() == []
     service.close()
 
 
 def test_a_write_with_a_large_answer_may_be_done(server):
-    """What a write was answered with does not undo it: it is uncertain, not refused."""
+    """A write whose answer is too large raises an uncertain error, because the write was done."""
     service = Service(server.url, allow=["127.0.0.1"], max_response=100)
     with pytest.raises(StoreUnavailableError) as caught:
         service.request("PUT", "/things/1", body={"text": "x" * 200})
@@ -127,7 +127,7 @@ def test_a_write_with_a_large_answer_may_be_done(server):
 
 
 def test_deadline(server):
-    """An answer that comes too slowly is given up, even while data trickle in."""
+    """An answer that takes longer than the deadline raises an error, even while data arrive."""
     service = Service(server.url, allow=["127.0.0.1"], timeout=0.2)
     server.failures.append(("slow", 0.5))
     began = time.monotonic()
@@ -137,7 +137,7 @@ def test_deadline(server):
     assert caught.value.uncertain
     service.close()
     late = Service(server.url, allow=["127.0.0.1"], deadline=0.0)
-    with pytest.raises(StoreUnavailableError, match="no whole answer"):
+    with pytest.raises(StoreUnavailableError, match="no complete answer"):
         late.request("GET", "/things")
     late.close()
 
@@ -161,8 +161,8 @@ MEANINGS = [
 
 
 @pytest.mark.parametrize(("status", "error"), MEANINGS)
-def test_what_statuses_mean(server, service, status, error):
-    """What is wrong with one record is a rejection; what is wrong with all of them never is."""
+def test_meaning_of_statuses(server, service, status, error):
+    """Only a status that blames the record is a rejection."""
     said = b"the title\x1b[31m is\nmissing " + b"x" * 5000
     server.failures.append(("status", status, {}, said))
     with pytest.raises(error, match=r"POST .*/things: \d+ the title \[31m is missing") as caught:
@@ -174,7 +174,7 @@ def test_what_statuses_mean(server, service, status, error):
 
 @pytest.mark.parametrize("failure", ["drop", "lose"])
 def test_lost_connections(server, service, failure):
-    """A connection that breaks leaves a write uncertain, whether it was done or not."""
+    """A write on a connection that breaks raises an uncertain error, whether it was done or not."""
     server.failures.append((failure,))
     with pytest.raises(StoreUnavailableError) as caught:
         service.request("PUT", "/things/1", body={"a": 1})
@@ -182,8 +182,8 @@ def test_lost_connections(server, service, failure):
     assert (failure == "lose") == bool(server.objects.get("things"))
 
 
-def test_nobody_listens(server):
-    """A request that was never sent is not uncertain."""
+def test_refused_connection(server):
+    """The error of a request that was never sent is not uncertain."""
     service = Service("http://127.0.0.1:1", allow=["127.0.0.1"])
     with pytest.raises(StoreUnavailableError) as caught:
         service.request("PUT", "/things/1", body={})
@@ -192,7 +192,7 @@ def test_nobody_listens(server):
 
 @pytest.mark.parametrize("status", [429, 503, 403])
 def test_retry_after(server, service, status):
-    """A service that asks to be left alone is: by the next request, and by who tries again."""
+    """After an answer with ``Retry-After``, no request is sent before that time."""
     server.failures.append(("status", status, {"Retry-After": "0"}, b""))
     server.failures.append(("status", status, {"Retry-After": "30"}, b""))
     with pytest.raises(StoreUnavailableError) as caught:
@@ -203,7 +203,7 @@ def test_retry_after(server, service, status):
     def stop() -> bool:
         return len(waits) == 2
 
-    with pytest.raises(StoreUnavailableError, match="left alone"):
+    with pytest.raises(StoreUnavailableError, match="asked for a pause"):
         retrying(
             lambda: service.request("GET", "/things"),
             budget=1e9,
@@ -215,7 +215,7 @@ def test_retry_after(server, service, status):
 
 
 def test_delays():
-    """A delay is seconds, a date or the end of a used-up quota, at most an hour; never nonsense."""
+    """A delay is read from seconds, a date or a quota, is at most an hour, and 0 if invalid."""
     now = lambda: 1_764_000_000.0  # noqa: E731
     date = "Mon, 24 Nov 2025 16:00:30 GMT"
     assert delay_asked({"retry-after": "7"}) == 7
@@ -229,7 +229,7 @@ def test_delays():
 
 
 def test_own_rate():
-    """Requests beyond the rate wait their turn; a rest gives a burst, no more."""
+    """Requests beyond the rate wait, and an idle time allows one burst."""
     at, slept = [0.0], []
     pace = Throttle(10.0, 2, now=lambda: at[0], sleep=slept.append)
     for _ in range(5):
@@ -245,7 +245,7 @@ def test_own_rate():
 
 
 def test_access_tokens(server):
-    """An access token is had once, used by all, and had again when it is withdrawn."""
+    """An access token is requested once, shared, and requested again after it is revoked."""
     auth = ClientCredentials(f"{server.url}/token", "me", "very-secret")
     service = Service(server.url, allow=["127.0.0.1"], auth=auth)
     for _ in range(3):
@@ -263,8 +263,8 @@ def test_access_tokens(server):
     eager.close()
 
 
-def test_token_that_is_not_given(server):
-    """Credentials that the token's server does not take stop the store; no record is to blame."""
+def test_refused_client_credentials(server):
+    """Credentials that the token endpoint refuses raise a retryable error without the secret."""
     server.failures.append(("status", 400, {}, {"error": "invalid_client", "was": "very-secret"}))
     auth = ClientCredentials(f"{server.url}/token", "me", "very-secret")
     service = Service(server.url, allow=["127.0.0.1"], auth=auth)
@@ -274,8 +274,8 @@ def test_token_that_is_not_given(server):
     service.close()
 
 
-def test_tokens_are_asked_for_anew(server):
-    """A token that is given by a function may be exchanged while the worker runs."""
+def test_token_from_a_function(server):
+    """A token that a function returns can be replaced while the worker runs."""
     tokens = iter(["old", "new"])
     server.token = "new"
     service = Service(server.url, allow=["127.0.0.1"], auth=Token(lambda: next(tokens)))
@@ -294,7 +294,7 @@ AUTHS = [
 
 @pytest.mark.parametrize("auth", AUTHS)
 def test_secrets_stay_secret(server, auth):
-    """No repr and no error tells the credentials, even if the service says them back."""
+    """No repr and no error shows the credentials, even if the service returns them."""
     service = Service(server.url, allow=["127.0.0.1"], auth=auth)
     echo = auth.headers(lambda *_: {}).popitem()[1].split()[-1]
     server.failures.append(("status", 400, {}, {"you sent": echo, "and": "hush-hush"}))
@@ -321,7 +321,7 @@ PAGES = [
 @pytest.mark.parametrize(("paging", "pages"), PAGES)
 @pytest.mark.parametrize("count", [0, 6, 7, 14, 20])
 def test_pages(server, service, paging, pages, count):
-    """Every way of paging gives every object once."""
+    """Every way of paging returns every object once."""
     server.paging = paging
     server.objects["things"] = {f"{n:02}": {"n": n} for n in range(count)}
     found = [data["n"] for page in pages.walk(service, "/things", {}) for data in page]
@@ -329,7 +329,7 @@ def test_pages(server, service, paging, pages, count):
 
 
 def test_one_page(server, service):
-    """A list that is not paged is asked for once, and without paging."""
+    """A list without pages is requested once, without paging parameters."""
     server.objects["things"] = {"1": {"n": 1}}
     assert list(OnePage().walk(service, "/things", {})) == [[{"n": 1}]]
     assert server.requests == [("GET", "/things")]
@@ -338,15 +338,15 @@ def test_one_page(server, service):
 @pytest.mark.parametrize(
     "answer", [{"message": "hello"}, [1, 2], b"<html>", {"data": None}, b"", b'{"a":1,"a":2}']
 )
-def test_what_is_no_list(server, service, answer):
-    """An answer that is no list is an error, never a list without records."""
+def test_answers_without_a_list(server, service, answer):
+    """An answer without a list raises an error and never counts as an empty list."""
     server.failures.append(("status", 200, {}, answer))
     with pytest.raises(RecordError):
         list(Links().walk(service, "/things", {}))
 
 
 def test_pages_in_a_circle(server, service):
-    """Pages that lead back to one that was seen are an error, not an endless list."""
+    """A next page that was read before raises an error instead of an endless loop."""
     for _ in range(3):
         link = {"Link": f'<{server.url}/things>; rel="next"'}
         server.failures.append(("status", 200, link, []))
@@ -355,7 +355,7 @@ def test_pages_in_a_circle(server, service):
 
 
 def test_client_errors_have_counterparts():
-    """Every error of the HTTP library is one that the service turns into eventsync's own."""
+    """Every error of the HTTP library is mapped to an error of eventsync."""
     from eventsync.stores.rest.service import _FAILED
 
     ours = {httpcore.ConnectionNotAvailable, httpcore.UnsupportedProtocol, httpcore.ProxyError}

@@ -1,4 +1,4 @@
-"""The conformance suite in a real Roundup tracker, and what is Roundup's own."""
+"""The conformance suite on a real Roundup tracker, and tests of what only Roundup does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def server():
 
 
 class TestRoundup(TrackerContract):
-    """The classic tracker."""
+    """The suite on a tracker with the classic schema."""
 
     name = "roundup"
     creates = (Account, Member, Label, Issue, Comment)
@@ -79,7 +79,7 @@ class TestRoundup(TrackerContract):
         )
 
     def brought(self, change):
-        """An account comes with the role of a user."""
+        """Return whether the change is the membership ``User`` that every new account has."""
         return change.type == "Member" and change.key.startswith("User/")
 
     def opens(self, *, title, description="", labels=()):
@@ -94,7 +94,7 @@ class TestRoundup(TrackerContract):
         return self.server.ask("POST", "/data/msg", {"content": text, "author": "admin"})["id"]
 
     def messages(self, issue):
-        """The ids of an issue's messages."""
+        """Return the ids of the messages of an issue."""
         attributes = self.server.ask("GET", f"/data/issue/{issue}")["attributes"]
         return [message["id"] for message in attributes["messages"]]
 
@@ -116,7 +116,7 @@ class TestRoundup(TrackerContract):
         return self.server.ask("GET", asked)["collection"][0]["content"]
 
     def issues(self):
-        """The issues that are not retired."""
+        """Return the issues that are not retired."""
         fields = "title,status,keyword,assignedto,messages"
         return self.server.ask("GET", f"/data/issue?@fields={fields}&@verbose=2")["collection"]
 
@@ -130,8 +130,8 @@ class TestRoundup(TrackerContract):
         messages = self.server.ask("GET", "/data/msg")["collection"]
         assert sorted(about) == sorted(message["id"] for message in messages)
 
-    def test_as_it_is_there(self, tracker):
-        """What is written, in Roundup's own terms; with an issue its comments are gone."""
+    def test_objects_at_roundup(self, tracker):
+        """Records are stored as Roundup's items, and removing an issue removes its comments."""
         tracker.add(Account(id="zoe"))
         issue, _ = self.made(tracker, Issue)
         issue["status"], issue["assignee"] = "open", "zoe"
@@ -150,14 +150,14 @@ class TestRoundup(TrackerContract):
         tracker.update(issue)
         captured(tracker)
         tracker.remove(tracker[Comment, "C1"])
-        # The tracker itself opens an issue again whose messages change.
+        # Roundup itself reopens an issue whose messages change.
         assert [(c.type, c.data) for c in captured(tracker)] == [("Issue", {"status": "open"})]
         tracker.remove(tracker[Issue, "K/1-é"])
         assert list(tracker.find(Issue)) == list(tracker.find(Comment)) == self.issues() == []
         assert [(c.key, c.op) for c in captured(tracker)] == [("C0", "delete")]
 
     def test_names_of_accounts(self, tracker):
-        """The name of an account can be taken away."""
+        """The name of an account can be removed."""
         tracker.add(Account(id="ada", name="Ada L."))
         ada = tracker[Account, "ada"]
         ada.name = ""
@@ -165,7 +165,7 @@ class TestRoundup(TrackerContract):
         assert tracker[Account, "ada"].name == ""
 
     def test_statuses(self, tracker):
-        """One status that is closed for another is no edit."""
+        """A change from one closed status to another is not captured as an edit."""
         issue = self.opens(title="Theirs", description="Hello")
         self.server.change(f"issue/{issue}", status="resolved")
         captured(tracker)
@@ -173,7 +173,7 @@ class TestRoundup(TrackerContract):
         assert captured(tracker, whole=False) == []
 
     def test_roles(self, tracker):
-        """Users get roles and lose them, one by one."""
+        """Members are added to the roles of a user, and removed, one by one."""
         assert {member.key for member in tracker.find(Member)} >= {"Admin/admin"}
         self.prepare(tracker, Member)
         captured(tracker)
@@ -187,14 +187,14 @@ class TestRoundup(TrackerContract):
         assert self.server.ask("GET", f"/data/user/{user['id']}")["attributes"]["roles"] is None
 
     def test_fields_it_cannot_hold(self, tmp_path):
-        """A field that the tracker has no place for is refused with those it has."""
+        """A view with a field that the tracker cannot hold is refused, with the possible fields."""
         service = RoundupService(self.server.url, "admin", "secret")
         identity = IdentityMap(tmp_path / "ids.db", name="roundup")
-        with pytest.raises(ConfigError, match="holds no 'milestone' of Issue"):
+        with pytest.raises(ConfigError, match=r"has no place for Issue\.milestone"):
             RoundupIssues(Issue, service, identity=identity, view=View())
 
     def test_new_changes_only(self, tracker):
-        """Between whole reads what changed is captured, out of many, and nothing is written."""
+        """Between full reads, recent changes are captured, and nothing is written."""
         changes = [put(Issue(id=f"K{n}", title="t"), self.clock.tick()) for n in range(15)]
         apply(tracker, changes, clock=self.clock)
         captured(tracker)

@@ -1,4 +1,4 @@
-"""What the accessors of all trackers share, at one of them: records of one's own, and markers."""
+"""What all trackers share, tested on one: record types of your own, and markers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
 from eventsync.errors import ConfigError
 from eventsync.index import FileIndex
+from eventsync.records.query import Query
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
+from eventsync.stores.trackers import Label
 from eventsync.stores.trackers.gitlab import (
     GitLabComments,
     GitLabIssues,
@@ -53,7 +55,7 @@ class Remark(Record, rule="field"):
 
 
 def test_references_of_ones_own(gitlab, tmp_path):
-    """References between record types of one's own are translated as those of the shared ones."""
+    """References between record types of your own are translated like those of the shared types."""
     service = service_of(gitlab)
     identity = IdentityMap(tmp_path / "ids.db", name="gitlab")
     titled, about = View(rename={"head": "title"}), View(rename={"ticket": "issue", "text": "body"})
@@ -75,7 +77,7 @@ def test_references_of_ones_own(gitlab, tmp_path):
 
 
 def test_record_type_of_ones_own(gitlab, tmp_path):
-    """A type with other names and more fields will do, with a view that says which are which."""
+    """A record type with other names and more fields works with a view that maps them."""
     service, index = service_of(gitlab), FileIndex(tmp_path / "v.db")
     view = View(omit=["weight"], rename={"colour": "color"})
     with Store("words", GitLabLabels(Word, service, "acme/shop", view=view), index=index) as store:
@@ -84,12 +86,28 @@ def test_record_type_of_ones_own(gitlab, tmp_path):
         assert gitlab.labels["a/b"]["color"] == "#00ff00"
         store.remove(store[Word, "a/b"])
         assert gitlab.labels == {}
-    with pytest.raises(ConfigError, match="holds no 'colour', 'weight' of Word"):
+    with pytest.raises(ConfigError, match=r"no place for Word\.colour and Word\.weight"):
         GitLabLabels(Word, service, "acme/shop")
 
 
+def test_a_value_that_cannot_be_read_affects_no_other(gitlab, tmp_path):
+    """An object with an odd value is unreadable, and its sibling is found and captured."""
+    service, index = service_of(gitlab), FileIndex(tmp_path / "v.db")
+    with Store("labels", GitLabLabels(Label, service, "acme/shop"), index=index) as store:
+        store.add([Label(id="good", color="00ff00"), Label(id="odd", color="00ff00")])
+        gitlab.labels["odd"]["color"] = 7
+        errors = []
+        changes = [c for found in store.capture(unreadable=errors.append) for c in found]
+        assert changes == []
+        (error,) = errors
+        assert "Label.color: the value 7 at 'color' in the answer of GitLab" in str(error)
+        accessor = store.accessor(Label)
+        query = Query.parse(accessor.type, unreadable=errors.append)
+        assert [label.key for label in accessor.find(query)] == ["good"]
+
+
 def test_markers():
-    """A marker is the last thing in a text and of its type; nothing in a key can end it early."""
+    """A marker at the end of a text gives back text and key, whatever characters the key has."""
     for text in ("", "a", "a\n\n", "<!-- x -->", "<!-- eventsync:Comment:K -->"):
         for key in ("K", "a/b", "-->", "é --> <!--", "a--b", "%2D"):
             assert unmarked(marked(text, "Issue", key), "Issue") == (text, key, False)

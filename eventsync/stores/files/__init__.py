@@ -1,7 +1,6 @@
-"""Records in files: a folder of JSON documents, a CSV file, a file of JSON lines.
+"""Records in files: a folder of JSON documents, a CSV file or a file of JSON lines.
 
-All three are crash safe: a file is replaced whole, and only once its successor is on the disk. They
-know nothing of other stores.
+All three survive a crash: a file is replaced as a whole, after its successor is on the disk.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""Records as a folder of JSON documents, one document a record.
+"""A folder of JSON documents, one for each record.
 
-It owns the names of the documents and their updates. It knows nothing of other files.
-
-A document is named after its record's key, so that people find it and so that no two keys meet even
-where file names ignore case: ``1.json``, ``1+2.json`` for a composite key, ``Ada%20L~1.json`` for
-``Ada L`` (``~1``: which letters are capital). A document under any other name belongs to the record
-whose key is in it, and keeps its name.
+A document is named after the key of its record, so that people find it. No two keys share a name,
+also where file names ignore case: ``1.json``, ``1+2.json`` for a composite key, ``Ada%20L~1.json``
+for ``Ada L`` (``~1`` says which letters are capital). A document with any other name belongs to the
+record whose key is in it, and keeps its name.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -25,7 +23,7 @@ from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.files import disk
-from eventsync.stores.files.disk import located, rejecting_unreadable
+from eventsync.stores.files.accessor import FileAccessor, located, rejecting_unreadable, report
 from eventsync.stores.files.text import Members, dump, parse
 
 __all__ = ["JsonFolderAccessor", "file_name", "key_in_name"]
@@ -38,19 +36,25 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]|^\.")
 
 
 def file_name(key: str) -> str:
-    """The name of the document of the record of that key; no two are equal, whatever their case."""
+    """Return the name of the document for a key.
+
+    Two keys never have the same name, also if case is ignored.
+    """
     body = _UNSAFE.sub(_escaped, key) or "%"
     capitals = sum(1 << place for place, letter in enumerate(body) if letter.isupper())
     name = f"{body}~{capitals:x}{_SUFFIX}" if capitals else body + _SUFFIX
     if len(name) > _LONGEST:
-        # The key is in the document; here it only has to be a name that no other key has.
+        # The document holds the key, so the name need not: it must only be unique.
         digest = hashlib.blake2b(key.encode(), digest_size=20).hexdigest()
         name = f"{body[:100].lower()}~~{digest}{_SUFFIX}"
     return name
 
 
 def key_in_name(name: str) -> str | None:
-    """The key that ``file_name`` made ``name`` of, ``None`` if it did not, or shortened it."""
+    """Return the key for which ``file_name`` returns ``name``.
+
+    ``None``: there is no such key, or the name is a shortened one.
+    """
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -74,14 +78,15 @@ class _Document(NamedTuple):
     members: dict[str, Any]
 
 
-class JsonFolderAccessor(disk.OnDisk[R]):
+class JsonFolderAccessor(FileAccessor[R]):
     """Records of one type as JSON documents in a folder of their own.
 
-    A document has the members that the view names, in its order, indented and in UTF-8. Members
-    that somebody else put into a document stay. Files that are hidden or not called ``*.json`` are
-    not looked at. A document that cannot be read stops no other: its record can neither be read nor
-    written until it is mended, and is not taken for deleted. ``create``: create the folder if it is
-    not there. The version index is ``.eventsync.db`` in the folder, unless the store names another.
+    A document has the members that the view names, in the order of the view, indented and in UTF-8.
+    Members that other programs add to a document stay. Hidden files and files not called
+    ``*.json`` are ignored. A document that cannot be read affects its own record only: the record
+    can neither be read nor written until somebody repairs the document, and it does not count as
+    deleted. ``create``: create the folder if it does not exist. The version index is
+    ``.eventsync.db`` in the folder, unless the store names another.
     """
 
     atomic: ClassVar[bool] = False
@@ -95,11 +100,11 @@ class JsonFolderAccessor(disk.OnDisk[R]):
         create: bool = True,
     ) -> None:
         super().__init__(record_type, Path(folder), tag="document", create=create, view=view)
-        self._members = Members(self.view)
-        # Names that a key gave; and of the other documents, which key was in them when they looked
-        # like that. Both spare work only: they are checked against the folder at each use.
-        self._named: set[str] = set()
-        self._strangers: dict[str, tuple[disk.Signature, str]] = {}
+        self.codec = Members(self.view)
+        # Two caches, which are checked against the folder at each use: names that belong to a key;
+        # and, for documents with other names, the key that was in the document of this signature.
+        self._key_names: set[str] = set()
+        self._keys_inside: dict[str, tuple[disk.Signature, str]] = {}
 
     def __repr__(self) -> str:
         return f"JsonFolderAccessor({self.type.name}, {str(self._folder)!r})"
@@ -107,136 +112,112 @@ class JsonFolderAccessor(disk.OnDisk[R]):
     def index_path(self) -> Path:
         return self._folder / ".eventsync.db"
 
-    # -- the six -----------------------------------------------------------------------------------
-
-    def add(self, record: R) -> None:
-        self._write([Write(record.key, record.raw(), whole=True)], [], None)
-
-    def update(self, record: R) -> None:
-        self._write([Write(record.key, record.changes(), whole=False)], [], None)
+    # -- reading and writing -----------------------------------------------------------------------
 
     def get(self, key: str) -> R | None:
-        found, lost = self._find([key])
-        if key not in found and lost:
-            raise lost[0]  # for all that can be told, the record is in there
+        found, unreadable = self._find([key])
+        if key not in found and unreadable:
+            raise unreadable[0]  # the record may be in that document
         return self._record(found[key]) if key in found else None
-
-    def find(self, query: Query) -> Iterable[R]:
-        return query.select(self._records(query))
-
-    def remove(self, key: str) -> None:
-        self._write([], [key], None)
-
-    def record_to_data(self, record: R) -> dict[str, Any]:
-        return self._members.encode(super().record_to_data(record))
-
-    def data_to_record(self, data: Any) -> R:
-        return super().data_to_record(self._members.decode(data))
-
-    # -- many at once ------------------------------------------------------------------------------
 
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> dict[str, Mapping[str, Any]]:
-        found = self._found(keys, transaction)
+        found = self._find_certain(keys, transaction)
         return {key: self._record(document).raw() for key, document in found.items()}
 
-    def write_rows(
-        self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
-    ) -> None:
-        self._write(writes, removals, transaction)
-
-    def read_back(
-        self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
-    ) -> Mapping[str, Mapping[str, Any]]:
-        # Every value comes back as it was written, except what a conversion makes of it.
-        return self.read_rows(list(writes), transaction) if self.view.convert else {}
-
-    def _write(
+    def write(
         self,
         writes: Sequence[Write],
         removals: Sequence[str],
         transaction: IndexTransaction | None,
     ) -> None:
         keys = [*(write.key for write in writes), *removals]
-        # What is refused is refused before anything is written.
-        encoded = [self._members.encode(self.view.to_store(write.values)) for write in writes]
+        # Encode everything first, so that a refused record is refused before any write.
+        encoded = [self.codec.encode(self.view.to_store(write.values)) for write in writes]
         with disk.errors(self._folder), rejecting_unreadable():
-            documents = self._found(keys, transaction)
+            documents = self._find_certain(keys, transaction)
             for write, members in zip(writes, encoded, strict=True):
-                self._put(write, members, documents.get(write.key))
+                self._write_document(write, members, documents.get(write.key))
             for key in removals:
                 if key in documents:
                     documents[key].path.unlink(missing_ok=True)
             if keys:
                 disk.sync(self._folder)
 
-    def _put(self, write: Write, members: dict[str, Any], found: _Document | None) -> None:
+    def _write_document(
+        self, write: Write, members: Mapping[str, Any], found: _Document | None
+    ) -> None:
         for _ in range(disk.TRIES):
             if found is not None:
-                merged = found.members | members
+                merged = {**found.members, **members}
                 if merged == found.members:
                     return
                 path, signature = found.path, found.signature
             elif write.whole:
-                merged = self._members.encode(self.view.constant) | members
+                merged = {**self.codec.encode(self.view.constant), **members}
                 path, signature = self._folder / file_name(write.key), None
             else:
                 raise StoreUnavailableError(
-                    f"the document of {self.type.name} {write.key!r} vanished while it was updated"
+                    f"the document of {self.type.name} {write.key!r} disappeared during its update"
                 )
             try:
                 content = f"{dump(merged, indent=2)}\n".encode()
                 disk.replace(path, content, signature, tag=self._tag)
             except UnicodeEncodeError as error:
-                raise RejectedError(f"{path.name}: a string has no UTF-8 form: {error}") from error
+                raise RejectedError(
+                    f"{path.name}: a string cannot be encoded as UTF-8: {error}"
+                ) from error
             except disk.ChangedError:
                 found = self._find([write.key])[0].get(write.key)
             else:
                 return
-        raise StoreUnavailableError(f"{self._folder}: somebody else keeps writing {write.key!r}")
+        raise StoreUnavailableError(
+            f"{self._folder}: another process keeps changing the document of {write.key!r}"
+        )
 
-    # -- documents ---------------------------------------------------------------------------------
-
-    def _records(self, query: Query) -> Iterator[R]:
+    def read_all(self, query: Query) -> Iterator[R]:
         seen: dict[str, str] = {}
         for name in sorted(self._names()):
             try:
                 document = self._load(name)
                 if document is None:
-                    continue  # removed since its name was read
+                    continue  # removed since the folder was listed
                 key = self._key_of(document)
                 own = file_name(key)
                 twin = seen.setdefault(key, name)
                 if twin == name and name != own:
-                    self._strangers[name] = document.signature, key
+                    self._keys_inside[name] = document.signature, key
                     if (self._folder / own).exists():
                         twin = own
                 if twin != name:
                     raise RecordError(
                         f"{document.path} holds the same key as {twin}",
-                        hint="remove one of the two, or change the key in it",
+                        hint="remove one of the two documents, or change the key in it",
                     )
                 record = self._record(document)
             except RecordError as error:
-                if query.unreadable is None:
-                    raise
-                query.unreadable(error)
+                report(error, query)
             else:
                 yield record
 
-    def _found(
+    # -- documents ---------------------------------------------------------------------------------
+
+    def _find_certain(
         self, keys: Sequence[str], transaction: IndexTransaction | None
     ) -> dict[str, _Document]:
-        """The documents of those keys that have one. Raises ``RecordError`` if it is uncertain."""
-        found, lost = self._find(keys)
-        self.check_missing([key for key in keys if key not in found], lost, transaction)
+        """Return the documents of those keys that have one.
+
+        Raises ``RecordError`` if an unreadable document may be the one of a missing key.
+        """
+        found, unreadable = self._find(keys)
+        self.check_missing([key for key in keys if key not in found], unreadable, transaction)
         return found
 
     def _find(self, keys: Sequence[str]) -> tuple[dict[str, _Document], list[RecordError]]:
-        """The documents of those keys that have one, and why others may be overlooked.
+        """Return the documents of those keys that have one, and the errors of unreadable documents.
 
-        Raises ``RecordError`` for an unreadable document that is named after one of the keys.
+        Raises ``RecordError`` if a document that is named after one of the keys cannot be read.
         """
         self.check_folder()
         found, missing = {}, set()
@@ -245,46 +226,47 @@ class JsonFolderAccessor(disk.OnDisk[R]):
             if document is None:
                 missing.add(key)
                 continue
-            held = self._key_of(document)
-            if held != key:
+            inside = self._key_of(document)
+            if inside != key:
                 raise RecordError(
-                    f"{document.path} holds the key {held!r}",
-                    hint="a document that is named after a key has to hold that key: rename it",
+                    f"{document.path} holds the key {inside!r}, but its name says {key!r}",
+                    hint="rename the document, or correct the key in it",
                 )
             found[key] = document
         if not missing:
             return found, []
-        names, lost = self._look_for_strangers()
+        names, unreadable = self._names_by_key_inside()
         for key in missing & names.keys():
             document = self._load(names[key])
             if document is not None:
                 found[key] = document
-        return found, lost
+        return found, unreadable
 
-    def _look_for_strangers(self) -> tuple[dict[str, str], list[RecordError]]:
-        """By key, the documents that are not named after it; and what cannot be read of them."""
-        keys: dict[str, str] = {}
-        lost = []
+    def _names_by_key_inside(self) -> tuple[dict[str, str], list[RecordError]]:
+        """Return by key the documents with other names, and the errors of unreadable ones."""
+        names: dict[str, str] = {}
+        unreadable = []
         for name in sorted(self._names()):
-            if name not in self._strangers and self._is_own_name(name):
+            if name not in self._keys_inside and self._is_key_name(name):
                 continue
             try:
                 with disk.errors(self._folder):
                     signature = disk.signature_of(self._folder / name)
-                held, key = self._strangers.get(name, (None, ""))
-                if held is None or held != signature:
+                known, key = self._keys_inside.get(name, (None, ""))
+                if known is None or known != signature:
                     document = self._load(name)
                     if document is None:
                         continue
                     key = self._key_of(document)
-                    self._strangers[name] = document.signature, key
-                keys.setdefault(key, name)
+                    self._keys_inside[name] = document.signature, key
+                names.setdefault(key, name)
             except RecordError as error:
-                lost.append(error)
-        return keys, lost
+                unreadable.append(error)
+        return names, unreadable
 
-    def _is_own_name(self, name: str) -> bool:
-        if name in self._named:
+    def _is_key_name(self, name: str) -> bool:
+        """Return whether ``file_name`` gives this name to a key of the record type."""
+        if name in self._key_names:
             return True
         key = key_in_name(name)
         if key is None:
@@ -293,7 +275,7 @@ class JsonFolderAccessor(disk.OnDisk[R]):
             self.type.key_values(key)
         except RecordError:
             return False
-        self._named.add(name)
+        self._key_names.add(name)
         return True
 
     def _names(self) -> list[str]:
@@ -308,6 +290,7 @@ class JsonFolderAccessor(disk.OnDisk[R]):
             ]
 
     def _load(self, name: str) -> _Document | None:
+        """Return a document, or ``None`` if it does not exist. Raises ``RecordError``."""
         path = self._folder / name
         with disk.errors(path):
             try:
@@ -322,9 +305,8 @@ class JsonFolderAccessor(disk.OnDisk[R]):
             return _Document(path, signature, parse(text))
 
     def _key_of(self, document: _Document) -> str:
-        """The key in a document. Raises ``RecordError``."""
         with located(str(document.path)):
-            return self.key_of(self._members.decode(self.key_part(document.members)))
+            return self.key_of(document.members)
 
     def _record(self, document: _Document) -> R:
         with located(str(document.path)):

@@ -1,7 +1,4 @@
-"""Records as the rows of a CSV file.
-
-It owns the header, the cells and the rows' text. It knows nothing of other files.
-"""
+"""A CSV file with a header: each row is one record."""
 
 from __future__ import annotations
 
@@ -14,36 +11,37 @@ from typing import Any, Final, TypeVar
 from eventsync.errors import ConfigError, EventSyncError, RecordError
 from eventsync.records.record import Record
 from eventsync.records.view import View
-from eventsync.stores.files.lines import Content, OneFile, Piece
+from eventsync.stores.files.single_file import BOM, Content, Segment, SingleFileAccessor
 from eventsync.stores.files.text import Cells
 
 __all__ = ["CsvAccessor"]
 
 R = TypeVar("R", bound=Record)
-_BOM: Final = "\ufeff"
 _LONGEST_CELL: Final = 1 << 24
 
 
-class CsvAccessor(OneFile[R]):
+class CsvAccessor(SingleFileAccessor[R]):
     """Records of one type as the rows of a CSV file with a header.
 
-    An existing file is used as it stands: further columns, the order of columns and rows, the text
-    of rows that do not change, the line ends. The file is replaced whole, once for each batch.
+    An existing file keeps its further columns, the order of its columns and rows, the text of rows
+    that do not change, and its line ends. The file is replaced whole, once for each batch.
 
-    ``null``: what stands for ``None`` in an optional column of text (or bytes, or with a
-    conversion), so that ``None`` and an empty text both come back as they were; a text that looks
-    like it gets a backslash before it. In every other optional column an empty cell is ``None``.
-    Where a file has empty cells for ``None`` in columns of text too, say ``null=""``: an empty text
-    in an optional field is then refused. Numbers, dates and the like are as a person writes them,
-    booleans ``true`` and ``false``, bytes base64, lists and dicts JSON. A conversion of the view
-    gets a cell's text.
+    ``null``: the cell text that means ``None`` in an optional column of text, of bytes or with a
+    conversion. It keeps ``None`` and an empty text apart; a text that looks like it is written with
+    a backslash before it. In every other optional column an empty cell means ``None``. If empty
+    cells mean ``None`` in the text columns of your file too, pass ``null=""``: an empty text in an
+    optional field is then refused.
+
+    Numbers, dates and times are written as a person writes them, booleans as ``true`` and
+    ``false``, bytes in base64, lists and dicts as JSON. A conversion of the view receives the text
+    of the cell.
 
     ``delimiter``, ``quote``, ``encoding``: of the file. ``create``: create the folder and the file
-    if they are not there. The version index is beside the file, ``.<name>.eventsync.db``, unless
-    the store names another.
+    if they do not exist. The version index is beside the file, ``.<name>.eventsync.db``, unless the
+    store names another.
 
-    A file that is missing or empty where records were before is not taken for an empty store; one
-    of which only the header is left is.
+    If the store held records before, a missing or empty file counts as a failure, not as a file
+    without records. A file with only its header means that all records were deleted on purpose.
     """
 
     def __init__(
@@ -61,53 +59,50 @@ class CsvAccessor(OneFile[R]):
         super().__init__(record_type, path, view=view, create=create, encoding=encoding)
         for what, sign in (("delimiter", delimiter), ("quote", quote)):
             if len(sign) != 1 or sign in "\r\n" or delimiter == quote:
-                raise ConfigError(f"{what}={sign!r}: it has to be one character of its own")
+                raise ConfigError(
+                    f"{what}={sign!r}: expected one character, not a line end, and delimiter and "
+                    "quote must differ"
+                )
         self._delimiter, self._quote = delimiter, quote
-        self._cells = Cells(self.view, null)
-
-    def encode(self, stored: Mapping[str, Any]) -> dict[str, Any]:
-        return self._cells.encode(stored)
-
-    def decode(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        return self._cells.decode(data)
+        self.codec = Cells(self.view, null)
 
     def empty(self) -> Content:
         columns = [*self.view.names.values(), *self.view.constant]
-        return Content(head=self._row(columns, "\n"), columns=columns)
+        return Content(header=self._row(columns, "\n"), columns=columns)
 
-    def line(self, data: Mapping[str, Any], content: Content) -> str:
-        return self._row([data.get(column, "") for column in content.columns], content.end)
+    def format(self, data: Mapping[str, Any], content: Content) -> str:
+        return self._row([data.get(column, "") for column in content.columns], content.line_end)
 
     def parse(self, text: str) -> Content:
         content = Content()
-        if not text.strip(_BOM):
+        if not text.strip(BOM):
             return content
-        bom = _BOM if text.startswith(_BOM) else ""
+        bom = BOM if text.startswith(BOM) else ""
         rows = self._rows(text[len(bom) :])
         _, header, cells = next(rows)
-        content.head = bom + header
-        content.end = "\r\n" if header.endswith("\r\n") else "\n"
+        content.header = bom + header
+        content.line_end = "\r\n" if header.endswith("\r\n") else "\n"
         content.columns = self._checked_columns(cells)
         if not header.endswith(("\n", "\r")):
-            content.head += content.end
+            content.header += content.line_end
         for number, (line, row, cells) in enumerate(rows, start=1):
-            piece = content.pieces[number] = Piece(row, line=line)
+            segment = content.segments[number] = Segment(row, line=line)
             if cells == []:
                 continue  # a blank line
             try:
-                with self._located(piece):
-                    piece.data = self._data(cells, content.columns)
+                with self.located(segment):
+                    segment.data = self._data(cells, content.columns)
             except RecordError as error:
-                content.lost.append(error)
+                content.unreadable.append(error)
         return content
 
     def _data(self, cells: list[str] | csv.Error, columns: list[str]) -> dict[str, Any]:
         if isinstance(cells, csv.Error):
-            raise RecordError(f"not CSV: {cells}", hint="mend the row or remove it")
+            raise RecordError(f"not CSV: {cells}", hint="correct the row or remove it")
         if len(cells) != len(columns):
             raise RecordError(
-                f"the row has {len(cells)} cells, the header {len(columns)}",
-                hint="mend the row or remove it",
+                f"the row has {len(cells)} cells, but the header has {len(columns)}",
+                hint="correct the row or remove it",
             )
         return dict(zip(columns, cells, strict=True))
 
@@ -133,9 +128,9 @@ class CsvAccessor(OneFile[R]):
         )
 
     def _rows(self, text: str) -> Iterator[tuple[int, str, list[str] | csv.Error]]:
-        """Each row: the number of its first line, its text as it stands, and its cells."""
+        """Yield each row: the number of its first line, its text, and its cells or an error."""
         if csv.field_size_limit() < _LONGEST_CELL:
-            # The limit is the whole process's; it is only ever raised.
+            # The limit holds for the whole process, so it is only ever raised.
             csv.field_size_limit(_LONGEST_CELL)
         taken: list[str] = []
 
@@ -160,7 +155,7 @@ class CsvAccessor(OneFile[R]):
 
     def _row(self, cells: list[str], end: str) -> str:
         text = io.StringIO(newline="")
-        # With this line end the module quotes every cell that holds a part of any line end.
+        # With this line end the csv module quotes every cell that contains "\r" or "\n".
         csv.writer(
             text, delimiter=self._delimiter, quotechar=self._quote, lineterminator="\r\n"
         ).writerow(cells)

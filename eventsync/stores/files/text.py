@@ -1,6 +1,6 @@
-"""Values as a person would write them in the cells of a table, and back.
+"""The conversion between field values and the cells of a table, written as a person writes them.
 
-It knows nothing of files. What a JSON document holds is in ``eventsync.stores.json_values``.
+``eventsync.stores.json_values`` does the same for the members of a JSON document.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _TEXT: Final = frozenset({str, bytes})
 
 
 class Cells:
-    """The cells of a table of text, for one view of a record type. Immutable, thread-safe.
+    """The conversion of one view between field values and cells. Immutable, thread-safe.
 
-    In a column of text, bytes or of a conversion, ``null`` stands for ``None``, if the field is
-    optional; a value that looks like it gets a backslash before it. With an empty ``null`` an empty
-    cell is ``None`` there, and an empty value is refused. In any other optional column an empty
-    cell is ``None``. Lists, dicts and values of an undeclared type are JSON.
+    In an optional column of text, of bytes or with a conversion, ``null`` means ``None``; a value
+    that looks like it is written with a backslash before it. With ``null=""`` an empty cell means
+    ``None`` there, and an empty value is refused. In any other optional column an empty cell means
+    ``None``. Lists, dicts and values of an undeclared type are JSON.
     """
 
     def __init__(self, view: BoundView, null: str) -> None:
         self._names = tuple(view.names.values())
         self._fields = fields_by_name(view)
         self._null = null
-        # Where a cell may say None: for every other name the text is what it is.
+        # The columns in which a cell may mean None. In all others the text is the value.
         names = {stored: name for name, stored in view.names.items()}
         self._nullable = {
             stored
@@ -51,11 +51,11 @@ class Cells:
         } | set(view.constant)
 
     def encode(self, stored: Mapping[str, Any]) -> dict[str, str]:
-        """The cells for what ``View.to_store`` gave. Raises ``RejectedError``."""
+        """Return the cells for the result of ``View.to_store``. Raises ``RejectedError``."""
         return {name: self._encode(name, value) for name, value in stored.items()}
 
     def decode(self, cells: Mapping[str, str]) -> dict[str, Any]:
-        """What ``View.to_record`` takes, of the cells. Raises ``FieldError``."""
+        """Return the argument of ``View.to_record`` for these cells. Raises ``FieldError``."""
         return {name: self._decode(name, cells[name]) for name in self._names if name in cells}
 
     def _encode(self, name: str, value: Any) -> str:
@@ -71,8 +71,8 @@ class Cells:
         if textual and name in self._nullable and self._like_null(text):
             if not self._null:
                 raise RejectedError(
-                    f"{name}: an empty value cannot be told from None in this file",
-                    hint=r"give the accessor a null marker, as null='\\N'",
+                    f"{name}: in this file an empty value would read back as None",
+                    hint=r"pass a marker for None to the accessor: null='\\N'",
                 )
             return f"\\{text}"
         return text
@@ -94,7 +94,7 @@ class Cells:
             return with_floats(DECODER.decode(text))
         except (ValueError, RecursionError):
             if field.type is object:
-                return text  # a person wrote plain text where anything may stand
+                return text  # plain text that a person wrote into a column of any type
             raise field.error(text, f"{field.expected} as JSON") from None
 
     def _like_null(self, text: str) -> bool:

@@ -1,7 +1,4 @@
-"""Records as the entries of an LDAP directory, with an index of their versions beside it.
-
-It names what users import. It knows nothing of other stores.
-"""
+"""Records as the entries of an LDAP directory, with a version index beside it."""
 
 from __future__ import annotations
 

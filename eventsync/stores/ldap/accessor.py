@@ -1,8 +1,7 @@
 """The accessor of records that are entries of an LDAP directory.
 
-It owns their names and what becomes of them. It knows nothing of other stores.
-
-A directory has neither transactions nor a place for versions, so these are in an index beside it.
+A directory has no transactions and no place for versions, so the versions are in an index beside
+it.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ __all__ = ["LdapAccessor", "escaped"]
 R = TypeVar("R", bound=Record)
 _SAFE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 _STATE: Final = "entryCSN"
-"""An attribute that every change of an entry alters, of servers that have it."""
+"""An attribute that changes with every change of an entry. Not every server has it."""
 
 
 def escaped(value: str) -> str:
-    """A value as it may stand in a distinguished name (RFC 4514)."""
+    """Return a value in the form that a distinguished name requires (RFC 4514)."""
     return "".join(
         sign if sign in _SAFE else "".join(f"\\{byte:02x}" for byte in sign.encode())
         for sign in value
@@ -40,18 +39,19 @@ def escaped(value: str) -> str:
 class LdapAccessor(Accessor[R]):
     """Records of one type as the entries of a directory.
 
-    ``url``: ``ldap://host`` or ``ldaps://host``. ``dn``: how entries are named, with the key fields
-    in braces, as ``uid={uid},ou=people,dc=example,dc=org``; the parent has to be there.
-    ``object_classes``: of a new entry; entries of the first one are found. ``user``, ``password``:
-    to bind with; nobody without. ``tls``: ``"starttls"`` to encrypt an ``ldap://`` connection
-    before the password is sent; certificates are checked, against those in ``ca_file`` or the
-    system's. ``referrals``: follow the server to others, with the same password. ``timeout``: of a
-    connection and of each answer, in seconds. ``page``: how many entries to ask for at once.
+    ``url``: ``ldap://host`` or ``ldaps://host``. ``dn``: the distinguished name of an entry, with
+    the key fields in braces, as in ``uid={uid},ou=people,dc=example,dc=org``; the parent entry must
+    exist. ``object_classes``: the classes of a new entry; ``find`` returns entries of the first
+    one. ``user``, ``password``: the credentials of the bind; without them it is anonymous. ``tls``:
+    ``"starttls"`` to encrypt an ``ldap://`` connection before the password is sent; certificates
+    are checked against those in ``ca_file`` or those of the system. ``referrals``: follow referrals
+    to other servers, with the same password. ``timeout``: for connecting and for each answer, in
+    seconds. ``page``: how many entries one request asks for.
 
-    A list of scalars is an attribute with several values, which a directory keeps as a set: a list
-    that holds a value twice is refused, and their order may change. An empty list, and an empty
-    text where ``None`` is no value, is the absence of the attribute. Attributes that the view does
-    not name stay as they are.
+    A list of scalars is an attribute with several values. A directory keeps them as a set: the
+    order may change, and a list that holds a value twice is refused. An empty list is stored as the
+    absence of the attribute, and so is an empty text in a field that is not optional. Attributes
+    that the view does not name stay as they are.
 
     The store needs a version index: ``Store(..., index=FileIndex(...))``.
     """
@@ -76,7 +76,10 @@ class LdapAccessor(Accessor[R]):
     ) -> None:
         super().__init__(record_type, view=view)
         if not object_classes or isinstance(object_classes, str):
-            raise ConfigError(f"{self.type.name}: object_classes is a list of at least one")
+            raise ConfigError(
+                f"{self.type.name}: object_classes={object_classes!r} names no object class",
+                hint='pass a list with at least one, as in ["inetOrgPerson"]',
+            )
         self._classes = list(object_classes)
         self._directory = Directory(
             url,
@@ -91,7 +94,7 @@ class LdapAccessor(Accessor[R]):
         self._parse(dn)
         self._attributes = Attributes(self.view)
         self._names = list(self.view.names.values())
-        # By key, the state in which an entry was last read here.
+        # By key, the value of the _STATE attribute when this accessor last read the entry.
         self._states: dict[str, bytes] = {}
 
     def __repr__(self) -> str:
@@ -105,18 +108,18 @@ class LdapAccessor(Accessor[R]):
         names = [name for _, name in self._parts if name is not None]
         if sorted(names) != sorted(self.type.keys):
             fields = " and ".join(f"{{{name}}}" for name in self.type.keys)
-            raise ConfigError(f"dn={dn!r} has to name {fields}, each once, and nothing else")
+            raise ConfigError(f"dn={dn!r} must name {fields}, each once, and no other field")
         last, name = self._parts[-1]
         self._base = last.partition(",")[2].strip() if name is None else ""
         if not self._base:
             raise ConfigError(
-                f"dn={dn!r} does not say below which entry the records are",
-                hint="as in uid={uid},ou=people,dc=example,dc=org",
+                f"dn={dn!r} names no parent entry",
+                hint="add the parent, as in uid={uid},ou=people,dc=example,dc=org",
             )
         self._deep = any("," in literal for literal, name in self._parts[1:] if name is not None)
 
     def dn_of(self, key: str) -> str:
-        """The distinguished name of the entry of that key."""
+        """Return the distinguished name of the entry for a key."""
         texts = dict(zip(self.type.keys, split_key(key), strict=True))
         return "".join(
             literal if name is None else literal + escaped(texts[name])
@@ -131,9 +134,9 @@ class LdapAccessor(Accessor[R]):
     def ping(self) -> None:
         if self._directory.entry(self._base, ["1.1"]) is None:  # "1.1": no attribute
             raise ConfigError(
-                f"{self._directory.url} has no entry {self._base!r}, below which "
-                f"{self.type.name} are",
-                hint="create it, correct dn=, or let this user read it",
+                f"{self._directory.url}: no entry {self._base!r}, the parent of all "
+                f"{self.type.name} records",
+                hint="create it, correct dn=, or give this user the right to read it",
             )
 
     def close(self) -> None:
@@ -144,29 +147,32 @@ class LdapAccessor(Accessor[R]):
     def add(self, record: R) -> None:
         key, data = record.key, self.record_to_data(record)
         dn = self.dn_of(key)
-        given = {name: values for name, values in data.items() if values}
-        if self._directory.add(dn, self._classes, given):
+        present = {name: values for name, values in data.items() if values}
+        if self._directory.add(dn, self._classes, present):
             return
-        held = self._directory.entry(dn, self._names)
-        if held is not None:
-            other = self.data_to_record(held).key
+        existing = self._directory.entry(dn, self._names)
+        if existing is not None:
+            other = self.data_to_record(existing).key
             if other != key:
                 raise RejectedError(
-                    f"the directory takes {dn!r} for the same as the entry of {other!r}",
-                    hint="the attribute ignores case or blanks, so keys have to differ in more",
+                    f"{dn!r} is already the entry of {self.type.name} {other!r}: the directory "
+                    "considers both names the same",
+                    hint="the naming attribute ignores case or blanks; use keys that differ in "
+                    "more than these",
                 )
         self.update(record)
 
     def update(self, record: R) -> None:
         changed = record.changes() if record.is_dirty else record.raw()
         own = [name for name in self.type.keys if name in changed]
-        stored = self.view.to_store({n: held for n, held in changed.items() if n not in own})
+        stored = self.view.to_store({n: value for n, value in changed.items() if n not in own})
         state = self._states.pop(record.key, None)
         dn = self.dn_of(record.key)
         only_if = None if state is None else (_STATE, state)
         if stored and not self._directory.replace(dn, self._attributes.encode(stored), only_if):
             raise StoreUnavailableError(
-                f"{dn} was changed by somebody else at the same moment", hint="it is tried again"
+                f"{dn}: another client changed the entry at the same moment",
+                hint="the change is retried",
             )
 
     def get(self, key: str) -> R | None:
@@ -176,7 +182,7 @@ class LdapAccessor(Accessor[R]):
             return None
         record = self.data_to_record(found)
         if record.key != key:
-            return None  # the directory ignores case or blanks, we do not
+            return None  # an entry whose name differs in case or blanks, which make other keys here
         if found.get(_STATE):
             self._states[key] = found[_STATE][0]
         return record
@@ -193,7 +199,7 @@ class LdapAccessor(Accessor[R]):
             self._directory.delete(self.dn_of(key))
 
     def record_to_data(self, record: R) -> dict[str, list[bytes]]:
-        """The values of the entry's attributes, all in lists; an empty one is no attribute."""
+        """Return the values of each attribute as a list; an empty list means no attribute."""
         return self._attributes.encode(super().record_to_data(record))
 
     def data_to_record(self, data: Any) -> R:

@@ -1,7 +1,7 @@
-"""The values of a directory's attributes, and the fields' values that they stand for.
+"""The conversion between field values and the attribute values of a directory.
 
-It knows nothing of entries' names or of servers. Syntaxes are those of RFC 4517: ``TRUE``, decimal
-integers, generalized time; what has none there is text as in a file.
+The syntaxes are those of RFC 4517: ``TRUE``, decimal integers, generalized time. A value without a
+syntax there is text, in the form that file stores use.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _TIME: Final = re.compile(
 
 
 class Attributes:
-    """The attributes of one view of a record type. Immutable, hence thread-safe.
+    """The attributes of one view of a record type. Immutable, thread-safe.
 
-    All values are in lists; an empty one is no attribute.
+    The values of an attribute are a list; an empty list means that the attribute is absent.
     """
 
     def __init__(self, view: BoundView) -> None:
@@ -40,41 +40,45 @@ class Attributes:
         self._converted = {view.names[name] for name in view.convert}
 
     def encode(self, stored: Mapping[str, Any]) -> dict[str, list[bytes]]:
-        return {name: self._encoded(name, held) for name, held in stored.items()}
+        """Return the attributes for the result of ``View.to_store``. Raises ``RejectedError``."""
+        return {name: self._encoded(name, value) for name, value in stored.items()}
 
-    def _encoded(self, name: str, held: Any) -> list[bytes]:
+    def _encoded(self, name: str, value: Any) -> list[bytes]:
         field = self._fields.get(name)
         if name in self._converted:
             field = None
-        if held is None or (held == "" and field is not None and not field.optional):
+        if value is None or (value == "" and field is not None and not field.optional):
             return []
         try:
-            if field is not None and field.type is list and _multiple(field):
-                return self._several(field, held)
+            if field is not None and field.type is list and _element_type(field):
+                return self._encoded_list(field, value)
             if field is not None and not field.scalar:
-                return [dumps(to_json(held)).encode()]
-            if field is None and type(held) is list:
-                return [written(item) for item in held]
-            return [written(held)]
+                return [dumps(to_json(value)).encode()]
+            if field is None and type(value) is list:
+                return [written(item) for item in value]
+            return [written(value)]
         except (TypeError, KeyError, ValueError) as error:
             raise RejectedError(
-                f"{self._type}.{name}: no attribute can hold it: {error}"
+                f"{self._type}.{name}: the value cannot be written to an attribute: {error}"
             ) from error
 
-    def _several(self, field: Field, held: list[Any]) -> list[bytes]:
-        if not held and field.optional:
+    def _encoded_list(self, field: Field, value: list[Any]) -> list[bytes]:
+        if not value and field.optional:
             raise RejectedError(
-                f"{field.record}.{field.name}: an attribute cannot tell an empty list from None",
+                f"{field.record}.{field.name}: an empty list would read back as None, because both "
+                "are stored as the absence of the attribute",
                 hint="declare the field without None",
             )
-        values = [written(item) for item in held]
+        values = [written(item) for item in value]
         if len(set(values)) < len(values):
             raise RejectedError(
-                f"{field.record}.{field.name}: an attribute cannot hold a value twice"
+                f"{field.record}.{field.name}: an attribute is a set, so it cannot hold a value "
+                "twice"
             )
         return values
 
-    def _held(self, name: str, data: Mapping[str, Any]) -> bool:
+    def _has_value(self, name: str, data: Mapping[str, Any]) -> bool:
+        """Return whether the attributes, or the absence of one, say what this field is."""
         field = self._fields[name]
         if data.get(name):
             return True
@@ -84,14 +88,14 @@ class Attributes:
 
     def _decoded(self, name: str, values: list[bytes]) -> Any:
         field = self._fields[name]
-        if name not in self._converted and field.type is list and _multiple(field):
-            return [read(_item(field), value) for value in values]
+        if name not in self._converted and field.type is list and _element_type(field):
+            return [read(_element_type(field), value) for value in values]
         if not values:
             return None if name in self._converted else ""
         if len(values) > 1 and name not in self._converted:
             raise RecordError(
                 f"{self._type}.{field.name}: the attribute {name!r} has {len(values)} values",
-                hint="leave one, or declare the field as a list",
+                hint="remove all but one value, or declare the field as a list",
             )
         if name in self._converted:
             texts = [_as_text(value) for value in values]
@@ -100,22 +104,22 @@ class Attributes:
             return read(field.type, values[0])
         try:
             return from_json(json.loads(values[0]))
-        except (ValueError, EventSyncError):
+        except (ValueError, RecursionError, EventSyncError):
             if field.type is object:
                 return _as_text(values[0])
             raise field.error(values[0], f"{field.expected} as JSON") from None
 
     def decode(self, data: Mapping[str, list[bytes]]) -> dict[str, Any]:
-        """What ``View.to_record`` takes, of an entry's attributes. Raises ``RecordError``."""
-        return {n: self._decoded(n, data.get(n) or []) for n in self._fields if self._held(n, data)}
+        """Return the argument of ``View.to_record`` for an entry. Raises ``RecordError``."""
+        return {
+            name: self._decoded(name, data.get(name) or [])
+            for name in self._fields
+            if self._has_value(name, data)
+        }
 
 
-def _multiple(field: Field) -> bool:
-    return _item(field) is not None
-
-
-def _item(field: Field) -> Any:
-    """The class of a list's elements, if an attribute can hold each as a value of its own."""
+def _element_type(field: Field) -> Any:
+    """Return the type of a list's elements if each can be an attribute value, else ``None``."""
     arguments = getattr(field.annotation, "__args__", ())
     return arguments[0] if arguments and arguments[0] in _SCALARS else None
 
@@ -123,30 +127,31 @@ def _item(field: Field) -> Any:
 _SCALARS: Final = frozenset({*CODERS, float})
 
 
-def written(held: Any) -> bytes:
-    kind = type(held)
+def written(value: Any) -> bytes:
+    """Return a scalar as an attribute value. Raises ``TypeError``."""
+    kind = type(value)
     if kind is bytes:
-        return bytes(held)
+        return bytes(value)
     if kind is bool:
-        return b"TRUE" if held else b"FALSE"
-    if kind is dt.datetime and held.tzinfo is not None:
-        moment = held.astimezone(dt.UTC)
+        return b"TRUE" if value else b"FALSE"
+    if kind is dt.datetime and value.tzinfo is not None:
+        moment = value.astimezone(dt.UTC)
         fraction = f".{moment.microsecond:06}".rstrip("0") if moment.microsecond else ""
         return (
             f"{moment.year:04}{moment.month:02}{moment.day:02}{moment.hour:02}{moment.minute:02}"
             f"{moment.second:02}{fraction}Z"
         ).encode()
     if kind in (dt.datetime, dt.date, dt.time):
-        return str(held.isoformat()).encode()
-    if kind is float and not math.isfinite(held):
-        return b"Infinity" if held > 0 else b"-Infinity"
+        return str(value.isoformat()).encode()
+    if kind is float and not math.isfinite(value):
+        return b"Infinity" if value > 0 else b"-Infinity"
     if kind in (str, int, float, Decimal, UUID):
-        return str(held).encode()
-    raise TypeError(f"a value of type {kind.__qualname__}")
+        return str(value).encode()
+    raise TypeError(f"its type is {kind.__qualname__}")
 
 
 def read(kind: Any, value: bytes) -> Any:
-    """What a field of that class is given of an attribute's value."""
+    """Return an attribute value in the form that a field of type ``kind`` converts."""
     if kind is dt.datetime:
         match = _TIME.fullmatch(value)
         if match is not None:
@@ -154,7 +159,8 @@ def read(kind: Any, value: bytes) -> Any:
     return _as_text(value) if kind is not bytes else value
 
 
-def _moment(match: re.Match[bytes]) -> Any:
+def _moment(match: re.Match[bytes]) -> str:
+    """Return a generalized time (RFC 4517) in ISO 8601."""
     year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
     zone = match[8].decode().replace("Z", "+0000")
     text = f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}"
@@ -163,6 +169,7 @@ def _moment(match: re.Match[bytes]) -> Any:
 
 
 def _as_text(value: bytes) -> Any:
+    """Return the text of a value, or the bytes themselves if they are not UTF-8."""
     try:
         return value.decode()
     except UnicodeDecodeError:

@@ -1,7 +1,4 @@
-"""The directory server: this process's connections to it, its answers, and its errors as ours.
-
-It knows nothing of records.
-"""
+"""The LDAP client: connections to a directory server, requests, and the mapping of its errors."""
 
 from __future__ import annotations
 
@@ -31,19 +28,19 @@ NO_SUCH_OBJECT: Final = 32
 ALREADY_EXISTS: Final = 68
 ASSERTION_FAILED: Final = 122
 _REFERRAL: Final = 10
-# operationsError, timeLimitExceeded, adminLimitExceeded, busy, unavailable. Not "other" (80), which
-# servers also answer to a name that is too long for them: such a record would stop all others.
+# operationsError, timeLimitExceeded, adminLimitExceeded, busy, unavailable. Not "other" (80):
+# servers also return it for a name that is too long, and such a record must not stop all others.
 _LATER: Final = frozenset({1, 3, 11, 51, 52})
-# strongerAuthRequired, confidentialityRequired, and the ones about credentials and access.
+# strongerAuthRequired, confidentialityRequired, and the codes about credentials and access rights.
 _FORBIDDEN: Final = frozenset({7, 8, 13, 48, 49, 50})
 _ASSERTION: Final = "1.3.6.1.1.12"  # RFC 4528
 _PAGED: Final = "1.2.840.113556.1.4.319"  # RFC 2696
 
 
 class Directory:
-    """A server that is connected to on first use, once for each thread. Thread-safe.
+    """A directory server, connected on first use, with one connection per thread. Thread-safe.
 
-    All requests may be made twice without harm: one that meets a closed connection is.
+    Each request is idempotent. A request that finds its connection closed is sent again.
     """
 
     def __init__(
@@ -60,7 +57,9 @@ class Directory:
     ) -> None:
         if not url.startswith(("ldap://", "ldaps://")) or "@" in url:
             raise ConfigError(
-                "not a URL of an LDAP server", hint="as in ldaps://ldap.example.org; the user apart"
+                "url= is not the URL of an LDAP server",
+                hint="pass ldap:// or ldaps:// and a host, as in ldaps://ldap.example.org; pass "
+                "the credentials as user= and password=",
             )
         self.url = url
         self._bind = user, password
@@ -76,7 +75,7 @@ class Directory:
         return f"Directory({self.url!r})"
 
     def entry(self, dn: str, attributes: Sequence[str]) -> Found | None:
-        """The entry of that name, ``None`` if there is none."""
+        """Return the entry with this name, or ``None`` if there is none."""
 
         def search(connection: Any) -> Any:
             return connection.search(dn, "(objectClass=*)", ldap3.BASE, attributes=list(attributes))
@@ -87,9 +86,9 @@ class Directory:
     def entries(
         self, base: str, object_class: str, attributes: Sequence[str], *, deep: bool
     ) -> Iterator[Found]:
-        """All entries of that class below ``base``, page by page; at any depth if ``deep``."""
-        # On a connection of its own, for a server keeps one place in a list for each.
-        connection = self._connected()
+        """Yield all entries of a class below ``base``, at any depth if ``deep``. Reads by pages."""
+        # A server keeps one position in a paged list per connection, so this list has its own.
+        connection = self._connect()
         cookie: bytes | None = None
         try:
             while True:
@@ -112,14 +111,18 @@ class Directory:
             _close(connection)
 
     def add(self, dn: str, classes: list[str], attributes: Mapping[str, list[bytes]]) -> bool:
-        """Add an entry; whether there was none of that name."""
+        """Add an entry. Return false if an entry with this name exists."""
         code = self._do(lambda c: c.add(dn, classes, dict(attributes)), dn, (ALREADY_EXISTS,))
         return code != ALREADY_EXISTS
 
     def replace(
         self, dn: str, attributes: Mapping[str, list[bytes]], only_if: tuple[str, bytes] | None
     ) -> bool:
-        """Put values in place of an entry's; whether ``only_if``, an attribute's value, held."""
+        """Replace the values of some attributes of an entry.
+
+        ``only_if``: an attribute and the value that it must have. Return false, and change nothing,
+        if it has another.
+        """
         changes = {name: [(ldap3.MODIFY_REPLACE, values)] for name, values in attributes.items()}
         controls = [(_ASSERTION, True, _equals(*only_if))] if only_if else None
         code = self._do(lambda c: c.modify(dn, changes, controls=controls), dn, (ASSERTION_FAILED,))
@@ -130,17 +133,17 @@ class Directory:
         self._do(lambda c: c.delete(dn), dn, (NO_SUCH_OBJECT,))
 
     def can_assert(self) -> bool:
-        """Whether a change can be made to depend on the entry being as it was read."""
+        """Return whether the server supports conditional changes (RFC 4528)."""
         if self._asserts is None:
             found = self.entry("", ["supportedControl"]) or {}
             self._asserts = _ASSERTION.encode() in found.get("supportedControl", [])
         return self._asserts
 
     def close(self) -> None:
-        """Let go of this thread's connection. Idempotent; it is made again when used again."""
-        held = self._local.__dict__.pop("connection", None)
-        if held is not None and held[0] == os.getpid():
-            _close(held[1])
+        """Close the connection of this thread. Idempotent; the next request opens a new one."""
+        process, connection = self._local.__dict__.pop("connection", (None, None))
+        if process == os.getpid():
+            _close(connection)
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -158,21 +161,21 @@ class Directory:
                 self.close()
                 if fresh:
                     raise
-                # The server had closed a connection that was idle, or was started anew.
+                # The server has closed an idle connection, or was restarted.
                 _, result, response, _ = call(self._connection()[0])
         self._check(result, dn, allow)
         return result, _entries_in(response)
 
     def _connection(self) -> tuple[Any, bool]:
-        """This thread's connection, and whether it was made just now."""
-        held = self._local.__dict__.get("connection")
-        if held is not None and held[0] == os.getpid():
-            return held[1], False
-        made = self._connected()
-        self._local.connection = os.getpid(), made
-        return made, True
+        """Return the connection of this thread, and whether it is a new one."""
+        process, connection = self._local.__dict__.get("connection", (None, None))
+        if process == os.getpid():
+            return connection, False
+        connection = self._connect()
+        self._local.connection = os.getpid(), connection
+        return connection, True
 
-    def _connected(self) -> Any:
+    def _connect(self) -> Any:
         tls = ldap3.Tls(validate=ssl.CERT_REQUIRED, ca_certs_file=self._ca_file)
         user, password = self._bind
         with self._errors("connecting"):
@@ -195,7 +198,7 @@ class Directory:
                 if self._starttls:
                     connection.start_tls()
                 _, result, _, _ = connection.bind()
-                self._check(result, f"as {user}" if user else "as nobody", ())
+                self._check(result, f"bind as {user}" if user else "anonymous bind", ())
             except BaseException:
                 _close(connection)
                 raise
@@ -205,26 +208,29 @@ class Directory:
         code = result["result"]
         if code == 0 or code in allow:
             return
-        told = f"{self.url}: {dn}: {result['description']}"
+        message = f"{self.url}: {dn}: {result['description']}"
         if result.get("message"):
-            told += f": {result['message']}"
+            message += f": {result['message']}"
         if code in _LATER:
-            raise StoreUnavailableError(told)
+            raise StoreUnavailableError(message)
         if code in _FORBIDDEN:
-            raise ConfigError(told, hint="correct user and password, or the user's access rights")
+            raise ConfigError(
+                message, hint="correct user= and password=, or the access rights of the user"
+            )
         if code == _REFERRAL:
             raise ConfigError(
-                told, hint="name the server that holds these entries, or pass referrals=True"
+                message,
+                hint="pass the URL of the server that holds these entries, or referrals=True",
             )
-        raise RejectedError(told)
+        raise RejectedError(message)
 
     @contextmanager
     def _errors(self, dn: str) -> Iterator[None]:
-        """Turn the errors of ldap3 into eventsync's. None of them tells the password."""
+        """Turn the errors of ldap3 into errors of eventsync. None of them shows the password."""
         try:
             yield
         except (exceptions.LDAPStartTLSError, exceptions.LDAPSSLConfigurationError) as error:
-            raise ConfigError(f"{self.url}: {error}", hint="see tls= and ca_file=") from error
+            raise ConfigError(f"{self.url}: {error}", hint="check tls= and ca_file=") from error
         except (
             exceptions.LDAPCommunicationError,
             exceptions.LDAPResponseTimeoutError,
@@ -237,7 +243,7 @@ class Directory:
 
 
 def _entries_in(response: Iterable[Mapping[str, Any]] | None) -> list[Found]:
-    # What is no entry is a referral to another server.
+    # A result of another type is a referral to another server.
     return [
         {name: list(values) for name, values in entry["raw_attributes"].items()}
         for entry in response or ()
@@ -250,13 +256,13 @@ def _close(connection: Any) -> None:
     try:
         connection.unbind()
     except (exceptions.LDAPException, OSError):
-        pass  # it is gone already, which is all that is wanted
+        pass  # the connection is closed already
     finally:
         if socket is not None:
-            socket.close()  # which ldap3 forgets after an error
+            socket.close()  # ldap3 leaves the socket open after an error
 
 
 def _equals(name: str, value: bytes) -> bytes:
-    """The filter ``(name=value)`` as an assertion control holds it: BER of an ``equalityMatch``."""
+    """Return the filter ``(name=value)`` for an assertion control: an ``equalityMatch`` in BER."""
     inner = b"".join(b"\x04" + bytes([len(part)]) + part for part in (name.encode(), value))
     return b"\xa3" + bytes([len(inner)]) + inner

@@ -1,6 +1,6 @@
-"""Records as the objects of REST services, which a description or a subclass makes known.
+"""Records as the objects of a REST service, which a ``Resource`` or a subclass describes.
 
-It knows nothing of other stores. It needs the extra ``rest``.
+It needs the extra ``rest``.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """The accessor of records that are objects of a REST service.
 
-It owns what becomes of them: reads, conditional writes, and the search for what a lost answer may
-have left. It knows nothing of other stores.
-
-A service has neither transactions nor a place for versions, so these are in an index beside it.
-Where it gives strong entity tags, each write is refused by the service if somebody else changed the
-object since it was read; the change is then judged again. Without them a write of somebody else's
-between reading and writing is overwritten, in the fields that are written.
+A service has no transactions and no place for versions, so the versions are in an index beside it.
+If it returns strong entity tags, it refuses a write to an object that another client has changed
+since it was read, and eventsync reads the object and decides again. Without entity tags, a write of
+another client between our read and our write is overwritten in the fields that we write.
 """
 
 from __future__ import annotations
@@ -19,7 +16,8 @@ from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.accessor import Edit, Write
 from eventsync.engine.fingerprint import echo_of
-from eventsync.errors import ConfigError, RecordError, StoreUnavailableError
+from eventsync.engine.isolation import concerns_all, item_error
+from eventsync.errors import RecordError, StoreUnavailableError
 from eventsync.index import IndexTransaction, Presence
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -29,7 +27,7 @@ from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest.ids import OvertakenError
 from eventsync.stores.rest.object import Object, ObjectAccessor
 from eventsync.stores.rest.path import at
-from eventsync.stores.rest.resource import Resource
+from eventsync.stores.rest.resource import Resource, Since
 from eventsync.stores.rest.service import Answer, Service
 from eventsync.values import packing
 
@@ -38,27 +36,30 @@ __all__ = ["RestAccessor"]
 R = TypeVar("R", bound=Record)
 _TRIES: Final = 5
 _FEW: Final = 10
+"""Up to this many records are read one by one; more are looked up in the list of all objects."""
 
 
 class RestAccessor(ObjectAccessor[R]):
     """Records of one type as the objects of a REST service.
 
-    ``resource`` says where they are. ``identity``: for a service that gives ids of its own, the map
-    from record keys to these. An object that others created there gets the key ``name:id``, with
-    the name of the map; the record type then needs one key field of text.
+    ``resource``: where the objects are. ``identity``: the map from record keys to ids, for a
+    service that assigns ids of its own. An object that another client created gets the key
+    ``name:id``, with the name of the map; the record type then needs a single key field of type
+    text.
 
-    A service that is odd is a subclass: it overrides ``objects``, ``fetch``, ``create``, ``modify``
-    and ``destroy``, which send the requests, and ``present``, ``marker_in``, ``values_in`` and
-    ``fill``, which look at an object and make one.
+    For a service that differs, write a subclass. Override ``objects``, ``fetch``, ``create``,
+    ``modify`` and ``destroy`` to send other requests, and ``present``, ``marker_in``, ``values_in``
+    and ``fill`` to read and make other JSON.
 
     The store needs a version index: ``Store(..., index=FileIndex(...))``.
     """
 
     atomic: ClassVar[bool] = False
     alters: ClassVar[bool] = True
-    """Whether the service may by itself alter fields that a write leaves alone. Without entity tags
-    that is not to be told from what somebody else edits between reading and writing; where this is
-    false it is taken for such an edit, and captured."""
+    """Whether the service itself may alter fields that a write does not name.
+
+    Without entity tags, such a field looks the same as one that another client edited between our
+    read and our write. If this is false, the difference counts as an edit and is captured."""
 
     def __init__(
         self,
@@ -70,11 +71,12 @@ class RestAccessor(ObjectAccessor[R]):
         identity: IdentityMap | None = None,
     ) -> None:
         super().__init__(record_type, service, resource, view=view, identity=identity)
-        # What was read in the transaction that goes on, and what its writes were answered with.
+        # Of the current transaction, by key: the objects read, and the objects in the answers to
+        # writes.
         self._reading: IndexTransaction | None = None
         self._objects: dict[str, Object] = {}
         self._answered: dict[str, dict[str, Any]] = {}
-        # What was there when it was read, of that whose writing was not conditional.
+        # By key, the field values before a write that was not conditional.
         self._seen: dict[str, Mapping[str, Any]] = {}
 
     # -- the six -----------------------------------------------------------------------------------
@@ -98,7 +100,7 @@ class RestAccessor(ObjectAccessor[R]):
         if found is not None:
             self.destroy(key, found)
 
-    # -- many at once, and again if overtaken ------------------------------------------------------
+    # -- many at once ------------------------------------------------------------------------------
 
     def edit(
         self,
@@ -156,12 +158,14 @@ class RestAccessor(ObjectAccessor[R]):
             for data in self.listed({}):
                 try:
                     key = self.key_in(data)
-                except RecordError:
-                    continue  # if it is one of these, it is read by itself below
+                except Exception as error:
+                    if concerns_all(error):
+                        raise
+                    continue  # if it is one of the wanted, the loop below reads it alone
                 if key in wanted:
                     self._objects[key] = Object(data, listed=True)
         for key in keys:
-            # What a list lacks may have moved from page to page meanwhile.
+            # A record that is not in the list may have moved to another page during the read.
             if key not in self._objects and (found := self.fetch(key)) is not None:
                 self._objects[key] = found
         return {
@@ -189,8 +193,8 @@ class RestAccessor(ObjectAccessor[R]):
         rows |= self.read_rows([key for key in writes if key not in rows], transaction)
         for key, seen in self._seen.items() if not self.alters else ():
             if key in rows:
-                left = {name: held for name, held in seen.items() if name not in writes[key]}
-                rows[key] = {**rows[key], **left}
+                untouched = {name: v for name, v in seen.items() if name not in writes[key]}
+                rows[key] = {**rows[key], **untouched}
         return rows
 
     def changed_since(
@@ -202,61 +206,75 @@ class RestAccessor(ObjectAccessor[R]):
         query = {}
         latest = dt.datetime.fromisoformat(mark) if mark else None
         if latest is not None:
-            shown = since.show(latest - dt.timedelta(seconds=since.overlap))
-            query = {name: text.replace("{since}", shown) for name, text in since.query.items()}
+            text = since.show(latest - dt.timedelta(seconds=since.overlap))
+            query = {name: value.replace("{since}", text) for name, value in since.query.items()}
         keys: dict[str, None] = {}
         for data in self.objects(query):
             try:
-                moment = since.parse(str(at(data, since.updated)))
-                latest = moment if latest is None else max(latest, moment)
                 keys[self.key_in(data)] = None
-            except ValueError as error:
-                raise ConfigError(
-                    f"{self!r}: no time at {since.updated!r}: {error}",
-                    hint="correct Since(updated=..., parse=...)",
-                ) from error
-            except RecordError as error:
-                if unreadable is None:
+                moment = self._updated(data, since)
+                latest = moment if latest is None else max(latest, moment)
+            except Exception as error:
+                if concerns_all(error):
                     raise
-                unreadable(error)
+                known = item_error(error)
+                if not isinstance(known, RecordError):
+                    known = RecordError(f"{self!r}: {known.message}", hint=known.hint)
+                if unreadable is None:
+                    raise known from error
+                unreadable(known)
         return list(keys), "" if latest is None else latest.isoformat()
 
     # -- inside ------------------------------------------------------------------------------------
 
+    def _updated(self, data: Mapping[str, Any], since: Since) -> dt.datetime:
+        """Return when an object was last changed. Raises ``RecordError``."""
+        try:
+            return since.parse(str(at(data, since.updated)))
+        except ValueError as error:
+            raise RecordError(
+                f"{self!r}: an object has no time at {since.updated!r}: {error}",
+                hint="if all objects are like this, correct Since(updated=..., parse=...)",
+            ) from error
+
     def _found(self, key: str, transaction: IndexTransaction) -> Object | None:
-        """The object as this transaction has read it, or as it is now."""
-        held = self._objects.pop(key, None) if self._reading is transaction else None
-        if held is None or (held.listed and self.resource.etags):
+        """Return the object that this transaction has read, or the present one if it has not.
+
+        Raises ``OvertakenError`` if the object has changed since it was listed.
+        """
+        known = self._objects.pop(key, None) if self._reading is transaction else None
+        if known is None or (known.listed and self.resource.etags):
             now = self.fetch(key)
-            if held is not None and (
-                now is None or self._record(key, now).raw() != self._record(key, held).raw()
+            if known is not None and (
+                now is None or self._record(key, now).raw() != self._record(key, known).raw()
             ):
                 raise self.overtaken(key)
             return now
-        return held
+        return known
 
     def _write(self, write: Write, found: Object | None) -> None:
         if found is None:
             if not write.whole:
                 raise StoreUnavailableError(
-                    f"{self.type.name} {write.key!r} vanished while it was being updated"
+                    f"{self.type.name} {write.key!r} disappeared during its update"
                 )
             members = self._encoded(write.values, whole=True)
-            made = self.create if self.ids is None else self.ids.create
-            self._note(write.key, made(write.key, members))
+            create = self.create if self.ids is None else self.ids.create
+            self._keep_answer(write.key, create(write.key, members))
             return
-        held = self._record(write.key, found).raw()
+        before = self._record(write.key, found).raw()
         if found.etag is None:
-            self._seen[write.key] = held
+            self._seen[write.key] = before
         changed = {
-            name: now
-            for name, now in write.values.items()
-            if name not in held or not same(held[name], now)
+            name: value
+            for name, value in write.values.items()
+            if name not in before or not same(before[name], value)
         }
         members = self._encoded(changed, whole=False)
         if any(name in self._places for name in members):
-            self._note(write.key, self.modify(write.key, found, members))
+            self._keep_answer(write.key, self.modify(write.key, found, members))
 
-    def _note(self, key: str, answer: Answer) -> None:
+    def _keep_answer(self, key: str, answer: Answer) -> None:
+        """Keep the object in the answer to a write for ``read_back``, if the service returns it."""
         if self.resource.returns and answer.content:
             self._answered[key] = self.placed(key, self.data_of(answer))

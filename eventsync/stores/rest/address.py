@@ -1,7 +1,4 @@
-"""Which addresses a REST service may be at, and connections to no others.
-
-It owns the check of the address that is really connected to. It knows nothing of HTTP.
-"""
+"""The gateway: connections to public or explicitly allowed addresses, and to no others."""
 
 from __future__ import annotations
 
@@ -24,23 +21,26 @@ _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class Gateway(httpcore.NetworkBackend):
-    """Opens connections to addresses of the public internet, and to networks that are allowed.
+    """Opens connections to addresses of the public internet and to allowed networks. Thread-safe.
 
-    A name is resolved here, and connected to is the very address that was checked, so a name that
-    changes its mind in between gains nothing. Thread-safe.
+    The gateway resolves the host name, checks the address, and connects to that very address. A DNS
+    server that changes its answer after the check (DNS rebinding) gains nothing.
+
+    ``allow``: networks beside the public ones, as in ``10.1.0.0/16`` or ``127.0.0.1``. Raises
+    ``ConfigError``.
     """
 
     def __init__(self, allow: Iterable[str]) -> None:
-        """``allow``: networks beside the public ones, as ``10.1.0.0/16`` or ``127.0.0.1``.
-
-        Raises ``ConfigError``.
-        """
         if isinstance(allow, str):
-            raise ConfigError(f"allow={allow!r}: it is a list of networks")
+            raise ConfigError(
+                f"allow={allow!r}: expected a list of networks", hint=f"pass allow=[{allow!r}]"
+            )
         try:
             self._allowed = [ipaddress.ip_network(network) for network in allow]
         except ValueError as error:
-            raise ConfigError(f"allow: {error}", hint="as in allow=['10.1.0.0/16']") from None
+            raise ConfigError(
+                f"allow: {error}", hint="pass networks, as in allow=['10.1.0.0/16']"
+            ) from None
         self._inner = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -58,7 +58,7 @@ class Gateway(httpcore.NetworkBackend):
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         for address in addresses:
             self._check(host, address)
-        failure: Exception = httpcore.ConnectError(f"{host}: no address")
+        failure: Exception = httpcore.ConnectError(f"{host}: the name has no address")
         for address in addresses:
             try:
                 return self._inner.connect_tcp(
@@ -69,19 +69,19 @@ class Gateway(httpcore.NetworkBackend):
         raise failure
 
     def _check(self, host: str, text: str) -> None:
-        address = _meant(ipaddress.ip_address(text.partition("%")[0]))
+        address = _unwrapped(ipaddress.ip_address(text.partition("%")[0]))
         if any(address in network for network in self._allowed):
             return
         if address.is_global and not address.is_multicast:
             return
         raise ConfigError(
-            f"{host} is at {address}, which is no address of the public internet",
-            hint=f"if the service is meant to be there: allow=[{str(address)!r}]",
+            f"{host} has the address {address}, which is not on the public internet",
+            hint=f"if the service is meant to be there, pass allow=[{str(address)!r}]",
         )
 
 
-def _meant(address: _Address) -> _Address:
-    """The IPv4 address inside an IPv6 address that only carries one."""
+def _unwrapped(address: _Address) -> _Address:
+    """Return the IPv4 address inside an IPv6 address that carries one, else the address itself."""
     if isinstance(address, ipaddress.IPv6Address):
         if address in _NAT64:
             return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)

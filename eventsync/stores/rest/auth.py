@@ -1,7 +1,4 @@
-"""How a REST service is told who asks.
-
-It owns the credentials; no ``repr`` and no error shows them. It knows nothing of records.
-"""
+"""Authentication at a REST service. No ``repr`` and no error shows the credentials."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ __all__ = ["Auth", "Basic", "ClientCredentials", "Token"]
 
 
 class Ask(Protocol):
-    """Posts a form to a URL with these headers; the JSON object that comes back."""
+    """A function that posts a form to a URL and returns the JSON object of the answer."""
 
     def __call__(
         self, url: str, form: Mapping[str, str], headers: Mapping[str, str]
@@ -27,18 +24,24 @@ class Ask(Protocol):
 
 
 class Auth(ABC):
-    """Who asks. Thread-safe."""
+    """A method of authentication. Thread-safe."""
 
     @abstractmethod
     def headers(self, ask: Ask) -> dict[str, str]:
-        """The headers that say so. May use ``ask``, and block and raise as that does."""
+        """Return the headers that authenticate a request.
+
+        May call ``ask`` to get an access token, and so block and raise ``StoreUnavailableError``.
+        """
 
     @abstractmethod
     def secrets(self) -> list[str]:
-        """What must be in no message."""
+        """Return the texts that no message may show."""
 
     def refused(self) -> bool:
-        """The service did not take the last headers; whether others can be had at once."""
+        """Forget the last headers, which the service refused.
+
+        Return whether ``headers`` can return others at once.
+        """
         return False
 
     def __repr__(self) -> str:
@@ -48,8 +51,8 @@ class Auth(ABC):
 class Token(Auth):
     """A token in a header.
 
-    ``token``: the token, or what gives it, which is asked before each request, so that one that is
-    exchanged while the worker runs is used at once.
+    ``token``: the token, or a function that returns it. The function is called before each request,
+    so a token that is replaced while the worker runs is used at once.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Token(Auth):
 
 
 class Basic(Auth):
-    """User and password, or user and API token."""
+    """HTTP basic authentication with a password or an API token."""
 
     def __init__(self, user: str, password: str) -> None:
         self._password = password
@@ -88,8 +91,9 @@ class Basic(Auth):
 class ClientCredentials(Auth):
     """OAuth 2.0 client credentials (RFC 6749, 4.4): an access token, renewed before it expires.
 
-    ``token_url``: where it is had; the same rules hold for that host as for the service's own.
-    ``scope``: what is asked for. ``leeway``: how many seconds before its end a token is renewed.
+    ``token_url``: the token endpoint; the same address checks apply to its host as to the service.
+    ``scope``: the requested scope. ``leeway``: how many seconds before it expires a token is
+    renewed.
     """
 
     def __init__(
@@ -116,8 +120,8 @@ class ClientCredentials(Auth):
 
     def refused(self) -> bool:
         with self._lock:
-            known, self._token = bool(self._token), ""
-            return known
+            had_token, self._token = bool(self._token), ""
+            return had_token
 
     def secrets(self) -> list[str]:
         return [self._token, self._client_secret, *self._basic.secrets()]
@@ -127,15 +131,16 @@ class ClientCredentials(Auth):
         if self._scope:
             form["scope"] = self._scope
         answer = ask(self._url, form, self._basic.headers(ask))
-        token, lasts = answer.get("access_token"), answer.get("expires_in", 300)
+        token, lifetime = answer.get("access_token"), answer.get("expires_in", 300)
         if not isinstance(token, str) or not token:
             raise StoreUnavailableError(
-                f"{self._url} gave no access token", hint="is it the token URL of this service?"
+                f"{self._url}: the answer has no access_token",
+                hint="check that it is the token URL of this service",
             )
         try:
-            seconds = float(lasts)
+            seconds = float(lifetime)
         except (TypeError, ValueError):
             seconds = 300.0
         self._token = token
-        # A token that lasts no longer than the leeway is used once.
+        # A token with a lifetime below the leeway is used for one request only.
         self._until = time.monotonic() + max(0.0, seconds - self._leeway)

@@ -1,7 +1,7 @@
-"""Objects under ids of the service's own: which record each is, and its creation, once.
+"""Objects with ids that the service assigns: the record of each, and creation exactly once.
 
-It owns the order of notes and requests that makes a creation happen once. It knows neither URLs
-nor what is in an object.
+The identity map notes each creation before the request is sent. If the answer is lost, the next
+attempt searches for the object by its marker instead of creating it again.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from eventsync.engine.isolation import concerns_all
 from eventsync.errors import (
     DependencyError,
     RecordError,
@@ -23,11 +24,11 @@ __all__ = ["Ids", "OvertakenError"]
 
 
 class OvertakenError(StoreUnavailableError):
-    """Somebody else changed the object between the read and the write; nothing was written."""
+    """Another client changed the object between our read and our write. Nothing was written."""
 
 
 class Objects(Protocol):
-    """What is needed of the accessor; see ``RestAccessor``."""
+    """The methods of ``RestAccessor`` that ``Ids`` uses."""
 
     @property
     def type(self) -> RecordType: ...
@@ -53,22 +54,25 @@ class Objects(Protocol):
 
 
 class Ids:
-    """The ids of the records of one accessor."""
+    """The ids of the records of one accessor, kept in an identity map."""
 
     def __init__(self, objects: Objects, identity: IdentityMap) -> None:
         self._objects = objects
         self._map = identity
 
     def id_of(self, key: str) -> str | None:
-        """The id of a record, ``None`` if it has none; one of a lost answer is looked for."""
+        """Return the id of a record, or ``None`` if it has none.
+
+        If the answer to its creation was lost, search for the object.
+        """
         name = self._objects.type.name
         id = self._map.id_of(name, key)
         if id is None and self._map.is_open(name, key):
-            id = self._rediscovered(key)
+            id = self._find_created(key)
         return id
 
     def key_in(self, data: dict[str, Any]) -> str:
-        """The key of the record that an object is. Raises ``RecordError``."""
+        """Return the key of the record that an object holds. Raises ``RecordError``."""
         type, id = self._objects.type, self._objects.id_in(data)
         known = None if id is None else self._map.key_of(type.name, id)
         if known is not None:
@@ -77,29 +81,37 @@ class Ids:
         if marked is not None and (id is None or self._map.bind(type.name, marked, id)):
             return marked
         if id is None:
-            raise RecordError(f"{type.name}: an object without an id")
-        # Created by others, or a copy of a marked one.
+            raise RecordError(f"{type.name}: an object of the service has no id")
+        # Another client created the object, or copied one with a marker.
         minted = self._map.minted(id)
         type.key_values(minted)
         if not self._map.bind(type.name, minted, id):
-            raise RecordError(f"{type.name} {minted!r} has another id than {id} in {self._map!r}")
+            raise RecordError(
+                f"{type.name} {minted!r} has the id {id} at the service and another in "
+                f"{self._map!r}"
+            )
         return minted
 
     def create(self, key: str, members: Mapping[str, Any]) -> Answer:
-        """Create the object of a record once, whatever became of earlier attempts.
+        """Create the object of a record exactly once, whatever happened to earlier attempts.
 
-        Raises ``OvertakenError`` if it is found to be there, and what ``create`` raises.
+        Raises ``OvertakenError`` if the object exists already, and what ``Objects.create`` raises.
         """
         objects, name = self._objects, self._objects.type.name
         if not self._map.is_surveyed(name):
-            # The map may be a new one in place of one that was lost.
+            # The map may be new, in place of one that was lost: bind all existing objects first.
             for data in objects.listed({}):
-                self.key_in(data)
+                try:
+                    self.key_in(data)
+                except Exception as error:
+                    if concerns_all(error):
+                        raise
+                    # An object without a readable key is not the one to be created.
             self._map.surveyed(name)
             if self._map.id_of(name, key) is not None and objects.fetch(key) is not None:
                 raise objects.overtaken(key)
-        self._map.forget(name, key)  # of an object that is gone
-        if self._map.begin(name, key) and self._rediscovered(key) is not None:
+        self._map.forget(name, key)  # the id of a deleted object
+        if self._map.begin(name, key) and self._find_created(key) is not None:
             raise objects.overtaken(key)
         try:
             answer = objects.create(key, members)
@@ -115,10 +127,13 @@ class Ids:
             self._map.abandon(name, key)
             raise
         if not self._map.bind(name, key, objects.id_made(answer, members)):
-            raise StoreUnavailableError(f"{name} {key!r} got an id meanwhile", uncertain=True)
+            raise StoreUnavailableError(
+                f"{name} {key!r} got another id while it was being created", uncertain=True
+            )
         return answer
 
     def _valid(self, marked: str | None) -> str | None:
+        """Return the key in a marker if it is a key of the record type, else ``None``."""
         if marked is None:
             return None
         try:
@@ -127,14 +142,15 @@ class Ids:
             return None  # a text that only looks like a marker
         return marked
 
-    def _rediscovered(self, key: str) -> str | None:
-        """The id of what an earlier attempt may have created."""
+    def _find_created(self, key: str) -> str | None:
+        """Search for the object that an earlier attempt may have created, and return its id."""
         name = self._objects.type.name
         id = self._objects.find_marked(key)
         if id is not None and not self._map.bind(name, key, id):
             other = self._map.key_of(name, id)
             raise RejectedError(
-                f"{name} {key!r} was created as {id}, which is taken for {other!r}",
-                hint="remove one of the two by hand",
+                f"{name} {key!r} was created with the id {id}, which the identity map has as "
+                f"{other!r}",
+                hint="remove one of the two objects at the service",
             )
         return id

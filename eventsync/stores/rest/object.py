@@ -1,8 +1,4 @@
-"""What is asked of a REST service about the objects of one kind, and what an object says.
-
-It owns the requests that read and write one object, and what its JSON means. It knows nothing of
-versions, transactions or other objects.
-"""
+"""The requests that read and write one object of a REST service, and the meaning of its JSON."""
 
 from __future__ import annotations
 
@@ -22,17 +18,17 @@ from eventsync.stores.rest.path import ABSENT, Place, at, place, put
 from eventsync.stores.rest.resource import Resource, filled
 from eventsync.stores.rest.service import Answer, Service
 
-__all__ = ["Object", "ObjectAccessor"]
+__all__ = ["Object", "ObjectAccessor", "if_match"]
 
 R = TypeVar("R", bound=Record)
 _IN: Final = "@in"
 
 
 class Object(NamedTuple):
-    """An object as the service gave it.
+    """An object as the service returned it.
 
-    ``etag``: its strong entity tag, if it has one. ``listed``: it comes from a list, which gives no
-    tags.
+    ``etag``: its strong entity tag, if it has one. ``listed``: the object comes from a list, and
+    lists have no entity tags.
     """
 
     data: dict[str, Any]
@@ -41,11 +37,12 @@ class Object(NamedTuple):
 
 
 class ObjectAccessor(Accessor[R]):
-    """The part of ``RestAccessor`` that a service which is odd does otherwise."""
+    """The part of ``RestAccessor`` that sends requests and reads the JSON of one object."""
 
     leaves: ClassVar[bool] = False
-    """Whether a creation that has to wait for another record may leave a part of it behind, which
-    the next attempt has to look for."""
+    """Whether a creation that fails with ``DependencyError`` may leave a part of the object behind.
+
+    The next attempt then searches for that part."""
 
     def __init__(
         self,
@@ -68,7 +65,7 @@ class ObjectAccessor(Accessor[R]):
         for name, stored in self.view.names.items():
             path = resource.paths.get(stored)
             if path is None and name in left_out:
-                continue  # the service has an id instead
+                continue  # the id of the service stands in its place
             self._places[stored] = _place(stored, path)
         for stored in self.view.constant:
             self._places[stored] = _place(stored, resource.paths.get(stored))
@@ -83,9 +80,9 @@ class ObjectAccessor(Accessor[R]):
             known.add("in")
         if not names or not names <= known:
             raise ConfigError(
-                f"{self.type.name}: item={self.resource.item!r} has to name the object by "
+                f"{self.type.name}: item={self.resource.item!r} must name the object by "
                 + " or ".join(f"{{{name}}}" for name in sorted(known)),
-                hint="and with {id} pass identity=IdentityMap(...)",
+                hint="for a path with {id}, pass identity=IdentityMap(...)",
             )
 
     # -- lifecycle ---------------------------------------------------------------------------------
@@ -110,14 +107,14 @@ class ObjectAccessor(Accessor[R]):
     def data_to_record(self, data: Any) -> R:
         return self._record(self.key_in(data), Object(data))
 
-    # -- what a subclass may do otherwise ----------------------------------------------------------
+    # -- what a subclass may override --------------------------------------------------------------
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """All objects, or those that ``query`` narrows the list down to."""
+        """Yield all objects, or those that ``query`` selects from the list."""
         pages, within = self.resource.pages, self.resource.within
         if within is None:
-            asked = {**self.resource.query, **query}
-            for page in pages.walk(self.service, self.resource.items, asked):
+            merged = {**self.resource.query, **query}
+            for page in pages.walk(self.service, self.resource.items, merged):
                 yield from page
             return
         for outer in self.outer(query):
@@ -126,16 +123,15 @@ class ObjectAccessor(Accessor[R]):
                 yield from ({**data, _IN: outer} for data in page)
 
     def outer(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """With ``within``, the objects that those are in; ``query`` narrows them down."""
+        """Yield the outer objects (see ``Within``), or those that ``query`` selects."""
         within = self.resource.within
         assert within is not None
-        asked = {**within.query, **query}
         pages = within.pages or self.resource.pages
-        for page in pages.walk(self.service, within.items, asked):
+        for page in pages.walk(self.service, within.items, {**within.query, **query}):
             yield from page
 
     def fetch(self, key: str) -> Object | None:
-        """The object of a record, ``None`` if there is none."""
+        """Return the object of a record, or ``None`` if it has none."""
         path = self.path_of(key)
         if path is None:
             return None
@@ -148,42 +144,44 @@ class ObjectAccessor(Accessor[R]):
         return Object(data, answer.etag if self.resource.etags else None)
 
     def create(self, key: str, members: Mapping[str, Any]) -> Answer:
-        """Create the object of a record that has none. Raises ``OvertakenError`` if it has."""
+        """Create the object of a record. Raises ``OvertakenError`` if the record has one."""
         body = self.fill(members, None)
         self.mark(body, key)
         return self.post(key, body)
 
     def mark(self, body: dict[str, Any], key: str) -> None:
-        """Put the record's key into the body of a creation, for the object to be found by."""
+        """Put the key of the record into the body of a creation, so that a search finds it."""
         if self._marker is not None:
             self._marker.write(body, key)
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
-        """Send the body of a creation. Raises ``OvertakenError`` if the object is there."""
+        """Send the body of a creation. Raises ``OvertakenError`` if the object exists already."""
         items = self.resource.creations or self.resource.items
         within = self.resource.within
         if within is not None:
             outer = at(body, f"{_IN}.{within.id}")
-            body = {name: held for name, held in body.items() if name != _IN}
+            body = {name: value for name, value in body.items() if name != _IN}
             if outer is None:
-                raise RejectedError(f"{self.type.name} {key!r} does not say what it is in")
+                raise RejectedError(
+                    f"{self.type.name} {key!r} has no value at {_IN}.{within.id}, which says in "
+                    "which object to create it"
+                )
             items = filled(items, {"in": outer})
         missing = frozenset() if within is None else frozenset({404})
         by_put = self.resource.create == "PUT" and self.identity is None
         if by_put:
-            path = self.path_of(key)
-            assert path is not None
             headers = {"If-None-Match": "*"} if self.resource.etags else {}
-            method, taken = "PUT", frozenset({410, 412})
+            method, path, taken = "PUT", self.known_path(key), frozenset({410, 412})
         else:
-            path, headers = items, {}
-            method, taken = "POST", self.resource.taken
+            headers = {}
+            method, path, taken = "POST", items, self.resource.taken
         answer = self.service.request(
             method, path, body=body, headers=headers, allow=taken | missing
         )
         if answer.status == 404 and missing:
             raise DependencyError(
-                f"{self.type.name} {key!r} is in {outer!r}, which is not in {self.service.url} yet"
+                f"{self.type.name} {key!r} belongs to {outer!r}, which is not at "
+                f"{self.service.url} yet"
             )
         if by_put and answer.status in taken:
             raise self.overtaken(key)
@@ -194,56 +192,54 @@ class ObjectAccessor(Accessor[R]):
         return answer
 
     def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
-        """Write changed members. Raises ``OvertakenError`` if the object is not as it was found."""
-        path = self.path_of(key)
-        assert path is not None
+        """Write changed members. Raises ``OvertakenError`` if the object has changed since."""
         base = None
         if self.resource.update == "PUT":
-            held = {name: json for name, json in found.data.items() if name != _IN}
-            base = copy.deepcopy(held)
+            base = copy.deepcopy({name: v for name, v in found.data.items() if name != _IN})
         body = self.fill(members, base)
         if _IN in body:
             raise RejectedError(
-                f"{self.type.name} {key!r} cannot move from what it is in to another"
+                f"{self.type.name} {key!r} cannot move to another object than the one it was "
+                "created in"
             )
-        return self.sent(self.resource.update, path, body, _if_match(found))
+        return self.sent(self.resource.update, self.known_path(key), body, if_match(found))
 
     def destroy(self, key: str, found: Object) -> None:
-        """Remove the object. Raises ``OvertakenError`` if it is not as it was found. Idempotent."""
-        path = self.path_of(key)
-        assert path is not None
+        """Delete the object. Raises ``OvertakenError`` if it has changed since. Idempotent."""
         answer = self.service.request(
-            "DELETE", path, headers=_if_match(found), allow=(404, 410, 412)
+            "DELETE", self.known_path(key), headers=if_match(found), allow=(404, 410, 412)
         )
         if answer.status == 412:
             raise self.overtaken(key)
-        if self.identity is not None:
-            self.identity.forget(self.type.name, key)
+        self.forget(key)
 
     def present(self, data: Mapping[str, Any]) -> bool:
-        """Whether an object is a record at all: not so of one that is only marked as deleted."""
+        """Return whether an object counts as a record.
+
+        Return false, for example, for an object that the service only marks as deleted.
+        """
         return True
 
     def marker_in(self, data: dict[str, Any]) -> str | None:
-        """The key of the record that eventsync created the object for, ``None`` if it did not."""
+        """Return the key in the marker of an object, or ``None`` if it has no marker."""
         found = ABSENT if self._marker is None else self._marker.read(data)
         return found if isinstance(found, str) and found else None
 
     def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
-        """By the view's names, the JSON values that an object holds."""
-        held = {name: place.read(data) for name, place in self._places.items()}
-        return {name: json for name, json in held.items() if json is not ABSENT}
+        """Return the JSON values of an object, by the view's names."""
+        values = {name: place.read(data) for name, place in self._places.items()}
+        return {name: value for name, value in values.items() if value is not ABSENT}
 
     def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
-        """The body to send: JSON values by the view's names, put into ``body`` or a new one."""
+        """Put JSON values, by the view's names, into a body or a new one, and return it."""
         body = {} if body is None else body
-        for name, held in members.items():
+        for name, value in members.items():
             if name in self._places:
-                self._places[name].write(body, held)
+                self._places[name].write(body, value)
         return body
 
     def id_in(self, data: Mapping[str, Any]) -> str | None:
-        """The service's own id of an object, ``None`` if it has none yet."""
+        """Return the id that the service assigned to an object, or ``None`` if it has none."""
         id, within = at(data, self.resource.id), self.resource.within
         if id is None or within is None or self.identity is None:
             return None if id is None else str(id)
@@ -253,7 +249,7 @@ class ObjectAccessor(Accessor[R]):
     # -- identity ----------------------------------------------------------------------------------
 
     def path_of(self, key: str) -> str | None:
-        """The path of a record's object, ``None`` if it has no id."""
+        """Return the path of the object of a record, or ``None`` if the record has no id."""
         if self.ids is None:
             parts = dict(zip(self.type.keys, split_key(key), strict=True))
             return filled(self.resource.item, {**parts, "key": key})
@@ -264,17 +260,28 @@ class ObjectAccessor(Accessor[R]):
         parts = {"id": id} if self.resource.within is None else {"in": outer, "id": inner}
         return filled(self.resource.item, parts)
 
+    def known_path(self, key: str) -> str:
+        """Return the path of an object that is known to exist, so that it has an id."""
+        path = self.path_of(key)
+        assert path is not None, f"{self.type.name} {key!r} has no object"
+        return path
+
+    def forget(self, key: str) -> None:
+        """Remove the id of a deleted object from the identity map, if there is one. Idempotent."""
+        if self.identity is not None:
+            self.identity.forget(self.type.name, key)
+
     def key_in(self, data: dict[str, Any]) -> str:
-        """The key of the record that an object is. Raises ``RecordError``."""
+        """Return the key of the record that an object holds. Raises ``RecordError``."""
         if self.ids is not None:
             return self.ids.key_in(data)
         keys = (self.view.names[name] for name in self.type.keys)
-        held = self.values_in(data)
-        part = {name: held[name] for name in keys if name in held}
+        values = self.values_in(data)
+        part = {name: values[name] for name in keys if name in values}
         return self.type.key_text(self.view.to_record(self._members.decode(part)))
 
     def find_marked(self, key: str) -> str | None:
-        """The id of the object that was created for a record, found by its marker."""
+        """Search for the object that has the marker of a record, and return its id."""
         query = {name: text.replace("{key}", key) for name, text in self.resource.marked.items()}
         for data in self.objects(query):
             if self.marker_in(data) == key and self.present(data):
@@ -282,21 +289,22 @@ class ObjectAccessor(Accessor[R]):
         return None
 
     def id_made(self, answer: Answer, members: Mapping[str, Any]) -> str:
-        """The id in the answer to the creation of these members. Raises ``ConfigError``."""
+        """Return the id in the answer to the creation of these members. Raises ``ConfigError``."""
         data = self.data_of(answer)
         if self.resource.within is not None:
             data |= {_IN: self.fill(members, None)[_IN]}
         id = self.id_in(data)
         if id is None:
             raise ConfigError(
-                f"{self!r}: the answer to a creation has no id at {self.resource.id!r}"
+                f"{self!r}: the answer to a creation has no id at {self.resource.id!r}",
+                hint="correct Resource(id=...)",
             )
         return id
 
     # -- inside ------------------------------------------------------------------------------------
 
     def listed(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """The objects that are records, as ``objects`` gives them."""
+        """Return the objects that count as records."""
         return (data for data in self.objects(query) if self.present(data))
 
     def _encoded(self, values: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
@@ -310,14 +318,15 @@ class ObjectAccessor(Accessor[R]):
         return self.make(self.type.key_values(key) | values)
 
     def data_of(self, answer: Answer) -> dict[str, Any]:
-        """The object in the answer to a request about one. Raises ``RecordError``."""
+        """Return the object in the answer to a request for one. Raises ``RecordError``."""
         data = at(answer.json(), self.resource.body)
         if not isinstance(data, dict):
-            raise RecordError(f"{answer.url}: the answer holds no object")
+            where = f" at {self.resource.body!r}" if self.resource.body else ""
+            raise RecordError(f"{answer.url}: the answer has no JSON object{where}")
         return data
 
     def placed(self, key: str, data: dict[str, Any]) -> dict[str, Any]:
-        """An object that was read by itself, with that which it is in."""
+        """Return an object that was read alone, with its outer object as in a list."""
         within = self.resource.within
         if within is None or self.ids is None:
             return data
@@ -326,7 +335,7 @@ class ObjectAccessor(Accessor[R]):
         return {**data, _IN: outer}
 
     def sent(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
-        """Send a write of what is there. Raises ``OvertakenError`` if it is there no more."""
+        """Send a change of an object. Raises ``OvertakenError`` if it is gone or has changed."""
         answer = self.service.request(
             method, path, body=body, headers=headers, allow=(404, 410, 412)
         )
@@ -335,15 +344,16 @@ class ObjectAccessor(Accessor[R]):
         return answer
 
     def overtaken(self, what: str) -> OvertakenError:
-        """The error that somebody else was faster with an object, or with its creation."""
+        """Return the error that another client changed or created an object first."""
         return OvertakenError(
-            f"{self.service.url}: {self.type.name} {what!r} was changed by somebody else at the "
-            "same moment",
-            hint="it is tried again",
+            f"{self.service.url}: another client changed {self.type.name} {what!r} at the same "
+            "moment",
+            hint="the change is retried",
         )
 
 
-def _if_match(found: Object) -> dict[str, str]:
+def if_match(found: Object) -> dict[str, str]:
+    """Return the header that makes a write conditional on the entity tag, if there is one."""
     return {"If-Match": found.etag} if found.etag else {}
 
 
@@ -352,7 +362,7 @@ def _place(name: str, path: str | Place | None) -> Place:
         return path
     if path is not None:
         return place(path)
-    # A name is a name, even with a point in it.
+    # Not a path: a point in the name of a member is part of the name.
     return Place(
-        lambda data: data.get(name, ABSENT), lambda body, held: body.__setitem__(name, held)
+        lambda data: data.get(name, ABSENT), lambda body, value: body.__setitem__(name, value)
     )

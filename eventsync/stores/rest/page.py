@@ -1,7 +1,4 @@
-"""How a REST service hands out a long list page by page.
-
-It owns the walk from page to page. It knows nothing of records.
-"""
+"""Paging: the ways in which REST services return a long list page by page."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from eventsync.errors import RecordError
 from eventsync.stores.rest.path import at
@@ -17,15 +14,19 @@ from eventsync.stores.rest.service import Answer, Service
 
 __all__ = ["Cursor", "Links", "Numbers", "OnePage", "Pages"]
 
+PageRequest: TypeAlias = tuple[str, Mapping[str, str]]
+"""The path and the query of a request for a page."""
+
 _LINK: Final = re.compile(r'<([^<>]*)>((?:\s*;\s*[^\s;,="]+\s*=\s*(?:"[^"]*"|[^\s;,"]*))*)')
 _REL: Final = re.compile(r'\brel\s*=\s*(?:"([^"]*)"|([^\s;,"]*))', re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pages(ABC):
-    """Walks a list. ``size``: how many to ask for a page, under the name ``size_name``.
+    """A way of paging.
 
-    ``items``: where in an answer the list is (``data.collection``); empty for the answer itself.
+    ``items``: the path of the list in an answer, as in ``data.collection``; empty if the answer is
+    the list. ``size``: how many objects a page has. ``size_name``: the query parameter for it.
     """
 
     items: str = ""
@@ -35,18 +36,21 @@ class Pages(ABC):
     def walk(
         self, service: Service, path: str, query: Mapping[str, str]
     ) -> Iterator[list[dict[str, Any]]]:
-        """The list at ``path``, page by page. Raises what ``Service.request`` does, and
-        ``RecordError`` for an answer that holds no list: a list that ends early is not a short one.
+        """Yield the pages of the list at ``path``.
+
+        Raises what ``Service.request`` raises, and ``RecordError`` for an answer without a list: a
+        list that breaks off must not look like a complete one.
         """
         seen = set()
-        step: tuple[str, Mapping[str, str]] | None = path, {**query, **self.first()}
-        while step is not None:
-            if (mark := (step[0], tuple(sorted(step[1].items())))) in seen:
+        request: PageRequest | None = path, {**query, **self.first()}
+        while request is not None:
+            if (mark := (request[0], tuple(sorted(request[1].items())))) in seen:
                 raise RecordError(
-                    f"{service.url}/{path}: the pages of the list go round in circles"
+                    f"{service.url}/{path}: the pages of the list go round in circles: one leads "
+                    "back to a page that was read before"
                 )
             seen.add(mark)
-            answer = service.request("GET", step[0], query=step[1])
+            answer = service.request("GET", request[0], query=request[1])
             content = answer.json()
             found = at(content, self.items)
             if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
@@ -55,41 +59,43 @@ class Pages(ABC):
                     + (f" at {self.items!r}" if self.items else "")
                 )
             yield found
-            step = self.after(answer, content, found, step)
+            request = self.after(answer, content, found, request)
 
     def first(self) -> dict[str, str]:
-        """What the first request asks for, beside the query."""
+        """Return the parameters that the first request adds to the query."""
         return {self.size_name: str(self.size)} if self.size_name else {}
 
     @abstractmethod
     def after(
-        self,
-        answer: Answer,
-        content: Any,
-        found: Sequence[Any],
-        step: tuple[str, Mapping[str, str]],
-    ) -> tuple[str, Mapping[str, str]] | None:
-        """Path and query of the page after this one, ``None`` after the last."""
+        self, answer: Answer, content: Any, found: Sequence[Any], request: PageRequest
+    ) -> PageRequest | None:
+        """Return the request for the page after this one, or ``None`` after the last.
+
+        ``content``: the JSON of the answer. ``found``: the list in it. ``request``: what this
+        answers.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnePage(Pages):
-    """The whole list at once."""
+    """One answer with the whole list."""
 
     def first(self) -> dict[str, str]:
         return {}
 
-    def after(self, answer: Answer, content: Any, found: Sequence[Any], step: Any) -> None:
+    def after(
+        self, answer: Answer, content: Any, found: Sequence[Any], request: PageRequest
+    ) -> None:
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Links(Pages):
-    """The next page is in the ``Link`` header (RFC 8288)."""
+    """Pages that name the next one in the ``Link`` header (RFC 8288)."""
 
     def after(
-        self, answer: Answer, content: Any, found: Sequence[Any], step: Any
-    ) -> tuple[str, Mapping[str, str]] | None:
+        self, answer: Answer, content: Any, found: Sequence[Any], request: PageRequest
+    ) -> PageRequest | None:
         for target, parameters in _LINK.findall(answer.headers.get("link", "")):
             relations = _REL.search(parameters)
             if relations and "next" in (relations[1] or relations[2]).lower().split():
@@ -99,12 +105,12 @@ class Links(Pages):
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers(Pages):
-    """Pages have numbers, or offsets: the next one follows a page that is full.
+    """Pages with numbers or offsets.
 
-    ``name``: under which the number is asked for. ``start``: the first. ``offsets``: it counts
-    items instead of pages. ``total``: where in an answer the number of all items is; without it a
-    page that is not full is the last, so a service that gives smaller pages than it was asked for
-    needs it.
+    ``name``: the query parameter for the number. ``start``: the first number. ``offsets``: the
+    number counts objects instead of pages. ``total``: the path of the number of all objects in an
+    answer. Without ``total``, a page that is not full is the last one, so a service that may return
+    smaller pages than requested needs ``total``.
     """
 
     name: str = "page"
@@ -116,13 +122,9 @@ class Numbers(Pages):
         return {**super().first(), self.name: str(self.start)}
 
     def after(
-        self,
-        answer: Answer,
-        content: Any,
-        found: Sequence[Any],
-        step: tuple[str, Mapping[str, str]],
-    ) -> tuple[str, Mapping[str, str]] | None:
-        path, query = step
+        self, answer: Answer, content: Any, found: Sequence[Any], request: PageRequest
+    ) -> PageRequest | None:
+        path, query = request
         number = int(query[self.name])
         done = number - self.start if self.offsets else (number - self.start) * self.size
         if self.total:
@@ -138,19 +140,18 @@ class Numbers(Pages):
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor(Pages):
-    """Each answer names the next page by a cursor. ``at``: where; ``name``: how it is sent."""
+    """Pages that name the next one by a cursor.
+
+    ``at``: the path of the cursor in an answer. ``name``: the query parameter for it.
+    """
 
     at: str
     name: str = "cursor"
 
     def after(
-        self,
-        answer: Answer,
-        content: Any,
-        found: Sequence[Any],
-        step: tuple[str, Mapping[str, str]],
-    ) -> tuple[str, Mapping[str, str]] | None:
+        self, answer: Answer, content: Any, found: Sequence[Any], request: PageRequest
+    ) -> PageRequest | None:
         cursor = at(content, self.at)
         if cursor is None or cursor == "":
             return None
-        return step[0], {**step[1], self.name: str(cursor)}
+        return request[0], {**request[1], self.name: str(cursor)}

@@ -1,7 +1,4 @@
-"""Places in a JSON document: how a field's value is read there and written.
-
-It knows nothing of fields, or of what is in the document beside.
-"""
+"""Places in a JSON document: how a value at a path is read and written."""
 
 from __future__ import annotations
 
@@ -20,15 +17,15 @@ class _Absent:
 
 
 ABSENT: Final = _Absent()
-"""In place of a value: the document says nothing there."""
+"""Stands for the value at a path that is not in the document."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a field's value is in a document, if a path cannot say it.
+    """The place of a field's value in a document, for a place that no path can describe.
 
-    ``read`` gets the document and gives the value as JSON, or ``ABSENT``. ``write`` gets the body
-    that is about to be sent, and the value, and puts it there.
+    ``read``: takes the document and returns the value as JSON, or ``ABSENT``. ``write``: takes the
+    body of a request and the value, and puts the value into the body.
     """
 
     read: Callable[[dict[str, Any]], Any]
@@ -36,27 +33,30 @@ class Place:
 
 
 def at(document: Any, path: str) -> Any:
-    """What is at a path of names with points between; ``None`` if nothing is there."""
+    """Return the value at a path, as in ``fields.status``; ``None`` if the path does not exist."""
     found = _look(document, path)
     return None if found is ABSENT else found
 
 
 def place(path: str) -> Place:
-    """The place that a path names: ``fields.status.name``."""
-    return Place(lambda document: _look(document, path), lambda body, held: put(body, path, held))
+    """Return the place of a path, as in ``fields.status.name``."""
+    return Place(lambda document: _look(document, path), lambda body, value: put(body, path, value))
 
 
-def put(body: dict[str, Any], path: str, held: Any) -> None:
-    """Put a value at a path, making the objects on the way. Raises ``RejectedError``."""
-    *way, last = path.split(".")
-    for name in way:
+def put(body: dict[str, Any], path: str, value: Any) -> None:
+    """Put a value at a path, creating the objects on the way. Raises ``RejectedError``."""
+    *parents, last = path.split(".")
+    for name in parents:
         inner = body.get(name)
         if inner is None:
             inner = body[name] = {}
         if not isinstance(inner, dict):
-            raise RejectedError(f"{path}: there is no object at {name!r} to put a value into")
+            raise RejectedError(
+                f"{path}: no object at {name!r}, but {type(inner).__name__}; a value cannot be "
+                "put into it"
+            )
         body = inner
-    body[last] = held
+    body[last] = value
 
 
 def _look(document: Any, path: str) -> Any:

@@ -1,7 +1,4 @@
-"""The description of a kind of object at a REST service: where it is and how it is written.
-
-It owns URL templates. It sends nothing.
-"""
+"""The description of one kind of object at a REST service: its paths, and how it is written."""
 
 from __future__ import annotations
 
@@ -27,12 +24,12 @@ def _parse(text: str) -> dt.datetime:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Since:
-    """How a list is asked for what changed since a time, that time included.
+    """The way to ask a list for the objects that changed at or after a time.
 
-    ``updated``: where in an object that time is. ``query``: the query, with ``{since}`` in it.
-    ``parse`` and ``show``: the time's text in an object, and in the query. ``overlap``: by how many
-    seconds each read reaches back behind the latest change seen, since changes may come to light
-    out of their order.
+    ``updated``: the path of the time of the last change in an object. ``query``: the query of the
+    list, with ``{since}`` for the time. ``parse``: converts the text in an object to a time.
+    ``show``: converts a time to the text in the query. ``overlap``: how many seconds before the
+    latest change seen each read begins, because changes may become visible out of order.
     """
 
     updated: str
@@ -44,13 +41,15 @@ class Since:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Within:
-    """That there is one list for each of other objects, as of comments for each issue.
+    """The outer objects, if each of them has a list of its own: one of comments for each issue.
 
-    ``items``, ``query``, ``pages``: where those are listed, and how that list is walked if not as
-    the inner ones; ``id``: where in one its id is. The paths of
-    the objects inside have that id as ``{in}``, and each of them, as it is listed, has the one that
-    it is in as ``@in``: so ``id="number"`` is found at ``@in.number``, and a field at that path
-    says what an object is created in. What changed is asked of the outer list.
+    ``items``, ``query``: the path and query of the list of outer objects. ``pages``: how that list
+    is paged, if not as the inner lists. ``id``: the path of the id in an outer object.
+
+    The paths of the inner objects contain this id as ``{in}``. A listed inner object has its outer
+    object as the member ``@in``. With ``id="number"``, for example, the number of the issue is at
+    ``@in.number`` of a comment, and a field with this path says to which issue a comment is added.
+    Recent changes are read from the outer list.
     """
 
     items: str
@@ -61,29 +60,28 @@ class Within:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resource:
-    """Where the objects of one kind are, and what may be done to them.
+    """The paths of the objects of one kind, and how they are read and written.
 
-    ``items``: the path of the list. ``item``: that of one object, with the key's fields in braces
-    or ``{key}``, the whole key; where the service gives ids of its own, ``{id}``.
-    ``pages``: how the list is walked; ``query``: sent with it. ``single``: the query that is sent
-    with a read of one object. ``body``: where in the answer to a
-    single read the object is (``data``); empty for the answer itself. ``within``: if there are many
-    such lists; an id of the service's own is then that of the outer object and that of the inner
-    one, with a ``:`` between. ``paths``: by the view's
-    names, where in an object the value is, as a path of names with points or a ``Place``; a field
-    that is not in it is a member of its own name.
+    Reading. ``items``: the path of the list. ``item``: the path of one object, with the key fields
+    in braces, or ``{key}`` for the whole key, or ``{id}`` if the service assigns ids. ``pages``:
+    how the list is paged. ``query``: the query of the list. ``single``: the query of a read of one
+    object. ``body``: the path of the object in the answer to such a read, as in ``data``; empty if
+    the answer is the object. ``within``: the outer objects, if each has a list of its own; an id is
+    then the outer id and the inner id with ``:`` between. ``paths``: by the view's names, where a
+    value is in an object: a path, as in ``fields.status``, or a ``Place``. A field without a path
+    is a member of its own name.
 
-    ``create``: ``PUT`` to the object's path, or ``POST`` to the list, or to ``creations`` where
-    that is another path. ``update``: ``PUT`` of the
-    whole object, with what else is in it, or ``PATCH`` of what changed. ``etags``: use strong
-    entity tags, so that a change which somebody else made in between is not overwritten.
-    ``returns``: the answer to a write is the object as a read would give it. ``taken``: statuses
-    that answer the creation of what is there already.
+    Writing. ``create``: ``PUT`` to the path of the object, or ``POST`` to the list, or to
+    ``creations`` if that is another path. ``update``: ``PUT`` of the whole object, including
+    members that the view does not name, or ``PATCH`` of the changed ones. ``etags``: use strong
+    entity tags, so that a change by another client is not overwritten. ``returns``: whether the
+    answer to a write is the object as a read returns it. ``taken``: the statuses of the answer if
+    the object to create exists already.
 
-    ``id``: where in an object the service's own id is. ``marker``: where it keeps the record's key,
-    by which an object is found again whose creation was not answered; ``marked``: a query that
-    narrows the list down to objects with that marker, with ``{key}`` in it. ``since``: how to ask
-    for what changed.
+    Identity. ``id``: the path of the id that the service assigns. ``marker``: the path where the
+    object keeps the key of its record; if the answer to a creation is lost, the object is found by
+    it. ``marked``: a query that selects the objects with this marker, with ``{key}`` for the key.
+    ``since``: how to ask for recent changes.
     """
 
     items: str
@@ -106,16 +104,16 @@ class Resource:
     since: Since | None = None
 
     def names(self) -> set[str]:
-        """The names in braces in the path of one object. Raises ``ConfigError``."""
+        """Return the names in braces in ``item``. Raises ``ConfigError``."""
         try:
             return {name for _, name, *_ in Formatter().parse(self.item) if name is not None}
         except ValueError as error:
             raise ConfigError(f"item={self.item!r}: {error}") from None
 
     def under(self, base: str, *, rename: Mapping[str, str] | None = None) -> Resource:
-        """The same with ``base`` for the point in paths that begin with ``./``.
+        """Return a copy in which ``base`` replaces the point of paths that begin with ``./``.
 
-        ``rename``: other names for those in braces in the path of one object.
+        ``rename``: new names for the names in braces in ``item``.
         """
 
         def full(path: str) -> str:
@@ -135,10 +133,10 @@ class Resource:
 
 
 def filled(template: str, values: Mapping[str, Any]) -> str:
-    """A path with values in place of the names in braces, escaped as one part of a path each."""
+    """Return a path with values for the names in braces, each escaped as one path segment."""
     texts = {}
     for name, value in values.items():
         text = quote(str(value), safe="")
-        # As they are they would lead to another place.
+        # Unescaped, these would address another path.
         texts[name] = _DOTS.get(text, text)
     return template.format(**texts)

@@ -1,7 +1,4 @@
-"""A REST service: requests that are bounded in time and size, and what its answers mean.
-
-It owns the HTTP client and the mapping of failures. It knows nothing of records.
-"""
+"""The HTTP client: requests that are bounded in time and size, and the errors of their answers."""
 
 from __future__ import annotations
 
@@ -50,7 +47,7 @@ _MAY_BE_DONE: Final = frozenset({500, 502, 504})
 
 @dataclass(slots=True, frozen=True)
 class Answer:
-    """What came back: the status, the headers by lower-case name, and the body."""
+    """The answer to a request: the status, the headers by lower-case name, and the body."""
 
     status: int
     headers: Mapping[str, str]
@@ -58,7 +55,7 @@ class Answer:
     url: str
 
     def json(self) -> Any:
-        """The body as JSON; numbers with a point are decimals. Raises ``RecordError``."""
+        """Return the body as JSON; numbers with a point are decimals. Raises ``RecordError``."""
         try:
             return DECODER.decode(self.content.decode("utf-8-sig").strip(" \t\r\n"))
         except (ValueError, RecursionError) as error:
@@ -66,7 +63,7 @@ class Answer:
 
     @property
     def etag(self) -> str | None:
-        """The strong validator of what came back (RFC 9110), ``None`` if there is none."""
+        """The strong entity tag of the object (RFC 9110), ``None`` if there is none."""
         tag = self.headers.get("etag", "")
         return None if not tag or tag.startswith("W/") else tag
 
@@ -74,20 +71,21 @@ class Answer:
 class Service:
     """One REST service, shared by the accessors that use it. Thread-safe, and safe to fork.
 
-    ``url``: the base of all paths. ``auth``: who asks. ``headers``: sent with every request.
-    ``timeout``: of connecting and of each wait for data; ``deadline``: of a whole answer; both in
-    seconds. ``connections``: how many are kept. ``rate``: requests a second from this process, at
-    most, up to ``burst`` of them at once. ``max_response``: bytes of an answer; what is larger is
-    refused before it is all here. ``allow``: networks beside the public internet that may be
-    connected to (a service in the own network has to be named). ``ca_file``: certificates to trust
-    instead of the system's.
+    ``url``: the base of all paths. ``auth``: the authentication. ``headers``: sent with every
+    request. ``timeout``: in seconds, for connecting and for each wait for data. ``deadline``: in
+    seconds, for a whole answer. ``connections``: how many stay open. ``rate``: the maximum number
+    of requests per second from this process, of which ``burst`` may go at once. ``max_response``:
+    the maximum size of an answer in bytes; the read of a larger one is broken off. ``allow``:
+    networks beside the public internet that may be connected to; a service in your own network
+    must be listed. ``ca_file``: the certificates to trust instead of those of the system.
 
-    Requests go to the host of ``url`` (and that of the token) only, redirects are not followed,
-    proxies of the environment not used. A kind of service that answers in a way of its own
-    overrides ``meaning``.
+    Requests go only to the host of ``url`` and to the host of the token endpoint. Redirects are not
+    followed, and proxy settings of the environment are ignored. A subclass for a service with error
+    answers of its own overrides ``meaning``.
     """
 
     forbidden_hint: ClassVar[str] = "correct the credentials or their rights; the work waits"
+    """The hint of the error for an answer that refuses the credentials."""
 
     def __init__(
         self,
@@ -106,18 +104,24 @@ class Service:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError("a REST service needs a URL with http:// or https:// and a host")
+            raise ConfigError(
+                "the URL of a REST service must begin with http:// or https:// and name a host"
+            )
         if parts.username or parts.password:
             raise ConfigError(
-                f"the URL of {parts.hostname} holds credentials", hint="pass auth=Basic(...)"
+                f"the URL of {parts.hostname} contains credentials",
+                hint="remove them and pass auth=Basic(...)",
             )
         if parts.query or parts.fragment:
-            raise ConfigError(f"the URL of {parts.hostname} has a query or a fragment")
+            raise ConfigError(
+                f"the URL of {parts.hostname} has a query or a fragment",
+                hint="remove it: the URL is the base of all paths",
+            )
         self.url = url.rstrip("/")
         self._origin = _origin(self.url)
         self._auth = auth
         self._headers = {"Accept": "application/json", "User-Agent": "eventsync", **(headers or {})}
-        # What is compressed may be of any size once it is not.
+        # A small compressed answer may expand beyond max_response, so compression is declined.
         self._headers["Accept-Encoding"] = "identity"
         self._timeout, self._deadline = timeout, deadline
         self._connections = connections
@@ -126,17 +130,17 @@ class Service:
         self._ca_file = None if ca_file is None else os.fspath(ca_file)
         self.pace = Throttle(rate, burst)
         self._lock = threading.Lock()
-        self._held: tuple[int, httpx.Client] | None = None
+        self._opened: tuple[int, httpx.Client] | None = None  # with the process that opened it
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 
     def close(self) -> None:
-        """Let go of the connections. Idempotent; they are made again when needed."""
+        """Close the connections. Idempotent; the next request opens new ones."""
         with self._lock:
-            held, self._held = self._held, None
-        if held is not None and held[0] == os.getpid():
-            held[1].close()
+            opened, self._opened = self._opened, None
+        if opened is not None and opened[0] == os.getpid():
+            opened[1].close()
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -150,13 +154,15 @@ class Service:
         headers: Mapping[str, str] | None = None,
         allow: Iterable[int] = (),
     ) -> Answer:
-        """Send one request; its answer, if that is a success or its status one of ``allow``.
+        """Send a request and return its answer.
 
-        ``path``: below the service's URL, or a whole URL of the same host. ``body``: JSON. Blocks,
-        for ``deadline`` seconds at most, and for its turn under the rate. Raises
-        ``StoreUnavailableError`` for what may work later (credentials that are not taken among it,
-        since no record is to blame), ``RejectedError`` for what the service refuses about this
-        record, ``ConfigError`` for what cannot be right.
+        ``path``: below the URL of the service, or a whole URL of the same host. ``body``: JSON.
+        ``allow``: statuses to return although they mean failure. Blocks for at most ``deadline``
+        seconds, and before that as long as the rate limit requires.
+
+        Raises ``StoreUnavailableError`` if the request may succeed later; this includes refused
+        credentials, which are not the fault of a record. Raises ``RejectedError`` if the service
+        refuses this record, and ``ConfigError`` if the configuration must change.
         """
         url = self._address(path)
         sent = dict(headers or {})
@@ -165,40 +171,40 @@ class Service:
             content = dump(body).encode()
             sent.setdefault("Content-Type", "application/json")
         for again in (True, False):
-            mine = self._auth.headers(self._token) if self._auth else {}
-            answer = self._send(method, url, {**sent, **mine}, content, query)
+            credentials = self._auth.headers(self._token) if self._auth else {}
+            answer = self._send(method, url, {**sent, **credentials}, content, query)
             if answer.status == 401 and again and self._auth and self._auth.refused():
-                continue  # an access token may be withdrawn before its time
+                continue  # a service may revoke an access token before it expires
             break
         if answer.status < 300 or answer.status in frozenset(allow):
             return answer
         raise self.meaning(method, answer)
 
     def meaning(self, method: str, answer: Answer) -> EventSyncError:
-        """The error that an answer without success means."""
+        """Return the error for an answer without success."""
         status = answer.status
-        told = f"{method} {_shown_url(answer.url)}: {status} {self._message(answer)}".strip()
+        message = f"{method} {_shown_url(answer.url)}: {status} {self._message(answer)}".strip()
         delay = delay_asked(answer.headers)
         later = status in _TRY_LATER or (status == 403 and delay) or status >= 500
         if later and status not in _CONFIGURATION:
             self.pace.hold(delay)
             return StoreUnavailableError(
-                told,
+                message,
                 retry_after=delay,
                 uncertain=method not in _SAFE and status in _MAY_BE_DONE,
             )
         if status in (401, 403):
-            return StoreUnavailableError(told, hint=self.forbidden_hint)
+            return StoreUnavailableError(message, hint=self.forbidden_hint)
         if status in (404, 410):
-            return StoreUnavailableError(told, hint="correct the path, or the rights to see it")
+            return StoreUnavailableError(message, hint="correct the path, or the rights to see it")
         if status < 400:
-            return ConfigError(told, hint="redirects are not followed: name the final URL")
+            return ConfigError(message, hint="redirects are not followed; pass the final URL")
         if status in _CONFIGURATION:
-            return ConfigError(told, hint="correct the description of the resource")
-        return RejectedError(told)
+            return ConfigError(message, hint="correct the description in Resource(...)")
+        return RejectedError(message)
 
     def _message(self, answer: Answer) -> str:
-        """What the service says of a failure: short, in one line, without our secrets."""
+        """Return the message in an answer: short, on one line, without our secrets."""
         text = answer.content[: 4 * _SHOWN].decode("utf-8", "replace")
         if answer.status < 400:
             text = f"to {_shown_url(answer.headers.get('location', ''))}"
@@ -212,11 +218,12 @@ class Service:
 
     def _address(self, path: str) -> str:
         if path.startswith(("http://", "https://")):
-            # A link of the service's own, as to the next page.
+            # A link in an answer of the service, for example to the next page.
             if _origin(path) != self._origin:
                 raise ConfigError(
                     f"{self.url} refers to another host: {_shown_url(path)}",
-                    hint="only the configured host is asked",
+                    hint="requests go to the configured host only; if the service is at the other "
+                    "host, pass that URL",
                 )
             return path
         return f"{self.url}/{path.lstrip('/')}" if path else self.url
@@ -232,7 +239,10 @@ class Service:
             raise StoreUnavailableError(error.message, hint=self.forbidden_hint)
         found = answer.json()
         if not isinstance(found, dict):
-            raise StoreUnavailableError(f"{_shown_url(url)}: the answer holds no token")
+            raise StoreUnavailableError(
+                f"{_shown_url(url)}: the answer is not a JSON object with an access token",
+                hint="check that it is the token URL of this service",
+            )
         return found
 
     def _send(
@@ -245,10 +255,11 @@ class Service:
         *,
         form: Mapping[str, str] | None = None,
     ) -> Answer:
-        held = self.pace.held()
-        if held:
+        delay = self.pace.held()
+        if delay:
             raise StoreUnavailableError(
-                f"{self.url} asks to be left alone for {held:.0f} s more", retry_after=held
+                f"{self.url} asked for a pause, which lasts another {delay:.0f} s",
+                retry_after=delay,
             )
         self.pace.wait()
         unsafe = method not in _SAFE and form is None
@@ -266,9 +277,9 @@ class Service:
                 body = b"".join(self._received(answer, url, until, unsafe))
                 return Answer(answer.status_code, names, body, url)
         except _FAILED as error:
-            what = self._hide(str(error) or type(error).__name__)
+            cause = self._hide(str(error) or type(error).__name__)
             raise StoreUnavailableError(
-                f"{method} {_shown_url(url)}: {what}",
+                f"{method} {_shown_url(url)}: {cause}",
                 uncertain=unsafe and not isinstance(error, _UNSENT),
             ) from None
 
@@ -277,42 +288,45 @@ class Service:
     ) -> Iterator[bytes]:
         if answer.headers.get("content-encoding", "identity") != "identity":
             raise StoreUnavailableError(
-                f"{_shown_url(url)}: the answer is compressed though that was declined",
+                f"{_shown_url(url)}: the answer is compressed, although the request declined that",
                 uncertain=unsafe,
             )
         size = 0
         for chunk in answer.iter_raw():
             size += len(chunk)
             if size > self._max_response:
-                told = f"{_shown_url(url)}: an answer of more than {self._max_response} bytes"
-                hint = "ask for smaller pages, or raise max_response"
+                message = f"{_shown_url(url)}: the answer has more than {self._max_response} bytes"
+                hint = "request smaller pages, or raise max_response"
                 if unsafe:
-                    # The write was made, whatever it was answered with.
-                    raise StoreUnavailableError(told, hint=hint, uncertain=True)
-                raise RejectedError(told, hint=hint)
+                    # The size of the answer does not undo the write.
+                    raise StoreUnavailableError(message, hint=hint, uncertain=True)
+                raise RejectedError(message, hint=hint)
             if time.monotonic() > until:
                 raise StoreUnavailableError(
-                    f"{_shown_url(url)}: no whole answer within {self._deadline:g} s",
+                    f"{_shown_url(url)}: no complete answer within {self._deadline:g} s",
                     uncertain=unsafe,
                 )
             yield chunk
 
     def _client(self) -> httpx.Client:
         with self._lock:
-            # Never a connection from before a fork.
-            if self._held is None or self._held[0] != os.getpid():
+            # A connection that was opened before a fork belongs to the parent process.
+            if self._opened is None or self._opened[0] != os.getpid():
                 client = httpx.Client(
-                    transport=_Transport(self._gateway, self._connections, self._context()),
+                    transport=_GuardedTransport(self._gateway, self._connections, self._context()),
                     headers=self._headers,
                     timeout=self._timeout,
                     follow_redirects=False,
                     trust_env=False,
                 )
-                self._held = os.getpid(), client
-            return self._held[1]
+                self._opened = os.getpid(), client
+            return self._opened[1]
 
     def _context(self) -> ssl.SSLContext | None:
-        """The certificates to trust; reading them takes a while, so not where none are needed."""
+        """Return the certificates to trust, or ``None`` if no request uses TLS.
+
+        Reading the certificates is slow, so it happens only if they are needed.
+        """
         if self._origin[0] == "http" and not isinstance(self._auth, ClientCredentials):
             return None
         try:
@@ -321,8 +335,8 @@ class Service:
             raise ConfigError(f"ca_file={self._ca_file!r}: {error}") from error
 
 
-class _Transport(httpx.BaseTransport):
-    """httpx on a pool of connections that all go through the gateway."""
+class _GuardedTransport(httpx.BaseTransport):
+    """A transport for httpx that opens all connections through the gateway."""
 
     def __init__(self, gateway: Gateway, connections: int, context: ssl.SSLContext | None) -> None:
         self._pool = httpcore.ConnectionPool(
@@ -339,21 +353,21 @@ class _Transport(httpx.BaseTransport):
             port=request.url.port,
             target=request.url.raw_path,
         )
-        asked = httpcore.Request(
+        inner = httpcore.Request(
             request.method,
             url,
             headers=request.headers.raw,
             content=request.stream,
             extensions=request.extensions,
         )
-        answer = self._pool.handle_request(asked)
-        return httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer))
+        answer = self._pool.handle_request(inner)
+        return httpx.Response(answer.status, headers=answer.headers, stream=_AnswerBody(answer))
 
     def close(self) -> None:
         self._pool.close()
 
 
-class _Body(httpx.SyncByteStream):
+class _AnswerBody(httpx.SyncByteStream):
     def __init__(self, answer: httpcore.Response) -> None:
         self._answer = answer
 
@@ -370,5 +384,5 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def _shown_url(url: str) -> str:
-    """A URL without its query, which may hold what no log should."""
+    """Return a URL without its query, which may contain secrets."""
     return url.partition("?")[0].partition("#")[0]

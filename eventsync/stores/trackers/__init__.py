@@ -1,6 +1,6 @@
-"""Issue trackers as stores, built on the REST store; one module a tracker.
+"""Issue trackers as stores, and the record types that all of them share.
 
-It names the records they have in common. It needs the extra ``rest``.
+Each tracker is a package here, built on the REST store. They need the extra ``rest``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Markers: a record's key at the end of a text, in an HTML comment that readers do not see.
+"""Markers: the key of a record in an HTML comment at the end of a text.
 
-It owns their form, and the accessors of objects that carry them. It knows no tracker.
+An example is ``<!-- eventsync:Issue:A-1 -->``. A tracker does not show it to readers.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _MARKER: Final = re.compile(
 
 
 def quoted(key: str) -> str:
-    """A key as it may stand in a marker: it could not end one."""
+    """Return a key with all characters escaped that could end a marker."""
     return quote(key, safe="").replace("-", "%2D")
 
 
 def marked(text: str, type: str, key: str, *, deleted: bool = False) -> str:
-    """``text`` with a marker after it."""
-    gone = " deleted" if deleted else ""
+    """Return ``text`` with a marker at its end."""
+    suffix = " deleted" if deleted else ""
     gap = "\n\n" if text else ""
-    return f"{text}{gap}<!-- eventsync:{type}:{quoted(key)}{gone} -->"
+    return f"{text}{gap}<!-- eventsync:{type}:{quoted(key)}{suffix} -->"
 
 
 def unmarked(text: str, type: str) -> tuple[str, str | None, bool]:
-    """The text without its marker, the key in that, and whether it says that the record is deleted.
+    """Return the text without its marker, the key, and whether the marker says ``deleted``.
 
-    A marker of another type is a part of the text.
+    A marker of another record type is a part of the text.
     """
     found = _MARKER.search(text)
     if found is None or found[1] != type:
@@ -48,10 +48,10 @@ def unmarked(text: str, type: str) -> tuple[str, str | None, bool]:
 
 
 class MarkedAccessor(TrackerAccessor[R]):
-    """Objects whose text, in the slot that says so, ends with the record's key."""
+    """Records in objects with a marker at the end of one text: the field with ``marked=True``."""
 
     def parts(self, data: Mapping[str, Any]) -> tuple[str, str | None, bool]:
-        """An object's text, the key it is marked with, and whether that says it is deleted."""
+        """Return the text of an object, the key in its marker, and whether it says ``deleted``."""
         return unmarked(at(data, self._marked.at) or "", self.type.name)
 
     def marker_in(self, data: dict[str, Any]) -> str | None:
@@ -59,15 +59,15 @@ class MarkedAccessor(TrackerAccessor[R]):
         return None if deleted else key
 
     def mark(self, body: dict[str, Any], key: str) -> None:
-        held = at(body, self._marked.target) or ""
-        put(body, self._marked.target, marked(held, self.type.name, key))
+        text = at(body, self._marked.target) or ""
+        put(body, self._marked.target, marked(text, self.type.name, key))
 
     def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
         text = self.parts(data)[0]
         values = super().values_in(data)
         return values | {
             name: slot.read(text)
-            for name, slot in self.held.items()
+            for name, slot in self.view_slots.items()
             if slot.marked and name in values
         }
 

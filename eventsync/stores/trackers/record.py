@@ -1,7 +1,7 @@
-"""The records of issue trackers: what they have in common, under one name each.
+"""The record types that issue trackers share.
 
-It knows no tracker. A tracker holds a part of these fields; a record type of your own will do as
-well, if a view renames its fields to these.
+No tracker holds all of these fields. You can use a record type of your own instead, with a view
+that renames its fields to these.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Account", "Comment", "Group", "Issue", "Label", "Member", "Milestone
 
 
 class Account(Record, rule="field"):
-    """Somebody who uses the tracker. The id is the name to log in with."""
+    """A user of the tracker. The id is the login name."""
 
     id: str = Field(key=True)
     name: str = ""
@@ -30,7 +30,7 @@ class Group(Record, rule="field"):
 
 
 class Member(Record, rule="field"):
-    """That an account is in a group."""
+    """The membership of an account in a group."""
 
     group: str = Field(key=True)
     account: str = Field(key=True)
@@ -38,7 +38,7 @@ class Member(Record, rule="field"):
 
 
 class Project(Record, rule="field"):
-    """What issues are about: a repository, a project."""
+    """A project or repository that has issues."""
 
     id: str = Field(key=True)
     name: str = ""
@@ -46,7 +46,7 @@ class Project(Record, rule="field"):
 
 
 class Label(Record, rule="field"):
-    """A word that issues are sorted by. The id is the word."""
+    """A label of issues. The id is its text."""
 
     id: str = Field(key=True)
     color: str = ""
@@ -54,7 +54,7 @@ class Label(Record, rule="field"):
 
 
 class Milestone(Record, rule="field"):
-    """What is to be reached, and by when."""
+    """A milestone: a goal with a date, to which issues belong."""
 
     id: str = Field(key=True)
     title: str = ""
@@ -64,7 +64,7 @@ class Milestone(Record, rule="field"):
 
 
 class Issue(Record, rule="field"):
-    """Something to be done."""
+    """An issue: a task, a bug or a request."""
 
     id: str = Field(key=True)
     title: str = ""
@@ -77,7 +77,7 @@ class Issue(Record, rule="field"):
 
 
 class Comment(Record, rule="field"):
-    """What somebody said about an issue."""
+    """A comment on an issue."""
 
     id: str = Field(key=True)
     issue: Issue | None = None

@@ -1,33 +1,32 @@
-"""Where a field of a record is in the objects of a tracker: a line of a table instead of code.
-
-It owns the description of one field. It knows no tracker, and sends nothing.
-"""
+"""The slot: the mapping of one record field to its place in the JSON objects of a tracker."""
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Slot", "day", "text"]
+__all__ = ["Slot", "day", "text", "utc"]
 
 
-def _same(held: Any) -> Any:
-    return held
+def _same(value: Any) -> Any:
+    return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slot:
-    """One field, in what a tracker answers and in what it is sent.
+    """The place of one field in the JSON objects of a tracker, and the conversion of its value.
 
-    ``at``: where it is read, a path of names with points between. ``to``: where it is written, if
-    that is elsewhere; empty for a field that is only read. ``read`` and ``write`` translate its
-    JSON value, which may be ``None``; ``words`` does so for one of a few, from the record's to the
-    tracker's, and others are rejected. ``of``: the type of the records that it refers to.
+    ``at``: the path where the value is read, as in ``fields.status.name``. ``to``: the path where
+    it is written, if that is another; empty for a field that is only read. ``read``, ``write``:
+    convert the JSON value, which may be ``None``. ``words``: the allowed values of the record, each
+    with the value of the tracker; another value is rejected. ``of``: the name of the record type
+    that the field refers to.
 
-    ``new``: what a new object has there, whatever its creation asks for; another value is written
-    after it. ``fixed``: why it cannot be changed. ``kept``: why it cannot be taken away.
-    ``marked``: it is a text, which ends with the marker that the record is found by.
+    ``new``: the value that a new object always has; another value is written in a second request.
+    ``fixed``: the reason why the field cannot be changed. ``kept``: the reason why its value cannot
+    be removed. ``marked``: whether the field is the text that ends with the marker of the record.
     """
 
     at: str
@@ -43,15 +42,20 @@ class Slot:
 
     @property
     def target(self) -> str:
-        """The path in a body, empty if it is in none."""
+        """The path in the body of a request; empty if the field is only read."""
         return self.at if self.to is None else self.to
 
 
-def text(held: Any) -> str:
-    """A text, of which a tracker may say that there is none."""
-    return "" if held is None else str(held)
+def text(value: Any) -> str:
+    """Return a text, also if the tracker returns null for an empty one."""
+    return "" if value is None else str(value)
 
 
-def day(held: Any) -> str | None:
-    """The day of a time or a date."""
-    return str(held)[:10] if held else None
+def day(value: Any) -> str | None:
+    """Return the day of a time or date in ISO 8601."""
+    return str(value)[:10] if value else None
+
+
+def utc(moment: dt.datetime) -> str:
+    """Return a time in ISO 8601, in UTC and without fractions of a second."""
+    return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,6 +1,7 @@
-"""What authors of stores for issue trackers test theirs with: the conformance suite for these.
+"""The conformance suite for issue trackers.
 
-It needs the extras ``eventsync[testing,rest]``.
+Extend ``TrackerContract`` to test a tracker store of your own. It needs the extras ``testing`` and
+``rest``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The conformance suite for issue trackers: what the store of each has to keep, said once.
-
-It owns the expectations. It knows no tracker, and not how stores and records are made.
-"""
+"""The conformance suite for issue trackers: the tests."""
 
 from __future__ import annotations
 
@@ -29,15 +26,16 @@ from eventsync.testing.tracker.line import Failure
 
 __all__ = ["TrackerContract"]
 
-# Which the tracker gives an id of its own.
+# The record types for which the tracker assigns ids.
 _NUMBERED: Final = frozenset({Milestone, Issue, Comment})
 
 
 class TrackerContract(TrackerHarness):
-    """What every store of an issue tracker has to keep, as a class of tests.
+    """The tests that every store of an issue tracker must pass.
 
-    Extend it in a test module, on a tracker or a simulation of one, which is empty at the beginning
-    of each test. Say how a store is made, and what people do there who know nothing of eventsync::
+    Extend this class in a test module, with a tracker or a simulation of one that is empty at the
+    beginning of each test. Define how a store is made, and how people use the tracker without
+    eventsync::
 
         class TestHelpdesk(TrackerContract):
             name = "helpdesk"
@@ -51,30 +49,29 @@ class TrackerContract(TrackerHarness):
             def text(self, issue): ...
             def count(self): ...
 
-    What the tracker does otherwise is said with the class attributes, of which ``refused``,
-    ``since`` and ``hint`` have no default. Fields that an accessor does not hold are left out of
-    the records by themselves.
+    Describe with the class attributes where the tracker differs. ``refused``, ``since`` and
+    ``hint`` have no default, so set them. The suite omits fields that an accessor does not hold.
     """
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Try each type that can be created, and each way to fail that makes a difference to it."""
+        """Run the tests for each type in ``creates``, and with each failure in ``ways``."""
         if "failure" in metafunc.fixturenames:
             cases = [
                 pytest.param(kind, failure, skip, id=f"{kind.__name__}-{failure}-{skip}")
                 for kind in self.creates
                 for failure in self.ways
                 for skip in (0, 1)
-                # What is known by a name cannot be there twice.
+                # A record with a name of its own cannot be created twice, so one way is enough.
                 if kind in _NUMBERED or (failure == "unanswered" and not skip)
             ]
             metafunc.parametrize(("kind", "failure", "skip"), cases)
         elif "kind" in metafunc.fixturenames:
             metafunc.parametrize("kind", self.creates, ids=lambda kind: kind.__name__)
 
-    # -- what is written ---------------------------------------------------------------------------
+    # -- our writes --------------------------------------------------------------------------------
 
     def test_round_trip(self, tracker: Store, kind: Kind) -> None:
-        """A record goes in, is found, changed, removed, and put there again; none is an edit."""
+        """A record is added, found, changed, removed and added again, without captured edits."""
         self.tour(tracker, kind)
         record, _ = self.made(tracker, kind)
         if "destroy" in self.refuses.get(kind, ()):
@@ -92,11 +89,11 @@ class TrackerContract(TrackerHarness):
             assert self.seen(tracker) == []
 
     def test_written_once(self, tmp_path: Path, kind: Kind, failure: Failure, skip: int) -> None:
-        """Whatever becomes of a write, of its answer and of the process, a record is there once."""
+        """A record is created exactly once, even if a write, its answer or the process is lost."""
         self.written_once(tmp_path, kind, failure, skip=skip)
 
     def written_once(self, folder: Path, kind: Kind, failure: Failure, *, skip: int) -> None:
-        """As ``test_written_once``, for one way to fail."""
+        """Run ``test_written_once`` for one failure, after ``skip`` writes that succeed."""
         with self.opened(folder) as store:
             captured(store)
             self.prepare(store, kind)
@@ -111,7 +108,10 @@ class TrackerContract(TrackerHarness):
                 assert settled.outcome in (Outcome.APPLIED, Outcome.DUPLICATE), settled.error
                 break
         else:
-            raise AssertionError("it never succeeded")
+            raise AssertionError(
+                "the change was not applied in four attempts after a single failure: a retry must "
+                "find what the failed attempt left and go on from there"
+            )
         with self.opened(folder) as store:
             held = store[record]
             assert held.raw() == {name: record[name] for name in held.raw()}
@@ -121,7 +121,7 @@ class TrackerContract(TrackerHarness):
         assert self.count() == before
 
     def test_somebody_edits_meanwhile(self, tracker: Store) -> None:
-        """What somebody edits between reading and writing is kept, but in the fields written."""
+        """An edit of another field between our read and our write is kept, and captured."""
         tracker.add(Issue(id="K", title="a"))
         issue = self.id_of(tracker, "K")
         self.line.meanwhile = lambda: self.edits(issue, status="closed")
@@ -136,7 +136,7 @@ class TrackerContract(TrackerHarness):
         assert [(c.key, c.data) for c in captured(tracker)] == [("K", {"status": "closed"})]
 
     def test_what_comes_too_early(self, tracker: Store) -> None:
-        """A record waits for those that it refers to; in one batch with them it need not."""
+        """A record is held until the records that it refers to exist, or come in the same batch."""
         issue = Issue(id="K", title="t")
         late: list[Record] = []
         if Milestone in self.creates:
@@ -158,7 +158,7 @@ class TrackerContract(TrackerHarness):
         assert self.seen(tracker) == []
 
     def test_who_comes_too_early(self, tracker: Store) -> None:
-        """An issue waits for its assignee, and a member for the group and the account."""
+        """An issue is held until its assignee exists, and a member until group and account do."""
         early: list[Record] = []
         if self.nobody is not None:
             issue = Issue(id="L", title="t")
@@ -175,7 +175,7 @@ class TrackerContract(TrackerHarness):
         assert captured(tracker) == []
 
     def test_what_is_rejected(self, tracker: Store) -> None:
-        """What is wrong with one record is a rejection, with the tracker's reason or ours."""
+        """A record that the tracker cannot take is rejected, with the reason."""
         before = self.count()
         blocked = Issue(id="K", title="t", status="blocked"), "no status 'blocked'"
         for record, reason in [blocked, *self.rejects]:
@@ -194,7 +194,7 @@ class TrackerContract(TrackerHarness):
             tracker.update(comment)
 
     def test_dates_of_milestones(self, tracker: Store) -> None:
-        """A milestone's date is taken away, or that is rejected."""
+        """Removing the date of a milestone works or is rejected."""
         if Milestone not in self.creates:
             pytest.skip("there are no milestones")
         tracker.add(Milestone(id="M", title="m", due=dt.date(2026, 1, 1)))
@@ -209,7 +209,7 @@ class TrackerContract(TrackerHarness):
             assert self.seen(tracker) == []
 
     def test_what_the_tracker_does_not_do(self, tracker: Store) -> None:
-        """What it offers no way to do is rejected with the reason, and nothing is sent."""
+        """An operation that the tracker does not offer is rejected before any write is sent."""
         self.opens(title="t", labels=["ui"])
         for kind, refused in self.refuses.items():
             for what, reason in refused.items():
@@ -226,10 +226,10 @@ class TrackerContract(TrackerHarness):
                     does[what](record)
                 assert self.line.writes() == []
 
-    # -- what others write -------------------------------------------------------------------------
+    # -- writes of others --------------------------------------------------------------------------
 
     def test_made_there(self, tracker: Store) -> None:
-        """What people make and edit there is captured once, under keys of its ids."""
+        """What people create and edit in the tracker is captured once, with keys from its ids."""
         issue = self.opens(title="Theirs", description="Please", labels=["x"])
         comment = self.says(issue, "Me too")
         key, about = f"{self.name}:{issue}", f"{self.name}:{comment}"
@@ -252,7 +252,7 @@ class TrackerContract(TrackerHarness):
         assert self.line.writes() == []
 
     def test_edited_here(self, tracker: Store) -> None:
-        """What was made there can be edited here, and no mark of ours comes into its text."""
+        """An issue that people created can be edited here, and its text gets no marker."""
         issue = self.opens(title="Theirs", description="Please")
         captured(tracker)
         record = tracker[Issue, f"{self.name}:{issue}"]
@@ -262,7 +262,7 @@ class TrackerContract(TrackerHarness):
         assert self.seen(tracker) == []
 
     def test_deleted_there(self, tracker: Store) -> None:
-        """What is not there any more is captured as deleted."""
+        """An issue that is gone from the tracker is captured as deleted."""
         issue = self.opens(title="Theirs")
         captured(tracker)
         self.deletes(issue)
@@ -272,7 +272,7 @@ class TrackerContract(TrackerHarness):
         assert self.seen(tracker) == []
 
     def test_more_than_a_page(self, tracker: Store) -> None:
-        """All issues are found, however many pages they fill."""
+        """All issues are found, even if the list has several pages."""
         accessor = tracker.accessor(Issue)
         assert isinstance(accessor, TrackerAccessor)
         pages: Any = accessor.resource.pages
@@ -284,20 +284,20 @@ class TrackerContract(TrackerHarness):
         assert {change.key for change in captured(tracker)} == issues
         assert self.seen(tracker) == []
 
-    # -- who may ask, and how often ----------------------------------------------------------------
+    # -- rights and quotas -------------------------------------------------------------------------
 
     @pytest.mark.parametrize("status", [429, 503])
     def test_quota(self, tracker: Store, status: int) -> None:
-        """A tracker that asks to be left alone is, for as long as it says."""
+        """After an answer with ``Retry-After``, no request is sent before that time."""
         self.line.answers.append(Answer(status, {"retry-after": "60"}, b"", "quota"))
         with pytest.raises(StoreUnavailableError) as caught:
             list(tracker.find(Issue))
         assert caught.value.retry_after == 60
-        with pytest.raises(StoreUnavailableError, match="left alone"):
+        with pytest.raises(StoreUnavailableError, match="asked for a pause"):
             list(tracker.find(Issue))
 
     def test_secret(self, tmp_path: Path) -> None:
-        """A secret that is not taken stops the store with a hint at its rights; it is not shown."""
+        """A refused secret raises a retryable error with a hint, and no text shows the secret."""
         with self.store(tmp_path, "hush-hush") as store:
             with pytest.raises(StoreUnavailableError, match=self.hint) as caught:
                 store.accessor(Issue).ping()

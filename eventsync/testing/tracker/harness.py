@@ -1,7 +1,4 @@
-"""How the suite for issue trackers comes to its stores, and the records that it tries them with.
-
-It knows nothing of what is expected of them.
-"""
+"""The base of the suite for issue trackers: what authors define, and the records of the tests."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ __all__ = ["Kind", "TrackerHarness", "captured"]
 
 Kind = type[Record]
 
-# Of each kind a record, and then what is changed of it, in steps.
+# By record type: the fields of a record, and then the fields that each later step changes.
 _RECORDS: Final[Mapping[Kind, Sequence[Mapping[str, Any]]]] = {
     Account: (
         {"id": "zoe", "name": "Zoe", "address": "zoe@example.org"},
@@ -77,7 +74,7 @@ _RECORDS: Final[Mapping[Kind, Sequence[Mapping[str, Any]]]] = {
     ),
     Comment: ({"id": "C1", "issue": "K1", "body": "Indeed"}, {"body": "No"}),
 }
-# Which have to be there before which.
+# By record type: the types whose records must exist before.
 _NEEDS: Final[Mapping[Kind, Sequence[Kind]]] = {
     Member: (Account, Group),
     Project: (Group,),
@@ -87,72 +84,77 @@ _NEEDS: Final[Mapping[Kind, Sequence[Kind]]] = {
 
 
 class TrackerHarness:
-    """What is to be said of a tracker; see ``TrackerContract``."""
+    """What the author of a tracker store defines; see ``TrackerContract``."""
 
     name: ClassVar[str]
-    """The name of the identity map, with which the keys of what others create begin."""
+    """The name of the identity map. The keys of records that others create begin with it."""
     creates: ClassVar[tuple[Kind, ...]]
-    """The types of records that can be created, those first that others refer to."""
+    """The record types that can be created. A type comes after the types that it refers to."""
     odd: ClassVar[Mapping[Kind, Sequence[Mapping[str, Any]]]] = {}
-    """By type, what the records here have instead: of the first, and of each change."""
+    """By type, field values that replace those of the suite: for the record, then for each step."""
     refuses: ClassVar[Mapping[Kind, Mapping[str, str]]] = {}
-    """By type what the tracker offers no way to do, ``create``, ``modify`` or ``destroy``, and
-    a pattern of why not."""
+    """By type, the operations that the tracker does not offer, each with a pattern of the reason.
+
+    The operations are ``create``, ``modify`` and ``destroy``."""
     unique: ClassVar[tuple[Kind, ...]] = ()
-    """The types of which a record that was removed cannot be created again."""
+    """The types whose records cannot be created again after they were removed."""
     nobody: ClassVar[str | None] = None
-    """An assignee who is not there and is waited for, if any is."""
+    """The key of an account that does not exist, if an issue is held until its assignee exists."""
     refused: ClassVar[Sequence[tuple[Record, str]]]
-    """Records that the tracker refuses, each with a pattern of its reason: one is an issue without
-    a title."""
+    """Records that the tracker refuses, each with a pattern of its reason.
+
+    Include an issue without a title."""
     rejects: ClassVar[Sequence[tuple[Record, str]]] = ()
-    """Records that are rejected before anything is sent, each with a pattern of the reason."""
+    """Records that are rejected before a request is sent, each with a pattern of the reason."""
     keeps_due: ClassVar[str] = ""
-    """A pattern of why a milestone's date cannot be taken away, if it cannot."""
+    """A pattern of the reason why the date of a milestone cannot be removed, if it cannot."""
     since: ClassVar[str]
-    """What is in a request for issues that changed, as it is in a URL."""
+    """The part of a URL by which a request for recently changed issues can be recognised."""
     tags: ClassVar[bool] = False
-    """Whether a write of what somebody changed in between is refused, and judged again."""
+    """Whether the tracker refuses a write to an object that has changed since it was read."""
     hint: ClassVar[str]
-    """A pattern of the hint at the rights of who asks."""
+    """A pattern of the hint in the error for refused credentials."""
     ways: ClassVar[Sequence[Failure]] = FAILURES
-    """In which ways writes fail here; fewer will do where each request takes its time."""
+    """The failures that the suite tries. Choose fewer if requests are slow."""
 
     # -- the tracker -------------------------------------------------------------------------------
 
     def store(self, folder: Path, secret: str | None = None) -> Store:
-        """The store whose versions and identities are in ``folder``, as a process would make it.
+        """Return a new store with its version index and identity map in ``folder``.
 
-        ``secret``: a token or password that the tracker does not know, instead of the right one.
+        ``secret``: a wrong token or password to use instead of the right one.
         """
         raise NotImplementedError
 
     def opens(self, **fields: Any) -> str:
-        """Somebody opens an issue there: ``title``, ``description``, ``labels``. Its id."""
+        """Create an issue as a person would, and return its id.
+
+        ``fields``: ``title``, ``description`` and ``labels``.
+        """
         raise NotImplementedError
 
     def edits(self, issue: str, **fields: Any) -> None:
-        """Somebody edits an issue there: its ``title`` or ``status``."""
+        """Edit the ``title`` or ``status`` of an issue as a person would."""
         raise NotImplementedError
 
     def says(self, issue: str, body: str) -> str:
-        """Somebody comments on an issue there; the id of the comment, as it is in keys."""
+        """Comment on an issue as a person would, and return the id of the comment as in its key."""
         raise NotImplementedError
 
     def deletes(self, issue: str) -> None:
-        """An issue is deleted there, or moved to where it is not seen."""
+        """Delete an issue, or move it out of sight of the store."""
         raise NotImplementedError
 
     def text(self, issue: str) -> str:
-        """The description of an issue as it stands there."""
+        """Return the description of an issue as the tracker holds it."""
         raise NotImplementedError
 
     def count(self) -> Mapping[Kind, int]:
-        """How many issues, milestones and comments there are, by their types."""
+        """Return how many issues, milestones and comments the tracker holds, by type."""
         raise NotImplementedError
 
     def brought(self, change: Change) -> bool:
-        """Whether it captures what comes by itself with another record, as labels with issues."""
+        """Return whether another record brought about this change, as an issue creates labels."""
         return change.type == "Label" and Label not in self.creates
 
     # -- stores and records ------------------------------------------------------------------------
@@ -163,38 +165,41 @@ class TrackerHarness:
 
     @contextlib.contextmanager
     def opened(self, folder: Path) -> Iterator[Store]:
-        """The store in ``folder``, of a new process, over ``line``."""
+        """Open the store in ``folder`` as a new process would, with its requests over ``line``."""
         with self.line.over(self.store(folder)) as store:
             yield store
 
     @pytest.fixture
     def tracker(self, tmp_path: Path) -> Iterator[Store]:
-        """A store that has seen what there is at the beginning."""
+        """Yield an open store that has captured what the tracker held at the beginning."""
         with self.opened(tmp_path) as store:
             captured(store)
             self.line.clear()
             yield store
 
     def made(self, store: Store, kind: Kind) -> tuple[Record, list[dict[str, Any]]]:
-        """The record of a kind with which things are tried, and the changes of it, in steps."""
+        """Return the test record of a type, and the fields that each later step changes."""
         accessor = store.accessor(kind)
         assert isinstance(accessor, TrackerAccessor)
         usual, odd = _RECORDS[kind], self.odd.get(kind, ())
         steps = [{**(one or {}), **(two or {})} for one, two in zip_longest(usual, odd)]
-        fields = {*accessor.held, *kind.__record__.keys}
+        fields = {*accessor.view_slots, *kind.__record__.keys}
         first, *later = ({n: v for n, v in step.items() if n in fields} for step in steps)
         return kind(**first), [step for step in later if step]
 
     def prepare(self, store: Store, kind: Kind) -> None:
-        """Add what a record of a kind refers to. An issue that is commented on is a plain one."""
-        about = self.made(store, kind)[0].raw()
-        labels = about.get("labels", ())
-        names = {str(held) for held in about.values()}
+        """Add the records that the test record of a type refers to.
+
+        An issue that gets a comment has a title and no other field.
+        """
+        values = self.made(store, kind)[0].raw()
+        labels = values.get("labels", ())
+        names = {str(value) for value in values.values()}
         for needed in _NEEDS.get(kind, ()):
             if needed not in self.creates:
                 continue
             record, _ = self.made(store, needed)
-            # A project may be within a group.
+            # The path of a project may begin with that of its group.
             if not any(f"{name}/".startswith(f"{record['id']}/") for name in names):
                 continue
             if needed is Issue:
@@ -207,33 +212,33 @@ class TrackerHarness:
             store.add([label for word in labels if not store.get(label := Label(id=word))])
 
     def tour(self, store: Store, kind: Kind) -> None:
-        """A record of a kind is added and changed, step by step, and is each time as it was meant.
+        """Add the test record of a type, make all its changes, and check the record after each.
 
-        None of it is taken for an edit of somebody else's.
+        Check too that none of these writes is captured as an edit.
         """
         self.prepare(store, kind)
         record, steps = self.made(store, kind)
         store.add(record)
         held = store.get(record)
-        assert held is not None
+        assert held is not None, "get() does not find the record that add() created"
         assert held.raw() == {name: record[name] for name in held.raw()}
         assert self.seen(store) == []
         for step in steps:
             held = store[record]
             for name, value in step.items():
                 held[name] = value
-            meant = held.raw()
+            expected = held.raw()
             store.update(held)
-            assert store[record].raw() == meant
+            assert store[record].raw() == expected
             assert self.seen(store) == []
         assert [found.key for found in store.find(kind)].count(record.key) == 1
 
     def seen(self, store: Store) -> list[Change]:
-        """What is captured, but for what comes by itself."""
+        """Return the captured changes, without those that other records brought about."""
         return [change for change in captured(store) if not self.brought(change)]
 
     def id_of(self, store: Store, key: str) -> str:
-        """The id that the tracker gave to one of our issues."""
+        """Return the id that the tracker assigned to an issue."""
         accessor = store.accessor(Issue)
         assert isinstance(accessor, TrackerAccessor)
         assert accessor.identity is not None
@@ -242,10 +247,10 @@ class TrackerHarness:
         return id
 
     def outcomes(self, store: Store, changes: Sequence[Change]) -> list[Outcome]:
-        """What becomes of changes that come from elsewhere."""
+        """Apply changes of another store, and return their outcomes."""
         return [settled.outcome for settled in apply(store, changes, clock=self.clock)]
 
 
 def captured(store: Store, kind: Kind | None = None, *, whole: bool = True) -> list[Change]:
-    """The changes that the store finds others to have made, of one type of records or of all."""
+    """Return the changes that ``capture`` finds, of one record type or of all."""
     return [change for found in store.capture(kind, whole=whole) for change in found]

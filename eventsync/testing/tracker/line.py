@@ -1,7 +1,4 @@
-"""The line between a store and its REST service: what goes over it, and how it fails on demand.
-
-It owns the failures, at the very requests that write. It knows nothing of what is asked.
-"""
+"""The line between a store and its REST service: it records requests and simulates failures."""
 
 from __future__ import annotations
 
@@ -25,43 +22,49 @@ FAILURES: Final[tuple[Failure, ...]] = (
     "killed before",
     "killed after",
 )
-"""How a write may fail: it is not done, or done and not answered, and the process may be gone. The
-store cannot tell which of the first three it was."""
+"""The simulated failures of a write.
+
+``unsent``: the request is lost. ``unanswered``: the write is done, but its answer is lost.
+``failed``: the write is not done, and the answer has the status 502. ``killed before``, ``killed
+after``: the process dies before or after the write. A store cannot tell the first three apart."""
 
 _SAFE: Final = frozenset({"GET", "HEAD"})
 
 
 class Line:
-    """Notes the requests of the stores that are put ``over`` it, and fails them. For one thread."""
+    """A recorder of requests that can let writes fail. For one thread.
+
+    ``over`` attaches it to a store.
+    """
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
-        """The method and the path of each, with its query, in their order."""
+        """The method and the path, query included, of each request, in order."""
         self.meanwhile: Callable[[], object] | None = None
-        """Called once, before the next write is sent: what somebody else does at that moment."""
+        """Called once, before the next write is sent, to simulate an edit at that moment."""
         self.answers: list[Answer] = []
-        """What the next requests are answered instead of being sent, one each."""
+        """The answers to the next requests, which are not sent then."""
         self._failure: Failure | None = None
         self._skip = 0
 
     def over(self, store: Store) -> Store:
-        """The store, whose services it now stands before."""
+        """Attach this line to all services of a store, and return the store."""
         for accessor in store.accessors.values():
             if isinstance(accessor, RestAccessor) and "request" not in vars(accessor.service):
                 self._tap(accessor.service)
         return store
 
     def fail(self, failure: Failure, *, skip: int = 0) -> None:
-        """Fail the next write but ``skip``, in one of the ways of ``FAILURES``."""
+        """Let one write fail, after ``skip`` writes that succeed."""
         self._failure, self._skip = failure, skip
 
     def clear(self) -> None:
-        """Forget the requests, and a failure that was not needed."""
+        """Forget the recorded requests, and a failure that did not happen yet."""
         self.requests.clear()
         self._failure = None
 
     def writes(self) -> list[tuple[str, str]]:
-        """The requests that were no reads."""
+        """Return the recorded requests that write."""
         return [request for request in self.requests if request[0] not in _SAFE]
 
     def _tap(self, service: Service) -> None:
@@ -97,4 +100,4 @@ class Line:
             send()
         if failure == "killed after":
             raise Crash
-        raise StoreUnavailableError(f"{method}: no answer, for the test", uncertain=True)
+        raise StoreUnavailableError(f"{method}: the test simulates a lost answer", uncertain=True)

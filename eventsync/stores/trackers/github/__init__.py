@@ -1,13 +1,12 @@
-"""Records in the issues of a GitHub repository, and in the organization that it belongs to.
+"""GitHub as a store: what is in a repository, and in the organization around it.
 
-It owns what GitHub calls things. It knows no other tracker. Written against the published
-description of GitHub's REST API, version 2022-11-28.
+Written against the published description of GitHub's REST API, version 2022-11-28.
 
-Issues, comments and milestones get their ids from GitHub; each that eventsync creates carries the
-record's key in an HTML comment at the end of its text, by which it is found again. An issue cannot
-be deleted: it is closed as not planned and locked, and its mark says that it is deleted. A
-repository is archived instead. GitHub takes no conditional writes, so an edit that somebody makes
-between the read and the write of the same field is overwritten.
+GitHub assigns the ids of issues, comments and milestones. Each one that eventsync creates has a
+marker with the key of the record at the end of its text, so that it is found again. GitHub cannot
+delete an issue: eventsync closes it as not planned, locks it, and adds ``deleted`` to its marker. A
+repository is archived instead of deleted. GitHub has no conditional writes: if somebody edits a
+field between our read and our write of the same field, that edit is overwritten.
 """
 
 from __future__ import annotations
@@ -24,9 +23,7 @@ from eventsync.stores.trackers.github.repository import (
     GitHubLabels,
     GitHubMilestones,
 )
-from eventsync.stores.trackers.github.service import (
-    GitHubService,
-)
+from eventsync.stores.trackers.github.service import GitHubService
 
 __all__ = [
     "GitHubAccounts",

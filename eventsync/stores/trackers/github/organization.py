@@ -1,7 +1,4 @@
-"""What is in a GitHub organization: repositories, members, and teams.
-
-It knows nothing of what is in a repository.
-"""
+"""The objects of a GitHub organization: repositories, members and teams."""
 
 from __future__ import annotations
 
@@ -21,12 +18,7 @@ from eventsync.stores.trackers.github.service import (
     GitHubService,
     repository_path,
 )
-from eventsync.stores.trackers.record import (
-    Account,
-    Group,
-    Member,
-    Project,
-)
+from eventsync.stores.trackers.record import Account, Group, Member, Project
 from eventsync.stores.trackers.slot import Slot, text
 
 __all__ = ["GitHubAccounts", "GitHubGroups", "GitHubMembers", "GitHubProjects"]
@@ -35,8 +27,8 @@ R = TypeVar("R", bound=Record)
 _NOT_A_WORD: Final = re.compile(r"[^\w]+", re.ASCII)
 
 
-class _OfOrganization(GitHubAccessor[R]):
-    """``organization``: its login."""
+class _OrganizationAccessor(GitHubAccessor[R]):
+    """The base of accessors of an organization. ``organization``: its login."""
 
     def __init__(
         self,
@@ -52,11 +44,11 @@ class _OfOrganization(GitHubAccessor[R]):
         )
 
 
-class GitHubProjects(_OfOrganization[R]):
-    """The repositories of an organization, under their full names: ``owner/name``.
+class GitHubProjects(_OrganizationAccessor[R]):
+    """The repositories of an organization. The key is the full name: ``owner/name``.
 
-    Removing one archives it, and so it is no record any more; it is taken out of the archive when
-    the record is there again.
+    Removing a record archives the repository, and archived repositories are not records. Adding the
+    record again takes the repository out of the archive.
     """
 
     shape = Project
@@ -76,8 +68,8 @@ class GitHubProjects(_OfOrganization[R]):
         owner, _, rest = name.partition("/")
         if owner.lower() != self.organization.lower() or not rest or "/" in rest:
             raise RejectedError(
-                f"{self.type.name} {key!r} is no repository of {self.organization}",
-                hint=f"its key has to be {self.organization}/ and a name",
+                f"{self.type.name} {key!r} is not a repository of {self.organization}",
+                hint=f"use a key of the form {self.organization}/name",
             )
         return repository_path(name)
 
@@ -85,23 +77,20 @@ class GitHubProjects(_OfOrganization[R]):
         return not data["archived"]
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
-        path = self.path_of(key)
-        assert path is not None
+        path = self.known_path(key)
         if self.service.request("GET", path, allow=(404,)).status == 404:
             return super().post(key, body)
         self.service.request("PATCH", path, body={"archived": False})
         return self.service.request("PATCH", path, body=body)
 
     def destroy(self, key: str, found: Object) -> None:
-        path = self.path_of(key)
-        assert path is not None
-        self.service.request("PATCH", path, body={"archived": True})
+        self.service.request("PATCH", self.known_path(key), body={"archived": True})
 
 
-class GitHubAccounts(_OfOrganization[R]):
-    """The members of an organization, under their logins. They can only be read.
+class GitHubAccounts(_OrganizationAccessor[R]):
+    """The members of an organization. The key is the login. They can only be read.
 
-    Their names and addresses take a request each: a view without them spares these.
+    The name and address of each member take one request. A view without both avoids them.
     """
 
     shape = Account
@@ -112,26 +101,26 @@ class GitHubAccounts(_OfOrganization[R]):
         "address": Slot(at="email"),
     }
     refuses: ClassVar[Mapping[str, str]] = {
-        "create": "people sign up by themselves, and are invited by hand",
-        "modify": "people describe themselves",
-        "destroy": "people leave, or are removed by hand",
+        "create": "people sign up at GitHub; invite them there",
+        "modify": "people edit their own profile",
+        "destroy": "people leave the organization; remove them there",
     }
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        alone = set(self.view.names) == set(self.type.keys)
+        only_key = set(self.view.names) == set(self.type.keys)
         for data in super().objects(query):
-            if alone:
+            if only_key:
                 yield data
             else:
                 path = filled("/users/{login}", {"login": data["login"]})
                 yield self.service.request("GET", path).json()
 
 
-class GitHubGroups(_OfOrganization[R]):
-    """The teams of an organization, under what GitHub makes of their names for URLs.
+class GitHubGroups(_OrganizationAccessor[R]):
+    """The teams of an organization. The key is the slug that GitHub makes from the name of a team.
 
-    So the name of a team has to be one of which it makes the record's id. A team without a name is
-    called as its id. Removing one deletes it.
+    The name of a record must be one that gives this slug. A record without a name gets its key as
+    the name of the team. Removing a record deletes the team.
     """
 
     shape = Group
@@ -150,27 +139,31 @@ class GitHubGroups(_OfOrganization[R]):
     }
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
-        return super().post(key, self._named(key, {"name": "", **body}))
+        return super().post(key, self._with_name(key, {"name": "", **body}))
 
     def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
-        return super().send(key, found, self._named(key, body))
+        return super().send(key, found, self._with_name(key, body))
 
-    def _named(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _with_name(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the body with a name that gives the slug of the team."""
         (slug,) = split_key(key)
         if "name" not in body:
             return body
         name = body["name"] or slug
         if _NOT_A_WORD.sub("-", name.lower()).strip("-") != slug:
             raise RejectedError(
-                f"GitHub would not know a team of the name {name!r} as {slug!r}",
-                hint="it takes the name in lower case, with - for what is no letter or digit",
+                f"{self.type.name} {key!r}: GitHub would not give a team named {name!r} the slug "
+                f"{slug!r}",
+                hint="a slug is the name in lower case, with - in place of all characters other "
+                "than letters and digits",
             )
         return {**body, "name": name}
 
 
-class GitHubMembers(_OfOrganization[R]):
-    """Who is in which team: members of the organization only. An ordinary member's role is empty,
-    that of others ``maintainer``.
+class GitHubMembers(_OrganizationAccessor[R]):
+    """The members of the teams, who must be members of the organization.
+
+    The role of an ordinary member is empty. The other role is ``maintainer``.
     """
 
     shape = Member
@@ -204,7 +197,7 @@ class GitHubMembers(_OfOrganization[R]):
         path = filled("/orgs/{name}/members/{login}", {"name": self.organization, "login": login})
         if self.service.request("GET", path, allow=(302, 404)).status != 204:
             raise RejectedError(
-                f"{login!r} is no member of {self.organization} at GitHub",
-                hint="have them invited, then replay the dead letter",
+                f"{login!r} is not a member of the organization {self.organization} at GitHub",
+                hint="invite this user there, then replay the dead letter",
             )
         return super().post(key, body)

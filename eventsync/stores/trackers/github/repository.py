@@ -1,11 +1,7 @@
-"""What is in a GitHub repository: issues, comments, milestones and labels.
-
-It knows nothing of organizations.
-"""
+"""The objects of a GitHub repository: issues, comments, milestones and labels."""
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -21,13 +17,8 @@ from eventsync.stores.trackers.github.service import (
     repository_path,
 )
 from eventsync.stores.trackers.marker import MarkedAccessor, marked
-from eventsync.stores.trackers.record import (
-    Comment,
-    Issue,
-    Label,
-    Milestone,
-)
-from eventsync.stores.trackers.slot import Slot, day, text
+from eventsync.stores.trackers.record import Comment, Issue, Label, Milestone
+from eventsync.stores.trackers.slot import Slot, day, text, utc
 from eventsync.stores.trackers.tracker import sorted_names
 
 __all__ = ["GitHubComments", "GitHubIssues", "GitHubLabels", "GitHubMilestones"]
@@ -36,15 +27,11 @@ R = TypeVar("R", bound=Record)
 _NO_COLOR: Final = "ededed"
 """The color that GitHub gives a label without one."""
 _STATES: Final = {"open": "open", "closed": "closed"}
-_SINCE: Final = Since(
-    updated="updated_at",
-    query={"since": "{since}"},
-    show=lambda moment: moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-)
+_SINCE: Final = Since(updated="updated_at", query={"since": "{since}"}, show=utc)
 
 
-class _OfRepository(GitHubAccessor[R]):
-    """``repository``: as in ``owner/name``."""
+class _RepositoryAccessor(GitHubAccessor[R]):
+    """The base of accessors of a repository. ``repository``: as in ``owner/name``."""
 
     def __init__(
         self,
@@ -60,11 +47,11 @@ class _OfRepository(GitHubAccessor[R]):
         )
 
 
-class GitHubIssues(MarkedAccessor[R], _OfRepository[R]):
-    """Issues. Pull requests, which GitHub lists among them, are left out.
+class GitHubIssues(MarkedAccessor[R], _RepositoryAccessor[R]):
+    """Issues, without the pull requests that GitHub lists among them.
 
-    An issue has one assignee here: the first, and writing it takes the others away. GitHub passes
-    over an assignee who has no access to the repository. There is no priority.
+    A record has one assignee: the first one at GitHub. Writing it removes the other assignees.
+    GitHub ignores an assignee who has no access to the repository. There is no priority.
     """
 
     shape = Issue
@@ -107,18 +94,16 @@ class GitHubIssues(MarkedAccessor[R], _OfRepository[R]):
         return "pull_request" not in data and not deleted
 
     def destroy(self, key: str, found: Object) -> None:
-        path = self.path_of(key)
-        assert path is not None
-        assert self.identity is not None
+        path = self.known_path(key)
         self.service.request("PUT", f"{path}/lock", body={"lock_reason": "resolved"})
-        gone = marked(self.parts(found.data)[0], self.type.name, key, deleted=True)
-        body = {"state": "closed", "state_reason": "not_planned", "body": gone}
+        deleted = marked(self.parts(found.data)[0], self.type.name, key, deleted=True)
+        body = {"state": "closed", "state_reason": "not_planned", "body": deleted}
         self.service.request("PATCH", path, body=body)
-        self.identity.forget(self.type.name, key)
+        self.forget(key)
 
 
-class GitHubComments(MarkedAccessor[R], _OfRepository[R]):
-    """Comments on issues, not on pull requests. Their author is whose token it is."""
+class GitHubComments(MarkedAccessor[R], _RepositoryAccessor[R]):
+    """Comments on issues, not on pull requests. The author is the owner of the token."""
 
     shape = Comment
     where = Resource(
@@ -146,13 +131,15 @@ class GitHubComments(MarkedAccessor[R], _OfRepository[R]):
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         number = body.pop("issue_url", None)
         if number is None:
-            raise RejectedError(f"{self.type.name} {key!r} is about no issue")
+            raise RejectedError(
+                f"{self.type.name} {key!r} has no issue", hint="set its field issue"
+            )
         path = self.resource.items.replace("issues/comments", f"issues/{number}/comments")
         return self.service.request("POST", path, body=body)
 
 
-class GitHubMilestones(MarkedAccessor[R], _OfRepository[R]):
-    """Milestones. Removing one deletes it; its issues stay."""
+class GitHubMilestones(MarkedAccessor[R], _RepositoryAccessor[R]):
+    """Milestones. Removing a record deletes the milestone; its issues stay."""
 
     shape = Milestone
     where = Resource(
@@ -171,15 +158,15 @@ class GitHubMilestones(MarkedAccessor[R], _OfRepository[R]):
         "due": Slot(
             at="due_on",
             read=day,
-            # It keeps the day; noon is on the same one in nearly all of the world.
+            # GitHub stores a day. Noon in UTC is on that day in nearly all time zones.
             write=lambda date: f"{date}T12:00:00Z",
-            kept="takes no date away from a milestone: give it another",
+            kept="cannot remove the date of a milestone; set another date",
         ),
     }
 
 
-class GitHubLabels(_OfRepository[R]):
-    """Labels. GitHub takes names that differ in case only for the same."""
+class GitHubLabels(_RepositoryAccessor[R]):
+    """Labels. GitHub considers names that differ only in case the same."""
 
     shape = Label
     where = Resource(

@@ -1,7 +1,4 @@
-"""GitHub's REST API, and what all accessors of it share.
-
-It knows no records.
-"""
+"""The REST API of GitHub, and the base of its accessors."""
 
 from __future__ import annotations
 
@@ -18,13 +15,15 @@ __all__ = ["PAGES", "GitHubAccessor", "GitHubService", "repository_path"]
 
 R = TypeVar("R", bound=Record)
 PAGES: Final = Links(size=100)
-"""How its lists are walked."""
+"""The paging of its lists."""
 
 
 class GitHubService(Service):
-    """GitHub's REST API, or that of an own GitHub, ``url="https://github.example.org/api/v3"``.
+    """The REST API of GitHub or of a GitHub Enterprise Server.
 
-    ``token``: one with the right to write issues, or what gives it. ``options``: of ``Service``.
+    ``token``: a token with the right to write issues, or a function that returns one. ``url``: for
+    a server of your own, as in ``https://github.example.org/api/v3``. ``options``: as for
+    ``Service``.
     """
 
     forbidden_hint: ClassVar[str] = "give the token the right to write issues; the work waits"
@@ -44,14 +43,16 @@ class GitHubService(Service):
 
 
 class GitHubAccessor(TrackerAccessor[R]):
-    """Objects at GitHub."""
+    """The base of all accessors of GitHub."""
 
     tracker = "GitHub"
 
 
 def repository_path(repository: str) -> str:
-    """The path of a repository, as in ``owner/name``. Raises ``ConfigError``."""
+    """Return the path of the repository ``owner/name``. Raises ``ConfigError``."""
     owner, slash, name = repository.partition("/")
     if not owner or not slash or not name or "/" in name:
-        raise ConfigError(f"{repository!r} is no repository", hint="as in owner/name")
+        raise ConfigError(
+            f"{repository!r} is not the full name of a repository", hint="pass owner/name"
+        )
     return filled("/repos/{owner}/{name}", {"owner": owner, "name": name})

@@ -1,13 +1,12 @@
-"""Records in the issues of a GitLab project, and in the groups and users beside.
+"""GitLab as a store: what is in a project, and the groups, projects and users around it.
 
-It owns what GitLab calls things. It knows no other tracker. Written against the documentation of
-GitLab's REST API, version 4.
+Written against the documentation of GitLab's REST API, version 4.
 
-Issues, comments and milestones get their ids from GitLab; each that eventsync creates carries the
-record's key in an HTML comment at the end of its text, by which it is found again. GitLab takes no
-conditional writes, so an edit that somebody makes between the read and the write of the same field
-is overwritten. It carries out commands in texts (``/close`` on a line of its own): those of records
-are written so that it does not.
+GitLab assigns the ids of issues, comments and milestones. Each one that eventsync creates has a
+marker with the key of the record at the end of its text, so that it is found again. GitLab has no
+conditional writes: if somebody edits a field between our read and our write of the same field, that
+edit is overwritten. GitLab executes commands in texts (``/close`` on a line of its own), so
+eventsync escapes them.
 """
 
 from __future__ import annotations
@@ -25,9 +24,7 @@ from eventsync.stores.trackers.gitlab.project import (
     GitLabLabels,
     GitLabMilestones,
 )
-from eventsync.stores.trackers.gitlab.service import (
-    GitLabService,
-)
+from eventsync.stores.trackers.gitlab.service import GitLabService
 
 __all__ = [
     "GitLabAccounts",

@@ -1,7 +1,4 @@
-"""What is around GitLab's projects: groups, their members and projects, and users.
-
-It knows nothing of what is in a project.
-"""
+"""The objects around the projects of GitLab: groups, their members and projects, and users."""
 
 from __future__ import annotations
 
@@ -15,12 +12,7 @@ from eventsync.records.view import View
 from eventsync.stores.rest import Answer, Object, Resource, Service, Within
 from eventsync.stores.rest.resource import filled
 from eventsync.stores.trackers.gitlab.service import PAGES, GitLabAccessor, GitLabService
-from eventsync.stores.trackers.record import (
-    Account,
-    Group,
-    Member,
-    Project,
-)
+from eventsync.stores.trackers.record import Account, Group, Member, Project
 from eventsync.stores.trackers.slot import Slot, text
 
 __all__ = [
@@ -41,13 +33,11 @@ _ROLES: Final = {
     "maintainer": 40,
     "owner": 50,
 }
-
-
 _NAMES: Final = {level: role for role, level in _ROLES.items()}
 
 
-class _OfGroup(GitLabAccessor[R]):
-    """``group``: its path."""
+class _GroupAccessor(GitLabAccessor[R]):
+    """The base of accessors of a group. ``group``: its path."""
 
     def __init__(
         self, record_type: type[R], service: GitLabService, group: str, *, view: View | None = None
@@ -57,18 +47,20 @@ class _OfGroup(GitLabAccessor[R]):
         super().__init__(record_type, service, base, view=view)
 
 
-class _OfInstance(GitLabAccessor[R]):
+class _InstanceAccessor(GitLabAccessor[R]):
+    """The base of accessors of a whole GitLab instance."""
+
     def __init__(
         self, record_type: type[R], service: GitLabService, *, view: View | None = None
     ) -> None:
         super().__init__(record_type, service, view=view)
 
 
-class GitLabProjects(_OfGroup[R]):
-    """The projects of a group and those within, under their paths: ``group/name``.
+class GitLabProjects(_GroupAccessor[R]):
+    """The projects of a group and its subgroups. The key is the path: ``group/name``.
 
-    Removing one archives it, and so it is no record any more; it is taken out of the archive when
-    the record is there again.
+    Removing a record archives the project, and archived projects are not records. Adding the record
+    again takes the project out of the archive.
     """
 
     shape = Project
@@ -92,27 +84,26 @@ class GitLabProjects(_OfGroup[R]):
         return not data["archived"] and not data.get("marked_for_deletion_on")
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
-        path = self.path_of(key)
-        assert path is not None
-        space, _, name = body.pop("path").rpartition("/")
-        if not f"{space}/".startswith(f"{self.group}/"):
+        path = self.known_path(key)
+        namespace, _, name = body.pop("path").rpartition("/")
+        if not f"{namespace}/".startswith(f"{self.group}/"):
             raise RejectedError(
-                f"{self.type.name} {key!r} is no project of {self.group}",
-                hint=f"its key has to begin with {self.group}/",
+                f"{self.type.name} {key!r} is not a project of the group {self.group}",
+                hint=f"use a key that begins with {self.group}/",
             )
         body["name"] = body.get("name") or name
         if self.service.request("GET", path, allow=(404,)).status != 404:
             self.service.request("POST", f"{path}/unarchive")
             return self.service.request("PUT", path, body=body)
-        body |= {"path": name, "namespace_id": _group_id(self.service, space)}
+        body |= {"path": name, "namespace_id": _group_id(self.service, namespace)}
         return super().post(key, body)
 
     def destroy(self, key: str, found: Object) -> None:
-        self.service.request("POST", f"{self.path_of(key)}/archive")
+        self.service.request("POST", f"{self.known_path(key)}/archive")
 
 
-class GitLabGroupAccounts(_OfGroup[R]):
-    """The users in a group and those above it, under their names. They can only be read."""
+class GitLabGroupAccounts(_GroupAccessor[R]):
+    """The users in a group and its parent groups. The key is the user name. Read only."""
 
     shape = Account
     where = Resource(items="./members/all", item="/users/{id}", pages=PAGES, etags=False)
@@ -122,9 +113,9 @@ class GitLabGroupAccounts(_OfGroup[R]):
         "address": Slot(at="email"),
     }
     refuses: ClassVar[Mapping[str, str]] = {
-        "create": "people sign up by themselves",
-        "modify": "people describe themselves",
-        "destroy": "people leave, or are removed by hand",
+        "create": "people sign up at GitLab",
+        "modify": "people edit their own profile",
+        "destroy": "people leave the group; remove them there",
     }
 
     def fetch(self, key: str) -> Object | None:
@@ -134,9 +125,11 @@ class GitLabGroupAccounts(_OfGroup[R]):
         return next((Object(data) for data in found), None)
 
 
-class GitLabMembers(_OfInstance[R]):
-    """Who is directly in which group, as ``minimal``, ``guest``, ``planner``, ``reporter``,
-    ``developer``, ``maintainer`` or ``owner``.
+class GitLabMembers(_InstanceAccessor[R]):
+    """The direct members of the groups.
+
+    The role is ``minimal``, ``guest``, ``planner``, ``reporter``, ``developer``, ``maintainer`` or
+    ``owner``.
     """
 
     shape = Member
@@ -168,16 +161,11 @@ class GitLabMembers(_OfInstance[R]):
             return None
         return filled(self.where.item, {"group": group, "account": user["id"]})
 
-    def reference(self, name: str, held: str | None) -> str | None:
-        known = super().reference(name, held)
-        if known is None or self.held[name].of != "Account":
-            return known
-        return str(self.user_id(name, known))
 
+class GitLabGroups(_InstanceAccessor[R]):
+    """The groups of the owner of the token. The key is the path.
 
-class GitLabGroups(_OfInstance[R]):
-    """The groups that the token's user is in, under their paths. A group without a name is called
-    as its path ends.
+    A record without a name gets the last part of its path as the name of the group.
     """
 
     shape = Group
@@ -197,25 +185,25 @@ class GitLabGroups(_OfInstance[R]):
         "description": Slot(at="description", read=text),
     }
     refuses: ClassVar[Mapping[str, str]] = {
-        "destroy": "with a group all that is in it would go; that is done by hand"
+        "destroy": "GitLab would delete all projects in the group too; delete it there"
     }
 
     def present(self, data: Mapping[str, Any]) -> bool:
         return not data.get("marked_for_deletion_on")
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
-        space, _, name = body["path"].rpartition("/")
+        parent, _, name = body["path"].rpartition("/")
         body |= {"path": name, "name": body.get("name") or name}
-        if space:
-            body["parent_id"] = _group_id(self.service, space)
+        if parent:
+            body["parent_id"] = _group_id(self.service, parent)
         return super().post(key, body)
 
 
-class GitLabAccounts(_OfInstance[R]):
-    """The users of a GitLab of your own; the token has to be an administrator's.
+class GitLabAccounts(_InstanceAccessor[R]):
+    """The users of a GitLab instance of your own. The token must belong to an administrator.
 
-    A new one gets a mail to choose a password. Removing one blocks it, and it is unblocked when the
-    record is there again.
+    A new user gets a mail to choose a password. Removing a record blocks the user, and adding it
+    again unblocks the user.
     """
 
     shape = Account
@@ -231,7 +219,7 @@ class GitLabAccounts(_OfInstance[R]):
     keys = (Slot(at="username"),)
     slots: ClassVar[Mapping[str, Slot]] = {
         "name": Slot(at="name", read=text),
-        "address": Slot(at="email", kept="has no user without an address"),
+        "address": Slot(at="email", kept="requires an address for each user; set another address"),
     }
 
     def path_of(self, key: str) -> str | None:
@@ -250,7 +238,10 @@ class GitLabAccounts(_OfInstance[R]):
             del body["username"]
             return self.send(key, Object({}), body)
         if "email" not in body:
-            raise RejectedError(f"GitLab creates no user without an address: {key!r}")
+            raise RejectedError(
+                f"{self.type.name} {key!r}: GitLab creates no user without an address",
+                hint="set its field address",
+            )
         return super().post(key, {**body, "reset_password": True})
 
     def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
@@ -265,11 +256,11 @@ class GitLabAccounts(_OfInstance[R]):
 
 
 def _group_id(service: Service, path: str) -> int:
-    """The id of a group. Raises ``DependencyError`` if there is none yet."""
+    """Return the id of a group. Raises ``DependencyError`` if the group does not exist yet."""
     query = {"with_projects": "false"}
     found = service.request(
         "GET", filled("/groups/{path}", {"path": path}), query=query, allow=(404,)
     )
     if found.status == 404:
-        raise DependencyError(f"there is no group {path!r} in {service.url} yet")
+        raise DependencyError(f"the group {path!r} does not exist in {service.url} yet")
     return int(found.json()["id"])

@@ -1,11 +1,7 @@
-"""What is in a GitLab project: issues, comments, milestones and labels.
-
-It knows nothing of groups.
-"""
+"""The objects of a GitLab project: issues, comments, milestones and labels."""
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, TypeVar
@@ -18,13 +14,8 @@ from eventsync.stores.rest import Answer, Object, Resource, Since, Within
 from eventsync.stores.rest.resource import filled
 from eventsync.stores.trackers.gitlab.service import PAGES, GitLabAccessor, GitLabService
 from eventsync.stores.trackers.marker import MarkedAccessor
-from eventsync.stores.trackers.record import (
-    Comment,
-    Issue,
-    Label,
-    Milestone,
-)
-from eventsync.stores.trackers.slot import Slot, day, text
+from eventsync.stores.trackers.record import Comment, Issue, Label, Milestone
+from eventsync.stores.trackers.slot import Slot, day, text, utc
 from eventsync.stores.trackers.tracker import sorted_names
 
 __all__ = ["GitLabComments", "GitLabIssues", "GitLabLabels", "GitLabMilestones"]
@@ -34,29 +25,36 @@ _NO_COLOR: Final = "#6699cc"
 """The color that GitLab gives a label without one."""
 _ALL: Final = {"state": "all", "order_by": "created_at", "sort": "asc"}
 _COMMAND: Final = re.compile(r"^([ \t]*)(\\*/[a-z_]+(?=\s|\Z))", re.MULTILINE)
-_HARMLESS: Final = re.compile(r"^([ \t]*)\\(\\*/[a-z_]+(?=\s|\Z))", re.MULTILINE)
+_ESCAPED_COMMAND: Final = re.compile(r"^([ \t]*)\\(\\*/[a-z_]+(?=\s|\Z))", re.MULTILINE)
 
 
-def _changed(updated: str) -> Since:
-    return Since(
-        updated=updated,
-        query={"updated_after": "{since}"},
-        show=lambda moment: moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+def _since(updated: str) -> Since:
+    return Since(updated=updated, query={"updated_after": "{since}"}, show=utc)
+
+
+def _escaped(value: str) -> str:
+    """Return a text with a backslash before each command, so that GitLab does not execute it."""
+    return _COMMAND.sub(r"\1\\\2", value)
+
+
+def _unescaped(value: Any) -> str:
+    """Return a text without the backslashes of ``_escaped``."""
+    return _ESCAPED_COMMAND.sub(r"\1\2", text(value))
+
+
+def _status(open_event: str) -> Slot:
+    """Return the slot of a status, which is written as an event: ``open_event`` or ``close``."""
+    return Slot(
+        at="state",
+        to="state_event",
+        read=lambda state: "closed" if state == "closed" else "open",
+        words={"open": open_event, "closed": "close"},
+        new="open",
     )
 
 
-def _said(held: Any) -> str:
-    """A text as it was written by ``_quiet``."""
-    return _HARMLESS.sub(r"\1\2", text(held))
-
-
-def _quiet(held: str) -> str:
-    """A text that GitLab takes for nothing but a text, and shows as it is."""
-    return _COMMAND.sub(r"\1\\\2", held)
-
-
-class _OfProject(GitLabAccessor[R]):
-    """``project``: its path, as in ``group/name``."""
+class _GitLabProjectAccessor(GitLabAccessor[R]):
+    """The base of accessors of a project. ``project``: its path, as in ``group/name``."""
 
     def __init__(
         self,
@@ -71,10 +69,10 @@ class _OfProject(GitLabAccessor[R]):
         super().__init__(record_type, service, base, identity=identity, view=view)
 
 
-class GitLabIssues(MarkedAccessor[R], _OfProject[R]):
-    """Issues. Removing one deletes it, which only an owner of the project may.
+class GitLabIssues(MarkedAccessor[R], _GitLabProjectAccessor[R]):
+    """Issues. Removing a record deletes the issue, which requires an owner of the project.
 
-    An issue has one assignee here: the first, and writing it takes the others away.
+    A record has one assignee: the first one at GitLab. Writing it removes the other assignees.
     """
 
     shape = Issue
@@ -88,18 +86,12 @@ class GitLabIssues(MarkedAccessor[R], _OfProject[R]):
         update="PUT",
         etags=False,
         returns=True,
-        since=_changed("updated_at"),
+        since=_since("updated_at"),
     )
     slots: ClassVar[Mapping[str, Slot]] = {
         "title": Slot(at="title"),
-        "description": Slot(at="description", read=_said, write=_quiet, marked=True),
-        "status": Slot(
-            at="state",
-            to="state_event",
-            read=lambda state: "closed" if state == "closed" else "open",
-            words={"open": "reopen", "closed": "close"},
-            new="open",
-        ),
+        "description": Slot(at="description", read=_unescaped, write=_escaped, marked=True),
+        "status": _status("reopen"),
         "assignee": Slot(
             at="assignee.username",
             to="assignee_ids",
@@ -115,21 +107,20 @@ class GitLabIssues(MarkedAccessor[R], _OfProject[R]):
         "labels": Slot(at="labels", read=sorted_names, write=",".join),
     }
 
-    def reference(self, name: str, held: str | None) -> str | None:
-        known = super().reference(name, held)
-        if known is None or name != "assignee":
-            return known
-        return str(self.user_id(name, known))
-
     def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
         for label in members.get("labels") or ():
             if "," in label:
-                raise RejectedError(f"GitLab takes no label with a comma in its name: {label!r}")
+                raise RejectedError(
+                    f"GitLab allows no comma in a label: {label!r}", hint="rename the label"
+                )
         return super().fill(members, body)
 
 
-class GitLabComments(MarkedAccessor[R], _OfProject[R]):
-    """Comments on issues, not those that GitLab itself makes. Their author is whose token it is."""
+class GitLabComments(MarkedAccessor[R], _GitLabProjectAccessor[R]):
+    """Comments on issues, without the notes that GitLab itself adds.
+
+    The author is the owner of the token.
+    """
 
     shape = Comment
     where = Resource(
@@ -141,19 +132,22 @@ class GitLabComments(MarkedAccessor[R], _OfProject[R]):
         update="PUT",
         etags=False,
         returns=True,
-        since=_changed("@in.updated_at"),
+        since=_since("@in.updated_at"),
     )
     slots: ClassVar[Mapping[str, Slot]] = {
         "issue": Slot(at="@in.iid", read=text, of="Issue", fixed="cannot move to another issue"),
-        "body": Slot(at="body", read=_said, write=_quiet, marked=True),
+        "body": Slot(at="body", read=_unescaped, write=_escaped, marked=True),
     }
 
     def present(self, data: Mapping[str, Any]) -> bool:
         return not data["system"]
 
 
-class GitLabMilestones(MarkedAccessor[R], _OfProject[R]):
-    """Milestones of the project, not of its groups. Removing one deletes it; its issues stay."""
+class GitLabMilestones(MarkedAccessor[R], _GitLabProjectAccessor[R]):
+    """Milestones of the project, without those of its groups.
+
+    Removing a record deletes the milestone; its issues stay.
+    """
 
     shape = Milestone
     where = Resource(
@@ -163,24 +157,18 @@ class GitLabMilestones(MarkedAccessor[R], _OfProject[R]):
         update="PUT",
         etags=False,
         returns=True,
-        since=_changed("updated_at"),
+        since=_since("updated_at"),
     )
     slots: ClassVar[Mapping[str, Slot]] = {
         "title": Slot(at="title"),
         "description": Slot(at="description", read=text, marked=True),
-        "status": Slot(
-            at="state",
-            to="state_event",
-            read=lambda state: "closed" if state == "closed" else "open",
-            words={"open": "activate", "closed": "close"},
-            new="open",
-        ),
+        "status": _status("activate"),
         "due": Slot(at="due_date", read=day, write=text),
     }
 
 
-class GitLabLabels(_OfProject[R]):
-    """Labels of the project, not of its groups."""
+class GitLabLabels(_GitLabProjectAccessor[R]):
+    """Labels of the project, without those of its groups."""
 
     shape = Label
     where = Resource(
@@ -207,5 +195,5 @@ class GitLabLabels(_OfProject[R]):
         return super().post(key, {"color": _NO_COLOR, **body})
 
     def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
-        # It takes no change without a color.
+        # GitLab refuses a change without a color.
         return super().send(key, found, {"color": found.data["color"], **body})

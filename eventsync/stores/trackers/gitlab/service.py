@@ -1,7 +1,4 @@
-"""GitLab's REST API, and what all accessors of it share.
-
-It knows no records.
-"""
+"""The REST API of GitLab, and the base of its accessors."""
 
 from __future__ import annotations
 
@@ -16,13 +13,14 @@ __all__ = ["PAGES", "GitLabAccessor", "GitLabService"]
 
 R = TypeVar("R", bound=Record)
 PAGES: Final = Links(size=100)
-"""How its lists are walked."""
+"""The paging of its lists."""
 
 
 class GitLabService(Service):
-    """GitLab's REST API; ``url`` for a GitLab of your own.
+    """The REST API of gitlab.com or, with ``url``, of a GitLab instance of your own.
 
-    ``token``: one with the scope ``api``, or what gives it. ``options``: of ``Service``.
+    ``token``: a token with the scope ``api``, or a function that returns one. ``options``: as for
+    ``Service``.
     """
 
     forbidden_hint: ClassVar[str] = "give the token the scope api and a role; the work waits"
@@ -33,7 +31,7 @@ class GitLabService(Service):
         super().__init__(f"{url.rstrip('/')}/api/v4", auth=Token(token), **options)
 
     def user(self, name: str) -> dict[str, Any] | None:
-        """The user of that name, blocked or not, ``None`` if there is none."""
+        """Return the user with this name, also a blocked one, or ``None`` if there is none."""
         for found in self.request("GET", "/users", query={"username": name}).json():
             if found["username"].lower() == name.lower():
                 return dict(found)
@@ -41,14 +39,17 @@ class GitLabService(Service):
 
 
 class GitLabAccessor(TrackerAccessor[R]):
-    """Objects at GitLab."""
+    """The base of all accessors of GitLab."""
 
     tracker = "GitLab"
     service: GitLabService
 
-    def user_id(self, name: str, username: str) -> int:
-        """The id of the user that the field ``name`` refers to. Raises ``DependencyError``."""
-        found = self.service.user(username)
-        if found is None:
-            raise self.missing(name, username)
-        return int(found["id"])
+    def reference(self, name: str, value: str | None) -> str | None:
+        known = super().reference(name, value)
+        if known is None or self.view_slots[name].of != "Account":
+            return known
+        # GitLab lists users by their names, but requests name them by their ids.
+        user = self.service.user(known)
+        if user is None:
+            raise self.missing(name, known)
+        return str(user["id"])

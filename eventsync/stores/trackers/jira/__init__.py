@@ -1,26 +1,19 @@
-"""Records in the issues of a Jira project, and in the projects, users and groups beside.
+"""Jira as a store: what is in a project, and the projects, users and groups of the site.
 
-It owns what Jira calls things. It knows no other tracker. Written against the published description
-of Jira Cloud's REST API, in its version 2, whose texts are texts; in version 3 they are documents
-of another form, of which a text would be a part only.
+Written against the published description of Jira Cloud's REST API, version 2. In that version texts
+are plain texts; in version 3 they are structured documents, which a text field cannot represent.
 
-Issues, comments and versions get their ids from Jira. Each issue and comment that eventsync creates
-carries the record's key in a property, which nobody sees, and each version in an HTML comment at
-the end of its description, which people do see; by these they are found again. Jira takes no
-conditional writes, so an edit that somebody makes between the read and the write of the same field
-is overwritten.
+Jira assigns the ids of issues, comments and versions. Each one that eventsync creates has a marker
+with the key of its record, so that it is found again. Issues and comments have it in a property,
+which nobody sees; versions have it in an HTML comment at the end of the description, which people
+do see. Jira has no conditional writes: if somebody edits a field between our read and our write of
+the same field, that edit is overwritten.
 """
 
 from __future__ import annotations
 
-from eventsync.stores.trackers.jira.project import (
-    JiraComments,
-    JiraIssues,
-    JiraMilestones,
-)
-from eventsync.stores.trackers.jira.service import (
-    JiraService,
-)
+from eventsync.stores.trackers.jira.project import JiraComments, JiraIssues, JiraMilestones
+from eventsync.stores.trackers.jira.service import JiraService
 from eventsync.stores.trackers.jira.site import (
     JiraAccounts,
     JiraGroups,

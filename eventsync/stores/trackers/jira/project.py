@@ -1,7 +1,4 @@
-"""What is in a Jira project: issues, comments and versions.
-
-It knows nothing of what else is on the site.
-"""
+"""The objects of a Jira project: issues, comments and versions."""
 
 from __future__ import annotations
 
@@ -17,22 +14,11 @@ from eventsync.errors import ConfigError, RejectedError
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
-from eventsync.stores.rest import (
-    Answer,
-    Cursor,
-    Object,
-    Resource,
-    Since,
-    Within,
-)
+from eventsync.stores.rest import Answer, Cursor, Object, Resource, Since, Within
 from eventsync.stores.rest.path import at
 from eventsync.stores.trackers.jira.service import SIZE, JiraAccessor, JiraService, pages
 from eventsync.stores.trackers.marker import MarkedAccessor
-from eventsync.stores.trackers.record import (
-    Comment,
-    Issue,
-    Milestone,
-)
+from eventsync.stores.trackers.record import Comment, Issue, Milestone
 from eventsync.stores.trackers.slot import Slot, day, text
 from eventsync.stores.trackers.tracker import sorted_names
 
@@ -48,18 +34,18 @@ _FIELDS: Final = "summary,description,status,priority,assignee,fixVersions,label
 
 
 def _ago(moment: dt.datetime) -> str:
-    """A time as Jira's search takes it whatever the time zone of its user: minutes ago."""
+    """Return a time as minutes ago, the only form in Jira's search that needs no time zone."""
     passed = dt.datetime.now(dt.UTC) - moment
     return f"-{max(1, math.ceil(passed.total_seconds() / 60) + 1)}m"
 
 
-def _changed(updated: str) -> Since:
-    # The time is told from here to there, so the two clocks may differ by some minutes.
+def _since(updated: str) -> Since:
+    # Minutes ago by our clock are not minutes ago by Jira's: the overlap covers the difference.
     return Since(updated=updated, query={"updated": "{since}"}, show=_ago, overlap=300.0)
 
 
-class _OfProject(JiraAccessor[R]):
-    """``project``: its key, as in ``SHOP``."""
+class _JiraProjectAccessor(JiraAccessor[R]):
+    """The base of accessors of a project. ``project``: its key, as in ``SHOP``."""
 
     def __init__(
         self,
@@ -71,7 +57,10 @@ class _OfProject(JiraAccessor[R]):
         view: View | None = None,
     ) -> None:
         if not _KEY.fullmatch(project):
-            raise ConfigError(f"{project!r} is no key of a Jira project", hint="as in SHOP")
+            raise ConfigError(
+                f"{project!r} is not the key of a Jira project",
+                hint="pass capital letters, digits and _, beginning with a letter, as in SHOP",
+            )
         self.project = project
         base = f"/project/{project}"
         super().__init__(record_type, service, base, identity=identity, view=view)
@@ -80,37 +69,41 @@ class _OfProject(JiraAccessor[R]):
         self.service.request("GET", f"/project/{self.project}")
 
     def searched(self, query: Mapping[str, str]) -> dict[str, str]:
-        """The query of a search for the project's issues, or for those that changed."""
+        """Return the query of a search for the issues of the project.
+
+        ``query``: from ``Since``, to select those that changed recently; otherwise empty.
+        """
         since = f" AND updated >= {query['updated']}" if "updated" in query else ""
         return {"jql": f'project = "{self.project}"{since} ORDER BY created ASC, key ASC'}
 
 
-class _WithProperty(_OfProject[R]):
-    """Objects that carry the record's key in a property."""
+class _PropertyAccessor(_JiraProjectAccessor[R]):
+    """The base of accessors of objects that have their marker in a property."""
 
     def mark(self, body: dict[str, Any], key: str) -> None:
-        held = {"type": self.type.name, "key": key}
-        body["properties"] = [{"key": _PROPERTY, "value": held}]
+        marker = {"type": self.type.name, "key": key}
+        body["properties"] = [{"key": _PROPERTY, "value": marker}]
 
     def marker_in(self, data: dict[str, Any]) -> str | None:
-        held = data.get("properties") or {}
-        if isinstance(held, list):
-            held = {one["key"]: one["value"] for one in held}
-        if at(held, f"{_PROPERTY}.type") != self.type.name:
+        properties = data.get("properties") or {}
+        if isinstance(properties, list):
+            properties = {one["key"]: one["value"] for one in properties}
+        if at(properties, f"{_PROPERTY}.type") != self.type.name:
             return None
-        key = at(held, f"{_PROPERTY}.key")
+        key = at(properties, f"{_PROPERTY}.key")
         return key if isinstance(key, str) else None
 
 
-class JiraIssues(_WithProperty[R]):
-    """Issues. Removing one deletes it, which takes a right of its own.
+class JiraIssues(_PropertyAccessor[R]):
+    """Issues. Removing a record deletes the issue, which requires a right of its own.
 
-    ``issue_type``: of those that are created. ``settle``: how many seconds Jira is given to list
-    what it has created, before something whose answer was lost is taken for not created.
+    ``issue_type``: the type of new issues. ``settle``: how many seconds after its creation an issue
+    may be missing from Jira's search. If the answer to a creation is lost, the issue is searched
+    for again after this time, before it is created again.
 
-    A status is closed if it is in the category that Jira calls done. It is changed by the first
-    transition of the workflow that leads to one of the kind. An issue has one milestone here: the
-    first of its versions to be fixed in, and writing it takes the others away.
+    A status is closed if Jira has it in the category *done*. A status is written by the first
+    transition of the workflow that leads to a closed or an open status. A record has one milestone:
+    the first *fix version* of the issue. Writing it removes the other fix versions.
     """
 
     shape = Issue
@@ -124,7 +117,7 @@ class JiraIssues(_WithProperty[R]):
         pages=_SEARCH,
         update="PUT",
         etags=False,
-        since=_changed("fields.updated"),
+        since=_since("fields.updated"),
     )
     slots: ClassVar[Mapping[str, Slot]] = {
         "title": Slot(at="fields.summary"),
@@ -174,20 +167,22 @@ class JiraIssues(_WithProperty[R]):
         return super().objects(self.searched(query))
 
     def present(self, data: Mapping[str, Any]) -> bool:
-        return bool(at(data, "fields.project.key") == self.project)  # it may have moved
+        # An issue that was moved to another project keeps its id.
+        return bool(at(data, "fields.project.key") == self.project)
 
     def find_marked(self, key: str) -> str | None:
         found = super().find_marked(key)
         if found is None:
-            # What it lists is a little behind what it holds.
-            time.sleep(self._settle)
+            time.sleep(self._settle)  # Jira lists a new issue with a delay
             found = super().find_marked(key)
         return found
 
     def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
         for label in members.get("labels") or ():
             if len(label.split()) != 1:
-                raise RejectedError(f"Jira takes no label with a blank in it: {label!r}")
+                raise RejectedError(
+                    f"Jira allows no blank in a label: {label!r}", hint="rename the label"
+                )
         return super().fill(members, body)
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
@@ -196,32 +191,33 @@ class JiraIssues(_WithProperty[R]):
         return super().post(key, body)
 
     def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
-        self.fill(members, None)  # what is rejected is so before anything is written
+        self.fill(members, None)  # raises RejectedError before anything is written
         status = members.get("status")
-        steps = [] if status is None else [self._move(key, status)]
-        rest = {name: held for name, held in members.items() if name != "status"}
+        requests = [] if status is None else [self._transition(key, status)]
+        rest = {name: value for name, value in members.items() if name != "status"}
         if rest:
-            # An issue that is closed may not be edited.
-            place = 1 if status == "open" else 0
-            steps.insert(place, partial(super().modify, key, found, rest))
-        return [step() for step in steps][-1]
+            # Jira may refuse to edit a closed issue: edit it before it closes or after it opens.
+            position = 1 if status == "open" else 0
+            requests.insert(position, partial(super().modify, key, found, rest))
+        return [send() for send in requests][-1]
 
-    def _move(self, key: str, status: str) -> Callable[[], Answer]:
-        """What takes an issue through its workflow to a status of that kind."""
-        path = f"{self.path_of(key)}/transitions"
+    def _transition(self, key: str, status: str) -> Callable[[], Answer]:
+        """Return the request that moves an issue to an open or a closed status."""
+        path = f"{self.known_path(key)}/transitions"
         for transition in self.service.request("GET", path).json()["transitions"]:
             done = transition["to"]["statusCategory"]["key"] == "done"
             if done == (status == "closed"):
                 body = {"transition": {"id": transition["id"]}}
                 return partial(self.service.request, "POST", path, body=body)
         raise RejectedError(
-            f"{self.type.name} {key!r}: its workflow in Jira leads to no status that is {status}",
-            hint="move it there by hand, or change the workflow, then replay the dead letter",
+            f"{self.type.name} {key!r}: its workflow in Jira has no transition from the present "
+            f"status to one that is {status}",
+            hint="move the issue in Jira, or change the workflow, then replay the dead letter",
         )
 
 
-class JiraComments(_WithProperty[R]):
-    """Comments. Their author is whose token it is."""
+class JiraComments(_PropertyAccessor[R]):
+    """Comments. The author is the owner of the token."""
 
     shape = Comment
     where = Resource(
@@ -233,7 +229,7 @@ class JiraComments(_WithProperty[R]):
         update="PUT",
         etags=False,
         returns=True,
-        since=_changed("@in.fields.updated"),
+        since=_since("@in.fields.updated"),
     )
     slots: ClassVar[Mapping[str, Slot]] = {
         "issue": Slot(at="@in.id", of="Issue", fixed="cannot move to another issue"),
@@ -244,8 +240,8 @@ class JiraComments(_WithProperty[R]):
         return super().outer(self.searched(query))
 
 
-class JiraMilestones(MarkedAccessor[R], _OfProject[R]):
-    """Versions of the project: a milestone is closed when its version is released."""
+class JiraMilestones(MarkedAccessor[R], _JiraProjectAccessor[R]):
+    """Versions of the project. A milestone is closed if its version is released."""
 
     shape = Milestone
     where = Resource(
@@ -268,7 +264,7 @@ class JiraMilestones(MarkedAccessor[R], _OfProject[R]):
         "due": Slot(
             at="releaseDate",
             read=day,
-            kept="does not say how to take the date away from a version: give it another",
+            kept="documents no way to remove the date of a version; set another date",
         ),
     }
 

@@ -1,30 +1,22 @@
-"""Jira's REST API, and what all accessors of it share.
-
-It knows no records.
-"""
+"""The REST API of Jira, and the base of its accessors."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.records.record import Record
-from eventsync.stores.rest import (
-    Basic,
-    Numbers,
-    Pages,
-    Service,
-)
+from eventsync.stores.rest import Basic, Numbers, Pages, Service
 from eventsync.stores.trackers.tracker import TrackerAccessor
 
 __all__ = ["SIZE", "JiraAccessor", "JiraService", "pages"]
 
 R = TypeVar("R", bound=Record)
 SIZE: Final = 100
-"""How many objects a page is asked for."""
+"""How many objects each page has."""
 
 
 def pages(items: str) -> Pages:
-    """How a list is walked whose objects are at ``items`` in an answer."""
+    """Return the paging of a list with the path ``items`` in an answer."""
     return Numbers(
         items=items,
         name="startAt",
@@ -37,9 +29,10 @@ def pages(items: str) -> Pages:
 
 
 class JiraService(Service):
-    """Jira Cloud's REST API. ``url``: of the site, as ``https://acme.atlassian.net``.
+    """The REST API of a Jira Cloud site.
 
-    ``user``: a mail address, and ``token``: an API token of theirs. ``options``: of ``Service``.
+    ``url``: of the site, as in ``https://acme.atlassian.net``. ``user``: the mail address of a
+    user. ``token``: an API token of this user. ``options``: as for ``Service``.
     """
 
     forbidden_hint: ClassVar[str] = "give the token's user the rights in Jira; the work waits"
@@ -49,6 +42,6 @@ class JiraService(Service):
 
 
 class JiraAccessor(TrackerAccessor[R]):
-    """Objects at Jira."""
+    """The base of all accessors of Jira."""
 
     tracker = "Jira"

@@ -1,7 +1,4 @@
-"""What is on a Jira site beside issues: projects, people, groups and labels.
-
-It knows nothing of what is in a project.
-"""
+"""The objects of a Jira site beside issues: projects, accounts, groups and labels."""
 
 from __future__ import annotations
 
@@ -11,20 +8,9 @@ from typing import Any, ClassVar, TypeVar
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.records.view import View
-from eventsync.stores.rest import (
-    Answer,
-    Object,
-    Resource,
-    Within,
-)
+from eventsync.stores.rest import Answer, Object, Resource, Within
 from eventsync.stores.trackers.jira.service import SIZE, JiraAccessor, JiraService, pages
-from eventsync.stores.trackers.record import (
-    Account,
-    Group,
-    Label,
-    Member,
-    Project,
-)
+from eventsync.stores.trackers.record import Account, Group, Label, Member, Project
 from eventsync.stores.trackers.slot import Slot, text
 
 __all__ = ["JiraAccounts", "JiraGroups", "JiraLabels", "JiraMembers", "JiraProjects"]
@@ -32,31 +18,34 @@ __all__ = ["JiraAccounts", "JiraGroups", "JiraLabels", "JiraMembers", "JiraProje
 R = TypeVar("R", bound=Record)
 
 
-class _OfSite(JiraAccessor[R]):
+class _SiteAccessor(JiraAccessor[R]):
+    """The base of accessors of the whole site."""
+
     def __init__(
         self, record_type: type[R], service: JiraService, *, view: View | None = None
     ) -> None:
         super().__init__(record_type, service, view=view)
 
 
-class JiraLabels(_OfSite[R]):
-    """The words that issues of the site are labelled with. They can only be read: a label is there
-    as long as an issue has it.
+class JiraLabels(_SiteAccessor[R]):
+    """The labels of the issues of the site. They can only be read.
+
+    A label exists as long as an issue has it.
     """
 
     shape = Label
     where = Resource(items="/label", item="/label/{id}", etags=False)
     keys = (Slot(at="name"),)
     refuses: ClassVar[Mapping[str, str]] = {
-        "create": "a label is there once an issue has it",
-        "destroy": "a label is there as long as an issue has it",
+        "create": "a label exists as soon as an issue has it",
+        "destroy": "a label exists as long as an issue has it",
     }
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         start, last = 0, False
         while not last:
-            asked = {"startAt": str(start), "maxResults": "1000"}
-            page = self.service.request("GET", "/label", query=asked).json()
+            position = {"startAt": str(start), "maxResults": "1000"}
+            page = self.service.request("GET", "/label", query=position).json()
             yield from ({"name": name} for name in page["values"])
             start, last = start + len(page["values"]), page["isLast"] or not page["values"]
 
@@ -65,9 +54,11 @@ class JiraLabels(_OfSite[R]):
         return next((Object(data) for data in self.objects({}) if data["name"] == name), None)
 
 
-class JiraProjects(_OfSite[R]):
-    """Projects, under their keys. ``project_type``: of those that are created; their lead is whose
-    token it is. Removing one puts it into the trash, where it stays for 60 days.
+class JiraProjects(_SiteAccessor[R]):
+    """Projects. The key of a record is the key of the project.
+
+    ``project_type``: the type of new projects, whose lead is the owner of the token. Removing a
+    record moves the project to the trash, where it stays for 60 days.
     """
 
     shape = Project
@@ -105,12 +96,13 @@ class JiraProjects(_OfSite[R]):
         return super().post(key, body)
 
     def destroy(self, key: str, found: Object) -> None:
-        self.service.request("DELETE", f"{self.path_of(key)}?enableUndo=true", allow=(404,))
+        self.service.request("DELETE", f"{self.known_path(key)}?enableUndo=true", allow=(404,))
 
 
-class JiraAccounts(_OfSite[R]):
-    """The people on the site, under their account ids. They can only be read, and their addresses
-    only as far as they show them.
+class JiraAccounts(_SiteAccessor[R]):
+    """The people on the site. The key is the account id. They can only be read.
+
+    The address is empty for people who do not show it.
     """
 
     shape = Account
@@ -121,27 +113,27 @@ class JiraAccounts(_OfSite[R]):
         "address": Slot(at="emailAddress", read=lambda address: address or None),
     }
     refuses: ClassVar[Mapping[str, str]] = {
-        "create": "accounts are Atlassian's, and people are invited by hand",
-        "modify": "people describe themselves",
-        "destroy": "accounts are Atlassian's, and people are removed by hand",
+        "create": "accounts belong to Atlassian; invite people there",
+        "modify": "people edit their own profile",
+        "destroy": "accounts belong to Atlassian; remove people there",
     }
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         start = 0
         while True:
-            asked = {"startAt": str(start), "maxResults": str(SIZE)}
-            page = self.service.request("GET", "/users/search", query=asked).json()
+            position = {"startAt": str(start), "maxResults": str(SIZE)}
+            page = self.service.request("GET", "/users/search", query=position).json()
             if not page:
                 return
             yield from page
-            start += SIZE  # a page may be shorter though others follow
+            start += SIZE  # a page with fewer users need not be the last
 
     def present(self, data: Mapping[str, Any]) -> bool:
         return bool(data["active"] and data["accountType"] == "atlassian")
 
 
-class JiraGroups(_OfSite[R]):
-    """Groups, which are names and nothing else."""
+class JiraGroups(_SiteAccessor[R]):
+    """Groups. They have a name and no other field."""
 
     shape = Group
     where = Resource(
@@ -159,8 +151,8 @@ class JiraGroups(_OfSite[R]):
         return next((Object(data) for data in self.objects({"groupName": name})), None)
 
 
-class JiraMembers(_OfSite[R]):
-    """Who is in which group. There are no roles."""
+class JiraMembers(_SiteAccessor[R]):
+    """The members of the groups. They have no roles."""
 
     shape = Member
     where = Resource(
@@ -175,8 +167,8 @@ class JiraMembers(_OfSite[R]):
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         for group in self.outer(query):
-            asked = {"groupname": group["name"]}
-            for page in self.resource.pages.walk(self.service, self.resource.items, asked):
+            inner = {"groupname": group["name"]}
+            for page in self.resource.pages.walk(self.service, self.resource.items, inner):
                 yield from ({**data, "@in": group} for data in page)
 
     def fetch(self, key: str) -> Object | None:

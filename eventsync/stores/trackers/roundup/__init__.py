@@ -1,11 +1,10 @@
-"""Records in a Roundup issue tracker.
+"""Roundup as a store: its issues, messages, users and keywords.
 
-It owns what Roundup calls things, and in how many steps they are written. It knows no other
-tracker. Written against Roundup 2.6 with its classic schema.
+Written against Roundup 2.6 with its classic schema.
 
-An issue's description is the content of its first message; the others are its comments. Each
-message that eventsync writes carries the record's key in its ``messageid``, as a mail would, by
-which it is found again.
+The description of an issue is the content of its first message; the other messages are its
+comments. Each message that eventsync writes has the key of the record in its ``messageid``, so that
+it is found again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The users of a Roundup tracker, and their roles.
-
-It knows nothing of issues.
-"""
+"""The users of a Roundup tracker, and their roles."""
 
 from __future__ import annotations
 
@@ -21,9 +18,9 @@ R = TypeVar("R", bound=Record)
 
 
 class RoundupAccounts(NamedItems[R]):
-    """Users, known by the name they log in with, which is the record's key.
+    """Users. The key is the login name.
 
-    A new one has the role ``User`` and no password; removing one retires it.
+    A new user has the role ``User`` and no password. Removing a record retires the user.
     """
 
     shape = Account
@@ -33,18 +30,19 @@ class RoundupAccounts(NamedItems[R]):
     keys = (Slot(at="username"),)
     slots: ClassVar[Mapping[str, Slot]] = {
         "name": Slot(at="realname", read=text),
-        "address": Slot(at="address", write=lambda held: held or NOTHING),
+        "address": Slot(at="address", write=lambda address: address or NOTHING),
     }
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
-        said = {name: held for name, held in body.items() if held}
-        return super().post(key, {"roles": "User", **said})
+        given = {name: value for name, value in body.items() if value}
+        return super().post(key, {"roles": "User", **given})
 
 
 class RoundupMembers(NamedItems[R]):
-    """Which users have which roles: a role is a group.
+    """The roles of the users: a role counts as a group, and its users as members.
 
-    Roles themselves are made in the tracker's schema. Its own user's rights come from a role too.
+    The schema of the tracker defines the roles. The rights of the user that eventsync logs in as
+    come from a role too, so removing that membership locks eventsync out.
     """
 
     shape = Member
@@ -70,13 +68,13 @@ class RoundupMembers(NamedItems[R]):
         user = self.found(name)
         if user is None:
             raise self.missing(self.view.names[self.type.keys[1]], name)
-        return self._give(user, [*_roles(user.data), role])
+        return self._write_roles(user, [*_roles(user.data), role])
 
     def destroy(self, key: str, found: Object) -> None:
-        role = split_key(key)[0]
-        self._give(found, [held for held in _roles(found.data) if held != role])
+        removed = split_key(key)[0]
+        self._write_roles(found, [role for role in _roles(found.data) if role != removed])
 
-    def _give(self, user: Object, roles: list[str]) -> Answer:
+    def _write_roles(self, user: Object, roles: list[str]) -> Answer:
         return self.write("user", user, {"roles": ",".join(roles)})
 
 

@@ -1,7 +1,4 @@
-"""The comments of a Roundup tracker.
-
-It knows nothing of what else is in an issue.
-"""
+"""The comments of a Roundup tracker."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Object
 from eventsync.stores.trackers.record import Comment
 from eventsync.stores.trackers.roundup.item import resource_of, since
-from eventsync.stores.trackers.roundup.message import EMPTY, Messages
+from eventsync.stores.trackers.roundup.message import EMPTY, Messages, message_ids
 from eventsync.stores.trackers.slot import Slot, text
 
 __all__ = ["RoundupComments"]
@@ -22,10 +19,10 @@ R = TypeVar("R", bound=Record)
 
 
 class RoundupComments(Messages[R]):
-    """Comments: the messages of an issue but for the first. They cannot move to another issue.
+    """Comments: the messages of an issue except the first. They cannot move to another issue.
 
-    A comment without an author is written, and read, as one of the service's own user: have it use
-    a user that nobody else does.
+    A comment without an author is written with the user of the service as its author, and a comment
+    of that user is read as one without an author. So give eventsync a user of its own.
     """
 
     shape = Comment
@@ -36,8 +33,8 @@ class RoundupComments(Messages[R]):
         "author": Slot(at="author.username", to="author", of="Account"),
         "body": Slot(
             at="content",
-            read=lambda held: "" if held == EMPTY else text(held),
-            write=lambda held: held or EMPTY,
+            read=lambda content: "" if content == EMPTY else text(content),
+            write=lambda content: content or EMPTY,
         ),
     }
 
@@ -53,7 +50,7 @@ class RoundupComments(Messages[R]):
         issues = self.select("issue", "messages", {})
         texts = self.contents(None if recent is None else list(recent))
         for issue in issues:
-            for id in sorted((m["id"] for m in issue["messages"]), key=int)[1:]:
+            for id in message_ids(issue)[1:]:
                 if id in texts:
                     activity = {} if recent is None else {"activity": recent[id]["activity"]}
                     yield {**self._comment(texts[id], issue), **activity}
@@ -64,7 +61,7 @@ class RoundupComments(Messages[R]):
             return None
         id = path.rpartition("/")[2]
         for issue in self.select("issue", "messages", {"messages": id}):
-            if id != min((m["id"] for m in issue["messages"]), key=int):
+            if id != message_ids(issue)[0]:
                 found = self.item("msg", id)
                 return Object(self._comment(found.data, issue), found.etag)
         return None
@@ -72,7 +69,9 @@ class RoundupComments(Messages[R]):
     def create(self, key: str, members: Mapping[str, Any]) -> Answer:
         issue = self.reference("issue", members.get("issue"))
         if issue is None:
-            raise RejectedError(f"{self.type.name} {key!r} is about no issue")
+            raise RejectedError(
+                f"{self.type.name} {key!r} has no issue", hint="set its field issue"
+            )
         author = self.reference("author", members.get("author")) or self.service.user
         message = self.write_message(key, members.get("body", ""), author)
         found = self.item("issue", issue)
@@ -88,11 +87,10 @@ class RoundupComments(Messages[R]):
         issue = self.item("issue", found.data["@issue"])
         self.write("issue", issue, {"@op": "remove", "messages": [found.data["id"]]})
         self.retire("msg", found)
-        assert self.identity is not None
-        self.identity.forget(self.type.name, key)
+        self.forget(key)
 
     def referred(self, name: str, id: str) -> str | None:
-        # What the service's own user says it says for nobody.
+        # The user of the service stands for no author.
         if name == "author" and id == self.service.user:
             return None
         return super().referred(name, id)

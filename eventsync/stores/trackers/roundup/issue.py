@@ -1,7 +1,4 @@
-"""The issues of a Roundup tracker.
-
-It knows nothing of their comments.
-"""
+"""The issues of a Roundup tracker."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Answer, Object
 from eventsync.stores.trackers.record import Issue
 from eventsync.stores.trackers.roundup.item import NOTHING, RoundupService, resource_of, since
-from eventsync.stores.trackers.roundup.message import EMPTY, Messages
+from eventsync.stores.trackers.roundup.message import EMPTY, Messages, message_ids
 from eventsync.stores.trackers.slot import Slot, text
 from eventsync.stores.trackers.tracker import sorted_names
 
@@ -24,10 +21,12 @@ R = TypeVar("R", bound=Record)
 
 
 class RoundupIssues(Messages[R]):
-    """Issues. ``open``, ``closed``: names of statuses, the first of which is written.
+    """Issues.
 
-    Every status that is not one of ``closed`` reads as ``open``. A label that the tracker does not
-    have among its keywords yet is added to them. Removing an issue retires it.
+    ``open``: the name of the status that is written for an open issue. ``closed``: the names of the
+    statuses of closed issues; the first is written. Every other status is read as open. A label
+    that is not a keyword of the tracker yet is added to the keywords. Removing a record retires the
+    issue.
     """
 
     shape = Issue
@@ -37,11 +36,11 @@ class RoundupIssues(Messages[R]):
         "title": Slot(at="title", read=text),
         "description": Slot(at="@text"),
         "status": Slot(at="status.name", to="status", words={"open": "open", "closed": "closed"}),
-        "priority": Slot(at="priority.name", to="priority", write=lambda held: held or NOTHING),
+        "priority": Slot(at="priority.name", to="priority", write=lambda name: name or NOTHING),
         "assignee": Slot(
             at="assignedto.username",
             to="assignedto",
-            write=lambda held: held or NOTHING,
+            write=lambda name: name or NOTHING,
             of="Account",
         ),
         "labels": Slot(
@@ -75,7 +74,7 @@ class RoundupIssues(Messages[R]):
 
     def fetch(self, key: str) -> Object | None:
         id = self._id(key)
-        # An item that is retired is still there to be read, but in no list.
+        # A retired item can still be read by its id, but it is in no list.
         if id is None or not self.select("issue", "title", {"id": id}):
             return None
         found = self.item("issue", id)
@@ -104,8 +103,7 @@ class RoundupIssues(Messages[R]):
 
     def destroy(self, key: str, found: Object) -> None:
         self.retire("issue", found)
-        assert self.identity is not None
-        self.identity.forget(self.type.name, key)
+        self.forget(key)
 
     def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
         values = super().values_in(data)
@@ -128,7 +126,7 @@ class RoundupIssues(Messages[R]):
         known = {data["name"] for data in self.select("keyword", "name", {})}
         for name in names:
             if name not in known:
-                # Another worker may have added it meanwhile.
+                # 409: another worker has added the keyword since.
                 self.service.request("POST", "/keyword", body={"name": name}, allow=(409,))
 
     def _id(self, key: str) -> str | None:
@@ -138,7 +136,7 @@ class RoundupIssues(Messages[R]):
     def _with_text(
         self, data: dict[str, Any], texts: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, Any]:
-        first = min((m["id"] for m in data["messages"]), key=int, default=None)
+        first = next(iter(message_ids(data)), None)
         text, message = "", {}
         if first is not None:
             message = dict(texts.get(first) or self.contents([first])[first])

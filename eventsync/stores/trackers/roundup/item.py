@@ -1,7 +1,4 @@
-"""Items of a Roundup tracker's database: how they are listed, read and written.
-
-It knows nothing of what records are made of them.
-"""
+"""The items of a Roundup tracker's database: lists, reads and writes."""
 
 from __future__ import annotations
 
@@ -21,16 +18,17 @@ __all__ = ["NOTHING", "Items", "NamedItems", "RoundupService", "resource_of", "s
 
 R = TypeVar("R", bound=Record)
 NOTHING: Final = ""
-"""What unsets a link; a null is passed over."""
+"""The value that removes a link. Roundup ignores a null."""
 _TIME: Final = "%Y-%m-%d.%H:%M:%S"
 _MISSING: Final = re.compile(r"property \w+: .* is not a \w+")
 
 
 class RoundupService(Service):
-    """A Roundup tracker. ``url``: of the tracker's pages, as ``https://example.org/tracker``.
+    """The REST API of a Roundup tracker.
 
-    ``user`` needs the rights to edit issues, messages, keywords and (for accounts) users.
-    ``options``: as for ``Service``.
+    ``url``: of the tracker's pages, as in ``https://example.org/tracker``. ``user``: a user with
+    the rights to edit issues, messages, keywords and, for accounts, users. ``options``: as for
+    ``Service``.
     """
 
     def __init__(self, url: str, user: str, password: str, **options: Any) -> None:
@@ -39,7 +37,7 @@ class RoundupService(Service):
             f"{url.rstrip('/')}/rest/data",
             auth=Basic(user, password),
             headers={
-                # Without these it takes a write for a forged one.
+                # Without these headers Roundup refuses a write as a possible forgery (CSRF).
                 "Origin": f"{parts.scheme}://{parts.netloc}",
                 "Referer": f"{url.rstrip('/')}/",
                 "X-Requested-With": "eventsync",
@@ -56,7 +54,10 @@ class RoundupService(Service):
 
 
 class Items(TrackerAccessor[R]):
-    """Items of one class of the tracker's database. ``fields``: what their list is asked for."""
+    """The base of accessors of one class of the tracker's database.
+
+    ``item_class``: the name of the class. ``fields``: the properties that a list returns.
+    """
 
     tracker = "Roundup"
     service: RoundupService
@@ -66,35 +67,35 @@ class Items(TrackerAccessor[R]):
     def select(
         self, item_class: str, fields: str, query: Mapping[str, str]
     ) -> list[dict[str, Any]]:
-        """The items of a class that ``query`` selects and that are not retired."""
+        """Return the items of a class that ``query`` selects, without the retired ones."""
         pages = self.resource.pages
-        asked = {"@fields": fields, "@verbose": "3", "@sort": "id", **query}
-        return [data for page in pages.walk(self.service, f"/{item_class}", asked) for data in page]
+        full = {"@fields": fields, "@verbose": "3", "@sort": "id", **query}
+        return [data for page in pages.walk(self.service, f"/{item_class}", full) for data in page]
 
     def item(self, item_class: str, id: str) -> Object:
-        """One item, whether it is retired or not. Raises ``StoreUnavailableError`` without one."""
+        """Return one item, also a retired one. Raises ``StoreUnavailableError`` without one."""
         answer = self.service.request("GET", f"/{item_class}/{id}", query={"@verbose": "3"})
         found = answer.json()["data"]
         return Object({**found["attributes"], "id": found["id"]}, answer.etag)
 
     def write(self, item_class: str, found: Object, body: Mapping[str, Any]) -> Answer:
-        """Change an item that is as it was found. Raises ``OvertakenError``."""
+        """Change an item. Raises ``OvertakenError`` if it has changed since it was read."""
         return self.sent(
             "PATCH", f"/{item_class}/{found.data['id']}", body, {"If-Match": found.etag or ""}
         )
 
     def retire(self, item_class: str, found: Object) -> None:
-        """Retire an item that is as it was found. Raises ``OvertakenError``."""
-        # It reads a body even where there is none.
+        """Retire an item. Raises ``OvertakenError`` if it has changed since it was read."""
+        # Roundup expects a body, although there is nothing to send.
         self.sent("DELETE", f"/{item_class}/{found.data['id']}", {}, {"If-Match": found.etag or ""})
 
     def added(self, item_class: str, body: Mapping[str, Any]) -> Answer:
-        """Create an item."""
+        """Create an item and return the answer."""
         return self.service.request("POST", f"/{item_class}", body=body)
 
 
 class NamedItems(Items[R]):
-    """Items that are known by a name, in the property that is the key's slot."""
+    """The base of accessors of items with a name, in the property of the last key slot."""
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         yield from self.select(self.item_class, self.fields, query)
@@ -104,9 +105,9 @@ class NamedItems(Items[R]):
         return self.found(name)
 
     def found(self, name: str) -> Object | None:
-        """The item of that name, if it is there and not retired."""
-        known_by = self.keys[-1].at
-        for data in self.select(self.item_class, known_by, {f"{known_by}:": name}):
+        """Return the item with this name, or ``None`` if there is none or it is retired."""
+        property = self.keys[-1].at
+        for data in self.select(self.item_class, property, {f"{property}:": name}):
             return self.item(self.item_class, data["id"])
         return None
 
@@ -118,7 +119,7 @@ class NamedItems(Items[R]):
 
 
 def resource_of(item_class: str, *, by: str = "id", since: Since | None = None) -> Resource:
-    """The lists of a class, whose items are known by a field, or by an id of the tracker's."""
+    """Return the paths of a class. ``by``: the key field or, for assigned ids, ``id``."""
     return Resource(
         items=f"/{item_class}",
         item=f"/{item_class}/{{{by}}}",
@@ -131,7 +132,7 @@ def resource_of(item_class: str, *, by: str = "id", since: Since | None = None) 
 
 
 def since() -> Since:
-    """How to ask for what changed."""
+    """Return the way to ask for recent changes."""
     return Since(
         updated="activity",
         query={"activity": "{since};"},

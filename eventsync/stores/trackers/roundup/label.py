@@ -1,7 +1,4 @@
-"""The keywords of a Roundup tracker, which are its labels.
-
-It knows nothing of issues.
-"""
+"""The keywords of a Roundup tracker, which are its labels."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ R = TypeVar("R", bound=Record)
 
 
 class RoundupLabels(NamedItems[R]):
-    """Keywords, which are words and nothing else. Removing one retires it."""
+    """Keywords. They have a name and no other field. Removing a record retires the keyword."""
 
     shape = Label
     item_class = "keyword"

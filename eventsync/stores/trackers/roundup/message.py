@@ -1,7 +1,4 @@
-"""The messages of a Roundup tracker: the texts of issues and comments, and their marks.
-
-It knows nothing of issues but that messages are in them.
-"""
+"""The messages of a Roundup tracker: the texts of issues and comments, and their markers."""
 
 from __future__ import annotations
 
@@ -17,16 +14,21 @@ from eventsync.stores.rest import Answer
 from eventsync.stores.trackers.marker import quoted
 from eventsync.stores.trackers.roundup.item import Items, RoundupService
 
-__all__ = ["EMPTY", "Messages"]
+__all__ = ["EMPTY", "Messages", "message_ids"]
 
 R = TypeVar("R", bound=Record)
 EMPTY: Final = "(no text)"
-"""In place of an empty text, which a message cannot have."""
+"""Stands for an empty text, which a message of Roundup cannot have."""
 _MESSAGE_ID: Final = re.compile(r"<eventsync\.([\w.-]+)\.([\w.%~]+)@eventsync>", re.ASCII)
 
 
+def message_ids(issue: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the messages of an issue, oldest first."""
+    return sorted((message["id"] for message in issue["messages"]), key=int)
+
+
 class Messages(Items[R]):
-    """What issues and comments share: texts are the content of messages."""
+    """The base of accessors of issues and comments, whose texts are messages."""
 
     leaves = True  # the message
 
@@ -39,11 +41,11 @@ class Messages(Items[R]):
         view: View | None = None,
     ) -> None:
         super().__init__(record_type, service, view=view, identity=identity)
-        # Messages of attempts that came no further than these.
-        self._left: dict[str, str] = {}
+        # By key, the message of an earlier attempt that did not add it to an issue.
+        self._unattached: dict[str, str] = {}
 
     def message_id(self, key: str) -> str:
-        """The ``messageid`` by which the message of a record is found."""
+        """Return the ``messageid`` of the message of a record, by which it is found."""
         return f"<eventsync.{self.type.name}.{quoted(key)}@eventsync>"
 
     def marker_in(self, data: dict[str, Any]) -> str | None:
@@ -51,42 +53,41 @@ class Messages(Items[R]):
         return unquote(found[2]) if found and found[1] == self.type.name else None
 
     def find_marked(self, key: str) -> str | None:
-        self._left.pop(key, None)
+        self._unattached.pop(key, None)
         query = {"messageid:": self.message_id(key)}
         for message in self.select("msg", "messageid", query):
             owners = self.select("issue", "messages", {"messages": message["id"]})
             if not owners:
-                self._left[key] = message["id"]
+                self._unattached[key] = message["id"]
             for owner in owners:
                 return self.id_of_marked(owner, message["id"])
         return None
 
     def id_of_marked(self, issue: Mapping[str, Any], message: str) -> str:
-        """The id of the object whose marker is in a message of an issue."""
+        """Return the id of the object that has a message of an issue as its marker."""
         raise NotImplementedError
 
     def write_message(self, key: str, text: str, author: str) -> str:
-        """The id of a message of that content that no issue has yet."""
+        """Write a message that belongs to no issue yet, and return its id."""
         content = text or EMPTY
-        left = self._left.pop(key, None)
-        if left is not None:
-            self.rewrite(left, content)
-            return left
-        # The date is that of now.
+        unattached = self._unattached.pop(key, None)
+        if unattached is not None:
+            self.rewrite(unattached, content)
+            return unattached
         body = {
             "content": content,
             "author": author,
             "messageid": self.message_id(key),
-            "date": ".",
+            "date": ".",  # now
         }
         return str(self.added("msg", body).json()["data"]["id"])
 
     def rewrite(self, message: str, content: str) -> Answer:
-        """Put another content into a message."""
+        """Replace the content of a message."""
         return self.write("msg", self.item("msg", message), {"content": content or EMPTY})
 
     def contents(self, messages: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-        """By id, messages; ``None`` for all that are not retired."""
+        """Return messages by id; ``None``: all that are not retired."""
         if messages is None:
             found = self.select("msg", "content,messageid,author", {})
             return {data["id"]: data for data in found}

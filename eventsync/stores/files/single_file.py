@@ -1,0 +1,368 @@
+"""One file that holds all records of a type: its content in memory, and its replacement."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Final, TypeVar
+
+from eventsync.engine.accessor import Write
+from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
+from eventsync.index import IndexTransaction
+from eventsync.records.query import Query
+from eventsync.records.record import Record
+from eventsync.records.view import View
+from eventsync.stores.files import disk
+from eventsync.stores.files.accessor import FileAccessor, located, rejecting_unreadable, report
+
+__all__ = ["BOM", "Content", "Segment", "SingleFileAccessor"]
+
+R = TypeVar("R", bound=Record)
+BOM: Final = "\ufeff"
+"""The byte order mark that some programs write at the beginning of a file."""
+_YOUNG: Final = 0.1
+_YOUNG_COARSE: Final = 2.5
+
+
+@dataclass(slots=True)
+class Segment:
+    """The part of the file that one record takes up: its text, line ends included, and its data.
+
+    ``data``: by the store's names; ``None`` for text without a readable record. ``line``: the
+    number of its first line when the file was read; 0 for a segment that was added since.
+    """
+
+    text: str
+    data: dict[str, Any] | None = None
+    line: int = 0
+
+
+@dataclass(slots=True)
+class Content:
+    """The content of a file. It does not change once it is made.
+
+    ``header``: the text before the first record. ``segments``: the rest, by a number that stays the
+    same from one content to the next. ``numbers``: by key, the number of its segment.
+    ``duplicates``: the error for each key that stands in several segments. ``unreadable``: the
+    errors of segments whose key cannot be read. ``columns``: the names in the header of a table.
+    ``line_end``: what ends its lines. ``signature``: of the file, ``None`` if there is no file.
+    ``digest``: of its bytes.
+    """
+
+    header: str = ""
+    columns: list[str] = field(default_factory=list)
+    line_end: str = "\n"
+    segments: dict[int, Segment] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+    duplicates: dict[str, RecordError] = field(default_factory=dict)
+    unreadable: list[RecordError] = field(default_factory=list)
+    signature: disk.Signature | None = None
+    digest: bytes = b""
+
+    def text(self) -> str:
+        """Return the whole text, as the file has to hold it."""
+        return self.header + "".join(segment.text for segment in self.segments.values())
+
+    def segment_of(self, key: str) -> Segment:
+        """Return the segment of a key, which must be in ``numbers``."""
+        return self.segments[self.numbers[key]]
+
+
+class SingleFileAccessor(FileAccessor[R]):
+    """Records of one type in one file, which is read whole and replaced whole.
+
+    The content stays in memory and is used as long as the file is the same, so reading records one
+    by one is fast. Text that cannot be read affects no other record, and stays in the file.
+    """
+
+    atomic: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        record_type: type[R],
+        path: str | os.PathLike[str],
+        *,
+        view: View | None,
+        create: bool,
+        encoding: str,
+    ) -> None:
+        self._path = Path(path)
+        # The other files of the folder may belong to other stores, whose locks are not ours.
+        tag = hashlib.blake2b(self._path.name.encode(), digest_size=6).hexdigest()
+        super().__init__(record_type, self._path.parent, tag=tag, create=create, view=view)
+        self._encoding = encoding
+        self._content: Content | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.type.name}, {str(self._path)!r})"
+
+    def index_path(self) -> Path:
+        return self._path.with_name(f".{self._path.name}.eventsync.db")
+
+    # -- what a file format implements -------------------------------------------------------------
+
+    @abstractmethod
+    def parse(self, text: str) -> Content:
+        """Return the content of a file, without ``numbers`` and ``duplicates``.
+
+        What cannot be parsed is a segment without data, and its error is in ``unreadable``.
+        """
+
+    @abstractmethod
+    def format(self, data: Mapping[str, Any], content: Content) -> str:
+        """Return the text of a record for a file with this content. Raises ``RejectedError``."""
+
+    @abstractmethod
+    def empty(self) -> Content:
+        """Return the content of a file without records that cannot be mistaken for a lost file."""
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def get(self, key: str) -> R | None:
+        content = self._load()
+        if key in content.duplicates:
+            raise content.duplicates[key]
+        if key not in content.numbers:
+            if content.unreadable:
+                raise content.unreadable[0]  # the record may be in that segment
+            return None
+        return self._record(content.segment_of(key))
+
+    def read_rows(
+        self, keys: Sequence[str], transaction: IndexTransaction
+    ) -> dict[str, Mapping[str, Any]]:
+        content = self._load()
+        self._check(keys, content, transaction)
+        return {
+            key: self._record(content.segment_of(key)).raw()
+            for key in keys
+            if key in content.numbers
+        }
+
+    def read_all(self, query: Query) -> Iterator[R]:
+        content = self._load()
+        for error in (*content.unreadable, *content.duplicates.values()):
+            report(error, query)
+        for key in content.numbers:
+            if key in content.duplicates:
+                continue
+            try:
+                record = self._record(content.segment_of(key))
+            except RecordError as error:
+                report(error, query)
+            else:
+                yield record
+
+    # -- lifecycle ---------------------------------------------------------------------------------
+
+    def ensure(self) -> None:
+        super().ensure()
+        self._load()
+
+    def ping(self) -> None:
+        super().ping()
+        self._load()
+
+    def close(self) -> None:
+        self._content = None
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def write(
+        self,
+        writes: Sequence[Write],
+        removals: Sequence[str],
+        transaction: IndexTransaction | None,
+    ) -> None:
+        encoded = [dict(self.codec.encode(self.view.to_store(write.values))) for write in writes]
+        for _ in range(disk.TRIES):
+            content = self._load()
+            with rejecting_unreadable():
+                self._check([*(w.key for w in writes), *removals], content, transaction)
+            changed = self._changed(content, writes, encoded, removals)
+            if changed is None:
+                return
+            try:
+                raw = changed.text().encode(self._encoding, "surrogateescape")
+                with disk.errors(self._path):
+                    changed.signature = disk.replace(
+                        self._path, raw, content.signature, tag=self._tag
+                    )
+                    disk.sync(self._folder)
+            except disk.ChangedError:
+                continue
+            changed.digest = _digest(raw)
+            self._content = changed
+            return
+        raise StoreUnavailableError(f"{self._path}: another process keeps changing it")
+
+    def _changed(
+        self,
+        content: Content,
+        writes: Sequence[Write],
+        encoded: Sequence[dict[str, Any]],
+        removals: Sequence[str],
+    ) -> Content | None:
+        """Return the content after these writes and removals; ``None`` if nothing changes."""
+        start = content if content.header or content.segments else self.empty()
+        # Of a file without records only the header is kept.
+        segments = dict(start.segments) if start.numbers or start.unreadable else {}
+        numbers = dict(start.numbers)
+        next_number = max(segments, default=0) + 1
+        unchanged = True
+        for write, stored in zip(writes, encoded, strict=True):
+            number = numbers.get(write.key)
+            if number is not None:
+                old = segments[number].data
+                assert old is not None
+                data = old | stored
+                if data == old:
+                    continue
+            elif write.whole:
+                data = {**self.codec.encode(self.view.constant), **stored}
+                number, next_number = next_number, next_number + 1
+                self._end_last_line(segments, start.line_end)
+                numbers[write.key] = number
+            else:
+                raise StoreUnavailableError(
+                    f"{self.type.name} {write.key!r} disappeared from {self._path} "
+                    "during its update"
+                )
+            segments[number] = Segment(self._text(data, start), data)
+            unchanged = False
+        for key in removals:
+            if key in numbers:
+                del segments[numbers.pop(key)]
+                unchanged = False
+        if unchanged:
+            return None
+        return replace(start, segments=segments or self.empty().segments, numbers=numbers)
+
+    def _text(self, data: dict[str, Any], content: Content) -> str:
+        text = self.format(data, content)
+        try:
+            text.encode(self._encoding, "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise RejectedError(
+                f"{self._path}: {error.object[error.start : error.end]!r} cannot be encoded as "
+                f"{self._encoding}"
+            ) from error
+        return text
+
+    @staticmethod
+    def _end_last_line(segments: dict[int, Segment], line_end: str) -> None:
+        if segments:
+            number = next(reversed(segments))
+            last = segments[number]
+            if not last.text.endswith(("\n", "\r")):
+                segments[number] = replace(last, text=last.text + line_end)
+
+    # -- the file ----------------------------------------------------------------------------------
+
+    def _load(self) -> Content:
+        """Return the content of the file as it is now, read anew only if the file has changed."""
+        self.check_folder()
+        cached = self._content
+        with disk.errors(self._path):
+            signature = disk.signature_of(self._path)
+            if signature is None:
+                return self._missing()
+            if cached is not None and cached.signature == signature and _is_conclusive(signature):
+                return cached
+            raw, signature = disk.read(self._path)
+        digest = _digest(raw)
+        if cached is not None and cached.digest == digest:
+            self._content = replace(cached, signature=signature)
+            return self._content
+        content = self._parse(raw)
+        content.signature, content.digest = signature, digest
+        self._content = content
+        return content
+
+    def _missing(self) -> Content:
+        self._content = None
+        if not self._create or self.knows_records():
+            raise self.broken(
+                f"the file {self._path} does not exist",
+                hint="restore it; if all records were deleted on purpose, create it with the "
+                f"content {self.empty().text()!r}",
+            )
+        return Content()
+
+    def _parse(self, raw: bytes) -> Content:
+        if not raw and self.knows_records():
+            raise self.broken(
+                f"the file {self._path} is empty",
+                hint="restore it; if all records were deleted on purpose, write "
+                f"{self.empty().text()!r} to it",
+            )
+        try:
+            content = self.parse(raw.decode(self._encoding, "surrogateescape"))
+        except UnicodeError as error:
+            raise self.broken(
+                f"{self._path}: {error}",
+                hint=f"save the file as {self._encoding}, or pass its encoding",
+            ) from error
+        for number, segment in content.segments.items():
+            if segment.data is None:
+                continue
+            try:
+                key = self._key_of(segment)
+            except RecordError as error:
+                content.unreadable.append(error)
+                continue
+            first = content.numbers.setdefault(key, number)
+            if first != number:
+                content.duplicates.setdefault(
+                    key,
+                    RecordError(
+                        f"{self._path}, lines {content.segments[first].line} and {segment.line}: "
+                        f"{self.type.name} {key!r} stands there twice",
+                        hint="remove one of the two, or change its key",
+                    ),
+                )
+        return content
+
+    def _check(
+        self, keys: Sequence[str], content: Content, transaction: IndexTransaction | None
+    ) -> None:
+        """Raise ``RecordError`` unless it is certain where the record of each key is."""
+        for key in keys:
+            if key in content.duplicates:
+                raise content.duplicates[key]
+        if content.unreadable:
+            missing = [key for key in keys if key not in content.numbers]
+            self.check_missing(missing, content.unreadable, transaction)
+
+    def _key_of(self, segment: Segment) -> str:
+        with self.located(segment):
+            return self.key_of(segment.data or {})
+
+    def _record(self, segment: Segment) -> R:
+        with self.located(segment):
+            return self.data_to_record(segment.data)
+
+    def located(self, segment: Segment) -> AbstractContextManager[None]:
+        """Turn any error of a segment into a ``RecordError`` that names its line."""
+        return located(f"{self._path}, line {segment.line}" if segment.line else str(self._path))
+
+
+def _digest(raw: bytes) -> bytes:
+    return hashlib.blake2b(raw, digest_size=16).digest()
+
+
+def _is_conclusive(signature: disk.Signature) -> bool:
+    """Return whether any later write must give the file another signature.
+
+    The modification time advances in steps. A file changed within the last step may change again
+    and keep its time, so its signature proves nothing yet.
+    """
+    coarse = signature.modified % 1_000_000_000 == 0
+    age = time.time() - signature.modified / 1e9
+    return age > (_YOUNG_COARSE if coarse else _YOUNG)
