@@ -9,10 +9,8 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +18,7 @@ from typing import Final
 from eventsync.broker.relay import Broker
 from eventsync.broker.tracing import Tracing
 from eventsync.changes.change import Change
+from eventsync.database_file import DatabaseFile
 from eventsync.engine.publisher import Publisher
 from eventsync.envelope import codec
 from eventsync.envelope.signing import Keyring
@@ -88,10 +87,19 @@ class Spool:
         self._max_envelope = max_envelope
         self._window = republish_window
         self._max_bytes = max_bytes
-        self._timeout = timeout
         self._tracing = tracing
         self._now = now
-        self._local = threading.local()
+        self._file = DatabaseFile(
+            path,
+            kind="spool",
+            application_id=_APPLICATION_ID,
+            schema_version=_SCHEMA_VERSION,
+            schema=_SCHEMA,
+            unavailable=BusUnavailableError,
+            invalid=ConfigError,
+            repair="stop its relay, move it away, and try the `.recover` command of sqlite3 on it",
+            timeout=timeout,
+        )
 
     def __repr__(self) -> str:
         return f"Spool({str(self.path)!r})"
@@ -120,7 +128,7 @@ class Spool:
         Raises ``BusUnavailableError`` when the spool is full or cannot be written now.
         """
         now = self._now()
-        with self._writing() as connection:
+        with self._file.transaction() as connection:
             used = _bytes(connection)
             connection.executemany(
                 "INSERT INTO spool (type, body, made) VALUES (?, ?, ?)",
@@ -141,8 +149,7 @@ class Spool:
 
     def state(self) -> SpoolState:
         """How it stands. Raises ``BusUnavailableError``."""
-        with self._errors():
-            connection = self._open()
+        with self._file.connection() as connection:
             waiting, made = connection.execute(
                 "SELECT count(*), min(made) FROM spool WHERE sent IS NULL"
             ).fetchone()
@@ -154,33 +161,19 @@ class Spool:
 
     def close(self) -> None:
         """Let go of this thread's hold of the file. Idempotent; it opens again when used again."""
-        pid, connection = self._local.__dict__.pop("held", (0, None))
-        if connection is not None and pid == os.getpid():
-            connection.close()
+        self._file.close()
 
     # -- for the relay -----------------------------------------------------------------------------
 
     def lock(self) -> sqlite3.Connection | None:
         """What nobody else has until it is closed, or its process dies; ``None`` if one has it."""
-        with self._errors():
-            lock = sqlite3.connect(
-                self.path.with_name(f"{self.name}.relay"), timeout=0.0, isolation_level=None
-            )
-            try:
-                lock.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError as error:
-                lock.close()
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    raise
-                return None
-            return lock
+        return self._file.try_lock("relay")
 
     def send(self, publisher: Publisher, where: str, arguments: Sequence[object] = ()) -> int:
         """Publish the rows that an SQL condition selects, in order, and note that; how many."""
         sent = 0
-        with self._errors():
-            query = f"SELECT DISTINCT type FROM spool WHERE {where}"
-            types = [str(row[0]) for row in self._open().execute(query, arguments)]
+        rows = self._file.read(f"SELECT DISTINCT type FROM spool WHERE {where}", arguments)
+        types = [str(row[0]) for row in rows]
         unroutable: UnroutableError | None = None
         for type in types:
             try:
@@ -198,22 +191,17 @@ class Spool:
     ) -> Iterator[int]:
         after = 0
         while True:
-            with self._errors():
-                rows = (
-                    self._open()
-                    .execute(
-                        f"SELECT number, body FROM spool WHERE type = ? AND number > ? AND {where}"
-                        " ORDER BY number LIMIT ?",
-                        [type, after, *arguments, _CHUNK],
-                    )
-                    .fetchall()
-                )
+            rows = self._file.read(
+                f"SELECT number, body FROM spool WHERE type = ? AND number > ? AND {where}"
+                " ORDER BY number LIMIT ?",
+                [type, after, *arguments, _CHUNK],
+            )
             if not rows:
                 return
             after = rows[-1][0]
             publisher.publish(type, [body for _, body in rows])
             now = self._now()
-            with self._writing() as connection:
+            with self._file.transaction() as connection:
                 connection.executemany(
                     "UPDATE spool SET sent = ? WHERE number = ?", [(now, n) for n, _ in rows]
                 )
@@ -221,95 +209,20 @@ class Spool:
 
     def last_kept(self, before: float) -> tuple[str, bytes] | None:
         """The type and envelope of the latest that was confirmed at a time or earlier."""
-        with self._errors():
-            row: tuple[str, bytes] | None = (
-                self._open()
-                .execute(
-                    "SELECT type, body FROM spool WHERE sent <= ? ORDER BY sent DESC LIMIT 1",
-                    [before],
-                )
-                .fetchone()
-            )
-            return row
+        rows = self._file.read(
+            "SELECT type, body FROM spool WHERE sent <= ? ORDER BY sent DESC LIMIT 1", [before]
+        )
+        return rows[0] if rows else None
 
     def drop(self, before: float) -> None:
         """Forget what was confirmed at a time or earlier, in seconds since the epoch."""
-        with self._writing() as connection:
+        with self._file.transaction() as connection:
             connection.execute("DELETE FROM spool WHERE sent <= ?", [before])
 
     @property
     def settled_before(self) -> float:
         """A broker that still answers has all that it confirmed until then."""
         return self._now() - self._window
-
-    # -- inside ------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._errors():
-            connection = self._open()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.commit()
-            finally:
-                if connection.in_transaction:
-                    connection.rollback()
-
-    def _open(self) -> sqlite3.Connection:
-        """This thread's connection to the file; never one from before a fork."""
-        pid, connection = self._local.__dict__.get("held", (0, None))
-        if connection is not None and pid == os.getpid():
-            return connection  # type: ignore[no-any-return]
-        if not self.path.parent.is_dir():
-            raise ConfigError(
-                f"the folder {self.path.parent} of the spool {self.name} does not exist",
-                hint="create it, or name another place for the spool",
-            )
-        opened = sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None)
-        try:
-            self._prepare(opened)
-        except BaseException:
-            opened.close()
-            raise
-        self._local.held = (os.getpid(), opened)
-        return opened
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        # Under the lock, so that of two that begin at once one makes it and the other finds it.
-        connection.execute("BEGIN IMMEDIATE")
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and (application != _APPLICATION_ID or version > _SCHEMA_VERSION):
-            raise ConfigError(
-                f"{self.path} is no spool of this eventsync: a database of something else, "
-                "or a newer spool",
-                hint="name another file for the spool, or upgrade eventsync",
-            )
-        if not tables:
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        connection.commit()
-        # Only now that it is known to be ours.
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise BusUnavailableError(
-                f"the spool {self.path}: {error}", hint="is the disk full, or not writable?"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise ConfigError(
-                f"{self.path} cannot be used as a spool: {error}",
-                hint="name another file for the spool; nothing in this one was changed",
-            ) from error
 
 
 class SpoolRelay:
