@@ -84,10 +84,10 @@ class SqlAccessor(Accessor[R]):
     # -- the six --------------------------------------------------
 
     def add(self, record: R) -> None:
-        self._directly([Write(record.key, record.raw(), whole=True)], [])
+        self._write_now([Write(record.key, record.raw(), whole=True)], [])
 
     def update(self, record: R) -> None:
-        self._directly([Write(record.key, record.changes(), whole=False)], [])
+        self._write_now([Write(record.key, record.changes(), whole=False)], [])
 
     def get(self, key: str) -> R | None:
         with self._errors(), self.dialect.connected(self.engine) as connection:
@@ -111,9 +111,9 @@ class SqlAccessor(Accessor[R]):
         return clause_of(query.where.tree, self._table, self.dialect)
 
     def remove(self, key: str) -> None:
-        self._directly([], [key])
+        self._write_now([], [key])
 
-    def _directly(self, writes: Sequence[Write], removals: Sequence[str]) -> None:
+    def _write_now(self, writes: Sequence[Write], removals: Sequence[str]) -> None:
         with self._errors(), self.dialect.connected(self.engine) as connection:
             self.dialect.begin(connection)
             self._write(connection, writes, removals)
@@ -126,24 +126,24 @@ class SqlAccessor(Accessor[R]):
     ) -> dict[str, Mapping[str, Any]]:
         assert isinstance(transaction, SqlTransaction)
         with self._errors():
-            return self._found(transaction.ask(self._reading(keys)))
+            return self._found(transaction.ask(self._queries(keys)))
 
     def read_held(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> tuple[dict[str, Entry], dict[str, Mapping[str, Any]]]:
         assert isinstance(transaction, SqlTransaction)
         name = self.type.name
-        entries = transaction.reading(name, keys)
+        queries = transaction.entry_queries(name, keys)
         with self._errors():
-            answers = transaction.ask([*entries, *self._reading(keys)])
-            held = transaction.entries(name, keys, *answers[: len(entries)])
-            return held, self._found(answers[len(entries) :])
+            answers = transaction.ask([*queries, *self._queries(keys)])
+            entries = transaction.entries(name, keys, *answers[: len(queries)])
+            return entries, self._found(answers[len(queries) :])
 
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
         assert isinstance(transaction, SqlTransaction)
-        with self._rivals_named(transaction.connection, writes), self._errors():
+        with self._conflict_named(transaction.connection, writes), self._errors():
             self._write(transaction.connection, writes, removals)
 
     def update_rows(
@@ -151,7 +151,7 @@ class SqlAccessor(Accessor[R]):
     ) -> Collection[str]:
         assert isinstance(transaction, SqlTransaction)
         connection = transaction.connection
-        with self._rivals_named(connection, writes), self._errors():
+        with self._conflict_named(connection, writes), self._errors():
             keys = [write.key for write in writes]
             # Of those that have no row nothing is changed.
             return keys if self._change(connection, writes) else self._present(connection, keys)
@@ -230,35 +230,43 @@ class SqlAccessor(Accessor[R]):
     def _write(
         self, connection: sa.Connection, writes: Sequence[Write], removals: Sequence[str]
     ) -> None:
-        table, dialect = self._table, self.dialect
+        """Write whole rows, then changed fields, then remove rows."""
+        table = self._table
         if isinstance(writes, Puts) and not table.guarded:
-            whole = table.rows_of(writes.rows, self.reader.names)
-            dialect.upsert(connection, table.target, self._dependents.parents_first(whole))
+            # Whole records whose values are rows already.
+            self._upsert(connection, table.rows_of(writes.rows, self.reader.names))
             writes = ()
-        if dialect.concurrent:
-            # All processes in one order, so that they do not wait for one another in a circle.
+        if self.dialect.concurrent:
+            # All processes lock rows in the same order, so that they do not deadlock.
             writes, removals = sorted(writes, key=lambda write: write.key), sorted(removals)
         if table.guarded:
-            present = self._present(connection, [*(w.key for w in writes), *removals])
+            # An upsert could overwrite another record, so look first which rows are there.
+            present = self._present(connection, [*(write.key for write in writes), *removals])
+            self._insert(connection, [w.values for w in writes if w.whole and w.key not in present])
+            self._change(connection, [write for write in writes if write.key in present])
             removals = [key for key in removals if key in present]
-            writes = [w for w in writes if w.whole or w.key in present]
-            added = [w for w in writes if w.whole and w.key not in present]
-            dialect.insert(
-                connection,
-                table.target,
-                self._dependents.parents_first(table.rows([write.values for write in added])),
-            )
-            changed = [w for w in writes if w.key in present]
         else:
-            whole = table.rows([write.values for write in writes if write.whole])
-            if whole:
-                dialect.upsert(connection, table.target, self._dependents.parents_first(whole))
-            changed = [write for write in writes if not write.whole]
-        self._change(connection, changed)
-        for wave in self._dependents.children_first(connection, removals):
-            for start in range(0, len(wave), _IN):
-                among, parameters = self._among(wave[start : start + _IN])
-                connection.exec_driver_sql(f"DELETE FROM {table.name} WHERE {among}", parameters)
+            self._upsert(connection, table.rows([w.values for w in writes if w.whole]))
+            self._change(connection, [write for write in writes if not write.whole])
+        self._delete(connection, removals)
+
+    def _upsert(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
+        if rows:
+            ordered = self._dependents.parents_first(rows)
+            self.dialect.upsert(connection, self._table.target, ordered)
+
+    def _insert(self, connection: sa.Connection, records: Sequence[Mapping[str, Any]]) -> None:
+        if records:
+            ordered = self._dependents.parents_first(self._table.rows(records))
+            self.dialect.insert(connection, self._table.target, ordered)
+
+    def _delete(self, connection: sa.Connection, keys: Sequence[str]) -> None:
+        for part in self._dependents.children_first(connection, keys):
+            for start in range(0, len(part), _IN):
+                condition, parameters = self._key_condition(part[start : start + _IN])
+                connection.exec_driver_sql(
+                    f"DELETE FROM {self._table.name} WHERE {condition}", parameters
+                )
 
     def _change(self, connection: sa.Connection, writes: Sequence[Write]) -> bool:
         """Write changed fields; whether each had its row."""
@@ -274,26 +282,25 @@ class SqlAccessor(Accessor[R]):
         return found == len(writes)
 
     def _present(self, connection: sa.Connection, keys: Sequence[str]) -> set[str]:
-        """Those of ``keys`` that have a row, compared character by character."""
-        try:
-            return set(self._select(connection, keys))
-        except RejectedError:
-            if len(keys) == 1:
-                raise
-            return {key for key in keys if self._present(connection, [key])}
+        """Return those of ``keys`` that have a row, compared character by character."""
+        answers = (
+            self.dialect.fetch(connection, *statement)
+            for statement in self._queries(keys, self._table.selected_keys)
+        )
+        return {self._table.key_text(row) for row in chain.from_iterable(answers)}
 
     @contextmanager
-    def _rivals_named(self, connection: sa.Connection, writes: Sequence[Write]) -> Iterator[None]:
+    def _conflict_named(self, connection: sa.Connection, writes: Sequence[Write]) -> Iterator[None]:
         """Say of a record that is refused by itself which other one is in its way."""
         try:
             yield
         except UniqueError as error:
-            other = self._rival(connection, writes[0]) if len(writes) == 1 else None
+            other = self._conflict(connection, writes[0]) if len(writes) == 1 else None
             if other is None:
                 raise
             raise UniqueError(f"{error.message}; {other}", hint=error.hint) from error
 
-    def _rival(self, connection: sa.Connection, write: Write) -> str | None:
+    def _conflict(self, connection: sa.Connection, write: Write) -> str | None:
         """What to say of the record that has a value which ``write`` may not have too."""
         table, dialect = self._table, self.dialect
         # What cannot be looked up now leaves the refusal as the database put it.
@@ -319,7 +326,7 @@ class SqlAccessor(Accessor[R]):
                         return f"{self.type.name} {other!r} has the same {shared}"
         return None
 
-    def _among(self, keys: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
+    def _key_condition(self, keys: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
         """The condition that a row is of one of ``keys``, and its parameters."""
         table, dialect = self._table, self.dialect
         rows = table.key_rows(keys)
@@ -328,16 +335,16 @@ class SqlAccessor(Accessor[R]):
         return dialect.among(table.key_names[0], [part for (part,) in rows])
 
     def _select(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, Any]:
-        return self._found(self.dialect.fetch(connection, *one) for one in self._reading(keys))
+        return self._found(self.dialect.fetch(connection, *one) for one in self._queries(keys))
 
-    def _reading(self, keys: Sequence[str]) -> list[Statement]:
-        """What to ask for the rows of ``keys``."""
+    def _queries(self, keys: Sequence[str], selected: str = "") -> list[Statement]:
+        """Return the statements that select the rows of ``keys``; all columns by default."""
         table = self._table
         statements: list[Statement] = []
         for start in range(0, len(keys), _IN):
-            among, parameters = self._among(keys[start : start + _IN])
-            statement = f"SELECT {table.selected} FROM {table.name} WHERE {among}"
-            statements.append((statement, parameters))
+            condition, parameters = self._key_condition(keys[start : start + _IN])
+            select = f"SELECT {selected or table.selected} FROM {table.name}"
+            statements.append((f"{select} WHERE {condition}", parameters))
         return statements
 
     def _found(self, answers: Iterable[Iterable[Sequence[Any]]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from eventsync.records.field import Field
 
-__all__ = ["Codec", "Comparison", "Dialect", "Fault", "Statement", "Target"]
+__all__ = ["ColumnCodec", "ColumnComparison", "Dialect", "Fault", "Statement", "Target"]
 
 Statement: TypeAlias = tuple[str, tuple[Any, ...]]
 """A statement and its parameters."""
@@ -25,7 +25,7 @@ Statement: TypeAlias = tuple[str, tuple[Any, ...]]
 class Fault(Enum):
     """What an error of the driver means."""
 
-    AWAY = auto()
+    UNREACHABLE = auto()
     """The database cannot be reached, or is busy."""
     UNDONE = auto()
     """The database undid the transaction for the sake of another one."""
@@ -40,7 +40,7 @@ class Fault(Enum):
 
 
 @dataclass(slots=True, frozen=True)
-class Codec:
+class ColumnCodec:
     """How the values of one column go there and back; ``None`` where they go as they are.
 
     ``faithful``: whether every value that is taken reads back the same. ``verbatim``: and in the
@@ -56,7 +56,7 @@ class Codec:
 
 
 @dataclass(slots=True, frozen=True)
-class Comparison:
+class ColumnComparison:
     """How the values of one column are compared with an operand, so that all are found that Python
     finds equal.
 
@@ -100,7 +100,7 @@ class Dialect(ABC):
     """Whether several transactions write at once."""
     conditional: ClassVar[bool] = False
     """Whether there is ``upsert_if``."""
-    carefree: ClassVar[tuple[Statement, ...]] = ()
+    relaxed_commit: ClassVar[tuple[Statement, ...]] = ()
     """What is to be said in a transaction that a crash of the database may undo without harm."""
     error: type[Exception]
     """The base of the driver's errors."""
@@ -145,15 +145,15 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         """For a column of that type and its field; ``None`` for a conversion or a constant."""
 
     def kind(self, kind: sa.types.TypeEngine[Any]) -> str:
-        """``Codec.kind`` of a column of eventsync's own tables."""
+        """``ColumnCodec.kind`` of a column of eventsync's own tables."""
         return ""
 
     @abstractmethod
-    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> ColumnComparison | None:
         """How a column of that type is compared; ``None`` if not as Python compares its field."""
 
     def upsert_if(
@@ -286,7 +286,7 @@ class Dialect(ABC):
     def among(self, column: str, values: list[Any]) -> tuple[str, tuple[Any, ...]]:
         """The condition that a column holds one of ``values``, and its parameters.
 
-        For a column of which ``Codec.kind`` says what the database calls its type.
+        For a column of which ``ColumnCodec.kind`` says what the database calls its type.
         """
         return self.keys_in((column,), len(values)), tuple(values)
 

@@ -18,7 +18,7 @@ from sqlalchemy.dialects import mysql
 
 from eventsync.errors import StoreUnavailableError
 from eventsync.records.field import Field
-from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Target
+from eventsync.stores.sql.dialect import ColumnCodec, ColumnComparison, Dialect, Fault, Target
 from eventsync.stores.sql.value import (
     exact_decimal,
     from_json,
@@ -70,7 +70,7 @@ class Mysql(Dialect):
             pymysql.err.ProgrammingError,
             pymysql.err.NotSupportedError,
         )
-        return Fault.REJECTED if isinstance(error, rejecting) else Fault.AWAY
+        return Fault.REJECTED if isinstance(error, rejecting) else Fault.UNREACHABLE
 
     def set_up(self, connection: sa.Connection) -> None:
         raw = self.raw(connection)
@@ -129,17 +129,19 @@ class Mysql(Dialect):
             return False
         return not str(getattr(kind, "collation", "") or "").endswith(("nopad_bin", "0900_bin"))
 
-    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         if field is None:
             if isinstance(kind, sa.Numeric):
-                return Codec(exact_decimal(None, _plain), faithful=False)
-            return Codec(to_text if isinstance(kind, sa.String) else None, faithful=False)
+                return ColumnCodec(exact_decimal(None, _plain), faithful=False)
+            return ColumnCodec(to_text if isinstance(kind, sa.String) else None, faithful=False)
         if isinstance(kind, sa.JSON):
-            return Codec(to_json(field, always=True), from_json, faithful=False)
+            return ColumnCodec(to_json(field, always=True), from_json, faithful=False)
         if isinstance(kind, sa.Uuid | mysql.BINARY) and field.type is UUID:
             if isinstance(kind, sa.Uuid):
-                return Codec(to_text)
-            return Codec(lambda held: held and held.bytes, lambda held: held and UUID(bytes=held))
+                return ColumnCodec(to_text)
+            return ColumnCodec(
+                lambda held: held and held.bytes, lambda held: held and UUID(bytes=held)
+            )
         if isinstance(kind, sa.DateTime | sa.Time):
             stamp = isinstance(kind, sa.TIMESTAMP)
             write = moment(
@@ -149,46 +151,48 @@ class Mysql(Dialect):
                 utc=True,
             )
             if isinstance(kind, sa.Time):
-                return Codec(write, _time, faithful=field.type is dt.time)
+                return ColumnCodec(write, _time, faithful=field.type is dt.time)
             zoned = field.zoned or (stamp and field.zoned is None)
-            return Codec(write, _in_utc if zoned else None, faithful=field.type is dt.datetime)
+            return ColumnCodec(
+                write, _in_utc if zoned else None, faithful=field.type is dt.datetime
+            )
         if isinstance(kind, sa.Float):
             double = isinstance(kind, sa.Double | mysql.DOUBLE)
-            return Codec(faithful=double and field.type is float)
+            return ColumnCodec(faithful=double and field.type is float)
         if isinstance(kind, sa.Numeric):
             scale = kind.scale or 0
-            return Codec(
+            return ColumnCodec(
                 exact_decimal(scale, _plain), faithful=field.type is Decimal, verbatim=False
             )
         if isinstance(kind, mysql.BIT):
-            return Codec(read=_bit, faithful=False)
+            return ColumnCodec(read=_bit, faithful=False)
         if not field.scalar:
             read = from_json if field.type in (list, dict) else None
-            return Codec(to_json(field), read, faithful=False)
+            return ColumnCodec(to_json(field), read, faithful=False)
         if isinstance(kind, sa.Integer):
-            return Codec(None, faithful=field.type in (int, bool))
+            return ColumnCodec(None, faithful=field.type in (int, bool))
         exact = isinstance(kind, _EXACT) and not isinstance(kind, sa.CHAR | mysql.BINARY)
-        return Codec(None if field.type in (str, bytes) else to_text, faithful=exact)
+        return ColumnCodec(None if field.type in (str, bytes) else to_text, faithful=exact)
 
-    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> ColumnComparison | None:
         if field.type in (int, bool) and isinstance(kind, sa.Integer):
-            return Comparison(number_operand)
+            return ColumnComparison(number_operand)
         if field.type is float and isinstance(kind, sa.Double | mysql.DOUBLE):
-            return Comparison(number_operand)
+            return ColumnComparison(number_operand)
         numeric = isinstance(kind, sa.Numeric) and not isinstance(kind, sa.Float)
         if field.type is Decimal and numeric:
             # As text or as a literal it would be compared as an inexact number.
-            return Comparison(_decimal_operand, value="CAST({} AS DECIMAL(65,30))")
+            return ColumnComparison(_decimal_operand, value="CAST({} AS DECIMAL(65,30))")
         if field.type is dt.date and isinstance(kind, sa.Date):
-            return Comparison()
+            return ColumnComparison()
         if field.type is dt.datetime and isinstance(kind, sa.DateTime) and field.zoned is not None:
-            return Comparison(time_operand(zoned=field.zoned, utc=True))
+            return ColumnComparison(time_operand(zoned=field.zoned, utc=True))
         if field.type is bytes and isinstance(kind, _BYTES):
-            return Comparison()
+            return ColumnComparison()
         if field.type is str and isinstance(kind, sa.String) and not isinstance(kind, _NO_TEXT):
             wide = str(kind.collation or "").startswith("utf8mb4")
             operand = text_operand if wide else _ascii_operand
-            return Comparison(operand, ordered=False, exact=not self.loose(kind))
+            return ColumnComparison(operand, ordered=False, exact=not self.loose(kind))
         return None
 
     def upsert_sql(self, target: Target) -> str:

@@ -19,7 +19,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from eventsync.records.field import Field
-from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Statement, Target
+from eventsync.stores.sql.dialect import (
+    ColumnCodec,
+    ColumnComparison,
+    Dialect,
+    Fault,
+    Statement,
+    Target,
+)
 from eventsync.stores.sql.value import (
     exact_decimal,
     from_json,
@@ -107,7 +114,7 @@ class Postgresql(Dialect):
     """PostgreSQL, with psycopg 3."""
 
     conditional: ClassVar[bool] = True
-    carefree: ClassVar[tuple[Statement, ...]] = (("SET LOCAL synchronous_commit TO off", ()),)
+    relaxed_commit: ClassVar[tuple[Statement, ...]] = (("SET LOCAL synchronous_commit TO off", ()),)
     error = psycopg.Error
 
     def fault(self, error: Exception) -> Fault:
@@ -123,7 +130,7 @@ class Postgresql(Dialect):
         if state[:2] in ("22", "23", "42"):
             return Fault.REJECTED
         rejecting = (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError)
-        return Fault.REJECTED if not state and isinstance(error, rejecting) else Fault.AWAY
+        return Fault.REJECTED if not state and isinstance(error, rejecting) else Fault.UNREACHABLE
 
     def set_up(self, connection: sa.Connection) -> None:
         raw = self.raw(connection)
@@ -186,7 +193,7 @@ class Postgresql(Dialect):
         known = isinstance(_base(kind), _KNOWN) and not isinstance(kind, pg.INTERVAL)
         return quoted if known else f"{quoted}::text"
 
-    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         codec = self._codec(kind, field)
         if field is None or not field.scalar or not isinstance(kind, _BINARY.get(field.type, ())):
             return codec
@@ -202,14 +209,14 @@ class Postgresql(Dialect):
             return "bytea"
         return "int2" if isinstance(kind, sa.SmallInteger) else "text"
 
-    def _codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+    def _codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         kind = _base(kind)
         if field is None:
-            return Codec(faithful=False)
+            return ColumnCodec(faithful=False)
         if isinstance(kind, sa.JSON):
-            return Codec(to_json(field, always=True), faithful=False)
+            return ColumnCodec(to_json(field, always=True), faithful=False)
         if isinstance(kind, sa.ARRAY):
-            return Codec(faithful=False)
+            return ColumnCodec(faithful=False)
         faithful = isinstance(kind, _FAITHFUL.get(field.type, ())) and field.scalar
         if isinstance(kind, sa.DateTime | sa.Time):
             precision = getattr(kind, "precision", None)
@@ -220,42 +227,48 @@ class Postgresql(Dialect):
                 utc=False,
             )
             read = _in_utc if field.zoned and not kind.timezone else None
-            return Codec(write, read, faithful=faithful)
+            return ColumnCodec(write, read, faithful=faithful)
         if isinstance(kind, sa.Float):
-            return Codec(faithful=faithful)
+            return ColumnCodec(faithful=faithful)
         if isinstance(kind, sa.Numeric):
             native = field.type is Decimal and kind.scale is None
             write = exact_decimal(kind.scale, lambda number: number)
-            return Codec(None if native else write, faithful=faithful, verbatim=kind.scale is None)
+            return ColumnCodec(
+                None if native else write, faithful=faithful, verbatim=kind.scale is None
+            )
         if isinstance(kind, sa.Integer) and field.type is bool:
-            return Codec(lambda held: held if held is None else int(held), faithful=False)
+            return ColumnCodec(lambda held: held if held is None else int(held), faithful=False)
         if isinstance(kind, sa.String):
             if not field.scalar:
                 read = from_json if field.type in (list, dict) else None
-                return Codec(to_json(field), read, faithful=False)
+                return ColumnCodec(to_json(field), read, faithful=False)
             if isinstance(kind, sa.CHAR):
                 # The blanks with which it fills up are no part of the value.
-                return Codec(to_text, _stripped, faithful=False)
-            return Codec(None if field.type is str else to_text, faithful=faithful)
-        return Codec(faithful=faithful)
+                return ColumnCodec(to_text, _stripped, faithful=False)
+            return ColumnCodec(None if field.type is str else to_text, faithful=faithful)
+        return ColumnCodec(faithful=faithful)
 
-    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> ColumnComparison | None:
         kind = _base(kind)
         if isinstance(kind, _COMPARED.get(field.type, ())):
-            return Comparison()
+            return ColumnComparison()
         if field.type is int and isinstance(kind, sa.Integer):
-            return Comparison(number_operand)
+            return ColumnComparison(number_operand)
         if field.type is float and isinstance(kind, sa.Double):
-            return Comparison(number_operand, exact=False)  # NaN is greater than all others here
+            return ColumnComparison(
+                number_operand, exact=False
+            )  # NaN is greater than all others here
         numeric = isinstance(kind, sa.Numeric) and not isinstance(kind, sa.Float)
         if field.type is Decimal and numeric:
-            return Comparison(number_operand, exact=False)
+            return ColumnComparison(number_operand, exact=False)
         if field.type is dt.datetime and isinstance(kind, sa.DateTime):
             alike = field.zoned is kind.timezone
-            return Comparison(time_operand(zoned=kind.timezone, utc=False)) if alike else None
+            return ColumnComparison(time_operand(zoned=kind.timezone, utc=False)) if alike else None
         if field.type is str and isinstance(kind, sa.String) and not isinstance(kind, _NO_TEXT):
             # Of another collation only the database knows what it takes for the same.
-            return Comparison(text_operand, ordered=False, exact=kind.collation in (None, "C"))
+            return ColumnComparison(
+                text_operand, ordered=False, exact=kind.collation in (None, "C")
+            )
         return None
 
     def among(self, column: str, values: list[Any]) -> tuple[str, tuple[Any, ...]]:

@@ -18,7 +18,14 @@ import sqlalchemy as sa
 
 from eventsync.errors import RejectedError
 from eventsync.records.field import Field
-from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Statement, Target
+from eventsync.stores.sql.dialect import (
+    ColumnCodec,
+    ColumnComparison,
+    Dialect,
+    Fault,
+    Statement,
+    Target,
+)
 from eventsync.stores.sql.value import (
     from_json,
     number_operand,
@@ -61,7 +68,7 @@ class Sqlite(Dialect):
             sqlite3.InterfaceError,
             sqlite3.ProgrammingError,
         )
-        return Fault.REJECTED if isinstance(error, rejecting) else Fault.AWAY
+        return Fault.REJECTED if isinstance(error, rejecting) else Fault.UNREACHABLE
 
     def set_up(self, connection: sa.Connection) -> None:
         # By default it keeps 2 MB of pages at hand, and writes and reads again what is beyond.
@@ -97,24 +104,24 @@ class Sqlite(Dialect):
             return sa.LargeBinary()
         return sa.Text()
 
-    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         numeric = isinstance(kind, sa.Numeric | sa.Integer)
         write: Callable[[Any], Any] = _to_number if numeric else to_text
         if field is None:
-            return Codec(write, faithful=False)
+            return ColumnCodec(write, faithful=False)
         if not field.scalar:
             read = from_json if field.type in (list, dict) else None
-            return Codec(to_json(field), read, faithful=False)
+            return ColumnCodec(to_json(field), read, faithful=False)
         faithful = field.type in _FAITHFUL and not (
             (field.type is float and not isinstance(kind, sa.Float | sa.Numeric))
             or (field.type is str and (numeric or isinstance(kind, sa.types.NullType)))
         )
         verbatim = not (numeric and field.type is Decimal)
         if field.type in _NATIVE:
-            return Codec(faithful=faithful, verbatim=verbatim)
+            return ColumnCodec(faithful=faithful, verbatim=verbatim)
         if write is to_text and field.type in _AS_TEXT and not field.optional:
             write = str  # the same, and no call of Python's
-        return Codec(write, faithful=faithful, verbatim=verbatim)
+        return ColumnCodec(write, faithful=faithful, verbatim=verbatim)
 
     def hidden_uniques(
         self, inspector: sa.Inspector, table: str, schema: str | None
@@ -124,18 +131,18 @@ class Sqlite(Dialect):
         columns = [index["column_names"] for index in indexes if index["unique"]]
         return [tuple(map(str, names)) for names in columns if None not in names]
 
-    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> ColumnComparison | None:
         # What others wrote may be in any form that the field reads: only what the column itself
         # brings into one form is compared.
         if field.type in (int, bool) and isinstance(kind, sa.Integer):
-            return Comparison(number_operand)
+            return ColumnComparison(number_operand)
         if field.type is float and isinstance(kind, sa.Float):
-            return Comparison(number_operand)
+            return ColumnComparison(number_operand)
         if field.type is str and isinstance(kind, sa.String):
             # Whatever the column compares by; its order is that of the file's encoding.
-            return Comparison(text_operand, column="{} COLLATE BINARY", ordered=False)
+            return ColumnComparison(text_operand, column="{} COLLATE BINARY", ordered=False)
         if field.type is bytes and isinstance(kind, sa.LargeBinary):
-            return Comparison()
+            return ColumnComparison()
         return None
 
     def upsert_if(

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from eventsync.errors import ConfigError
 from eventsync.records.view import BoundView
 from eventsync.stores.sql.derive import reflect
-from eventsync.stores.sql.dialect import Codec, Dialect, Target
+from eventsync.stores.sql.dialect import ColumnCodec, Dialect, Target
 
 __all__ = ["Reference", "Table", "new_table"]
 
@@ -113,9 +113,12 @@ class Table:
             tuple(self.quoted[column] for column in changed),
             overriding=any(identity.always for identity in identities),
         )
-        self.selected = ", ".join(
-            dialect.select_expression(self.quoted[c], self.found.c[c].type) for c in self.columns
-        )
+        expressions = {
+            column: dialect.select_expression(quoted, self.found.c[column].type)
+            for column, quoted in self.quoted.items()
+        }
+        self.selected = ", ".join(expressions[column] for column in self.columns)
+        self.selected_keys = ", ".join(expressions[column] for column in self.keys)
         self._read_constraints(engine, dialect, name, schema)
         self._make_codecs(dialect)
 
@@ -150,7 +153,7 @@ class Table:
         """Its foreign keys."""
 
     def _make_codecs(self, dialect: Dialect) -> None:
-        codecs: dict[str, Codec] = {}
+        codecs: dict[str, ColumnCodec] = {}
         for name, column in self.view.names.items():
             field = None if name in self.view.convert else self.type.fields[name]
             codecs[column] = dialect.codec(self.found.c[column].type, field)
