@@ -21,10 +21,10 @@ from eventsync.index import Index, IndexTransaction, UndoneError
 from eventsync.records.query import All, Compare, Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
-from eventsync.stores.mongo.codec import Codec
+from eventsync.stores.mongo.codec import DocumentCodec
 from eventsync.stores.mongo.database import Database, Place
 from eventsync.stores.mongo.index import MongoIndex
-from eventsync.stores.mongo.step import MARK, Task
+from eventsync.stores.mongo.staged_write import MARK, DocumentWrite
 from eventsync.stores.mongo.transaction import Envelope, MongoTransaction
 
 __all__ = ["MongoAccessor"]
@@ -63,7 +63,7 @@ class MongoAccessor(Accessor[R]):
         super().__init__(record_type, view=view)
         self.database = Database.of(database)
         self.collection = collection or self.type.name
-        self._codec = Codec(self.view)
+        self._codec = DocumentCodec(self.view)
         self._natural = len(keys) == 1 and self.view.names[keys[0]] == _ID
         for name in (*self.view.names.values(), *self.view.constant):
             reserved = name == MARK or (name == _ID and not self._natural)
@@ -124,11 +124,10 @@ class MongoAccessor(Accessor[R]):
     # -- the six -----------------------------------------------------------------------------------
 
     def add(self, record: R) -> None:
-        task = self._task(Write(record.key, record.raw(), whole=True))
-        self._directly(task)
+        self._write_now(self._document_write(Write(record.key, record.raw(), whole=True)))
 
     def update(self, record: R) -> None:
-        self._directly(self._task(Write(record.key, record.changes(), whole=False)))
+        self._write_now(self._document_write(Write(record.key, record.changes(), whole=False)))
 
     def get(self, key: str) -> R | None:
         rows = self._select([key])
@@ -143,7 +142,7 @@ class MongoAccessor(Accessor[R]):
         return int(self._call(lambda documents: documents.count_documents({})))
 
     def remove(self, key: str) -> None:
-        self._directly(Task(self.collection, self._id(key), None))
+        self._write_now(DocumentWrite(self.collection, self._id(key), None))
 
     def record_to_data(self, record: R) -> dict[str, Any]:
         """The document, without ``_id`` where that is not a field of the record."""
@@ -152,16 +151,16 @@ class MongoAccessor(Accessor[R]):
     def data_to_record(self, data: Any) -> R:
         return super().data_to_record(self._codec.decode(data))
 
-    def _directly(self, task: Task) -> None:
+    def _write_now(self, write: DocumentWrite) -> None:
         """Write as anybody else would, who knows nothing of versions."""
-        this = {_ID: task.id}
+        this = {_ID: write.id}
         operation: DeleteOne | UpdateOne = DeleteOne(this)
-        if task.sets is not None:
+        if write.sets is not None:
             # With the _id there is something to set even for a record that is nothing but its key.
-            update: dict[str, Any] = {"$setOnInsert": {**task.fresh, **this}}
-            if task.sets:
-                update["$set"] = dict(task.sets)
-            operation = UpdateOne(this, update, upsert=task.whole)
+            update: dict[str, Any] = {"$setOnInsert": {**write.fresh, **this}}
+            if write.sets:
+                update["$set"] = dict(write.sets)
+            operation = UpdateOne(this, update, upsert=write.whole)
         _, refused = self.database.write(self.collection, [operation])
         for problem in refused.values():
             raise self.database.error_of(self.collection, problem)
@@ -178,9 +177,9 @@ class MongoAccessor(Accessor[R]):
     ) -> None:
         assert isinstance(transaction, MongoTransaction)
         for write in writes:
-            transaction.stage(write.key, self._task(write))
+            transaction.stage(write.key, self._document_write(write))
         for key in removals:
-            transaction.stage(key, Task(self.collection, self._id(key), None))
+            transaction.stage(key, DocumentWrite(self.collection, self._id(key), None))
 
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
@@ -268,11 +267,11 @@ class MongoAccessor(Accessor[R]):
             return key
         return self._codec.encode(self.view.to_store(self.type.key_values(key)))[_ID]
 
-    def _task(self, write: Write) -> Task:
+    def _document_write(self, write: Write) -> DocumentWrite:
         sets = self._codec.encode(self.view.to_store(write.values))
         sets.pop(_ID, None)
         fresh = self._constant if write.whole else {}
-        return Task(self.collection, self._id(write.key), sets, fresh, write.whole)
+        return DocumentWrite(self.collection, self._id(write.key), sets, fresh, write.whole)
 
     def _select(self, keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         rows: dict[str, Mapping[str, Any]] = {}

@@ -23,13 +23,13 @@ from eventsync.records.record_type import same
 from eventsync.records.view import BoundView
 from eventsync.values import packing, unpacking
 
-__all__ = ["Codec"]
+__all__ = ["DocumentCodec"]
 
 _INT64: Final = 1 << 63
 _AS_IT_IS: Final = frozenset({str, bool, float, bytes, type(None)})
 
 
-class Codec:
+class DocumentCodec:
     """Between what ``View.to_store`` gives and what MongoDB keeps. Immutable, thread-safe."""
 
     def __init__(self, view: BoundView) -> None:

@@ -21,7 +21,7 @@ from eventsync.records.view import BoundView
 from eventsync.stores.json_values import from_base64, with_floats
 from eventsync.values.tagged_json import dumps, from_json, to_json
 
-__all__ = ["Codec", "HashCodec", "JsonCodec", "framed"]
+__all__ = ["HashCodec", "JsonCodec", "ValueCodec", "framed"]
 
 _EXACT: Final = 2**53 - 1
 _WRITERS: Final[Mapping[type[Any], Callable[[Any], bytes]]] = {
@@ -47,7 +47,7 @@ def framed(parts: Iterable[bytes | str]) -> bytes:
     return b"".join(pieces)
 
 
-class Codec:
+class ValueCodec:
     """Between what ``View.to_store`` gives and what Redis keeps. Immutable, thread-safe."""
 
     def __init__(self, view: BoundView) -> None:
@@ -86,7 +86,7 @@ class Codec:
         raise NotImplementedError
 
 
-class HashCodec(Codec):
+class HashCodec(ValueCodec):
     """The values of a hash: bytes as they are, lists and dicts as JSON, the rest as text."""
 
     def __init__(self, view: BoundView) -> None:
@@ -137,7 +137,7 @@ class HashCodec(Codec):
             raise field.error(kept, f"{field.expected} as JSON") from None
 
 
-class JsonCodec(Codec):
+class JsonCodec(ValueCodec):
     """The members of a JSON object: what JSON has as it is, bytes in base64, the rest as text."""
 
     def write(self, name: str, held: Any) -> Any:
