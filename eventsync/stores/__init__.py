@@ -1,1 +1,1 @@
-"""The kinds of stores that eventsync ships; each stands alone and imports none of the others."""
+"""The kinds of stores that eventsync ships. None imports another, except the trackers REST."""

@@ -1,12 +1,9 @@
-"""The identity map: which id each record has in a store that gives ids of its own.
+"""The identity map: the id of each record in a store that assigns ids of its own.
 
-It owns the pairs of record key and id, and the attempts to create that are still open. It knows
-nothing of how a store creates a record, or finds one again.
-
-The record ``ABC`` may be #12 in one tracker and PROJ-7 in another. A pair is noted once and looked
-up both ways. Since an answer may be lost after the store has created a record, each attempt is
-noted durably before it is made: whoever finds one open looks for what it may have left, by a mark
-that the record carries, before anything is created again.
+The record ``ABC`` may be #12 in one tracker and PROJ-7 in another. A pair of key and id is noted
+once and looked up both ways. A store's answer may be lost after the store has created a record. So
+each attempt to create one is noted durably before it is made. Whoever finds an open attempt first
+looks for the record it may have created, by a mark that the record carries.
 """
 
 from __future__ import annotations
@@ -36,14 +33,16 @@ _CHUNK: Final = 500
 class IdentityMap:
     """Record keys and the ids of one store, in an SQLite file. Thread-safe and process-safe.
 
-    ``name``: begins the keys that are made for records which were created in the store by others:
-    ``github:12``. All workers of a store have to use the same file, beside its version index.
+    ``name``: the prefix of keys for records that others created in the store, as in ``github:12``.
+    All workers of a store must use the same file, beside its version index.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, name: str, timeout: float = 60.0) -> None:
         """``timeout``: how many seconds to wait for another writer."""
         if not name:
-            raise ConfigError("an identity map needs a name", hint="take that of the store")
+            raise ConfigError(
+                "the name of an identity map is empty", hint="pass the store's name as name="
+            )
         self.name = name
         self._file = DatabaseFile(
             path,
@@ -63,7 +62,7 @@ class IdentityMap:
     # -- pairs -------------------------------------------------------------------------------------
 
     def ids_of(self, type: str, keys: Sequence[str]) -> dict[str, str]:
-        """By key, the ids of those of ``keys`` that have one."""
+        """Return the ids of those of ``keys`` that have one, by key."""
         found: dict[str, str] = {}
         for start in range(0, len(keys), _CHUNK):
             chunk = keys[start : start + _CHUNK]
@@ -77,55 +76,55 @@ class IdentityMap:
         return found
 
     def id_of(self, type: str, key: str) -> str | None:
-        """The id of a record, ``None`` if none is known."""
+        """Return the id of a record, ``None`` if none is known."""
         return self.ids_of(type, [key]).get(key)
 
     def key_of(self, type: str, id: str) -> str | None:
-        """The key of the record of that id, ``None`` if none is known."""
+        """Return the key of the record with that id, ``None`` if none is known."""
         rows = self._file.read("SELECT key FROM identity WHERE type = ? AND id = ?", [type, id])
         return str(rows[0][0]) if rows else None
 
     def bind(self, type: str, key: str, id: str) -> bool:
-        """Note that the record has that id, and close the attempt; durable on return. Idempotent.
+        """Note the id of a record, and close the attempt; durable on return. Idempotent.
 
-        False, with nothing noted, if the key has another id or the id another key already.
+        Return false, and note nothing, if the key has another id or the id has another key.
         """
         with self._file.transaction() as connection:
             connection.execute("INSERT OR IGNORE INTO identity VALUES (?, ?, ?)", [type, key, id])
-            held = connection.execute(
+            bound = connection.execute(
                 "SELECT 1 FROM identity WHERE type = ? AND key = ? AND id = ?", [type, key, id]
             ).fetchone()
-            if held:
+            if bound:
                 connection.execute("DELETE FROM attempt WHERE type = ? AND key = ?", [type, key])
-        return held is not None
+        return bound is not None
 
     def forget(self, type: str, key: str) -> None:
-        """The record has no id any more. Idempotent."""
+        """Forget the id of a record. Idempotent."""
         with self._file.transaction() as connection:
             connection.execute("DELETE FROM identity WHERE type = ? AND key = ?", [type, key])
 
     def minted(self, id: str) -> str:
-        """The key for a record that others created in the store: always the same for one id."""
+        """Return the key for a record that others created; always the same for one id."""
         return f"{self.name}:{id}"
 
     # -- attempts ----------------------------------------------------------------------------------
 
     def begin(self, type: str, key: str) -> bool:
-        """Note durably that the record is about to be created; whether an attempt was open already.
+        """Note durably that the record is about to be created; return whether an attempt was open.
 
-        If so it may have been created: look for it first.
+        If one was open, the record may exist already: look for it first.
         """
         with self._file.transaction() as connection:
             made = connection.execute("INSERT OR IGNORE INTO attempt VALUES (?, ?)", [type, key])
             return made.rowcount == 0
 
     def abandon(self, type: str, key: str) -> None:
-        """The attempt is known to have created nothing. Idempotent."""
+        """Close an attempt that is known to have created nothing. Idempotent."""
         with self._file.transaction() as connection:
             connection.execute("DELETE FROM attempt WHERE type = ? AND key = ?", [type, key])
 
     def is_open(self, type: str, key: str) -> bool:
-        """Whether an attempt to create the record is open."""
+        """Return whether an attempt to create the record is open."""
         return bool(
             self._file.read("SELECT 1 FROM attempt WHERE type = ? AND key = ?", [type, key])
         )
@@ -133,14 +132,14 @@ class IdentityMap:
     # -- surveys -----------------------------------------------------------------------------------
 
     def is_surveyed(self, type: str) -> bool:
-        """Whether all records of the type were once looked through for marks.
+        """Return whether all records of the type have been searched for marks.
 
-        Not so of a new map, which may stand in for one that was lost.
+        False in a new map, which may replace a lost one.
         """
         return bool(self._file.read("SELECT 1 FROM surveyed WHERE type = ?", [type]))
 
     def surveyed(self, type: str) -> None:
-        """Note that they were. Idempotent."""
+        """Note that all records of the type have been searched for marks. Idempotent."""
         with self._file.transaction() as connection:
             connection.execute("INSERT OR IGNORE INTO surveyed VALUES (?)", [type])
 

@@ -1,7 +1,4 @@
-"""The accessor of records in MongoDB.
-
-It owns how records are read, found and written there. It knows nothing of other stores.
-"""
+"""The accessor of records in MongoDB."""
 
 from __future__ import annotations
 
@@ -37,15 +34,15 @@ _PAGE: Final = 1000
 class MongoAccessor(Accessor[R]):
     """Records of one type, each a document of a collection.
 
-    ``database``: a URL with the database's name, as ``mongodb://localhost:27017/shop``, or a
-    ``Database`` of pymongo. ``collection``: its name, by default the record type's.
+    ``database``: a ``Database`` of pymongo, or a URL that ends with the database's name, as in
+    ``mongodb://localhost:27017/shop``. ``collection``: its name, by default the record type's.
 
-    The ``_id`` of a document is the record's key: the key field itself where there is one, unless
-    the view gives that another name; else the key's text, and the key fields have fields too.
-    Fields that the view does not name stay as they are. eventsync adds one, ``_eventsync``.
+    A document's ``_id`` is the record's key. If the key is one field, ``_id`` is that field, unless
+    the view renames it. Otherwise ``_id`` is the key's text, and the key fields are in the document
+    too. Fields that the view does not name stay unchanged. eventsync adds the field ``_eventsync``.
 
-    Each record's version, envelope and data change as one; several records do not. Any number of
-    processes may write at once.
+    The version, envelope and document of one record change together; several records do not. Any
+    number of processes may write at once.
     """
 
     def __init__(
@@ -69,7 +66,7 @@ class MongoAccessor(Accessor[R]):
             reserved = name == MARK or (name == _ID and not self._natural)
             if reserved or not name or name.startswith("$") or "." in name or "\0" in name:
                 raise ConfigError(
-                    f"view of {self.type.name}: {name!r} cannot be a field of its documents",
+                    f"view of {self.type.name}: {name!r} cannot be the name of a document's field",
                     hint="rename it in the view, without dots and $",
                 )
         self._constant = self._codec.encode(self.view.constant)
@@ -85,8 +82,8 @@ class MongoAccessor(Accessor[R]):
     def bind(self, index: Index) -> None:
         if not isinstance(index, MongoIndex) or not index.database.is_same(self.database):
             raise ConfigError(
-                f"the MongoDB accessor of {self.type.name} keeps versions in its own database",
-                hint="leave the store's index out, and give all its accessors one database",
+                f"the MongoDB accessor of {self.type.name} needs a version index in its database",
+                hint="leave out the store's index, and give all its accessors one database",
             )
         self.database = index.database  # one client for the whole store
         super().bind(index)
@@ -101,14 +98,14 @@ class MongoAccessor(Accessor[R]):
         options = self._call(lambda documents: documents.options())
         if options.get("collation", {}).get("locale", "simple") != "simple":
             raise ConfigError(
-                f"the collection {self.collection!r} takes keys for the same that are not: it has "
-                f"a collation ({options['collation']['locale']})",
-                hint="keep the records in a collection without, or with the collation simple",
+                f"the collection {self.collection!r} has the collation "
+                f"{options['collation']['locale']}, which may take different keys for equal",
+                hint="use a collection without a collation, or with the collation simple",
             )
         for kind in ("viewOn", "timeseries", "capped"):
             if options.get(kind):
                 raise ConfigError(
-                    f"{self.collection!r} is no plain collection ({kind}), so records in it could "
+                    f"{self.collection!r} is not a plain collection ({kind}), so its records could "
                     "not be changed",
                     hint="name another collection",
                 )
@@ -121,7 +118,7 @@ class MongoAccessor(Accessor[R]):
     def close(self) -> None:
         self.database.close()
 
-    # -- the six -----------------------------------------------------------------------------------
+    # -- the six methods of the contract -----------------------------------------------------------
 
     def add(self, record: R) -> None:
         self._write_now(self._document_write(Write(record.key, record.raw(), whole=True)))
@@ -145,18 +142,18 @@ class MongoAccessor(Accessor[R]):
         self._write_now(DocumentWrite(self.collection, self._id(key), None))
 
     def record_to_data(self, record: R) -> dict[str, Any]:
-        """The document, without ``_id`` where that is not a field of the record."""
+        """Return the document, without ``_id`` where that is not a field of the record."""
         return self._codec.encode(super().record_to_data(record))
 
     def data_to_record(self, data: Any) -> R:
         return super().data_to_record(self._codec.decode(data))
 
     def _write_now(self, write: DocumentWrite) -> None:
-        """Write as anybody else would, who knows nothing of versions."""
+        """Write a document without a version, as any other program would."""
         this = {_ID: write.id}
         operation: DeleteOne | UpdateOne = DeleteOne(this)
         if write.sets is not None:
-            # With the _id there is something to set even for a record that is nothing but its key.
+            # An update must set something, even for a record that consists of its key alone.
             update: dict[str, Any] = {"$setOnInsert": {**write.fresh, **this}}
             if write.sets:
                 update["$set"] = dict(write.sets)
@@ -165,7 +162,7 @@ class MongoAccessor(Accessor[R]):
         for problem in refused.values():
             raise self.database.error_of(self.collection, problem)
 
-    # -- many at once ------------------------------------------------------------------------------
+    # -- many records at once ----------------------------------------------------------------------
 
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
@@ -184,7 +181,7 @@ class MongoAccessor(Accessor[R]):
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
-        # MongoDB keeps what it is given, so only a conversion can make another value of it.
+        # MongoDB stores values unchanged, so only a conversion can alter one.
         if not self.view.convert:
             return {}
         before = self._select(list(writes))
@@ -262,7 +259,7 @@ class MongoAccessor(Accessor[R]):
         return self.database.call(self.collection, action)
 
     def _id(self, key: str) -> Any:
-        """The ``_id`` of the document of a record."""
+        """Return the ``_id`` of a record's document."""
         if not self._natural:
             return key
         return self._codec.encode(self.view.to_store(self.type.key_values(key)))[_ID]
@@ -289,14 +286,16 @@ class MongoAccessor(Accessor[R]):
                 yield from page
 
     def _record(self, document: Mapping[str, Any]) -> R:
-        """The record of a document. Raises ``RecordError`` that names the document."""
+        """Return the record of a document. Raises ``RecordError`` that names the document."""
         try:
             record = self.data_to_record(document)
             key = self.type.key_text(record.raw())
-            held, own = (self._codec.read(_ID, each) for each in (document[_ID], self._id(key)))
-            if held != own or isinstance(held, bool) != isinstance(own, bool):
+            found, expected = (
+                self._codec.read(_ID, each) for each in (document[_ID], self._id(key))
+            )
+            if found != expected or isinstance(found, bool) != isinstance(expected, bool):
                 raise RecordError(
-                    f"the document of the key {key!r} would have the _id {own!r}",
+                    f"a document with the key {key!r} must have the _id {expected!r}",
                     hint="name the key field _id in the view, with a conversion if it needs one",
                 )
         except (RecordError, RejectedError) as error:
@@ -314,7 +313,7 @@ class MongoAccessor(Accessor[R]):
                 query.unreadable(error)
 
     def _condition(self, query: Query) -> dict[str, Any]:
-        """What all documents have that the query asks for: some ``_id``, if it names keys."""
+        """Return a condition on ``_id`` if the query names keys, else one that is always true."""
         tree = query.where.tree
         for node in tree.parts if isinstance(tree, All) else (tree,):
             if (

@@ -26,8 +26,8 @@ _CHUNK: Final = 1000
 class MongoIndex(Index):
     """The versions and the outbox of a MongoDB store, in the database that holds its data.
 
-    They are in the collections ``{name}_version`` and ``{name}_mark``. Two stores that hold records
-    of one type in one database need two names.
+    They are in the collections ``{name}_version`` and ``{name}_mark``. Two stores with records of
+    the same type in one database need two names.
     """
 
     attempts: ClassVar[int] = 60
@@ -62,14 +62,14 @@ class MongoIndex(Index):
         return lenient
 
     def prepare(self) -> None:
-        """Make the indexes of its collection, and finish what dead writers left. Idempotent."""
+        """Create the indexes of the collection; carry out what dead writers left. Idempotent."""
         if self._ready:
             return
 
         def make(versions: Any) -> None:
             versions.create_index([("presence", ASCENDING), ("_id", ASCENDING)])
             versions.create_index([("envelopes.id", ASCENDING)], sparse=True)
-            # Entries carry a step for a moment only, so this one stays empty.
+            # Entries carry a staged write only for a moment, so this index stays empty.
             versions.create_index([("step.task.collection", ASCENDING)], sparse=True)
 
         self.database.call(self._versions, make)
@@ -79,9 +79,10 @@ class MongoIndex(Index):
         self._ready = True
 
     def register(self, type: str, collection: str) -> None:
-        """Note where the records of a type are. Raises ``ConfigError`` if they are elsewhere.
+        """Note in which collection the records of a type are. Idempotent.
 
-        Idempotent. Versions of records in one place say nothing of those in another.
+        Raises ``ConfigError`` if another collection is noted, because versions of records in one
+        collection say nothing about those in another.
         """
 
         def note(marks: Any) -> Any:
@@ -92,11 +93,11 @@ class MongoIndex(Index):
                 return marks.find_one({"_id": mark["_id"]})
             return mark
 
-        held = self.database.call(self._marks, note)
-        if held is not None and held["text"] != collection:
+        mark = self.database.call(self._marks, note)
+        if mark is not None and mark["text"] != collection:
             raise ConfigError(
-                f"the version index {self.name!r} in {self.database.address} is of {type} in "
-                f"{held['text']!r}, not in {collection!r}",
+                f"the version index {self.name!r} in {self.database.address} holds the versions of "
+                f"{type} in the collection {mark['text']!r}, not in {collection!r}",
                 hint="give each store an index of its own: Store(..., index=MongoIndex(..., "
                 'name="..."))',
             )
@@ -155,8 +156,8 @@ class MongoIndex(Index):
             self.database.write(self._versions, [pull])
 
     def load_mark(self, name: str) -> str:
-        held = self.database.call(self._marks, lambda marks: marks.find_one({"_id": name}))
-        return str(held["text"]) if held else ""
+        mark = self.database.call(self._marks, lambda marks: marks.find_one({"_id": name}))
+        return str(mark["text"]) if mark else ""
 
     def save_mark(self, name: str, text: str) -> None:
         def save(marks: Any) -> None:

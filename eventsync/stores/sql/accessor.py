@@ -1,7 +1,4 @@
-"""The SQL accessor: records of one type as rows of a table.
-
-It owns the statements on rows. It knows nothing of what differs between databases.
-"""
+"""The SQL accessor: the records of one type as rows of a table."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import sqlalchemy as sa
 
 from eventsync.engine.accessor import Accessor, Puts, Write
-from eventsync.errors import ConfigError, DependencyError, EventSyncError, RejectedError
+from eventsync.errors import ConfigError, DependencyError, EventSyncError
 from eventsync.index import Entry, Index, IndexTransaction
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -38,10 +35,10 @@ _IN = 500
 class SqlAccessor(Accessor[R]):
     """Records of one type as rows of a table.
 
-    ``database``: an SQLAlchemy engine or URL; accessors of one store share one. ``table``: its
-    name, by default the record type's; ``schema`` where the database has such. ``create``: create
-    the table from the record's fields when it does not exist. Nothing is connected to before first
-    use. Of several processes that write at once none overwrites what another one wrote later.
+    ``database``: an SQLAlchemy engine or URL; the accessors of one store share one. ``table``: the
+    table's name, by default the record type's. ``schema``: the table's database schema. ``create``:
+    create a missing table from the record's fields. Connects on first use. Several processes may
+    write at once; none overwrites a later change of another one.
     """
 
     atomic: ClassVar[bool] = True
@@ -72,8 +69,8 @@ class SqlAccessor(Accessor[R]):
     def bind(self, index: Index) -> None:
         if not isinstance(index, SqlIndex) or index.engine.url != self.engine.url:
             raise ConfigError(
-                f"the SQL accessor of {self.type.name} keeps versions in its own database",
-                hint="leave the store's index out, and give all its accessors one engine",
+                f"the SQL accessor of {self.type.name} needs a version index in its own database",
+                hint="leave out the store's index, and give all its accessors one engine",
             )
         self.engine = index.engine  # one pool of connections for the whole store
         super().bind(index)
@@ -81,7 +78,7 @@ class SqlAccessor(Accessor[R]):
     def depends_on(self, other: Accessor[Any]) -> bool:
         return isinstance(other, SqlAccessor) and self._table.refers_to(other._table)
 
-    # -- the six --------------------------------------------------
+    # -- the six methods of the contract -----------------------------------------------------------
 
     def add(self, record: R) -> None:
         self._write_now([Write(record.key, record.raw(), whole=True)], [])
@@ -107,7 +104,7 @@ class SqlAccessor(Accessor[R]):
             return int(connection.exec_driver_sql(statement, parameters).scalar_one())
 
     def _clause(self, query: Query) -> Clause | None:
-        """What the database can judge of a query; the rest is judged in Python."""
+        """Return what the database can judge of a query; Python judges the rest."""
         return clause_of(query.where.tree, self._table, self.dialect)
 
     def remove(self, key: str) -> None:
@@ -119,7 +116,7 @@ class SqlAccessor(Accessor[R]):
             self._write(connection, writes, removals)
             connection.commit()
 
-    # -- many at once --------------------------------------------------
+    # -- many records at once ----------------------------------------------------------------------
 
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
@@ -153,7 +150,7 @@ class SqlAccessor(Accessor[R]):
         connection = transaction.connection
         with self._conflict_named(connection, writes), self._errors():
             keys = [write.key for write in writes]
-            # Of those that have no row nothing is changed.
+            # An update of a missing row changes nothing, so only its key is left out.
             return keys if self._change(connection, writes) else self._present(connection, keys)
 
     @cached_property
@@ -164,14 +161,14 @@ class SqlAccessor(Accessor[R]):
     @cached_property
     def patchable(self) -> bool:
         table = self._table
-        # A subclass with a ``write_rows`` of its own means to see all that is written.
+        # A subclass that overrides ``write_rows`` must see everything that is written.
         own = type(self).write_rows is not SqlAccessor.write_rows
         by_field = self.type.rule == "field" and not own
         return by_field and table.faithful and table.exact_key and self._whole
 
     @property
     def _whole(self) -> bool:
-        """Whether all of every record is in the table."""
+        """Whether the table holds all fields of every record."""
         return not self.view.partial and self.view.where is None
 
     def read_back(
@@ -203,8 +200,8 @@ class SqlAccessor(Accessor[R]):
                 made = new_table(self.view, self.dialect, self._table_name, self._schema)
                 made.create(connection, checkfirst=True)
         if isinstance(self._index, SqlIndex):
-            self._index.prepare()  # now, while no transaction of a caller's is in the way
-        _ = self._table  # reads the schema, and so finds what does not fit
+            self._index.prepare()  # now, while no transaction of a caller is open
+        _ = self._table  # reads the table's description, so that a misfit is found now
 
     def ping(self) -> None:
         with self._errors(), self.dialect.connected(self.engine) as connection:
@@ -213,7 +210,7 @@ class SqlAccessor(Accessor[R]):
     def close(self) -> None:
         self.engine.dispose()
 
-    # -- inside --------------------------------------------------
+    # -- rows --------------------------------------------------------------------------------------
 
     @cached_property
     def _table(self) -> Table:
@@ -269,7 +266,7 @@ class SqlAccessor(Accessor[R]):
                 )
 
     def _change(self, connection: sa.Connection, writes: Sequence[Write]) -> bool:
-        """Write changed fields; whether each had its row."""
+        """Write changed fields; return whether every record has a row."""
         alike: dict[tuple[str, ...], list[Write]] = {}
         for write in writes:
             alike.setdefault(tuple(write.values), []).append(write)
@@ -291,7 +288,7 @@ class SqlAccessor(Accessor[R]):
 
     @contextmanager
     def _conflict_named(self, connection: sa.Connection, writes: Sequence[Write]) -> Iterator[None]:
-        """Say of a record that is refused by itself which other one is in its way."""
+        """Name the conflicting record when a unique constraint rejects a single record."""
         try:
             yield
         except UniqueError as error:
@@ -301,15 +298,15 @@ class SqlAccessor(Accessor[R]):
             raise UniqueError(f"{error.message}; {other}", hint=error.hint) from error
 
     def _conflict(self, connection: sa.Connection, write: Write) -> str | None:
-        """What to say of the record that has a value which ``write`` may not have too."""
+        """Describe the record that has a value which ``write`` needs to be unique."""
         table, dialect = self._table, self.dialect
-        # What cannot be looked up now leaves the refusal as the database put it.
+        # If the look-up fails, the database's own message has to do.
         with (
             suppress(EventSyncError, sa.exc.SQLAlchemyError),
             dialect.beside(self.engine, connection) as beside,
         ):
-            held = self._select(beside, [write.key]).get(write.key, {})
-            stored = table.stored({**held, **write.values})
+            current = self._select(beside, [write.key]).get(write.key, {})
+            stored = table.stored({**current, **write.values})
             for columns in (table.keys, *table.uniques):
                 parts = tuple(stored.get(column) for column in columns)
                 if None in parts:
@@ -327,7 +324,7 @@ class SqlAccessor(Accessor[R]):
         return None
 
     def _key_condition(self, keys: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
-        """The condition that a row is of one of ``keys``, and its parameters."""
+        """Return the condition that a row belongs to one of ``keys``, and its parameters."""
         table, dialect = self._table, self.dialect
         rows = table.key_rows(keys)
         if table.key_kinds == ("",) or len(table.key_names) > 1:
@@ -348,7 +345,7 @@ class SqlAccessor(Accessor[R]):
         return statements
 
     def _found(self, answers: Iterable[Iterable[Sequence[Any]]]) -> dict[str, Any]:
-        """By key, the field values in the answers to ``_reading``."""
+        """Return the field values in the answers to ``_queries``, by key."""
         found = {}
         for row in chain.from_iterable(answers):
             values = self.view.to_record(self._table.loaded(row))
@@ -356,18 +353,18 @@ class SqlAccessor(Accessor[R]):
         return found
 
     def _pages(self, clause: Clause | None) -> Iterator[dict[str, Any]]:
-        """The rows in the order of the key, page by page, so that nothing is locked in between."""
+        """Yield all rows in key order, page by page, so that nothing is locked between pages."""
         table, mark = self._table, self.dialect.mark
         keys = ", ".join(table.key_names)
         marks = ", ".join([mark] * len(table.key_names))
         select = f"SELECT {table.selected} FROM {table.name}"
-        # The first part is implied by the second; MySQL finds its way by it.
+        # The second part implies the first, which lets MySQL use the index.
         after = f"{table.key_names[0]} >= {mark} AND ({keys}) > ({marks})"
-        wanted, parameters = (clause.sql, clause.parameters) if clause else ("", ())
+        condition, parameters = (clause.sql, clause.parameters) if clause else ("", ())
         last: tuple[Any, ...] = ()
         while True:
             with self._errors(), self.dialect.connected(self.engine) as connection:
-                where = " AND ".join(filter(None, (wanted, after if last else "")))
+                where = " AND ".join(filter(None, (condition, after if last else "")))
                 rows = connection.exec_driver_sql(
                     f"{select}{' WHERE ' if where else ''}{where} ORDER BY {keys} LIMIT {_PAGE}",
                     (*parameters, last[0], *last) if last else parameters,
