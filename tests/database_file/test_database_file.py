@@ -91,9 +91,14 @@ def test_nothing_is_opened_before_use(path):
 
 def test_a_transaction_takes_effect_whole_or_not_at_all(file):
     """An error in the block undoes what the block wrote, and the file can be used again."""
-    with pytest.raises(ValueError, match="on purpose"), file.transaction() as connection:
-        connection.execute("INSERT INTO item VALUES (1)")
-        raise ValueError("on purpose")
+
+    def fail():
+        with file.transaction() as connection:
+            connection.execute("INSERT INTO item VALUES (1)")
+            raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        fail()
     insert(file, 2)
     assert numbers(file) == [2]
 
@@ -358,10 +363,15 @@ def test_a_fork_waits_for_the_transactions_of_other_threads(file):
 def test_a_fork_inside_a_transaction_ends_it(file):
     """A thread that forks inside its transaction is told so, and nothing of it is written."""
     insert(file, 1)
-    with pytest.raises(StoreUnavailableError, match="do not fork"), file.transaction() as db:
-        db.execute("INSERT INTO item VALUES (2)")
-        assert in_child(lambda: None)
-        db.execute("INSERT INTO item VALUES (3)")
+
+    def fork_inside():
+        with file.transaction() as connection:
+            connection.execute("INSERT INTO item VALUES (2)")
+            assert in_child(lambda: None)
+            connection.execute("INSERT INTO item VALUES (3)")
+
+    with pytest.raises(StoreUnavailableError, match="do not fork"):
+        fork_inside()
     assert numbers(file) == [1]
     insert(file, 4)
     assert in_child(lambda: insert(file, 5))
