@@ -202,7 +202,7 @@ def test_an_existing_collection(shop, url):
 
 
 def test_a_key_that_is_not_the_id(shop, url):
-    """A renamed key field is in the ``_id`` as text, and a document with another ``_id`` an error."""
+    """A renamed key field is in the ``_id`` as text; another ``_id`` is an error."""
     view = View(rename={"id": "number"})
     with Store("crm", MongoAccessor(Customer, url, view=view)) as store:
         store.add(Customer(id=1, name="Ada"))

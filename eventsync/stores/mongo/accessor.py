@@ -235,10 +235,7 @@ class MongoAccessor(Accessor[R]):
     def _each(
         self, keys: Sequence[str], attempt: Callable[[Accessor[R], Sequence[str]], None]
     ) -> None:
-        """Make an attempt at records of which each is written by itself.
-
-        It is made again with those at which another writer was faster, until there are none.
-        """
+        """Call ``attempt`` with keys, and again with those that another writer has overtaken."""
         left = list(keys)
 
         def once() -> None:
@@ -247,8 +244,8 @@ class MongoAccessor(Accessor[R]):
             left[:] = lost
             if left:
                 raise UndoneError(
-                    f"{self.type.name} {left[0]!r} is being changed by others all the time",
-                    hint="it is tried again",
+                    f"other writers kept changing {self.type.name} {left[0]!r}",
+                    hint="the write is tried again",
                 )
 
         self._versions.until_done(once)
@@ -332,5 +329,5 @@ class MongoAccessor(Accessor[R]):
 
 
 def _with_key(encode: Callable[[Change], bytes] | None) -> Callable[[Change], bytes] | None:
-    """``encode``, whose envelopes say of which record they are: they wait in its entry."""
+    """Return an ``encode`` whose envelopes know the key of their record, whose entry holds them."""
     return None if encode is None else lambda change: Envelope.of(encode(change), change.key)
