@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +14,7 @@ from typing import Final
 from eventsync.broker.relay import Broker
 from eventsync.broker.tracing import Tracing
 from eventsync.changes.change import Change
+from eventsync.database_file import DatabaseFile
 from eventsync.engine.publisher import Publisher
 from eventsync.envelope import codec
 from eventsync.envelope.signing import Keyring
@@ -89,10 +88,19 @@ class Spool:
         self._max_envelope = max_envelope
         self._window = republish_window
         self._max_bytes = max_bytes
-        self._timeout = timeout
         self._tracing = tracing
         self._now = now
-        self._local = threading.local()
+        self._file = DatabaseFile(
+            path,
+            kind="spool",
+            application_id=_APPLICATION_ID,
+            schema_version=_SCHEMA_VERSION,
+            schema=_SCHEMA,
+            unavailable=BusUnavailableError,
+            invalid=ConfigError,
+            repair="stop its relay, move it away, and try the `.recover` command of sqlite3 on it",
+            timeout=timeout,
+        )
 
     def __repr__(self) -> str:
         return f"Spool({str(self.path)!r})"
@@ -124,7 +132,7 @@ class Spool:
         Raises ``BusUnavailableError`` if the spool is full or cannot be written now.
         """
         now = self._now()
-        with self._writing() as connection:
+        with self._file.transaction() as connection:
             used = _bytes(connection)
             connection.executemany(
                 "INSERT INTO spool (type, body, made) VALUES (?, ?, ?)",
@@ -145,8 +153,7 @@ class Spool:
 
     def state(self) -> SpoolState:
         """Return the counts and the size of the spool. Raises ``BusUnavailableError``."""
-        with self._errors():
-            connection = self._open()
+        with self._file.connection() as connection:
             waiting, made = connection.execute(
                 "SELECT count(*), min(made) FROM spool WHERE sent IS NULL"
             ).fetchone()
@@ -158,9 +165,7 @@ class Spool:
 
     def close(self) -> None:
         """Close this thread's connection to the file. Idempotent; the next use opens it again."""
-        pid, connection = self._local.__dict__.pop("held", (0, None))
-        if connection is not None and pid == os.getpid():
-            connection.close()
+        self._file.close()
 
     # -- for the relay -----------------------------------------------------------------------------
 
@@ -169,18 +174,7 @@ class Spool:
 
         The lock is free again when the returned connection is closed or its process dies.
         """
-        with self._errors():
-            lock = sqlite3.connect(
-                self.path.with_name(f"{self.name}.relay"), timeout=0.0, isolation_level=None
-            )
-            try:
-                lock.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError as error:
-                lock.close()
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-                    raise
-                return None
-            return lock
+        return self._file.try_lock("relay")
 
     def send(self, publisher: Publisher, where: str, arguments: Sequence[object] = ()) -> int:
         """Publish the rows that the SQL condition ``where`` selects, in their order.
@@ -189,9 +183,8 @@ class Spool:
         keeps waiting; the other types are published before ``UnroutableError`` is raised for it.
         """
         sent = 0
-        with self._errors():
-            query = f"SELECT DISTINCT type FROM spool WHERE {where}"
-            types = [str(row[0]) for row in self._open().execute(query, arguments)]
+        rows = self._file.read(f"SELECT DISTINCT type FROM spool WHERE {where}", arguments)
+        types = [str(row[0]) for row in rows]
         unroutable: UnroutableError | None = None
         for type in types:
             try:
@@ -208,22 +201,17 @@ class Spool:
     ) -> Iterator[int]:
         after = 0
         while True:
-            with self._errors():
-                rows = (
-                    self._open()
-                    .execute(
-                        f"SELECT number, body FROM spool WHERE type = ? AND number > ? AND {where}"
-                        " ORDER BY number LIMIT ?",
-                        [type, after, *arguments, _CHUNK],
-                    )
-                    .fetchall()
-                )
+            rows = self._file.read(
+                f"SELECT number, body FROM spool WHERE type = ? AND number > ? AND {where}"
+                " ORDER BY number LIMIT ?",
+                [type, after, *arguments, _CHUNK],
+            )
             if not rows:
                 return
             after = rows[-1][0]
             publisher.publish(type, [body for _, body in rows])
             now = self._now()
-            with self._writing() as connection:
+            with self._file.transaction() as connection:
                 connection.executemany(
                     "UPDATE spool SET sent = ? WHERE number = ?", [(now, n) for n, _ in rows]
                 )
@@ -231,97 +219,20 @@ class Spool:
 
     def last_kept(self, before: float) -> tuple[str, bytes] | None:
         """Return type and bytes of the latest envelope confirmed at ``before`` or earlier."""
-        with self._errors():
-            row: tuple[str, bytes] | None = (
-                self._open()
-                .execute(
-                    "SELECT type, body FROM spool WHERE sent <= ? ORDER BY sent DESC LIMIT 1",
-                    [before],
-                )
-                .fetchone()
-            )
-            return row
+        rows = self._file.read(
+            "SELECT type, body FROM spool WHERE sent <= ? ORDER BY sent DESC LIMIT 1", [before]
+        )
+        return rows[0] if rows else None
 
     def drop(self, before: float) -> None:
         """Delete envelopes confirmed at ``before`` or earlier, in seconds since the epoch."""
-        with self._writing() as connection:
+        with self._file.transaction() as connection:
             connection.execute("DELETE FROM spool WHERE sent <= ?", [before])
 
     @property
     def window_start(self) -> float:
         """The time before which confirmed envelopes are safe if the broker still answers."""
         return self._now() - self._window
-
-    # -- inside ------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._errors():
-            connection = self._open()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.commit()
-            finally:
-                if connection.in_transaction:
-                    connection.rollback()
-
-    def _open(self) -> sqlite3.Connection:
-        """Return this thread's connection to the file, which is never one from before a fork."""
-        pid, connection = self._local.__dict__.get("held", (0, None))
-        if connection is not None and pid == os.getpid():
-            return connection  # type: ignore[no-any-return]
-        if not self.path.parent.is_dir():
-            raise ConfigError(
-                f"the folder {self.path.parent} of the spool {self.name} does not exist",
-                hint="create the folder, or name another path for the spool",
-            )
-        opened = sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None)
-        try:
-            self._prepare(opened)
-        except BaseException:
-            opened.close()
-            raise
-        self._local.held = (os.getpid(), opened)
-        return opened
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        # Under the lock, so that only one of two processes that start together creates the table.
-        connection.execute("BEGIN IMMEDIATE")
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and (application != _APPLICATION_ID or version > _SCHEMA_VERSION):
-            raise ConfigError(
-                f"{self.path} is not a spool that this version of eventsync can read: it is a "
-                "database of another application, or the spool of a newer version",
-                hint="name another file for the spool, or upgrade eventsync",
-            )
-        if not tables:
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        connection.commit()
-        # Only after the check, because these change the file.
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise BusUnavailableError(
-                f"reading or writing the spool {self.path} failed: {error}",
-                hint="check that the disk is not full and that this user may write to the file and "
-                "its folder",
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise ConfigError(
-                f"{self.path} cannot be used as a spool: {error}",
-                hint="name another file for the spool; nothing in this one was changed",
-            ) from error
 
 
 class SpoolRelay:

@@ -1,10 +1,8 @@
-"""Values as the members of JSON objects that others read and write, and back.
+"""Values of records as members of JSON objects, and back.
 
-It knows nothing of files or services.
-
-JSON holds strings, booleans, ``null``, numbers, lists and objects as they are; an integer field's
-value that other readers would round (beyond 2^53) is a string. A decimal, date, time, datetime or
-UUID is its text (ISO 8601), bytes are base64, and the field brings them back into their type.
+Strings, booleans, ``null``, numbers, lists and objects are written as they are. An integer beyond
+2^53, which other readers would round, is written as a string. A decimal, date, time, datetime or
+UUID is written as text (ISO 8601), bytes as base64. The field reads them back into its type.
 """
 
 from __future__ import annotations
@@ -43,16 +41,19 @@ _NATIVE: Final = frozenset({str, bool, type(None)})
 
 
 def dump(value: Any, *, indent: int | None = None) -> str:
-    """A JSON value as text, without a line end. Raises ``RejectedError``."""
+    """Return a JSON value as text, without a line end. Raises ``RejectedError``."""
     try:
-        # Numbers of members that are not ours were read as decimals.
+        # Numbers of members outside the view were read as decimals.
         return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False, default=float)
     except (ValueError, TypeError, RecursionError) as error:
-        raise RejectedError(f"it cannot be written as JSON: {error}") from error
+        raise RejectedError(f"the record cannot be written as JSON: {error}") from error
 
 
 def parse(text: str) -> dict[str, Any]:
-    """The JSON object in ``text``; numbers with a point are decimals. Raises ``RecordError``."""
+    """Return the JSON object in ``text``; a number with a point is a decimal.
+
+    Raises ``RecordError``.
+    """
     try:
         document = DECODER.decode(text.strip(" \t\r\n"))
     except json.JSONDecodeError as error:
@@ -62,7 +63,7 @@ def parse(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RecordError(f"not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise RecordError(f"not a JSON object, but a {type(document).__name__}")
+        raise RecordError(f"a JSON {type(document).__name__} is not a record; it must be an object")
     return document
 
 
@@ -83,7 +84,7 @@ DECODER: Final = json.JSONDecoder(
 
 
 class Members:
-    """The members of JSON documents, for one view of a record type. Immutable, thread-safe."""
+    """Converts between the values of a view and members of JSON. Immutable, thread-safe."""
 
     def __init__(self, view: BoundView) -> None:
         self._names = tuple(view.names.values())
@@ -91,11 +92,11 @@ class Members:
         self._coded = {name for name, field in self._fields.items() if field.type is bytes}
 
     def encode(self, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """The members for what ``View.to_store`` gave. Raises ``RejectedError``."""
+        """Return the members for the values of ``View.to_store``. Raises ``RejectedError``."""
         return {name: self._encode(name, value) for name, value in stored.items()}
 
     def decode(self, members: Mapping[str, Any]) -> dict[str, Any]:
-        """What ``View.to_record`` takes, of the members. Raises ``FieldError``."""
+        """Return the values that ``View.to_record`` takes. Raises ``FieldError``."""
         return {name: self._decode(name, members[name]) for name in self._names if name in members}
 
     def _encode(self, name: str, value: Any) -> Any:
@@ -121,12 +122,13 @@ class Members:
 
 
 def fields_by_name(view: BoundView) -> dict[str, Field]:
-    """By the store's names, the fields whose values the store holds as they are."""
+    """Return the fields whose values the store holds unconverted, by the store's names."""
     fields = view.record_type.fields
     return {stored: fields[n] for n, stored in view.names.items() if n not in view.convert}
 
 
 def written(write: Callable[[Any], Any], value: Any, name: str) -> Any:
+    """Return ``write(value)``. Raise ``RejectedError`` that names the member if it fails."""
     try:
         return write(value)
     except (ValueError, TypeError) as error:
@@ -134,6 +136,7 @@ def written(write: Callable[[Any], Any], value: Any, name: str) -> Any:
 
 
 def to_json(value: Any) -> Any:
+    """Return a value as JSON, with text for types that JSON lacks. Raises ``TypeError``."""
     kind = type(value)
     if kind in _NATIVE or kind is int:
         return value
@@ -147,6 +150,7 @@ def to_json(value: Any) -> Any:
 
 
 def to_text(value: Any) -> str:
+    """Return a single value as text. Raises ``TypeError`` for any other type."""
     kind = type(value)
     if kind is str:
         return str(value)
@@ -160,10 +164,11 @@ def to_text(value: Any) -> str:
         return str(value.isoformat())
     if kind is bytes:
         return base64.b64encode(value).decode("ascii")
-    raise TypeError(f"a value of type {kind.__qualname__} cannot be written to a file")
+    raise TypeError(f"a value of type {kind.__qualname__} cannot be written as text")
 
 
 def from_base64(field: Field, text: str) -> bytes:
+    """Return the bytes of a base64 text. Raises ``FieldError``."""
     try:
         return base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error):
@@ -171,7 +176,7 @@ def from_base64(field: Field, text: str) -> bytes:
 
 
 def with_floats(value: Any) -> Any:
-    """A JSON value with its decimals, which are numbers with a point, as floats."""
+    """Return a JSON value with floats in place of its decimals (numbers with a point)."""
     kind = type(value)
     if kind is Decimal:
         return float(value)
@@ -183,7 +188,7 @@ def with_floats(value: Any) -> Any:
 
 
 def check_exact(field: Field, value: Any, member: Any) -> None:
-    """Refuse a list, dict or undeclared value of which JSON would make something else."""
+    """Raise ``RejectedError`` if a list, dict or undeclared value would read back different."""
     if same(member, value):
         return
     try:
@@ -192,7 +197,7 @@ def check_exact(field: Field, value: Any, member: Any) -> None:
         exact = False
     if not exact:
         raise RejectedError(
-            f"{field.record}.{field.name} holds what JSON has no form for: it would come back as "
-            "another value",
-            hint="declare the type of its elements, as list[Decimal]",
+            f"{field.record}.{field.name} holds a value that JSON cannot keep: it would read back "
+            "as another value",
+            hint="declare the type of its elements: list[Decimal]",
         )

@@ -1,7 +1,4 @@
-"""Records in memory: for tests, and for what may be forgotten when the process ends.
-
-It knows nothing of other stores.
-"""
+"""Records in memory, for tests and for data that may be lost when the process ends."""
 
 from __future__ import annotations
 
@@ -23,8 +20,8 @@ R = TypeVar("R", bound=Record)
 class MemoryAccessor(Accessor[R]):
     """Records of one type in a dict of this process.
 
-    ``data`` maps a record's key to what is kept of it, by the view's names; a caller may look at
-    it, and alter it to act as somebody who edits behind eventsync's back.
+    ``data`` maps a record's key to its values, by the view's names. A caller may read it, and
+    change it to simulate a foreign write.
     """
 
     atomic: ClassVar[bool] = True
@@ -43,8 +40,8 @@ class MemoryAccessor(Accessor[R]):
         self.data[record.key] |= freeze(self.record_to_data(record))
 
     def get(self, key: str) -> R | None:
-        held = self.data.get(key)
-        return None if held is None else self.data_to_record(freeze(held))
+        data = self.data.get(key)
+        return None if data is None else self.data_to_record(freeze(data))
 
     def find(self, query: Query) -> Iterable[R]:
         return query.select(self.read(freeze(list(self.data.values())), query))
@@ -59,7 +56,7 @@ class MemoryAccessor(Accessor[R]):
         try:
             super().write_rows(writes, removals, transaction)
         except BaseException:
-            # In place: others may look at this very dict.
+            # In place, because callers may have a reference to this dict.
             self.data.clear()
             self.data.update(before)
             raise

@@ -1,4 +1,4 @@
-"""What a user without an extra is told: which one the store needs."""
+"""Errors for a missing extra: they name the extra to install."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_store_names_its_extra(store):
     ],
 )
 def test_a_database_names_the_extra_of_its_driver(driver, url, extra):
-    """So does the URL of a database whose driver is missing."""
+    """The URL of a database whose driver is missing says how to install it."""
     said = without([driver], f"from eventsync.stores.sql import SqlIndex\nSqlIndex({url!r})")
     assert said.startswith("eventsync.errors.ConfigError")
     assert f"pip install 'eventsync[{extra}]'" in said

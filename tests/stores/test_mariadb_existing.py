@@ -1,4 +1,4 @@
-"""Tables as they stand in MariaDB, with what eventsync itself would never create."""
+"""Existing tables in MariaDB, with column types that eventsync would never create."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def put(data, clock, type="Line", key=KEY):
 
 @pytest.mark.parametrize("rows", [1, 200])
 def test_every_type_goes_there_and_back(store, engine, rows):
-    """Alone and in a batch: what is read is what was written, to the digit."""
+    """Values read back as written, to the digit, alone and in a batch."""
     clock = Clock()
     numbers = range(65_536 - rows, 65_536)
     changes = [put(LINE | {"number": n}, clock, key=f"4000000000/{n}") for n in numbers]
@@ -134,14 +134,14 @@ def test_every_type_goes_there_and_back(store, engine, rows):
 
 
 def test_what_the_columns_give_back_is_no_edit(store):
-    """1.5 comes back as 1.50, and JSON as text: nobody edited that."""
+    """A decimal or JSON value that reads back in another form is not taken for an edit."""
     clock = Clock()
     apply(store, [put(LINE, clock)], clock=clock)
     assert [change for changes in store.capture() for change in changes] == []
 
 
 def test_an_edit_behind_the_back_is_seen(store, engine):
-    """What somebody changes in the table is captured, and nothing else."""
+    """A foreign write to the table is captured, and nothing else is."""
     clock = Clock()
     apply(store, [put(LINE, clock)], clock=clock)
     with engine.begin() as connection:
@@ -169,7 +169,7 @@ def test_an_edit_behind_the_back_is_seen(store, engine):
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_what_does_not_fit_is_rejected(store, wrong):
-    """Nothing is cut, rounded or turned into another value, and the others of its batch go on."""
+    """A value that would be truncated or rounded is rejected, and the rest is written."""
     clock = Clock()
     data = LINE | wrong
     good = put(LINE | {"number": 1}, clock, key="4000000000/1")
@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_rejected(store, wrong):
 
 
 def test_the_table_describes_itself(engine):
-    """A record type derived from it has its columns but those that the database fills in."""
+    """A derived record type has the table's columns, except those that the database fills."""
     derived = derive(engine, "Order Line", schema="Sales Dept", name="Derived")
     fields = derived.__record__.fields
     assert derived.__record__.keys == ("Order", "line no")
@@ -202,7 +202,7 @@ def test_the_table_describes_itself(engine):
 
 
 def test_numbers_that_the_database_would_give(engine):
-    """The key of a table that numbers its rows is the record's own, 0 included."""
+    """In a table that numbers its rows, the record's own key is used, also 0."""
     counter = derive(engine, "counter", schema="Sales Dept")
     with Store("count", SqlAccessor(counter, engine, schema="Sales Dept")) as store:
         for number in (7, 0):

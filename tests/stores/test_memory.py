@@ -8,7 +8,7 @@ from eventsync.testing import StoreContract
 
 
 class TestMemoryAccessor(StoreContract):
-    """The conformance suite; another process is played by another accessor on the same dict."""
+    """The conformance suite; a second accessor on the same dict stands for another process."""
 
     def setup_method(self):
         super().setup_method()

@@ -35,7 +35,7 @@ def server():
 
 
 class TestMongo(StoreContract):
-    """The conformance suite; a folder of the suite is a database of the server."""
+    """The conformance suite, where each directory of the suite is a database of the server."""
 
     examples = 4  # each makes some databases
     databases = itertools.count()
@@ -97,7 +97,7 @@ def data(document):
 
 
 def test_documents_as_others_write_them(shop, url):
-    """A value is of BSON's own type where BSON has one; the key is the ``_id``."""
+    """A value has BSON's own type where there is one, and the key is the ``_id``."""
 
     class Thing(Record):
         id: int = Field(key=True)
@@ -139,7 +139,7 @@ def test_documents_as_others_write_them(shop, url):
 
 
 def test_nothing_is_rounded(shop, url):
-    """Microseconds, long numbers and what is deep in a dict come back, as text or as a binary."""
+    """Values without a BSON type (microseconds, long numbers, some in dicts) read back equal."""
 
     class Fine(Record):
         id: int = Field(key=True)
@@ -168,7 +168,7 @@ def test_nothing_is_rounded(shop, url):
 
 
 def test_an_existing_collection(shop, url):
-    """Documents with ids of MongoDB's own are records; what is not of the view stays."""
+    """Documents with ObjectIds are records, and fields outside the view stay unchanged."""
 
     class Book(Record, rule="field"):
         id: str = Field(key=True)
@@ -202,7 +202,7 @@ def test_an_existing_collection(shop, url):
 
 
 def test_a_key_that_is_not_the_id(shop, url):
-    """A key field with a name of its own is in the ``_id`` as text; another ``_id`` is told of."""
+    """A renamed key field is in the ``_id`` as text; another ``_id`` is an error."""
     view = View(rename={"id": "number"})
     with Store("crm", MongoAccessor(Customer, url, view=view)) as store:
         store.add(Customer(id=1, name="Ada"))
@@ -211,11 +211,11 @@ def test_a_key_that_is_not_the_id(shop, url):
         unreadable = []
         query = Query.parse(Customer.__record__, unreadable=unreadable.append)
         assert [c.id for c in store.accessor(Customer).find(query)] == [1]
-        assert "would have the _id '2'" in str(unreadable[0])
+        assert "must have the _id '2'" in str(unreadable[0])
 
 
 def test_a_unique_index(shop, url):
-    """A record that breaks a unique index is rejected alone; the index is named, no value told."""
+    """A record that breaks a unique index is rejected alone; the error names the index only."""
     shop["Customer"].create_index("email", unique=True, sparse=True, name="one_email")
     shop["Customer"].insert_one({"_id": 7, "name": "Eve", "email": "secret@x", "visits": 0})
     bus = FakeBus()
@@ -245,7 +245,7 @@ def test_a_unique_index(shop, url):
 
 
 def test_a_validator(shop, url):
-    """A document that its collection's validator refuses is rejected, with the rule named."""
+    """A document that the collection's validator rejects is rejected, with the rule named."""
     rules = {"required": ["name"], "properties": {"visits": {"maximum": 9}}}
     shop.create_collection("Customer", validator={"$jsonSchema": rules})
     with Store("crm", MongoAccessor(Customer, url)) as store:
@@ -256,7 +256,7 @@ def test_a_validator(shop, url):
 
 
 def test_two_stores_need_two_indexes(url):
-    """Two stores of one type in one database are refused until each has versions of its own."""
+    """A second store of one type in one database is refused until it has an index of its own."""
     Store("a", MongoAccessor(Customer, url, collection="a")).open().close()
     refused = Store("b", MongoAccessor(Customer, url, collection="b"))
     with pytest.raises(ConfigError, match="index of its own"):
@@ -276,7 +276,7 @@ def test_two_stores_need_two_indexes(url):
     ids=["collation", "capped", "view"],
 )
 def test_collections_that_cannot_hold_records(shop, url, options, told):
-    """A collection that mixes up keys, or whose documents cannot be changed, is refused."""
+    """A collection with a collation, or whose documents cannot be changed, is refused."""
     shop.create_collection("Customer", **options)
     store = Store("crm", MongoAccessor(Customer, url))
     with pytest.raises(ConfigError, match=told):
@@ -285,7 +285,7 @@ def test_collections_that_cannot_hold_records(shop, url, options, told):
 
 
 def test_nothing_but_a_key(shop, url):
-    """A record that is nothing but its key is added, by hand too, and removed."""
+    """A record that consists of its key alone is added, also by hand, and removed."""
 
     class Tag(Record):
         name: str = Field(key=True)
@@ -301,7 +301,7 @@ def test_nothing_but_a_key(shop, url):
 
 
 def test_a_document_that_is_too_large(shop, url):
-    """A record beyond the 16 MiB of a document is rejected, not tried for ever."""
+    """A record larger than a document may be is rejected, not retried for ever."""
     with Store("crm", MongoAccessor(Customer, url)) as store:
         with pytest.raises(RejectedError):
             store.add(Customer(id=1, name="x" * 2**24))
@@ -309,7 +309,7 @@ def test_a_document_that_is_too_large(shop, url):
 
 
 def test_a_database_of_the_callers(shop):
-    """A database that the caller has opened is used, and left open."""
+    """A database that the caller opened is used and left open."""
     store = Store("a", MongoAccessor(Customer, shop), MongoAccessor(Counter, shop))
     with store:
         store.add(Customer(id=1))
@@ -320,14 +320,14 @@ def test_a_database_of_the_callers(shop):
     "wrong", ["mongodb://u:s3cret@localhost", "http://u:s3cret@x/y", "mongodb://u:s3@cret@x/y", 7]
 )
 def test_refused_places(wrong):
-    """What is no URL of a database is refused, and nothing of its password is told."""
+    """A malformed URL is refused, and the error shows nothing of its password."""
     with pytest.raises(ConfigError) as caught:
         Store("a", MongoAccessor(Customer, wrong)).open()
     assert "s3" not in f"{caught.value!r} {caught.value.__cause__!r}"
 
 
 def test_a_server_that_is_away():
-    """A server that is away is waited for, and one that comes back is used again."""
+    """An unreachable server is a retryable error, and is used again when it answers."""
     with MongoServer() as server:
         url = f"{server.url}/shop?serverSelectionTimeoutMS=300&socketTimeoutMS=1000"
         with Store("crm", MongoAccessor(Customer, url)) as store:
@@ -347,7 +347,7 @@ def test_a_server_that_is_away():
 
 
 def test_a_wrong_password():
-    """A password that is not taken is a configuration error, which tells no password."""
+    """A wrong password is a configuration error that does not show the password."""
     with MongoServer() as server:
         with server.client() as client:
             client.admin.command("createUser", "root", pwd="right", roles=["root"])
@@ -380,7 +380,7 @@ def dying(store, number):
 
 
 def test_the_relay_finishes_what_a_writer_left(shop, url):
-    """A writer that dies between an entry and its data has made its edit all the same."""
+    """A writer that dies after its entry and before its document has made its edit all the same."""
     bus = FakeBus()
     with Store("crm", MongoAccessor(Customer, url), publisher=bus) as store:
         revive = dying(store, 2)
@@ -394,7 +394,7 @@ def test_the_relay_finishes_what_a_writer_left(shop, url):
 
 
 def test_opening_finishes_what_a_writer_left(shop, url):
-    """So has one that nobody is to hear of, once the store is opened again."""
+    """The edit is also finished when a store without a publisher is opened again."""
     with Store("crm", MongoAccessor(Customer, url)) as store:
         revive = dying(store, 2)
         with pytest.raises(Crash):
@@ -406,7 +406,7 @@ def test_opening_finishes_what_a_writer_left(shop, url):
 
 @pytest.mark.parametrize("last", ["put", "delete"])
 def test_a_writer_that_stalls(shop, url, last):
-    """A writer that is overtaken between an entry and its data overwrites nothing later."""
+    """A writer that is overtaken between entry and document overwrites nothing later."""
     with Store("slow", MongoAccessor(Customer, url)) as slow:
         database, write = slow.index.database, slow.index.database.write
 
@@ -447,7 +447,7 @@ def _patch_many(url, number, now):
 
 
 def test_workers_on_the_same_records(url):
-    """Many workers that apply the same changes in any order leave the latest of each field."""
+    """When many workers apply the same changes in any order, the latest of each field wins."""
     with Store("crm", MongoAccessor(Customer, url), MongoAccessor(Counter, url)) as store:
         apply(store, [put(Counter(id=n), version(0)) for n in range(5)], clock=store.clock)
         spawn = multiprocessing.get_context("spawn")
@@ -464,7 +464,7 @@ def test_workers_on_the_same_records(url):
 
 
 def test_a_document_that_another_puts_back(shop, url):
-    """What somebody deletes, alters or puts back is an edit, though it bears eventsync's number."""
+    """A foreign write is an edit, even if the document bears eventsync's number."""
     bus = FakeBus()
     with Store("crm", MongoAccessor(Customer, url), publisher=bus) as store:
         store.add(Customer(id=1, name="Ada"))

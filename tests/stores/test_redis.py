@@ -118,7 +118,7 @@ def version(step, node=7, now=NOW):
 
 
 def test_people_can_read_it(server, client):
-    """A hash has a text field for each field, none for ``None``; a JSON string is plain JSON."""
+    """A hash has a text field for each field that is not ``None``; a JSON string is plain JSON."""
     customer = Customer(id=1, name="Zoë", visits=3)
     with Store("crm", RedisAccessor(Customer, server.url, key="customer:{id}")) as store:
         store.add(customer)
@@ -136,7 +136,7 @@ def test_people_can_read_it(server, client):
 
 
 def test_versions_are_compared_byte_by_byte(server, client):
-    """Versions that a number of Lua cannot tell apart, or a locale would reorder, are in order."""
+    """Versions are ordered by their bytes, which Lua's numbers or a locale would not do."""
     with Store("crm", RedisAccessor(Customer, server.url)) as store:
         nodes = [0, 1, 0x41, 0x61, 0x7F, 0x80, 0xFF, 0x100, 1 << 53, (1 << 53) + 1, (1 << 64) - 1]
         for number, (low, high) in enumerate(itertools.pairwise(nodes)):
@@ -151,7 +151,7 @@ def test_versions_are_compared_byte_by_byte(server, client):
 
 
 def test_keys_that_look_like_others(server, client):
-    """Whatever is in key fields, no two records share a Redis key, and none leaves its slot."""
+    """For any key fields, no two records share a Redis key, and none leaves its hash slot."""
     visit = Record.derive(
         "Visit", {"place": Field(type=str, key=True), "who": Field(type=str, key=True)}
     )
@@ -174,13 +174,13 @@ def test_keys_that_look_like_others(server, client):
     "pattern", ["customer", "customer:{nam}", "{id}:{id}", "c:{id!r}", "c:{id", "{key}{id}"]
 )
 def test_refused_patterns(server, pattern):
-    """A pattern that does not tell records apart is refused, and the error says so."""
+    """A pattern that could give two records one key is refused with the reason."""
     with pytest.raises(ConfigError, match="pattern"):
         RedisAccessor(Customer, server.url, key=pattern)
 
 
 def test_expired_is_not_deleted(server, client):
-    """A record that expired is taken for deleted nowhere, and a newer change brings it back."""
+    """An expired record is not deleted elsewhere, and a newer change restores it."""
     bus = FakeBus()
     accessor = RedisAccessor(Customer, server.url, key="c:{id}", ttl=30)
     with Store("cache", accessor, publisher=bus) as store:
@@ -202,7 +202,7 @@ def test_expired_is_not_deleted(server, client):
 
 @pytest.mark.parametrize("layout", ["hash", "json"])
 def test_index_sets(server, client, layout):
-    """An index set finds what a look at all records finds, after every change."""
+    """After every change, an index set finds what reading all records finds."""
     accessor = RedisAccessor(
         Customer, server.url, key="c:{id}", layout=layout, indexes=["city", "visits"]
     )
@@ -236,7 +236,7 @@ def test_index_sets(server, client, layout):
 
 @pytest.mark.parametrize("layout", ["hash", "json"])
 def test_conversion_that_alters(server, client, layout):
-    """A patch of a field that a conversion does not bring back as it was is taken for no edit."""
+    """A patch whose value a conversion alters is not taken for a foreign write."""
     view = View(convert={"name": Convert(str.upper, str.lower)})
     accessor = RedisAccessor(Counter, server.url, layout=layout, view=view)
     with Store("crm", accessor) as store:
@@ -252,7 +252,7 @@ def test_conversion_that_alters(server, client, layout):
 
 
 def test_lost_answer(server, client):
-    """An edit whose answer was lost, so that the client sends it again, is made and sent once."""
+    """An edit that the client repeats because its answer was lost is made and sent once."""
     bus = FakeBus()
     store = Store("crm", RedisAccessor(Customer, server.url), publisher=bus)
     commit = store.index._commit
@@ -267,7 +267,7 @@ def test_lost_answer(server, client):
 
 
 def test_key_of_another_kind(server, client):
-    """A record whose key holds a list is rejected alone, with the key named."""
+    """A record whose Redis key holds a list is rejected alone, with the key named."""
     client.rpush("c:2", "not", "ours")
     with Store("crm", RedisAccessor(Customer, server.url, key="c:{id}")) as store:
         batch = [put(Customer(id=n), version(n)) for n in (1, 2, 3)]
@@ -279,7 +279,7 @@ def test_key_of_another_kind(server, client):
 
 
 def test_two_stores_need_two_slots(server, client):
-    """Two stores of one type in one database are refused until each has versions of its own."""
+    """A second store of one type in one database is refused until it has an index of its own."""
     Store("a", RedisAccessor(Customer, server.url, key="a:{id}")).open().close()
     with pytest.raises(ConfigError, match="slot"):
         Store("b", RedisAccessor(Customer, server.url, key="b:{id}")).open()
@@ -288,7 +288,7 @@ def test_two_stores_need_two_slots(server, client):
 
 
 def test_eviction_of_versions_is_refused(server, client):
-    """A server that may evict any key is refused: it could forget that a record was deleted."""
+    """A server that may evict any key is refused, because it could forget deletes."""
     client.config_set("maxmemory", "1gb")
     client.config_set("maxmemory-policy", "allkeys-lru")
     try:
@@ -302,7 +302,7 @@ def test_eviction_of_versions_is_refused(server, client):
 
 
 def test_errors_tell_no_secret(server, client):
-    """Neither a wrong password, a malformed URL nor a server that is away shows the password."""
+    """A wrong password, a malformed URL and an unreachable server never show the password."""
     shown = []
     client.config_set("requirepass", "another")
     for url in (
@@ -322,7 +322,7 @@ def test_errors_tell_no_secret(server, client):
 
 
 def test_cluster():
-    """On Redis Cluster all of a store is in one slot, and a pattern without its tag is refused."""
+    """On Redis Cluster a store's keys share one slot; a pattern without its tag is refused."""
     with ClusterServer() as node:
         cluster = redis.cluster.RedisCluster("127.0.0.1", node.port)
         bus = FakeBus()
@@ -360,7 +360,7 @@ def _increments(url, number, times):
 
 
 def test_processes_on_the_same_records(server, client):
-    """Transactions of several processes on the same records lose none of each other's writes."""
+    """Concurrent transactions of several processes lose none of each other's writes."""
     with Store("crm", RedisAccessor(Counter, server.url)) as store:
         store.add([Counter(id=n) for n in range(3)])
         spawn = multiprocessing.get_context("spawn")
@@ -386,7 +386,7 @@ def _put_many(url, seed, now):
 
 
 def test_workers_on_the_same_records(server, client):
-    """Many workers that apply the same changes in any order leave the latest of each record."""
+    """When many workers apply the same changes in any order, the latest of each record wins."""
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=_put_many, args=(server.url, seed, NOW)) for seed in range(4)]
     for worker in workers:
@@ -401,7 +401,7 @@ def test_workers_on_the_same_records(server, client):
 
 
 def test_killed_server():
-    """What a killed server has, once it is started again, has its version and its envelope."""
+    """After a server was killed and started again, each record has its version and envelope."""
     with RedisServer(fsync="always") as own:
         store = Store("crm", RedisAccessor(Customer, own.url), publisher=FakeBus(away=True)).open()
         done = []

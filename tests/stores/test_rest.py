@@ -413,7 +413,7 @@ def test_identity_map(tmp_path):
     index = FileIndex(tmp_path / "index.db")
     index.save_mark("a", "b")
     index.close()
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="another application"):
         IdentityMap(tmp_path / "index.db", name="x").id_of("A", "k")
 
 

@@ -31,7 +31,7 @@ from eventsync.worker.worker import Worker
 
 
 class TestSqlAccessor(StoreContract):
-    """The conformance suite on tables that eventsync makes."""
+    """The conformance suite on tables that eventsync creates."""
 
     def accessor(self, record_type, folder, view=None):
         return SqlAccessor(record_type, f"sqlite:///{folder}/data.db", create=True, view=view)
@@ -122,7 +122,7 @@ class TestMariadb(OnServer):
 
 
 def test_derived_records_can_travel(tmp_path):
-    """A record of a type that was derived from a table goes into an envelope as any other."""
+    """A record of a derived type can be put into an envelope like any other record."""
     database = f"sqlite:///{tmp_path / 'music.db'}"
     with contextlib.closing(sqlite3.connect(tmp_path / "music.db")) as connection:
         connection.execute(
@@ -164,7 +164,7 @@ def puts(steps, now):
 
 @pytest.mark.parametrize("server", ["postgres", "mariadb"])
 def test_many_writers(server, request):
-    """However many apply changes of the same records at once, the latest is what is there."""
+    """When many processes apply changes of the same records at once, the latest change wins."""
     url = fresh(request.getfixturevalue(server))
     clock = Clock()
     now = int(clock.now() * 1000) - 1000
@@ -220,7 +220,7 @@ def shop_change(type, key, step, data):
 
 
 def test_parents_and_children_in_any_order(shop):
-    """What comes before its parent is held alone; in one batch the order does not matter."""
+    """A record that comes before its parent is held alone; within one batch the order is free."""
     maker = shop_change("maker", "1", 1, {"id": 1, "name": "Acme"})
     part = shop_change("item", "2", 2, {"id": 2, "maker": 1, "part_of": 1, "price": "1.50"})
     whole = shop_change("item", "1", 3, {"id": 1, "maker": 1, "part_of": None, "price": "9"})
@@ -238,7 +238,7 @@ def test_parents_and_children_in_any_order(shop):
 
 
 def test_refused_batches_are_quiet(shop, caplog):
-    """Children without their parent are held, and the driver has nothing to warn of."""
+    """Children without their parent are held, and the driver warns of nothing."""
     orphans = [
         shop_change("item", str(n), n, {"id": n, "maker": 9, "part_of": None, "price": "1"})
         for n in range(1, 9)
@@ -254,7 +254,7 @@ def item(number, step, *, maker=1, part_of=None):
 
 
 def test_who_waits_holds_up_nobody(shop, monkeypatch):
-    """Of a large batch those wait whose parents are missing, and their followers; in two goes."""
+    """In a large batch only records with missing parents, and their followers, are held."""
     goes = []
 
     def counted(self, batch, *, hold=False):
@@ -278,7 +278,7 @@ def test_who_waits_holds_up_nobody(shop, monkeypatch):
 
 
 def test_a_patch_that_refers_to_what_is_missing(shop):
-    """Under the per-field rule a patch waits alone too, and what it did not say stays as it was."""
+    """Under the per-field rule a patch is held alone, and fields it leaves out stay unchanged."""
     engine = shop.index.engine
     piece = derive(engine, "item", name="piece", rule="field")
     apply(shop, [shop_change("maker", "1", 1, {"id": 1, "name": "Acme"})], clock=shop.clock)
@@ -302,7 +302,7 @@ def test_a_patch_that_refers_to_what_is_missing(shop):
 
 
 def test_a_tree_is_removed_from_its_leaves(shop, monkeypatch):
-    """Deletes in any order: children go first, and only what is still referred to waits."""
+    """Deletes come in any order: children go first, and only a record still referred to is held."""
     changes = [item(n, n, part_of=n // 2 or None) for n in range(1, 601)]
     maker = shop_change("maker", "1", 999, {"id": 1, "name": "Acme"})
     settled = apply(shop, [*changes, maker], clock=shop.clock)
@@ -323,7 +323,7 @@ def test_a_tree_is_removed_from_its_leaves(shop, monkeypatch):
 
 
 def test_keys_that_a_database_takes_for_the_same(request):
-    """MariaDB's usual text knows no case: a child that refers to 'de' by 'DE' does not wait."""
+    """MariaDB ignores case by default, so a child that refers to 'de' as 'DE' is not held."""
     engine = sa.create_engine(fresh(request.getfixturevalue("mariadb")))
     with engine.begin() as connection:
         for statement in (
@@ -343,7 +343,7 @@ def test_keys_that_a_database_takes_for_the_same(request):
 
 
 def test_held_ones_are_tried_once_their_parent_has_come(shop, tmp_path):
-    """Not by a timer; and what waits in vain is a dead letter that names what it waited for."""
+    """A held change is applied as soon as its parent is; one held too long names what it lacked."""
     with Bus(f"sqlite:///{tmp_path}/broker.db") as bus:
         bus.declare("shop", shop.accessors)
         worker = Worker(shop, bus)
@@ -364,8 +364,7 @@ def test_held_ones_are_tried_once_their_parent_has_come(shop, tmp_path):
 
 
 def test_what_is_behind_a_backlog_may_still_come(shop, tmp_path):
-    """The time to wait for another record is over only once the queue is past that of the first
-    try: its parent may be in there."""
+    """A held change is not given up while its parent may still be in the queue behind it."""
     with Bus(f"sqlite:///{tmp_path}/broker.db") as bus:
         bus.declare("shop", shop.accessors)
         maker = shop_change("maker", "1", 1, {"id": 1, "name": "Acme"})
@@ -385,7 +384,7 @@ def test_what_is_behind_a_backlog_may_still_come(shop, tmp_path):
 
 
 def test_unique_and_exact(shop):
-    """What breaks a unique constraint or would be rounded is rejected, and nothing else."""
+    """Values that break a unique constraint or would be rounded are rejected, and no others."""
     changes = [
         shop_change("maker", "1", 1, {"id": 1, "name": "Acme"}),
         shop_change("maker", "2", 2, {"id": 2, "name": "Acme"}),
@@ -400,7 +399,7 @@ def test_unique_and_exact(shop):
 
 @pytest.mark.parametrize("server", ["sqlite", "postgres", "mariadb"])
 def test_who_has_the_value_already(server, request, tmp_path):
-    """A rejection names the other record, of a change that came and of a local edit."""
+    """A rejection names the conflicting record, for a received change and for a local edit."""
     sqlite = f"sqlite:///{tmp_path}/people.db"
     engine = sa.create_engine(
         sqlite if server == "sqlite" else fresh(request.getfixturevalue(server))
@@ -427,7 +426,7 @@ def test_who_has_the_value_already(server, request, tmp_path):
 
 @pytest.mark.parametrize("server", ["sqlite", "postgres", "mariadb"])
 def test_many_patches(server, request, tmp_path):
-    """Written past their rows, each once: not one that is refused, nor one whose row has gone."""
+    """Patches are written once each, except a rejected one and one whose row is missing."""
     url = f"sqlite:///{tmp_path}/p.db" if server == "sqlite" else None
     engine = sa.create_engine(url or fresh(request.getfixturevalue(server)))
     with engine.begin() as connection:
@@ -473,7 +472,7 @@ def test_many_patches(server, request, tmp_path):
 
 @pytest.mark.parametrize("server", ["sqlite", "postgres", "mariadb"])
 def test_one_of_many_is_refused(server, request, tmp_path):
-    """Rows that go to the database many at once: one that it refuses, and all others, each once."""
+    """When many rows are written together, a rejected row does not stop the others."""
     url = f"sqlite:///{tmp_path}/p.db" if server == "sqlite" else None
     engine = sa.create_engine(url or fresh(request.getfixturevalue(server)))
     with engine.begin() as connection:
@@ -497,7 +496,7 @@ def test_one_of_many_is_refused(server, request, tmp_path):
 
 
 def test_connections_that_are_cut(postgres):
-    """Connections that the server ended are made again, and a missing server is worth waiting."""
+    """Connections closed by the server are opened again; a missing server is a retryable error."""
     url = fresh(postgres)
     with Store("crm", SqlAccessor(Counter, url, create=True)) as store:
         store.add(Counter(id=1))
@@ -515,7 +514,7 @@ def test_connections_that_are_cut(postgres):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [PostgresServer, MariaServer])
 def test_server_killed_and_started_again(kind):
-    """What was applied survives the server's death; while it is away errors are retryable."""
+    """Applied changes survive a crash of the server; meanwhile errors are retryable."""
     with kind() as server, Store("crm", SqlAccessor(Counter, server.url, create=True)) as store:
         store.add(Counter(id=1, step=5))
         server.kill()

@@ -1,4 +1,4 @@
-"""Tables as they stand in PostgreSQL, with what eventsync itself would never create."""
+"""Existing tables in PostgreSQL, with column types that eventsync would never create."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def put(data, clock):
 
 @pytest.mark.parametrize("rows", [1, 200])
 def test_every_type_goes_there_and_back(store, engine, rows):
-    """Alone and in a batch that is copied: what is read is what was written, to the digit."""
+    """Values read back as written, to the digit, alone and in a batch that is copied."""
     clock = Clock()
     changes = [
         Change(
@@ -113,14 +113,14 @@ def test_every_type_goes_there_and_back(store, engine, rows):
 
 
 def test_what_the_column_gives_back_is_no_edit(store):
-    """1.5 comes back as 1.50, and JSON in another order: nobody edited that."""
+    """A decimal or JSON value that reads back in another form is not taken for an edit."""
     clock = Clock()
     apply(store, [put(LINE, clock)], clock=clock)
     assert [change for changes in store.capture() for change in changes] == []
 
 
 def test_an_edit_behind_the_back_is_seen(store, engine):
-    """What somebody changes in the table is captured, and nothing else."""
+    """A foreign write to the table is captured, and nothing else is."""
     clock = Clock()
     apply(store, [put(LINE, clock)], clock=clock)
     with engine.begin() as connection:
@@ -130,7 +130,7 @@ def test_an_edit_behind_the_back_is_seen(store, engine):
 
 
 def test_the_table_describes_itself(engine):
-    """A record type derived from it has its columns, and its key."""
+    """A derived record type has the table's columns and its key."""
     derived = derive(engine, "Order Line", schema="Sales Dept", name="Derived")
     fields = derived.__record__.fields
     assert derived.__record__.keys == ("Order", "line no")

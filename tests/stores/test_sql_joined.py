@@ -1,4 +1,4 @@
-"""Edits within a transaction of the user's, on each database: what is left, and what it costs."""
+"""Edits within a caller's own transaction, on each database: their effect and their cost."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def sent(store):
 
 @pytest.mark.parametrize("count", [1, 29, 30, 100])
 def test_few_and_many(engine, store, count):
-    """Few records or many: rows, versions and envelopes are there after the commit, in order."""
+    """After the commit, rows, versions and envelopes are there in order, few or many."""
     with engine.connect() as connection:
         crm = store.using(connection)
         crm.add(products(*range(count)))
@@ -103,7 +103,7 @@ def refusals(engine):
 
 
 def test_refused_edit_leaves_no_trace(engine, store):
-    """The transaction goes on after an edit that was refused, of which nothing is left."""
+    """A rejected edit leaves no trace, and the transaction goes on."""
     store.add(products(1))
     sent(store)
     for number, (op, records, error) in enumerate(refusals(engine), start=100):
@@ -130,7 +130,7 @@ class Odd(Record):
 
 @pytest.mark.parametrize("url", ["postgres"], indirect=True)  # the others take any text
 def test_what_the_driver_refuses_first(engine):
-    """A key that cannot even be sent leaves the transaction as it was."""
+    """A key that cannot be sent to the database leaves the transaction unchanged."""
     with Store("odd", SqlAccessor(Odd, engine, create=True), publisher=FakeBus()) as store:
         with engine.connect() as connection:
             connection.exec_driver_sql("CREATE TABLE note (text TEXT)")
@@ -145,7 +145,7 @@ def test_what_the_driver_refuses_first(engine):
 # In SQLite one writes after the other.
 @pytest.mark.parametrize("url", ["postgres", "mariadb"], indirect=True)
 def test_another_was_quicker(engine, store):
-    """Of two that add the same record at once the second is told to begin again."""
+    """When two transactions add the same record at once, the second is told to begin again."""
     with engine.connect() as connection:
         crm = store.using(connection)
 
@@ -155,7 +155,7 @@ def test_another_was_quicker(engine, store):
                 store.add(products(1))
                 transaction.write("Product", dict(store.index.scan("Product")))
 
-        with pytest.raises(StoreUnavailableError, match="quicker"):
+        with pytest.raises(StoreUnavailableError, match="inserted the same entry"):
             add_late()
         crm.add(products(2))
         connection.commit()
@@ -195,7 +195,7 @@ def counted(engine, store, monkeypatch):
 
 
 def test_edit_takes_few_statements(counted, engine, store):
-    """An edit reads and writes a record, and its version and envelope, and does nothing else."""
+    """An edit reads and writes a record, its version and its envelope, and nothing else."""
     connection, sent = counted
     crm = store.using(connection)
     for edit, name in ((crm.add, "Shade"), (crm.update, "Bulb"), (crm.remove, "Bulb")):
@@ -207,7 +207,7 @@ def test_edit_takes_few_statements(counted, engine, store):
 # It is the one that takes several statements at once.
 @pytest.mark.parametrize("url", ["postgres"], indirect=True)
 def test_edits_of_one_call_are_one_edit(counted, store):
-    """Some twenty records take no more round trips than one."""
+    """Editing twenty records takes no more round trips than editing one."""
     connection, sent = counted
     store.using(connection).add([Part(id=number, name="Bulb") for number in range(20)])
     assert len(sent) == STATEMENTS["postgresql"]

@@ -1,4 +1,4 @@
-"""The shorter way that patches take into an SQL store, past the row, leads to the same place."""
+"""The fast path for patches in an SQL store has the same result as the slow path."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def held(store):
 @given(histories(odd=st.just({})))
 @example(HEALED)
 def test_it_decides_nothing_otherwise(batches):
-    """Where it decides at all, verdicts, entry and row are those that ``decide`` comes to."""
+    """Where the fast path decides, its verdicts, entry and row equal those of ``decide``."""
     view = View().bind(Item.__record__)
     entries: dict[str, Entry] = {}
     rows: dict[str, dict] = {}
@@ -146,7 +146,7 @@ def test_it_decides_nothing_otherwise(batches):
 @settings(max_examples=25)
 @given(histories(odd=st.sampled_from([{}] * 12 + ODD)))
 def test_both_ways_lead_to_the_same_place(batches):
-    """Outcomes, collisions, entries (echoes included) and rows are those of a closer look."""
+    """Outcomes, collisions, entries with echoes, and rows equal those of the slow path."""
     with tempfile.TemporaryDirectory() as folder:
         found = []
         for patchable in (True, False):
@@ -166,7 +166,7 @@ def test_both_ways_lead_to_the_same_place(batches):
 
 
 def test_what_others_made_of_a_row_is_not_undone(tmp_path):
-    """An edit behind eventsync's back, in a field that a patch does not name, is yet captured."""
+    """A foreign write to a field that a patch does not name is still captured."""
     accessor = SqlAccessor(Item, f"sqlite:///{tmp_path / 'crm.db'}", create=True)
     clock = Clock(now=lambda: NOW)
     with Store("store", accessor, clock=clock) as store:
@@ -183,7 +183,7 @@ def test_what_others_made_of_a_row_is_not_undone(tmp_path):
 
 
 def test_a_patch_of_a_row_that_others_removed_is_kept(tmp_path):
-    """It waits for the rest of the record, and the patches beside it are written."""
+    """A patch of an unknown record waits for its other fields; other patches are written."""
     accessor = SqlAccessor(Item, f"sqlite:///{tmp_path / 'crm.db'}", create=True)
     clock = Clock(now=lambda: NOW)
     with Store("store", accessor, clock=clock) as store:
@@ -209,7 +209,7 @@ class Watched(SqlAccessor):
 
 
 def test_who_overrides_the_writing_sees_every_patch(tmp_path):
-    """No patch goes past a ``write_rows`` of a subclass's own."""
+    """A subclass that overrides ``write_rows`` sees every patch."""
     clock = Clock(now=lambda: NOW)
     accessor = Watched(Item, f"sqlite:///{tmp_path / 'crm.db'}", create=True)
     with Store("store", accessor, clock=clock) as store:

@@ -1,4 +1,4 @@
-"""The shorter way that plain puts and deletes take into an SQL store leads to the same place."""
+"""The fast path for puts and deletes in an SQL store has the same result as the slow path."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def held(store):
 @settings(max_examples=60)
 @given(st.lists(st.lists(changes(), max_size=6), max_size=4))
 def test_both_ways_lead_to_the_same_place(batches):
-    """Outcomes, collisions, entries and rows are those of a closer look at each change."""
+    """Outcomes, collisions, entries and rows equal those of the slow path."""
     with tempfile.TemporaryDirectory() as folder:
         found = []
         for plain in (True, False):
@@ -100,7 +100,7 @@ def stamp(millis, op, digest=b"\x00"):
 
 
 def test_a_claim_takes_what_is_newer(index):
-    """And leaves what is older, the same, or another change of the same version."""
+    """The upsert leaves an older, an equal, and another change of the same version alone."""
     with index.transaction() as transaction:
         entry = Entry(stamp(5, PUT), Presence.PENDING, {"a": Version.of(6)}, {"a": 1}, False, b"x")
         transaction.write("Item", dict.fromkeys("abcd", entry))
@@ -121,7 +121,7 @@ def test_a_claim_takes_what_is_newer(index):
 
 
 def test_a_claim_without_the_data_is_undone(tmp_path):
-    """When a row is refused, no version says that it is there."""
+    """When a row is rejected, no version of it is stored."""
     accessor = SqlAccessor(Item, f"sqlite:///{tmp_path / 'crm.db'}", create=True)
     clock = Clock()
     with Store("store", accessor, clock=clock) as store:

@@ -1,4 +1,4 @@
-"""Conditions that a database judges: it finds what Python would, on all three databases."""
+"""Conditions of queries that a database judges: on each, it finds what Python would find."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def things(url):
 @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 @given(where=filters)
 def test_database_and_python_agree(things, where):
-    """Whatever the condition: the same records, in the same number."""
+    """For any condition, the database and Python find the same records."""
     query = Query.parse(things.type, where)
     expected = {record.key for record in query.select(records())}
     assert {record.key for record in things.find(query)} == expected
@@ -162,7 +162,7 @@ LEFT = [{"tags": ["a"]}, {"name": {"$re": "A"}}, {"$or": [{"id": 1}, {"tags": ["
 
 @pytest.mark.parametrize("where", [*PUSHED, *PUSHED_TO_SERVERS, *LEFT], ids=str)
 def test_what_the_database_judges(things, where):
-    """No row is read that it can leave out; what it cannot judge is judged in Python."""
+    """The database leaves out the rows that it can judge; Python judges the others."""
     query = Query.parse(things.type, where)
     read = [data["id"] for data in things._pages(things._clause(query))]
     expected = [record["id"] for record in query.select(records())]
@@ -174,7 +174,7 @@ def test_what_the_database_judges(things, where):
 
 
 def test_columns_that_compare_by_less_than_the_text(url):
-    """An existing column that knows no case or accents gives too many, never too few."""
+    """A column that ignores case or accents finds too many rows, never too few."""
     engine = sa.create_engine(url)
     kind, extra = {
         "sqlite": ("TEXT COLLATE NOCASE", "INTEGER"),

@@ -1,6 +1,6 @@
-"""Records in MongoDB: a document for each, and their versions in a collection beside them.
+"""Records in MongoDB, each a document, with their versions in a collection of their own.
 
-It names what users import. It knows nothing of other stores. It needs the extra ``mongo``.
+Needs the extra ``mongo``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from eventsync.errors import ConfigError
 
 try:
     import pymongo as _pymongo  # noqa: F401
-except ImportError as error:  # pragma: no cover - the message is all there is to it
+except ImportError as error:  # pragma: no cover - not run where pymongo is installed
     raise ConfigError(
         "the MongoDB store needs pymongo", hint="pip install 'eventsync[mongo]'"
     ) from error

@@ -1,7 +1,4 @@
-"""The accessor of records in MongoDB.
-
-It owns how records are read, found and written there. It knows nothing of other stores.
-"""
+"""The accessor of records in MongoDB."""
 
 from __future__ import annotations
 
@@ -21,10 +18,10 @@ from eventsync.index import Index, IndexTransaction, UndoneError
 from eventsync.records.query import All, Compare, Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
-from eventsync.stores.mongo.codec import Codec
+from eventsync.stores.mongo.codec import DocumentCodec
 from eventsync.stores.mongo.database import Database, Place
 from eventsync.stores.mongo.index import MongoIndex
-from eventsync.stores.mongo.step import MARK, Task
+from eventsync.stores.mongo.staged_write import MARK, DocumentWrite
 from eventsync.stores.mongo.transaction import Envelope, MongoTransaction
 
 __all__ = ["MongoAccessor"]
@@ -37,15 +34,15 @@ _PAGE: Final = 1000
 class MongoAccessor(Accessor[R]):
     """Records of one type, each a document of a collection.
 
-    ``database``: a URL with the database's name, as ``mongodb://localhost:27017/shop``, or a
-    ``Database`` of pymongo. ``collection``: its name, by default the record type's.
+    ``database``: a ``Database`` of pymongo, or a URL that ends with the database's name, as in
+    ``mongodb://localhost:27017/shop``. ``collection``: its name, by default the record type's.
 
-    The ``_id`` of a document is the record's key: the key field itself where there is one, unless
-    the view gives that another name; else the key's text, and the key fields have fields too.
-    Fields that the view does not name stay as they are. eventsync adds one, ``_eventsync``.
+    A document's ``_id`` is the record's key. If the key is one field, ``_id`` is that field, unless
+    the view renames it. Otherwise ``_id`` is the key's text, and the key fields are in the document
+    too. Fields that the view does not name stay unchanged. eventsync adds the field ``_eventsync``.
 
-    Each record's version, envelope and data change as one; several records do not. Any number of
-    processes may write at once.
+    The version, envelope and document of one record change together; several records do not. Any
+    number of processes may write at once.
     """
 
     def __init__(
@@ -63,13 +60,13 @@ class MongoAccessor(Accessor[R]):
         super().__init__(record_type, view=view)
         self.database = Database.of(database)
         self.collection = collection or self.type.name
-        self._codec = Codec(self.view)
+        self._codec = DocumentCodec(self.view)
         self._natural = len(keys) == 1 and self.view.names[keys[0]] == _ID
         for name in (*self.view.names.values(), *self.view.constant):
             reserved = name == MARK or (name == _ID and not self._natural)
             if reserved or not name or name.startswith("$") or "." in name or "\0" in name:
                 raise ConfigError(
-                    f"view of {self.type.name}: {name!r} cannot be a field of its documents",
+                    f"view of {self.type.name}: {name!r} cannot be the name of a document's field",
                     hint="rename it in the view, without dots and $",
                 )
         self._constant = self._codec.encode(self.view.constant)
@@ -85,8 +82,8 @@ class MongoAccessor(Accessor[R]):
     def bind(self, index: Index) -> None:
         if not isinstance(index, MongoIndex) or not index.database.is_same(self.database):
             raise ConfigError(
-                f"the MongoDB accessor of {self.type.name} keeps versions in its own database",
-                hint="leave the store's index out, and give all its accessors one database",
+                f"the MongoDB accessor of {self.type.name} needs a version index in its database",
+                hint="leave out the store's index, and give all its accessors one database",
             )
         self.database = index.database  # one client for the whole store
         super().bind(index)
@@ -101,14 +98,14 @@ class MongoAccessor(Accessor[R]):
         options = self._call(lambda documents: documents.options())
         if options.get("collation", {}).get("locale", "simple") != "simple":
             raise ConfigError(
-                f"the collection {self.collection!r} takes keys for the same that are not: it has "
-                f"a collation ({options['collation']['locale']})",
-                hint="keep the records in a collection without, or with the collation simple",
+                f"the collection {self.collection!r} has the collation "
+                f"{options['collation']['locale']}, which may take different keys for equal",
+                hint="use a collection without a collation, or with the collation simple",
             )
         for kind in ("viewOn", "timeseries", "capped"):
             if options.get(kind):
                 raise ConfigError(
-                    f"{self.collection!r} is no plain collection ({kind}), so records in it could "
+                    f"{self.collection!r} is not a plain collection ({kind}), so its records could "
                     "not be changed",
                     hint="name another collection",
                 )
@@ -121,14 +118,13 @@ class MongoAccessor(Accessor[R]):
     def close(self) -> None:
         self.database.close()
 
-    # -- the six -----------------------------------------------------------------------------------
+    # -- the six methods of the contract -----------------------------------------------------------
 
     def add(self, record: R) -> None:
-        task = self._task(Write(record.key, record.raw(), whole=True))
-        self._directly(task)
+        self._write_now(self._document_write(Write(record.key, record.raw(), whole=True)))
 
     def update(self, record: R) -> None:
-        self._directly(self._task(Write(record.key, record.changes(), whole=False)))
+        self._write_now(self._document_write(Write(record.key, record.changes(), whole=False)))
 
     def get(self, key: str) -> R | None:
         rows = self._select([key])
@@ -143,30 +139,30 @@ class MongoAccessor(Accessor[R]):
         return int(self._call(lambda documents: documents.count_documents({})))
 
     def remove(self, key: str) -> None:
-        self._directly(Task(self.collection, self._id(key), None))
+        self._write_now(DocumentWrite(self.collection, self._id(key), None))
 
     def record_to_data(self, record: R) -> dict[str, Any]:
-        """The document, without ``_id`` where that is not a field of the record."""
+        """Return the document, without ``_id`` where that is not a field of the record."""
         return self._codec.encode(super().record_to_data(record))
 
     def data_to_record(self, data: Any) -> R:
         return super().data_to_record(self._codec.decode(data))
 
-    def _directly(self, task: Task) -> None:
-        """Write as anybody else would, who knows nothing of versions."""
-        this = {_ID: task.id}
+    def _write_now(self, write: DocumentWrite) -> None:
+        """Write a document without a version, as any other program would."""
+        this = {_ID: write.id}
         operation: DeleteOne | UpdateOne = DeleteOne(this)
-        if task.sets is not None:
-            # With the _id there is something to set even for a record that is nothing but its key.
-            update: dict[str, Any] = {"$setOnInsert": {**task.fresh, **this}}
-            if task.sets:
-                update["$set"] = dict(task.sets)
-            operation = UpdateOne(this, update, upsert=task.whole)
+        if write.sets is not None:
+            # An update must set something, even for a record that consists of its key alone.
+            update: dict[str, Any] = {"$setOnInsert": {**write.fresh, **this}}
+            if write.sets:
+                update["$set"] = dict(write.sets)
+            operation = UpdateOne(this, update, upsert=write.whole)
         _, refused = self.database.write(self.collection, [operation])
         for problem in refused.values():
             raise self.database.error_of(self.collection, problem)
 
-    # -- many at once ------------------------------------------------------------------------------
+    # -- many records at once ----------------------------------------------------------------------
 
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
@@ -178,14 +174,14 @@ class MongoAccessor(Accessor[R]):
     ) -> None:
         assert isinstance(transaction, MongoTransaction)
         for write in writes:
-            transaction.stage(write.key, self._task(write))
+            transaction.stage(write.key, self._document_write(write))
         for key in removals:
-            transaction.stage(key, Task(self.collection, self._id(key), None))
+            transaction.stage(key, DocumentWrite(self.collection, self._id(key), None))
 
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
-        # MongoDB keeps what it is given, so only a conversion can make another value of it.
+        # MongoDB stores values unchanged, so only a conversion can alter one.
         if not self.view.convert:
             return {}
         before = self._select(list(writes))
@@ -239,10 +235,7 @@ class MongoAccessor(Accessor[R]):
     def _each(
         self, keys: Sequence[str], attempt: Callable[[Accessor[R], Sequence[str]], None]
     ) -> None:
-        """Make an attempt at records of which each is written by itself.
-
-        It is made again with those at which another writer was faster, until there are none.
-        """
+        """Call ``attempt`` with keys, and again with those that another writer has overtaken."""
         left = list(keys)
 
         def once() -> None:
@@ -251,8 +244,8 @@ class MongoAccessor(Accessor[R]):
             left[:] = lost
             if left:
                 raise UndoneError(
-                    f"{self.type.name} {left[0]!r} is being changed by others all the time",
-                    hint="it is tried again",
+                    f"other writers kept changing {self.type.name} {left[0]!r}",
+                    hint="the write is tried again",
                 )
 
         self._versions.until_done(once)
@@ -263,16 +256,16 @@ class MongoAccessor(Accessor[R]):
         return self.database.call(self.collection, action)
 
     def _id(self, key: str) -> Any:
-        """The ``_id`` of the document of a record."""
+        """Return the ``_id`` of a record's document."""
         if not self._natural:
             return key
         return self._codec.encode(self.view.to_store(self.type.key_values(key)))[_ID]
 
-    def _task(self, write: Write) -> Task:
+    def _document_write(self, write: Write) -> DocumentWrite:
         sets = self._codec.encode(self.view.to_store(write.values))
         sets.pop(_ID, None)
         fresh = self._constant if write.whole else {}
-        return Task(self.collection, self._id(write.key), sets, fresh, write.whole)
+        return DocumentWrite(self.collection, self._id(write.key), sets, fresh, write.whole)
 
     def _select(self, keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         rows: dict[str, Mapping[str, Any]] = {}
@@ -290,14 +283,16 @@ class MongoAccessor(Accessor[R]):
                 yield from page
 
     def _record(self, document: Mapping[str, Any]) -> R:
-        """The record of a document. Raises ``RecordError`` that names the document."""
+        """Return the record of a document. Raises ``RecordError`` that names the document."""
         try:
             record = self.data_to_record(document)
             key = self.type.key_text(record.raw())
-            held, own = (self._codec.read(_ID, each) for each in (document[_ID], self._id(key)))
-            if held != own or isinstance(held, bool) != isinstance(own, bool):
+            found, expected = (
+                self._codec.read(_ID, each) for each in (document[_ID], self._id(key))
+            )
+            if found != expected or isinstance(found, bool) != isinstance(expected, bool):
                 raise RecordError(
-                    f"the document of the key {key!r} would have the _id {own!r}",
+                    f"a document with the key {key!r} must have the _id {expected!r}",
                     hint="name the key field _id in the view, with a conversion if it needs one",
                 )
         except (RecordError, RejectedError) as error:
@@ -315,7 +310,7 @@ class MongoAccessor(Accessor[R]):
                 query.unreadable(error)
 
     def _condition(self, query: Query) -> dict[str, Any]:
-        """What all documents have that the query asks for: some ``_id``, if it names keys."""
+        """Return a condition on ``_id`` if the query names keys, else one that is always true."""
         tree = query.where.tree
         for node in tree.parts if isinstance(tree, All) else (tree,):
             if (
@@ -334,5 +329,5 @@ class MongoAccessor(Accessor[R]):
 
 
 def _with_key(encode: Callable[[Change], bytes] | None) -> Callable[[Change], bytes] | None:
-    """``encode``, whose envelopes say of which record they are: they wait in its entry."""
+    """Return an ``encode`` whose envelopes know the key of their record, whose entry holds them."""
     return None if encode is None else lambda change: Envelope.of(encode(change), change.key)

@@ -1,9 +1,9 @@
-"""Values as BSON keeps them, and back.
+"""Values of records in BSON's types, and back.
 
-It knows nothing of keys or versions. BSON's own types hold what they can; ``None`` is ``null``.
-What BSON has no type for is text (dates, times, moments finer than a millisecond, numbers beyond 34
-digits), which its field brings back. Where no field says what a value is, as inside a dict, and it
-would come back as another, the whole value is a binary of subtype 128 that holds msgpack.
+BSON's own types are used where they fit; ``None`` is ``null``. Other values become text, which the
+field reads back: dates, times, moments finer than a millisecond, numbers beyond 34 digits. Where no
+field says the type of a value, as inside a dict, and it would read back as another value, the whole
+field value is a binary of subtype 128 that holds msgpack.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from eventsync.records.record_type import same
 from eventsync.records.view import BoundView
 from eventsync.values import packing, unpacking
 
-__all__ = ["Codec"]
+__all__ = ["DocumentCodec"]
 
 _INT64: Final = 1 << 63
-_AS_IT_IS: Final = frozenset({str, bool, float, bytes, type(None)})
+_UNCHANGED: Final = frozenset({str, bool, float, bytes, type(None)})
 
 
-class Codec:
-    """Between what ``View.to_store`` gives and what MongoDB keeps. Immutable, thread-safe."""
+class DocumentCodec:
+    """Converts between the values of a view and those of documents. Immutable, thread-safe."""
 
     def __init__(self, view: BoundView) -> None:
         fields = view.record_type.fields
@@ -38,76 +38,80 @@ class Codec:
         self._fields = {s: fields[n] for n, s in view.names.items() if n not in view.convert}
 
     def encode(self, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """What is kept for these values. Raises ``RejectedError``."""
-        return {name: self._written(name, held) for name, held in stored.items()}
+        """Return the document of what ``View.to_store`` returned. Raises ``RejectedError``."""
+        return {name: self._encode(name, value) for name, value in stored.items()}
 
     def decode(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """What ``View.to_record`` takes; names that are not the view's are left out."""
+        """Return the view's fields of a document, as ``View.to_record`` takes them."""
         return {n: self.read(n, document[n]) for n in self._names if n in document}
 
-    def _written(self, name: str, held: Any) -> Any:
-        kind = type(held)
-        if kind in _AS_IT_IS:
-            return held
+    def _encode(self, name: str, value: Any) -> Any:
+        kind = type(value)
+        if kind in _UNCHANGED:
+            return value
         field = self._fields.get(name)
         if field is None:
-            return _kept(held, zoned=None, foreign=True)
+            return _to_bson(value, zoned=None, converted=True)
         if field.scalar:
-            return _kept(held, zoned=field.zoned)
-        return _kept_whole(field, held)
+            return _to_bson(value, zoned=field.zoned)
+        return _undeclared_to_bson(field, value)
 
-    def read(self, name: str, kept: Any) -> Any:
-        """One value of what is kept. Raises ``ValueRefusedError`` for a malformed binary."""
-        if type(kept) in _AS_IT_IS:
-            return kept
+    def read(self, name: str, stored: Any) -> Any:
+        """Return one field of a document. Raises ``ValueRefusedError`` for a malformed binary."""
+        if type(stored) in _UNCHANGED:
+            return stored
         field = self._fields.get(name)
         if field is None:
-            return _read(kept, foreign=True)
-        held = _read(kept)
-        kind = type(held)
+            return _from_bson(stored, converted=True)
+        value = _from_bson(stored)
+        kind = type(value)
         if kind is dt.datetime and field.type is dt.datetime and field.zoned is False:
-            return held.replace(tzinfo=None)
-        if kind is Decimal and field.type is int and held == held.to_integral_value():
-            return int(held)
-        return held
+            return value.replace(tzinfo=None)
+        if kind is Decimal and field.type is int and value == value.to_integral_value():
+            return int(value)
+        return value
 
 
-def _kept(held: Any, *, zoned: bool | None, foreign: bool = False) -> Any:
-    """``held`` in BSON's types. Raises ``RejectedError``.
+def _to_bson(value: Any, *, zoned: bool | None, converted: bool = False) -> Any:
+    """Return ``value`` in BSON's types. Raises ``RejectedError``.
 
-    ``zoned``: as of the field. ``foreign``: a conversion has made it, and may use types of BSON's.
+    ``zoned``: of the field. ``converted``: a conversion of the view made the value, so it may have
+    BSON's own types.
     """
-    kind = type(held)
-    if kind in _AS_IT_IS:
-        return held
+    kind = type(value)
+    if kind in _UNCHANGED:
+        return value
     if kind is int:
-        return held if -_INT64 <= held < _INT64 else _number(Decimal(held))
+        return value if -_INT64 <= value < _INT64 else _number(Decimal(value))
     if kind is Decimal:
-        return _number(held)
+        return _number(value)
     if kind is dt.datetime:
-        return _moment(held, zoned)
+        return _moment(value, zoned)
     if kind is dt.date or kind is dt.time:
-        return held.isoformat()
+        return value.isoformat()
     if kind is list:
-        return [_kept(item, zoned=zoned, foreign=foreign) for item in held]
+        return [_to_bson(item, zoned=zoned, converted=converted) for item in value]
     if kind is dict:
-        for name in held:
-            # Some servers and drivers take these for operators, paths or ends of names.
+        for name in value:
+            # Some servers and drivers read such names as operators, as paths, or only in part.
             if not name or name.startswith("$") or "." in name or "\0" in name:
-                raise RejectedError(f"MongoDB has no member of the name {name!r}")
-        return {n: _kept(item, zoned=zoned, foreign=foreign) for n, item in held.items()}
-    return held  # a UUID, or what a conversion has made
+                raise RejectedError(
+                    f"MongoDB cannot store a member named {name!r}",
+                    hint="rename it: it must not be empty, begin with $, or contain a dot or NUL",
+                )
+        return {n: _to_bson(item, zoned=zoned, converted=converted) for n, item in value.items()}
+    return value  # a UUID, or made by a conversion
 
 
 def _number(number: Decimal) -> Any:
     try:
         return Decimal128(number)
     except decimal.DecimalException:
-        return str(number)  # more than its 34 digits: nothing is rounded
+        return str(number)  # more than Decimal128's 34 digits: nothing is rounded
 
 
 def _moment(moment: dt.datetime, zoned: bool | None) -> Any:
-    """A date of BSON's, which is a time in UTC to the millisecond, or text if it is no such."""
+    """Return a BSON date, which is a time in UTC to the millisecond, or else text."""
     aware = moment.tzinfo is not None
     if aware:
         moment = moment.astimezone(dt.UTC)
@@ -116,34 +120,34 @@ def _moment(moment: dt.datetime, zoned: bool | None) -> Any:
     return moment
 
 
-def _kept_whole(field: Field, held: Any) -> Any:
-    """A list, dict or undeclared value: as others would write it, if it comes back so."""
+def _undeclared_to_bson(field: Field, value: Any) -> Any:
+    """Return a list, dict or undeclared value in plain BSON if it reads back equal, else packed."""
     try:
-        kept = _kept(held, zoned=None)
-        if same(field.coerce(_read(kept)), held):
-            return kept
+        stored = _to_bson(value, zoned=None)
+        if same(field.coerce(_from_bson(stored)), value):
+            return stored
     except (ValueError, TypeError, FieldError, EventSyncError):
         pass
-    return Binary(packing.pack(held), USER_DEFINED_SUBTYPE)
+    return Binary(packing.pack(value), USER_DEFINED_SUBTYPE)
 
 
-def _read(kept: Any, *, foreign: bool = False) -> Any:
-    """What BSON's types hold. ``foreign``: a conversion takes it, which knows what is left."""
-    kind = type(kept)
-    if kind in _AS_IT_IS:
-        return kept
+def _from_bson(stored: Any, *, converted: bool = False) -> Any:
+    """Return the Python value of a BSON value. ``converted``: a conversion of the view takes it."""
+    kind = type(stored)
+    if kind in _UNCHANGED:
+        return stored
     if kind is Int64:
-        return int(kept)
+        return int(stored)
     if kind is Decimal128:
-        return kept.to_decimal()
+        return stored.to_decimal()
     if kind is dt.datetime:
-        return kept.astimezone(dt.UTC)
+        return stored.astimezone(dt.UTC)
     if kind is Binary:
-        return unpacking.unpack(kept) if kept.subtype == USER_DEFINED_SUBTYPE else bytes(kept)
-    if kind is ObjectId and not foreign:
-        return str(kept)
+        return unpacking.unpack(stored) if stored.subtype == USER_DEFINED_SUBTYPE else bytes(stored)
+    if kind is ObjectId and not converted:
+        return str(stored)
     if kind is list:
-        return [_read(item, foreign=foreign) for item in kept]
+        return [_from_bson(item, converted=converted) for item in stored]
     if kind is dict:
-        return {name: _read(item, foreign=foreign) for name, item in kept.items()}
-    return kept
+        return {name: _from_bson(item, converted=converted) for name, item in stored.items()}
+    return stored

@@ -1,7 +1,4 @@
-"""The MongoDB database that records are in: its client, and its errors as eventsync's.
-
-It knows nothing of records or versions.
-"""
+"""The client of a MongoDB database, and its errors as eventsync's."""
 
 from __future__ import annotations
 
@@ -37,15 +34,15 @@ Place: TypeAlias = "str | DriverDatabase[dict[str, Any]] | Database"
 _OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     tz_aware=True,
     uuid_representation=UuidRepresentation.STANDARD,
-    # A date beyond Python's years is then refused by its field, not by the read of all others.
+    # A date beyond Python's years is then rejected by its field, and other records are still read.
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
 )
-# Acknowledged is what outlives a crash, and the loss of the primary where there are others.
+# A write is acknowledged when it survives a crash, and the loss of the primary of a replica set.
 _DURABLE: Final = WriteConcern(w="majority", j=True, wtimeout=10_000)
 _DUPLICATE: Final = 11000
 _INVALID: Final = 121
 _FORBIDDEN: Final = frozenset({11, 13, 18, 8000})
-# What a server answers that may take the same command later.
+# Answers of a server that may take the same command later.
 _LATER: Final = frozenset(
     {6, 7, 24, 43, 46, 50, 63, 64, 89, 91, 100, 112, 133, 134, 150, 175, 189, 202, 234, 251, 262}
     | {290, 314, 317, 365, 384, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436}
@@ -55,7 +52,7 @@ _LATER: Final = frozenset(
 class Database:
     """A client of one MongoDB database, with errors that say what to do. Thread-safe.
 
-    Nothing is connected to before first use. A client that was given is left open by ``close``.
+    Connects on first use. ``close`` leaves open a client that was passed in.
     """
 
     def __init__(self, place: str | DriverDatabase[dict[str, Any]]) -> None:
@@ -69,10 +66,10 @@ class Database:
             hosts, _, path = place.partition("://")[2].rpartition("@")[2].partition("/")
             self.name = path.partition("?")[0]
             if not place.startswith(("mongodb://", "mongodb+srv://")) or not (hosts and self.name):
-                # What is wrong with it may be in its password, so nothing of it is told.
+                # Nothing of the URL is shown, because the mistake may be in its password.
                 raise ConfigError(
-                    "not a URL of a MongoDB database",
-                    hint="as in mongodb://localhost:27017/shop, with the database's name",
+                    "the MongoDB URL is not valid, or names no database",
+                    hint="write it like mongodb://localhost:27017/shop, with the database's name",
                 )
             self.address = f"{hosts}/{self.name}"
         elif isinstance(place, DriverDatabase):
@@ -81,26 +78,26 @@ class Database:
             self.address = place.name
         else:
             raise ConfigError(
-                f"a MongoDB store takes a URL or a Database of pymongo, not {type(place).__name__}",
-                hint='as in MongoClient(...)["shop"]',
+                f"a MongoDB store takes a URL or a pymongo Database, not {type(place).__name__}",
+                hint='pass MongoClient(...)["shop"], for example',
             )
 
     @classmethod
     def of(cls, place: Place) -> Database:
-        """The database that a caller names."""
+        """Return the database that a caller names."""
         return place if isinstance(place, Database) else cls(place)
 
     def __repr__(self) -> str:
         return f"Database({self.address!r})"
 
     def is_same(self, other: Database) -> bool:
-        """Whether both were made for the same database."""
+        """Return whether both were made for the same database."""
         if self._given is not None and other._given is not None:
             return self._given == other._given
         return self._given is other._given and self._url == other._url
 
     def collection(self, name: str) -> Documents:
-        """The collection of that name, read from the primary and written durably."""
+        """Return the collection of that name, read from the primary and written durably."""
         return self._database().get_collection(
             name,
             codec_options=_OPTIONS,
@@ -113,12 +110,13 @@ class Database:
             return self._given
         with self._lock:
             if self._client is None or self._process != os.getpid():
-                # A client's threads do not live on in a forked process.
+                # The threads of a client do not exist in a forked process.
                 self._client, self._process = self._connected(), os.getpid()
             return self._client[self.name]
 
     def _connected(self) -> pymongo.MongoClient[dict[str, Any]]:
-        # The worker itself waits for a server that is away, and is to learn of one that is silent.
+        # Short, because the worker itself waits for an unreachable server. A silent server must be
+        # noticed too.
         defaults = {"serverSelectionTimeoutMS": 5_000, "socketTimeoutMS": 60_000}
         options: dict[str, Any] = {"connect": False, "appname": "eventsync"}
         options |= {n: ms for n, ms in defaults.items() if f"{n}=".lower() not in self._url.lower()}
@@ -136,15 +134,15 @@ class Database:
             ) from None
 
     def call(self, name: str, action: Callable[[Documents], Any]) -> Any:
-        """What ``action`` gives, called with the collection of that name. Blocks."""
+        """Call ``action`` with the collection of that name; return its result. Blocks."""
         with self.errors(name):
             return action(self.collection(name))
 
     def write(self, name: str, operations: Sequence[Any]) -> tuple[int, dict[int, dict[str, Any]]]:
-        """Make writes to a collection, each atomic, in any order. Blocks.
+        """Write to a collection, each operation atomic, in any order. Blocks.
 
-        Returns how many documents were there to be updated or deleted, and, by the places of those
-        operations, what the server said to those that it refused on account of what they write.
+        Returns how many documents existed to be updated or deleted, and the server's answers to the
+        operations that it rejected because of what they write, by their place in ``operations``.
         """
         try:
             with self.errors(name):
@@ -164,10 +162,10 @@ class Database:
         return details["nMatched"] + details["nRemoved"], refused
 
     def error_of(self, name: str, problem: Mapping[str, Any]) -> EventSyncError:
-        """What the server said to a write, as an error of eventsync's."""
+        """Return the server's answer to a write as one of eventsync's errors."""
         code, text = problem.get("code"), self._said(name, str(problem.get("errmsg", "")))
         if is_duplicate(problem):
-            # Its text holds values; the name of the index is enough to find them.
+            # The server's text shows values. The index's name is enough to find them.
             index = str(problem.get("errmsg", "")).partition("index: ")[2].partition(" ")[0]
             fields = ", ".join(problem.get("keyPattern") or ())
             return RejectedError(
@@ -181,7 +179,7 @@ class Database:
         if code == _INVALID:
             return RejectedError(
                 self._said(name, f"{problem.get('errmsg')}: {_unsatisfied(problem)}"),
-                hint="the collection's validator refuses it; see db.getCollectionInfos()",
+                hint="the collection's validator rejects it; see db.getCollectionInfos()",
             )
         if code in _FORBIDDEN:
             return self._forbidden(text)
@@ -197,7 +195,7 @@ class Database:
 
     @contextmanager
     def errors(self, name: str) -> Iterator[None]:
-        """Turn errors of the client into eventsync's."""
+        """Raise errors of the client as eventsync's."""
         try:
             yield
         except driver.BulkWriteError as error:
@@ -205,7 +203,7 @@ class Database:
         except (driver.ServerSelectionTimeoutError, driver.WaitQueueTimeoutError) as error:
             raise StoreUnavailableError(self._said(name, _brief(error))) from error
         except driver.ConnectionFailure as error:
-            # The connection broke: the server may have done what was asked.
+            # The connection broke, so the server may have done what was asked.
             raise StoreUnavailableError(self._said(name, _brief(error)), uncertain=True) from error
         except driver.ConfigurationError as error:
             raise ConfigError(self._said(name, _brief(error))) from error
@@ -227,7 +225,7 @@ class Database:
             raise StoreUnavailableError(self._said(name, _brief(error))) from error
 
     def close(self) -> None:
-        """Let go of connections. Idempotent; they are made again when used again."""
+        """Close connections. Idempotent; a later use opens them again."""
         with self._lock:
             client, self._client = self._client, None
         if client is not None and self._process == os.getpid():
@@ -235,7 +233,7 @@ class Database:
 
 
 class _PartlyError(Exception):
-    """Some of many writes were refused."""
+    """Some of many writes were rejected."""
 
     def __init__(self, details: dict[str, Any]) -> None:
         super().__init__(details)
@@ -243,17 +241,17 @@ class _PartlyError(Exception):
 
 
 def is_duplicate(problem: Mapping[str, Any]) -> bool:
-    """Whether a server refused a write for the sake of a unique index."""
+    """Return whether a server rejected a write because of a unique index."""
     return problem.get("code") == _DUPLICATE
 
 
 def _brief(error: Exception) -> str:
-    """What the driver says, without the description of all servers that it appends."""
+    """Return the driver's message, without the description of all servers at its end."""
     return str(error).partition(", Timeout: ")[0].partition(", full error: ")[0]
 
 
 def _unsatisfied(problem: Mapping[str, Any]) -> str:
-    """Which rules of a validator a document breaks, without its values."""
+    """Return which rules of a validator a document breaks, without its values."""
     details = (problem.get("errInfo") or {}).get("details") or {}
     names = []
     for rule in details.get("schemaRulesNotSatisfied") or ():

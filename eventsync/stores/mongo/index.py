@@ -1,38 +1,22 @@
-"""The version index of a MongoDB store: an entry for each record, in a collection beside its data.
-
-It owns the collections, and how entries change together with data; how their documents look is in
-``transaction.py``. It knows nothing of what records look like.
-
-MongoDB changes one document at a time, and only that is asked of it: no replica set is needed. What
-decides is the entry. One conditional write puts its new version there, and with it the envelopes to
-send and what is still to be done to the data (the *step*), so version, outbox and step are one. The
-step is then carried out, and taken out of the entry. Whoever meets an entry with a step, or looks
-for envelopes, carries it out first; that may be done twice, for the data bear the number of the
-last step in ``_eventsync``, and no step passes a later one. So a writer may die, or be overtaken,
-at any moment. A step that the data's collection refuses is undone.
-
-Only one thing is beyond a conditional write: that a document is *not* there. A writer that stalls
-just before it inserts a record, while others finish its step and then delete the record, inserts it
-all the same; it sees that at once afterwards, and removes it again.
-"""
+"""The version index of a MongoDB store: an entry for each record, in a collection of its own."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
 from bson import ObjectId
-from pymongo import ASCENDING, DeleteOne, UpdateMany
+from pymongo import ASCENDING, UpdateMany
 from pymongo.errors import DuplicateKeyError
 
 from eventsync.errors import ConfigError
 from eventsync.index import Entry, Index, Outgoing, Presence
 from eventsync.records.key import join
-from eventsync.stores.mongo.database import Database, Place, is_duplicate
-from eventsync.stores.mongo.step import Steps
-from eventsync.stores.mongo.transaction import FREE, EntryChange, MongoTransaction, entry_of
+from eventsync.stores.mongo.database import Database, Place
+from eventsync.stores.mongo.entry import ABSENT, Entries, entry_id, entry_of
+from eventsync.stores.mongo.transaction import MongoTransaction
 
 __all__ = ["MongoIndex"]
 
@@ -42,8 +26,8 @@ _CHUNK: Final = 1000
 class MongoIndex(Index):
     """The versions and the outbox of a MongoDB store, in the database that holds its data.
 
-    They are in the collections ``{name}_version`` and ``{name}_mark``. Two stores that hold records
-    of one type in one database need two names.
+    They are in the collections ``{name}_version`` and ``{name}_mark``. Two stores with records of
+    the same type in one database need two names.
     """
 
     attempts: ClassVar[int] = 60
@@ -53,9 +37,8 @@ class MongoIndex(Index):
         self.name = name
         self._versions = f"{name}_version"
         self._marks = f"{name}_mark"
-        self._steps = Steps(self.database, self._versions)
-        self.lost: list[str] | None = None
-        """Where transactions note at which keys others were faster, instead of raising that."""
+        self._entries = Entries(self.database, self._versions)
+        self._overtaken: list[str] | None = None
         self._ready = False
 
     def __repr__(self) -> str:
@@ -65,38 +48,41 @@ class MongoIndex(Index):
     def transaction(self) -> Iterator[MongoTransaction]:
         """Begin; commit at the end of the block, each record by itself.
 
-        Raises ``UndoneError`` when another writer was faster at a record, and ``RejectedError``
-        when the database refuses one; the others are written all the same.
+        Raises ``UndoneError`` for a record that another writer has changed meanwhile, and
+        ``RejectedError`` for one that the database rejects. All other records are written.
         """
-        transaction = MongoTransaction(self)
+        transaction = MongoTransaction(self._entries, self._overtaken)
         yield transaction
         transaction.commit()
 
-    def lenient(self, lost: list[str]) -> MongoIndex:
-        """This index, but its transactions note in ``lost`` at which keys others were faster."""
+    def lenient(self, overtaken: list[str]) -> MongoIndex:
+        """Return a copy whose transactions add overtaken keys to a list, instead of raising."""
         lenient = copy.copy(self)
-        lenient.lost = lost
+        lenient._overtaken = overtaken
         return lenient
 
     def prepare(self) -> None:
-        """Make the indexes of its collection, and finish what dead writers left. Idempotent."""
+        """Create the indexes of the collection; carry out what dead writers left. Idempotent."""
         if self._ready:
             return
 
         def make(versions: Any) -> None:
             versions.create_index([("presence", ASCENDING), ("_id", ASCENDING)])
             versions.create_index([("envelopes.id", ASCENDING)], sparse=True)
-            # Entries carry a step for a moment only, so this one stays empty.
+            # Entries carry a staged write only for a moment, so this index stays empty.
             versions.create_index([("step.task.collection", ASCENDING)], sparse=True)
 
         self.database.call(self._versions, make)
-        self._steps.finish(self._found({"step.task.collection": {"$exists": True}}))
+        self._entries.staged_writes.finish(
+            self._entries.find({"step.task.collection": {"$exists": True}})
+        )
         self._ready = True
 
     def register(self, type: str, collection: str) -> None:
-        """Note where the records of a type are. Raises ``ConfigError`` if they are elsewhere.
+        """Note in which collection the records of a type are. Idempotent.
 
-        Idempotent. Versions of records in one place say nothing of those in another.
+        Raises ``ConfigError`` if another collection is noted, because versions of records in one
+        collection say nothing about those in another.
         """
 
         def note(marks: Any) -> Any:
@@ -107,11 +93,11 @@ class MongoIndex(Index):
                 return marks.find_one({"_id": mark["_id"]})
             return mark
 
-        held = self.database.call(self._marks, note)
-        if held is not None and held["text"] != collection:
+        mark = self.database.call(self._marks, note)
+        if mark is not None and mark["text"] != collection:
             raise ConfigError(
-                f"the version index {self.name!r} in {self.database.address} is of {type} in "
-                f"{held['text']!r}, not in {collection!r}",
+                f"the version index {self.name!r} in {self.database.address} holds the versions of "
+                f"{type} in the collection {mark['text']!r}, not in {collection!r}",
                 hint="give each store an index of its own: Store(..., index=MongoIndex(..., "
                 'name="..."))',
             )
@@ -119,22 +105,22 @@ class MongoIndex(Index):
     def scan(
         self, type: str, *, after: str = "", limit: int = 1000, presence: Presence | None = None
     ) -> list[tuple[str, Entry]]:
-        condition: dict[str, Any] = {"_id": self._names(type, after)}
+        condition: dict[str, Any] = {"_id": self._ids(type, after)}
         condition["presence"] = {"$exists": True} if presence is None else int(presence)
 
         def find(versions: Any) -> list[dict[str, Any]]:
             return list(versions.find(condition).sort("_id").limit(limit))
 
-        start = len(self.entry_name(type, ""))
+        start = len(entry_id(type, ""))
         found = self.database.call(self._versions, find)
         return [(document["_id"][start:], entry_of(document)) for document in found]
 
     def counts(self, type: str) -> dict[Presence, int]:
-        names = self._names(type)
+        ids = self._ids(type)
 
         def count(versions: Any) -> dict[Presence, int]:
             return {
-                each: versions.count_documents({"presence": int(each), "_id": names})
+                each: versions.count_documents({"presence": int(each), "_id": ids})
                 for each in Presence
             }
 
@@ -143,10 +129,12 @@ class MongoIndex(Index):
 
     def outgoing(self, limit: int = 1000) -> list[Outgoing]:
         waiting = {"envelopes.id": {"$exists": True}}
-        self._steps.finish(self._found({**waiting, "step": {"$exists": True}}))
+        self._entries.staged_writes.finish(
+            self._entries.find({**waiting, "step": {"$exists": True}})
+        )
 
         def find(versions: Any) -> list[dict[str, Any]]:
-            found = versions.find({**waiting, "step": FREE}, {"envelopes": True})
+            found = versions.find({**waiting, "step": ABSENT}, {"envelopes": True})
             return list(found.sort("envelopes.id").limit(limit))
 
         envelopes = [
@@ -168,8 +156,8 @@ class MongoIndex(Index):
             self.database.write(self._versions, [pull])
 
     def load_mark(self, name: str) -> str:
-        held = self.database.call(self._marks, lambda marks: marks.find_one({"_id": name}))
-        return str(held["text"]) if held else ""
+        mark = self.database.call(self._marks, lambda marks: marks.find_one({"_id": name}))
+        return str(mark["text"]) if mark else ""
 
     def save_mark(self, name: str, text: str) -> None:
         def save(marks: Any) -> None:
@@ -183,71 +171,8 @@ class MongoIndex(Index):
     def close(self) -> None:
         self.database.close()
 
-    # -- entries -----------------------------------------------------------------------------------
-
     @staticmethod
-    def entry_name(type: str, key: str) -> str:
-        """The ``_id`` of a record's entry."""
-        return f"{join([type])}/{key}"
-
-    def _names(self, type: str, after: str = "") -> dict[str, str]:
-        """The condition for the names of a type's entries, from behind a key on."""
-        end = f"{join([type])}0"  # 0 comes right behind the slash
-        return {"$gt": self.entry_name(type, after), "$lt": end}
-
-    def documents(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """The entries' documents of those of ``names`` that have one, with no step left to do."""
-        found: dict[str, dict[str, Any]] = {}
-        for start in range(0, len(names), _CHUNK):
-            condition = {"_id": {"$in": list(names[start : start + _CHUNK])}}
-            documents = self._found(condition)
-            while unfinished := [each for each in documents if "step" in each]:
-                self._steps.finish(unfinished)
-                documents = self._found(condition)
-            found |= {document["_id"]: document for document in documents}
-        return found
-
-    def _found(self, condition: Mapping[str, Any]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.database.call(
-            self._versions, lambda versions: list(versions.find(condition))
-        )
-        return found
-
-    def commit(self, changes: Sequence[EntryChange]) -> set[str]:
-        """Change entries that are as they were read; the names of those that are not any more.
-
-        Raises ``RejectedError`` if the data's collection refuses what one of them says.
-        """
-        if not changes:
-            return set()
-        matched, refused = self.database.write(
-            self._versions, [change.operation for change in changes]
-        )
-        for problem in refused.values():
-            if not is_duplicate(problem):  # as what is too large
-                raise self.database.error_of(self._versions, problem)
-        lost = {changes[place].name for place in refused}
-        updates = [change for change in changes if change.updates]
-        if matched < len(updates):
-            # Several at once: which of them, only the entries can tell.
-            by = {
-                each["_id"]: each.get("by")
-                for each in self._found({"_id": {"$in": [change.name for change in updates]}})
-            }
-            lost |= {change.name for change in updates if by.get(change.name) != change.by}
-        won = [change for change in changes if change.name not in lost]
-        errors = self._steps.carry_out([change.step for change in won if change.step is not None])
-        if errors:
-            raise next(iter(errors.values()))
-        return lost
-
-    def forget(self, names: Mapping[str, int]) -> None:
-        """Remove entries that still have these numbers, and nothing to be sent or done."""
-        if names:
-            self.database.write(
-                self._versions,
-                [
-                    DeleteOne({"_id": name, "number": number, "step": FREE, "envelopes.id": FREE})
-                    for name, number in names.items()
-                ],
-            )
+    def _ids(type: str, after: str = "") -> dict[str, str]:
+        """Return the condition for the ``_id`` of a type's entries beyond a key."""
+        end = f"{join([type])}0"  # "0" comes right after "/"
+        return {"$gt": entry_id(type, after), "$lt": end}

@@ -1,7 +1,4 @@
-"""Records in Redis: a hash or a JSON string for each, and their versions beside them in one slot.
-
-It names what users import. It knows nothing of other stores.
-"""
+"""Records in Redis, each a hash or a JSON string, with their versions in the same hash slot."""
 
 from __future__ import annotations
 

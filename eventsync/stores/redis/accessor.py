@@ -1,7 +1,4 @@
-"""The accessor of records in Redis.
-
-It owns how records are read, found and written there. It knows nothing of other stores.
-"""
+"""The accessor of records in Redis."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from eventsync.changes.change import Change
 from eventsync.engine.accessor import Accessor, Write
 from eventsync.engine.gate import Verdict, decide_put_or_delete
+from eventsync.engine.isolation import Done, isolate
 from eventsync.engine.unit_of_work import UnitOfWork
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
 from eventsync.index import Index, IndexTransaction
@@ -39,18 +37,19 @@ T = TypeVar("T")
 class RedisAccessor(Accessor[R]):
     """Records of one type, each under a Redis key of its own.
 
-    ``database``: a URL as ``redis://localhost:6379/0``, or a client of redis-py (a
-    ``redis.cluster.RedisCluster`` for a cluster). ``key``: the pattern of the records' keys, as
+    ``database``: a URL (``redis://localhost:6379/0``), or a client of redis-py (a
+    ``redis.cluster.RedisCluster`` for a cluster). ``key``: the pattern of the records' keys, like
     ``customer:{id}`` (see ``KeyPattern``); by default the type's name, a colon and the key.
-    ``layout``: ``hash``, a hash with a field for each field of the record, where ``None`` is no
-    field; or ``json``, a string with a JSON object. ``ttl``: seconds after which a record that is
-    not written again expires; it is then not taken for deleted. ``indexes``: fields by whose value
-    ``find`` is to find records without looking at all of them.
+    ``layout``: with ``hash``, a record is a hash with a field for each of its fields, where a
+    missing field is ``None``; with ``json``, a record is a string that holds a JSON object.
+    ``ttl``: seconds after which a record expires unless it is written again; an expired record is
+    not taken for deleted. ``indexes``: fields by whose value ``find`` shall find records without
+    reading all.
 
-    Fields of a hash that the view does not name stay as they are; so do members of a JSON object
-    under the per-field rule, while a put under the per-record rule replaces the object.
+    Fields of a hash that the view does not name stay unchanged. So do members of a JSON object
+    under the per-field rule; under the per-record rule a put replaces the object.
 
-    Data, versions and outbox are written in one script: all of a batch or nothing. Any number of
+    Data, versions and outbox of a batch are written by one script, all or nothing. Any number of
     processes may write at once.
     """
 
@@ -70,10 +69,10 @@ class RedisAccessor(Accessor[R]):
         super().__init__(record_type, view=view)
         self._server = Server.of(database)
         if layout not in ("hash", "json"):
-            raise ConfigError(f"layout={layout!r}: it is 'hash' or 'json'")
+            raise ConfigError(f"layout={layout!r} is not valid: it must be 'hash' or 'json'")
         if ttl is not None and ttl < 0.001:
-            raise ConfigError(f"ttl={ttl!r}: it is a number of seconds above 0")
-        # In a key pattern of its own making, a brace of the type's name cannot occur.
+            raise ConfigError(f"ttl={ttl!r} is not valid: it must be a number of seconds above 0")
+        # A type's name has no braces, so the default pattern is always valid.
         self.pattern = KeyPattern(key or f"{self.type.name}:{{key}}", self.type)
         self._hash = HashCodec(self.view) if layout == "hash" else None
         self._json = JsonCodec(self.view)
@@ -94,10 +93,13 @@ class RedisAccessor(Accessor[R]):
     def _checked_indexes(self, indexes: Iterable[str]) -> tuple[str, ...]:
         for name in indexes:
             if name not in self.view.names:
-                raise ConfigError(f"{self.type.name}: this store has no field {name!r} to index")
+                raise ConfigError(
+                    f"{self.type.name}: this store has no field {name!r} to index",
+                    hint="name fields of the view in indexes=",
+                )
             if self.type.fields[name].type not in CODERS:
                 raise ConfigError(
-                    f"{self.type.name}.{name}: there is no index of "
+                    f"{self.type.name}.{name} cannot be indexed: its type is "
                     f"{self.type.fields[name].expected}"
                 )
         return tuple(dict.fromkeys(indexes))
@@ -114,14 +116,14 @@ class RedisAccessor(Accessor[R]):
     def bind(self, index: Index) -> None:
         if not isinstance(index, RedisIndex) or index.server.address != self._server.address:
             raise ConfigError(
-                f"the Redis accessor of {self.type.name} keeps versions beside its data",
-                hint="leave the store's index out, or pass a RedisIndex on the same database",
+                f"the Redis accessor of {self.type.name} needs a version index in its own database",
+                hint="leave out the store's index, or pass a RedisIndex on the same database",
             )
         super().bind(index)
 
     @property
     def _versions(self) -> RedisIndex:
-        # Also of use without a store, to read and write data as anybody else would.
+        # Without a store, an accessor reads and writes as any other program would.
         index = self.default_index() if self._index is None else self._index
         assert isinstance(index, RedisIndex)
         return index
@@ -132,18 +134,17 @@ class RedisAccessor(Accessor[R]):
         policy = str(memory.get("maxmemory_policy", ""))
         if policy.startswith("allkeys") and memory.get("maxmemory"):
             raise ConfigError(
-                f"Redis at {self._server.address} may evict any key ({policy}), versions too: "
-                "deleted records would come back",
-                hint="set maxmemory-policy to noeviction, or with ttl= to a volatile one",
+                f"Redis at {self._server.address} may evict any key, also versions "
+                f"(maxmemory-policy {policy}): deleted records would come back",
+                hint="set maxmemory-policy to noeviction, or with ttl= to a volatile policy",
             )
         slot = self._versions.slot
         clustered = self._server.cluster or self._server.info("cluster").get("cluster_enabled")
         if clustered and self.pattern.tag != slot:
             raise ConfigError(
-                f"on Redis Cluster the keys of {self.type.name} and their versions have to share "
-                f"a hash slot; {self.pattern.text!r} does not keep them in that of {{{slot}}}",
-                hint=f"begin the pattern with a hash tag, as key="
-                f"'{{{{{slot}}}}}:{self.pattern.text}'",
+                f"on Redis Cluster, the keys of {self.type.name} and their versions must share the "
+                f"hash slot of {{{slot}}}; the pattern {self.pattern.text!r} puts them in others",
+                hint=f"begin the pattern with a hash tag: key='{{{{{slot}}}}}:{self.pattern.text}'",
             )
         place = f"{'hash' if self._hash else 'json'} {self.pattern.text}"
         self._versions.register(self.type.name, place)
@@ -154,13 +155,13 @@ class RedisAccessor(Accessor[R]):
     def close(self) -> None:
         self._server.close()
 
-    # -- the six -----------------------------------------------------------------------------------
+    # -- the six methods of the contract -----------------------------------------------------------
 
     def add(self, record: R) -> None:
-        self._directly([Write(record.key, record.raw(), whole=True)], [])
+        self._write_now([Write(record.key, record.raw(), whole=True)], [])
 
     def update(self, record: R) -> None:
-        self._directly([Write(record.key, record.changes(), whole=False)], [])
+        self._write_now([Write(record.key, record.changes(), whole=False)], [])
 
     def get(self, key: str) -> R | None:
         rows = self._rows.fetch([key])
@@ -175,17 +176,17 @@ class RedisAccessor(Accessor[R]):
         return sum(1 for _ in self._rows.listed())
 
     def remove(self, key: str) -> None:
-        self._directly([], [key])
+        self._write_now([], [key])
 
     def record_to_data(self, record: R) -> dict[str, Any]:
-        """The fields of the hash, as bytes; or the members of the JSON object."""
+        """Return the fields of the hash, as bytes, or the members of the JSON object."""
         data = self._codec.encode(super().record_to_data(record))
         return {n: kept for n, kept in data.items() if kept is not None} if self._hash else data
 
     def data_to_record(self, data: Any) -> R:
         return super().data_to_record(self._codec.decode(data))
 
-    def _directly(self, writes: Sequence[Write], removals: Sequence[str]) -> None:
+    def _write_now(self, writes: Sequence[Write], removals: Sequence[str]) -> None:
         def attempt() -> None:
             with self._versions.transaction() as transaction:
                 transaction._of(self.type.name)
@@ -193,7 +194,7 @@ class RedisAccessor(Accessor[R]):
 
         self._versions.until_done(attempt)
 
-    # -- many at once ------------------------------------------------------------------------------
+    # -- many records at once ----------------------------------------------------------------------
 
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
@@ -245,23 +246,23 @@ class RedisAccessor(Accessor[R]):
             return self._json.encode(self.view.constant) | data
         if kept is None:
             raise StoreUnavailableError(
-                f"{self.type.name} {write.key!r} vanished while it was being updated"
+                f"{self.type.name} {write.key!r} was removed while it was being updated"
             )
         return self._json.members(kept) | data
 
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
-        # Redis keeps what it is given, so only a conversion can make another value of it.
+        # Redis stores values unchanged, so only a conversion can alter one.
         if not self.view.convert:
             return {}
         assert isinstance(transaction, RedisTransaction)
         back = {}
         for key, values in writes.items():
             data = self._codec.encode(self.view.to_store(values))
-            kept = {n: held for n, held in data.items() if held is not None or not self._hash}
+            kept = {n: value for n, value in data.items() if value is not None or not self._hash}
             converted = self.view.to_record(self._codec.decode(kept))
-            now = {**values, **{n: held for n, held in converted.items() if n in values}}
+            now = {**values, **{n: value for n, value in converted.items() if n in values}}
             back[key] = {**transaction.seen.get(key, {}), **now}
         return back
 
@@ -291,7 +292,7 @@ class RedisAccessor(Accessor[R]):
     # -- rows --------------------------------------------------------------------------------------
 
     def _record(self, key: str, kept: Any) -> R:
-        """The record of what Redis keeps. Raises ``RecordError`` that names the Redis key."""
+        """Return the record that Redis keeps. Raises ``RecordError`` that names the Redis key."""
         try:
             if self._hash:
                 pairs = zip(self._layout.fields, kept, strict=True)
@@ -299,11 +300,11 @@ class RedisAccessor(Accessor[R]):
             else:
                 data = self._json.members(kept)
             record = self.data_to_record(data)
-            # A key that is in the name only need not be in the data too.
-            told = self.type.key_values(key)
-            values = {**told, **record.raw()}
+            # Key fields may be in the name of the Redis key only, not in its data.
+            named = self.type.key_values(key)
+            values = {**named, **record.raw()}
             if self.type.key_text(values) != key:
-                raise RecordError(f"it holds the key {self.type.key_text(values)!r}")
+                raise RecordError(f"its data hold the key {self.type.key_text(values)!r}")
         except RecordError as error:
             name = self.pattern.name(key)
             raise RecordError(f"{name}: {error.message}", hint=error.hint) from error
@@ -313,10 +314,10 @@ class RedisAccessor(Accessor[R]):
         candidates = self._candidates(query)
         keys = iter(self._rows.listed() if candidates is None else candidates)
         while chunk := list(islice(keys, PAGE)):
-            try:
-                rows = self._rows.fetch(chunk)
-            except RejectedError:
-                rows = {}  # the type of a key changed since it was listed
+            rows: dict[str, Any] = {}
+            for part in isolate(chunk, self._rows.fetch):
+                if isinstance(part, Done):  # else the type of a key has changed since it was listed
+                    rows |= part.result
             for key, kept in rows.items():
                 try:
                     yield self._record(key, kept)
@@ -326,7 +327,7 @@ class RedisAccessor(Accessor[R]):
                     query.unreadable(error)
 
     def _candidates(self, query: Query) -> Iterable[str] | None:
-        """The keys among which all records are that the query asks for; ``None`` if that is all."""
+        """Return keys that include those of all matching records; ``None`` if that is every key."""
         tree = query.where.tree
         for node in tree.parts if isinstance(tree, All) else (tree,):
             if not isinstance(node, Compare) or node.op not in ("$eq", "$in"):
@@ -363,8 +364,8 @@ class RedisAccessor(Accessor[R]):
             raise RejectedError(f"{self.type.name}.{field}: {error}") from error
 
     def _texts(self, values: Mapping[str, Any]) -> bytes:
-        """The texts of a record's values by which index sets are named."""
+        """Return the texts of a record's indexed values, by which index sets are named."""
         if not self._layout.indexed:
             return b""
-        held = [(field, values.get(field)) for field in self._layout.indexed]
-        return framed("" if v is None else self._text(field, v) for field, v in held)
+        indexed = [(field, values.get(field)) for field in self._layout.indexed]
+        return framed("" if v is None else self._text(field, v) for field, v in indexed)

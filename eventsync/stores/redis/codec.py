@@ -1,6 +1,6 @@
-"""Values as text that a person reads in Redis, and back: a hash's fields and a JSON string.
+"""Values of records as text that a person can read in Redis, and back.
 
-It knows nothing of keys or versions. ``None`` is the absence of a hash's field, ``null`` in JSON.
+``None`` is a missing field in a hash, ``null`` in JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from eventsync.records.view import BoundView
 from eventsync.stores.json_values import from_base64, with_floats
 from eventsync.values.tagged_json import dumps, from_json, to_json
 
-__all__ = ["Codec", "HashCodec", "JsonCodec", "framed"]
+__all__ = ["HashCodec", "JsonCodec", "ValueCodec", "framed"]
 
 _EXACT: Final = 2**53 - 1
 _WRITERS: Final[Mapping[type[Any], Callable[[Any], bytes]]] = {
@@ -39,7 +39,7 @@ _WRITERS: Final[Mapping[type[Any], Callable[[Any], bytes]]] = {
 
 
 def framed(parts: Iterable[bytes | str]) -> bytes:
-    """The parts in one, each after its length: what ``parts`` of the scripts takes apart."""
+    """Return the parts as one, each after its length, as ``parts`` of the scripts reads them."""
     pieces: list[bytes] = []
     for part in parts:
         raw = part.encode() if isinstance(part, str) else part
@@ -47,8 +47,8 @@ def framed(parts: Iterable[bytes | str]) -> bytes:
     return b"".join(pieces)
 
 
-class Codec:
-    """Between what ``View.to_store`` gives and what Redis keeps. Immutable, thread-safe."""
+class ValueCodec:
+    """Converts between the values of a view and what Redis keeps. Immutable, thread-safe."""
 
     def __init__(self, view: BoundView) -> None:
         fields = view.record_type.fields
@@ -59,67 +59,67 @@ class Codec:
         }
 
     def encode(self, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """What is kept for these values. Raises ``RejectedError``."""
-        return {name: self._written(name, held) for name, held in stored.items()}
+        """Return what Redis keeps of ``View.to_store``'s values. Raises ``RejectedError``."""
+        return {name: self._written(name, value) for name, value in stored.items()}
 
     def decode(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """What ``View.to_record`` takes. Raises ``RecordError``."""
+        """Return the values that ``View.to_record`` takes. Raises ``RecordError``."""
         stored = {name: self.read(name, data[name]) for name in self._names if name in data}
         for name in self._nullable:
             stored.setdefault(name, None)
         return stored
 
-    def _written(self, name: str, held: Any) -> Any:
+    def _written(self, name: str, value: Any) -> Any:
         try:
-            return self.write(name, held)
+            return self.write(name, value)
         except EventSyncError:
             raise
         except (ValueError, TypeError, KeyError) as error:
-            raise RejectedError(f"{name}: it cannot be written to Redis: {error}") from error
+            raise RejectedError(f"{name} cannot be written to Redis: {error}") from error
 
-    def write(self, name: str, held: Any) -> Any:
-        """One value as it is kept."""
+    def write(self, name: str, value: Any) -> Any:
+        """Return one value as Redis keeps it."""
         raise NotImplementedError
 
     def read(self, name: str, kept: Any) -> Any:
-        """One value of what is kept."""
+        """Return one value of what Redis keeps."""
         raise NotImplementedError
 
 
-class HashCodec(Codec):
-    """The values of a hash: bytes as they are, lists and dicts as JSON, the rest as text."""
+class HashCodec(ValueCodec):
+    """Writes bytes as they are, lists and dicts as JSON, other values as text."""
 
     def __init__(self, view: BoundView) -> None:
         super().__init__(view)
         self._heads = {name: framed((name,)) for name in self._names}
-        # By name, the class of values that need no further look.
+        # The class of values that need no further check, by name.
         self._kinds = {n: f.type for n, f in self._fields.items() if f.type in _WRITERS}
         self._writers = _WRITERS
 
-    def write(self, name: str, held: Any) -> bytes | None:
-        if held is None:
+    def write(self, name: str, value: Any) -> bytes | None:
+        if value is None:
             return None
         field = self._fields.get(name)
         if field is not None and not field.scalar:
-            return dumps(_plain(field, held)).encode()
-        writer = _WRITERS.get(type(held))
-        return dumps(to_json(held)).encode() if writer is None else writer(held)
+            return dumps(_plain(field, value)).encode()
+        writer = _WRITERS.get(type(value))
+        return dumps(to_json(value)).encode() if writer is None else writer(value)
 
     def framed(self, stored: Mapping[str, Any]) -> tuple[bytes, bytes]:
-        """Fields and values to set in a hash, and fields to remove from it, framed.
+        """Return the fields and values to set in a hash, and the fields to remove, framed.
 
         Raises ``RejectedError``.
         """
         sets: list[bytes] = []
         drops = b""
         heads, writers, kinds = self._heads, self._writers, self._kinds
-        for name, held in stored.items():
+        for name, value in stored.items():
             head = heads.get(name) or framed((name,))
-            if held is None:
+            if value is None:
                 drops += head
                 continue
-            kind = type(held)
-            kept = writers[kind](held) if kinds.get(name) is kind else self._written(name, held)
+            kind = type(value)
+            kept = writers[kind](value) if kinds.get(name) is kind else self._written(name, value)
             sets += (head, len(kept).to_bytes(4, "big"), kept)
         return b"".join(sets), drops
 
@@ -133,20 +133,20 @@ class HashCodec(Codec):
             return from_json(json.loads(kept))
         except (ValueError, RecursionError, EventSyncError):
             if field.type is object:
-                return _as_text(kept)  # somebody wrote plain text where anything may stand
+                return _as_text(kept)  # another program wrote plain text where any value may be
             raise field.error(kept, f"{field.expected} as JSON") from None
 
 
-class JsonCodec(Codec):
-    """The members of a JSON object: what JSON has as it is, bytes in base64, the rest as text."""
+class JsonCodec(ValueCodec):
+    """Writes JSON's own types as they are, bytes as base64, other values as text."""
 
-    def write(self, name: str, held: Any) -> Any:
+    def write(self, name: str, value: Any) -> Any:
         field = self._fields.get(name)
         if field is not None and not field.scalar:
-            return _plain(field, held)
-        if field is None and type(held) in (list, dict):
-            return to_json(held)
-        return _member(held)
+            return _plain(field, value)
+        if field is None and type(value) in (list, dict):
+            return to_json(value)
+        return _member(value)
 
     def read(self, name: str, kept: Any) -> Any:
         field = self._fields.get(name)
@@ -163,51 +163,54 @@ class JsonCodec(Codec):
         return kept
 
     def text(self, members: Mapping[str, Any]) -> bytes:
-        """The JSON text of an object. Raises ``RejectedError``."""
+        """Return the JSON text of an object. Raises ``RejectedError``."""
         try:
             return json.dumps(
                 members, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=float
             ).encode()
         except (ValueError, TypeError, RecursionError) as error:
-            raise RejectedError(f"it cannot be written as JSON: {error}") from error
+            raise RejectedError(f"the record cannot be written as JSON: {error}") from error
 
     def members(self, text: bytes) -> dict[str, Any]:
-        """The object in a JSON text; numbers with a point are decimals. Raises ``RecordError``."""
+        """Return the object in a JSON text; a number with a point is a decimal.
+
+        Raises ``RecordError``.
+        """
         try:
             members = json.loads(text, parse_float=Decimal)
         except (ValueError, RecursionError) as error:
-            raise RecordError(f"not JSON: {error}") from None
+            raise RecordError(f"its data are not JSON: {error}") from None
         if type(members) is not dict:
-            raise RecordError(f"not a JSON object, but a {type(members).__name__}")
+            raise RecordError(f"its data are a JSON {type(members).__name__}, not an object")
         return members
 
 
-def _plain(field: Field, held: Any) -> Any:
-    """A list, dict or undeclared value as JSON: as a person would write it, if it comes back so."""
+def _plain(field: Field, value: Any) -> Any:
+    """Return a list, dict or undeclared value as plain JSON if it reads back equal, else tagged."""
     try:
-        plain = _member(held)
-        if same(field.coerce(from_json(json.loads(dumps(plain)))), held):
+        plain = _member(value)
+        if same(field.coerce(from_json(json.loads(dumps(plain)))), value):
             return plain
     except (ValueError, TypeError, KeyError, FieldError, EventSyncError):
         pass
-    return to_json(held)
+    return to_json(value)
 
 
-def _member(held: Any) -> Any:
-    kind = type(held)
-    if held is None or kind is str or kind is bool:
-        return held
+def _member(value: Any) -> Any:
+    kind = type(value)
+    if value is None or kind is str or kind is bool:
+        return value
     if kind is int:
-        return held if abs(held) <= _EXACT else str(held)
+        return value if abs(value) <= _EXACT else str(value)
     if kind is float:
-        return held if math.isfinite(held) else _float_text(held)
+        return value if math.isfinite(value) else _float_text(value)
     if kind is list:
-        return [_member(item) for item in held]
+        return [_member(item) for item in value]
     if kind is dict:
-        return {name: _member(item) for name, item in held.items()}
+        return {name: _member(item) for name, item in value.items()}
     if kind is bytes:
-        return base64.b64encode(held).decode()
-    return _WRITERS[kind](held).decode()
+        return base64.b64encode(value).decode()
+    return _WRITERS[kind](value).decode()
 
 
 def _float_text(number: float) -> str:

@@ -1,33 +1,35 @@
--- One transaction of a store: data, versions and outbox, all of it or nothing.
+-- One transaction of a store: data, versions and outbox, all or nothing.
 --
--- It decides nothing about records. It only looks whether what the decision was made from is still
--- so. Versions are compared byte by byte: a number of Lua has not their digits, and its '<' follows
--- the server's language.
+-- The script decides nothing about records. It only checks that what the client read has not
+-- changed. Versions are compared byte by byte: a Lua number cannot hold their digits, and '<' on
+-- strings depends on the server's locale.
 --
--- KEYS[1]: the hash of entries. KEYS[2..5]: the keys of the entries in order, by presence. KEYS[6]:
--- the outbox. Then the records' own keys, in the order of the operations.
--- ARGV[1]: the header; ARGV[2]: how many operations; ARGV[3..]: the operations; then record type
--- and body of each envelope in turn.
+-- KEYS[1]: the hash of entries. KEYS[2..5]: the sorted sets of keys, by presence. KEYS[6]: the
+-- outbox. Then the Redis keys of the records, in the order of the operations.
+-- ARGV[1]: the header; ARGV[2]: the number of operations; ARGV[3..]: the operations; then the record
+-- type and the body of each envelope in turn.
 --
--- Header, operations and the lists in them are framed: each part after its length in 4 bytes.
--- Header: life in milliseconds or ''; fields of a row, framed; then of each index set the prefix of
--- its name, and the hash that tells in which set a record is.
+-- The header, the operations and the lists in them are framed: each part follows its length in 4
+-- bytes.
+-- Header: milliseconds until a record expires, or ''; the fields of a row, framed; then for each
+-- index set the prefix of its name, and the hash that says in which set each record is.
 -- Operation:
 --   1  the record's key
---   2  '=' if the entry has to be the one in 3; '>' if it has to be older than the new one; ''
+--   2  '=': the stored entry must equal 3; '>': it must be older than the new one; '': no condition
 --   3  the entry that was read, '' for none
---   4  the new entry; '-' to remove it; '' to leave it
---   5  the SHA-1 of the row that was read, '-' for none; '' if that does not matter
+--   4  the new entry; '-' to remove the entry; '' to leave it
+--   5  the SHA-1 of the row that was read, '-' for no row; '' for no condition
 --   6  'h' write a whole hash, 'u' write some fields, 'j' set a string, '-' remove, '' leave
 --   7  fields and values to set, framed; or the string
 --   8  fields to remove, framed
---   9  fields and values of a record that is new, framed
+--   9  fields and values to set only in a new record, framed
 --  10  for each index set the text of the record's value, '' for none, framed; '' to leave them
 --
--- The names of the sets that a record leaves are not in KEYS: they share the slot of KEYS[1].
+-- KEYS does not name the sets that a record leaves; they share the hash slot of KEYS[1].
 --
--- Returns {0} if something was changed meanwhile; {1, i, type} if operation i is on a key of another
--- type; else {2, i, entry, ...} with the older entries that '>' met, of those that matter.
+-- Returns {0} if something has changed since it was read; {1, i, type} if the Redis key of operation
+-- i has another type; else {2, i, entry, ...} with the stored entries that a '>' found not older, or
+-- of the same version.
 local function parts(blob)
   local found, at, size = {}, 1, #blob
   local n = 0
@@ -70,7 +72,7 @@ local function trace(key)
   return any and redis.sha1hex(table.concat(texts)) or '-'
 end
 
--- First look at everything: nothing that is written can be undone.
+-- Check everything first, because a script cannot undo what it has written.
 local operations, met = {}, {2}
 local changed, ours, written = false, true, 0
 for i = 1, count do
@@ -103,7 +105,7 @@ for i = 1, count do
   end
 end
 if changed then
-  -- Unless it was this very call: its answer was lost, and the client has sent it again.
+  -- Unless this very call has been made before: its answer was lost, and the client repeats it.
   if ours and written > 0 and #ARGV > 2 + count then return {2} end
   return {0}
 end

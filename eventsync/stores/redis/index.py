@@ -1,10 +1,7 @@
-"""The version index of a Redis store: its entries and outbox, in one hash slot with the data.
+"""The version index of a Redis store: entries and outbox, in one hash slot with the data.
 
-It owns the names of what it keeps, and the transaction that commits all in one script. It knows
-nothing of what records look like.
-
-A transaction takes no lock. It notes what it reads, and its commit takes effect only if all of that
-is still so; else it raises ``UndoneError``, and whoever began it begins again.
+A transaction takes no lock. It notes what it reads, and its commit takes effect only if nothing of
+that has changed. Otherwise it raises ``UndoneError``, and the caller begins again.
 """
 
 from __future__ import annotations
@@ -31,12 +28,12 @@ from eventsync.stores.redis.server import Database, Script, Server
 __all__ = ["Data", "RedisIndex", "RedisTransaction"]
 
 _NO_ECHO: Final = 0xFFFFFFFF
-_SEQUENCE: Final = 20  # bits of an outbox number that tell entries of one millisecond apart
+_SEQUENCE: Final = 20  # the low bits of an outbox number: the counter within a millisecond
 
 
 @dataclass(slots=True, frozen=True)
 class Data:
-    """What is to be done to the data of one record: an operation of ``commit.lua``, in its parts.
+    """A write to the data of one record: the parts of an operation of ``commit.lua``.
 
     ``sets``, ``drops`` and ``fresh`` are framed. ``sets`` of the action ``j`` is the string itself.
     """
@@ -49,10 +46,10 @@ class Data:
 
 @dataclass(slots=True, frozen=True)
 class Layout:
-    """How the records of a type lie in Redis.
+    """How the records of a type are stored in Redis.
 
-    ``fields``: the names of a hash's fields, none for strings. ``life``: in milliseconds, ``None``
-    without end. ``indexed``: the fields that have index sets, by the store's names.
+    ``fields``: the names of a hash's fields, empty for strings. ``life``: milliseconds until a
+    record expires, ``None`` if it does not. ``indexed``: the fields that have index sets.
     """
 
     fields: tuple[str, ...] = ()
@@ -63,9 +60,9 @@ class Layout:
 class RedisIndex(Index):
     """The versions of a Redis store, in keys named ``eventsync:{slot}:...`` beside its data.
 
-    ``slot``: what is between the braces. On Redis Cluster it has to be the hash tag of the records'
-    keys. Two stores that hold records of one type in one database need two slots. ``prefix``: in
-    place of ``eventsync``.
+    ``slot``: the text between the braces. On Redis Cluster it must be the hash tag of the records'
+    keys. Two stores with records of the same type in one database need two slots. ``prefix``:
+    replaces ``eventsync``.
     """
 
     attempts: ClassVar[int] = 60
@@ -74,7 +71,10 @@ class RedisIndex(Index):
         self, database: Database, *, slot: str = "eventsync", prefix: str = "eventsync"
     ) -> None:
         if not slot or set("{}") & set(slot + prefix):
-            raise ConfigError(f"{slot!r} and {prefix!r} cannot name a version index in Redis")
+            raise ConfigError(
+                f"slot={slot!r} and prefix={prefix!r} cannot name a version index: slot must not "
+                "be empty, and neither may contain braces"
+            )
         self.server = Server.of(database)
         self.slot = slot
         self._base = f"{prefix}:{{{slot}}}"
@@ -87,7 +87,7 @@ class RedisIndex(Index):
     def transaction(self) -> Iterator[RedisTransaction]:
         """Begin; commit at the end of the block.
 
-        Raises ``UndoneError`` when another writer was faster; then nothing has been written.
+        Raises ``UndoneError`` if another writer changed what was read; then nothing is written.
         """
         transaction = RedisTransaction(self)
         yield transaction
@@ -147,43 +147,44 @@ class RedisIndex(Index):
     # -- for the accessors of this store -----------------------------------------------------------
 
     def register(self, type: str, place: str) -> None:
-        """Note where the records of a type are. Raises ``ConfigError`` if they are elsewhere.
+        """Note under which pattern the records of a type are. Idempotent.
 
-        Idempotent. Versions of records in one place say nothing of those in another.
+        Raises ``ConfigError`` if another pattern is noted, because versions of records in one place
+        say nothing about those in another.
         """
         name = f"{self._base}:records"
         self.server.call("HSETNX", name, type, place)
-        held = self.server.call("HGET", name, type)
-        if held is not None and held.decode() != place:
+        noted = self.server.call("HGET", name, type)
+        if noted is not None and noted.decode() != place:
             raise ConfigError(
-                f"the version index {self._base} is of {type} at {held.decode()!r}, not at "
-                f"{place!r}",
+                f"the version index {self._base} holds the versions of {type} at "
+                f"{noted.decode()!r}, not at {place!r}",
                 hint="give each store a slot of its own: Store(..., index=RedisIndex(..., "
                 'slot="..."))',
             )
 
     def entries(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
-        """The entries of those of ``keys`` that have one."""
+        """Return the entries of those of ``keys`` that have one."""
         if not keys:
             return {}
         found = self.server.call("HMGET", self.version_name(type), *keys)
         return {k: _unpacked(raw) for k, raw in zip(keys, found, strict=True) if raw is not None}
 
     def version_name(self, type: str) -> str:
-        """The hash of a type's entries."""
+        """Return the name of the hash of a type's entries."""
         return f"{self._base}:version:{type}"
 
     def keys_name(self, type: str, presence: Presence) -> str:
-        """The sorted set of the keys of a type's entries of one presence."""
+        """Return the name of the sorted set of the keys of entries of one type and presence."""
         return f"{self._base}:{presence.name.lower()}:{type}"
 
     @property
     def outbox_name(self) -> str:
-        """The stream of envelopes that wait."""
+        """The name of the stream of envelopes that wait to be published."""
         return f"{self._base}:outbox"
 
     def set_name(self, type: str, field: str, text: str) -> str:
-        """The index set of the keys of records that have this value in that field."""
+        """Return the name of the index set of records with this value in that field."""
         return f"{self._base}:by:{type}:{field.replace('%', '%25').replace(':', '%3A')}:{text}"
 
     def commit(
@@ -194,9 +195,10 @@ class RedisIndex(Index):
         names: Sequence[str],
         outgoing: Iterable[tuple[str, bytes]] = (),
     ) -> dict[str, Entry]:
-        """Run ``commit.lua``: operations by record key, with the names of the records' own keys.
+        """Run ``commit.lua``: operations by record key, and the names of the records' Redis keys.
 
-        Returns the entries that newer ones met. Raises ``UndoneError``, ``RejectedError``.
+        Returns the stored entries that are not older than the new ones, or have the same version.
+        Raises ``UndoneError``, ``RejectedError``.
         """
         header = [b"" if layout.life is None else b"%d" % layout.life, framed(layout.fields)]
         for field in layout.indexed:
@@ -215,12 +217,13 @@ class RedisIndex(Index):
         code, *rest = self._commit(keys, arguments)
         if code == 0:
             raise UndoneError(
-                f"{type} in {self._base} is being changed by others all the time",
-                hint="it is tried again",
+                f"other writers kept changing {type} in {self._base}",
+                hint="the write is tried again",
             )
         if code == 1:
             raise RejectedError(
-                f"the key {names[rest[0] - 1]!r} holds a {rest[1].decode()}, which is no {type}",
+                f"the Redis key {names[rest[0] - 1]!r} holds a {rest[1].decode()}, so it is not a "
+                f"{type}",
                 hint="move it away, or give the records another key pattern",
             )
         order = list(operations)
@@ -231,10 +234,11 @@ class RedisIndex(Index):
 
 
 class RedisTransaction(IndexTransaction):
-    """What one transaction reads and is about to write; nothing is written before its commit.
+    """A transaction about records of one type; nothing is written before its commit.
 
-    It is about records of one type. ``met``: after the commit, the entries that writes met which
-    were to take effect only over older ones (``newest_wins``). ``seen``: the rows that were read.
+    ``newest_wins``: an entry takes effect only if the stored one is older. ``met``: after the
+    commit, the stored entries that are not older, or have the same version. ``seen``: the rows that
+    were read.
     """
 
     intents: ClassVar[bool] = False
@@ -257,7 +261,7 @@ class RedisTransaction(IndexTransaction):
 
     def _of(self, type: str) -> None:
         if self._type not in (None, type):
-            raise ConfigError(f"one transaction cannot be about {self._type} and {type}")
+            raise ConfigError(f"one transaction cannot be about both {self._type} and {type}")
         self._type = type
 
     def read(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
@@ -299,34 +303,35 @@ class RedisTransaction(IndexTransaction):
         return {}
 
     def settle(self, type: str, keys: Sequence[str], *, send: bool) -> None:
-        """Nothing: what is not committed was never written."""
+        """Do nothing: what is not committed was never written."""
 
     def keep(self) -> None:
-        """Nothing, as ``settle``."""
+        """Do nothing, for the same reason."""
 
     # -- data --------------------------------------------------------------------------------------
 
     def saw(self, key: str, name: str, trace: bytes, texts: bytes) -> None:
-        """Note what was read of a record's data: it has to be the same still at the commit.
+        """Note what was read of a record's data, which must still be the same at the commit.
 
-        ``texts``: of its values in index sets, in case only its version is written.
+        ``trace``: its digest. ``texts``: of its values in index sets, in case only its version is
+        written.
         """
         self._names[key] = name
         self._rows.setdefault(key, trace)
         self._texts.setdefault(key, texts)
 
     def stage(self, key: str, name: str, data: Data, texts: bytes) -> None:
-        """Have data written with the commit, and the record put into its index sets."""
+        """Write data with the commit, and put the record into its index sets."""
         self._names[key] = name
         self._data[key] = data
         self._texts[key] = texts
 
     def commit(self) -> None:
-        """Write all of it at once. Raises ``UndoneError``, ``RejectedError``."""
+        """Write everything at once. Raises ``UndoneError``, ``RejectedError``."""
         keys = dict.fromkeys([*self._rows, *self._data, *self._read, *self._written])
         if not keys and not self._outgoing:
             return
-        # The script finds the records' names by place, so those that have one go first.
+        # The script finds names by position, so the records that have one go first.
         order = sorted(keys, key=lambda key: key not in self._names)
         operations = {key: self._operation(key) for key in order}
         names = [self._names[key] for key in order if key in self._names]
@@ -350,7 +355,7 @@ class RedisTransaction(IndexTransaction):
 
 
 def _packed(entry: Entry) -> bytes:
-    """Presence, length of the stamp, stamp, length of the echo, echo, detail."""
+    """Return presence, length of the stamp, stamp, length of the echo, echo and detail as bytes."""
     echo = entry.echo
     size = _NO_ECHO if echo is None else len(echo)
     head = bytes((entry.presence, len(entry.stamp))) + entry.stamp + size.to_bytes(4, "big")

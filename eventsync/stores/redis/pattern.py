@@ -1,7 +1,7 @@
-"""The names of records' keys in Redis, made of a pattern as ``customer:{id}``, and back.
+"""Redis keys of records, made from a pattern like ``customer:{id}``, and back.
 
-It knows nothing of what is kept under them. No two records share a name, whatever is in their keys:
-inside a name, what could be mistaken for a part of the pattern is percent-escaped.
+No two records share a Redis key. Characters of a record's key that could be taken for a part of the
+pattern are percent-escaped.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ _GLOB: Final = re.compile(r"([*?\[\]\\^-])")
 
 
 class KeyPattern:
-    """How the keys of one record type are named. Immutable, hence thread-safe.
+    """The pattern of the Redis keys of one record type. Immutable, hence thread-safe.
 
-    ``{name}`` stands for a key field, ``{key}`` for the record's whole key; ``{{`` and ``}}`` are
-    braces. Braces of the pattern's own are a hash tag of Redis Cluster, as in
-    ``{{crm}}:customer:{id}``: braces in keys are always escaped, so no record leaves its slot.
+    ``{name}`` is replaced by a key field, ``{key}`` by the record's whole key; ``{{`` and ``}}``
+    are literal braces. Literal braces are a hash tag of Redis Cluster, as in
+    ``{{crm}}:customer:{id}``. Braces in a record's key are always escaped, so no record leaves its
+    hash slot.
 
-    ``tag``: the hash tag that all names have, ``None`` without one. ``glob``: what all names match.
+    ``tag``: the hash tag that all names share, or ``None``. ``glob``: a glob that all names match.
     """
 
     def __init__(self, text: str, record_type: RecordType) -> None:
-        """Raises ``ConfigError`` for a pattern that could give two records one name."""
+        """Raise ``ConfigError`` for a pattern that could give two records the same name."""
         self.text: Final = text
         self._type = record_type
         self._literals, names = self._parsed()
@@ -41,8 +42,8 @@ class KeyPattern:
         if not whole and sorted(names) != sorted(record_type.keys):
             fields = " and ".join(f"{{{name}}}" for name in record_type.keys)
             raise self._error(
-                f"it has to name {{key}} or {fields}, once, and nothing else",
-                hint="write braces that are meant as such, as a cluster's hash tag, twice: {{crm}}",
+                f"it must contain {{key}} once, or {fields} once each, and no other field",
+                hint="write literal braces, as of a cluster's hash tag, twice: {{crm}}",
             )
         self._order = [record_type.keys.index(name) for name in names] if not whole else []
         self._check_between()
@@ -56,7 +57,7 @@ class KeyPattern:
         self.name: Final[Callable[[str], str]] = self._whole_name if whole else self._fields_name
 
     def key(self, name: str) -> str | None:
-        """The key of the record of that name, ``None`` if it is no record's of this type."""
+        """Return the key of the record of that name; ``None`` if it is no record of this type."""
         match = self._name.fullmatch(name)
         if match is None:
             return None
@@ -85,7 +86,7 @@ class KeyPattern:
         return name
 
     def _parsed(self) -> tuple[list[str], list[str]]:
-        """The texts around the fields, one more than those; and the fields."""
+        """Return the texts around the fields (one more than fields), and the fields."""
         literals, names = [""], []
         try:
             for literal, name, spec, conversion in Formatter().parse(self.text):
@@ -103,12 +104,12 @@ class KeyPattern:
         for part in self._literals[1:-1]:
             if not any(not c.isalnum() and c not in "%{}" for c in part):
                 raise self._error(
-                    "between two fields there has to be a sign that is no letter or digit",
-                    hint="as in visit:{place}:{number}",
+                    "between two fields there must be a character that is no letter or digit",
+                    hint="write it like visit:{place}:{number}",
                 )
 
     def _tag(self) -> str | None:
-        """What Redis Cluster hashes of a name: what is in the first pair of braces."""
+        """Return what Redis Cluster hashes of a name: the content of the first pair of braces."""
         template = "\0".join(self._literals)
         start = template.find("{")
         end = template.find("}", start + 1)

@@ -1,7 +1,4 @@
-"""What Redis keeps of records: read many at once, listed, and told apart by a trace.
-
-It knows nothing of what the kept values mean, nor of versions.
-"""
+"""Reading records in Redis: many at once, listed, and compared by digest."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ _ABSENT: Final = b"-"
 
 
 class Rows:
-    """The records of one type: hashes with ``fields``, or strings without. Thread-safe."""
+    """The records of one type: hashes with ``fields``, or else strings. Thread-safe."""
 
     def __init__(
         self, server: Server, pattern: KeyPattern, fields: Sequence[str], type: str
@@ -34,7 +31,7 @@ class Rows:
         self._read = server.script("rows.lua")
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Any]:
-        """By key, what Redis keeps of the records that are there."""
+        """Return what Redis keeps of those records that exist, by key."""
         found: dict[str, Any] = {}
         kind = ["h", *self._fields] if self._fields else ["j"]
         for start in range(0, len(keys), PAGE):
@@ -43,7 +40,8 @@ class Rows:
             for key, name, kept in zip(chunk, names, self._read(names, kind), strict=True):
                 if kept == 0:
                     raise RejectedError(
-                        f"the key {name!r} holds something else than a {self._type}",
+                        f"the Redis key {name!r} does not hold a "
+                        f"{'hash' if self._fields else 'string'}, so it is not a {self._type}",
                         hint="move it away, or give the records another key pattern",
                     )
                 if kept is not None:
@@ -51,7 +49,7 @@ class Rows:
         return found
 
     def listed(self) -> Iterator[str]:
-        """The keys of all records, each once."""
+        """Yield the keys of all records, each once."""
         seen: set[bytes] = set()
         for name in self._server.scan(self._pattern.glob, "hash" if self._fields else "string"):
             if name not in seen:
@@ -61,7 +59,7 @@ class Rows:
                     yield key
 
     def trace(self, kept: Any) -> bytes:
-        """What ``trace`` of ``commit.lua`` gives for what was read."""
+        """Return a digest of what was read, the same as ``trace`` of ``commit.lua``."""
         if kept is None:
             return _ABSENT
         if not self._fields:

@@ -1,8 +1,8 @@
--- The data of several records, from one moment.
+-- The data of several records, read at one moment.
 --
--- KEYS: the records. ARGV[1]: 'h' for hashes, 'j' for strings; the rest: the fields of a hash.
--- Returns for each record its values, or its string; nothing if it is not there; 0 if its key holds
--- something else.
+-- KEYS: the records. ARGV[1]: 'h' for hashes, 'j' for strings; then the fields of a hash.
+-- Returns for each record its values, or its string; nil if it does not exist; 0 if its key has
+-- another type.
 local rows = {}
 for i, key in ipairs(KEYS) do
   local row

@@ -1,7 +1,4 @@
-"""The Redis server that records are in: its client, its scripts, and its errors as eventsync's.
-
-It knows nothing of records or versions.
-"""
+"""The client of a Redis server or cluster, its scripts, and its errors as eventsync's."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ __all__ = ["Client", "Database", "Script", "Server"]
 Client: TypeAlias = "redis.Redis | redis.cluster.RedisCluster"
 Database: TypeAlias = "str | Client | Server"
 Script: TypeAlias = Callable[[Sequence[Any], Sequence[Any]], Any]
-"""Takes keys and arguments."""
+"""A Lua script, called with keys and arguments."""
 
 _FORBIDDEN: Final = (
     exceptions.AuthenticationError,
@@ -34,7 +31,7 @@ _ELSEWHERE: Final = (
     exceptions.AskError,
     exceptions.ClusterCrossSlotError,
 )
-# What a server answers that may take the same command later.
+# Answers of a server that may take the same command later.
 _LATER: Final = (
     "BUSY",
     "CLUSTERDOWN",
@@ -53,19 +50,19 @@ _PAGE: Final = 1000
 class Server:
     """A client of one Redis server or cluster, with errors that say what to do. Thread-safe.
 
-    Nothing is connected to before first use. A client that was given is left open by ``close``.
+    Connects on first use. ``close`` leaves open a client that was passed in.
     """
 
     def __init__(self, database: str | Client) -> None:
-        """``database``: a URL as ``redis://host:6379/0``, or a client that gives bytes."""
+        """``database``: a URL (``redis://host:6379/0``), or a client that returns bytes."""
         self._own = isinstance(database, str)
         if isinstance(database, str):
             try:
                 self.client: Any = redis.Redis.from_url(database)
             except (ValueError, TypeError):
-                # What is wrong with it may be in its password, so nothing of it is told.
+                # Nothing of the URL is shown, because the mistake may be in its password.
                 raise ConfigError(
-                    "not a URL of a Redis server", hint="as in redis://localhost:6379/0"
+                    "the Redis URL is not valid", hint="write it like redis://localhost:6379/0"
                 ) from None
         elif isinstance(database, redis.Redis | redis.cluster.RedisCluster):
             self.client = database
@@ -77,12 +74,12 @@ class Server:
         if self._options().get("decode_responses"):
             raise ConfigError(
                 "the Redis client decodes what it reads, which loses bytes that are not UTF-8",
-                hint="make it without decode_responses",
+                hint="create it without decode_responses",
             )
 
     @classmethod
     def of(cls, database: Database) -> Server:
-        """The server that a caller names."""
+        """Return the server that a caller names."""
         return database if isinstance(database, Server) else cls(database)
 
     def _options(self) -> dict[str, Any]:
@@ -92,7 +89,7 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Which database of which server; no password is in it."""
+        """The database and its server, without a password."""
         if self.cluster:
             nodes = sorted(self.client.nodes_manager.startup_nodes)
             return f"cluster of {nodes[0]}" if nodes else "cluster"
@@ -104,12 +101,12 @@ class Server:
         return f"Server({self.address!r})"
 
     def call(self, *command: Any) -> Any:
-        """The answer to one command. Blocks."""
+        """Return the answer to one command. Blocks."""
         with self.errors():
             return self.client.execute_command(*command)
 
     def script(self, name: str) -> Script:
-        """The Lua script in the file ``name`` of this package; it is loaded where it is missing."""
+        """Return the Lua script in a file of this package; it is loaded where it is missing."""
         source = files(__package__).joinpath(name).read_text(encoding="utf-8")
         registered = self.client.register_script(source)
 
@@ -120,35 +117,35 @@ class Server:
         return run
 
     def scan(self, match: str, kind: str) -> Iterator[bytes]:
-        """The names of all keys of a type that match a pattern; some may come twice.
+        """Yield the names of all keys of a type that match a pattern; some may come twice.
 
-        Does not block the server: keys that come or go meanwhile may be seen or not.
+        Does not block the server. Keys that are added or removed meanwhile may be missed.
         """
         with self.errors():
             yield from self.client.scan_iter(match=match, count=_PAGE, _type=kind)
 
     def members(self, name: str) -> Iterator[bytes]:
-        """The members of a set; some may come twice. Does not block the server."""
+        """Yield the members of a set; some may come twice. Does not block the server."""
         with self.errors():
             yield from self.client.sscan_iter(name, count=_PAGE)
 
     def info(self, section: str) -> dict[str, Any]:
-        """What the server tells of itself; nothing where it does not let this user ask."""
+        """Return a section of the server's INFO; empty if this user may not ask."""
         try:
             with self.errors():
-                told = self.client.info(section)
+                answer = self.client.info(section)
         except ConfigError:
             return {}
-        return dict(told)
+        return dict(answer)
 
     def close(self) -> None:
-        """Let go of connections. Idempotent; they are made again when used again."""
+        """Close connections. Idempotent; a later use opens them again."""
         if self._own:
             self.client.close()
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn errors of the client into eventsync's."""
+        """Raise errors of the client as eventsync's."""
         try:
             yield
         except _FORBIDDEN as error:

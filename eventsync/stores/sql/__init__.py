@@ -1,8 +1,8 @@
 """Records in the tables of an SQL database: SQLite, PostgreSQL, MySQL or MariaDB.
 
-It owns all that is SQL, and knows nothing of other kinds of stores. An existing table is used as it
-stands; versions are kept beside it in tables of their own (``eventsync_version``,
-``eventsync_outbox``, ``eventsync_mark``), so that data and versions change in one transaction.
+An existing table is used as it is. Versions are kept in tables of their own in the same database
+(``eventsync_version``, ``eventsync_outbox``, ``eventsync_mark``), so that data and versions change
+in one transaction.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from eventsync.errors import ConfigError
 
 try:
     import sqlalchemy as _sqlalchemy  # noqa: F401
-except ImportError as error:  # pragma: no cover - the message is all there is to it
+except ImportError as error:  # pragma: no cover - not run where SQLAlchemy is installed
     raise ConfigError(
         "the SQL store needs SQLAlchemy", hint="pip install 'eventsync[sql]'"
     ) from error

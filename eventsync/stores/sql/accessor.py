@@ -1,7 +1,4 @@
-"""The SQL accessor: records of one type as rows of a table.
-
-It owns the statements on rows. It knows nothing of what differs between databases.
-"""
+"""The SQL accessor: the records of one type as rows of a table."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import sqlalchemy as sa
 
 from eventsync.engine.accessor import Accessor, Puts, Write
-from eventsync.errors import ConfigError, DependencyError, EventSyncError, RejectedError
+from eventsync.errors import ConfigError, DependencyError, EventSyncError
 from eventsync.index import Entry, Index, IndexTransaction
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -38,10 +35,10 @@ _IN = 500
 class SqlAccessor(Accessor[R]):
     """Records of one type as rows of a table.
 
-    ``database``: an SQLAlchemy engine or URL; accessors of one store share one. ``table``: its
-    name, by default the record type's; ``schema`` where the database has such. ``create``: create
-    the table from the record's fields when it does not exist. Nothing is connected to before first
-    use. Of several processes that write at once none overwrites what another one wrote later.
+    ``database``: an SQLAlchemy engine or URL; the accessors of one store share one. ``table``: the
+    table's name, by default the record type's. ``schema``: the table's database schema. ``create``:
+    create a missing table from the record's fields. Connects on first use. Several processes may
+    write at once; none overwrites a later change of another one.
     """
 
     atomic: ClassVar[bool] = True
@@ -72,8 +69,8 @@ class SqlAccessor(Accessor[R]):
     def bind(self, index: Index) -> None:
         if not isinstance(index, SqlIndex) or index.engine.url != self.engine.url:
             raise ConfigError(
-                f"the SQL accessor of {self.type.name} keeps versions in its own database",
-                hint="leave the store's index out, and give all its accessors one engine",
+                f"the SQL accessor of {self.type.name} needs a version index in its own database",
+                hint="leave out the store's index, and give all its accessors one engine",
             )
         self.engine = index.engine  # one pool of connections for the whole store
         super().bind(index)
@@ -81,13 +78,13 @@ class SqlAccessor(Accessor[R]):
     def depends_on(self, other: Accessor[Any]) -> bool:
         return isinstance(other, SqlAccessor) and self._table.refers_to(other._table)
 
-    # -- the six --------------------------------------------------
+    # -- the six methods of the contract -----------------------------------------------------------
 
     def add(self, record: R) -> None:
-        self._directly([Write(record.key, record.raw(), whole=True)], [])
+        self._write_now([Write(record.key, record.raw(), whole=True)], [])
 
     def update(self, record: R) -> None:
-        self._directly([Write(record.key, record.changes(), whole=False)], [])
+        self._write_now([Write(record.key, record.changes(), whole=False)], [])
 
     def get(self, key: str) -> R | None:
         with self._errors(), self.dialect.connected(self.engine) as connection:
@@ -107,43 +104,43 @@ class SqlAccessor(Accessor[R]):
             return int(connection.exec_driver_sql(statement, parameters).scalar_one())
 
     def _clause(self, query: Query) -> Clause | None:
-        """What the database can judge of a query; the rest is judged in Python."""
+        """Return what the database can judge of a query; Python judges the rest."""
         return clause_of(query.where.tree, self._table, self.dialect)
 
     def remove(self, key: str) -> None:
-        self._directly([], [key])
+        self._write_now([], [key])
 
-    def _directly(self, writes: Sequence[Write], removals: Sequence[str]) -> None:
+    def _write_now(self, writes: Sequence[Write], removals: Sequence[str]) -> None:
         with self._errors(), self.dialect.connected(self.engine) as connection:
             self.dialect.begin(connection)
             self._write(connection, writes, removals)
             connection.commit()
 
-    # -- many at once --------------------------------------------------
+    # -- many records at once ----------------------------------------------------------------------
 
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> dict[str, Mapping[str, Any]]:
         assert isinstance(transaction, SqlTransaction)
         with self._errors():
-            return self._found(transaction.ask(self._reading(keys)))
+            return self._found(transaction.ask(self._queries(keys)))
 
     def read_held(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> tuple[dict[str, Entry], dict[str, Mapping[str, Any]]]:
         assert isinstance(transaction, SqlTransaction)
         name = self.type.name
-        entries = transaction.reading(name, keys)
+        queries = transaction.entry_queries(name, keys)
         with self._errors():
-            answers = transaction.ask([*entries, *self._reading(keys)])
-            held = transaction.entries(name, keys, *answers[: len(entries)])
-            return held, self._found(answers[len(entries) :])
+            answers = transaction.ask([*queries, *self._queries(keys)])
+            entries = transaction.entries(name, keys, *answers[: len(queries)])
+            return entries, self._found(answers[len(queries) :])
 
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
         assert isinstance(transaction, SqlTransaction)
-        with self._rivals_named(transaction.connection, writes), self._errors():
+        with self._conflict_named(transaction.connection, writes), self._errors():
             self._write(transaction.connection, writes, removals)
 
     def update_rows(
@@ -151,9 +148,9 @@ class SqlAccessor(Accessor[R]):
     ) -> Collection[str]:
         assert isinstance(transaction, SqlTransaction)
         connection = transaction.connection
-        with self._rivals_named(connection, writes), self._errors():
+        with self._conflict_named(connection, writes), self._errors():
             keys = [write.key for write in writes]
-            # Of those that have no row nothing is changed.
+            # An update of a missing row changes nothing, so only its key is left out.
             return keys if self._change(connection, writes) else self._present(connection, keys)
 
     @cached_property
@@ -164,14 +161,14 @@ class SqlAccessor(Accessor[R]):
     @cached_property
     def patchable(self) -> bool:
         table = self._table
-        # A subclass with a ``write_rows`` of its own means to see all that is written.
+        # A subclass that overrides ``write_rows`` must see everything that is written.
         own = type(self).write_rows is not SqlAccessor.write_rows
         by_field = self.type.rule == "field" and not own
         return by_field and table.faithful and table.exact_key and self._whole
 
     @property
     def _whole(self) -> bool:
-        """Whether all of every record is in the table."""
+        """Whether the table holds all fields of every record."""
         return not self.view.partial and self.view.where is None
 
     def read_back(
@@ -203,8 +200,8 @@ class SqlAccessor(Accessor[R]):
                 made = new_table(self.view, self.dialect, self._table_name, self._schema)
                 made.create(connection, checkfirst=True)
         if isinstance(self._index, SqlIndex):
-            self._index.prepare()  # now, while no transaction of a caller's is in the way
-        _ = self._table  # reads the schema, and so finds what does not fit
+            self._index.prepare()  # now, while no transaction of a caller is open
+        _ = self._table  # reads the table's description, so that a misfit is found now
 
     def ping(self) -> None:
         with self._errors(), self.dialect.connected(self.engine) as connection:
@@ -213,7 +210,7 @@ class SqlAccessor(Accessor[R]):
     def close(self) -> None:
         self.engine.dispose()
 
-    # -- inside --------------------------------------------------
+    # -- rows --------------------------------------------------------------------------------------
 
     @cached_property
     def _table(self) -> Table:
@@ -230,38 +227,46 @@ class SqlAccessor(Accessor[R]):
     def _write(
         self, connection: sa.Connection, writes: Sequence[Write], removals: Sequence[str]
     ) -> None:
-        table, dialect = self._table, self.dialect
+        """Write whole rows, then changed fields, then remove rows."""
+        table = self._table
         if isinstance(writes, Puts) and not table.guarded:
-            whole = table.rows_of(writes.rows, self.reader.names)
-            dialect.upsert(connection, table.target, self._dependents.parents_first(whole))
+            # Whole records whose values are rows already.
+            self._upsert(connection, table.rows_of(writes.rows, self.reader.names))
             writes = ()
-        if dialect.concurrent:
-            # All processes in one order, so that they do not wait for one another in a circle.
+        if self.dialect.concurrent:
+            # All processes lock rows in the same order, so that they do not deadlock.
             writes, removals = sorted(writes, key=lambda write: write.key), sorted(removals)
         if table.guarded:
-            present = self._present(connection, [*(w.key for w in writes), *removals])
+            # An upsert could overwrite another record, so look first which rows are there.
+            present = self._present(connection, [*(write.key for write in writes), *removals])
+            self._insert(connection, [w.values for w in writes if w.whole and w.key not in present])
+            self._change(connection, [write for write in writes if write.key in present])
             removals = [key for key in removals if key in present]
-            writes = [w for w in writes if w.whole or w.key in present]
-            added = [w for w in writes if w.whole and w.key not in present]
-            dialect.insert(
-                connection,
-                table.target,
-                self._dependents.parents_first(table.rows([write.values for write in added])),
-            )
-            changed = [w for w in writes if w.key in present]
         else:
-            whole = table.rows([write.values for write in writes if write.whole])
-            if whole:
-                dialect.upsert(connection, table.target, self._dependents.parents_first(whole))
-            changed = [write for write in writes if not write.whole]
-        self._change(connection, changed)
-        for wave in self._dependents.children_first(connection, removals):
-            for start in range(0, len(wave), _IN):
-                among, parameters = self._among(wave[start : start + _IN])
-                connection.exec_driver_sql(f"DELETE FROM {table.name} WHERE {among}", parameters)
+            self._upsert(connection, table.rows([w.values for w in writes if w.whole]))
+            self._change(connection, [write for write in writes if not write.whole])
+        self._delete(connection, removals)
+
+    def _upsert(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
+        if rows:
+            ordered = self._dependents.parents_first(rows)
+            self.dialect.upsert(connection, self._table.target, ordered)
+
+    def _insert(self, connection: sa.Connection, records: Sequence[Mapping[str, Any]]) -> None:
+        if records:
+            ordered = self._dependents.parents_first(self._table.rows(records))
+            self.dialect.insert(connection, self._table.target, ordered)
+
+    def _delete(self, connection: sa.Connection, keys: Sequence[str]) -> None:
+        for part in self._dependents.children_first(connection, keys):
+            for start in range(0, len(part), _IN):
+                condition, parameters = self._key_condition(part[start : start + _IN])
+                connection.exec_driver_sql(
+                    f"DELETE FROM {self._table.name} WHERE {condition}", parameters
+                )
 
     def _change(self, connection: sa.Connection, writes: Sequence[Write]) -> bool:
-        """Write changed fields; whether each had its row."""
+        """Write changed fields; return whether every record has a row."""
         alike: dict[tuple[str, ...], list[Write]] = {}
         for write in writes:
             alike.setdefault(tuple(write.values), []).append(write)
@@ -274,35 +279,34 @@ class SqlAccessor(Accessor[R]):
         return found == len(writes)
 
     def _present(self, connection: sa.Connection, keys: Sequence[str]) -> set[str]:
-        """Those of ``keys`` that have a row, compared character by character."""
-        try:
-            return set(self._select(connection, keys))
-        except RejectedError:
-            if len(keys) == 1:
-                raise
-            return {key for key in keys if self._present(connection, [key])}
+        """Return those of ``keys`` that have a row, compared character by character."""
+        answers = (
+            self.dialect.fetch(connection, *statement)
+            for statement in self._queries(keys, self._table.selected_keys)
+        )
+        return {self._table.key_text(row) for row in chain.from_iterable(answers)}
 
     @contextmanager
-    def _rivals_named(self, connection: sa.Connection, writes: Sequence[Write]) -> Iterator[None]:
-        """Say of a record that is refused by itself which other one is in its way."""
+    def _conflict_named(self, connection: sa.Connection, writes: Sequence[Write]) -> Iterator[None]:
+        """Name the conflicting record when a unique constraint rejects a single record."""
         try:
             yield
         except UniqueError as error:
-            other = self._rival(connection, writes[0]) if len(writes) == 1 else None
+            other = self._conflict(connection, writes[0]) if len(writes) == 1 else None
             if other is None:
                 raise
             raise UniqueError(f"{error.message}; {other}", hint=error.hint) from error
 
-    def _rival(self, connection: sa.Connection, write: Write) -> str | None:
-        """What to say of the record that has a value which ``write`` may not have too."""
+    def _conflict(self, connection: sa.Connection, write: Write) -> str | None:
+        """Describe the record that has a value which ``write`` needs to be unique."""
         table, dialect = self._table, self.dialect
-        # What cannot be looked up now leaves the refusal as the database put it.
+        # If the look-up fails, the database's own message has to do.
         with (
             suppress(EventSyncError, sa.exc.SQLAlchemyError),
             dialect.beside(self.engine, connection) as beside,
         ):
-            held = self._select(beside, [write.key]).get(write.key, {})
-            stored = table.stored({**held, **write.values})
+            current = self._select(beside, [write.key]).get(write.key, {})
+            stored = table.stored({**current, **write.values})
             for columns in (table.keys, *table.uniques):
                 parts = tuple(stored.get(column) for column in columns)
                 if None in parts:
@@ -319,8 +323,8 @@ class SqlAccessor(Accessor[R]):
                         return f"{self.type.name} {other!r} has the same {shared}"
         return None
 
-    def _among(self, keys: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
-        """The condition that a row is of one of ``keys``, and its parameters."""
+    def _key_condition(self, keys: Sequence[str]) -> tuple[str, tuple[Any, ...]]:
+        """Return the condition that a row belongs to one of ``keys``, and its parameters."""
         table, dialect = self._table, self.dialect
         rows = table.key_rows(keys)
         if table.key_kinds == ("",) or len(table.key_names) > 1:
@@ -328,20 +332,20 @@ class SqlAccessor(Accessor[R]):
         return dialect.among(table.key_names[0], [part for (part,) in rows])
 
     def _select(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, Any]:
-        return self._found(self.dialect.fetch(connection, *one) for one in self._reading(keys))
+        return self._found(self.dialect.fetch(connection, *one) for one in self._queries(keys))
 
-    def _reading(self, keys: Sequence[str]) -> list[Statement]:
-        """What to ask for the rows of ``keys``."""
+    def _queries(self, keys: Sequence[str], selected: str = "") -> list[Statement]:
+        """Return the statements that select the rows of ``keys``; all columns by default."""
         table = self._table
         statements: list[Statement] = []
         for start in range(0, len(keys), _IN):
-            among, parameters = self._among(keys[start : start + _IN])
-            statement = f"SELECT {table.selected} FROM {table.name} WHERE {among}"
-            statements.append((statement, parameters))
+            condition, parameters = self._key_condition(keys[start : start + _IN])
+            select = f"SELECT {selected or table.selected} FROM {table.name}"
+            statements.append((f"{select} WHERE {condition}", parameters))
         return statements
 
     def _found(self, answers: Iterable[Iterable[Sequence[Any]]]) -> dict[str, Any]:
-        """By key, the field values in the answers to ``_reading``."""
+        """Return the field values in the answers to ``_queries``, by key."""
         found = {}
         for row in chain.from_iterable(answers):
             values = self.view.to_record(self._table.loaded(row))
@@ -349,18 +353,18 @@ class SqlAccessor(Accessor[R]):
         return found
 
     def _pages(self, clause: Clause | None) -> Iterator[dict[str, Any]]:
-        """The rows in the order of the key, page by page, so that nothing is locked in between."""
+        """Yield all rows in key order, page by page, so that nothing is locked between pages."""
         table, mark = self._table, self.dialect.mark
         keys = ", ".join(table.key_names)
         marks = ", ".join([mark] * len(table.key_names))
         select = f"SELECT {table.selected} FROM {table.name}"
-        # The first part is implied by the second; MySQL finds its way by it.
+        # The second part implies the first, which lets MySQL use the index.
         after = f"{table.key_names[0]} >= {mark} AND ({keys}) > ({marks})"
-        wanted, parameters = (clause.sql, clause.parameters) if clause else ("", ())
+        condition, parameters = (clause.sql, clause.parameters) if clause else ("", ())
         last: tuple[Any, ...] = ()
         while True:
             with self._errors(), self.dialect.connected(self.engine) as connection:
-                where = " AND ".join(filter(None, (wanted, after if last else "")))
+                where = " AND ".join(filter(None, (condition, after if last else "")))
                 rows = connection.exec_driver_sql(
                     f"{select}{' WHERE ' if where else ''}{where} ORDER BY {keys} LIMIT {_PAGE}",
                     (*parameters, last[0], *last) if last else parameters,

@@ -1,6 +1,7 @@
-"""Conditions of a query as SQL, as far as a database judges values just as Python does.
+"""Conditions of a query as SQL, as far as a database judges values as Python does.
 
-It knows nothing of rows. What it cannot say is left out: the records are looked at again in Python.
+A condition that SQL cannot express is left out: the records that are found are checked again in
+Python.
 """
 
 from __future__ import annotations
@@ -16,16 +17,15 @@ from eventsync.stores.sql.table import Table
 __all__ = ["Clause", "clause_of"]
 
 _ORDERS: Final[Mapping[str, str]] = {"$lt": "<", "$lte": "<=", "$gt": ">", "$gte": ">="}
-_MOST = 500
-"""Of a list with more members than that a query would be too long."""
+_MAX_OPERANDS = 500
+"""A longer list of operands would make the query too long."""
 
 
 @dataclass(slots=True, frozen=True)
 class Clause:
-    """What to put after ``WHERE``, with its parameters.
+    """An SQL condition for ``WHERE``, with its parameters. It is never NULL.
 
-    It is true of every record that fulfils the condition; if ``exact``, of no other. It is never
-    neither true nor false.
+    It is true of every record that fulfils the query's condition, and, if ``exact``, of no other.
     """
 
     sql: str
@@ -34,7 +34,7 @@ class Clause:
 
 
 def clause_of(node: Node, table: Table, dialect: Dialect) -> Clause | None:
-    """What can be said of a condition in SQL; ``None`` if nothing."""
+    """Return a condition as SQL, as far as SQL can express it; ``None`` if it cannot."""
     match node:
         case All(parts):
             found = [clause_of(part, table, dialect) for part in parts]
@@ -63,7 +63,7 @@ def clause_of(node: Node, table: Table, dialect: Dialect) -> Clause | None:
 def _joined(word: str, clauses: list[Clause], *, exact: bool = True) -> Clause:
     return Clause(
         f"({word.join(clause.sql for clause in clauses)})",
-        tuple(held for clause in clauses for held in clause.parameters),
+        tuple(parameter for clause in clauses for parameter in clause.parameters),
         exact and all(clause.exact for clause in clauses),
     )
 
@@ -77,15 +77,15 @@ def _compared(name: str, op: str, operand: Any, table: Table, dialect: Dialect) 
         return None
     if op not in ("$eq", "$in", *_ORDERS):
         return None
-    wanted = [how.operand(held) for held in (operand if op == "$in" else (operand,))]
-    if not wanted or len(wanted) > _MOST or None in wanted:
+    operands = [how.operand(each) for each in (operand if op == "$in" else (operand,))]
+    if not operands or len(operands) > _MAX_OPERANDS or None in operands:
         return None
-    # A comparison with NULL is neither true nor false, and a negation would not find it.
+    # A comparison with NULL gives NULL, so the negation would not find the row either.
     quoted = table.quoted[column]
     known = f"{quoted} IS NOT NULL AND {how.column.format(quoted)}"
     value = how.value.format(dialect.mark)
     if op == "$in":
-        condition = f"IN ({', '.join([value] * len(wanted))})"
+        condition = f"IN ({', '.join([value] * len(operands))})"
     else:
         condition = f"{_ORDERS.get(op, '=')} {value}"
-    return Clause(f"({known} {condition})", tuple(wanted), how.exact)
+    return Clause(f"({known} {condition})", tuple(operands), how.exact)

@@ -1,7 +1,4 @@
-"""Record types from tables as they stand.
-
-It knows nothing of how their records are read or written.
-"""
+"""Record types derived from existing tables."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ __all__ = ["derive", "reflect"]
 
 
 def reflect(engine: sa.Engine, table: str, schema: str | None) -> sa.Table:
-    """The table as the database describes it. Raises ``ConfigError`` if there is none."""
+    """Return the table as the database describes it. Raises ``ConfigError`` if there is none."""
     with errors(table, dialect_of(engine)), warnings.catch_warnings():
-        # It warns of types it does not know; they travel as text.
+        # SQLAlchemy warns of types it does not know; their values are read as text.
         warnings.simplefilter("ignore", sa.exc.SAWarning)
         try:
             return sa.Table(
@@ -46,14 +43,13 @@ def derive(
     schema: str | None = None,
     rule: Rule = "record",
 ) -> type[Record]:
-    """A record type for a table as it stands: a field for each column, the primary key as key.
+    """Derive a record type from a table: a field for each column, the primary key as its key.
 
-    Generated columns are left out, and columns that number rows (identity, AUTO_INCREMENT) unless
-    they are in the key: the database fills them. ``name``: of the record type; by default the
-    table's, with ``_`` for what cannot be in one.
+    Generated columns are left out. So are columns that number rows (identity, AUTO_INCREMENT)
+    unless they are in the key, because the database fills them. ``name``: of the record type; by
+    default the table's name, with ``_`` for characters that a record type's name cannot have.
 
-    Connects to the database. Raises ``ConfigError`` for a table that is not there or has no
-    primary key.
+    Connects to the database. Raises ``ConfigError`` if the table is missing or has no primary key.
     """
     engine = open_engine(database)
     found = reflect(engine, table, schema)
@@ -70,11 +66,11 @@ def derive(
             continue
         optional = bool(column.nullable) and not key
         kind, zoned = _field_type(column.type, engine.dialect.name)
-        # SQLAlchemy's names are of a class of their own, which cannot travel.
+        # SQLAlchemy's names are a subclass of str, which an envelope cannot carry.
         fields[str(column.name)] = Field(
             type=kind | None if optional else kind, key=key, zoned=zoned
         )
-    # A table's name may hold what a record type's may not.
+    # A table's name may have characters that a record type's name cannot have.
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", table)
     if plain[0] in "0123456789.-":
         plain = f"_{plain}"

@@ -1,7 +1,4 @@
-"""What differs between databases, as one class that each of them fills in.
-
-It owns the contract and what most databases share. It knows nothing of records or versions.
-"""
+"""What differs between databases, as an abstract class that each database fills in."""
 
 from __future__ import annotations
 
@@ -16,36 +13,36 @@ import sqlalchemy as sa
 
 from eventsync.records.field import Field
 
-__all__ = ["Codec", "Comparison", "Dialect", "Fault", "Statement", "Target"]
+__all__ = ["ColumnCodec", "ColumnComparison", "Dialect", "Fault", "Statement", "Target"]
 
 Statement: TypeAlias = tuple[str, tuple[Any, ...]]
 """A statement and its parameters."""
 
 
 class Fault(Enum):
-    """What an error of the driver means."""
+    """The meaning of a driver's error."""
 
-    AWAY = auto()
-    """The database cannot be reached, or is busy."""
+    UNREACHABLE = auto()
+    """The database does not answer, or is busy."""
     UNDONE = auto()
-    """The database undid the transaction for the sake of another one."""
+    """The database undid the transaction because of a conflict with another one."""
     DEPENDENCY = auto()
-    """A foreign key: the parent is missing, or children are still there."""
+    """A foreign key: the parent record is missing, or child records still exist."""
     UNIQUE = auto()
-    """A unique constraint, the key's or another."""
+    """A unique constraint of the key or of other columns."""
     REJECTED = auto()
-    """The record does not fit."""
+    """The database will never take this record."""
     CONFIG = auto()
-    """A table or column is missing, or may not be used."""
+    """A table or column is missing, or this user may not use it."""
 
 
 @dataclass(slots=True, frozen=True)
-class Codec:
-    """How the values of one column go there and back; ``None`` where they go as they are.
+class ColumnCodec:
+    """How values of one column are written and read; ``None`` where they pass unchanged.
 
-    ``faithful``: whether every value that is taken reads back the same. ``verbatim``: and in the
-    same form, the zeros at the end of a decimal included. ``kind``: what the database calls the
-    type of the column, where values of it can be sent in the database's own binary form.
+    ``faithful``: every value that is accepted reads back equal. ``verbatim``: it also reads back in
+    the same form, including the zeros at the end of a decimal. ``kind``: the database's name for
+    the type of the column, if its values can be sent in the database's own binary form.
     """
 
     write: Callable[[Any], Any] | None = None
@@ -56,16 +53,16 @@ class Codec:
 
 
 @dataclass(slots=True, frozen=True)
-class Comparison:
-    """How the values of one column are compared with an operand, so that all are found that Python
-    finds equal.
+class ColumnComparison:
+    """How values of one column are compared with an operand of a query.
 
-    ``operand``: what the database gets for one, ``None`` if it cannot be asked. ``column`` and
-    ``value``: what stands for the two, in braces. ``ordered``: less and greater are judged too.
-    ``exact``: no others are found.
+    The database finds at least all rows that Python would find. ``operand`` returns the value to
+    send for an operand, or ``None`` if the database cannot be asked. ``column`` and ``value`` are
+    the SQL of the two sides, with braces for the column's name and the parameter. ``ordered``: less
+    and greater work too. ``exact``: the database finds no other rows.
     """
 
-    operand: Callable[[Any], Any] = lambda held: held
+    operand: Callable[[Any], Any] = lambda value: value
     column: str = "{}"
     value: str = "{}"
     ordered: bool = True
@@ -74,12 +71,13 @@ class Comparison:
 
 @dataclass(slots=True, frozen=True)
 class Target:
-    """A table to write rows to. Names are quoted already.
+    """A table to write rows to. All names are quoted already.
 
-    ``columns``: of each row, in its order; ``keys``: those that identify a row; ``changed``: those
-    that a later row overwrites. ``overriding``: the database numbers the rows, unless told not to.
-    ``types``: what the database calls the type of each column, if rows can be sent in binary form.
-    ``beside``: the columns of other targets that can have a temporary table in common with this.
+    ``columns``: the columns of each row, in its order. ``keys``: those that identify a row.
+    ``changed``: those that a later row overwrites. ``overriding``: the database numbers the rows
+    unless the statement overrides that. ``types``: the database's name for the type of each column,
+    if rows can be sent in binary form. ``staging``: the columns of the temporary table that this
+    target shares with others.
     """
 
     name: str
@@ -88,73 +86,73 @@ class Target:
     changed: tuple[str, ...]
     overriding: bool = False
     types: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
+    staging: tuple[str, ...] = ()
 
 
 class Dialect(ABC):
     """One kind of database. Immutable, hence thread-safe."""
 
     mark: ClassVar[str] = "%s"
-    """What stands for a parameter."""
+    """The placeholder of a parameter."""
     concurrent: ClassVar[bool] = True
-    """Whether several transactions write at once."""
+    """Whether several transactions can write at once."""
     conditional: ClassVar[bool] = False
-    """Whether there is ``upsert_if``."""
-    carefree: ClassVar[tuple[Statement, ...]] = ()
-    """What is to be said in a transaction that a crash of the database may undo without harm."""
+    """Whether ``upsert_if`` is implemented."""
+    relaxed_commit: ClassVar[tuple[Statement, ...]] = ()
+    """Statements for a transaction that a crash of the database may undo without harm."""
     error: type[Exception]
-    """The base of the driver's errors."""
+    """The base class of the driver's errors."""
 
     @abstractmethod
     def fault(self, error: Exception) -> Fault:
-        """What an error of the driver means."""
+        """Return the meaning of a driver's error."""
 
-    def set_up(self, connection: sa.Connection) -> None:  # noqa: B027  # not all need it
+    def set_up(self, connection: sa.Connection) -> None:  # noqa: B027  # optional
         """Prepare a new connection: isolation, time zone, strictness."""
 
     def begin(self, connection: sa.Connection) -> None:
         """Begin a transaction that will write."""
         connection.begin()
 
-    def join(  # noqa: B027  # where rows are locked one by one, nobody has to wait
+    def join(  # noqa: B027  # where rows are locked one by one, no writer has to wait
         self, connection: sa.Connection, outbox: str
     ) -> None:
-        """Have other writers wait as ``begin`` does, in a transaction that may have begun.
+        """Make other writers wait as ``begin`` does, in a transaction that may have begun already.
 
-        ``outbox``: the name of a table to do that with where it takes one.
+        ``outbox``: the name of a table that can be written to for this purpose.
         """
 
     @contextmanager
     def beside(self, engine: sa.Engine, connection: sa.Connection) -> Iterator[sa.Connection]:
-        """A connection to look something up by, once a statement on ``connection`` has failed."""
+        """Yield a connection for a query after a statement on ``connection`` has failed."""
         yield connection
 
     @abstractmethod
     def alone(self, connection: sa.Connection) -> AbstractContextManager[None]:
-        """While it lasts no other process creates tables."""
+        """Keep other processes from creating tables while the block runs."""
 
     @abstractmethod
     def text_key(self, length: int) -> sa.types.TypeEngine[Any]:
-        """A column of text that compares and sorts as its bytes."""
+        """Return a text column that compares and sorts as its bytes."""
 
     @abstractmethod
     def column_type(self, field: Field, *, keys: int) -> sa.types.TypeEngine[Any]:
-        """The column for a field, in a table that eventsync creates: nothing is rounded.
+        """Return the column for a field, in a table that eventsync creates. It rounds nothing.
 
-        ``keys``: of how many columns the key is, if the field is of the key or unique; otherwise 0.
+        ``keys``: how many columns the key has, if the field is in the key or unique; otherwise 0.
         """
 
     @abstractmethod
-    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
-        """For a column of that type and its field; ``None`` for a conversion or a constant."""
+    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
+        """Return the codec of a column; ``field`` is ``None`` for a conversion or a constant."""
 
     def kind(self, kind: sa.types.TypeEngine[Any]) -> str:
-        """``Codec.kind`` of a column of eventsync's own tables."""
+        """Return ``ColumnCodec.kind`` of a column of eventsync's own tables."""
         return ""
 
     @abstractmethod
-    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
-        """How a column of that type is compared; ``None`` if not as Python compares its field."""
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> ColumnComparison | None:
+        """Return how a column is compared; ``None`` if it differs from how Python compares."""
 
     def upsert_if(
         self,
@@ -164,10 +162,10 @@ class Dialect(ABC):
         condition: str,
         returning: str,
     ) -> list[Any]:
-        """As ``upsert``, but a row that is there is overwritten only on a condition.
+        """Upsert rows, but overwrite an existing row only on a condition.
 
-        ``condition``: of ``excluded``, the row that came, and the table's name. Returns a column
-        of the rows that were written.
+        The condition refers to the incoming row as ``excluded`` and to the existing one by the
+        table's name. Return one column of the rows that were written.
         """
         raise NotImplementedError
 
@@ -179,54 +177,54 @@ class Dialect(ABC):
         *,
         upsert: bool,
     ) -> None:
-        """What ``insert`` and ``upsert`` do."""
+        """Insert or upsert rows."""
         statement = self.upsert_sql(target) if upsert else self.insert_sql(target)
         self.run(connection, statement, rows)
 
     def update(self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]) -> int:
-        """Write the changed columns of rows that are there; how many of them are.
+        """Write the changed columns of existing rows; return how many rows exist.
 
-        ``rows``: of each ``target.changed``, then ``target.keys``.
+        ``rows``: the values of ``target.changed``, then those of ``target.keys``.
         """
         sets = ", ".join(f"{column} = {self.mark}" for column in target.changed)
-        one = " AND ".join(f"{column} = {self.mark}" for column in target.keys)
-        statement = f"UPDATE {target.name} SET {sets} WHERE {one}"
+        same_key = " AND ".join(f"{column} = {self.mark}" for column in target.keys)
+        statement = f"UPDATE {target.name} SET {sets} WHERE {same_key}"
         return connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0]).rowcount
 
     def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
-        """Whether a column's text is compared by something looser than its characters."""
+        """Return whether the column takes different texts for equal, as without case."""
         return False
 
     def hidden_uniques(
         self, inspector: sa.Inspector, table: str, schema: str | None
     ) -> list[tuple[str, ...]]:
-        """The columns of unique constraints that SQLAlchemy does not find with the table."""
+        """Return the columns of unique constraints that SQLAlchemy does not find with the table."""
         return []
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
-        """What to select to read a column."""
+        """Return the SQL expression that reads a column."""
         return quoted
 
-    # -- what most share ---------------------------------------------------------------------------
+    # -- shared by most databases ------------------------------------------------------------------
 
     def insert(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
     ) -> None:
-        """Add rows. Fails if one of their keys is there already."""
+        """Insert rows. Raise the driver's error if one of their keys exists already."""
         self.write(connection, target, rows, upsert=False)
 
     def upsert(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
     ) -> None:
-        """Write rows, each in place of the one of the same key if there is one."""
+        """Insert rows, or overwrite those that have the same key."""
         self.write(connection, target, rows, upsert=True)
 
     def upsert_sql(self, target: Target) -> str:
-        """The statement that writes one row."""
+        """Return the statement that upserts one row."""
         return f"{self.insert_sql(target)} {self.on_conflict(target)}"
 
     def insert_sql(self, target: Target) -> str:
-        """The statement that adds one row."""
+        """Return the statement that inserts one row."""
         marks = ", ".join([self.mark] * len(target.columns))
         overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
         return (
@@ -234,28 +232,28 @@ class Dialect(ABC):
         )
 
     def on_conflict(self, target: Target) -> str:
-        """The clause that makes an upsert of an insert."""
+        """Return the clause that makes an upsert of an insert."""
         sets = ", ".join(f"{column} = excluded.{column}" for column in target.changed)
         action = f"UPDATE SET {sets}" if sets else "NOTHING"
         return f"ON CONFLICT ({', '.join(target.keys)}) DO {action}"
 
     def run(self, connection: sa.Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
-        """One statement for many rows."""
+        """Run one statement once for each row."""
         if rows:
             connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0])
 
     def fetch(
         self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
     ) -> Iterable[Sequence[Any]]:
-        """The rows that a statement finds."""
+        """Return the rows that a statement finds."""
         return connection.exec_driver_sql(statement, parameters)
 
     def execute_all(
         self, connection: sa.Connection, statements: Sequence[Statement]
     ) -> list[list[Sequence[Any]]]:
-        """Run statements in their order; the rows that each of them finds.
+        """Run statements in their order; return the rows that each of them finds.
 
-        In one round trip where the database can do that.
+        All are sent in one round trip where the database can do that.
         """
         found: list[list[Sequence[Any]]] = []
         for statement, parameters in statements:
@@ -266,33 +264,33 @@ class Dialect(ABC):
     def statement(
         self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool = False
     ) -> Statement | None:
-        """What adds rows, or upserts them, and is worth being sent together with others.
+        """Return one statement that writes all rows, to be sent together with others.
 
-        ``None`` where ``insert`` and ``upsert`` do as well, or better with so many.
+        Return ``None`` where ``insert`` and ``upsert`` are as fast, or faster for so many rows.
         """
         return None
 
     def is_untouched(self, connection: sa.Connection) -> bool:
-        """Whether nothing has been done of what was sent together and has failed."""
+        """Return whether statements that were sent together and failed have had no effect."""
         return False
 
     def keys_in(self, keys: Sequence[str], count: int) -> str:
-        """The condition that a row's key is one of ``count``."""
+        """Return the condition that a row's key is one of ``count`` keys."""
         if len(keys) == 1:
             return f"{keys[0]} IN ({', '.join([self.mark] * count)})"
         one = f"({', '.join([self.mark] * len(keys))})"
         return f"({', '.join(keys)}) IN ({', '.join([one] * count)})"
 
     def among(self, column: str, values: list[Any]) -> tuple[str, tuple[Any, ...]]:
-        """The condition that a column holds one of ``values``, and its parameters.
+        """Return the condition that a column holds one of ``values``, and its parameters.
 
-        For a column of which ``Codec.kind`` says what the database calls its type.
+        The column's ``ColumnCodec.kind`` must be known.
         """
         return self.keys_in((column,), len(values)), tuple(values)
 
     @contextmanager
     def connected(self, engine: sa.Engine) -> Iterator[sa.Connection]:
-        """A connection from the pool, set up."""
+        """Yield a connection from the pool, after ``set_up``."""
         with engine.connect() as connection:
             if "eventsync" not in connection.info:
                 self.set_up(connection)
@@ -301,10 +299,10 @@ class Dialect(ABC):
 
     @contextmanager
     def reading(self, engine: sa.Engine) -> Iterator[sa.Connection]:
-        """As ``connected``, for one statement that only reads."""
+        """Yield a connection for one statement that only reads."""
         with self.connected(engine) as connection:
             yield connection
 
     def raw(self, connection: sa.Connection) -> Any:
-        """The driver's own connection."""
+        """Return the driver's own connection."""
         return connection.connection.driver_connection

@@ -1,7 +1,4 @@
-"""Which database it is: engines from URLs, their dialect, and their errors as eventsync's.
-
-It knows nothing of records or versions.
-"""
+"""SQLAlchemy engines from URLs, the dialect of a database, and its errors as eventsync's."""
 
 from __future__ import annotations
 
@@ -39,11 +36,11 @@ _DRIVERS = {
 
 
 class UniqueError(RejectedError):
-    """Another record has a value that may be there only once."""
+    """Another record already has a value that must be unique."""
 
 
 def open_engine(database: str | sa.Engine) -> sa.Engine:
-    """The engine of a URL, or the one given. Does not connect. Raises ``ConfigError``."""
+    """Return the engine of a URL, or the engine given. Does not connect. Raises ``ConfigError``."""
     if isinstance(database, sa.Engine):
         engine = database
     else:
@@ -54,7 +51,7 @@ def open_engine(database: str | sa.Engine) -> sa.Engine:
             engine = sa.create_engine(f"{scheme}://{rest}", **options)
         except sa.exc.ArgumentError as error:
             raise ConfigError(
-                f"not a database URL: {error}", hint="as in sqlite:////srv/data/crm.db"
+                f"not a database URL: {error}", hint="write it like sqlite:////srv/data/crm.db"
             ) from None
         except ImportError as error:
             extra = _DRIVERS.get(scheme.partition("+")[0], ("", "sql"))[1]
@@ -67,11 +64,11 @@ def open_engine(database: str | sa.Engine) -> sa.Engine:
 
 
 def dialect_of(engine: sa.Engine) -> Dialect:
-    """What is special about the engine's database. Raises ``ConfigError`` for one unknown."""
+    """Return the dialect of the engine's database. Raises ``ConfigError`` for an unknown one."""
     name, driver = engine.dialect.name, engine.dialect.driver
     if name == "sqlite" and driver == "pysqlite":
         return Sqlite()
-    # Imported here, for each needs a driver of its own.
+    # Imported here, because each needs a driver of its own.
     if name == "postgresql" and driver == "psycopg":
         from eventsync.stores.sql.postgresql import Postgresql
 
@@ -88,7 +85,7 @@ def dialect_of(engine: sa.Engine) -> Dialect:
 
 @contextmanager
 def errors(what: str, dialect: Dialect) -> Iterator[None]:
-    """Turn the driver's errors into eventsync's: what may work later, and what never will."""
+    """Raise the driver's errors as eventsync's: retryable ones, and rejections."""
     try:
         yield
     except OverflowError as error:
@@ -103,19 +100,19 @@ def errors(what: str, dialect: Dialect) -> Iterator[None]:
             raise UndoneError(text) from error
         if fault is Fault.DEPENDENCY:
             raise DependencyError(
-                text, hint="it is tried again once the other record has come or gone"
+                text, hint="it is retried when the other record has been written or removed"
             ) from error
         if fault is Fault.UNIQUE:
             raise UniqueError(text, hint="change one of the two records") from error
         if fault is Fault.CONFIG:
             raise ConfigError(
-                text, hint="was the table altered while the worker ran? restart it"
+                text, hint="restart the worker if the table was altered while it ran"
             ) from error
         raise (RejectedError if fault is Fault.REJECTED else StoreUnavailableError)(text) from error
 
 
 def connection_of(transaction: Any) -> sa.Connection:
-    """The connection of a caller's own transaction; what waits in a session is written first."""
+    """Return the connection of a caller's own transaction, after flushing its session."""
     if isinstance(transaction, orm.Session | orm.scoped_session):
         transaction.flush()
         return transaction.connection()
@@ -123,5 +120,5 @@ def connection_of(transaction: Any) -> sa.Connection:
         return transaction
     raise ConfigError(
         f"{type(transaction).__name__} is neither an SQLAlchemy session nor a connection",
-        hint="pass the one whose transaction the change shall be part of",
+        hint="pass the session or connection whose transaction the change joins",
     )

@@ -1,8 +1,4 @@
-"""The version index of an SQL store, in the database that holds its data.
-
-It owns the tables that eventsync adds to a database. It knows nothing of the tables of records, nor
-of what happens within a transaction.
-"""
+"""The version index of an SQL store, in the database that holds its data."""
 
 from __future__ import annotations
 
@@ -14,67 +10,19 @@ import sqlalchemy as sa
 
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.index import Entry, Index, IndexTransaction, Outgoing, Presence, UndoneError
-from eventsync.stores.sql.dialect import Dialect, Target
 from eventsync.stores.sql.engine import connection_of, dialect_of, errors, open_engine
+from eventsync.stores.sql.index_table import IndexTables
 from eventsync.stores.sql.transaction import SqlTransaction
 
 __all__ = ["SqlIndex"]
 
 _CHUNK = 1000
-_USUAL = 4  # columns of an entry of which nothing more is to be kept than that it is here
-
-
-class _Tables:
-    """eventsync's own tables in one database."""
-
-    def __init__(self, dialect: Dialect, schema: str | None) -> None:
-        self.metadata = sa.MetaData(schema=schema)
-        blob = sa.LargeBinary
-        self.version = sa.Table(
-            "eventsync_version",
-            self.metadata,
-            sa.Column("type", dialect.text_key(128), primary_key=True),
-            sa.Column("key", dialect.text_key(512), primary_key=True),
-            sa.Column("stamp", blob(49), nullable=False),
-            sa.Column("presence", sa.SmallInteger, nullable=False),
-            sa.Column("detail", blob),
-            sa.Column("echo", blob),
-            sqlite_with_rowid=False,
-        )
-        columns = self.version.c
-        sa.Index(
-            "eventsync_version_elsewhere",
-            columns.type,
-            columns.presence,
-            columns.key,
-            sqlite_where=columns.presence != 1,
-            postgresql_where=columns.presence != 1,
-        )
-        self.outbox = sa.Table(
-            "eventsync_outbox",
-            self.metadata,
-            sa.Column(
-                "number",
-                sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
-                primary_key=True,
-                autoincrement=True,
-            ),
-            sa.Column("type", dialect.text_key(128), nullable=False),
-            sa.Column("body", blob(2**24 - 1), nullable=False),
-            sqlite_autoincrement=True,
-        )
-        self.mark = sa.Table(
-            "eventsync_mark",
-            self.metadata,
-            sa.Column("name", dialect.text_key(128), primary_key=True),
-            sa.Column("text", sa.Text, nullable=False),
-        )
 
 
 class SqlIndex(Index):
     """The version index of an SQL store, in the database that holds its data.
 
-    ``schema``: where its tables are, if not in the default one.
+    ``schema``: the database schema of eventsync's own tables, if not the default one.
     """
 
     attempts: ClassVar[int] = 5
@@ -82,30 +30,7 @@ class SqlIndex(Index):
     def __init__(self, database: str | sa.Engine, *, schema: str | None = None) -> None:
         self.engine = open_engine(database)
         self.dialect = dialect_of(self.engine)
-        self.tables = _Tables(self.dialect, schema)
-        quote = self.engine.dialect.identifier_preparer
-        self.name = quote.format_table(self.tables.version)
-        columns = tuple(quote.quote(column.name) for column in self.tables.version.columns)
-        self.columns = columns
-        kinds = tuple(self.dialect.kind(column.type) for column in self.tables.version.columns)
-        self.targets = tuple(
-            Target(self.name, columns[:count], columns[:2], columns[2:], types=kinds[:count])
-            for count in (_USUAL, len(columns))
-        )
-        """Where entries go: those without detail and echo, as most are, and the others."""
-        outbox = self.tables.outbox
-        sent = (outbox.c.type, outbox.c.body)
-        self.outbox = Target(
-            quote.format_table(outbox),
-            tuple(quote.quote(column.name) for column in sent),
-            keys=(),
-            changed=(),
-            types=tuple(self.dialect.kind(column.type) for column in sent),
-        )
-        """Where envelopes go, which the database numbers."""
-        stamp = columns[2]
-        self.newer = f"substr(excluded.{stamp}, 1, 16) > substr({self.name}.{stamp}, 1, 16)"
-        """The condition that an entry is of a later version than the one that is there."""
+        self.tables = IndexTables(self.engine, self.dialect, schema)
         self._ready = False
 
     def __repr__(self) -> str:
@@ -117,7 +42,7 @@ class SqlIndex(Index):
         with self._errors(), self.dialect.connected(self.engine) as connection:
             self.dialect.begin(connection)
             try:
-                transaction = SqlTransaction(connection, self)
+                transaction = SqlTransaction(connection, self.tables)
                 yield transaction
                 transaction.finish()
                 connection.commit()
@@ -135,16 +60,17 @@ class SqlIndex(Index):
                     and connection.engine.url != self.engine.url
                 ):
                     raise ConfigError(
-                        f"the transaction is one of {connection.engine.url!r}, "
-                        f"the store is in {self.engine.url!r}",
+                        f"the transaction belongs to {connection.engine.url!r}, but the store is "
+                        f"in {self.engine.url!r}",
                         hint="begin it on an engine of the store's own URL",
                     )
                 if not connection.in_transaction():
-                    connection.begin()  # what SQLAlchemy has not seen begin it does not commit
-                # Before anything is read other writers have to wait, as in ``transaction``.
-                self.dialect.join(connection, self.outbox.name)
-                # An edit that fails leaves no trace, whatever the caller makes of its error.
-                part = SqlTransaction(connection, self, part=True)
+                    # SQLAlchemy only commits transactions that it has seen begin.
+                    connection.begin()
+                # Other writers have to wait before anything is read, as in ``transaction``.
+                self.dialect.join(connection, self.tables.envelopes.name)
+                # An edit that fails leaves no trace, even if the caller ignores its error.
+                part = SqlTransaction(connection, self.tables, part=True)
                 try:
                     yield part
                     part.finish()
@@ -152,7 +78,7 @@ class SqlIndex(Index):
                     part.undo()
                     raise
         except UndoneError as error:
-            # Not to be done again here: the caller's own work may be undone too.
+            # Not retried here: the database may have undone the caller's own work too.
             raise StoreUnavailableError(
                 error.message, hint="roll your transaction back, and begin it again"
             ) from error
@@ -195,9 +121,9 @@ class SqlIndex(Index):
             assert isinstance(transaction, SqlTransaction)
             for start in range(0, len(numbers), _CHUNK):
                 chunk = list(numbers[start : start + _CHUNK])
-                among, parameters = self.dialect.among("number", chunk)
-                statement = f"DELETE FROM {self.outbox.name} WHERE {among}"
-                transaction.ask([*self.dialect.carefree, (statement, parameters)])
+                condition, parameters = self.dialect.among("number", chunk)
+                statement = f"DELETE FROM {self.tables.envelopes.name} WHERE {condition}"
+                transaction.ask([*self.dialect.relaxed_commit, (statement, parameters)])
 
     def load_mark(self, name: str) -> str:
         table = self.tables.mark.c
@@ -205,16 +131,9 @@ class SqlIndex(Index):
         return str(rows[0][0]) if rows else ""
 
     def save_mark(self, name: str, text: str) -> None:
-        quote = self.engine.dialect.identifier_preparer
-        target = Target(
-            quote.format_table(self.tables.mark),
-            ("name", quote.quote("text")),
-            ("name",),
-            (quote.quote("text"),),
-        )
         with self.transaction() as transaction:
             assert isinstance(transaction, SqlTransaction)
-            self.dialect.upsert(transaction.connection, target, [(name, text)])
+            self.dialect.upsert(transaction.connection, self.tables.marks, [(name, text)])
 
     def close(self) -> None:
         self.engine.dispose()
@@ -228,7 +147,7 @@ class SqlIndex(Index):
         return errors("version index", self.dialect)
 
     def prepare(self) -> None:
-        """Make the tables of the index. Idempotent."""
+        """Create the tables of the index where they are missing. Idempotent."""
         if not self._ready:
             with (
                 self._errors(),

@@ -1,7 +1,4 @@
-"""MySQL and MariaDB: statements of many rows, and what their columns do not hold as others do.
-
-It knows nothing of records or versions.
-"""
+"""The dialect of MySQL and MariaDB."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from sqlalchemy.dialects import mysql
 
 from eventsync.errors import StoreUnavailableError
 from eventsync.records.field import Field
-from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Target
+from eventsync.stores.sql.dialect import ColumnCodec, ColumnComparison, Dialect, Fault, Target
 from eventsync.stores.sql.value import (
     exact_decimal,
     from_json,
@@ -50,7 +47,7 @@ class Mysql(Dialect):
     error = pymysql.err.Error
 
     def __init__(self, *, maria: bool) -> None:
-        # Text that keeps apart what differs in its case or in blanks at its end.
+        # Collations that distinguish case, and blanks at the end.
         self._exact_text = "utf8mb4_nopad_bin" if maria else "utf8mb4_0900_bin"
 
     def fault(self, error: Exception) -> Fault:
@@ -70,12 +67,12 @@ class Mysql(Dialect):
             pymysql.err.ProgrammingError,
             pymysql.err.NotSupportedError,
         )
-        return Fault.REJECTED if isinstance(error, rejecting) else Fault.AWAY
+        return Fault.REJECTED if isinstance(error, rejecting) else Fault.UNREACHABLE
 
     def set_up(self, connection: sa.Connection) -> None:
         raw = self.raw(connection)
         with raw.cursor() as cursor:
-            # Not to cut, round or number on its own, and times in UTC.
+            # Do not truncate or round values or number rows; keep times in UTC.
             cursor.execute(
                 "SET SESSION time_zone = '+00:00', sql_mode = CONCAT_WS(',', @@sql_mode,"
                 " 'STRICT_ALL_TABLES', 'NO_AUTO_VALUE_ON_ZERO')"
@@ -87,7 +84,10 @@ class Mysql(Dialect):
     def alone(self, connection: sa.Connection) -> Iterator[None]:
         got = connection.exec_driver_sql("SELECT GET_LOCK('eventsync', 60)").scalar()
         if got != 1:
-            raise StoreUnavailableError("another process has been creating tables for a minute")
+            raise StoreUnavailableError(
+                "another process has value the lock for creating eventsync's tables for 60 s",
+                hint="look for a session that holds the MySQL lock 'eventsync'",
+            )
         try:
             yield
         finally:
@@ -101,11 +101,11 @@ class Mysql(Dialect):
         kind: Any = field.type
         if kind is str:
             if keys:
-                # All columns of an index have 3072 bytes together.
+                # All columns of an index together may take 3072 bytes.
                 return self.text_key(min(field.length or 512, 760 // keys))
             return mysql.LONGTEXT(charset="utf8mb4", collation=self._exact_text)
         if kind in (dt.datetime, dt.time) and field.zoned is None:
-            return self.text_key(40)  # no other column keeps those with and without a zone apart
+            return self.text_key(40)  # other columns confuse values with and without a zone
         if kind is dt.time and field.zoned:
             return self.text_key(40)
         made: dict[Any, sa.types.TypeEngine[Any]] = {
@@ -121,7 +121,7 @@ class Mysql(Dialect):
             dt.datetime: mysql.DATETIME(fsp=6),
             UUID: self.text_key(36),
         }
-        # Not JSON, which has numbers of its own.
+        # Not the JSON type, which changes numbers.
         return made.get(kind) or mysql.LONGTEXT(charset="utf8mb4", collation=self._exact_text)
 
     def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
@@ -129,17 +129,19 @@ class Mysql(Dialect):
             return False
         return not str(getattr(kind, "collation", "") or "").endswith(("nopad_bin", "0900_bin"))
 
-    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         if field is None:
             if isinstance(kind, sa.Numeric):
-                return Codec(exact_decimal(None, _plain), faithful=False)
-            return Codec(to_text if isinstance(kind, sa.String) else None, faithful=False)
+                return ColumnCodec(exact_decimal(None, _plain), faithful=False)
+            return ColumnCodec(to_text if isinstance(kind, sa.String) else None, faithful=False)
         if isinstance(kind, sa.JSON):
-            return Codec(to_json(field, always=True), from_json, faithful=False)
+            return ColumnCodec(to_json(field, always=True), from_json, faithful=False)
         if isinstance(kind, sa.Uuid | mysql.BINARY) and field.type is UUID:
             if isinstance(kind, sa.Uuid):
-                return Codec(to_text)
-            return Codec(lambda held: held and held.bytes, lambda held: held and UUID(bytes=held))
+                return ColumnCodec(to_text)
+            return ColumnCodec(
+                lambda value: value and value.bytes, lambda value: value and UUID(bytes=value)
+            )
         if isinstance(kind, sa.DateTime | sa.Time):
             stamp = isinstance(kind, sa.TIMESTAMP)
             write = moment(
@@ -149,81 +151,83 @@ class Mysql(Dialect):
                 utc=True,
             )
             if isinstance(kind, sa.Time):
-                return Codec(write, _time, faithful=field.type is dt.time)
+                return ColumnCodec(write, _time, faithful=field.type is dt.time)
             zoned = field.zoned or (stamp and field.zoned is None)
-            return Codec(write, _in_utc if zoned else None, faithful=field.type is dt.datetime)
+            return ColumnCodec(
+                write, _in_utc if zoned else None, faithful=field.type is dt.datetime
+            )
         if isinstance(kind, sa.Float):
             double = isinstance(kind, sa.Double | mysql.DOUBLE)
-            return Codec(faithful=double and field.type is float)
+            return ColumnCodec(faithful=double and field.type is float)
         if isinstance(kind, sa.Numeric):
             scale = kind.scale or 0
-            return Codec(
+            return ColumnCodec(
                 exact_decimal(scale, _plain), faithful=field.type is Decimal, verbatim=False
             )
         if isinstance(kind, mysql.BIT):
-            return Codec(read=_bit, faithful=False)
+            return ColumnCodec(read=_bit, faithful=False)
         if not field.scalar:
             read = from_json if field.type in (list, dict) else None
-            return Codec(to_json(field), read, faithful=False)
+            return ColumnCodec(to_json(field), read, faithful=False)
         if isinstance(kind, sa.Integer):
-            return Codec(None, faithful=field.type in (int, bool))
+            return ColumnCodec(None, faithful=field.type in (int, bool))
         exact = isinstance(kind, _EXACT) and not isinstance(kind, sa.CHAR | mysql.BINARY)
-        return Codec(None if field.type in (str, bytes) else to_text, faithful=exact)
+        return ColumnCodec(None if field.type in (str, bytes) else to_text, faithful=exact)
 
-    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> ColumnComparison | None:
         if field.type in (int, bool) and isinstance(kind, sa.Integer):
-            return Comparison(number_operand)
+            return ColumnComparison(number_operand)
         if field.type is float and isinstance(kind, sa.Double | mysql.DOUBLE):
-            return Comparison(number_operand)
+            return ColumnComparison(number_operand)
         numeric = isinstance(kind, sa.Numeric) and not isinstance(kind, sa.Float)
         if field.type is Decimal and numeric:
-            # As text or as a literal it would be compared as an inexact number.
-            return Comparison(_decimal_operand, value="CAST({} AS DECIMAL(65,30))")
+            # As text or a literal it would be compared as an inexact number.
+            return ColumnComparison(_decimal_operand, value="CAST({} AS DECIMAL(65,30))")
         if field.type is dt.date and isinstance(kind, sa.Date):
-            return Comparison()
+            return ColumnComparison()
         if field.type is dt.datetime and isinstance(kind, sa.DateTime) and field.zoned is not None:
-            return Comparison(time_operand(zoned=field.zoned, utc=True))
+            return ColumnComparison(time_operand(zoned=field.zoned, utc=True))
         if field.type is bytes and isinstance(kind, _BYTES):
-            return Comparison()
+            return ColumnComparison()
         if field.type is str and isinstance(kind, sa.String) and not isinstance(kind, _NO_TEXT):
             wide = str(kind.collation or "").startswith("utf8mb4")
             operand = text_operand if wide else _ascii_operand
-            return Comparison(operand, ordered=False, exact=not self.loose(kind))
+            return ColumnComparison(operand, ordered=False, exact=not self.loose(kind))
         return None
 
     def upsert_sql(self, target: Target) -> str:
-        # A row alias is MySQL's newer way, which MariaDB does not know.
+        # MySQL's newer way, a row alias, is unknown to MariaDB.
         changed = target.changed or target.keys[:1]
         sets = ", ".join(f"{column} = VALUES({column})" for column in changed)
         return f"{self.insert_sql(target)} ON DUPLICATE KEY UPDATE {sets}"
 
 
-def _ascii_operand(held: str) -> str | None:
-    # What another character set lacks, it may refuse to compare with.
-    return text_operand(held) if held.isascii() else None
+def _ascii_operand(value: str) -> str | None:
+    # The column may refuse a comparison with characters outside its own set.
+    return text_operand(value) if value.isascii() else None
 
 
-def _decimal_operand(held: Decimal) -> str | None:
-    if not held.is_finite() or held.adjusted() >= 35 or int(held.as_tuple().exponent) < -30:
+def _decimal_operand(value: Decimal) -> str | None:
+    if not value.is_finite() or value.adjusted() >= 35 or int(value.as_tuple().exponent) < -30:
         return None
-    return _plain(held)
+    return _plain(value)
 
 
 def _plain(number: Decimal) -> str:
-    # Without an exponent, with which it would be an inexact number.
+    # With an exponent, MySQL would read an inexact number.
     return format(number, "f")
 
 
-def _time(held: Any) -> Any:
+def _time(value: Any) -> Any:
     day = dt.timedelta(days=1)
-    if isinstance(held, dt.timedelta) and dt.timedelta() <= held < day:
-        return (dt.datetime.min + held).time()
-    return held
+    if isinstance(value, dt.timedelta) and dt.timedelta() <= value < day:
+        return (dt.datetime.min + value).time()
+    return value
 
 
-def _in_utc(held: Any) -> Any:
-    return held.replace(tzinfo=dt.UTC) if isinstance(held, dt.datetime) else held
+def _in_utc(value: Any) -> Any:
+    return value.replace(tzinfo=dt.UTC) if isinstance(value, dt.datetime) else value
 
 
-def _bit(held: Any) -> Any:
-    return int.from_bytes(held, "big") if isinstance(held, bytes) else held
+def _bit(value: Any) -> Any:
+    return int.from_bytes(value, "big") if isinstance(value, bytes) else value

@@ -1,7 +1,4 @@
-"""PostgreSQL: many rows as arrays or through COPY, values as the driver adapts them.
-
-It knows nothing of records or versions.
-"""
+"""The dialect of PostgreSQL: many rows as arrays or through COPY."""
 
 from __future__ import annotations
 
@@ -19,7 +16,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from eventsync.records.field import Field
-from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Statement, Target
+from eventsync.stores.sql.dialect import (
+    ColumnCodec,
+    ColumnComparison,
+    Dialect,
+    Fault,
+    Statement,
+    Target,
+)
 from eventsync.stores.sql.value import (
     exact_decimal,
     from_json,
@@ -33,11 +37,11 @@ from eventsync.stores.sql.value import (
 
 __all__ = ["Postgresql"]
 
-_FEW = 8
+_FEW = 8  # fewer rows of known types go in a statement with all their values: see ``write``
 _SOME = 30
-"""Fewer than so many rows go in a statement with all their values: see ``write``."""
+"""Fewer rows of other types go in a statement with all their values: see ``write``."""
 _IN_ARRAYS = 2000
-"""Up to so many values go in arrays, more through COPY: see ``write``."""
+"""Up to so many values go in arrays, more go through COPY: see ``write``."""
 _KNOWN = (
     sa.String,
     sa.Integer,
@@ -71,7 +75,7 @@ _FAITHFUL: dict[Any, tuple[Any, ...]] = {
     UUID: (sa.Uuid, sa.Text, sa.VARCHAR),
 }
 
-# What the database calls the type of which the driver makes the binary form of a value ...
+# The database's name for the type whose binary form the driver makes of a value ...
 _KINDS: dict[Any, str] = {
     bool: "bool",
     int: "int8",
@@ -82,7 +86,7 @@ _KINDS: dict[Any, str] = {
     dt.date: "date",
     UUID: "uuid",
 }
-# ... and the columns that take it.
+# ... and the columns that accept that form.
 _BINARY: dict[Any, tuple[Any, ...]] = {
     bool: (sa.Boolean,),
     int: (sa.BigInteger,),
@@ -97,7 +101,7 @@ _BINARY: dict[Any, tuple[Any, ...]] = {
 
 
 def _base(kind: Any) -> Any:
-    """The type that a domain is of."""
+    """Return the type behind a domain."""
     while isinstance(kind, pg.DOMAIN):
         kind = kind.data_type
     return kind
@@ -107,7 +111,7 @@ class Postgresql(Dialect):
     """PostgreSQL, with psycopg 3."""
 
     conditional: ClassVar[bool] = True
-    carefree: ClassVar[tuple[Statement, ...]] = (("SET LOCAL synchronous_commit TO off", ()),)
+    relaxed_commit: ClassVar[tuple[Statement, ...]] = (("SET LOCAL synchronous_commit TO off", ()),)
     error = psycopg.Error
 
     def fault(self, error: Exception) -> Fault:
@@ -123,7 +127,7 @@ class Postgresql(Dialect):
         if state[:2] in ("22", "23", "42"):
             return Fault.REJECTED
         rejecting = (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError)
-        return Fault.REJECTED if not state and isinstance(error, rejecting) else Fault.AWAY
+        return Fault.REJECTED if not state and isinstance(error, rejecting) else Fault.UNREACHABLE
 
     def set_up(self, connection: sa.Connection) -> None:
         raw = self.raw(connection)
@@ -135,7 +139,7 @@ class Postgresql(Dialect):
     def reading(self, engine: sa.Engine) -> Iterator[sa.Connection]:
         with self.connected(engine) as connection:
             raw = self.raw(connection)
-            # To begin and end a transaction takes longer than most of what is read.
+            # Beginning and ending a transaction takes longer than most reads.
             raw.autocommit = True
             try:
                 yield connection
@@ -145,7 +149,7 @@ class Postgresql(Dialect):
 
     @contextmanager
     def beside(self, engine: sa.Engine, connection: sa.Connection) -> Iterator[sa.Connection]:
-        # A transaction in which a statement failed takes no other.
+        # A transaction in which a statement failed takes no further statement.
         with self.connected(engine) as other:
             yield other
 
@@ -163,7 +167,7 @@ class Postgresql(Dialect):
         kind: Any = field.type
         if kind in (dt.datetime, dt.time):
             if field.zoned is None:
-                return sa.Text()  # no other column keeps those with and without a zone apart
+                return sa.Text()  # other columns confuse values with and without a zone
             return (sa.DateTime if kind is dt.datetime else sa.Time)(timezone=field.zoned)
         made: dict[Any, sa.types.TypeEngine[Any]] = {
             bool: sa.Boolean(),
@@ -175,18 +179,18 @@ class Postgresql(Dialect):
             dt.date: sa.Date(),
             UUID: sa.Uuid(),
         }
-        # Not JSONB, which has numbers of its own: 1e16 would come back as an integer.
+        # Not JSONB, which changes numbers: 1e16 would come back as an integer.
         return made.get(kind) or pg.JSON()
 
     def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
         return isinstance(kind, pg.CITEXT)
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
-        # What Python has no type for (intervals, networks, ranges, ...) travels as its text.
+        # Types unknown to Python (intervals, networks, ranges) are read as text.
         known = isinstance(_base(kind), _KNOWN) and not isinstance(kind, pg.INTERVAL)
         return quoted if known else f"{quoted}::text"
 
-    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         codec = self._codec(kind, field)
         if field is None or not field.scalar or not isinstance(kind, _BINARY.get(field.type, ())):
             return codec
@@ -202,14 +206,14 @@ class Postgresql(Dialect):
             return "bytea"
         return "int2" if isinstance(kind, sa.SmallInteger) else "text"
 
-    def _codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+    def _codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         kind = _base(kind)
         if field is None:
-            return Codec(faithful=False)
+            return ColumnCodec(faithful=False)
         if isinstance(kind, sa.JSON):
-            return Codec(to_json(field, always=True), faithful=False)
+            return ColumnCodec(to_json(field, always=True), faithful=False)
         if isinstance(kind, sa.ARRAY):
-            return Codec(faithful=False)
+            return ColumnCodec(faithful=False)
         faithful = isinstance(kind, _FAITHFUL.get(field.type, ())) and field.scalar
         if isinstance(kind, sa.DateTime | sa.Time):
             precision = getattr(kind, "precision", None)
@@ -220,42 +224,48 @@ class Postgresql(Dialect):
                 utc=False,
             )
             read = _in_utc if field.zoned and not kind.timezone else None
-            return Codec(write, read, faithful=faithful)
+            return ColumnCodec(write, read, faithful=faithful)
         if isinstance(kind, sa.Float):
-            return Codec(faithful=faithful)
+            return ColumnCodec(faithful=faithful)
         if isinstance(kind, sa.Numeric):
             native = field.type is Decimal and kind.scale is None
             write = exact_decimal(kind.scale, lambda number: number)
-            return Codec(None if native else write, faithful=faithful, verbatim=kind.scale is None)
+            return ColumnCodec(
+                None if native else write, faithful=faithful, verbatim=kind.scale is None
+            )
         if isinstance(kind, sa.Integer) and field.type is bool:
-            return Codec(lambda held: held if held is None else int(held), faithful=False)
+            return ColumnCodec(lambda value: value if value is None else int(value), faithful=False)
         if isinstance(kind, sa.String):
             if not field.scalar:
                 read = from_json if field.type in (list, dict) else None
-                return Codec(to_json(field), read, faithful=False)
+                return ColumnCodec(to_json(field), read, faithful=False)
             if isinstance(kind, sa.CHAR):
-                # The blanks with which it fills up are no part of the value.
-                return Codec(to_text, _stripped, faithful=False)
-            return Codec(None if field.type is str else to_text, faithful=faithful)
-        return Codec(faithful=faithful)
+                # The database pads the value with blanks.
+                return ColumnCodec(to_text, _stripped, faithful=False)
+            return ColumnCodec(None if field.type is str else to_text, faithful=faithful)
+        return ColumnCodec(faithful=faithful)
 
-    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> ColumnComparison | None:
         kind = _base(kind)
         if isinstance(kind, _COMPARED.get(field.type, ())):
-            return Comparison()
+            return ColumnComparison()
         if field.type is int and isinstance(kind, sa.Integer):
-            return Comparison(number_operand)
+            return ColumnComparison(number_operand)
         if field.type is float and isinstance(kind, sa.Double):
-            return Comparison(number_operand, exact=False)  # NaN is greater than all others here
+            return ColumnComparison(
+                number_operand, exact=False
+            )  # NaN is greater than all others here
         numeric = isinstance(kind, sa.Numeric) and not isinstance(kind, sa.Float)
         if field.type is Decimal and numeric:
-            return Comparison(number_operand, exact=False)
+            return ColumnComparison(number_operand, exact=False)
         if field.type is dt.datetime and isinstance(kind, sa.DateTime):
             alike = field.zoned is kind.timezone
-            return Comparison(time_operand(zoned=kind.timezone, utc=False)) if alike else None
+            return ColumnComparison(time_operand(zoned=kind.timezone, utc=False)) if alike else None
         if field.type is str and isinstance(kind, sa.String) and not isinstance(kind, _NO_TEXT):
-            # Of another collation only the database knows what it takes for the same.
-            return Comparison(text_operand, ordered=False, exact=kind.collation in (None, "C"))
+            # With another collation, only the database knows which texts are equal.
+            return ColumnComparison(
+                text_operand, ordered=False, exact=kind.collation in (None, "C")
+            )
         return None
 
     def among(self, column: str, values: list[Any]) -> tuple[str, tuple[Any, ...]]:
@@ -264,7 +274,7 @@ class Postgresql(Dialect):
     def fetch(
         self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
     ) -> Iterable[Sequence[Any]]:
-        # SQLAlchemy would make objects of its own of the rows.
+        # Past SQLAlchemy, which would make its own objects of the rows.
         rows: Sequence[Sequence[Any]] = (
             self.raw(connection).execute(statement, parameters).fetchall()
         )
@@ -275,9 +285,9 @@ class Postgresql(Dialect):
     ) -> list[list[Sequence[Any]]]:
         raw = self.raw(connection)
         if len(statements) == 1:
-            cursor = raw.execute(*statements[0])  # that one may be prepared
+            cursor = raw.execute(*statements[0])  # a single statement may be prepared
         else:
-            # Only where the client puts in the parameters the server takes several at once.
+            # The server takes several statements at once only if the client inserts the parameters.
             cursor = psycopg.ClientCursor(raw)
             text = "; ".join(statement for statement, _ in statements)
             cursor.execute(text, [part for _, parameters in statements for part in parameters])
@@ -291,7 +301,7 @@ class Postgresql(Dialect):
     def _with_values(
         self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool
     ) -> Statement:
-        # Not executemany: when a row is refused, its pipeline has to be torn down.
+        # Not executemany: its pipeline has to be torn down when a row is rejected.
         more = f", ({', '.join([self.mark] * len(target.columns))})" * (len(rows) - 1)
         clause = self._clause(target, upsert=upsert)
         return f"{self.insert_sql(target)}{more}{clause}", tuple(
@@ -313,7 +323,7 @@ class Postgresql(Dialect):
         if not rows:
             return []
         clause = f"{self._clause(target, upsert=True)} WHERE {condition} RETURNING {returning}"
-        # Of few columns each, they take no longer in arrays, however many they are.
+        # Entries have few columns, so arrays are fast for any number of them.
         return [row[0] for row in self._from_arrays(connection, target, rows, clause).fetchall()]
 
     def _insert_into(self, target: Target) -> str:
@@ -331,8 +341,8 @@ class Postgresql(Dialect):
         *,
         upsert: bool,
     ) -> None:
-        # Statements with all values take long to parse. Arrays take the driver longer than COPY,
-        # which takes four round trips more. For arrays the types have to be known.
+        # A statement with all values takes long to parse. Arrays cost the driver more than COPY,
+        # which costs four more round trips. Arrays need known types.
         if len(rows) < (_FEW if target.types else _SOME):
             if rows:
                 self.raw(connection).execute(*self._with_values(target, rows, upsert=upsert))
@@ -348,7 +358,7 @@ class Postgresql(Dialect):
     def _from_arrays(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
     ) -> Any:
-        """Insert rows, as the clause has it; the cursor that did it."""
+        """Insert rows with a conflict clause; return the cursor."""
         arrays = ", ".join(f"%b::{kind}[]" for kind in target.types)
         return self.raw(connection).execute(
             f"{self._insert_into(target)} SELECT * FROM unnest({arrays}){clause}",
@@ -366,14 +376,14 @@ class Postgresql(Dialect):
         return int(cursor.rowcount)
 
     def _staged(self, cursor: Any, target: Target, rows: list[tuple[Any, ...]]) -> str:
-        """The name of a temporary table that holds these rows, and nothing else."""
-        # Not one for each set of columns that patches may change: the others stay empty.
-        held = ", ".join(target.beside or target.columns)
-        layout = f"{target.name} {held}".encode()
+        """Fill a temporary table with these rows; return its name."""
+        # One table for all sets of columns that patches may change; unused columns stay empty.
+        staged = ", ".join(target.staging or target.columns)
+        layout = f"{target.name} {staged}".encode()
         temporary = f"pg_temp.eventsync_{zlib.crc32(layout):08x}_{len(layout)}"
         cursor.execute(
             f"CREATE TEMPORARY TABLE IF NOT EXISTS {temporary} ON COMMIT DELETE ROWS AS"
-            f" SELECT {held} FROM {target.name} WITH NO DATA"
+            f" SELECT {staged} FROM {target.name} WITH NO DATA"
         )
         cursor.execute(f"DELETE FROM {temporary}")
         binary = " (FORMAT BINARY)" if target.types else ""
@@ -387,9 +397,9 @@ class Postgresql(Dialect):
         return temporary
 
 
-def _in_utc(held: Any) -> Any:
-    return held.replace(tzinfo=dt.UTC) if isinstance(held, dt.datetime) else held
+def _in_utc(value: Any) -> Any:
+    return value.replace(tzinfo=dt.UTC) if isinstance(value, dt.datetime) else value
 
 
-def _stripped(held: Any) -> Any:
-    return held.rstrip(" ") if isinstance(held, str) else held
+def _stripped(value: Any) -> Any:
+    return value.rstrip(" ") if isinstance(value, str) else value

@@ -1,6 +1,6 @@
-"""Rows that depend on others by foreign keys: which have to wait, and which come or go first.
+"""Rows that depend on others by foreign keys: which must wait, and in which order to write.
 
-The database judges; this is asked once it has refused. It knows nothing of versions.
+The database judges. This is asked only after the database has refused.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from eventsync.stores.sql.table import Reference, Table
 __all__ = ["Dependents"]
 
 _IN = 500
-_HINT = "it is tried again once the other record has come or gone"
+_HINT = "it is retried when the other record has been written or removed"
 
 
 class Dependents:
-    """The rows of one table, seen by its foreign keys and by those that refer to it. Immutable."""
+    """The foreign keys of one table, and those that refer to it. Immutable."""
 
     def __init__(self, table: Table, engine: sa.Engine, dialect: Dialect) -> None:
         self._table, self._engine, self._dialect = table, engine, dialect
         self._quote = engine.dialect.identifier_preparer
         fields = {column: field for field, column in table.view.names.items()}
-        # Of a foreign key whose columns are not all in the view only the database knows.
+        # Only the database can judge a foreign key whose columns are not all in the view.
         self._references = [r for r in table.references if fields.keys() >= {*r.columns}]
         self._own = [r for r in table.references if r.is_to(table.found)]
         self._fields = {r: [fields[c] for c in r.columns] for r in self._references}
@@ -37,7 +37,7 @@ class Dependents:
             r: [fields[c] for c in r.referred] for r in self._own if fields.keys() >= {*r.referred}
         }
 
-    # -- who waits --------------------------------------------------
+    # -- records that must wait --------------------------------------------------------------------
 
     def waiting(
         self,
@@ -45,36 +45,39 @@ class Dependents:
         rows: Mapping[str, Mapping[str, Any]],
         removals: Sequence[str],
     ) -> dict[str, DependencyError]:
-        """As ``Accessor.waiting``: parents may come in the same batch, children may go in it."""
+        """Return the errors of records that must wait, by key, as ``Accessor.waiting`` does.
+
+        A parent may be written, and a child removed, in the same batch.
+        """
         return self._orphans(connection, rows) | self._parents(connection, removals)
 
     def _orphans(
         self, connection: sa.Connection, rows: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, DependencyError]:
-        """The rows whose parents are neither in the database nor, in good order, among them."""
+        """Return the rows whose parents are neither in the database nor written by this batch."""
         waiting: dict[str, DependencyError] = {}
         followers: dict[str, list[tuple[str, DependencyError]]] = {}
         for reference in self._references:
             wanted: dict[tuple[Any, ...], list[str]] = {}
             for key, values in rows.items():
-                held = self._stored(values, self._fields[reference])
-                if held is not None:
-                    wanted.setdefault(held, []).append(key)
+                parts = self._stored(values, self._fields[reference])
+                if parts is not None:
+                    wanted.setdefault(parts, []).append(key)
             absent = self._absent(connection, reference, wanted)
             offered = self._offered(reference, rows) if absent else {}
-            for held in absent:
-                named = ", ".join(map(str, held))
-                for key in wanted[held]:
+            for parts in absent:
+                named = ", ".join(map(str, parts))
+                for key in wanted[parts]:
                     error = DependencyError(
                         f"{self._table.type.name} {key!r} refers to {reference.table} {named!r}"
-                        f" by {', '.join(reference.columns)}, and that is not there",
+                        f" by {', '.join(reference.columns)}, which does not exist",
                         hint=_HINT,
                     )
-                    if held in offered:
-                        followers.setdefault(offered[held], []).append((key, error))
+                    if parts in offered:
+                        followers.setdefault(offered[parts], []).append((key, error))
                     else:
                         waiting.setdefault(key, error)
-        # Who is to follow one that has to wait, waits as well.
+        # A row whose parent in this batch waits has to wait too.
         late = list(waiting)
         while late:
             for key, error in followers.get(late.pop(), ()):
@@ -84,31 +87,31 @@ class Dependents:
         return waiting
 
     def _stored(self, values: Mapping[str, Any], fields: Sequence[str]) -> tuple[Any, ...] | None:
-        """What columns get for these fields; ``None`` if one has no value, so nothing is meant."""
+        """Return what the columns get for these fields; ``None`` if one has no value."""
         if any(values.get(field) is None for field in fields):
             return None
         stored = self._table.stored({field: values[field] for field in fields})
-        held = tuple(stored[self._table.view.names[field]] for field in fields)
-        return None if None in held else held
+        parts = tuple(stored[self._table.view.names[field]] for field in fields)
+        return None if None in parts else parts
 
     def _offered(
         self, reference: Reference, rows: Mapping[str, Mapping[str, Any]]
     ) -> dict[tuple[Any, ...], str]:
-        """The keys of the rows that others of the same table can refer to, by what they hold."""
+        """Return the keys of rows that others of the same table can refer to, by what they hold."""
         fields = self._referred.get(reference)
         if fields is None:
             return {}
         offered = {}
         for key, values in rows.items():
-            held = self._stored(values, fields)
-            if held is not None:
-                offered[held] = key
+            parts = self._stored(values, fields)
+            if parts is not None:
+                offered[parts] = key
         return offered
 
     def _absent(
         self, connection: sa.Connection, reference: Reference, wanted: Collection[tuple[Any, ...]]
     ) -> list[tuple[Any, ...]]:
-        """Those of ``wanted`` that no parent holds, as far as that can be told for certain."""
+        """Return those of ``wanted`` that no parent holds, as far as that is certain."""
         columns = [str(self._quote.quote(column)) for column in reference.referred]
         names = ", ".join(columns)
         target = self._quote.format_table(
@@ -118,17 +121,17 @@ class Dependents:
         for chunk in _chunks(list(wanted)):
             found = connection.exec_driver_sql(
                 f"SELECT {names} FROM {target} WHERE {self._dialect.keys_in(columns, len(chunk))}",
-                tuple(part for held in chunk for part in held),
+                tuple(part for parts in chunk for part in parts),
             )
             there.update(_loosely(tuple(row)) for row in found)
-        if not there <= {_loosely(held) for held in wanted}:
-            return []  # the database compares otherwise than this does, so it is left to it
-        return [held for held in wanted if _loosely(held) not in there]
+        if not there <= {_loosely(parts) for parts in wanted}:
+            return []  # the database compares by rules of its own, so let it judge
+        return [parts for parts in wanted if _loosely(parts) not in there]
 
     def _parents(
         self, connection: sa.Connection, removals: Sequence[str]
     ) -> dict[str, DependencyError]:
-        """The rows to remove to which others refer that stay."""
+        """Return the rows to remove that are still referred to by rows that stay."""
         if not removals:
             return {}
         waiting: dict[str, DependencyError] = {}
@@ -159,7 +162,7 @@ class Dependents:
 
     @cached_property
     def _children(self) -> list[tuple[sa.Table, Reference]]:
-        """The foreign keys to this table from those of its schema, which forbid its rows to go."""
+        """The foreign keys of the schema's tables that forbid to remove rows of this table."""
         table = self._table.found
         found = sa.inspect(self._engine).get_multi_foreign_keys(schema=table.schema)
         children = []
@@ -177,7 +180,7 @@ class Dependents:
         reference: Reference,
         keys: Sequence[str],
     ) -> Iterator[tuple[str, str]]:
-        """Of which of ``keys`` there are children; with the child's key in a table of its own."""
+        """Yield each of ``keys`` that has children, with the child's key if it is in this table."""
         table, quote = self._table, self._quote.quote
         own = child is table.found
         sides = ("p", "c") if own else ("p",)
@@ -203,10 +206,10 @@ class Dependents:
                 parent = table.key_text(row[:count])
                 yield parent, table.key_text(row[count:]) if own else ""
 
-    # -- who is first --------------------------------------------------
+    # -- the order of writes -----------------------------------------------------------------------
 
     def parents_first(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """The rows of a table that refers to itself, each after the one it refers to."""
+        """Return the rows of a table that refers to itself, each after the row it refers to."""
         order = {column: place for place, column in enumerate(self._table.columns)}
         for reference in self._own:
             ours, theirs = reference.columns, reference.referred
@@ -230,7 +233,7 @@ class Dependents:
     def children_first(
         self, connection: sa.Connection, keys: Sequence[str]
     ) -> Iterator[Sequence[str]]:
-        """The rows to remove, in parts: none is referred to by one of a later part."""
+        """Yield the rows to remove in parts; no later part refers to a row of an earlier one."""
         guarded = [reference for reference in self._own if reference.guarded]
         if not guarded or len(keys) < 2:
             yield keys
@@ -243,7 +246,7 @@ class Dependents:
                     below.setdefault(parent, set()).add(child)
         while left:
             part = [key for key in left if below.get(key, set()).isdisjoint(left)]
-            part = part or list(left)  # a circle has no order
+            part = part or list(left)  # rows that refer to each other have no order
             yield part
             for key in part:
                 del left[key]
@@ -254,8 +257,8 @@ def _chunks(whole: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield whole[start : start + _IN]
 
 
-def _loosely(held: tuple[Any, ...]) -> tuple[Any, ...]:
-    """By what values may be the same for a database: without case, accents or blanks at the end."""
+def _loosely(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return values without case, accents and blanks at the end, as some databases compare them."""
     return tuple(
         "".join(
             c
@@ -264,5 +267,5 @@ def _loosely(held: tuple[Any, ...]) -> tuple[Any, ...]:
         ).rstrip(" ")
         if isinstance(part, str)
         else part
-        for part in held
+        for part in parts
     )

@@ -1,7 +1,4 @@
-"""SQLite: one writer at a time, values as their column's affinity has them.
-
-It knows nothing of records or versions.
-"""
+"""The dialect of SQLite: one writer at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +15,14 @@ import sqlalchemy as sa
 
 from eventsync.errors import RejectedError
 from eventsync.records.field import Field
-from eventsync.stores.sql.dialect import Codec, Comparison, Dialect, Fault, Statement, Target
+from eventsync.stores.sql.dialect import (
+    ColumnCodec,
+    ColumnComparison,
+    Dialect,
+    Fault,
+    Statement,
+    Target,
+)
 from eventsync.stores.sql.value import (
     from_json,
     number_operand,
@@ -30,9 +34,9 @@ from eventsync.stores.sql.value import (
 __all__ = ["Sqlite"]
 
 _CACHE = 16_384
-"""How many KiB of a file a connection keeps in memory while it is at work."""
+"""How many KiB of the file a connection keeps in memory."""
 _ROWS = 64
-"""How many rows a statement writes, if that is no more than the parameters it may have."""
+"""How many rows one statement writes, within the limit of parameters."""
 _PARAMETERS = 999
 _NATIVE = frozenset({str, int, float, bool, bytes})
 _AS_TEXT = frozenset({Decimal, UUID, dt.date, dt.time})
@@ -61,20 +65,20 @@ class Sqlite(Dialect):
             sqlite3.InterfaceError,
             sqlite3.ProgrammingError,
         )
-        return Fault.REJECTED if isinstance(error, rejecting) else Fault.AWAY
+        return Fault.REJECTED if isinstance(error, rejecting) else Fault.UNREACHABLE
 
     def set_up(self, connection: sa.Connection) -> None:
-        # By default it keeps 2 MB of pages at hand, and writes and reads again what is beyond.
+        # The default of 2 MB makes a large transaction write and read pages several times.
         self.raw(connection).execute(f"PRAGMA cache_size = -{_CACHE}")
 
     def begin(self, connection: sa.Connection) -> None:
-        # Readers go on; other writers wait from here on, before anything is read.
+        # Other writers wait from here on, before anything is read. Readers do not wait.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def join(self, connection: sa.Connection, outbox: str) -> None:
         raw = self.raw(connection)
         if raw.in_transaction:
-            # It may have begun by reading; a write takes the lock.
+            # The transaction may have begun with a read; a write takes the lock.
             raw.execute(f"DELETE FROM {outbox} WHERE number < 0")
         else:
             self.begin(connection)
@@ -97,45 +101,45 @@ class Sqlite(Dialect):
             return sa.LargeBinary()
         return sa.Text()
 
-    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> Codec:
+    def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         numeric = isinstance(kind, sa.Numeric | sa.Integer)
         write: Callable[[Any], Any] = _to_number if numeric else to_text
         if field is None:
-            return Codec(write, faithful=False)
+            return ColumnCodec(write, faithful=False)
         if not field.scalar:
             read = from_json if field.type in (list, dict) else None
-            return Codec(to_json(field), read, faithful=False)
+            return ColumnCodec(to_json(field), read, faithful=False)
         faithful = field.type in _FAITHFUL and not (
             (field.type is float and not isinstance(kind, sa.Float | sa.Numeric))
             or (field.type is str and (numeric or isinstance(kind, sa.types.NullType)))
         )
         verbatim = not (numeric and field.type is Decimal)
         if field.type in _NATIVE:
-            return Codec(faithful=faithful, verbatim=verbatim)
+            return ColumnCodec(faithful=faithful, verbatim=verbatim)
         if write is to_text and field.type in _AS_TEXT and not field.optional:
-            write = str  # the same, and no call of Python's
-        return Codec(write, faithful=faithful, verbatim=verbatim)
+            write = str  # same result as ``to_text``, without a Python call
+        return ColumnCodec(write, faithful=faithful, verbatim=verbatim)
 
     def hidden_uniques(
         self, inspector: sa.Inspector, table: str, schema: str | None
     ) -> list[tuple[str, ...]]:
-        # It reads the table's text for them, and some are seen by their indexes only.
+        # SQLAlchemy parses the CREATE TABLE text and misses some that only their indexes show.
         indexes = inspector.get_indexes(table, schema=schema, include_auto_indexes=True)
         columns = [index["column_names"] for index in indexes if index["unique"]]
         return [tuple(map(str, names)) for names in columns if None not in names]
 
-    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> Comparison | None:
-        # What others wrote may be in any form that the field reads: only what the column itself
-        # brings into one form is compared.
+    def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> ColumnComparison | None:
+        # Other programs may have written any form that the field reads. So compare only where the
+        # column itself brings values into one form.
         if field.type in (int, bool) and isinstance(kind, sa.Integer):
-            return Comparison(number_operand)
+            return ColumnComparison(number_operand)
         if field.type is float and isinstance(kind, sa.Float):
-            return Comparison(number_operand)
+            return ColumnComparison(number_operand)
         if field.type is str and isinstance(kind, sa.String):
-            # Whatever the column compares by; its order is that of the file's encoding.
-            return Comparison(text_operand, column="{} COLLATE BINARY", ordered=False)
+            # Not by the column's own collation. The order would be that of the file's encoding.
+            return ColumnComparison(text_operand, column="{} COLLATE BINARY", ordered=False)
         if field.type is bytes and isinstance(kind, sa.LargeBinary):
-            return Comparison()
+            return ColumnComparison()
         return None
 
     def upsert_if(
@@ -161,7 +165,7 @@ class Sqlite(Dialect):
         return max(1, min(_ROWS, _PARAMETERS // len(target.columns)))
 
     def _insert_many_sql(self, target: Target, count: int) -> str:
-        # Statements of many rows each take less time than one that is run for each row.
+        # One statement of many rows takes less time than one statement run for each row.
         more = f", ({', '.join([self.mark] * len(target.columns))})" * (count - 1)
         return f"{self.insert_sql(target)}{more}"
 
@@ -182,7 +186,7 @@ class Sqlite(Dialect):
         self.run(connection, f"{self.insert_sql(target)} {clause}", rows[alone:])
 
     def run(self, connection: sa.Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
-        # SQLAlchemy would look through the values of every row first, which takes as long again.
+        # Past SQLAlchemy, which would inspect every value and double the time.
         self.raw(connection).executemany(statement, rows)
 
     def fetch(
@@ -204,13 +208,13 @@ class Sqlite(Dialect):
         return f"({', '.join(keys)}) IN (VALUES {', '.join([one] * count)})"
 
 
-def _to_number(held: Any) -> Any:
-    """For a column that SQLite keeps as a number: exact, or not at all."""
-    if type(held) is Decimal:
-        if Decimal(repr(float(held))) != held:
+def _to_number(value: Any) -> Any:
+    """Return a value for a numeric column. Raise ``RejectedError`` if it would be rounded."""
+    if type(value) is Decimal:
+        if Decimal(repr(float(value))) != value:
             raise RejectedError(
-                f"{held} has more digits than SQLite keeps in a numeric column",
-                hint="make it a TEXT column",
+                f"{value} has more digits than SQLite keeps in a numeric column",
+                hint="make the column a TEXT column",
             )
-        return str(held)
-    return held
+        return str(value)
+    return value

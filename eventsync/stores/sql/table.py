@@ -1,7 +1,4 @@
-"""A table as one view of a record type sees it: its columns, keys, references, and their values.
-
-It owns what is read from the database's description of the table. It runs no statement on rows.
-"""
+"""A table as one view of a record type sees it: columns, keys, references and their values."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ import sqlalchemy as sa
 from eventsync.errors import ConfigError
 from eventsync.records.view import BoundView
 from eventsync.stores.sql.derive import reflect
-from eventsync.stores.sql.dialect import Codec, Dialect, Target
+from eventsync.stores.sql.dialect import ColumnCodec, Dialect, Target
 
 __all__ = ["Reference", "Table", "new_table"]
 
 
 def new_table(view: BoundView, dialect: Dialect, name: str, schema: str | None) -> sa.Table:
-    """The table that a view needs, to be created: its columns lose nothing."""
+    """Return the table that a view needs, with columns that lose nothing, to be created."""
     type, columns = view.record_type, []
     for field_name, column in view.names.items():
         field = type.fields[field_name]
@@ -38,18 +35,18 @@ def new_table(view: BoundView, dialect: Dialect, name: str, schema: str | None) 
                 autoincrement=False,
             )
         )
-    for column, held in view.constant.items():
+    for column, value in view.constant.items():
         columns.append(
-            sa.Column(column, sa.BigInteger() if isinstance(held, int) else dialect.text_key(255))
+            sa.Column(column, sa.BigInteger() if isinstance(value, int) else dialect.text_key(255))
         )
     return sa.Table(name, sa.MetaData(), *columns, schema=schema)
 
 
 @dataclass(slots=True, frozen=True)
 class Reference:
-    """A foreign key: what ``columns`` hold is in the ``referred`` columns of ``table``.
+    """A foreign key: ``columns`` refer to the ``referred`` columns of ``table``.
 
-    ``guarded``: a row that is referred to cannot be removed, as it could with a cascade.
+    ``guarded``: the database refuses to remove a row that is referred to, rather than cascade.
     """
 
     table: str
@@ -60,7 +57,7 @@ class Reference:
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Reference:
-        """From SQLAlchemy's description of one."""
+        """Return the reference that SQLAlchemy describes."""
         action = str(found.get("options", {}).get("ondelete") or "").upper()
         return cls(
             found["referred_table"],
@@ -71,12 +68,12 @@ class Reference:
         )
 
     def is_to(self, table: sa.Table) -> bool:
-        """Whether that is the table it refers to."""
+        """Return whether the foreign key refers to that table."""
         return (self.table, self.schema) == (table.name, table.schema)
 
 
 class Table:
-    """A table that is there, checked against a view. Immutable once made, hence thread-safe.
+    """An existing table, checked against a view. Immutable, hence thread-safe.
 
     Raises ``ConfigError`` when the two do not fit.
     """
@@ -91,19 +88,20 @@ class Table:
         for field, column in [*view.names.items(), *((c, c) for c in view.constant)]:
             if column not in self.found.c:
                 raise ConfigError(
-                    f"table {name!r} has no column {column!r} for {field!r}",
-                    hint=f"it has {', '.join(self.found.c.keys())}; map or leave out the field",
+                    f"table {name!r} has no column {column!r} for the field {field!r}",
+                    hint=f"it has {', '.join(self.found.c.keys())}; rename the field in the view, "
+                    "or leave it out",
                 )
             if self.found.c[column].computed is not None:
                 raise ConfigError(
-                    f"table {name!r} computes {column!r} itself",
+                    f"table {name!r} generates the column {column!r} itself",
                     hint=f"leave {field!r} out of the view",
                 )
         preparer = engine.dialect.identifier_preparer
         self.name = str(preparer.format_table(self.found))
         self.quoted = {column: str(preparer.quote(column)) for column in self.columns}
         self.key_names = tuple(self.quoted[column] for column in self.keys)
-        # An update leaves constants alone, which only say how a row begins.
+        # An update leaves constants alone: they only apply to a new row.
         changed = [c for c in view.names.values() if c not in self.keys]
         identities = [c.identity for c in (self.found.c[k] for k in self.keys) if c.identity]
         self.target = Target(
@@ -113,9 +111,12 @@ class Table:
             tuple(self.quoted[column] for column in changed),
             overriding=any(identity.always for identity in identities),
         )
-        self.selected = ", ".join(
-            dialect.select_expression(self.quoted[c], self.found.c[c].type) for c in self.columns
-        )
+        expressions = {
+            column: dialect.select_expression(quoted, self.found.c[column].type)
+            for column, quoted in self.quoted.items()
+        }
+        self.selected = ", ".join(expressions[column] for column in self.columns)
+        self.selected_keys = ", ".join(expressions[column] for column in self.keys)
         self._read_constraints(engine, dialect, name, schema)
         self._make_codecs(dialect)
 
@@ -124,7 +125,7 @@ class Table:
     ) -> None:
         inspector = sa.inspect(engine)
         keys = set(self.keys)
-        # What has been read with the columns is not asked for again.
+        # These were read with the columns; do not query them again.
         found = [
             *(c.columns for c in self.found.constraints if isinstance(c, sa.UniqueConstraint)),
             *(i.columns for i in self.found.indexes if i.unique and _is_plain(i)),
@@ -136,28 +137,28 @@ class Table:
         """The columns of each unique constraint and index."""
         by_primary = {str(c.name) for c in self.found.primary_key.columns} == keys
         self.unique_key = by_primary or any(set(c) == keys for c in self.uniques)
-        """Whether the database itself holds the key columns unique, so that an upsert can."""
+        """Whether the database itself keeps the key unique, so that an upsert can rely on it."""
         loose = any(dialect.loose(self.found.c[column].type) for column in self.keys)
         self.exact_key = self.unique_key and not loose
-        """Whether a condition on the key columns is of the row of one record, and no other's."""
+        """Whether a condition on the key columns matches the row of one record only."""
         others = not by_primary or any(set(c) != keys for c in self.uniques)
         anywhere = dialect.upsert_sql(self.target).find("ON CONFLICT") < 0
         self.guarded = not self.exact_key or (anywhere and others)
-        """Whether an upsert by the database could hit the row of another record."""
+        """Whether an upsert could overwrite the row of another record."""
         self.references = [
             Reference.of(found) for found in inspector.get_foreign_keys(name, schema=schema)
         ]
-        """Its foreign keys."""
+        """The foreign keys of the table."""
 
     def _make_codecs(self, dialect: Dialect) -> None:
-        codecs: dict[str, Codec] = {}
+        codecs: dict[str, ColumnCodec] = {}
         for name, column in self.view.names.items():
             field = None if name in self.view.convert else self.type.fields[name]
             codecs[column] = dialect.codec(self.found.c[column].type, field)
         self.faithful = all(codec.faithful for codec in codecs.values())
-        """Whether every value reads back as it was written, without a look."""
+        """Whether every value reads back equal, without a look."""
         self.verbatim = all(codec.verbatim for codec in codecs.values())
-        """Whether it also does so in the same form."""
+        """Whether every value also reads back in the same form."""
         for column in self.view.constant:
             codecs[column] = dialect.codec(self.found.c[column].type, None)
         self._kinds = {column: codec.kind for column, codec in codecs.items()}
@@ -176,12 +177,12 @@ class Table:
         self._key_places = [order[column] for column in self.keys]
         self._converts_key = not self.view.convert.keys().isdisjoint(self.type.keys)
         self.key_kinds = tuple(self._kinds[column] for column in self.keys)
-        """What the database calls the type of each key column; empty where that is not known."""
+        """The database's name for the type of each key column; empty where it is not known."""
 
     def rows(self, records: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-        """The rows of whole records, in the order of ``columns``.
+        """Return the rows of whole records, in the order of ``columns``.
 
-        Column by column: that is a fraction of the calls which it takes row by row.
+        Converts column by column, which takes a fraction of the calls that row by row would.
         """
         if self.view.convert:
             records = map(self.view.to_store, records)
@@ -196,18 +197,18 @@ class Table:
     def rows_of(
         self, records: Sequence[tuple[Any, ...]], names: Sequence[str]
     ) -> list[tuple[Any, ...]]:
-        """As ``rows``, of records whose values are in the order of the fields ``names``.
+        """Return the same rows as ``rows``, from values in the order of the fields ``names``.
 
-        Not where the view converts values.
+        Must not be called where the view converts values.
         """
         if not records:
             return []
         columns: list[Iterable[Any]] = list(zip(*records, strict=True))
-        constants = [repeat(held, len(records)) for held in self.view.constant.values()]
+        constants = [repeat(value, len(records)) for value in self.view.constant.values()]
         return self._written_all([*(columns[names.index(n)] for n in self.view.names), *constants])
 
     def _written_all(self, columns: list[Iterable[Any]]) -> list[tuple[Any, ...]]:
-        """The rows of these columns, as the database gets them."""
+        """Return rows as the database gets them, from these columns."""
         for place, write in self._places:
             columns[place] = map(write, columns[place])
         return list(zip(*columns, strict=True))
@@ -215,7 +216,7 @@ class Table:
     def changes(
         self, keys: Sequence[str], records: Sequence[Mapping[str, Any]]
     ) -> tuple[Target, list[tuple[Any, ...]]]:
-        """What an update of these records takes: of each its changed columns, then its key.
+        """Return what an update of records takes: for each its changed columns, then its key.
 
         ``records``: the changed values, all of the same fields. Key columns do not change.
         """
@@ -227,8 +228,8 @@ class Table:
             fields = columns
         written: list[Iterable[Any]] = []
         for field, column in zip(fields, columns, strict=True):
-            held, write = map(itemgetter(field), records), self._writers.get(column)
-            written.append(held if write is None else map(write, held))
+            column_values, write = map(itemgetter(field), records), self._writers.get(column)
+            written.append(column_values if write is None else map(write, column_values))
         changed = tuple(self.quoted[column] for column in columns)
         kinds = (*(self._kinds[column] for column in columns), *self.key_kinds)
         target = Target(
@@ -237,27 +238,27 @@ class Table:
             self.key_names,
             changed,
             types=kinds if all(kinds) else (),
-            beside=self.target.columns,
+            staging=self.target.columns,
         )
         whole = zip(*written, *zip(*self.key_rows(keys), strict=True), strict=True)
         return target, list(whole)
 
     def stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """By column, what the database gets for these field values."""
+        """Return what the database gets for these field values, by column."""
         stored = self.view.to_store(values)
-        return {column: self._written(column, held) for column, held in stored.items()}
+        return {column: self._written(column, value) for column, value in stored.items()}
 
-    def _written(self, column: str, held: Any) -> Any:
+    def _written(self, column: str, value: Any) -> Any:
         write = self._writers.get(column)
-        return held if write is None else write(held)
+        return value if write is None else write(value)
 
     def key_row(self, key: str) -> tuple[Any, ...]:
-        """What the key columns hold of the record of that key."""
+        """Return the values of the key columns of the record of that key."""
         stored = self.stored(self.type.key_values(key))
         return tuple(stored[column] for column in self.keys)
 
     def key_rows(self, keys: Sequence[str]) -> list[tuple[Any, ...]]:
-        """As ``key_row`` of each, in less time."""
+        """Return ``key_row`` of each key, in less time."""
         columns = None if self._converts_key else self.type.key_columns(keys)
         if columns is None:
             return list(map(self.key_row, keys))
@@ -268,22 +269,22 @@ class Table:
         return list(zip(*written, strict=True))
 
     def key_of(self, row: Sequence[Any]) -> tuple[Any, ...]:
-        """What the key columns hold in a row, as it was selected."""
+        """Return the values of the key columns in a row, as it was selected."""
         return tuple(row[place] for place in self._key_places)
 
     def loaded(self, row: Sequence[Any]) -> dict[str, Any]:
-        """By column, what a row holds, as it was selected."""
+        """Return the values of a row, as it was selected, by column."""
         data = dict(zip(self.columns, row, strict=True))
         for column, read in self._readers:
             data[column] = read(data[column])
         return data
 
     def column_of(self, field: str) -> str | None:
-        """The column that holds a field's values as they are."""
+        """Return the column that holds a field's values unconverted, ``None`` if there is none."""
         return None if field in self.view.convert else self.view.names.get(field)
 
     def key_text(self, parts: Sequence[Any]) -> str:
-        """The key of the record whose key columns hold ``parts``, as they were selected."""
+        """Return the key of the record whose key columns hold ``parts``, as they were selected."""
         data = dict(zip(self.keys, parts, strict=True))
         for column, read in self._readers:
             if column in data:
@@ -291,10 +292,10 @@ class Table:
         return self.type.key_text(self.view.to_record(data))
 
     def refers_to(self, other: Table) -> bool:
-        """Whether a foreign key of this table is to the other one, or to itself."""
+        """Return whether a foreign key of this table refers to the other one, or to itself."""
         return any(reference.is_to(other.found) for reference in self.references)
 
 
 def _is_plain(index: sa.Index) -> bool:
-    """Whether an index is of columns, not of expressions."""
+    """Return whether an index has columns only, no expressions."""
     return len(index.columns) == len(index.expressions)

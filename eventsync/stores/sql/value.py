@@ -1,7 +1,4 @@
-"""Values on their way to a column and back, as far as databases share it.
-
-It knows nothing of tables or statements.
-"""
+"""Conversions of values to columns and back that several databases share."""
 
 from __future__ import annotations
 
@@ -29,30 +26,30 @@ __all__ = [
 ]
 
 
-def to_text(held: Any) -> Any:
-    """Dates, decimals and UUIDs as text; everything else as it is."""
-    kind = type(held)
+def to_text(value: Any) -> Any:
+    """Return dates, decimals and UUIDs as text, everything else unchanged."""
+    kind = type(value)
     if kind is dt.datetime:
-        if held.tzinfo is not None:
-            held = held.astimezone(dt.UTC)
-        return held.isoformat(sep=" ")
+        if value.tzinfo is not None:
+            value = value.astimezone(dt.UTC)
+        return value.isoformat(sep=" ")
     if kind is dt.date or kind is dt.time:
-        return held.isoformat()
+        return value.isoformat()
     if kind is Decimal or kind is UUID:
-        return str(held)
-    return held
+        return str(value)
+    return value
 
 
 def to_json(field: Field, *, always: bool = False) -> Callable[[Any], Any]:
-    """What makes JSON text of the lists and dicts of a field; of others as ``to_text``.
+    """Return a function that writes lists and dicts as JSON text, other values as ``to_text``.
 
-    ``always``: of others too. JSON has no dates or decimals: as text they come back only where the
-    field says what they are.
+    ``always``: write other values as JSON too. JSON has no dates or decimals. They become text,
+    which reads back only where the field says their type.
     """
 
-    def adapt(held: Any) -> Any:
-        if held is None or (not always and type(held) is not list and type(held) is not dict):
-            return to_text(held)
+    def adapt(value: Any) -> Any:
+        if value is None or (not always and type(value) is not list and type(value) is not dict):
+            return to_text(value)
         foreign = False
 
         def text_of(scalar: Any) -> Any:
@@ -61,41 +58,46 @@ def to_json(field: Field, *, always: bool = False) -> Callable[[Any], Any]:
             return scalar.hex() if isinstance(scalar, bytes) else to_text(scalar)
 
         try:
-            text = json.dumps(held, ensure_ascii=False, default=text_of, allow_nan=not always)
+            text = json.dumps(value, ensure_ascii=False, default=text_of, allow_nan=not always)
         except ValueError as error:
-            raise RejectedError(f"{field.record}.{field.name}: JSON has no {error}") from None
-        if foreign and not same(field.coerce(json.loads(text)), held):
+            raise RejectedError(
+                f"{field.record}.{field.name} cannot be written as JSON: {error}"
+            ) from None
+        if foreign and not same(field.coerce(json.loads(text)), value):
             raise RejectedError(
                 f"{field.record}.{field.name} holds a value that JSON text cannot keep",
-                hint="declare what is in it, as in dict[str, Decimal]",
+                hint="declare the type of its elements: dict[str, Decimal]",
             )
         return text
 
     return adapt
 
 
-def from_json(held: Any) -> Any:
-    """The value of JSON text."""
-    return json.loads(held) if isinstance(held, str) else held
+def from_json(value: Any) -> Any:
+    """Return the value of JSON text; anything but text unchanged."""
+    return json.loads(value) if isinstance(value, str) else value
 
 
 def exact_decimal(scale: int | None, finish: Callable[[Decimal], Any]) -> Callable[[Any], Any]:
-    """For a column of that many places: a number with more of them is refused, not rounded."""
+    """Return a function that rejects numbers with more decimal places, instead of rounding them.
 
-    def adapt(held: Any) -> Any:
-        if type(held) is float:
-            held = Decimal(repr(held))
-        if type(held) is not Decimal:
-            return int(held) if type(held) is bool else held
-        if scale is not None and held.is_finite():
-            _, digits, exponent = held.as_tuple()
+    ``scale``: the decimal places of the column; ``None`` without a limit.
+    """
+
+    def adapt(value: Any) -> Any:
+        if type(value) is float:
+            value = Decimal(repr(value))
+        if type(value) is not Decimal:
+            return int(value) if type(value) is bool else value
+        if scale is not None and value.is_finite():
+            _, digits, exponent = value.as_tuple()
             over = -int(exponent) - scale
             if over > 0 and any(digits[-over:]):
                 raise RejectedError(
-                    f"{held} has more than the {scale} decimal places of its column",
+                    f"{value} has more than the {scale} decimal places of its column",
                     hint="widen the column, or round it with a conversion in the view",
                 )
-        return finish(held)
+        return finish(value)
 
     return adapt
 
@@ -103,59 +105,60 @@ def exact_decimal(scale: int | None, finish: Callable[[Decimal], Any]) -> Callab
 def moment(
     *, column_zoned: bool, field_zoned: bool | None, digits: int, utc: bool
 ) -> Callable[[Any], Any]:
-    """For a column of datetimes or times: with and without a zone are kept apart.
+    """Return a function for datetimes or times that never confuses values with and without a zone.
 
-    ``digits``: of a second's fraction that it keeps. ``utc``: the driver wants zoned ones without
-    zone, in UTC.
+    ``digits``: how many digits of a second's fraction the column keeps. ``utc``: the driver takes
+    zoned values in UTC, without their zone.
     """
 
-    def adapt(held: Any) -> Any:
-        if type(held) is not dt.datetime and type(held) is not dt.time:
-            return held
-        zoned = held.tzinfo is not None
-        if held.microsecond % 10 ** (6 - digits):
+    def adapt(value: Any) -> Any:
+        if type(value) is not dt.datetime and type(value) is not dt.time:
+            return value
+        zoned = value.tzinfo is not None
+        if value.microsecond % 10 ** (6 - digits):
             raise RejectedError(
-                f"{held.isoformat()} has more digits of a second than the {digits} of its column",
+                f"{value.isoformat()} has more digits of a second than the column keeps ({digits})",
                 hint="widen the column, or round it with a conversion in the view",
             )
         if zoned != column_zoned and not (zoned and field_zoned):
             kept = "with" if column_zoned else "without"
             raise RejectedError(
-                f"{held.isoformat()}: its column keeps only times {kept} a zone",
+                f"{value.isoformat()}: the column keeps only times {kept} a zone",
                 hint=f"declare the field with zoned={column_zoned}, or alter the column",
             )
-        if zoned and type(held) is dt.datetime and (utc or not column_zoned):
-            return held.astimezone(dt.UTC).replace(tzinfo=None)
-        return held
+        if zoned and type(value) is dt.datetime and (utc or not column_zoned):
+            return value.astimezone(dt.UTC).replace(tzinfo=None)
+        return value
 
     return adapt
 
 
-# -- to compare with -------------------------------------------------------------------------------
+# -- operands of comparisons -----------------------------------------------------------------------
 
 
-def number_operand(held: Any) -> Any:
-    """A number that every database takes; ``None`` for others."""
-    if type(held) is int:
-        return held if -(2**63) <= held < 2**63 else None
-    return held if math.isfinite(held) else None
+def number_operand(value: Any) -> Any:
+    """Return a number that every database takes; ``None`` for other numbers."""
+    if type(value) is int:
+        return value if -(2**63) <= value < 2**63 else None
+    return value if math.isfinite(value) else None
 
 
-def text_operand(held: Any) -> Any:
-    """Text that every database takes; ``None`` for others."""
-    sound = "\0" not in held and not any("\ud800" <= sign <= "\udfff" for sign in held)
-    return held if sound else None
+def text_operand(value: Any) -> Any:
+    """Return text that every database takes; ``None`` for other text."""
+    sound = "\0" not in value and not any("\ud800" <= sign <= "\udfff" for sign in value)
+    return value if sound else None
 
 
 def time_operand(*, zoned: bool, utc: bool) -> Callable[[Any], Any]:
-    """What makes a datetime, with or without a zone, one that a column is compared with.
+    """Return a function that prepares a datetime for a comparison, or returns ``None``.
 
-    ``utc``: the column has them without zone, in UTC.
+    ``zoned``: whether the column's values have a zone. ``utc``: the column keeps them in UTC,
+    without their zone.
     """
 
-    def adapt(held: Any) -> Any:
-        if (held.tzinfo is not None) != zoned:
+    def adapt(value: Any) -> Any:
+        if (value.tzinfo is not None) != zoned:
             return None
-        return held.astimezone(dt.UTC).replace(tzinfo=None) if utc and zoned else held
+        return value.astimezone(dt.UTC).replace(tzinfo=None) if utc and zoned else value
 
     return adapt
