@@ -193,13 +193,15 @@ def test_the_image_has_what_it_needs() -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_units_are_valid(unit: Path, tmp_path: Path) -> None:
-    """systemd finds nothing wrong with the units."""
+    """systemd finds nothing wrong with our units; units of other packages are not looked at."""
     text = unit.read_text(encoding="utf-8").replace("/opt/eventsync/bin/eventsync", sys.executable)
     copy = tmp_path / unit.name.replace("@", "@crm")
     copy.write_text(text, encoding="utf-8")
-    verify = ["systemd-analyze", "verify", "--man=no", str(copy)]
+    verify = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(copy)]
     done = subprocess.run(verify, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    # It also prints what is wrong with the units that ours depend on.
+    complaints = [line for line in done.stderr.splitlines() if copy.name in line]
+    assert (done.returncode, complaints) == (0, []), done.stderr
 
 
 # -- the secrets -----------------------------------------------------------------------------------
