@@ -21,11 +21,11 @@ from eventsync.changes.change import Change
 from eventsync.changes.fork import incarnation
 from eventsync.engine.publisher import Publisher
 from eventsync.errors import BusUnavailableError
+from eventsync.retry import Backoff
 
 __all__ = ["BatchPublisher"]
 
-_RETRY: Final = 0.05
-_LONGEST_RETRY: Final = 2.0
+_BACKOFF: Final = Backoff(0.05, 2.0)
 
 
 @dataclass(slots=True)
@@ -117,7 +117,7 @@ class BatchPublisher:
             self._hurry = True
             self._changed.notify_all()
         try:
-            future.result(max(0.0, deadline - time.monotonic()) + _LONGEST_RETRY)
+            future.result(max(0.0, deadline - time.monotonic()) + _BACKOFF.longest)
         except TimeoutError:
             raise self._slow() from None
 
@@ -232,7 +232,7 @@ class BatchPublisher:
         )
 
     def _deliver(self, batch: list[_Item]) -> None:
-        pause = _RETRY
+        failures = 0
         while batch:
             try:
                 bodies = [body for item in batch for body in item.bodies]
@@ -243,8 +243,8 @@ class BatchPublisher:
                     if item.deadline <= now:
                         item.future.set_exception(error)
                 batch = [item for item in batch if item.deadline > now]
-                time.sleep(pause)
-                pause = min(_LONGEST_RETRY, 2 * pause)
+                failures += 1
+                time.sleep(_BACKOFF.pause(failures))
             except Exception as error:  # told to whoever waits for it
                 for item in batch:
                     item.future.set_exception(error)

@@ -11,13 +11,12 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import structlog
 
-from eventsync.changes.change import Change
 from eventsync.engine.publisher import Publisher
 from eventsync.engine.store import Store
 from eventsync.errors import (
@@ -27,15 +26,16 @@ from eventsync.errors import (
     StoreUnavailableError,
 )
 from eventsync.index import Index
+from eventsync.retry import Backoff
 
-__all__ = ["Broker", "CountingPublisher", "Lease", "Outlet", "Relay", "serve"]
+__all__ = ["Lease", "Outlet", "Relay", "serve"]
 
 _CHUNK: Final = 1000
 _AT_ONCE: Final = 10_000
 _LEFT: Final = 200
 _LEFT_FOR: Final = 1.0
 _MARK: Final = "relay"
-_LONGEST_WAIT: Final = 30.0
+_BACKOFF: Final = Backoff(0.5, 30.0)
 _SOON: Final = 0.01
 _SHARE: Final = 0.1
 _TELL_EVERY: Final = 1.0
@@ -51,34 +51,6 @@ class Outlet(Protocol):
 
         Raises ``BusUnavailableError``, ``UnroutableError``, ``StoreUnavailableError``.
         """
-
-
-class Broker(Publisher, Protocol):
-    """A publisher that knows whether its broker may have forgotten something, as ``Bus``."""
-
-    def life(self) -> str | None:
-        """See ``Bus.life``."""
-
-
-class CountingPublisher:
-    """A broker that tells of each publish that went well: of which type, and how many."""
-
-    def __init__(self, broker: Broker, tell: Callable[[str, int], object]) -> None:
-        self._broker = broker
-        self._tell = tell
-
-    def encode(self, change: Change) -> bytes:
-        """As the broker does."""
-        return self._broker.encode(change)
-
-    def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        """As the broker does."""
-        self._broker.publish(type, envelopes)
-        self._tell(type, len(envelopes))
-
-    def life(self) -> str | None:
-        """As the broker does."""
-        return self._broker.life()
 
 
 class Lease:
@@ -275,8 +247,8 @@ def serve(
         except ConfigError:
             raise
         except (EventSyncError, OSError) as error:
-            wait = min(_LONGEST_WAIT, 0.5 * 2.0 ** min(failures, 10))
             failures += 1
+            wait = _BACKOFF.pause(failures)
             connected = False
             event = "broker is away" if isinstance(error, BusUnavailableError) else "relay failed"
             about = {"attempt": failures, "wait": wait, **describe()}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from eventsync.broker.relay import Broker
+from eventsync.broker.broker_life import Broker, BrokerLife
 from eventsync.broker.tracing import Tracing
 from eventsync.changes.change import Change
 from eventsync.engine.publisher import Publisher
@@ -324,8 +324,7 @@ class SpoolRelay:
         self._spool = spool
         self._publisher = publisher
         self._lock: sqlite3.Connection | None = None
-        self._again = True
-        self._life: str | None = None
+        self._broker_life = BrokerLife(publisher)
         self._dropped = -math.inf
 
     def __enter__(self) -> SpoolRelay:
@@ -337,8 +336,8 @@ class SpoolRelay:
     def close(self) -> None:
         """Leave it to another. Idempotent."""
         lock, self._lock = self._lock, None
-        # What happens to the broker while this one does not look will not be known.
-        self._again = True
+        # A restart of the broker while this relay does not look would go unnoticed.
+        self._broker_life.forget()
         if lock is not None:
             lock.close()
 
@@ -361,10 +360,10 @@ class SpoolRelay:
     def _publish(self) -> int:
         spool, publisher = self._spool, self._publisher
         settled = spool.settled_before
-        life = publisher.life()
-        if self._again or life != self._life:
+        life = self._broker_life
+        if life.may_have_forgotten() or life.seen_at is None:
             spool.send(publisher, "sent IS NOT NULL")
-            self._again, self._life = False, life
+            life.confirm()
         elif (
             # Not at every look: it is a publish and a write that nobody waits for.
             abs(settled - self._dropped) >= _DROP_EVERY

@@ -54,7 +54,7 @@ def listening(
     if not address:
         yield
         return
-    from eventsync.monitoring.backlog import Survey
+    from eventsync.monitoring.backlog import BacklogMonitor
     from eventsync.monitoring.exporters.prometheus import Exporter
     from eventsync.monitoring.health import Health
     from eventsync.monitoring.http_server import HttpServer
@@ -63,15 +63,15 @@ def listening(
     if not relays:
         for store in stores:
             crew.expect(store.name, store.accessors)
-    with Survey(settings.bus(), stores, spools=spools) as survey:
-        health = Health(crew, survey, stores=crew.stores, stall_after=settings.stall_after)
+    with BacklogMonitor(settings.bus(), stores, spools=spools) as backlog:
+        health = Health(crew, backlog, stores=crew.stores, stall_after=settings.stall_after)
         redaction = Redaction(settings.secrets())
 
         def answering(judge: Callable[[], list[str]]) -> Callable[[str], HttpResponse]:
             return lambda accept: _judged(judge(), health.to_json(), redaction)
 
         routes = {
-            "/metrics": Exporter(crew, survey).answer,
+            "/metrics": Exporter(crew, backlog).answer,
             "/live": answering(health.live),
             "/ready": answering(health.ready),
             "/progress": answering(health.progress),

@@ -116,7 +116,7 @@ def worker(
     elif lifeline is not None:
         _work_supervised(working, settings, lifeline)
     else:
-        crew = WorkerGroup(working.tally)
+        crew = WorkerGroup(working.counters)
         crew.join(working.store.name, working.progress)
         with listening(deployment, listen, crew, [working.store]):
             _work(working, settings)
@@ -125,17 +125,17 @@ def worker(
 
 def _work_supervised(worker: Worker, settings: Settings, lifeline: int) -> None:
     """Work, and report to the supervisor each second and after each batch."""
-    from eventsync.monitoring.worker_group import Report
+    from eventsync.monitoring.worker_group import StatusReporter
     from eventsync.worker.supervisor import Lifeline
 
     line = Lifeline(lifeline)
-    report = Report(worker.tally, worker.progress, line.send)
-    worker.counted = report.quietly
-    line.watch(report)
+    reporter = StatusReporter(worker.counters, worker.progress, line.send)
+    worker.before_acknowledge = reporter.report_if_possible
+    line.watch(reporter.report)
     try:
         _work(worker, settings)
     finally:
-        report.quietly()
+        reporter.report_if_possible()
 
 
 def _work(worker: Worker, settings: Settings) -> None:
@@ -183,7 +183,7 @@ def _supervise(
     given = {f"EVENTSYNC_{name.upper()}": held for name, held in deployment.given.items()}
     environment = {**os.environ, **given, "EVENTSYNC_LISTEN": ""}  # the one endpoint is here
     crew = WorkerGroup()
-    supervisor = Supervisor(commands, environment=environment, grace=settings.grace, audience=crew)
+    supervisor = Supervisor(commands, environment=environment, grace=settings.grace, observer=crew)
     with listening(deployment, listen, crew, [deployment.store(name) for name in stores]):
         return supervisor.run()
 

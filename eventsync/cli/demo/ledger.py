@@ -68,7 +68,9 @@ def versions_in(events: Iterable[Mapping[str, Any]]) -> set[str]:
 
 def captured_in(events: Iterable[Mapping[str, Any]]) -> int:
     """How many edits made behind eventsync's back workers have found."""
-    return sum(int(event["count"]) for event in events if event.get("event") == "captured edits")
+    return sum(
+        int(event["count"]) for event in events if event.get("event") == "captured foreign writes"
+    )
 
 
 def account_of(events: Iterable[Mapping[str, Any]], published: Iterable[str]) -> Account:
