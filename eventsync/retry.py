@@ -1,20 +1,40 @@
-"""When to try again: one policy and one classification for the whole package.
-
-This module is the only user of tenacity. It knows nothing of what is tried.
-"""
+"""Retries: how long to pause between attempts, and when to give up."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
 import tenacity
 
 from eventsync.errors import StoreUnavailableError, is_retryable
 
-__all__ = ["retrying"]
+__all__ = ["Backoff", "retrying"]
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True, frozen=True)
+class Backoff:
+    """Exponential backoff: each pause is twice the one before, up to ``longest`` seconds.
+
+    ``first``: the pause after the first failure, in seconds. ``jitter``: the share of a pause that
+    is drawn at random, from 0 (none of it) to 1 (all of it).
+    """
+
+    first: float
+    longest: float
+    jitter: float = 0.0
+
+    def pause(self, failures: int) -> float:
+        """Return the pause in seconds after so many failures in a row, counted from 1."""
+        seconds = min(self.longest, self.first * 2.0 ** min(failures - 1, 60))
+        return seconds * (1.0 - self.jitter * random.random()) if self.jitter else seconds
+
+
+_BACKOFF: Final = Backoff(0.05, 5.0, jitter=1.0)
 
 
 def retrying(
@@ -25,44 +45,43 @@ def retrying(
     give_up: Callable[[], bool] = lambda: False,
     before_wait: Callable[[BaseException, int, float], None] = lambda error, attempt, seconds: None,
 ) -> T:
-    """The result of ``call``, tried again while it fails retryably, for at most ``budget`` seconds.
+    """Return the result of ``call``, retried while it fails retryably, for ``budget`` seconds.
 
-    ``wait`` sleeps for so many seconds, and may return early; ``give_up`` is asked before each new
-    attempt; ``before_wait`` is told the error, the attempt's number and the coming wait. A store
-    that says when to come back is not tried before. Raises the last error when the budget is spent
-    or the error is not retryable.
+    ``wait`` sleeps for so many seconds, and may return early. ``give_up`` is asked before each new
+    attempt. ``before_wait`` is given the error, the number of the attempt and the coming pause. A
+    store's ``retry_after`` lengthens the pause. Raises the last error when the budget is spent, and
+    at once an error that is not retryable.
     """
 
-    def tell(state: tenacity.RetryCallState) -> None:
+    def report(state: tenacity.RetryCallState) -> None:
         assert state.outcome is not None
         assert state.next_action is not None
         error = state.outcome.exception()
         assert error is not None
         before_wait(error, state.attempt_number, state.next_action.sleep)
 
-    backoff = tenacity.wait_random_exponential(multiplier=0.05, max=5.0)
-
     def pause(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         asked = error.retry_after if isinstance(error, StoreUnavailableError) else 0.0
-        return max(backoff(state), asked)
+        return max(_BACKOFF.pause(state.attempt_number), asked)
 
-    spent = tenacity.stop_before_delay(budget)
+    is_spent = tenacity.stop_before_delay(budget)
 
     def stop(state: tenacity.RetryCallState) -> bool:
-        return give_up() or spent(state)
+        return give_up() or is_spent(state)
 
     retryer = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_retryable),
         wait=pause,
         stop=stop,
         sleep=wait,
-        before_sleep=tell,
+        before_sleep=report,
         reraise=True,
     )
     try:
         return retryer(call)
     finally:
-        # It refers to itself through these, and so would keep all that the call has in hand, such
-        # as a batch of changes, until the next full collection of garbage.
+        # The retryer refers to itself through its state. Without this reset everything that
+        # ``call`` refers to, a batch of changes for example, would stay in memory until the next
+        # full garbage collection.
         retryer.iter_state.reset()

@@ -1,7 +1,4 @@
-"""The shipped deployment: its stores, each made in a module of its own.
-
-This is where everything is put together; nothing may import it but ``eventsync --app``.
-"""
+"""The shipped deployment: puts the stores together for ``eventsync --app``."""
 
 from __future__ import annotations
 
@@ -12,5 +9,5 @@ __all__ = ["registry"]
 
 
 def registry() -> StoreRegistry:
-    """All stores of the deployment, none of them opened. Raises ``ConfigError``."""
+    """Return the stores of the deployment, not yet opened. Raises ``ConfigError``."""
     return StoreRegistry(crm.store(), cache.store(), documents.store())

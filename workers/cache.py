@@ -1,4 +1,4 @@
-"""The cache that the website reads. It knows nothing of the other stores."""
+"""The Redis cache that the website reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ __all__ = ["store"]
 
 
 def store() -> Store:
-    """What a page shows: hashes ``customer:7`` and ``order:1042``, orders also by customer."""
+    """Return a store of hashes ``customer:7`` and ``order:1042`` with the fields that a page shows.
+
+    Orders can also be found by customer.
+    """
     server = location("cache")
     customers = RedisAccessor(
         Customer, server, key="customer:{id}", view=View(only=("id", "name", "city", "standing"))

@@ -1,4 +1,4 @@
-"""The CRM's database. It knows nothing of the other stores."""
+"""The database of the CRM."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["store"]
 
 
 def store() -> Store:
-    """All of customers and orders, in the tables that the CRM has for them, under its own names.
+    """Return a store of all customers and orders, in the CRM's tables and under its names.
 
-    ``create`` makes the tables if they are missing; existing ones are used as they stand. Every
-    ten seconds a worker looks for edits that the CRM, or somebody at its prompt, made.
+    ``create`` creates the tables if they are missing; existing tables are used as they are. Every
+    ten seconds a worker captures the edits that the CRM, or a person at an SQL prompt, made.
     """
     database = location("crm")
     customer = View(rename={"id": "customer_id", "name": "full_name", "since": "customer_since"})

@@ -1,4 +1,4 @@
-"""The documents that other programs read, and people edit. It knows nothing of the other stores."""
+"""The JSON documents that other programs read and people edit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["store"]
 
 
 def store() -> Store:
-    """Active customers without their balance, one JSON document each.
+    """Return a store of active customers without their balance, one JSON document each.
 
-    Every five seconds the worker looks for documents that somebody edited.
+    Every five seconds the worker captures the edits that people made to the documents.
     """
     customers = JsonFolderAccessor(
         Customer,

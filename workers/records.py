@@ -1,4 +1,4 @@
-"""The records of the shipped deployment. They know nothing of the stores that hold them."""
+"""The record types of the shipped deployment, independent of the stores that hold them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Customer", "Order", "Standing", "State"]
 
 
 class Standing(StrEnum):
-    """How we stand with a customer."""
+    """The relation of a customer to the company."""
 
     LEAD = "lead"
     ACTIVE = "active"
@@ -20,7 +20,7 @@ class Standing(StrEnum):
 
 
 class State(StrEnum):
-    """How far an order has come."""
+    """The state of an order."""
 
     OPEN = "open"
     SHIPPED = "shipped"
@@ -29,7 +29,7 @@ class State(StrEnum):
 
 
 class Customer(Record, rule="field"):
-    """Somebody who buys. Merged per field, since no store but the CRM holds all of it."""
+    """A customer. Merged per field, because only the CRM holds all fields."""
 
     id: int = Field(key=True)
     name: str = Field(length=120)
@@ -41,10 +41,10 @@ class Customer(Record, rule="field"):
 
 
 class Order(Record, rule="field"):
-    """What a customer ordered."""
+    """An order of a customer."""
 
     number: int = Field(key=True)
-    customer: int = Field(description="The id of the one who ordered")
+    customer: int = Field(description="The id of the customer")
     placed: date | None = None
     state: State = State.OPEN
     total: Decimal = Decimal(0)

@@ -19,12 +19,11 @@ from eventsync.changes.fork import incarnation
 from eventsync.engine.isolation import Failed
 from eventsync.engine.publisher import Publisher
 from eventsync.errors import BusUnavailableError
+from eventsync.retry import Backoff
 
 __all__ = ["BatchPublisher"]
 
-# The pause before the first retry, and the longest, in seconds.
-_RETRY_PAUSE: Final = 0.05
-_LONGEST_RETRY_PAUSE: Final = 2.0
+_BACKOFF: Final = Backoff(0.05, 2.0)
 
 
 @dataclass(slots=True)
@@ -118,7 +117,7 @@ class BatchPublisher:
             self._hurry = True
             self._changed.notify_all()
         try:
-            future.result(max(0.0, deadline - time.monotonic()) + _LONGEST_RETRY_PAUSE)
+            future.result(max(0.0, deadline - time.monotonic()) + _BACKOFF.longest)
         except TimeoutError:
             raise self._unconfirmed() from None
 
@@ -240,7 +239,7 @@ class BatchPublisher:
 
     def _publish_batch(self, batch: list[_Call]) -> None:
         """Publish calls and complete their futures; retry while the broker is unreachable."""
-        pause = _RETRY_PAUSE
+        failures = 0
         while batch:
             try:
                 for part in publish_isolated(batch, self._publish_calls):
@@ -257,8 +256,8 @@ class BatchPublisher:
                     if call.deadline <= now:
                         call.future.set_exception(error)
                 batch = [call for call in batch if call.deadline > now]
-                time.sleep(pause)
-                pause = min(_LONGEST_RETRY_PAUSE, 2 * pause)
+                failures += 1
+                time.sleep(_BACKOFF.pause(failures))
             except Exception as error:  # the callers raise it
                 for call in batch:
                     if not call.future.done():

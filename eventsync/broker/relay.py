@@ -15,7 +15,6 @@ from typing import Any, Final, Protocol
 import structlog
 
 from eventsync.broker.isolated_publish import publish_isolated
-from eventsync.changes.change import Change
 from eventsync.engine.isolation import Failed
 from eventsync.engine.publisher import Publisher
 from eventsync.engine.store import Store
@@ -27,8 +26,9 @@ from eventsync.errors import (
     UnroutableError,
 )
 from eventsync.index import Index, Outgoing
+from eventsync.retry import Backoff
 
-__all__ = ["Broker", "CountingPublisher", "Lease", "Outlet", "Relay", "serve"]
+__all__ = ["Lease", "Outlet", "Relay", "serve"]
 
 _CHUNK: Final = 1000
 # So many envelopes are published in one call.
@@ -37,7 +37,7 @@ _MAX_PER_CALL: Final = 10_000
 _MAX_KEPT: Final = 200
 _KEPT_FOR: Final = 1.0
 _MARK: Final = "relay"
-_LONGEST_BACKOFF: Final = 30.0
+_BACKOFF: Final = Backoff(0.5, 30.0)
 # The pause of `serve` between two looks: a share of the idle time, in seconds at least.
 _PAUSE_SHARE: Final = 0.1
 _SHORTEST_PAUSE: Final = 0.01
@@ -54,34 +54,6 @@ class Outlet(Protocol):
 
         Raises ``BusUnavailableError``, ``UnroutableError``, ``StoreUnavailableError``.
         """
-
-
-class Broker(Publisher, Protocol):
-    """A publisher that tells whether its broker may have lost confirmed messages; see ``Bus``."""
-
-    def life(self) -> str | None:
-        """See ``Bus.life``."""
-
-
-class CountingPublisher:
-    """A broker that reports each successful publish: the record type, and how many envelopes."""
-
-    def __init__(self, broker: Broker, report: Callable[[str, int], object]) -> None:
-        self._broker = broker
-        self._report = report
-
-    def encode(self, change: Change) -> bytes:
-        """Return the envelope that the broker makes."""
-        return self._broker.encode(change)
-
-    def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        """Publish with the broker, then report."""
-        self._broker.publish(type, envelopes)
-        self._report(type, len(envelopes))
-
-    def life(self) -> str | None:
-        """Return the id of the broker's present run."""
-        return self._broker.life()
 
 
 class Lease:
@@ -320,8 +292,8 @@ def serve(
         except ConfigError:
             raise
         except (EventSyncError, OSError) as error:
-            wait = min(_LONGEST_BACKOFF, 0.5 * 2.0 ** min(failures, 10))
             failures += 1
+            wait = _BACKOFF.pause(failures)
             connected = False
             unreachable = isinstance(error, BusUnavailableError)
             event = "broker unreachable, retrying" if unreachable else "relay failed, retrying"

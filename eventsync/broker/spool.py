@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from eventsync.broker.relay import Broker
+from eventsync.broker.broker_life import Broker, BrokerLife
 from eventsync.broker.tracing import Tracing
 from eventsync.changes.change import Change
 from eventsync.database_file import DatabaseFile
@@ -247,8 +247,7 @@ class SpoolRelay:
         self._spool = spool
         self._publisher = publisher
         self._lock: sqlite3.Connection | None = None
-        self._republish = True
-        self._life: str | None = None
+        self._broker_life = BrokerLife(publisher)
         self._dropped = -math.inf
 
     def __enter__(self) -> SpoolRelay:
@@ -260,8 +259,8 @@ class SpoolRelay:
     def close(self) -> None:
         """Release the lock, so that another relay may publish. Idempotent."""
         lock, self._lock = self._lock, None
-        # From now on this relay does not see a restart of the broker.
-        self._republish = True
+        # A restart of the broker while this relay does not look would go unnoticed.
+        self._broker_life.forget()
         if lock is not None:
             lock.close()
 
@@ -285,10 +284,10 @@ class SpoolRelay:
     def _publish(self) -> int:
         spool, publisher = self._spool, self._publisher
         window_start = spool.window_start
-        life = publisher.life()
-        if self._republish or life != self._life:
+        life = self._broker_life
+        if life.may_have_forgotten() or life.seen_at is None:
             spool.send(publisher, "sent IS NOT NULL")
-            self._republish, self._life = False, life
+            life.confirm()
         elif (
             # Rarely, because it costs a publish and a write.
             abs(window_start - self._dropped) >= _DROP_EVERY

@@ -53,7 +53,7 @@ def listening(
     if not address:
         yield
         return
-    from eventsync.monitoring.backlog import Survey
+    from eventsync.monitoring.backlog import BacklogMonitor
     from eventsync.monitoring.exporters.prometheus import Exporter
     from eventsync.monitoring.health import Health
     from eventsync.monitoring.http_server import HttpServer
@@ -62,15 +62,15 @@ def listening(
     if not relays:
         for store in stores:
             group.expect(store.name, store.accessors)
-    with Survey(settings.bus(), stores, spools=spools) as survey:
-        health = Health(group, survey, stores=group.stores, stall_after=settings.stall_after)
+    with BacklogMonitor(settings.bus(), stores, spools=spools) as backlog:
+        health = Health(group, backlog, stores=group.stores, stall_after=settings.stall_after)
         redaction = Redaction(settings.secrets())
 
         def answering(check: Callable[[], list[str]]) -> Callable[[str], HttpResponse]:
             return lambda accept: _answer(check(), health.to_json(), redaction)
 
         routes = {
-            "/metrics": Exporter(group, survey).answer,
+            "/metrics": Exporter(group, backlog).answer,
             "/live": answering(health.live),
             "/ready": answering(health.ready),
             "/progress": answering(health.progress),

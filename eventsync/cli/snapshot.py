@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventsync.cli.health import ask, parse_url
-from eventsync.monitoring.backlog import Look, Survey
+from eventsync.monitoring.backlog import BacklogMonitor, Poller
 from eventsync.monitoring.worker_status import read_states
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ class Sampler:
             parse_url(url)
         settings = deployment.settings
         self._folder: Path | None = settings.state_dir
-        self._survey = Survey(settings.bus(), list(deployment.registry), every=every)
+        self._survey = BacklogMonitor(settings.bus(), list(deployment.registry), every=every)
         self._endpoints = {
-            url: Look(url, lambda url=url: list(_ask_all(url)), every=every)  # type: ignore[misc]
+            url: Poller(url, lambda url=url: list(_ask_all(url)), every=every)  # type: ignore[misc]
             for url in endpoints
         }
         self._stopping = threading.Event()
@@ -127,7 +127,7 @@ class Sampler:
 
     def wait(self, seconds: float) -> None:
         """Wait until all sources have answered, at most ``seconds``."""
-        looks: list[Look[Any]] = [self._survey.broker, *self._survey.outboxes.values()]
+        looks: list[Poller[Any]] = [self._survey.broker, *self._survey.outboxes.values()]
         looks += self._endpoints.values()
         deadline = time.monotonic() + seconds
         while not all(look.is_known for look in looks) and time.monotonic() < deadline:

@@ -115,7 +115,7 @@ def worker(
     elif lifeline is not None:
         _work_supervised(instance, settings, lifeline)
     else:
-        group = WorkerGroup(instance.tally)
+        group = WorkerGroup(instance.counters)
         group.join(instance.store.name, instance.progress)
         with listening(deployment, listen, group, [instance.store]):
             _work(instance, settings)
@@ -124,17 +124,17 @@ def worker(
 
 def _work_supervised(worker: Worker, settings: Settings, lifeline: int) -> None:
     """Run the worker; report to the supervisor each second and after each batch."""
-    from eventsync.monitoring.worker_group import Report
+    from eventsync.monitoring.worker_group import StatusReporter
     from eventsync.worker.supervisor import Lifeline
 
     line = Lifeline(lifeline)
-    report = Report(worker.tally, worker.progress, line.send)
-    worker.counted = report.quietly
-    line.watch(report)
+    reporter = StatusReporter(worker.counters, worker.progress, line.send)
+    worker.before_acknowledge = reporter.report_if_possible
+    line.watch(reporter.report)
     try:
         _work(worker, settings)
     finally:
-        report.quietly()
+        reporter.report_if_possible()
 
 
 def _work(worker: Worker, settings: Settings) -> None:
@@ -182,7 +182,7 @@ def _supervise(
     given = {f"EVENTSYNC_{name.upper()}": value for name, value in deployment.given.items()}
     environment = {**os.environ, **given, "EVENTSYNC_LISTEN": ""}  # the supervisor listens
     group = WorkerGroup()
-    supervisor = Supervisor(commands, environment=environment, grace=settings.grace, audience=group)
+    supervisor = Supervisor(commands, environment=environment, grace=settings.grace, observer=group)
     with listening(deployment, listen, group, [deployment.store(name) for name in stores]):
         return supervisor.run()
 

@@ -1,8 +1,4 @@
-"""The survey: what waits at the broker and in outboxes, looked at again and again.
-
-It owns the threads that look, how long an answer is good for (what cannot be told now is not
-known), and since when something has waited. It must not know what follows from an answer.
-"""
+"""The backlog: what waits in queues, outboxes and spools, polled from threads."""
 
 from __future__ import annotations
 
@@ -18,18 +14,18 @@ from eventsync.engine.publisher import Backlog
 from eventsync.engine.store import Store
 from eventsync.errors import BusUnavailableError, EventSyncError
 
-__all__ = ["Look", "Outbox", "Queues", "Survey"]
+__all__ = ["BacklogMonitor", "OutboxBacklog", "Poller", "QueueBacklog"]
 
 T = TypeVar("T")
 _EVERY: Final = 5.0
-_SAME: Final = 0.5  # seconds by which two measurements of one moment may differ
+_TOLERANCE: Final = 0.5  # seconds by which two measurements of one moment may differ
 
 
-class Look(Generic[T]):
-    """One question, asked every so many seconds from a thread of its own. Thread-safe.
+class Poller(Generic[T]):
+    """Keeps the latest answer to one question, asked every ``every`` seconds. Thread-safe.
 
-    ``what`` is asked. ``ask`` may block for as long as it likes: an answer older than three rounds
-    is none any more.
+    ``what``: who is asked, for error texts. ``ask`` may block: an answer that is older than three
+    rounds counts as unknown.
     """
 
     def __init__(
@@ -44,55 +40,55 @@ class Look(Generic[T]):
         self._ask = ask
         self._every = every
         self._monotonic = monotonic
-        self._held: tuple[float, T] | None = None
+        self._latest: tuple[float, T] | None = None
         self._error = ""
 
-    def once(self) -> None:
-        """Ask now. Blocks."""
+    def poll(self) -> None:
+        """Ask once, now. Blocks."""
         try:
-            self._held = (self._monotonic(), self._ask())
+            self._latest = (self._monotonic(), self._ask())
             self._error = ""
         except (EventSyncError, OSError) as error:
-            self._held, self._error = None, str(error)
-        except Exception as error:  # a fault in somebody's accessor must not end the looking
-            self._held, self._error = None, f"{type(error).__name__}: {error}"
+            self._latest, self._error = None, str(error)
+        except Exception as error:  # a fault in an accessor must not end the polling
+            self._latest, self._error = None, f"{type(error).__name__}: {error}"
 
     def run(self, stopping: threading.Event) -> None:
-        """Ask until ``stopping`` is set. Blocks."""
+        """Ask again and again until ``stopping`` is set. Blocks."""
         while True:
-            self.once()
+            self.poll()
             if stopping.wait(self._every):
                 return
 
     @property
     def is_known(self) -> bool:
-        """Whether it has answered or failed yet."""
-        return self._held is not None or bool(self._error)
+        """Whether there has been an answer or an error yet."""
+        return self._latest is not None or bool(self._error)
 
     @property
     def answer(self) -> T | None:
-        """The last answer; ``None`` if that failed, or is too old."""
-        held = self._held
-        if held is None or self._monotonic() - held[0] > 3 * self._every + 1.0:
+        """The latest answer; ``None`` if the last poll failed or the answer is too old."""
+        latest = self._latest
+        if latest is None or self._monotonic() - latest[0] > 3 * self._every + 1.0:
             return None
-        return held[1]
+        return latest[1]
 
     @property
     def error(self) -> str:
-        """Why there is no answer; empty if there is one."""
+        """Why there is no answer; empty if there is an answer."""
         if self.answer is not None:
             return ""
-        silent = "has not answered yet" if self._held is None else "does not answer any more"
-        return self._error or f"{self._what} {silent}"
+        silence = "has not answered yet" if self._latest is None else "no longer answers"
+        return self._error or f"{self._what} {silence}"
 
 
 @dataclass(slots=True, frozen=True)
-class Queues:
-    """The queues of a store: messages that wait, in hand, held, and dead letters.
+class QueueBacklog:
+    """The queues of a store: waiting messages, messages in hand, held changes, dead letters.
 
-    ``oldest``: when the oldest that waits was published; ``since``: from when on some have waited
-    or been in hand without a break. In seconds since the epoch; ``None`` when nothing waits, or
-    where the transport cannot tell.
+    ``oldest``: when the oldest waiting message was published. ``since``: since when the queue has
+    not been seen empty. Both in seconds since the epoch; ``None`` when nothing waits, or if the
+    transport cannot tell.
     """
 
     work: int
@@ -104,11 +100,11 @@ class Queues:
 
 
 @dataclass(slots=True, frozen=True)
-class Outbox:
-    """An outbox or spool: changes that wait, and the bytes in use where that is known.
+class OutboxBacklog:
+    """An outbox or spool: waiting changes, and the bytes in use if they are known.
 
-    ``oldest``: when the oldest was made; ``since``: from when on the oldest has been this one. In
-    seconds since the epoch; ``None`` when nothing waits.
+    ``oldest``: when the oldest change was made. ``since``: since when it has been the oldest. Both
+    in seconds since the epoch; ``None`` when nothing waits.
     """
 
     waiting: int
@@ -117,11 +113,11 @@ class Outbox:
     bytes: int | None = None
 
 
-class Survey:
-    """How queues, outboxes and spools stand, a few seconds ago at most. Thread-safe.
+class BacklogMonitor:
+    """Knows the backlog of queues, outboxes and spools, a few seconds old at most. Thread-safe.
 
-    ``bus``: one that nobody else uses, since a broker that hangs would hold them up. ``stores`` are
-    only asked for their outboxes. Usable as a context manager, which looks from threads meanwhile.
+    ``bus``: a bus of its own, because a broker that hangs blocks it. ``stores`` are only asked for
+    their outboxes. Usable as a context manager: within the block it polls from threads.
     """
 
     def __init__(
@@ -135,38 +131,38 @@ class Survey:
     ) -> None:
         self._bus = bus
         self._now = now
-        self._waiting: dict[str, float] = {}
-        self._standing: dict[str, Outbox] = {}
+        self._waiting_since: dict[str, float] = {}
+        self._outboxes: dict[str, OutboxBacklog] = {}
         names = [store.name for store in stores]
 
-        def broker() -> Mapping[str, Queues | None]:
+        def ask_broker() -> Mapping[str, QueueBacklog | None]:
             return {name: self._queues(name) for name in names}
 
-        def of_store(store: Store) -> Callable[[], Outbox]:
+        def of_store(store: Store) -> Callable[[], OutboxBacklog]:
             return lambda: self._outbox(store.name, store.backlog())
 
-        def of_spool(spool: Spool) -> Callable[[], Outbox]:
+        def of_spool(spool: Spool) -> Callable[[], OutboxBacklog]:
             return lambda: self._outbox(spool.name, spool.state())
 
-        self.broker = Look("the broker", broker, every=every)
-        """By store, its queues; ``None`` if it has none yet."""
-        self.stores = {s.name: Look("the store", of_store(s), every=every) for s in stores}
-        """By store, its outbox."""
-        self.spools = {s.name: Look("the spool", of_spool(s), every=every) for s in spools}
-        """By the name of its file, each spool."""
+        self.broker = Poller("the broker", ask_broker, every=every)
+        """The queues of each store, by its name; ``None`` for a store without queues."""
+        self.stores = {s.name: Poller("the store", of_store(s), every=every) for s in stores}
+        """The outbox of each store, by its name."""
+        self.spools = {s.name: Poller("the spool", of_spool(s), every=every) for s in spools}
+        """Each spool, by the name of its file."""
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
     @property
-    def outboxes(self) -> Mapping[str, Look[Outbox]]:
-        """Those of the stores, and the spools."""
+    def outboxes(self) -> Mapping[str, Poller[OutboxBacklog]]:
+        """The outboxes of the stores, and the spools."""
         return {**self.stores, **self.spools}
 
-    def __enter__(self) -> Survey:
-        looks: list[Look[Any]] = [self.broker, *self.outboxes.values()]
-        for look in looks:
+    def __enter__(self) -> BacklogMonitor:
+        pollers: list[Poller[Any]] = [self.broker, *self.outboxes.values()]
+        for poller in pollers:
             thread = threading.Thread(
-                target=look.run, args=(self._stopping,), name="eventsync-survey", daemon=True
+                target=poller.run, args=(self._stopping,), name="eventsync-backlog", daemon=True
             )
             self._threads.append(thread)
             thread.start()
@@ -175,11 +171,11 @@ class Survey:
     def __exit__(self, *exc_info: object) -> None:
         self._stopping.set()
         for thread in self._threads:
-            thread.join(1.0)  # one that hangs is left behind
+            thread.join(1.0)  # a thread that hangs is abandoned
         if not any(thread.is_alive() for thread in self._threads):
             self._bus.close()
 
-    def _queues(self, store: str) -> Queues | None:
+    def _queues(self, store: str) -> QueueBacklog | None:
         try:
             states = self._bus.states(store)
         except BusUnavailableError:
@@ -188,25 +184,25 @@ class Survey:
             return None
         now, queue = self._now(), states["queue"]
         if queue.ready or queue.leased:
-            self._waiting.setdefault(store, now)
+            self._waiting_since.setdefault(store, now)
         else:
-            self._waiting.pop(store, None)
-        return Queues(
+            self._waiting_since.pop(store, None)
+        return QueueBacklog(
             work=queue.ready,
             in_hand=queue.leased,
             held=states["held"].ready,
             dead=states["dead"].ready,
             oldest=None if queue.oldest is None else now - queue.oldest,
-            since=self._waiting.get(store),
+            since=self._waiting_since.get(store),
         )
 
-    def _outbox(self, name: str, state: Backlog | SpoolState) -> Outbox:
-        now, before = self._now(), self._standing.get(name)
+    def _outbox(self, name: str, state: Backlog | SpoolState) -> OutboxBacklog:
+        now, before = self._now(), self._outboxes.get(name)
         oldest = since = None
         if state.oldest is not None:
             oldest, since = now - state.oldest, now
             if before is not None and before.oldest is not None and before.since is not None:
-                since = before.since if abs(before.oldest - oldest) < _SAME else now
+                since = before.since if abs(before.oldest - oldest) < _TOLERANCE else now
         size = state.bytes if isinstance(state, SpoolState) else None
-        found = self._standing[name] = Outbox(state.waiting, oldest, since, size)
-        return found
+        backlog = self._outboxes[name] = OutboxBacklog(state.waiting, oldest, since, size)
+        return backlog

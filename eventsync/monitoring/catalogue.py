@@ -1,8 +1,4 @@
-"""The metrics: the name, kind, labels and meaning of everything that is counted or measured.
-
-It owns the catalogue that docs/metrics.md explains. It must not know how anything is counted, nor
-which system it is exported to.
-"""
+"""The metric catalogue: name, kind, labels and help text; docs/metrics.md explains each metric."""
 
 from __future__ import annotations
 
@@ -12,13 +8,13 @@ from typing import Final, Literal
 __all__ = ["OTHER", "Metric"]
 
 OTHER: Final = "other"
-"""The label ``type`` of what is of no type that the store holds: names from outside are no labels,
-or anybody could make any number of series."""
+"""The label ``type`` for record types that the store does not hold. Such names come from outside;
+as labels they would let any sender create any number of series."""
 
 
 @dataclass(slots=True, frozen=True)
 class Metric:
-    """One metric. Counters and histograms only grow; ``bounds`` are a histogram's, ascending."""
+    """One metric. Counters and histograms only grow. ``bounds``: of a histogram, ascending."""
 
     name: str
     kind: Literal["counter", "histogram", "gauge"]
@@ -41,16 +37,22 @@ PUBLISHED: Final = Metric(
     "eventsync_published_total", "counter", "Changes published from an outbox or spool.", _TYPED
 )
 DEAD_LETTERS: Final = Metric(
-    "eventsync_dead_letters_total", "counter", "Changes put aside.", (*_TYPED, "reason")
+    "eventsync_dead_letters_total",
+    "counter",
+    "Changes that became dead letters.",
+    (*_TYPED, "reason"),
 )
 RETRIED: Final = Metric(
     "eventsync_retried_total",
     "counter",
-    "Changes whose batch was tried again.",
+    "Changes whose batch was retried.",
     (*_TYPED, "reason"),
 )
 COLLISIONS: Final = Metric(
-    "eventsync_collisions_total", "counter", "Changes with the version of another one.", _TYPED
+    "eventsync_collisions_total",
+    "counter",
+    "Changes that had the version of another, different change.",
+    _TYPED,
 )
 BATCH: Final = Metric(
     "eventsync_batch_changes",
@@ -62,14 +64,14 @@ BATCH: Final = Metric(
 BATCH_DURATION: Final = Metric(
     "eventsync_batch_duration_seconds",
     "histogram",
-    "How long a batch took, tries included.",
+    "How long a batch took, retries included.",
     ("store",),
     _SECONDS,
 )
 LAG: Final = Metric(
     "eventsync_lag_seconds",
     "histogram",
-    "From the edit to applied, of each change that was applied.",
+    "Time from the edit until the change was applied.",
     _TYPED,
     (*_SECONDS, 300.0, 1800.0, 3600.0, 86_400.0),
 )
@@ -91,17 +93,15 @@ COUNTED: Final = {
         STARTS,
     )
 }
-"""What a ``Tally`` counts, by name."""
+"""The metrics that ``Counters`` counts, by name."""
 
 CURRENT_LAG: Final = Metric(
     "eventsync_current_lag_seconds",
     "gauge",
-    "Age of the oldest change in hand or last applied; 0 once the queue was found empty.",
+    "Age of the oldest change in hand or last applied; 0 when the queue is empty.",
     ("store",),
 )
-QUEUE: Final = Metric(
-    "eventsync_queue_messages", "gauge", "Messages that wait.", ("store", "queue")
-)
+QUEUE: Final = Metric("eventsync_queue_messages", "gauge", "Waiting messages.", ("store", "queue"))
 IN_HAND: Final = Metric(
     "eventsync_queue_in_hand_messages", "gauge", "Messages that workers hold.", ("store",)
 )
@@ -109,10 +109,10 @@ OLDEST: Final = Metric(
     "eventsync_queue_oldest_seconds", "gauge", "How long the oldest message waits.", ("store",)
 )
 OUTBOX: Final = Metric(
-    "eventsync_outbox_changes", "gauge", "Changes in an outbox or spool, unpublished.", ("store",)
+    "eventsync_outbox_changes", "gauge", "Unpublished changes in an outbox or spool.", ("store",)
 )
 OUTBOX_OLDEST: Final = Metric(
-    "eventsync_outbox_oldest_seconds", "gauge", "Age of the oldest of them.", ("store",)
+    "eventsync_outbox_oldest_seconds", "gauge", "Age of the oldest unpublished change.", ("store",)
 )
 SPOOL_BYTES: Final = Metric(
     "eventsync_spool_bytes", "gauge", "Bytes in use in a spool.", ("store",)
@@ -126,15 +126,15 @@ STORE_UP: Final = Metric(
     "Whether the store answered when it was last asked.",
     ("store",),
 )
-WORKERS: Final = Metric("eventsync_workers", "gauge", "Worker processes that live.", ("store",))
+WORKERS: Final = Metric("eventsync_workers", "gauge", "Running worker processes.", ("store",))
 CIRCUIT: Final = Metric(
     "eventsync_worker_circuit",
     "gauge",
-    "1 for the state that the circuit is in, else 0.",
+    "1 for the current state of the circuit, 0 for the others.",
     (*_WORKER, "state"),
 )
 SILENCE: Final = Metric(
-    "eventsync_worker_silence_seconds", "gauge", "How long without progress.", _WORKER
+    "eventsync_worker_silence_seconds", "gauge", "Time without progress.", _WORKER
 )
 MEMORY: Final = Metric("eventsync_worker_memory_bytes", "gauge", "Memory in use.", _WORKER)
 STARTED: Final = Metric(

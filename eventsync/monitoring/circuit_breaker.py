@@ -1,8 +1,4 @@
-"""The circuit breaker of one store: whether its worker may use it, and since when.
-
-It owns the three states and what leads from one to the other. It knows nothing of stores or of how
-one is probed.
-"""
+"""The circuit breaker of one store: whether its worker may use it, and since when."""
 
 from __future__ import annotations
 
@@ -16,21 +12,21 @@ __all__ = ["CircuitBreaker", "CircuitState"]
 
 
 class CircuitState(StrEnum):
-    """Whether a store is used."""
+    """The state of a circuit breaker."""
 
     CLOSED = "closed"
-    """It is: changes are taken from the broker and applied."""
+    """The store is in use: changes are taken from the broker and applied."""
     OPEN = "open"
-    """It is away: nothing is taken, the work waits in the broker."""
+    """The store is unreachable: nothing is taken, and messages wait in the broker."""
     HALF_OPEN = "half-open"
-    """It is being probed."""
+    """The store is being probed."""
 
 
 class CircuitBreaker:
-    """A circuit breaker that is told what happened, and shows it. Thread-safe.
+    """Records the failures and recoveries of one store. Thread-safe.
 
-    ``since``: when the state began; ``opened``: how often it opened; ``error``: what opened it, or
-    the last probe's, empty once it is closed. Times are in seconds since the epoch.
+    ``since``: when the circuit opened or closed, in seconds since the epoch. ``opened``: how often
+    it opened. ``error``: the error that opened it or of the last probe; empty when it is closed.
     """
 
     def __init__(self, *, now: Callable[[], float] = time.time) -> None:
@@ -43,11 +39,11 @@ class CircuitBreaker:
 
     @property
     def state(self) -> CircuitState:
-        """The state it is in."""
+        """The current state."""
         return self._state
 
     def open(self, error: BaseException) -> None:
-        """The store failed for longer than it is tried again, or a probe did."""
+        """Open the circuit: the store failed beyond the retry budget, or a probe failed."""
         with self._lock:
             if self._state is CircuitState.CLOSED:
                 self.opened += 1
@@ -55,19 +51,19 @@ class CircuitBreaker:
             self.error = str(error)
 
     def probe(self) -> None:
-        """The store is about to be tried. Does nothing to a circuit that is closed."""
+        """Note that the store is being probed. Does nothing when the circuit is closed."""
         with self._lock:
             if self._state is CircuitState.OPEN:
                 self._enter(CircuitState.HALF_OPEN)
 
     def close(self) -> None:
-        """The store answered."""
+        """Close the circuit: the store answered."""
         with self._lock:
             self._enter(CircuitState.CLOSED)
             self.error = ""
 
     def to_json(self) -> dict[str, Any]:
-        """How it stands, ready for ``json.dumps``."""
+        """Return its attributes, ready for ``json.dumps``."""
         with self._lock:
             return {
                 "state": str(self._state),
@@ -79,7 +75,7 @@ class CircuitBreaker:
     def _enter(self, state: CircuitState) -> None:
         if state is self._state:
             return
-        # Between two probes of a store that is away it has been open all the while.
+        # Probes in between do not change since when the store is unreachable.
         if CircuitState.CLOSED in (state, self._state):
             self.since = self._now()
         self._state = state

@@ -1,8 +1,4 @@
-"""The health of a crew: whether it lives, is ready, and gets on with the work that waits.
-
-It owns what counts as well, and the words that tell an operator why not. It must not know how facts
-are found, nor how they are served.
-"""
+"""The health of a group of workers: whether they are alive, ready, and make progress."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from eventsync.monitoring.backlog import Survey
+from eventsync.monitoring.backlog import BacklogMonitor
 from eventsync.monitoring.circuit_breaker import CircuitState
 from eventsync.monitoring.worker_group import WorkerGroup
 
@@ -19,114 +15,116 @@ __all__ = ["Health"]
 
 
 class Health:
-    """Judges a crew by what it tells and what a survey sees. Thread-safe.
+    """Judges a group of workers by their status and by the backlog. Thread-safe.
 
-    ``stores``: those that have to have workers; none for a relay. ``stall_after``: for how many
-    seconds work may wait while none of it moves.
+    ``stores``: the stores that need workers; empty for a relay. ``stall_after``: for how many
+    seconds messages may wait while none is settled.
     """
 
     def __init__(
         self,
-        crew: WorkerGroup,
-        survey: Survey,
+        workers: WorkerGroup,
+        backlog: BacklogMonitor,
         *,
         stores: Iterable[str] = (),
         stall_after: float,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._crew = crew
-        self._survey = survey
+        self._workers = workers
+        self._backlog = backlog
         self._stores = list(stores)
         self._stall_after = stall_after
         self._now = now
 
     def live(self) -> list[str]:
-        """Why the process should be started anew: for no reason, since it answers."""
+        """Return why the process should be restarted: never, because it answers."""
         return []
 
     def ready(self) -> list[str]:
-        """Why no work could be done now, a reason each; none when it can."""
-        reasons = self._away()
+        """Return the reasons why changes could not be applied now; empty if they could."""
+        reasons = self._unreachable()
         for store in self._stores:
-            states = self._of(store)
+            states = self._states_of(store)
             if not any(_is_closed(state) and state["doing"] != "starting" for state in states):
                 reasons += _circuits(states) or [f"{store}: no worker is ready yet"]
         return reasons
 
     def progress(self) -> list[str]:
-        """Why work that waits does not get done, a reason each; none when all is well."""
-        reasons = self._away()
-        queues, now = self._survey.broker.answer or {}, self._now()
+        """Return the reasons why there is no progress; empty if all is well."""
+        reasons = self._unreachable()
+        queues, now = self._backlog.broker.answer or {}, self._now()
         for store in self._stores:
-            found, states = queues.get(store), self._of(store)
-            # Not every broker tells what it has handed out; who holds it does.
-            held = [now - state["silence"] for state in states if state["in_hand"]]
-            since = min(held, default=None) if found is None or found.since is None else found.since
+            queue, states = queues.get(store), self._states_of(store)
+            # Not every broker tells how many messages are in hand; the workers that hold them do.
+            busy = [now - state["silence"] for state in states if state["in_hand"]]
+            since = min(busy, default=None) if queue is None or queue.since is None else queue.since
             if since is None:
                 continue
-            moved = self._crew.moved(store) or -math.inf
-            still = now - max(moved, since)
+            settled_at = self._workers.settled_at(store) or -math.inf
+            stalled_for = now - max(settled_at, since)
             if states and not any(map(_is_closed, states)):
                 reasons += _circuits(states)
-            elif still > self._stall_after:
+            elif stalled_for > self._stall_after:
                 waiting = sum(state["in_hand"] for state in states)
-                if found is not None:
-                    waiting = found.work + (waiting if found.in_hand is None else found.in_hand)
-                doing = ", ".join(dict.fromkeys(s["doing"] for s in states)) or "none lives"
+                if queue is not None:
+                    waiting = queue.work + (waiting if queue.in_hand is None else queue.in_hand)
+                doing = ", ".join(dict.fromkeys(s["doing"] for s in states)) or "none is running"
                 reasons.append(
                     f"{store}: {waiting:,} messages wait or are in hand, and none was settled for "
-                    f"{still:.0f} s; its workers: {doing}"
+                    f"{stalled_for:.0f} s; its workers: {doing}"
                 )
-        for name, look in self._survey.outboxes.items():
-            outbox = look.answer
+        for name, poller in self._backlog.outboxes.items():
+            outbox = poller.answer
             if outbox is not None and outbox.since is not None:
-                still = now - outbox.since
-                if still > self._stall_after:
+                stalled_for = now - outbox.since
+                if stalled_for > self._stall_after:
                     reasons.append(
                         f"{name}: {outbox.waiting:,} changes wait to be published, and none was "
-                        f"for {still:.0f} s"
+                        f"published for {stalled_for:.0f} s"
                     )
         return reasons
 
     def to_json(self) -> dict[str, Any]:
-        """All that is known, ready for ``json.dumps``; ages in seconds."""
-        survey, now = self._survey, self._now()
-        queues = survey.broker.answer or {}
+        """Return everything that is known, ready for ``json.dumps``; ages in seconds."""
+        backlog, now = self._backlog, self._now()
+        queues = backlog.broker.answer or {}
 
         def age(moment: float | None) -> float | None:
             return None if moment is None else round(max(0.0, now - moment), 3)
 
         return {
             "stores": self._stores,
-            "broker": {"up": survey.broker.answer is not None, "error": survey.broker.error},
+            "broker": {"up": backlog.broker.answer is not None, "error": backlog.broker.error},
             "queues": {
-                store: found
+                store: queue
                 and {
-                    "work": found.work,
-                    "in_hand": found.in_hand,
-                    "held": found.held,
-                    "dead": found.dead,
-                    "oldest": age(found.oldest),
+                    "work": queue.work,
+                    "in_hand": queue.in_hand,
+                    "held": queue.held,
+                    "dead": queue.dead,
+                    "oldest": age(queue.oldest),
                 }
-                for store, found in queues.items()
+                for store, queue in queues.items()
             },
             "outboxes": {
                 name: {"waiting": outbox.waiting, "oldest": age(outbox.oldest)}
-                if (outbox := look.answer)
-                else {"error": look.error}
-                for name, look in survey.outboxes.items()
+                if (outbox := poller.answer)
+                else {"error": poller.error}
+                for name, poller in backlog.outboxes.items()
             },
-            "workers": [{"worker": name, **state} for name, state in self._crew.states().items()],
+            "workers": [
+                {"worker": name, **state} for name, state in self._workers.states().items()
+            ],
         }
 
-    def _away(self) -> list[str]:
-        error = self._survey.broker.error
-        found = [error] if error else []
-        looks = self._survey.outboxes.items()
-        return found + [f"{name}: {look.error}" for name, look in looks if look.error]
+    def _unreachable(self) -> list[str]:
+        error = self._backlog.broker.error
+        reasons = [error] if error else []
+        pollers = self._backlog.outboxes.items()
+        return reasons + [f"{name}: {poller.error}" for name, poller in pollers if poller.error]
 
-    def _of(self, store: str) -> list[dict[str, Any]]:
-        return [state for state in self._crew.states().values() if state["store"] == store]
+    def _states_of(self, store: str) -> list[dict[str, Any]]:
+        return [state for state in self._workers.states().values() if state["store"] == store]
 
 
 def _is_closed(state: dict[str, Any]) -> bool:
@@ -135,5 +133,5 @@ def _is_closed(state: dict[str, Any]) -> bool:
 
 def _circuits(states: Sequence[dict[str, Any]]) -> list[str]:
     open = [state for state in states if not _is_closed(state)]
-    told = (f"{state['store']}: circuit open: {state['circuit']['error']}" for state in open)
-    return list(dict.fromkeys(told))
+    reasons = (f"{state['store']}: circuit open: {state['circuit']['error']}" for state in open)
+    return list(dict.fromkeys(reasons))

@@ -1,7 +1,4 @@
-"""The endpoint: answers HTTP requests for a few paths, from threads, beside the real work.
-
-It owns the protocol: addresses, limits, status codes. It must not know what the answers say.
-"""
+"""A small HTTP server for metrics and health, which answers from threads."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ _TIMEOUT: Final = 10.0
 
 @dataclass(slots=True, frozen=True)
 class HttpResponse:
-    """What is answered: a body, what it is, and the status code."""
+    """The body of a response, its content type and its status code."""
 
     body: bytes
     content_type: str
@@ -29,20 +26,25 @@ class HttpResponse:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """The host and port in ``HOST:PORT`` (``[::1]:9464`` for IPv6). Raises ``ConfigError``."""
+    """Return the host and port of ``HOST:PORT``. Raise ``ConfigError`` for anything else.
+
+    An IPv6 address stands in brackets, as in ``[::1]:9464``.
+    """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isdecimal() or int(port) > 65_535:
-        raise ConfigError(f"{text!r} is no address to listen at", hint="as in 127.0.0.1:9464")
+        raise ConfigError(
+            f"cannot listen at {text!r}: expected HOST:PORT", hint="for example 127.0.0.1:9464"
+        )
     return host, int(port)
 
 
 class HttpServer:
-    """A small HTTP server for GET and HEAD. Usable as a context manager, which serves meanwhile.
+    """Answers GET and HEAD requests. Usable as a context manager: it serves within the block.
 
-    ``address``: ``HOST:PORT``; port 0 for any free one. ``routes``: by path, what answers; it is
-    given the request's ``Accept`` header, and has to be thread-safe. Raises ``ConfigError`` when
-    nobody can listen there.
+    ``address``: ``HOST:PORT``; port 0 for any free port. ``routes``: by path, the function that
+    answers; it takes the request's ``Accept`` header and must be thread-safe. Raises
+    ``ConfigError`` when the address cannot be used.
     """
 
     def __init__(self, address: str, routes: Mapping[str, Callable[[str], HttpResponse]]) -> None:
@@ -53,15 +55,15 @@ class HttpServer:
         except OSError as error:
             raise ConfigError(
                 f"cannot listen at {address}: {error}",
-                hint="choose another address: --listen, or EVENTSYNC_LISTEN",
+                hint="choose another address with --listen or EVENTSYNC_LISTEN",
             ) from error
         self._thread = threading.Thread(
-            target=self._server.serve_forever, name="eventsync-endpoint", daemon=True
+            target=self._server.serve_forever, name="eventsync-http", daemon=True
         )
 
     @property
     def port(self) -> int:
-        """The port that it listens at."""
+        """The port where it listens."""
         return int(self._server.server_address[1])
 
     def __enter__(self) -> HttpServer:
@@ -77,11 +79,11 @@ def _server(family: socket.AddressFamily) -> type[ThreadingHTTPServer]:
     class Server(ThreadingHTTPServer):
         address_family = family
         daemon_threads = True
-        # A reader that hangs must not keep the process from ending.
+        # A client that hangs must not keep the process from ending.
         block_on_close = False
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """A client that leaves in the middle of its answer is nothing to tell of."""
+            """Ignore clients that disconnect before they have read their response."""
 
     return Server
 
@@ -92,15 +94,16 @@ def _handler(routes: Mapping[str, Callable[[str], HttpResponse]]) -> type[BaseHT
         server_version = "eventsync"
         sys_version = ""
 
-        def do_GET(self) -> None:  # the library's name
+        def do_GET(self) -> None:  # the name that http.server calls
             route = routes.get(self.path.partition("?")[0])
             if route is None:
-                found = HttpResponse(f"try {' '.join(routes)}\n".encode(), "text/plain", 404)
+                paths = " ".join(routes)
+                found = HttpResponse(f"not found; try {paths}\n".encode(), "text/plain", 404)
             else:
                 try:
                     found = route(self.headers.get("Accept", ""))
                 except Exception as error:
-                    # Its kind only: its text may hold what is nobody's business. The work goes on.
+                    # Only its type: the text of an error may contain confidential data.
                     found = HttpResponse(f"{type(error).__name__}\n".encode(), "text/plain", 500)
             self.send_response(found.status)
             self.send_header("Content-Type", found.content_type)
@@ -113,6 +116,6 @@ def _handler(routes: Mapping[str, Callable[[str], HttpResponse]]) -> type[BaseHT
         do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, format: str, *args: Any) -> None:
-            """That somebody looked is nothing to tell of."""
+            """Do not log requests."""
 
     return Handler

@@ -1,7 +1,4 @@
-"""The lag of changes: how long ago they were made, for many at once.
-
-It owns which time of a change counts. It must not know who asks.
-"""
+"""The lag of changes: how long ago they were made, computed for many at once."""
 
 from __future__ import annotations
 
@@ -16,10 +13,11 @@ __all__ = ["oldest", "spread", "times"]
 
 
 def times(changes: Iterable[Change]) -> list[bytes]:
-    """When each change was made, in milliseconds since the epoch, as 6 bytes.
+    """Return when each change was made, in milliseconds since the epoch, as 6 bytes.
 
-    Its id says it: a version may be much older, for what ``eventsync sync`` publishes keeps its
-    own. An id that is no UUIDv7, of a foreign producer, or one that cannot be right says nothing.
+    The time is taken from the id of the change, a UUIDv7. A version may be much older, because
+    ``eventsync sync`` publishes changes with the versions that they have. The version counts only
+    if the id is no UUIDv7 or its time lies before the version or in the future.
     """
     latest = int(time.time() * 1000).to_bytes(6)
     return [
@@ -29,19 +27,19 @@ def times(changes: Iterable[Change]) -> list[bytes]:
 
 
 def oldest(times: Iterable[bytes]) -> float | None:
-    """The oldest of ``times``, in seconds since the epoch; ``None`` for none."""
+    """Return the oldest of ``times`` in seconds since the epoch; ``None`` if there are none."""
     first = min(times, default=None)
     return None if first is None else int.from_bytes(first) / 1000
 
 
 def spread(times: Iterable[bytes], bounds: Sequence[float], *, now: float | None = None) -> Spread:
-    """How ages are spread over ``bounds``, those in seconds, of what was made at ``times``.
+    """Return the histogram of the ages of ``times``; ``bounds`` in seconds.
 
-    What a clock ahead of ours made has the age 0.
+    A time in the future, from a clock that is ahead, counts as age 0.
     """
     moment = int((time.time() if now is None else now) * 1000)
     latest = moment.to_bytes(6)
-    # As bytes: sorted and searched without a number made of each.
+    # Sorted and searched as bytes, because to make numbers of them takes longer.
     made = sorted(times)
     ahead = bisect_left(made, latest)
     made[ahead:] = [latest] * (len(made) - ahead)

@@ -1,7 +1,4 @@
-"""The log of a process: its form, its level, and that no secret is ever in it.
-
-It owns how lines are written. It must not know who logs, nor what.
-"""
+"""The log of a process: its format, its level, and the redaction of secrets."""
 
 from __future__ import annotations
 
@@ -17,21 +14,21 @@ __all__ = ["Redaction", "configure"]
 _HIDDEN: Final = "***"
 # The user and password of a URL, up to the last @ before its path.
 _URL: Final = re.compile(r"(?<=://)([^\s/?#:]*):([^\s/?#]*)(?=@)")
-# A password that is an argument of a URL or of a connection string.
+# A password as an argument in a URL or a connection string.
 _ARGUMENT: Final = re.compile(
     r"(?i)\b((?:[a-z_]*password|passwd|pwd|secret|token|api_?key)\s*=\s*)"
     r"(\"[^\"]*\"|'[^']*'|[^\s&;,'\"]+)"
 )
 _NAME: Final = re.compile(r"(?i)(password|passwd|secret|token|api_?key|authorization|credential)")
-# Shorter ones stand in many an innocent word; in a URL they are hidden all the same.
+# Shorter secrets occur in ordinary words. In a URL they are hidden all the same.
 _SHORTEST: Final = 4
 
 
 class Redaction:
-    """A structlog processor that hides secrets in whatever is about to be logged.
+    """A structlog processor that hides secrets in log lines. Thread-safe.
 
-    It hides the passwords of URLs, values under names such as ``password`` or ``token``, and each
-    of ``secrets`` wherever it stands, in values of any depth and in tracebacks. Thread-safe.
+    It hides passwords in URLs, values under names like ``password`` or ``token``, and each of
+    ``secrets`` wherever it occurs, in nested values and in tracebacks too.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -44,33 +41,33 @@ class Redaction:
     def __call__(
         self, logger: Any, method: str, event: MutableMapping[str, Any]
     ) -> MutableMapping[str, Any]:
-        return {self.text(str(name)): self._value(name, held) for name, held in event.items()}
+        return {self.text(str(name)): self._value(name, value) for name, value in event.items()}
 
     def text(self, text: str) -> str:
-        """A text without its secrets."""
+        """Return a text with its secrets hidden."""
         text = _URL.sub(rf"\1:{_HIDDEN}", text)
         text = _ARGUMENT.sub(rf"\1{_HIDDEN}", text)
         return self._known.sub(_HIDDEN, text) if self._known else text
 
-    def _value(self, name: Any, held: Any) -> Any:
-        if held is None or isinstance(held, bool | int | float):
-            return held
+    def _value(self, name: Any, value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float):
+            return value
         if isinstance(name, str) and _NAME.search(name):
             return _HIDDEN
-        if isinstance(held, Mapping):
-            return {self.text(str(key)): self._value(key, value) for key, value in held.items()}
-        if isinstance(held, list | tuple | set | frozenset):
-            return [self._value("", value) for value in held]
-        return self.text(held if isinstance(held, str) else str(held))
+        if isinstance(value, Mapping):
+            return {self.text(str(key)): self._value(key, item) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._value("", item) for item in value]
+        return self.text(value if isinstance(value, str) else str(value))
 
 
 def configure(level: str, stream: TextIO, *, secrets: Iterable[str] = ()) -> None:
-    """Have this process log to ``stream``: for people on a terminal, as JSON lines elsewhere.
+    """Make this process log to ``stream``: readable text on a terminal, JSON lines elsewhere.
 
     ``level``: ``debug``, ``info``, ``warning`` or ``error``. ``secrets``: texts that are hidden
-    wherever they stand. What other libraries log through ``logging``, and Python's warnings, come
-    in the same form, from ``warning`` on, or from ``level`` on if that is higher; with ``debug``
-    from ``info`` on. Idempotent; the last call counts.
+    wherever they occur. The records of other libraries and Python's warnings are written in the
+    same format. Of those only warnings and errors are written, or only errors if ``level`` says so;
+    with ``debug`` their information too. Idempotent; the last call counts.
     """
     terminal = stream.isatty()
     redaction = Redaction(secrets)

@@ -1,8 +1,4 @@
-"""The crew: what the workers of one command tell of themselves, in this process or in others.
-
-It owns what outlives a worker (its counts) and what leaves with it (its state). It must not know
-who starts workers, nor who reads what they tell.
-"""
+"""The worker group: the counters and states of the workers of one command."""
 
 from __future__ import annotations
 
@@ -13,31 +9,35 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from eventsync.broker.relay import Broker, CountingPublisher
+from eventsync.broker.broker_life import Broker
 from eventsync.engine.gate import Outcome
 from eventsync.monitoring import catalogue
 from eventsync.monitoring.counters import Counters
+from eventsync.monitoring.counting_publisher import CountingPublisher
 from eventsync.monitoring.worker_status import WorkerStatus
 
-__all__ = ["Report", "WorkerGroup"]
+__all__ = ["StatusReporter", "WorkerGroup"]
 
 
 class WorkerGroup:
-    """The workers of one command, by the names of their places. Thread-safe.
+    """The workers of one command, in this process or in others, by name. Thread-safe.
 
-    ``tally``: what all of them counted, those that are gone included.
+    When a worker ends, its state is removed and its counts stay. It observes the processes of a
+    ``Supervisor``. ``counters``: the counts of all workers, past ones included.
     """
 
     def __init__(
-        self, tally: Counters | None = None, *, monotonic: Callable[[], float] = time.monotonic
+        self, counters: Counters | None = None, *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self.tally = tally or Counters()
+        self.counters = counters or Counters()
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._stores: list[str] = []
-        self._here: dict[str, WorkerStatus] = {}
-        self._told: dict[str, tuple[float, dict[str, Any]]] = {}
-        self._moved: dict[str, float] = {}
+        self._local: dict[str, WorkerStatus] = {}
+        # The last report of each worker of another process, and when it arrived.
+        self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
+        # By store, when a worker that has ended last settled a message.
+        self._settled_at: dict[str, float] = {}
 
     @property
     def stores(self) -> list[str]:
@@ -45,91 +45,89 @@ class WorkerGroup:
         return list(self._stores)
 
     def expect(self, store: str, types: Iterable[str]) -> None:
-        """A store has workers here: its counts are there from the start.
+        """Expect workers of a store, and start its counters at zero.
 
-        Otherwise the first of a kind would be no increase for those who watch.
+        A counter that appears with its first count shows no increase to whoever watches it.
         """
         self._stores.append(store)
-        self.tally.add(catalogue.MESSAGES, 0, store)
+        self.counters.add(catalogue.MESSAGES, 0, store)
         for type in (*types, catalogue.OTHER):
-            self.tally.add(catalogue.COLLISIONS, 0, store, type)
+            self.counters.add(catalogue.COLLISIONS, 0, store, type)
             for outcome in Outcome:
-                self.tally.add(catalogue.CHANGES, 0, store, type, str(outcome))
+                self.counters.add(catalogue.CHANGES, 0, store, type, str(outcome))
 
     def counted(self, store: str, broker: Broker) -> Broker:
-        """A broker to which publishes count as a store's (or a spool's)."""
-        return CountingPublisher(
-            broker, lambda type, count: self.tally.add(catalogue.PUBLISHED, count, store, type)
-        )
+        """Return a broker whose publishes are counted as those of a store or spool."""
+        return CountingPublisher(broker, self.counters, store)
 
-    def join(self, worker: str, progress: WorkerStatus) -> None:
-        """A worker of this process; its progress is read whenever somebody asks."""
+    def join(self, worker: str, status: WorkerStatus) -> None:
+        """Add a worker of this process."""
         with self._lock:
-            self._here[worker] = progress
+            self._local[worker] = status
 
     def started(self, worker: str) -> None:
-        """A process was started to fill this place."""
-        self.tally.add(catalogue.STARTS, 1, worker.rpartition("-")[0], worker)
+        """Count the start of a process for a worker."""
+        self.counters.add(catalogue.STARTS, 1, worker.rpartition("-")[0], worker)
 
-    def heard(self, worker: str, report: bytes) -> None:
-        """Take in what a worker of another process reported."""
-        told = json.loads(report)
-        self.tally.merge(told["tally"])
+    def reported(self, worker: str, report: bytes) -> None:
+        """Take in what the ``StatusReporter`` of a worker in another process sent."""
+        content = json.loads(report)
+        self.counters.merge(content["tally"])
         with self._lock:
-            self._told[worker] = (self._monotonic(), told["state"])
+            self._reports[worker] = (self._monotonic(), content["state"])
 
-    def left(self, worker: str) -> None:
-        """A worker is gone: its state goes with it, what it counted stays. Idempotent."""
+    def ended(self, worker: str) -> None:
+        """Remove the state of a worker that has ended; its counts stay. Idempotent."""
         with self._lock:
-            _, state = self._told.pop(worker, (0.0, None))
+            _, state = self._reports.pop(worker, (0.0, None))
             if state is not None and state["applied_at"] is not None:
-                before = self._moved.get(state["store"], 0.0)
-                self._moved[state["store"]] = max(before, state["applied_at"])
+                before = self._settled_at.get(state["store"], 0.0)
+                self._settled_at[state["store"]] = max(before, state["applied_at"])
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """How each worker that lives stands, as ``WorkerStatus.to_json`` says it."""
+        """Return the state of each running worker, in the form of ``WorkerStatus.to_json``."""
         with self._lock:
-            states = {worker: progress.to_json() for worker, progress in self._here.items()}
+            states = {worker: status.to_json() for worker, status in self._local.items()}
             now = self._monotonic()
-            for worker, (heard, state) in self._told.items():
-                # Of a process that stands still nothing more is heard.
-                silence = round(state["silence"] + max(0.0, now - heard - 1.0), 3)
+            for worker, (reported_at, state) in self._reports.items():
+                # A process that is suspended sends no reports, so its silence grows here.
+                silence = round(state["silence"] + max(0.0, now - reported_at - 1.0), 3)
                 states[worker] = {**state, "silence": silence}
         return states
 
-    def moved(self, store: str) -> float | None:
-        """When a worker of a store last settled something, in seconds since the epoch."""
+    def settled_at(self, store: str) -> float | None:
+        """Return when a worker of a store last settled a message, in seconds since the epoch."""
         with self._lock:
-            times = [self._moved.get(store)]
+            times = [self._settled_at.get(store)]
         times += [s["applied_at"] for s in self.states().values() if s["store"] == store]
         return max((moment for moment in times if moment is not None), default=None)
 
 
-class Report:
-    """Tells a crew in another process how a worker of this one gets on. Thread-safe.
+class StatusReporter:
+    """Reports a worker of this process to a ``WorkerGroup`` in another one. Thread-safe.
 
-    ``send``: hands bytes over, or says that it cannot now, and then has sent none of them.
+    ``transmit``: sends bytes and returns ``True``, or returns ``False`` and sends none of them.
     """
 
     def __init__(
-        self, tally: Counters, progress: WorkerStatus, send: Callable[[bytes], bool]
+        self, counters: Counters, status: WorkerStatus, transmit: Callable[[bytes], bool]
     ) -> None:
-        self._tally = tally
-        self._progress = progress
-        self._send = send
+        self._counters = counters
+        self._status = status
+        self._transmit = transmit
 
-    def __call__(self) -> None:
-        """Tell what was counted since the last time. What cannot be told now goes with the next."""
-        taken = self._tally.take()
-        told = False
+    def report(self) -> None:
+        """Send the state, and what was counted since the last report that could be sent."""
+        taken = self._counters.take()
+        was_sent = False
         try:
-            report = {"tally": taken, "state": self._progress.to_json()}
-            told = self._send(json.dumps(report).encode())
+            report = {"tally": taken, "state": self._status.to_json()}
+            was_sent = self._transmit(json.dumps(report).encode())
         finally:
-            if not told:
-                self._tally.merge(taken)
+            if not was_sent:
+                self._counters.merge(taken)
 
-    def quietly(self) -> None:
-        """As a call; whether anybody still listens is for others to notice."""
+    def report_if_possible(self) -> None:
+        """Do the same as ``report``, and ignore that the other process is gone."""
         with contextlib.suppress(OSError):
-            self()
+            self.report()

@@ -1,8 +1,4 @@
-"""What one worker process is doing: when it last got on, what it has done, what it waits for.
-
-It owns the numbers that health checks and metrics read, and the file that other processes read
-them from. It must not know how any of it comes about.
-"""
+"""The status of one worker: what it does, what it has done, and when it last made progress."""
 
 from __future__ import annotations
 
@@ -25,12 +21,12 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class WorkerStatus:
-    """The progress of one worker: written by it, read by any thread.
+    """The status of one worker: the worker writes it, any thread reads it.
 
-    ``beat`` is called whenever the worker gets on: a message settled, an empty queue looked at, a
-    store tried again. ``silence`` is how long it has not been. ``circuit``: that of its store.
-    ``outcomes``: how many changes came to each outcome. Times are in seconds since the epoch,
-    except where a span is meant.
+    The worker calls ``beat`` whenever it makes progress: it settled a message, found the queue
+    empty, or retried the store. ``silence`` is the time since. ``circuit``: the circuit breaker of
+    its store. ``outcomes``: how many changes had each outcome. Points in time are in seconds since
+    the epoch, spans in seconds.
     """
 
     def __init__(
@@ -47,29 +43,29 @@ class WorkerStatus:
         self.messages = 0
         """How many messages were settled."""
         self.doing = "starting"
-        """What the worker is at: ``starting``, ``waiting``, ``applying``, an upkeep's name..."""
+        """``starting``, ``waiting``, ``applying``, or the name of a maintenance task."""
         self.in_hand = 0
         """How many messages it has taken and not settled yet."""
         self.applied_at: float | None = None
         """When a message was last settled; ``None`` before the first."""
         self.oldest: float | None = None
-        """When the oldest change in hand, or last applied, was made; ``None`` once the queue was
+        """When the oldest change in hand, or last applied, was made; ``None`` when the queue was
         found empty."""
         self.error = ""
-        """The last error that it logged, empty after the next settled message."""
+        """The last error of its store or broker; empty after the next settled message."""
         self._now = now
         self._monotonic = monotonic
         self.started = now()
         self._beat = monotonic()
 
     def beat(self, doing: str | None = None, *, pause: float = 0.0) -> None:
-        """The worker got on. ``pause``: how many seconds it is going to wait on purpose."""
+        """Note progress. ``pause``: how many seconds the worker is about to wait on purpose."""
         if doing is not None:
             self.doing = doing
         self._beat = self._monotonic() + pause
 
     def settled(self, messages: int) -> None:
-        """So many messages are settled."""
+        """Note that so many messages were settled."""
         self.messages += messages
         self.in_hand = 0
         self.applied_at = self._now()
@@ -78,17 +74,17 @@ class WorkerStatus:
 
     @property
     def silence(self) -> float:
-        """For how many seconds the worker has not got on; not positive while it waits on purpose"""
+        """The seconds since the last progress; not positive while the worker waits on purpose."""
         return self._monotonic() - self._beat
 
     @property
     def lag(self) -> float:
-        """How far the worker is behind, in seconds, as far as it has seen."""
+        """The age in seconds of the oldest change in hand or last applied; 0 if there is none."""
         oldest = self.oldest
         return 0.0 if oldest is None else max(0.0, self._now() - oldest)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, ready for ``json.dumps``."""
+        """Return all of it, ready for ``json.dumps``."""
         return {
             "pid": os.getpid(),
             "store": self.store,
@@ -108,51 +104,52 @@ class WorkerStatus:
 
 
 class StateFile:
-    """A worker's progress in a file of its own, ``worker-STORE-PID.json``, replaced atomically."""
+    """A file with the status of one worker, ``worker-STORE-PID.json``, replaced atomically."""
 
-    def __init__(self, folder: Path, progress: WorkerStatus) -> None:
-        """Makes the folder. Raises ``ConfigError`` when it cannot."""
+    def __init__(self, folder: Path, status: WorkerStatus) -> None:
+        """Create the folder if it is missing. Raise ``ConfigError`` when that fails."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"the folder for state files cannot be made: {error}", hint="EVENTSYNC_STATE_DIR"
+                f"cannot create the folder for state files: {error}",
+                hint="name another folder in EVENTSYNC_STATE_DIR",
             ) from error
-        self._progress = progress
-        self.path = folder / f"worker-{progress.store}-{os.getpid()}.json"
+        self._status = status
+        self.path = folder / f"worker-{status.store}-{os.getpid()}.json"
 
     def write(self) -> None:
-        """Write it now. Raises ``OSError``."""
+        """Write the status now. Raises ``OSError``."""
         partial = self.path.with_suffix(f".{threading.get_ident()}.tmp")
-        partial.write_text(json.dumps(self._progress.to_json()), encoding="utf-8")
+        partial.write_text(json.dumps(self._status.to_json()), encoding="utf-8")
         os.replace(partial, self.path)
 
     def remove(self) -> None:
-        """Remove it, and what killed workers of the store left behind. Idempotent."""
+        """Remove the file, and the files that killed workers left in its folder. Idempotent."""
         self.path.unlink(missing_ok=True)
         remove_dead(self.path.parent)
 
 
 def read_states(folder: Path) -> Iterator[dict[str, Any]]:
-    """The progress of every worker on this host that wrote a state file and still lives."""
+    """Yield the status of every running worker on this host that has a state file."""
     for path in sorted(folder.glob("worker-*.json")):
         with contextlib.suppress(FileNotFoundError, ValueError):
-            # It may be removed while one looks; one that is no JSON is none of ours.
+            # A worker may remove its file meanwhile; other programs may have written other files.
             state = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(state, dict) and _lives(state.get("pid")):
+            if isinstance(state, dict) and _is_running(state.get("pid")):
                 yield state
 
 
 def remove_dead(folder: Path) -> None:
-    """Remove the state files of processes that are gone. Idempotent."""
+    """Remove the state files of processes that no longer run. Idempotent."""
     for path in folder.glob("worker-*.json"):
         pid = path.stem.rpartition("-")[2]
-        if pid.isdecimal() and not _lives(int(pid)):
+        if pid.isdecimal() and not _is_running(int(pid)):
             path.unlink(missing_ok=True)
 
 
 def resident_bytes() -> int:
-    """How much memory this process has in use; its greatest so far where that cannot be told."""
+    """Return the memory in use by this process, or its maximum so far if that is not known."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * _PAGE
@@ -164,7 +161,7 @@ def resident_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _lives(pid: Any) -> bool:
+def _is_running(pid: Any) -> bool:
     if not isinstance(pid, int):
         return False
     try:

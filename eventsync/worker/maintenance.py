@@ -1,9 +1,4 @@
-"""The upkeep of one store: what its worker does between messages, each thing in its time.
-
-It owns what is due and when: a restarted broker, held changes, the outbox, pending records,
-captures, tombstones, dead letters that are too old. It must not know how messages are fetched, how
-changes are applied, nor how one waits for a store that is away.
-"""
+"""The maintenance of one store: what its worker does between deliveries."""
 
 from __future__ import annotations
 
@@ -11,10 +6,9 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Any
+from typing import Final
 
-from eventsync.broker.bus import Bus, Delivery, QueueBrowser
-from eventsync.broker.relay import Broker, Relay
+from eventsync.broker.relay import Relay
 from eventsync.engine.apply import complete
 from eventsync.engine.store import Store
 from eventsync.envelope.dead_letter import DeadLetter
@@ -25,163 +19,159 @@ from eventsync.errors import (
     DependencyError,
     EventSyncError,
 )
-from eventsync.monitoring.worker_status import WorkerStatus
-from eventsync.worker.options import Options
-from eventsync.worker.settlement import Batch, FailedEnvelope, Settlement, about_letter
+from eventsync.retry import Backoff
+from eventsync.worker.applier import Applier
+from eventsync.worker.context import WorkerContext
+from eventsync.worker.outcome_reporter import describe_letter
+from eventsync.worker.settlement import Settlement, dependency_may_arrive
 
 __all__ = ["Maintenance"]
 
-_LONGEST_HELD_WAIT = 60.0
+_HELD_BACKOFF: Final = Backoff(2.0, 60.0)
 
 
 class Maintenance:
-    """Keeps up one store, a little whenever ``run`` is called. For one thread.
+    """The periodic tasks of one store's worker. For one thread.
 
-    ``publisher``: the broker, for what this store publishes. ``settle``: settles held changes as
-    ``settlement.settle`` does, each of which may fail by itself. ``peers``: where pending records
-    are completed from, and for which tombstones are kept.
+    It republishes after a restart of the broker, retries held changes, publishes the outbox,
+    completes pending records, captures foreign writes, and drops old tombstones and dead letters.
+    ``peers``: the stores that complete pending records; tombstones are kept until they caught up.
     """
 
     def __init__(
         self,
-        store: Store,
-        bus: Bus,
-        *,
-        publisher: Broker,
+        context: WorkerContext,
+        applier: Applier,
         settlement: Settlement,
-        settle: Callable[[Batch], list[FailedEnvelope]],
-        peers: Sequence[Store],
-        progress: WorkerStatus,
-        options: Options,
-        log: Any,
+        *,
+        peers: Sequence[Store] = (),
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
-        self._bus = bus
-        self._publisher = publisher
+        self._store = context.store
+        self._bus = context.bus
+        self._publisher = context.publisher
+        self._broker_life = context.broker_life
+        self._status = context.status
+        self._options = context.options
+        self._log = context.log
+        self._applier = applier
         self._settlement = settlement
-        self._settle = settle
         self._peers = peers
-        self._progress = progress
-        self._options = options
-        self._log = log
-        self._relay = Relay(store, publisher)
+        self._monotonic = monotonic
+        self._relay = Relay(context.store, context.publisher)
+        # By task, when it is due next, on the monotonic clock.
         self._due: dict[str, float] = {}
-        # The broker's life, and when it was last seen in it.
-        self._broker: tuple[str | None, float] | None = None
-        self.broker_lost = False
-        """Whether the broker has been away since it was last greeted."""
-        self.arrived: set[str] = set()
-        """The types that something was applied to since what waits for them was last tried."""
 
     def run(self, *, at_once: bool = False) -> None:
-        """Do what is due, or all of it ``at_once``. A store that is busy is left for the next time.
+        """Run the tasks that are due, or all of them ``at_once``.
 
-        Raises ``BusUnavailableError`` and ``ConfigError``; other failures are logged.
+        Whatever a task raises is logged, and the other tasks run; the task runs again when it is
+        due. Only ``BusUnavailableError`` and ``ConfigError`` are raised.
         """
         tasks: list[tuple[str, float, Callable[[], object]]] = [
-            ("broker", 1.0, self.greet_broker),
-            ("held", 1.0, self._try_held),
-            # At once is now, whoever's turn it is: what is published twice does no harm.
-            ("outbox", 1.0, self._flush if at_once else self._relay_once),
-            ("pending", 2.0, lambda: complete(self._store, self._peers)),
-            ("tombstones", 3600.0, self._collect),
-            ("letters", 3600.0, self._drop_letters),
+            ("broker", 1.0, self.republish_lost),
+            ("held", 1.0, self._retry_held),
+            # All at once does not wait for the lease: to publish twice does no harm.
+            ("outbox", 1.0, self._flush_outbox if at_once else self._relay_outbox),
+            ("pending", 2.0, self._complete_pending),
+            ("tombstones", 3600.0, self._collect_tombstones),
+            ("letters", 3600.0, self._drop_old_dead_letters),
         ]
         if self._store.capture_every:
             tasks.append(("capture", self._store.capture_every, self._capture))
         for number, (name, every, task) in enumerate(tasks):
-            now = time.monotonic()
-            # Each has its own place in the second: what comes waits for one of them, not for all.
+            now = self._monotonic()
+            # The tasks are spread over the second: a message that arrives waits for one of them.
             due = self._due.setdefault(name, now + number / len(tasks))
             if at_once or now >= due:
                 self._due[name] = now + every - max(0.0, now - due) % every
-                self._progress.beat(name)
-                try:
-                    task()
-                except (BusUnavailableError, ConfigError):
-                    raise
-                except (EventSyncError, OSError) as error:
-                    # Maintenance must not stop the store's work; it has its turn again.
-                    self._log.warning("upkeep failed", task=name, error=str(error))
+                self._status.beat(name)
+                self._run_task(name, task)
 
-    def greet_broker(self) -> None:
-        """Tell a broker again the latest it had confirmed, if it may have forgotten that."""
-        life = self._bus.life()
-        if self._broker is not None and self._options.republish_window:
-            known, seen_at = self._broker
-            if life != known or (life is None and self.broker_lost):
-                since = seen_at - self._options.republish_window
-                count = self._store.republish(self._publisher, since=since)
-                self._log.info("broker was restarted: latest changes published again", count=count)
-        self._broker, self.broker_lost = (life, time.time()), False
+    def _run_task(self, name: str, task: Callable[[], object]) -> None:
+        try:
+            task()
+        except (BusUnavailableError, ConfigError):
+            raise
+        except (EventSyncError, OSError) as error:
+            self._log.warning("maintenance task failed", task=name, error=str(error))
+        except Exception as error:
+            shown = f"unexpected {type(error).__name__}: {error}"
+            self._log.error("maintenance task failed", task=name, error=shown, exc_info=True)
 
-    def _flush(self) -> None:
+    def republish_lost(self) -> None:
+        """Republish the changes of the last seconds if the broker may have forgotten them."""
+        life, window = self._broker_life, self._options.republish_window
+        if life.may_have_forgotten() and life.seen_at is not None and window:
+            count = self._store.republish(self._publisher, since=life.seen_at - window)
+            self._log.info("broker restarted, recent changes published again", count=count)
+        life.confirm()
+
+    def _flush_outbox(self) -> None:
         self._store.flush(self._publisher)
 
-    def _relay_once(self) -> None:
-        # It looks too seldom to keep the turn, which a relay of its own may want.
+    def _relay_outbox(self) -> None:
+        # The lease is released each time: a worker looks too rarely to keep it from a relay.
         with self._relay:
             self._relay.run_once()
 
-    def _try_held(self) -> None:
-        """Try again what was held, if its time or what it waits for has come."""
+    def _complete_pending(self) -> None:
+        complete(self._store, self._peers)
+
+    def _retry_held(self) -> None:
+        """Retry the held changes whose time has come, or whose dependency may have arrived."""
         states = self._bus.states(self._store.name)
         ready = states["held"].ready
         if not ready:
             return
-        backlog = states["queue"].oldest
-        self._settlement.oldest = math.inf if backlog is None else time.time() - backlog
-        moved = self._moved()
-        begun = time.monotonic()
+        age = states["queue"].oldest
+        queue_oldest = math.inf if age is None else time.time() - age
+        freed = self._freed_types()
+        began = self._monotonic()
         with self._bus.letters(self._store.name, held=True) as letters:
-            # Once round: what is held again comes behind the others.
+            # Once through the queue: changes that are held again come after the others.
             while ready > 0 and (chunk := letters.read(min(ready, self._options.batch))):
                 ready -= len(chunk)
                 due = [
                     (letter, delivery)
                     for letter, delivery in chunk
-                    if letter.type in moved[letter.reason] or time.time() >= self._due_at(letter)
+                    if letter.type in freed[letter.reason]
+                    or time.time() >= self._due_at(letter, queue_oldest)
                 ]
                 if due:
-                    self._try_again(due, letters)
-                    self._progress.beat("held")
-        # However many they are, most of the time is left for what comes.
-        pause = max(1.0, 4.0 * (time.monotonic() - begun))
-        self._due["held"] = time.monotonic() + pause
+                    self._settlement.settle_held(due, queue_oldest=queue_oldest)
+                    letters.settle(delivery for _, delivery in due)
+                    self._status.beat("held")
+        # However many are held, most of the time is left for new messages.
+        pause = max(1.0, 4.0 * (self._monotonic() - began))
+        self._due["held"] = self._monotonic() + pause
 
-    def _try_again(self, due: Sequence[tuple[DeadLetter, Delivery]], letters: QueueBrowser) -> None:
-        still = self._settle(self._settlement.reopen(due))
-        # Written anew with what was learnt, so that it outlives this process.
-        self._bus.hold(self._store.name, [self._settlement.letter(item) for item in still])
-        letters.settle(delivery for _, delivery in due)
+    def _freed_types(self) -> Mapping[str, Container[str]]:
+        """Return, by the reason why changes are held, the record types to retry at once.
 
-    def _moved(self) -> Mapping[str, Container[str]]:
-        """By why they are held, the types of which records may wait for nothing more.
-
-        Something has been applied, since this was last asked, to a type that they depend on or
-        that depends on them.
+        These are the types that depend on a type to which something was applied since the last
+        call, and the types that such a type depends on.
         """
-        accessors, self.arrived, arrived = self._store.accessors, set(), self.arrived
-        moved = {
+        accessors, applied = self._store.accessors, self._applier.take_applied_types()
+        freed = {
             name
             for name, accessor in accessors.items()
-            for other in arrived
+            for other in applied
             if accessor.depends_on(accessors[other]) or accessors[other].depends_on(accessor)
         }
-        return defaultdict(tuple, {DependencyError.reason: moved})
+        return defaultdict(tuple, {DependencyError.reason: freed})
 
-    def _due_at(self, letter: DeadLetter) -> float:
-        """When a held change is worth another try in any case, in seconds since the epoch."""
+    def _due_at(self, letter: DeadLetter, queue_oldest: float) -> float:
+        """Return when a held change is retried in any case, in seconds since the epoch."""
         if letter.reason == ClockDriftError.reason and letter.version is not None:
             due = letter.version.millis / 1000 - self._options.limits.drift
         else:
-            due = letter.last_time + min(_LONGEST_HELD_WAIT, 2.0 ** min(letter.attempts, 10))
-        if self._settlement.may_come(letter.reason, letter.first_time):
+            due = letter.last_time + _HELD_BACKOFF.pause(letter.attempts)
+        if dependency_may_arrive(letter.reason, letter.first_time, queue_oldest):
             return due
         return min(due, letter.first_time + self._options.hold_for)
 
-    def _drop_letters(self) -> None:
-        """Drop the dead letters that are older than they are kept."""
+    def _drop_old_dead_letters(self) -> None:
         dead = self._bus.states(self._store.name)["dead"]
         oldest = math.inf if dead.oldest is None else dead.oldest
         if not dead.ready or oldest < self._options.letter_retention:
@@ -192,28 +182,32 @@ class Maintenance:
                 old = [(one, delivery) for one, delivery in chunk if one.last_time < before]
                 letters.settle(delivery for _, delivery in old)
                 for letter, _ in old:
-                    self._log.warning("dead letter dropped: too old", **about_letter(letter))
+                    self._log.warning("old dead letter dropped", **describe_letter(letter))
                 if len(old) < len(chunk):
                     return
 
     def _capture(self) -> None:
-        def unreadable(error: EventSyncError) -> None:
-            self._log.error("a record cannot be read and is passed over", error=str(error))
+        def log_unreadable(error: EventSyncError) -> None:
+            self._log.error("record unreadable, not captured", error=str(error))
 
-        edits = self._store.capture(whole=False, publisher=self._publisher, unreadable=unreadable)
-        for changes in edits:
-            self._progress.beat()
+        captured = self._store.capture(
+            whole=False, publisher=self._publisher, unreadable=log_unreadable
+        )
+        for changes in captured:
+            self._status.beat()
             if changes:
-                self._log.info("captured edits", count=len(changes))
+                self._log.info("captured foreign writes", count=len(changes))
 
-    def _collect(self) -> None:
-        """Forget tombstones that are old enough, if no store lags behind them."""
+    def _collect_tombstones(self) -> None:
+        """Forget old tombstones, unless messages that are as old still wait for a store."""
         ages = [0.0]
         for store in [self._store, *self._peers]:
             try:
                 states = self._bus.states(store.name)
             except EventSyncError as error:
-                self._log.debug("tombstones are kept", store=store.name, error=str(error))
+                self._log.debug(
+                    "tombstones kept, queues unreadable", store=store.name, error=str(error)
+                )
                 return
             for state in states.values():
                 if state.ready and state.oldest is None:

@@ -1,7 +1,4 @@
-"""How a worker goes about its work, as its settings say.
-
-It owns the options and their defaults. It must not know who follows them, nor where they are set.
-"""
+"""The options of a worker."""
 
 from __future__ import annotations
 
@@ -15,17 +12,20 @@ __all__ = ["DEFAULT_OPTIONS", "Options"]
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Options:
-    """How a worker goes about its work. Times are in seconds.
+    """The options of a worker. Times are in seconds.
 
-    ``prefetch``: messages taken from the broker at a time. ``batch``: changes applied at a time, or
-    so. ``retry_for``: how long it tries again before it lets go of a store that is down, and waits
-    for it. ``hold_for``: how long a change from the future is tried again. ``max_deliveries``: how
-    often a message may be taken by workers that then die. ``limits``: what the store refuses.
-    ``rate``: changes a second at most, ``None`` for no limit. ``recycle_messages`` and
-    ``recycle_growth``: after how many messages, or bytes of growth, the worker stops so that a new
-    process takes its place; 0 for never. ``letter_retention``: how long dead letters are kept.
-    ``republish_window``: when the broker comes back, what this store holds of changes made since so
-    long before it was lost is published again; 0 for nothing.
+    - ``prefetch``: how many messages it takes from the broker at a time.
+    - ``batch``: about how many changes it applies at a time.
+    - ``retry_for``: how long it retries a store that fails before its circuit opens.
+    - ``hold_for``: how long a held change is retried before it becomes a dead letter.
+    - ``max_deliveries``: how often workers may take a message without settling it.
+    - ``limits``: which changes the store refuses.
+    - ``rate``: how many changes a second at most; ``None`` for no limit.
+    - ``recycle_messages``, ``recycle_growth``: after how many messages, or bytes of memory growth,
+      the worker stops so that a new process replaces it; 0 for never.
+    - ``letter_retention``: how long dead letters are kept.
+    - ``republish_window``: after a restart of the broker, the changes that the store published
+      since so long before the restart are published again; 0 for none.
     """
 
     prefetch: int = 64

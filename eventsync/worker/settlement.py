@@ -1,332 +1,185 @@
-"""The settlement of messages: what becomes of each, decided in one place.
-
-It owns how a message is opened, and where each change in it goes: into the store, to the held ones,
-to the dead letters. It knows nothing of loops, of waiting, or of how a store applies changes.
-"""
+"""The settlement of messages: decides the outcome of every change and stores what failed."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import math
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final
 
-from eventsync.broker.bus import Bus, Delivery
+from eventsync.broker.bus import Delivery
 from eventsync.changes.change import Change
 from eventsync.engine.apply import Settled
 from eventsync.engine.gate import Outcome
-from eventsync.envelope import batch, codec
 from eventsync.envelope.dead_letter import DeadLetter
-from eventsync.errors import DependencyError, EnvelopeError, EventSyncError
-from eventsync.monitoring import catalogue, lag
-from eventsync.monitoring.counters import Counters
-from eventsync.monitoring.worker_status import WorkerStatus
+from eventsync.errors import DependencyError, EventSyncError
+from eventsync.monitoring import lag
+from eventsync.worker.applier import Applier
+from eventsync.worker.context import WorkerContext
+from eventsync.worker.message import Message, MessageReader
+from eventsync.worker.outcome_reporter import OutcomeReporter, reason_of
 
-__all__ = ["Batch", "FailedEnvelope", "Settlement", "about_letter"]
+__all__ = ["Settlement", "dependency_may_arrive"]
 
-_ASIDE: Final = frozenset({Outcome.REJECTED, Outcome.HELD})
-
-
-class Origin(NamedTuple):
-    """Where an envelope came from: its message, when it was first tried, and how often by now."""
-
-    delivery: Delivery
-    first_time: float
-    attempts: int
+_FAILED: Final = frozenset({Outcome.REJECTED, Outcome.HELD})
 
 
 @dataclass(slots=True)
 class FailedEnvelope:
-    """One envelope, or a message that is none, with which something is the matter."""
+    """An envelope, or an unparseable message, that could not be applied.
+
+    ``outcome``: ``HELD`` if it is to be retried later, ``REJECTED`` if it becomes a dead letter.
+    """
 
     raw: bytes
-    origin: Origin
+    message: Message
     change: Change | None
     outcome: Outcome
     error: EventSyncError | None
 
 
-class Batch:
-    """The envelopes in hand: of each its bytes, its origin, and the change or error it came to.
-
-    In lists of one length, since there are thousands, and most of them are but changes to apply.
-    """
-
-    __slots__ = ("found", "origins", "raws")
-
-    def __init__(self) -> None:
-        self.raws: list[bytes] = []
-        self.origins: list[Origin] = []
-        self.found: list[Change | EventSyncError] = []
-
-    def __len__(self) -> int:
-        return len(self.raws)
-
-    def add(
-        self, raws: Sequence[bytes], found: Sequence[Change | EventSyncError], origin: Origin
-    ) -> None:
-        """Take up envelopes of one origin."""
-        self.raws += raws
-        self.found += found
-        self.origins += [origin] * len(raws)
-
-
 class Settlement:
-    """Settles messages for one store. For one thread.
+    """Settles messages and held changes for one store. For one thread.
 
-    ``apply``: applies changes, and says what became of each; its retryable errors pass through.
-    ``progress`` and ``tally`` are told, by batches. ``types``: the record types that the
-    store holds. ``hold_for``: how long, in seconds, a held change is tried again.
-    ``max_deliveries``: how often a message may be taken by workers that then die.
+    When a method returns, every change is applied, known to be superseded, held, or a dead letter,
+    and its delivery may be acknowledged. When one raises a retryable error nothing is settled, and
+    everything may be settled again.
     """
 
-    def __init__(
-        self,
-        store: str,
-        bus: Bus,
-        apply: Callable[[Sequence[Change]], list[Settled]],
-        *,
-        types: Collection[str],
-        progress: WorkerStatus,
-        tally: Counters,
-        hold_for: float,
-        max_deliveries: int,
-        log: Any,
+    def __init__(self, context: WorkerContext, applier: Applier) -> None:
+        self._bus = context.bus
+        self._store = context.store.name
+        self._status = context.status
+        self._hold_for = context.options.hold_for
+        self._reader = MessageReader(context.bus, max_deliveries=context.options.max_deliveries)
+        self._applier = applier
+        self._reporter = OutcomeReporter(context)
+
+    @property
+    def collisions(self) -> int:
+        """How many changes had the version of another, different change."""
+        return self._reporter.collisions
+
+    def settle(self, deliveries: Iterable[Delivery]) -> None:
+        """Settle messages of the store's queue."""
+        self._settle(self._reader.read(deliveries), retried=False)
+
+    def settle_held(
+        self, letters: Iterable[tuple[DeadLetter, Delivery]], *, queue_oldest: float
     ) -> None:
-        self._store = store
-        self._bus = bus
-        self._apply = apply
-        self._types = types
-        self._progress = progress
-        self._tally = tally
-        self._hold_for = hold_for
-        self._max_deliveries = max_deliveries
-        self._log = log
-        self.collisions = 0
-        """How many changes carried the version of another one."""
-        self.oldest = math.inf
-        """When the oldest message in the queue was published, in seconds since the epoch."""
+        """Retry held changes. Those that fail again are held again, or become dead letters.
 
-    def open(self, deliveries: Iterable[Delivery]) -> Batch:
-        """The envelopes in messages; what is not one comes with its error."""
-        hand, now = Batch(), time.time()
-        for delivery in deliveries:
-            origin = Origin(delivery, now, delivery.attempts + 1)
-            try:
-                raws = self._split(delivery)
-            except EventSyncError as error:
-                hand.add([delivery.body], [error], origin)
-            else:
-                hand.add(raws, self._decode(raws), origin)
-        return hand
-
-    def reopen(self, letters: Iterable[tuple[DeadLetter, Delivery]]) -> Batch:
-        """Held changes that are to be tried again."""
-        hand = Batch()
-        for letter, delivery in letters:
-            origin = Origin(delivery, letter.first_time, letter.attempts + 1)
-            hand.add([letter.raw], self._decode([letter.raw]), origin)
-        return hand
-
-    def _split(self, delivery: Delivery) -> list[bytes]:
-        """The envelopes in a message. Raises ``EventSyncError`` for what is none."""
-        if delivery.attempts >= self._max_deliveries:
-            raise EventSyncError(
-                f"taken {delivery.attempts} times by workers that then died",
-                hint="look at the record with care before you replay it",
-            )
-        if delivery.size > self._bus.max_message:
-            raise EnvelopeError(
-                f"a message of {delivery.size:,} bytes; {self._bus.max_message:,} is the limit",
-                reason="too-large",
-            )
-        if delivery.content_type != codec.CONTENT_TYPE:
-            raise EnvelopeError(
-                f"a message of content type {delivery.content_type[:80]!r}, "
-                f"not {codec.CONTENT_TYPE}",
-                hint="something else publishes into this queue",
-            )
-        return batch.split_batch(delivery.body)
-
-    def _decode(self, raws: Sequence[bytes]) -> list[Change | EnvelopeError]:
-        return codec.decode_all(raws, keys=self._bus.keys, max_bytes=self._bus.max_envelope)
-
-    def settle(self, hand: Batch) -> list[FailedEnvelope]:
-        """Apply, and put what cannot be applied where it is safe. The one place that does.
-
-        When it returns, every envelope is in the store, known not to be needed there, in the dead
-        letters, or among the held ones, which are returned. Raises retryable errors; then nothing
-        is settled, and all of it may come again.
+        ``queue_oldest``: when the oldest message of the store's queue was published, in seconds
+        since the epoch.
         """
+        self._settle(self._reader.read_held(letters), retried=True, queue_oldest=queue_oldest)
+
+    def refuse(self, delivery: Delivery) -> None:
+        """Report a message that is too large to be read; the broker makes it a dead letter."""
+        self._reporter.report_oversized(delivery.size)
+
+    def _settle(
+        self, messages: Sequence[Message], *, retried: bool, queue_oldest: float = math.inf
+    ) -> None:
         started = time.monotonic()
-        changes = [found for found in hand.found if isinstance(found, Change)]
+        changes = [c for m in messages for c in m.contents if isinstance(c, Change)]
         times = lag.times(changes)
-        self._progress.oldest = lag.oldest(times)
-        applied = self._apply(changes) if changes else []
-        aside = self._aside(hand, applied)
-        rejected = [item for item in aside if item.outcome is Outcome.REJECTED]
-        held = [item for item in aside if item.outcome is Outcome.HELD]
-        if rejected:
-            self._bus.dead_letter(self._store, [self.letter(item) for item in rejected])
-        fresh = [item for item in held if not item.origin.delivery.queue.endswith(".held")]
-        if fresh:
-            self._bus.hold(self._store, [self.letter(item) for item in fresh])
-        for item in aside:
-            self._tell(item)
-        for settled in applied:
-            if settled.collision:
-                self._tell_collision(settled.change)
-        if self._log.is_enabled_for(logging.DEBUG):
-            for _, origin, _, one in _paired(hand, applied):
-                if one is not None and one.outcome not in _ASIDE:
-                    about = _about(one.change) | {"attempt": origin.attempts}
-                    self._log.debug(str(one.outcome), **about)
-        self._count(applied, times, aside)
+        self._status.oldest = lag.oldest(times)
+        settled: list[Settled] = []
         if changes:
-            self._tally.observe(catalogue.BATCH, len(changes), self._store)
-            self._tally.observe(catalogue.BATCH_DURATION, time.monotonic() - started, self._store)
-        return held
+            apply = self._applier.apply_held if retried else self._applier.apply
+            settled = apply(changes)
+        failed = self._failed(messages, settled, queue_oldest)
+        self._store_failed(failed)
+        self._report(messages, settled, failed)
+        self._reporter.count_batch(settled, times, seconds=time.monotonic() - started)
 
-    def _aside(self, hand: Batch, applied: Sequence[Settled]) -> list[FailedEnvelope]:
-        """What was not applied and is to be kept, with what is to become of it."""
-        if len(applied) == len(hand) and _ASIDE.isdisjoint({s.outcome for s in applied}):
+    def _failed(
+        self, messages: Sequence[Message], settled: Sequence[Settled], queue_oldest: float
+    ) -> list[FailedEnvelope]:
+        """Return what was not applied and has to be kept."""
+        total = sum(len(message.envelopes) for message in messages)
+        if len(settled) == total and _FAILED.isdisjoint({item.outcome for item in settled}):
             return []
-        aside, now = [], time.time()
-        for raw, origin, found, settled in _paired(hand, applied):
-            if settled is None or not isinstance(found, Change):
-                assert isinstance(found, EventSyncError)
-                aside.append(FailedEnvelope(raw, origin, None, Outcome.REJECTED, found))
-            elif settled.outcome in _ASIDE:
-                item = FailedEnvelope(raw, origin, found, settled.outcome, settled.error)
-                if item.outcome is Outcome.HELD and self._is_over(item, now):
-                    item.outcome = settled.outcome = Outcome.REJECTED
-                aside.append(item)
-        return aside
+        failed, now = [], time.time()
+        for message, raw, result in _results(messages, settled):
+            if isinstance(result, EventSyncError):
+                failed.append(FailedEnvelope(raw, message, None, Outcome.REJECTED, result))
+            elif result.outcome in _FAILED:
+                item = FailedEnvelope(raw, message, result.change, result.outcome, result.error)
+                if item.outcome is Outcome.HELD and self._is_over(item, now, queue_oldest):
+                    item.outcome = result.outcome = Outcome.REJECTED
+                failed.append(item)
+        return failed
 
-    def refused(self, size: int) -> None:
-        """A message of ``size`` bytes was too large to be opened, and goes to the dead letters."""
-        self._log.error("dead letter", reason="too-large", size=size)
-        self._progress.outcomes[Outcome.REJECTED] += 1
-        self._tally.add(catalogue.CHANGES, 1, self._store, catalogue.OTHER, str(Outcome.REJECTED))
-        self._tally.add(catalogue.DEAD_LETTERS, 1, self._store, catalogue.OTHER, "too-large")
+    def _is_over(self, item: FailedEnvelope, now: float, queue_oldest: float) -> bool:
+        """Return whether a held change has been retried for as long as is allowed."""
+        first_time = item.message.first_time
+        if dependency_may_arrive(reason_of(item.error), first_time, queue_oldest):
+            return False
+        return now - first_time > self._hold_for
 
-    def _is_over(self, item: FailedEnvelope, now: float) -> bool:
-        """Whether a held change has been tried for as long as it may."""
-        first = item.origin.first_time
-        return not self.may_come(_reason(item), first) and now - first > self._hold_for
+    def _store_failed(self, failed: Sequence[FailedEnvelope]) -> None:
+        """Put dead letters and held changes into their queues."""
+        dead = [self._letter(item) for item in failed if item.outcome is Outcome.REJECTED]
+        held = [self._letter(item) for item in failed if item.outcome is Outcome.HELD]
+        if dead:
+            self._bus.dead_letter(self._store, dead)
+        if held:
+            self._bus.hold(self._store, held)
 
-    def may_come(self, reason: str, first_time: float) -> bool:
-        """Whether what a held change waits for may still be in the queue, behind a backlog."""
-        return reason == DependencyError.reason and self.oldest < first_time
-
-    def letter(self, item: FailedEnvelope) -> DeadLetter:
-        """What is kept of a change that is put aside."""
-        change = item.change
+    def _letter(self, item: FailedEnvelope) -> DeadLetter:
+        change, message = item.change, item.message
         return DeadLetter(
-            reason=_reason(item),
+            reason=reason_of(item.error),
             message=str(item.error or ""),
             store=self._store,
-            queue=item.origin.delivery.queue,
-            attempts=item.origin.attempts,
-            first_time=item.origin.first_time,
+            queue=message.delivery.queue,
+            attempts=message.attempts,
+            first_time=message.first_time,
             last_time=time.time(),
             raw=item.raw,
             type=change.type if change else None,
             key=change.key if change else None,
             version=change.version if change else None,
             op=change.op if change else None,
-            content_type=item.origin.delivery.content_type,
+            content_type=message.delivery.content_type,
         )
 
-    def _count(
-        self, applied: Sequence[Settled], times: Sequence[bytes], aside: Sequence[FailedEnvelope]
+    def _report(
+        self,
+        messages: Sequence[Message],
+        settled: Sequence[Settled],
+        failed: Sequence[FailedEnvelope],
     ) -> None:
-        """Count a batch: what can be summed up first is, since this is done for every change."""
-        names: defaultdict[str, list[str]] = defaultdict(list)
-        made: defaultdict[str, list[bytes]] = defaultdict(list)
-        won = Outcome.APPLIED
-        for settled, moment in zip(applied, times, strict=True):
-            type, outcome = settled.change.type, settled.outcome
-            # By name: a member's own hash is a call into Python for each.
-            names[type].append(outcome._name_)
-            if outcome is won:
-                made[type].append(moment)
-        counts: Counter[tuple[str, Outcome]] = Counter()
-        for type, of_type in names.items():
-            for name, count in Counter(of_type).items():
-                counts[self._label(type), Outcome[name]] += count
-        for type, moments in made.items():
-            ages = lag.spread(moments, catalogue.LAG.bounds)
-            self._tally.spread(catalogue.LAG, ages, self._store, self._label(type))
-        for item in aside:
-            type = catalogue.OTHER if item.change is None else self._label(item.change.type)
-            if item.change is None:
-                counts[type, Outcome.REJECTED] += 1
+        reporter = self._reporter
+        for item in failed:
             if item.outcome is Outcome.REJECTED:
-                self._tally.add(catalogue.DEAD_LETTERS, 1, self._store, type, _reason(item))
-        for (type, outcome), count in counts.items():
-            self._progress.outcomes[outcome] += count
-            self._tally.add(catalogue.CHANGES, count, self._store, type, str(outcome))
-
-    def _label(self, type: str) -> str:
-        """The label of a record type, none that came from outside."""
-        return type if type in self._types else catalogue.OTHER
-
-    def _tell_collision(self, change: Change) -> None:
-        self.collisions += 1
-        self._tally.add(catalogue.COLLISIONS, 1, self._store, self._label(change.type))
-        self._log.error("two changes carry one version", **_about(change), id=change.id)
-
-    def _tell(self, item: FailedEnvelope) -> None:
-        if item.outcome is Outcome.REJECTED:
-            self._log.error(
-                "dead letter", **_about(item.change), reason=_reason(item), error=str(item.error)
-            )
-        else:
-            told = _about(item.change) | {"attempt": item.origin.attempts}
-            self._log.warning("held", **told, error=str(item.error))
+                reporter.log_dead_letter(item.change, item.error)
+                reporter.count_dead_letter(item.change, reason_of(item.error))
+            else:
+                reporter.log_held(item.change, item.error, item.message.attempts)
+        reporter.count_collisions(settled)
+        if reporter.logs_every_change:
+            for message, _, result in _results(messages, settled):
+                if isinstance(result, Settled) and result.outcome not in _FAILED:
+                    reporter.log_outcome(result, message.attempts)
 
 
-def _paired(
-    hand: Batch, applied: Iterable[Settled]
-) -> Iterator[tuple[bytes, Origin, Change | EventSyncError, Settled | None]]:
-    """Each envelope, with what became of its change if it holds one."""
-    outcomes = iter(applied)
-    for raw, origin, found in zip(hand.raws, hand.origins, hand.found, strict=True):
-        yield raw, origin, found, next(outcomes) if isinstance(found, Change) else None
+def dependency_may_arrive(reason: str, first_time: float, queue_oldest: float) -> bool:
+    """Return whether the record that a held change depends on may still wait in the queue.
+
+    That is so while the queue holds messages from before the change was first tried.
+    """
+    return reason == DependencyError.reason and queue_oldest < first_time
 
 
-def _reason(item: FailedEnvelope) -> str:
-    if item.error is None:
-        return "error"
-    # A version that stayed in the future too long; a worker that died too often.
-    return "crashes" if type(item.error) is EventSyncError else item.error.reason
-
-
-def _about(change: Change | None) -> dict[str, Any]:
-    """What a log line says of a change: enough to find it by, and nothing that it carries."""
-    if change is None:
-        return {}
-    return {
-        "type": change.type,
-        # The key may be somebody's address; its digest is enough to find it by.
-        "key_digest": hashlib.sha256(change.key.encode()).hexdigest()[:16],
-        "op": change.op,
-        "version": change.version.hex(),
-    }
-
-
-def about_letter(letter: DeadLetter) -> dict[str, Any]:
-    """As ``about``, of what has been put aside."""
-    digest = hashlib.sha256((letter.key or "").encode()).hexdigest()[:16]
-    return {
-        "reason": letter.reason,
-        "type": letter.type,
-        "key_digest": digest if letter.key else None,
-        "version": letter.version.hex() if letter.version else None,
-        "attempts": letter.attempts,
-    }
+def _results(
+    messages: Sequence[Message], settled: Iterable[Settled]
+) -> Iterator[tuple[Message, bytes, Settled | EventSyncError]]:
+    """Yield each envelope with its message, and its outcome or why it could not be read."""
+    outcomes = iter(settled)
+    for message in messages:
+        for raw, content in zip(message.envelopes, message.contents, strict=True):
+            yield message, raw, next(outcomes) if isinstance(content, Change) else content

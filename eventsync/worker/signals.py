@@ -1,7 +1,4 @@
-"""The process of one worker: it works until a signal, and ends in time.
-
-It owns the signals and how the process ends. It must not know what the worker does.
-"""
+"""Signals: runs a worker as the work of its process, until the process gets a signal."""
 
 from __future__ import annotations
 
@@ -16,14 +13,15 @@ from eventsync.worker.worker import Worker
 
 __all__ = ["run"]
 
-_ABORTED: Final = 70  # EX_SOFTWARE: left before its work was settled; the broker gives it to others
+_ABORTED: Final = 70  # EX_SOFTWARE: ended with messages in hand; the broker redelivers them
 
 
 def run(worker: Worker, *, grace: float, watchdog: Watchdog | None = None) -> None:
-    """Run a worker until SIGTERM or SIGINT; it then finishes what it has in hand.
+    """Run a worker until SIGTERM or SIGINT; it then settles the batch in hand and returns.
 
-    After ``grace`` seconds, or at a second signal, the process ends at once; what was not settled
-    is given to other workers. ``watchdog`` watches it meanwhile. For the main thread.
+    After ``grace`` more seconds, or at a second signal, the process ends at once; messages that
+    were not settled are redelivered to other workers. ``watchdog`` runs as long as the worker. Must
+    be called from the main thread.
     """
 
     def abort() -> None:
@@ -36,7 +34,7 @@ def run(worker: Worker, *, grace: float, watchdog: Watchdog | None = None) -> No
         if signalled:
             abort()
         signalled = True
-        # In a thread, for this one may hold the very lock that waking the worker needs.
+        # In a thread: the interrupted code may hold the lock that ``stop`` needs.
         threading.Thread(target=worker.stop, daemon=True).start()
         deadline = threading.Timer(grace, abort)
         deadline.daemon = True

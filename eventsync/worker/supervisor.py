@@ -1,14 +1,9 @@
-"""The supervisor: keeps worker processes running, each started anew when it ends.
-
-It owns the processes, their lifelines and the pace of restarts. It must not know what they do, nor
-what they report.
-"""
+"""The supervisor: runs worker processes, and restarts each when it ends or hangs."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -21,30 +16,32 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-__all__ = ["Audience", "Lifeline", "Supervisor"]
+from eventsync.retry import Backoff
 
-_LOOK: Final = 0.05
+__all__ = ["Lifeline", "ProcessObserver", "Supervisor"]
+
+_POLL: Final = 0.05
 _STABLE: Final = 60.0
-_LONGEST_WAIT: Final = 30.0
+_RESTART_BACKOFF: Final = Backoff(0.2, 30.0, jitter=0.5)
 _FAILED: Final = 70
 
 
-class Audience(Protocol):
-    """Who is told of the processes, by the names of their places."""
+class ProcessObserver(Protocol):
+    """Takes what happens to the processes, each under the name of its command."""
 
     def started(self, name: str, /) -> None:
-        """A process was started."""
+        """Take note that a process was started."""
 
-    def heard(self, name: str, report: bytes, /) -> None:
-        """A process reported something at its lifeline."""
+    def reported(self, name: str, report: bytes, /) -> None:
+        """Take one report that a process sent over its lifeline."""
 
-    def left(self, name: str, /) -> None:
-        """A process has ended; all that it reported was heard."""
+    def ended(self, name: str, /) -> None:
+        """Take note that a process has ended and that there are no more reports of it."""
 
 
 @dataclass(slots=True)
 class _Child:
-    """One place in the crew, whoever fills it at the moment."""
+    """One command, and the process that runs it at the moment."""
 
     name: str
     command: Sequence[str]
@@ -58,14 +55,17 @@ class _Child:
 
 
 class Supervisor:
-    """Runs commands as processes of their own until SIGTERM or SIGINT.
+    """Runs commands, each in a process of its own, until SIGTERM or SIGINT.
 
-    ``commands``: by name, each with ``{lifeline}`` where the number of its lifeline goes. A process
-    that ends with 0 is started again at once (it was recycled), any other with exponential backoff
-    up to 30 seconds, which begins anew after a minute of life. One that has given no sign of life
-    for ``silence`` seconds is killed and started again. A signal is passed on; after ``grace``
-    seconds, or some more signals, those left are killed. Should the supervisor die, its processes
-    notice at their lifelines and stop. ``audience`` is told of them. For the main thread.
+    ``commands``: by name. In each, ``{lifeline}`` stands for the file number of its lifeline. A
+    process that ends with code 0 (it was recycled) is restarted at once; any other with exponential
+    backoff up to 30 seconds, which starts over after a minute of life. A process that sends nothing
+    for ``silence`` seconds is killed and restarted.
+
+    A signal is passed on to the processes. Those that are left after ``grace`` seconds, or after
+    some more signals, are killed. Should the supervisor die, its processes notice it by their
+    lifelines and stop. ``observer`` is called when something happens to a process. For the main
+    thread.
     """
 
     def __init__(
@@ -75,20 +75,20 @@ class Supervisor:
         environment: Mapping[str, str] | None = None,
         grace: float,
         silence: float = 30.0,
-        audience: Audience | None = None,
+        observer: ProcessObserver | None = None,
         log: Any = None,
     ) -> None:
         self._children = [_Child(name, command) for name, command in commands.items()]
         self._environment = environment
         self._grace = grace
         self._silence = silence
-        self._audience = audience
+        self._observer = observer
         self._log = log or structlog.get_logger("eventsync.supervisor")
         self._signals = 0
         self._passed_on = 0
 
     def run(self) -> int:
-        """Work until told to stop; the exit code: 0 if all processes left in peace."""
+        """Run until a signal. Return the exit code: 0 if all processes ended without an error."""
         handlers = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGTERM, signal.SIGINT)
@@ -96,22 +96,22 @@ class Supervisor:
         try:
             while not self._signals:
                 for child in self._children:
-                    self._look_after(child)
-                time.sleep(_LOOK)
+                    self._check(child)
+                time.sleep(_POLL)
             return self._stop()
         finally:
             for child in self._children:
                 if child.process is not None and child.process.poll() is None:
                     child.process.kill()
                     child.process.wait()
-                self._let_go(child)
+                self._close_lifeline(child)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
 
-    def _look_after(self, child: _Child) -> None:
+    def _check(self, child: _Child) -> None:
         now = time.monotonic()
         if child.process is None:
             if now >= child.start_at:
@@ -119,11 +119,11 @@ class Supervisor:
             return
         code = child.process.poll()
         if code is None:
-            if self._hears(child):
+            if self._receive(child):
                 child.heard = now
             elif now - child.heard > self._silence:
                 self._log.error(
-                    "worker gives no sign of life: killed", worker=child.name, pid=child.process.pid
+                    "worker unresponsive, killed", worker=child.name, pid=child.process.pid
                 )
                 child.process.kill()
             return
@@ -131,12 +131,11 @@ class Supervisor:
             child.failures = 0
         wait = 0.0
         if code:
-            wait = min(_LONGEST_WAIT, 0.2 * 2.0 ** min(child.failures, 10))
-            wait *= random.uniform(0.5, 1.0)
             child.failures += 1
-        tell = self._log.warning if code else self._log.info
-        tell("worker ended: restarting", worker=child.name, code=code, wait=round(wait, 2))
-        self._let_go(child)
+            wait = _RESTART_BACKOFF.pause(child.failures)
+        log = self._log.warning if code else self._log.info
+        log("worker ended, restarting", worker=child.name, code=code, wait=round(wait, 2))
+        self._close_lifeline(child)
         child.process, child.start_at = None, now + wait
 
     def _start(self, child: _Child) -> None:
@@ -149,26 +148,26 @@ class Supervisor:
                 env=None if self._environment is None else dict(self._environment),
                 stdin=subprocess.DEVNULL,
                 pass_fds=(number,),
-                # Ctrl-C on a terminal is for the supervisor, which passes it on once.
+                # Ctrl-C on a terminal reaches only the supervisor, which passes it on once.
                 start_new_session=True,
             )
         child.lifeline = ours
         child.started = child.heard = time.monotonic()
-        if self._audience is not None:
-            self._audience.started(child.name)
+        if self._observer is not None:
+            self._observer.started(child.name)
         self._log.info("worker process started", worker=child.name, pid=child.process.pid)
 
-    def _hears(self, child: _Child) -> bool:
-        """Take in all that a child has sent until now; whether it has sent anything."""
+    def _receive(self, child: _Child) -> bool:
+        """Read all that a child has sent until now. Return whether it has sent anything."""
         assert child.lifeline is not None
         heard = False
         with contextlib.suppress(BlockingIOError, ConnectionResetError):
             while sent := child.lifeline.recv(65_536):
                 heard = True
                 *reports, child.unread = (child.unread + sent).split(b"\n")
-                if self._audience is not None:
+                if self._observer is not None:
                     for report in filter(None, reports):
-                        self._audience.heard(child.name, report)
+                        self._observer.reported(child.name, report)
         return heard
 
     def _stop(self) -> int:
@@ -183,28 +182,31 @@ class Supervisor:
                         process.send_signal(signal.SIGTERM)
             for child in self._children:
                 if child.lifeline is not None:
-                    self._hears(child)
+                    self._receive(child)
             if time.monotonic() > deadline or self._signals > 3:
-                self._log.error("workers did not leave in time: killed")
+                self._log.error("workers did not stop in time, killed")
                 return _FAILED
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
         codes = [process.returncode for process in running]
         self._log.info("workers stopped", codes=codes)
-        # One that was told before it could listen had taken nothing.
+        # A process that SIGTERM ended had not installed its handler yet, and had taken nothing.
         return _FAILED if set(codes) - {0, -signal.SIGTERM} else 0
 
-    def _let_go(self, child: _Child) -> None:
+    def _close_lifeline(self, child: _Child) -> None:
         if child.lifeline is not None:
-            # What a process has sent is there although it has died.
-            self._hears(child)
+            # What a process sent before it died can still be read.
+            self._receive(child)
             child.lifeline.close()
             child.lifeline, child.unread = None, b""
-            if self._audience is not None:
-                self._audience.left(child.name)
+            if self._observer is not None:
+                self._observer.ended(child.name)
 
 
 class Lifeline:
-    """A supervised process's end of the lifeline: says that it lives, notices when it is alone."""
+    """The end of a supervised process's lifeline: reports, and notices when the supervisor died.
+
+    ``number``: the file number of its socket.
+    """
 
     def __init__(self, number: int) -> None:
         self._socket = socket.socket(fileno=number)
@@ -214,10 +216,10 @@ class Lifeline:
         self._unsent = b""
 
     def send(self, report: bytes) -> bool:
-        """Report one line to the supervisor; ``False``, and nothing sent, if it does not listen.
+        """Send one line to the supervisor. Return ``False`` and send nothing if it is busy.
 
-        What was sent is heard even if this process dies at once. Thread-safe, does not block.
-        Raises ``OSError`` when there is no supervisor any more.
+        The supervisor reads what was sent even if this process dies at once. Thread-safe, does not
+        block. Raises ``OSError`` when the supervisor is gone.
         """
         with self._lock:
             try:
@@ -232,19 +234,19 @@ class Lifeline:
             return True
 
     def watch(self, beat: Callable[[], object] | None = None) -> None:
-        """Beat every second from a thread, for as long as the process lives.
+        """Call ``beat`` every second from a thread; end the process when the supervisor is gone.
 
-        ``beat``: does so by ``send``; by default with nothing to report.
+        ``beat``: sends something by ``send``; an empty line by default.
         """
         beat = beat or (lambda: self.send(b""))
 
         def watch() -> None:
-            alone = threading.Event()
-            while not alone.wait(1.0):
+            orphaned = threading.Event()
+            while not orphaned.wait(1.0):
                 try:
                     beat()
                 except OSError:
-                    alone.set()
+                    orphaned.set()
                     os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=watch, name="eventsync-lifeline", daemon=True).start()

@@ -1,8 +1,4 @@
-"""The watchdog: ends a worker process that does not get on, so that another takes its place.
-
-It owns the thread that looks, what counts as stuck, and what is left behind: the stacks of all
-threads on standard error. It must not know what a worker does.
-"""
+"""The watchdog: ends a worker process that hangs, so that another one replaces it."""
 
 from __future__ import annotations
 
@@ -23,27 +19,28 @@ from eventsync.monitoring.worker_status import WorkerStatus
 
 __all__ = ["STUCK", "Watchdog"]
 
-STUCK: Final = 71  # EX_OSERR: it hung; what it had in hand is given to others
+STUCK: Final = 71  # EX_OSERR: the worker hung; the broker redelivers its messages
 _INTERVAL: Final = 1.0
-_CEILING: Final = 20
+_SLOW_FACTOR: Final = 20
 
 
 class Watchdog:
-    """Watches one worker's progress from a thread, once a second.
+    """Checks the status of one worker every second, from a thread.
 
-    The process ends with ``STUCK`` when the worker's thread has shown no progress for
-    ``stall_after`` seconds and has been in the very same call all the while. As long as it is seen
-    in different calls (a slow store, one request after another) it may go on without progress for
-    twenty times that. While the circuit is open, or the worker waits on purpose, nothing happens.
-    A call that keeps all of Python from running is ended by the interpreter's own timer.
+    It writes the stacks of all threads to standard error and ends the process with ``STUCK`` when
+    the worker's thread made no progress for ``stall_after`` seconds and was in one and the same
+    call all that time. A thread that is found in different calls (a slow store, one request after
+    another) may go without progress twenty times as long. While the circuit is open, or the worker
+    pauses on purpose, the process is not ended. A call that blocks the whole interpreter is ended
+    by the interpreter's own timer (``faulthandler``).
 
-    ``each``: called every second from the thread, for what has to be done although the worker is
-    busy (a state file, a sign of life); an error of it is logged.
+    ``each``: called every second from the thread, also while the worker is busy, for example to
+    write a state file. An ``OSError`` that it raises is logged.
     """
 
     def __init__(
         self,
-        progress: WorkerStatus,
+        status: WorkerStatus,
         *,
         stall_after: float,
         each: Callable[[], None] = lambda: None,
@@ -51,12 +48,12 @@ class Watchdog:
         exit: Callable[[int], Any] = os._exit,
         log: Any = None,
     ) -> None:
-        self._progress = progress
+        self._status = status
         self._stall_after = stall_after
         self._each = each
         self._interval = min(interval, stall_after / 4)
         self._exit = exit
-        self._log = log or structlog.get_logger("eventsync.watchdog").bind(store=progress.store)
+        self._log = log or structlog.get_logger("eventsync.watchdog").bind(store=status.store)
         self._watched = threading.get_ident()
         self._stopped = threading.Event()
         self._frame: FrameType | None = None
@@ -65,60 +62,60 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="eventsync-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Watch the calling thread from now on."""
+        """Start to watch the calling thread."""
         self._watched = threading.get_ident()
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no more. Idempotent, does not block."""
+        """Stop watching. Idempotent, does not block."""
         self._stopped.set()
         faulthandler.cancel_dump_traceback_later()
 
     def _run(self) -> None:
-        looked = time.monotonic()
-        told = ""
+        checked_at = time.monotonic()
+        logged = ""
         while not self._stopped.wait(self._interval):
             now = time.monotonic()
-            if now - looked > 5 * self._interval + 1.0:
-                # The whole process stood still (SIGSTOP, a paused container).
-                self._progress.beat()
+            if now - checked_at > 5 * self._interval + 1.0:
+                # The whole process was suspended (SIGSTOP, a paused container).
+                self._status.beat()
                 self._frame = None
-            looked = now
+            checked_at = now
             with contextlib.suppress(ValueError, OSError):  # without a standard error
                 faulthandler.dump_traceback_later(
                     self._stall_after + 10 * self._interval, exit=True, file=_stderr()
                 )
             try:
                 self._each()
-                told = ""
+                logged = ""
             except OSError as error:
-                if str(error) != told:
-                    told = str(error)
-                    self._log.warning("state cannot be told", error=told)
+                if str(error) != logged:
+                    logged = str(error)
+                    self._log.warning("worker status not reported", error=logged)
             if self.is_stuck(now):
                 self._end()
                 return
         faulthandler.cancel_dump_traceback_later()
 
     def is_stuck(self, now: float) -> bool:
-        """Whether the worker is to be ended at ``now``, on the monotonic clock."""
+        """Return whether the worker hangs at ``now``, on the monotonic clock."""
         frame = sys._current_frames().get(self._watched)
         at = frame.f_lasti if frame is not None else -1
-        # The frame is kept, so that no other one can take its place in memory unnoticed.
+        # The frame is kept alive, so that a new frame is never mistaken for it.
         if frame is not self._frame or at != self._at:
             self._frame, self._at, self._same_since = frame, at, now
-        silence = self._progress.silence
-        if self._progress.circuit.state is not CircuitState.CLOSED or silence < self._stall_after:
+        silence = self._status.silence
+        if self._status.circuit.state is not CircuitState.CLOSED or silence < self._stall_after:
             return False
         hung = now - self._same_since >= self._stall_after
-        return hung or silence >= _CEILING * self._stall_after
+        return hung or silence >= _SLOW_FACTOR * self._stall_after
 
     def _end(self) -> None:
         self._log.error(
-            "worker is stuck: it ends, with the stacks of its threads",
-            silence=round(self._progress.silence, 1),
-            doing=self._progress.doing,
-            in_hand=self._progress.in_hand,
+            "worker stuck: ending the process",
+            silence=round(self._status.silence, 1),
+            doing=self._status.doing,
+            in_hand=self._status.in_hand,
         )
         with contextlib.suppress(ValueError, OSError):  # without a standard error
             faulthandler.dump_traceback(all_threads=True, file=_stderr())

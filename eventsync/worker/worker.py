@@ -1,56 +1,52 @@
-"""The worker: drains the queue of one store into it, and keeps up that store in between.
-
-It owns the loop, the patience with a store that is busy or away, and what ends either. It must not
-know how messages travel, how a store keeps its data, nor what its upkeep is.
-"""
+"""The worker: applies the messages of one store's queue, and maintains the store in between."""
 
 from __future__ import annotations
 
 import gc
 import math
 import os
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
 
 import structlog
 
 from eventsync.broker.bus import Bus, Delivery, Subscription
-from eventsync.broker.relay import CountingPublisher
-from eventsync.changes.change import Change
-from eventsync.engine.apply import Settled, apply
 from eventsync.engine.gate import Outcome
+from eventsync.engine.rate_limit import RateLimit
 from eventsync.engine.store import Store
 from eventsync.errors import BusUnavailableError, EventSyncError, is_retryable
-from eventsync.index import Presence
 from eventsync.monitoring import catalogue
 from eventsync.monitoring.counters import Counters
 from eventsync.monitoring.worker_status import WorkerStatus, resident_bytes
-from eventsync.retry import retrying
-from eventsync.worker.isolation import apply_apart
+from eventsync.retry import Backoff, retrying
+from eventsync.worker.applier import Applier
+from eventsync.worker.context import WorkerContext
 from eventsync.worker.maintenance import Maintenance
 from eventsync.worker.options import DEFAULT_OPTIONS, Options
-from eventsync.worker.rate_limit import RateLimit
-from eventsync.worker.settlement import Batch, FailedEnvelope, Settlement
+from eventsync.worker.settlement import Settlement
 
 __all__ = ["Worker"]
 
-_POLL = 0.5
-_SUSPECT_DELIVERIES = 3
+_POLL: Final = 0.5
+_BROKER_PAUSE: Final = 1.0
+# A message that has been taken so often is settled alone: it may be what ends the workers.
+_SUSPECT_DELIVERIES: Final = 3
+# The number of envelopes in a message is not known before it is read. This is a usual size.
+_ENVELOPE_BYTES: Final = 512
+# Between two failures of a store that answers a ping each time.
+_REOPEN_BACKOFF: Final = Backoff(0.05, 30.0)
 
 
 class Worker:
-    """Applies what comes in a store's queue, until it is told to stop.
+    """Applies the messages of a store's queue until it is stopped.
 
-    It also does the store's upkeep between messages: tries again what was held, sends what waits
-    in the store's outbox, captures edits made behind eventsync's back, completes pending records
-    from ``peers``, and forgets tombstones that are old enough. For one thread; ``stop`` may be
-    called from anywhere, signal handlers included. Any number of workers may serve one store.
-
-    ``tally``: what it counts goes there, by default into one of its own.
+    Between messages it maintains the store: see ``Maintenance``. Pending records are completed from
+    ``peers``. ``counters``: where it counts, by default counters of its own. Any number of workers
+    may serve one store. For one thread; ``stop`` may be called from any thread and from signal
+    handlers.
     """
 
     def __init__(
@@ -60,94 +56,80 @@ class Worker:
         *,
         options: Options = DEFAULT_OPTIONS,
         peers: Iterable[Store] = (),
-        tally: Counters | None = None,
+        counters: Counters | None = None,
         log: Any = None,
     ) -> None:
         self.store = store
         self.bus = bus
         self.options = options
-        self.progress = WorkerStatus(store.name)
-        """What it is doing, for health checks and metrics."""
-        self.outcomes: Counter[Outcome] = self.progress.outcomes
-        """How many changes came to each outcome."""
-        self.tally = tally or Counters()
-        """What it counted, as docs/metrics.md has it."""
-        self.counted: Callable[[], object] = lambda: None
-        """Called when messages are settled and counted, before the broker forgets them: what is
-        told of them then is not lost with this process."""
-        self._publisher = CountingPublisher(bus, self._published)
+        self.counters = counters or Counters()
+        """What it counted; docs/metrics.md lists the metrics."""
+        self.before_acknowledge: Callable[[], object] = lambda: None
+        """Called when messages are settled and counted, before they are acknowledged. Counts that
+        it reports survive the end of this process."""
         self._peers = list(peers)
         self._log = log or structlog.get_logger("eventsync.worker").bind(store=store.name)
-        self._stopping = threading.Event()
-        self._settlement = Settlement(
-            store.name,
-            bus,
-            self._apply,
-            types=store.accessors,
-            progress=self.progress,
-            tally=self.tally,
-            hold_for=options.hold_for,
-            max_deliveries=options.max_deliveries,
-            log=self._log,
+        self._context = WorkerContext(
+            store, bus, options=options, counters=self.counters, log=self._log
         )
-        self._upkeep = Maintenance(
-            store,
-            bus,
-            publisher=self._publisher,
-            settlement=self._settlement,
-            settle=self._settle_apart,
-            peers=self._peers,
-            progress=self.progress,
-            options=options,
-            log=self._log,
+        self.progress: WorkerStatus = self._context.status
+        """What it is doing, for health checks and metrics."""
+        self.outcomes: Counter[Outcome] = self.progress.outcomes
+        """How many changes had each outcome."""
+        self._applier = Applier(self._context)
+        self._settlement = Settlement(self._context, self._applier)
+        self.maintenance = Maintenance(
+            self._context, self._applier, self._settlement, peers=self._peers
         )
+        """The tasks that it runs between messages."""
         rate = options.rate or store.rate
-        self._rate = RateLimit(rate) if rate else None
-        # One message at a time, so that a limit holds as closely as messages are small.
+        self._rate_limit = RateLimit(rate) if rate else None
+        # Under a rate limit one message at a time is taken, so that bursts are small.
         self._prefetch = 1 if rate else options.prefetch
-        self._baseline: int | None = None
-        self._suspected: float | None = None
+        self._memory_at_first: int | None = None
+        # How often the circuit opened since messages were settled.
         self._reopened = 0
 
     @property
     def collisions(self) -> int:
-        """How many changes carried the version of another one: a bug or a forgery somewhere."""
+        """How many changes had the version of another, different change: a bug or a forgery."""
         return self._settlement.collisions
 
     def stop(self) -> None:
-        """Have ``run`` return once what is in hand is settled. Idempotent, does not block."""
-        self._stopping.set()
+        """Make ``run`` return after the current batch. Idempotent, does not block."""
+        self._context.stopping.set()
 
     def run(self) -> None:
-        """Work until ``stop``. Blocks. A broker or store that is away is waited for."""
+        """Work until ``stop``. Blocks. Waits for a broker or store that is unreachable."""
+        context = self._context
         self._log.info("worker started", pid=os.getpid(), broker=self.bus.shown_url)
-        while not self._stopping.is_set():
+        while not context.stopping.is_set():
             try:
                 retrying(
                     self.store.open,
                     budget=self.options.retry_for,
-                    wait=self._wait,
-                    give_up=self._stopping.is_set,
-                    before_wait=self._tell("store is away"),
+                    wait=context.wait,
+                    give_up=context.stopping.is_set,
+                    before_wait=partial(context.log_retry, "store unreachable, retrying"),
                 )
                 self._consume()
             except BusUnavailableError as error:
-                self._upkeep.broker_lost = True
+                context.broker_life.interrupted()
                 self.progress.error = str(error)
-                self._log.warning("broker is away; trying again", error=str(error))
-                self._wait(1.0)
+                self._log.warning("broker unreachable, retrying", error=str(error))
+                context.wait(_BROKER_PAUSE)
             except (EventSyncError, OSError) as error:
                 if not is_retryable(error):
                     raise
-                if not self._stopping.is_set():
+                if not context.stopping.is_set():
                     self._await_store(error)
         self._log.info("worker stopped", **{str(k): n for k, n in self.outcomes.items()})
 
     def drain(self, *, timeout: float = _POLL) -> int:
-        """Apply what is in the queue until nothing has come for ``timeout`` seconds.
+        """Settle messages until none has arrived for ``timeout`` seconds; return how many.
 
-        Returns how many messages were settled. Raises retryable errors when the retry budget is
-        spent; nothing is lost then.
+        Runs all maintenance at the end. Raises retryable errors when the retry budget is spent;
+        the messages then stay in the queue.
         """
         subscription = self._subscribe()
         settled = 0
@@ -155,7 +137,7 @@ class Worker:
             while deliveries := subscription.fetch(timeout=timeout, limit=self.options.prefetch):
                 self._handle(deliveries, subscription)
                 settled += len(deliveries)
-            self._upkeep.run(at_once=True)
+            self.maintenance.run(at_once=True)
         finally:
             subscription.close()
         return settled
@@ -163,74 +145,78 @@ class Worker:
     # -- messages --------------------------------------------------
 
     def _subscribe(self) -> Subscription:
-        # What this store publishes has to wait for stores whose workers have never run, too.
+        # The changes of this store must wait also for stores whose workers have never run.
         for peer in self._peers:
             self.bus.declare(peer.name, peer.accessors)
         return self.bus.subscribe(self.store.name, self.store.accessors, prefetch=self._prefetch)
 
     def _consume(self) -> None:
+        """Take and settle messages, and run maintenance, until the worker is to stop."""
         subscription = self._subscribe()
         try:
-            self._upkeep.greet_broker()
-            while not self._stopping.is_set():
+            self.maintenance.republish_lost()
+            while not self._context.stopping.is_set():
                 self.progress.beat("waiting")
                 deliveries = subscription.fetch(timeout=_POLL, limit=self._prefetch)
                 if deliveries:
                     self._take(deliveries, subscription)
                 else:
                     self.progress.oldest = None
-                self._upkeep.run()
+                self.maintenance.run()
                 if self._is_spent():
-                    self._log.info("worker recycles", messages=self.progress.messages)
+                    self._log.info(
+                        "worker stopping to be replaced", messages=self.progress.messages
+                    )
                     self.stop()
         finally:
             subscription.close()
 
     def _take(self, deliveries: Sequence[Delivery], subscription: Subscription) -> None:
-        """Handle what was fetched, at the pace that is allowed."""
+        """Settle messages, then wait as the rate limit asks."""
         self.progress.in_hand = len(deliveries)
         self.progress.beat("applying")
         before = self.outcomes.total()
         self._handle(deliveries, subscription)
         self.progress.settled(len(deliveries))
-        if self._rate is not None:
-            self._wait(self._rate.pause(self.outcomes.total() - before))
+        if self._rate_limit is not None:
+            self._context.wait(self._rate_limit.take(self.outcomes.total() - before))
 
     def _is_spent(self) -> bool:
-        """Whether a new process should take this one's place."""
+        """Return whether a new process should replace this one."""
         options, progress = self.options, self.progress
         if options.recycle_messages and progress.messages >= options.recycle_messages:
             return True
         if not options.recycle_growth or progress.messages == 0:
             return False
-        # Growth counts from when it has begun to work: what is imported late is no leak.
+        # Measured from the first settled message on, because until then modules are imported.
         memory = resident_bytes()
-        if self._baseline is None:
-            self._baseline = memory
-        return memory - self._baseline >= options.recycle_growth
+        if self._memory_at_first is None:
+            self._memory_at_first = memory
+        return memory - self._memory_at_first >= options.recycle_growth
 
     def _handle(self, deliveries: Sequence[Delivery], subscription: Subscription) -> None:
-        """Settle messages in batches; leave the rest in the broker's hands when told to stop."""
+        """Settle messages in batches. When the worker is to stop, leave the rest in the queue."""
         for group in self._grouped(deliveries):
-            if self._stopping.is_set():
+            if self._context.stopping.is_set():
                 return
-            with _uncollected():
-                self._settle_group(group, subscription)
+            with _garbage_collection_paused():
+                self._settle(group, subscription)
 
-    def _settle_group(self, group: Sequence[Delivery], subscription: Subscription) -> None:
-        cut = [delivery for delivery in group if not delivery.is_whole]
+    def _settle(self, group: Sequence[Delivery], subscription: Subscription) -> None:
+        truncated = [delivery for delivery in group if not delivery.is_whole]
         whole = [delivery for delivery in group if delivery.is_whole]
-        self._settlement.settle(self._settlement.open(whole))
-        for delivery in cut:
-            self._settlement.refused(delivery.size)
-        self.tally.add(catalogue.MESSAGES, len(group), self.store.name)
-        self.counted()
+        self._settlement.settle(whole)
+        self._reopened = 0
+        for delivery in truncated:
+            self._settlement.refuse(delivery)
+        self.counters.add(catalogue.MESSAGES, len(group), self.store.name)
+        self.before_acknowledge()
         subscription.acknowledge(whole)
-        if cut:
-            subscription.refuse(cut)
+        if truncated:
+            subscription.refuse(truncated)
 
     def _grouped(self, deliveries: Sequence[Delivery]) -> Iterator[list[Delivery]]:
-        """Messages to be settled together; one that workers have died over goes alone."""
+        """Yield the messages to settle together; one that workers have died over is alone."""
         group: list[Delivery] = []
         size = 0
         for delivery in deliveries:
@@ -238,128 +224,56 @@ class Worker:
                 yield [delivery]
                 continue
             group.append(delivery)
-            # The number of envelopes is not known yet; their size is a good enough measure of it.
             size += len(delivery.body)
-            if size >= self.options.batch * 512:
+            if size >= self.options.batch * _ENVELOPE_BYTES:
                 yield group
                 group, size = [], 0
         if group:
             yield group
 
-    def _apply(self, changes: Sequence[Change]) -> list[Settled]:
-        """Apply changes, again and again while the store is busy, within the budget for that."""
-
-        def attempt() -> list[Settled]:
-            if self.store.capture_every:
-                self.store.capture_before(changes, self._publisher)
-            if self._suspected is not None:
-                works = (self.progress.applied_at or 0.0) > self._suspected
-                return apply_apart(apply_all, changes, works=works)
-            return apply_all(changes)
-
-        def apply_all(changes: Sequence[Change]) -> list[Settled]:
-            return apply(self.store, changes, clock=self.store.clock, limits=self.options.limits)
-
-        tell = self._tell("store is busy or away")
-
-        def retried(error: BaseException, attempt: int, seconds: float) -> None:
-            tell(error, attempt, seconds)
-            self._count_retried(changes, error)
-
-        tracing = self.bus.tracing
-        applying = nullcontext() if tracing is None else tracing.applying(self.store.name, changes)
-        with applying as tell_trace:
-            settled = retrying(
-                attempt,
-                # What failed by itself has its budget among the held ones.
-                budget=self.options.retry_for if self._suspected is None else 0.0,
-                wait=self._wait,
-                give_up=self._stopping.is_set,
-                before_wait=retried,
-            )
-            if tell_trace is not None:
-                tell_trace(settled)
-        self._reopened = 0
-        applied, held = Outcome.APPLIED, Outcome.HELD
-        self._upkeep.arrived |= {item.change.type for item in settled if item.outcome is applied}
-        if self._suspected is not None and all(item.outcome is not held for item in settled):
-            self._suspected = None
-        return settled
-
-    def _settle_apart(self, hand: Batch) -> list[FailedEnvelope]:
-        """Settle what was held: it may fail by itself again, and its store is known to work."""
-        # It answers; and others it took when these failed, or they would not be here.
-        self._ping()
-        before, self._suspected = self._suspected, -math.inf
-        try:
-            return self._settlement.settle(hand)
-        finally:
-            self._suspected = before
-
-    # -- waiting --------------------------------------------------
+    # -- the circuit --------------------------------------------------
 
     def _await_store(self, cause: EventSyncError | OSError) -> None:
-        """The circuit is open: consume nothing until the store can be used again."""
-        circuit = self.progress.circuit
+        """Open the circuit: take no messages until the store answers or the worker is to stop."""
+        context, circuit = self._context, self.progress.circuit
         circuit.open(cause)
         self.progress.error = str(cause)
-        self._log.error("circuit open: the store is away, its work waits", error=str(cause))
-        # A store that answers but fails again and again is tried ever more seldom.
-        self._wait(min(30.0, 0.05 * 2.0 ** min(self._reopened, 10)))
+        self._log.error("circuit opened: store unreachable", error=str(cause))
         self._reopened += 1
-        retrying(
-            self._ping,
-            budget=math.inf,
-            wait=self._wait,
-            give_up=self._stopping.is_set,
-            before_wait=lambda error, attempt, seconds: circuit.open(error),
-        )
+        context.wait(_REOPEN_BACKOFF.pause(self._reopened))
+        try:
+            retrying(
+                self._probe,
+                budget=math.inf,
+                wait=context.wait,
+                give_up=context.stopping.is_set,
+                before_wait=lambda error, attempt, seconds: circuit.open(error),
+            )
+        except (EventSyncError, OSError) as error:
+            if context.stopping.is_set() and is_retryable(error):
+                return
+            raise
         circuit.close()
-        # It answers: if it fails again, it may be for one change only.
-        self._suspected = time.time()
-        self._log.info("circuit closed: the store is back")
+        # If the store fails again although it answers, one change may be the cause.
+        self._applier.suspect_one_change()
+        self._log.info("circuit closed: store reachable")
 
-    def _ping(self) -> None:
+    def _probe(self) -> None:
         self.progress.circuit.probe()
-        for accessor in self.store.accessors.values():
-            accessor.ping()
-        for type in self.store.accessors:
-            self.store.index.counts(type)[Presence.PENDING]
-
-    def _published(self, type: str, count: int) -> None:
-        self.progress.beat()
-        self.tally.add(catalogue.PUBLISHED, count, self.store.name, type)
-
-    def _count_retried(self, changes: Iterable[Change], error: BaseException) -> None:
-        reason = error.reason if isinstance(error, EventSyncError) else "unavailable"
-        held = self.store.accessors
-        types = Counter(c.type if c.type in held else catalogue.OTHER for c in changes)
-        for type, count in types.items():
-            self.tally.add(catalogue.RETRIED, count, self.store.name, type, reason)
-
-    def _wait(self, seconds: float) -> None:
-        self.progress.beat(pause=seconds)
-        self._stopping.wait(seconds)
-        self.progress.beat()
-
-    def _tell(self, event: str) -> Callable[[BaseException, int, float], None]:
-        def tell(error: BaseException, attempt: int, seconds: float) -> None:
-            self._log.warning(event, error=str(error), attempt=attempt, wait=round(seconds, 2))
-
-        return tell
+        self._applier.ping()
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the cyclic garbage collector, which would cost as much as the work itself.
+def _garbage_collection_paused() -> Iterator[None]:
+    """Pause the cyclic garbage collector, which would cost as much as the work itself.
 
-    A batch is many objects that live until it is settled, and no cycles: the collector would look
-    through them again and again, and find nothing.
+    A batch is many objects that live until it is settled, without cycles. The collector would
+    search them again and again and find nothing.
     """
-    collecting = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collecting:
+        if was_enabled:
             gc.enable()

@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from benchmarks.deployment import made
@@ -149,7 +148,7 @@ def _work(load: Load, broker: str, url: str, shared: _Shared, waiting: bool, met
             worker.stop()
 
         with _watched(worker, broker) if metrics else contextlib.nullcontext(lambda: None) as tell:
-            worker.counted = _counting(worker, load, shared, tell)
+            worker.before_acknowledge = _counting(worker, load, shared, tell)
             if waiting:
                 shared.ready.wait(_LONGEST)
             threading.Thread(target=watch, daemon=True).start()
@@ -182,20 +181,20 @@ def _counting(
 @contextlib.contextmanager
 def _watched(worker: Worker, broker: str) -> Iterator[Callable[[], object]]:
     """Have the worker scraped while the block runs; gives what is to be called at each batch."""
-    from eventsync.monitoring.backlog import Survey
+    from eventsync.monitoring.backlog import BacklogMonitor
     from eventsync.monitoring.exporters.prometheus import Exporter
-    from eventsync.monitoring.worker_group import Report, WorkerGroup
+    from eventsync.monitoring.worker_group import StatusReporter, WorkerGroup
 
     crew = WorkerGroup()
 
     def heard(line: bytes) -> bool:
-        crew.heard("crm-1", line)
+        crew.reported("crm-1", line)
         return True
 
-    report: Any = Report(worker.tally, worker.progress, heard)
+    report = StatusReporter(worker.counters, worker.progress, heard).report
     stopping = threading.Event()
-    with Survey(Bus(broker), [worker.store]) as survey:
-        exporter = Exporter(crew, survey)
+    with BacklogMonitor(Bus(broker), [worker.store]) as backlog:
+        exporter = Exporter(crew, backlog)
 
         def scrape() -> None:
             while not stopping.wait(1.0):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.products import eventually
 from support.project import Cli
 
 
@@ -153,3 +156,26 @@ def test_completion_without_a_project(bare: Cli) -> None:
         check=False,
     )
     assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+@pytest.mark.slow
+def test_supervised_workers_of_a_project(cli):
+    """``worker --processes 2`` applies changes although one worker is killed, and ends with 0."""
+    supervisor = cli.start("worker", "report", "--processes", "2")
+    try:
+        pids = []
+        while len(pids) < 2:
+            line = json.loads(supervisor.stderr.readline())
+            if line["event"] == "worker started":
+                pids.append(line["pid"])
+        os.kill(pids[0], signal.SIGKILL)
+        cli("publish", "crm", "--type", "Person", input='{"id": 1, "name": "Ann"}').check()
+        report = cli.folder / "report.csv"
+        eventually(lambda: report.exists() and "Ann" in report.read_text())
+        supervisor.send_signal(signal.SIGTERM)
+        _, err = supervisor.communicate(timeout=30)
+    finally:
+        supervisor.kill()
+        supervisor.communicate()
+    assert supervisor.returncode == 0, err
+    assert re.search(r'"event": "worker ended, restarting"', err)

@@ -1,4 +1,4 @@
-"""Alert rules and dashboard: they fire when they should, and ask for what is really exported."""
+"""Alert rules and dashboard: when alerts fire, and that every metric they use is exported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from eventsync.changes.stamp import PUT
 from eventsync.engine.store import Store
 from eventsync.errors import StoreUnavailableError
 from eventsync.monitoring import catalogue
-from eventsync.monitoring.backlog import Survey
+from eventsync.monitoring.backlog import BacklogMonitor
 from eventsync.monitoring.catalogue import Metric
 from eventsync.monitoring.exporters.prometheus import Exporter
 from eventsync.monitoring.worker_group import WorkerGroup
@@ -52,7 +52,7 @@ class Moody(MemoryAccessor):
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory):
-    """The text of a scrape after all has happened that is ever counted, good and bad."""
+    """The text of a scrape after everything that is counted has happened once."""
     folder = tmp_path_factory.mktemp("scraped")
     with Bus(f"sqlite:///{folder / 'broker.db'}") as bus, Spool(folder / "spool.db") as spool:
         bus.declare("crm", ["Product"])
@@ -66,25 +66,25 @@ def scraped(tmp_path_factory):
         bus.publish("Product", [bus.encode(change) for change in (first, second)])
         spool.publish("Product", [spool.encode(second)])
         worker = Worker(store, bus, options=Options(retry_for=5.0))
-        crew = WorkerGroup(worker.tally)
-        crew.expect("crm", store.accessors)
-        crew.join("crm", worker.progress)
+        workers = WorkerGroup(worker.counters)
+        workers.expect("crm", store.accessors)
+        workers.join("crm", worker.progress)
         command = [sys.executable, "-c", "pass", "{lifeline}"]
-        supervisor = Supervisor({"crm-1": command}, grace=1.0, audience=crew)
+        supervisor = Supervisor({"crm-1": command}, grace=1.0, observer=workers)
         supervisor._start(supervisor._children[0])
         supervisor._children[0].process.wait()
-        supervisor._let_go(supervisor._children[0])
+        supervisor._close_lifeline(supervisor._children[0])
         worker.drain()
         bus.publish("Product", [bus.encode(third)])
         worker.drain()
-        survey = Survey(bus, [store], spools=[spool])
-        for look in (survey.broker, *survey.outboxes.values()):
-            look.once()
-        return Exporter(crew, survey).answer("").body.decode()
+        backlog = BacklogMonitor(bus, [store], spools=[spool])
+        for poller in (backlog.broker, *backlog.outboxes.values()):
+            poller.poll()
+        return Exporter(workers, backlog).answer("").body.decode()
 
 
 def families(text):
-    """By the name of each metric, its kind, help and labels."""
+    """The kind, help and labels of each metric, by its name."""
     found = {}
     for family in text_string_to_metric_families(text):
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -110,7 +110,7 @@ def expressions():
 
 
 def test_all_of_the_catalogue_is_exported_and_documented(scraped):
-    """What is exported, what the catalogue names and what the page explains are the same."""
+    """The exported, the catalogued and the documented metrics are the same."""
     expected = {one.name: (one.kind, one.help, set(one.labels)) for one in CATALOGUE.values()}
     assert families(scraped) == expected
     rows = re.findall(r"^\| `(eventsync_\w+)` \|(.*)", PAGE, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The log: no secret is in it, whoever logs, and it has one form."""
+"""The log: its format, its level, and that it contains no secret."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def stream():
-    """A stream to log to; afterwards all is as it was."""
+    """A stream to log to; the logging configuration is restored afterwards."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
     yield io.StringIO()
@@ -60,12 +60,12 @@ def test_secrets_in_texts_are_hidden(text):
     "text", ["http://host/path", "10:30 a@b.example", "sqlite:////tmp/a@b.db", "key_digest"]
 )
 def test_what_is_no_secret_stays(text):
-    """Nothing is hidden that looks like a secret only a little."""
+    """Text that only resembles a secret is not hidden."""
     assert Redaction(["abc"]).text(text) == text
 
 
 def test_no_secret_in_any_line(stream):
-    """Not in values of any depth, under telling names, in names, in tracebacks, in objects."""
+    """Secrets are hidden in nested values, in names, in tracebacks and in objects."""
     configure("info", stream, secrets=["hunter22"])
     log = structlog.get_logger()
     url = "amqp://u:other99@host"
@@ -83,7 +83,7 @@ def test_no_secret_in_any_line(stream):
 
 
 def test_other_libraries_log_in_the_same_form(stream):
-    """What comes through ``logging``, and a warning, is a line of JSON without secrets."""
+    """Records of ``logging`` and warnings are lines of JSON without secrets."""
     configure("info", stream, secrets=["hunter22"])
     logging.getLogger("kombu").warning("lost %s", "amqp://u:other99@host hunter22")
     logging.getLogger("kombu").info("not shown")
@@ -100,7 +100,7 @@ def test_other_libraries_log_in_the_same_form(stream):
 
 
 def test_level(stream):
-    """Nothing below the level is logged, by whomever."""
+    """Nothing below the level is logged, by eventsync or other libraries."""
     configure("error", stream)
     structlog.get_logger().warning("no")
     logging.getLogger("kombu").warning("no")
@@ -109,7 +109,7 @@ def test_level(stream):
 
 
 def test_terminal(stream):
-    """On a terminal lines are for people, and hide secrets too."""
+    """On a terminal the lines are readable text, and hide secrets too."""
     terminal = Terminal()
     configure("info", terminal, secrets=["hunter22"])
     structlog.get_logger().info("broker", url="amqp://u:other99@host", what="hunter22")
@@ -121,7 +121,7 @@ def test_terminal(stream):
 
 
 def test_settings_know_their_secrets(monkeypatch):
-    """The password of each broker URL, also decoded, and each key."""
+    """The secrets of the settings are the passwords of broker URLs, also decoded, and the keys."""
     settings = load(
         broker="redis://:one%40one@a/0;redis://u:two2@b/0",
         keys="a:c2VjcmV0,b:b3RoZXI=",

@@ -376,7 +376,7 @@ def test_what_is_behind_a_backlog_may_still_come(shop, tmp_path):
         patient = Worker(shop, bus)
         patient._handle(first, subscription)
         subscription.close()
-        worker._upkeep.run(at_once=True)
+        worker.maintenance.run(at_once=True)
         assert [state.ready for state in bus.states("shop").values()] == [1, 1, 0]
         worker.drain(timeout=0.05)
         assert [state.ready for state in bus.states("shop").values()] == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""Workers that are stopped, killed or frozen at work, on each broker: what comes again, when."""
+"""Workers that are stopped, killed or frozen, on each broker: what is redelivered, and when."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Product(Record):
 
 
 class Slow(SqlAccessor):
-    """Writes down which records it was given, and takes its time."""
+    """Writes the keys that it is given to a journal, and is slow."""
 
     def __init__(self, folder: Path, pause: float) -> None:
         super().__init__(Product, f"sqlite:///{folder / 'crm.db'}", create=True)
@@ -54,7 +54,7 @@ class Slow(SqlAccessor):
 
 
 def work(name: str, folder: Path, url: str, pause: float) -> None:
-    """Be a worker that applies message by message, until told to stop."""
+    """Run a worker that applies message by message, until it is stopped."""
     worker = Worker(Store(name, Slow(folder, pause)), Bus(url), options=Options(batch=1))
     run(worker, grace=10.0)
 
@@ -131,10 +131,10 @@ def scene(url: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
 
 
 def test_a_worker_that_is_stopped_has_nothing_come_again(scene: Scene) -> None:
-    """SIGTERM at work: it finishes what it is at, gives the rest back untouched, and ends with 0.
+    """A worker that gets SIGTERM settles its batch, returns the rest unread, and ends with 0.
 
-    No record is written a second time, and no message counts as one over which a worker died;
-    RabbitMQ itself counts, once, also those that nobody had begun with.
+    No record is written twice, and no message counts as one that ended a worker. RabbitMQ counts
+    one delivery of each message that was returned.
     """
     worker = scene.worker(pause=0.1)
     eventually(lambda: len(scene.applied()) >= 5)
@@ -154,7 +154,7 @@ def test_a_worker_that_is_stopped_has_nothing_come_again(scene: Scene) -> None:
 
 
 def test_a_killed_worker_is_succeeded_at_once(scene: Scene) -> None:
-    """SIGKILL at work: another worker has all of it applied as soon as the process is gone."""
+    """The messages of a killed worker are applied by another worker at once."""
     victim = scene.worker(pause=0.1)
     eventually(lambda: len(scene.applied()) >= 5)
     scene.worker(pause=0.0)
@@ -165,7 +165,7 @@ def test_a_killed_worker_is_succeeded_at_once(scene: Scene) -> None:
 
 
 def test_a_frozen_worker_is_succeeded_in_time(scene: Scene) -> None:
-    """SIGSTOP at work, as if its host were gone: others go on after the time that is set."""
+    """The messages of a frozen worker are applied by another worker after the configured time."""
     victim = scene.worker(pause=0.1)
     eventually(lambda: len(scene.applied()) >= 5)
     os.kill(victim.pid, signal.SIGSTOP)
@@ -174,7 +174,7 @@ def test_a_frozen_worker_is_succeeded_in_time(scene: Scene) -> None:
 
 
 def fetch(more: Callable[..., list], count: int) -> list:
-    """So many messages, however many come at a time."""
+    """Return ``count`` messages, fetched in as many calls as it takes."""
     found: list = []
     eventually(lambda: found.extend(more(timeout=1.0, limit=COUNT)) or len(found) >= count)
     return found

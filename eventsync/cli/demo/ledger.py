@@ -67,7 +67,9 @@ def versions_in(events: Iterable[Mapping[str, Any]]) -> set[str]:
 
 def captured_in(events: Iterable[Mapping[str, Any]]) -> int:
     """Return the number of foreign writes that workers have captured."""
-    return sum(int(event["count"]) for event in events if event.get("event") == "captured edits")
+    return sum(
+        int(event["count"]) for event in events if event.get("event") == "captured foreign writes"
+    )
 
 
 def totals_of(events: Iterable[Mapping[str, Any]], published: Iterable[str]) -> StoreTotals:

@@ -1,1 +1,1 @@
-"""Exporters: what other systems for metrics and traces are told. Each alone, each with an extra."""
+"""Exporters of metrics and traces to other systems. Each needs an extra."""

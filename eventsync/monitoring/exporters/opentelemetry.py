@@ -1,7 +1,6 @@
-"""OpenTelemetry: a span for each change that is published, and for each batch that is applied.
+"""OpenTelemetry spans for published changes and applied batches. Needs the extra ``otel``.
 
-It knows how changes and outcomes are written as spans, and carries W3C trace context in ``ext``. It
-needs the extra ``otel``.
+Envelopes carry the W3C trace context of their change in ``ext``.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ try:
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as error:
     raise ConfigError(
-        f"traces need a package that is missing: {error}", hint="pip install 'eventsync[otel]'"
+        f"traces need the extra 'otel', which is not installed: {error}",
+        hint="pip install 'eventsync[otel]'",
     ) from error
 
 __all__ = ["Tracer"]
@@ -32,14 +32,14 @@ _FIELDS: Final = ("traceparent", "tracestate")
 
 
 class Tracer:
-    """Traces changes; fits ``Bus(tracing=)``. Thread-safe.
+    """Traces changes with OpenTelemetry; for ``Bus(tracing=)``. Thread-safe.
 
-    Publishing a change makes a span ``publish TYPE`` under the caller's own, and puts its context
-    into the envelope if it is sampled. Applying a batch makes a span ``apply STORE``, with a link
-    to the publish span of each of its changes, and in the trace of each sampled change a span
-    ``apply TYPE`` with its outcome. Nothing that a record holds is told, nor its key.
+    A published change gets a span ``publish TYPE`` under the caller's span. If it is sampled, its
+    context travels in the envelope. An applied batch gets a span ``apply STORE`` with links to the
+    publish spans of its changes. Each sampled change gets a span ``apply TYPE`` with its outcome in
+    its own trace. Spans contain neither keys nor field values.
 
-    ``provider``: by default the one that the program has set for OpenTelemetry as a whole.
+    ``provider``: by default OpenTelemetry's global tracer provider.
     """
 
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
@@ -49,10 +49,10 @@ class Tracer:
 
     @classmethod
     def exporting(cls) -> Tracer:
-        """One that sends by OTLP over HTTP to where OpenTelemetry's own variables say.
+        """Return a tracer that exports by OTLP over HTTP, configured by OpenTelemetry's variables.
 
-        Where the program was started with a provider already (``opentelemetry-instrument``), that
-        one is used. Raises ``ConfigError``.
+        If the program has set a global provider already (``opentelemetry-instrument`` does), that
+        provider is used. Raises ``ConfigError``.
         """
         if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             return cls()
@@ -63,7 +63,7 @@ class Tracer:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
             raise ConfigError(
-                f"traces need a package that is missing: {error}",
+                f"traces need the extra 'otel', which is not installed: {error}",
                 hint="pip install 'eventsync[otel]'",
             ) from error
         resource = Resource.create()
@@ -74,13 +74,13 @@ class Tracer:
         return cls(provider)
 
     def close(self) -> None:
-        """Send what is still to be sent, and end. Idempotent; may block for some seconds."""
+        """Export the remaining spans and shut down. Idempotent; may block for some seconds."""
         shutdown = getattr(self._provider, "shutdown", None)
         if shutdown is not None:
             shutdown()
 
     def published(self, change: Change) -> Change:
-        """See ``Tracing``. A change that comes with a trace already keeps it."""
+        """See ``Tracing``. A change that already carries a trace context keeps it."""
         if _FIELDS[0] in change.ext:
             return change
         attributes = {
@@ -95,7 +95,7 @@ class Tracer:
         kind = trace.SpanKind.PRODUCER
         span = self._tracer.start_span(f"publish {change.type}", kind=kind, attributes=attributes)
         span.end()
-        # One that is not sampled would only cost its readers time.
+        # A context that is not sampled would only cost readers of the envelope time.
         if not span.get_span_context().trace_flags.sampled:
             return change
         carried: dict[str, str] = {}
@@ -111,7 +111,7 @@ class Tracer:
         started = time.time_ns()
         with self._tracer.start_as_current_span(
             f"apply {store}",
-            context=Context(),  # many traces meet here; it is in none of them
+            context=Context(),  # the batch has changes of many traces and belongs to none of them
             kind=trace.SpanKind.CONSUMER,
             links=[trace.Link(trace.get_current_span(o).get_span_context()) for o in origins if o],
             attributes={
@@ -122,20 +122,20 @@ class Tracer:
             },
         ) as batch:
 
-            def tell(settled: Sequence[Settled]) -> None:
+            def report_outcomes(settled: Sequence[Settled]) -> None:
                 for outcome, count in Counter(str(item.outcome) for item in settled).items():
                     batch.set_attribute(f"eventsync.{outcome}", count)
                 link = trace.Link(batch.get_span_context())
                 for origin, item in zip(origins, settled, strict=True):
                     if origin is not None:
-                        self._tell(store, item, origin, link, started)
+                        self._trace_outcome(store, item, origin, link, started)
 
-            yield tell
+            yield report_outcomes
 
-    def _tell(
+    def _trace_outcome(
         self, store: str, item: Settled, origin: Context, batch: trace.Link, started: int
     ) -> None:
-        """In the trace of a change: what became of it at a store."""
+        """Add a span with the outcome of a change at a store to the trace of that change."""
         span = self._tracer.start_span(
             f"apply {item.change.type}",
             context=origin,
@@ -154,7 +154,7 @@ class Tracer:
         span.end()
 
     def _origin(self, change: Change) -> Context | None:
-        """Where a change comes from, if it says so; its ``ext`` may hold anything."""
+        """Return the sampled trace context that a change carries, if any; ``ext`` is untrusted."""
         if not change.ext:
             return None
         carried: dict[str, Any] = {

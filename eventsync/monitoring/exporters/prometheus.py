@@ -1,8 +1,4 @@
-"""Prometheus: all metrics of a crew as its text, when somebody asks.
-
-It knows how the catalogue is written for Prometheus, and nothing of how anything is counted. It
-needs the extra ``metrics``.
-"""
+"""The metrics of a worker group in the text format of Prometheus. Needs the extra ``metrics``."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from typing import Any, Final
 
 from eventsync.errors import ConfigError
 from eventsync.monitoring import catalogue
-from eventsync.monitoring.backlog import Survey
+from eventsync.monitoring.backlog import BacklogMonitor
 from eventsync.monitoring.catalogue import Metric
 from eventsync.monitoring.circuit_breaker import CircuitState
 from eventsync.monitoring.http_server import HttpResponse
@@ -28,7 +24,7 @@ try:
     from prometheus_client.exposition import choose_encoder
 except ImportError as error:
     raise ConfigError(
-        f"metrics need a package that is missing: {error}",
+        f"metrics need the extra 'metrics', which is not installed: {error}",
         hint="pip install 'eventsync[metrics]'",
     ) from error
 
@@ -42,22 +38,22 @@ _FAMILIES: Final[Mapping[str, Any]] = {
 
 
 class Exporter:
-    """The metrics of a crew and of what a survey sees. Thread-safe; reads and changes nothing."""
+    """Exports the metrics of a worker group and of the backlog. Thread-safe."""
 
-    def __init__(self, crew: WorkerGroup, survey: Survey) -> None:
-        self._crew = crew
-        self._survey = survey
-        # One of its own: the library's global one would mix crews.
+    def __init__(self, workers: WorkerGroup, backlog: BacklogMonitor) -> None:
+        self._workers = workers
+        self._backlog = backlog
+        # The library's global registry would mix the metrics of several groups.
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     def answer(self, accept: str) -> HttpResponse:
-        """The metrics as they stand, in the format that ``accept`` asks for."""
+        """Return the current metrics in the format that ``accept`` asks for."""
         encode, content_type = choose_encoder(accept)
         return HttpResponse(encode(self._registry), content_type)
 
     def collect(self) -> Iterator[Any]:
-        """All metric families, as ``prometheus_client`` takes them."""
+        """Yield all metric families, for ``prometheus_client``."""
         families: dict[str, Any] = {}
 
         def family(one: Metric) -> Any:
@@ -65,20 +61,20 @@ class Exporter:
                 families[one.name] = _FAMILIES[one.kind](one.name, one.help, labels=one.labels)
             return families[one.name]
 
-        for one, labels, total in self._crew.tally.totals():
+        for one, labels, total in self._workers.counters.totals():
             family(one).add_metric(labels, total)
-        for one, labels, spread in self._crew.tally.spreads():
+        for one, labels, spread in self._workers.counters.spreads():
             buckets, so_far = [], 0
             for bound, count in zip([*one.bounds, float("inf")], spread.counts, strict=True):
                 so_far += count
                 buckets.append((f"{bound:g}" if bound != float("inf") else "+Inf", so_far))
             family(one).add_metric(labels, buckets, spread.sum)
-        for one, labels, value in (*self._waiting(), *self._workers()):
+        for one, labels, value in (*self._backlog_values(), *self._worker_values()):
             family(one).add_metric(labels, value)
         yield from families.values()
 
-    def _waiting(self) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
-        now, broker = time.time(), self._survey.broker.answer
+    def _backlog_values(self) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
+        now, broker = time.time(), self._backlog.broker.answer
         yield catalogue.BROKER_UP, (), float(broker is not None)
         for store, queues in (broker or {}).items():
             if queues is None:
@@ -90,20 +86,20 @@ class Exporter:
                 yield catalogue.IN_HAND, (store,), queues.in_hand
             if queues.oldest is not None or not queues.work:
                 yield catalogue.OLDEST, (store,), _age(queues.oldest, now)
-        for store, look in self._survey.stores.items():
-            yield catalogue.STORE_UP, (store,), float(look.answer is not None)
-        for name, look in self._survey.outboxes.items():
-            outbox = look.answer
+        for store, poller in self._backlog.stores.items():
+            yield catalogue.STORE_UP, (store,), float(poller.answer is not None)
+        for name, outbox_poller in self._backlog.outboxes.items():
+            outbox = outbox_poller.answer
             if outbox is not None:
                 yield catalogue.OUTBOX, (name,), outbox.waiting
                 yield catalogue.OUTBOX_OLDEST, (name,), _age(outbox.oldest, now)
                 if outbox.bytes is not None:
                     yield catalogue.SPOOL_BYTES, (name,), outbox.bytes
 
-    def _workers(self) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
-        states = self._crew.states()
+    def _worker_values(self) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
+        states = self._workers.states()
         lags: dict[str, float] = {}
-        counts: dict[str, int] = dict.fromkeys(self._crew.stores, 0)
+        counts: dict[str, int] = dict.fromkeys(self._workers.stores, 0)
         for worker, state in states.items():
             store = state["store"]
             counts[store] = counts.get(store, 0) + 1

@@ -1,0 +1,110 @@
+"""Messages as a worker reads them: deliveries and held changes, with their envelopes decoded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from eventsync.broker.bus import Bus, Delivery
+from eventsync.changes.change import Change
+from eventsync.engine.isolation import Done, isolate
+from eventsync.envelope import batch, codec
+from eventsync.envelope.dead_letter import DeadLetter
+from eventsync.errors import EnvelopeError, EventSyncError
+
+__all__ = ["Message", "MessageReader"]
+
+
+@dataclass(slots=True)
+class Message:
+    """One message, or one held change, and what its envelopes contain.
+
+    ``contents`` has for each of ``envelopes`` its change, or why it cannot be read. A message that
+    cannot be read is its own only envelope. ``first_time``: when it was first tried, in seconds
+    since the epoch; ``attempts``: how often it has been, this time included.
+    """
+
+    delivery: Delivery
+    first_time: float
+    attempts: int
+    envelopes: Sequence[bytes]
+    contents: Sequence[Change | EventSyncError]
+
+
+class MessageReader:
+    """Reads messages. Whatever is raised for one envelope or message is the failure of that one.
+
+    ``max_deliveries``: a message that workers have taken so often without settling it is not read.
+    """
+
+    def __init__(self, bus: Bus, *, max_deliveries: int) -> None:
+        self._bus = bus
+        self._max_deliveries = max_deliveries
+
+    def read(self, deliveries: Iterable[Delivery]) -> list[Message]:
+        """Return messages with their envelopes decoded."""
+        now = time.time()
+        return [self._read(delivery, now) for delivery in deliveries]
+
+    def read_held(self, letters: Iterable[tuple[DeadLetter, Delivery]]) -> list[Message]:
+        """Return held changes as messages of one envelope each."""
+        messages = []
+        for letter, delivery in letters:
+            envelopes = [letter.raw]
+            contents = self._decode_all(envelopes)
+            messages.append(
+                Message(delivery, letter.first_time, letter.attempts + 1, envelopes, contents)
+            )
+        return messages
+
+    def _read(self, delivery: Delivery, now: float) -> Message:
+        try:
+            envelopes = self._split(delivery)
+        except Exception as error:
+            envelopes = [delivery.body]
+            contents: list[Change | EventSyncError] = [_unreadable(error)]
+        else:
+            contents = self._decode_all(envelopes)
+        return Message(delivery, now, delivery.attempts + 1, envelopes, contents)
+
+    def _split(self, delivery: Delivery) -> list[bytes]:
+        """Return the envelopes of a message. Raise ``EventSyncError`` if it may not be read."""
+        if delivery.attempts >= self._max_deliveries:
+            raise EventSyncError(
+                f"workers have taken this message {delivery.attempts} times and died before they "
+                "settled it",
+                reason="crashes",
+                hint="find out why before you replay it: it may end workers again",
+            )
+        if delivery.size > self._bus.max_message:
+            raise EnvelopeError(
+                f"the message has {delivery.size:,} bytes; {self._bus.max_message:,} is the limit",
+                reason="too-large",
+            )
+        if delivery.content_type != codec.CONTENT_TYPE:
+            raise EnvelopeError(
+                f"the message has the content type {delivery.content_type[:80]!r}; expected "
+                f"{codec.CONTENT_TYPE}",
+                hint="find the program that publishes into this queue",
+            )
+        return batch.split_batch(delivery.body)
+
+    def _decode_all(self, envelopes: Sequence[bytes]) -> list[Change | EventSyncError]:
+        contents: list[Change | EventSyncError] = []
+        for part in isolate(envelopes, self._decode, shared=lambda error: False):
+            contents += part.result if isinstance(part, Done) else [_unreadable(part.error)]
+        return contents
+
+    def _decode(self, envelopes: Sequence[bytes]) -> list[Change | EnvelopeError]:
+        bus = self._bus
+        return codec.decode_all(envelopes, keys=bus.keys, max_bytes=bus.max_envelope)
+
+
+def _unreadable(error: Exception) -> EventSyncError:
+    """Return an error as one of eventsync's. An unexpected one is a fault of the decoder."""
+    if isinstance(error, EventSyncError):
+        return error
+    unexpected = EnvelopeError(f"cannot be read: unexpected {type(error).__name__}: {error}")
+    unexpected.__cause__ = error
+    return unexpected

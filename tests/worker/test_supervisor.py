@@ -1,0 +1,112 @@
+"""The supervisor: processes that are killed, suspended, stopped, or left without it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support.products import eventually
+
+from eventsync.worker.supervisor import Supervisor
+
+CHILD = """
+import signal, sys, time, os
+from eventsync.worker.supervisor import Lifeline
+Lifeline(int(sys.argv[1])).watch()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+with open(sys.argv[2], "a") as file:
+    file.write(f"{os.getpid()}\\n")
+while True:
+    time.sleep(0.05)
+"""
+MAIN = """
+import sys
+from eventsync.worker.supervisor import Supervisor
+command = [sys.executable, "child.py", "{lifeline}", "pids"]
+sys.exit(Supervisor({"a": command, "b": command}, grace=5.0, silence=2.5).run())
+"""
+
+
+class Supervised:
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "child.py").write_text(CHILD)
+        (folder / "main.py").write_text(MAIN)
+        self.process = subprocess.Popen(
+            [sys.executable, "main.py"], cwd=folder, stdout=subprocess.DEVNULL
+        )
+
+    def started(self):
+        path = self.folder / "pids"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def lives(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] not in "ZX"
+
+
+@pytest.fixture
+def supervised(tmp_path):
+    supervised = Supervised(tmp_path)
+    try:
+        eventually(lambda: len(supervised.started()) == 2)
+        yield supervised
+    finally:
+        supervised.process.kill()
+        supervised.process.wait()
+        for pid in supervised.started():
+            if lives(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_killed_child_is_started_again(supervised):
+    """A child that is killed is replaced, and the other one keeps running."""
+    first, second = supervised.started()
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: len(supervised.started()) == 3)
+    assert lives(second)
+    assert lives(supervised.started()[-1])
+
+
+def test_stopped_child_is_noticed(supervised):
+    """A child that is suspended sends nothing, is killed and replaced."""
+    first, _ = supervised.started()
+    os.kill(first, signal.SIGSTOP)
+    eventually(lambda: len(supervised.started()) == 3)
+    assert not lives(first)
+
+
+def test_sigterm_ends_all_processes(supervised):
+    """SIGTERM is passed on, and the supervisor ends with 0 when all processes have."""
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.process.wait(10) == 0
+    assert not any(map(lives, supervised.started()))
+
+
+def test_children_notice_that_they_are_alone(supervised):
+    """When the supervisor is killed its children stop."""
+    supervised.process.kill()
+    supervised.process.wait()
+    eventually(lambda: not any(map(lives, supervised.started())))
+
+
+def test_failing_child_is_started_ever_more_seldom(tmp_path):
+    """A child that fails at once is restarted after longer and longer pauses."""
+    command = [sys.executable, "-c", "import sys; sys.exit(3)", "{lifeline}"]
+    supervisor = Supervisor({"a": command}, grace=1.0)
+    child = supervisor._children[0]
+    deadline = time.monotonic() + 20
+    while child.failures < 3:
+        supervisor._check(child)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert child.start_at - time.monotonic() > 0.3
