@@ -130,7 +130,7 @@ def now_held(store: Store, type: str, key: str) -> tuple[Mapping[str, Any] | Non
     """The field values that a store holds of a record now, and the greatest version it has seen."""
     accessor = store.accessor(type)
     with store.index.transaction() as transaction:
-        accessor.recover(transaction)
+        store.replicas[type].recover(transaction)
         entry = transaction.read(type, [key]).get(key)
         rows = accessor.read_rows([key], transaction)
     return rows.get(key), Version(entry.version) if entry else None

@@ -128,7 +128,7 @@ def _read(accessor: Accessor[Any], store: Store, keys: Sequence[str]) -> dict[st
     """The entry and the field values of each record, from one moment."""
     name = accessor.type.name
     with store.index.transaction() as transaction:
-        accessor.recover(transaction)
+        store.replicas[name].recover(transaction)
         entries = transaction.read(name, keys)
         rows, errors = _rows(accessor, keys, transaction)
     return {key: (entries.get(key), rows.get(key), errors.get(key)) for key in keys}

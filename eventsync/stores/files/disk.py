@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from eventsync.engine.accessor import Accessor
+from eventsync.engine.replica import Replica
 from eventsync.errors import (
     ConfigError,
     EventSyncError,
@@ -175,12 +176,24 @@ def _prefix(tag: str) -> str:
     return f".eventsync-{tag}-"
 
 
+class _DiskReplica(Replica):
+    """A replica that removes the temporary files of crashed writers before it recovers."""
+
+    accessor: OnDisk[Any]
+
+    def recover(self, transaction: IndexTransaction) -> None:
+        self.accessor.sweep(transaction)
+        super().recover(transaction)
+
+
 class OnDisk(Accessor[R]):
     """An accessor on ``folder``: its lifecycle, and the question what was there before.
 
     ``tag``: a name of its own for its temporary files in that folder. ``create``: create the folder
     if it is missing; a file is created with its first record.
     """
+
+    replica_class = _DiskReplica
 
     def __init__(
         self, record_type: type[R], folder: Path, *, tag: str, create: bool, view: View | None
@@ -212,12 +225,12 @@ class OnDisk(Accessor[R]):
                 hint="files in it are replaced, so this process needs to write to the folder",
             )
 
-    def recover(self, transaction: IndexTransaction) -> None:
+    def sweep(self, transaction: IndexTransaction) -> None:
+        """Remove the temporary files of crashed writers, if there may be any."""
         if not self._swept or transaction.open_intents(self.type.name):
             with errors(self._folder):
                 sweep(self._folder, self._tag)
             self._swept = True
-        super().recover(transaction)
 
     def check_folder(self) -> None:
         """Raise an error that says what is wrong unless the folder is there."""

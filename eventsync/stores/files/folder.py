@@ -218,10 +218,8 @@ class JsonFolderAccessor(disk.OnDisk[R]):
                         hint="remove one of the two, or change the key in it",
                     )
                 record = self._record(document)
-            except RecordError as error:
-                if query.unreadable is None:
-                    raise
-                query.unreadable(error)
+            except Exception as error:
+                self.pass_over(error, query)
             else:
                 yield record
 

@@ -362,14 +362,14 @@ class OneFile(disk.OnDisk[R]):
     def _records(self, query: Query) -> Iterator[R]:
         content = self._load()
         for error in (*content.lost, *content.twice.values()):
-            _tell(error, query)
+            self.pass_over(error, query)
         for key, number in content.places.items():
             if key in content.twice:
                 continue
             try:
                 record = self._record(content.pieces[number])
-            except RecordError as error:
-                _tell(error, query)
+            except Exception as error:
+                self.pass_over(error, query)
             else:
                 yield record
 
@@ -383,12 +383,6 @@ class OneFile(disk.OnDisk[R]):
 
     def _located(self, piece: Piece) -> Any:
         return located(f"{self._path}, line {piece.line}" if piece.line else str(self._path))
-
-
-def _tell(error: RecordError, query: Query) -> None:
-    if query.unreadable is None:
-        raise error
-    query.unreadable(error)
 
 
 def _digest(raw: bytes) -> bytes:
