@@ -39,8 +39,8 @@ class JoinedStore:
         publisher: Publisher | None,
     ) -> None:
         self._store = store
-        self._index = _JoinedIndex(index, transaction)
-        self._replicas = replicas.with_index(self._index)
+        self.index = _JoinedIndex(index, transaction)
+        self._replicas = replicas.with_index(self.index)
         self._publisher = publisher
 
     def __repr__(self) -> str:
@@ -66,7 +66,7 @@ class JoinedStore:
         """Return a record, as ``Store.get``, as the transaction has written it."""
         accessor = self._replicas.of(record).accessor
         text = record.key if isinstance(record, Record) else accessor.type.key_of(key)
-        with self._index.transaction() as transaction:
+        with self.index.transaction() as transaction:
             row = accessor.read_rows([text], transaction).get(text)
         if row is None:
             return None
@@ -88,7 +88,7 @@ class JoinedStore:
         by_type: dict[str, list[bytes]] = {}
         for change in [changes] if isinstance(changes, Change) else changes:
             by_type.setdefault(change.type, []).append(self._publisher.encode(change))
-        with self._index.transaction() as transaction:
+        with self.index.transaction() as transaction:
             for name, bodies in by_type.items():
                 transaction.send(name, bodies)
 
