@@ -40,6 +40,7 @@ class JoinedStore:
     ) -> None:
         self._store = store
         self.index = _JoinedIndex(index, transaction)
+        """The store's index. Its transactions are part of the caller's."""
         self._replicas = replicas.with_index(self.index)
         self._publisher = publisher
 
