@@ -63,8 +63,8 @@ class MongoReplica(Replica):
             left[:] = lost
             if left:
                 raise UndoneError(
-                    f"{self.type.name} {left[0]!r} is being changed by others all the time",
-                    hint="it is tried again",
+                    f"other writers kept changing {self.type.name} {left[0]!r}",
+                    hint="the write is tried again",
                 )
 
         index.until_done(once)
