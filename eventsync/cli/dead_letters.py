@@ -143,7 +143,7 @@ def read_current(
     """Return a record's field values in a store, and the greatest version in its index."""
     accessor = store.accessor(type)
     with store.index.transaction() as transaction:
-        accessor.recover(transaction)
+        store.replicas[type].recover(transaction)
         entry = transaction.read(type, [key]).get(key)
         rows = accessor.read_rows([key], transaction)
     return rows.get(key), Version(entry.version) if entry else None

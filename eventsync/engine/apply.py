@@ -18,6 +18,7 @@ from eventsync.changes.clock import Clock, Version
 from eventsync.changes.stamp import DELETE, PATCH
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.gate import Outcome
+from eventsync.engine.replica import Replica
 from eventsync.engine.store import Store
 from eventsync.errors import (
     ChangeRefusedError,
@@ -88,8 +89,9 @@ def apply(
     by_type = {type: batch for type, batch in by_type.items() if batch}
     for accessor, batch in _in_order(store, by_type):
         fit = _greatest if accessor.type.rule == "record" else _all_loaded
-        for part in _parts(accessor, fit(accessor, batch)):
-            _apply_or_split(accessor, part)
+        replica = store.replicas[accessor.type.name]
+        for part in _parts(replica, fit(accessor, batch)):
+            _apply_or_split(replica, part)
     applied = Outcome.APPLIED
     newest = max((i.change.version for i in settled if i.outcome is applied), default=None)
     if newest is not None:
@@ -124,11 +126,9 @@ def _in_order(
         yield accessor, {k: i for k, i in by_type[name].items() if _deletes(i)}
 
 
-def _parts(
-    accessor: Accessor[Any], batch: dict[str, list[Settled]]
-) -> Iterable[dict[str, list[Settled]]]:
+def _parts(replica: Replica, batch: dict[str, list[Settled]]) -> Iterable[dict[str, list[Settled]]]:
     """A batch, the plain records apart: by themselves they take much less time."""
-    plain = {key: i for key, i in batch.items() if i[0].loaded and accessor.is_plain(i[0].loaded)}
+    plain = {key: i for key, i in batch.items() if i[0].loaded and replica.is_plain(i[0].loaded)}
     if not plain or len(plain) == len(batch):
         return (batch,)
     return plain, {key: items for key, items in batch.items() if key not in plain}
@@ -149,16 +149,16 @@ def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict
     """
     peers = [peer for peer in peers if peer is not store]
     completed: dict[str, int] = {}
-    for type, accessor in store.accessors.items():
+    for type, replica in store.replicas.items():
         pending = store.index.scan(type, presence=Presence.PENDING, limit=limit)
         if not pending:
             continue
         states: dict[str, list[Change]] = {key: [] for key, _ in pending}
         for peer in peers:
-            if type in peer.accessors:
-                for change in peer.accessors[type].states(list(states), peer.name):
+            if type in peer.replicas:
+                for change in peer.replicas[type].states(list(states)):
                     states[change.key].append(change)
-        completed[type] = accessor.complete(states)
+        completed[type] = replica.complete(states)
     return completed
 
 
@@ -348,7 +348,7 @@ def _loaded(accessor: Accessor[Any], change: Change) -> Change:
 
 
 def _apply_or_split(
-    accessor: Accessor[Any], batch: Mapping[str, list[Settled]], *, hold: bool = False
+    replica: Replica, batch: Mapping[str, list[Settled]], *, hold: bool = False
 ) -> None:
     """Apply a batch; if something in it is refused, halve it until that is alone.
 
@@ -357,25 +357,25 @@ def _apply_or_split(
     if not batch:
         return
     try:
-        verdicts = accessor.apply(_to_judge(accessor, batch), hold=hold)
+        verdicts = replica.apply(_to_judge(replica.accessor, batch), hold=hold)
     except Exception as error:
         waiting = isinstance(error, DependencyError)
         if not waiting and (is_retryable(error) or isinstance(error, ConfigError)):
             raise
-        if waiting and accessor.atomic and not hold:
+        if waiting and replica.accessor.atomic and not hold:
             # The store took nothing of it, and may be able to tell which of them have to wait.
-            _apply_or_split(accessor, batch, hold=True)
+            _apply_or_split(replica, batch, hold=True)
             return
         if len(batch) == 1 and waiting:
             _hold(next(iter(batch.values())), _named(error))
             return
         if len(batch) == 1:
-            _isolate(accessor, *batch.items(), error=_named(error))
+            _isolate(replica, *batch.items(), error=_named(error))
             return
         keys = list(batch)
         middle = len(keys) // 2
         for half in (keys[:middle], keys[middle:]):
-            _apply_or_split(accessor, {key: batch[key] for key in half}, hold=hold)
+            _apply_or_split(replica, {key: batch[key] for key in half}, hold=hold)
         return
     held = Outcome.HELD
     for key, items in batch.items():
@@ -412,7 +412,7 @@ def _named(error: Exception) -> EventSyncError:
 
 
 def _isolate(
-    accessor: Accessor[Any],
+    replica: Replica,
     entry: tuple[str, list[Settled]],
     *,
     error: EventSyncError,
@@ -422,13 +422,13 @@ def _isolate(
     if len(items) == 1:
         items[0].outcome, items[0].error = Outcome.REJECTED, error
         return
-    if accessor.type.rule == "record":
+    if replica.type.rule == "record":
         # The greatest was tried, and what it superseded is worth trying after all.
         items[0].outcome, items[0].error = Outcome.REJECTED, error
-        _apply_or_split(accessor, _greatest(accessor, {key: items[1:]}))
+        _apply_or_split(replica, _greatest(replica.accessor, {key: items[1:]}))
         return
     for item in items:
-        _apply_or_split(accessor, {key: [item]})
+        _apply_or_split(replica, {key: [item]})
 
 
 def _hold(items: Sequence[Settled], error: EventSyncError | None) -> None:

@@ -1,165 +1,184 @@
-"""The capture: edits of a store's records that somebody made behind eventsync's back, found.
-
-It owns the order of the search: which records are read, and what a vanished one means. It knows
-nothing of how an edit becomes a change (the accessor does), nor of brokers.
-"""
+"""The search for foreign writes in one store: which records are compared, and when."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, TypeAlias
 
 from eventsync.changes.change import Change
-from eventsync.engine.accessor import Accessor
+from eventsync.engine.isolation import Done, concerns_all, isolate, record_error
+from eventsync.engine.replica import Encode, Replica
 from eventsync.errors import RecordError, SuspiciousReadError
-from eventsync.index import Presence
+from eventsync.index import Index, Presence
 from eventsync.records.query import Query
 
-if TYPE_CHECKING:
-    from eventsync.engine.publisher import Publisher
-    from eventsync.engine.store import Store
-
-__all__ = ["Capture"]
+__all__ = ["Capture", "Unreadable"]
 
 Unreadable: TypeAlias = Callable[[RecordError], None] | None
+"""Receives the error of each record that cannot be read. ``None``: the first error is raised."""
 
 _CHUNK: Final = 1000
 
 
 class Capture:
-    """The capture of one store; see ``Store.capture`` and ``Store.capture_before``."""
+    """Finds the foreign writes in one store.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._whole_at: dict[str, float] = {}
+    ``name``: the name of the store. ``monotonic``: a clock in seconds.
+    """
 
-    def of(
+    def __init__(
+        self, index: Index, name: str, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._index = index
+        self._name = name
+        self._monotonic = monotonic
+        self._all_read_at: dict[str, float] = {}
+
+    def search(
         self,
-        accessor: Accessor[Any],
-        publisher: Publisher | None,
+        replica: Replica,
+        encode: Encode | None,
         *,
-        whole: bool,
+        whole_every: float,
         deletes: float,
         unreadable: Unreadable,
     ) -> Iterator[list[Change]]:
-        """The changes found among the records of one type, chunk by chunk."""
-        index, name = self._store.index, accessor.type.name
-        begun = time.monotonic()
-        last = self._whole_at.get(name, -math.inf)
-        if not whole and begun - last < self._store.capture_whole_every:
-            recent = self._recent(accessor, publisher, unreadable)
+        """Yield the changes found among the records of one type, chunk by chunk.
+
+        If all records were read within the last ``whole_every`` seconds, read only those that
+        changed since, if the store can tell them. ``deletes``: see ``Store.capture``.
+        """
+        name = replica.type.name
+        started = self._monotonic()
+        if started - self._all_read_at.get(name, -math.inf) < whole_every:
+            recent = self._search_recent(replica, encode, unreadable)
             if recent is not None:
                 yield from recent
                 return
         seen: set[str] = set()
-        chunk: list[str] = []
-        query = Query.parse(accessor.type, None, unreadable=unreadable)
-        for record in accessor.find(query):
-            chunk.append(record.key)
-            if len(chunk) == _CHUNK:
-                seen.update(chunk)
-                yield self.among(accessor, chunk, publisher, unreadable)
-                chunk = []
-        if chunk:
-            seen.update(chunk)
-            yield self.among(accessor, chunk, publisher, unreadable)
-        if accessor.forgets:
-            self._whole_at[name] = begun
-            return
-        vanished = self._vanished(accessor, seen)
-        known = index.counts(name)[Presence.PRESENT]
-        if len(vanished) > max(10, deletes * known):
-            raise SuspiciousReadError(
-                f"store {self._store.name!r}: {len(vanished)} of {known} known records of "
-                f"{name} are not there any more",
-                hint="if they were really deleted, allow it: --allow-deletes, or deletes=1.0",
-            )
-        for start in range(0, len(vanished), _CHUNK):
-            chunk = vanished[start : start + _CHUNK]
-            yield self.among(accessor, chunk, publisher, unreadable)
-        self._whole_at[name] = begun
+        for keys in _chunks(_keys(replica, unreadable)):
+            seen.update(keys)
+            yield self._compare(replica, keys, encode, unreadable)
+        if not replica.accessor.forgets:
+            missing = self._missing(replica, seen)
+            self._check_deletes(replica, len(missing), deletes)
+            for keys in _chunks(missing):
+                yield self._compare(replica, keys, encode, unreadable)
+        self._all_read_at[name] = started
 
-    def before(self, changes: Iterable[Change], publisher: Publisher) -> None:
-        """Capture edits of the records that ``changes`` are about."""
-        accessors = self._store.accessors
+    def before(
+        self, changes: Iterable[Change], replicas: Mapping[str, Replica], encode: Encode
+    ) -> list[Change]:
+        """Return the foreign writes to the records of ``changes``, given a version.
+
+        Leave out records that cannot be read: applying their changes reports that.
+        """
         keys: dict[str, dict[str, None]] = {}
         for change in changes:
-            if change.type in accessors:
+            if change.type in replicas:
                 keys.setdefault(change.type, {})[change.key] = None
-        for name, of_type in keys.items():
-            self.among(accessors[name], list(of_type), publisher, lambda error: None)
+        return [
+            captured
+            for name, of_type in keys.items()
+            for captured in self._compare(replicas[name], list(of_type), encode, lambda error: None)
+        ]
 
-    def among(
+    def _compare(
         self,
-        accessor: Accessor[Any],
+        replica: Replica,
         keys: Sequence[str],
-        publisher: Publisher | None,
+        encode: Encode | None,
         unreadable: Unreadable,
     ) -> list[Change]:
-        """Capture edits of these records, and publish them."""
-        encode = publisher.encode if publisher else None
-        try:
-            changes = accessor.capture(keys, self._store.clock, self._store.name, encode)
-        except RecordError as error:
-            if unreadable is None:
-                raise
-            if len(keys) == 1:
-                unreadable(error)
-                return []
-            # One that became unreadable since it was listed; the others have their turn.
-            alone = [self.among(accessor, [key], publisher, unreadable) for key in keys]
-            return [change for changes in alone for change in changes]
-        if changes:
-            self._store._try_flush(publisher)
+        """Capture these records. Report those that cannot be read."""
+        if unreadable is None:
+            return replica.capture(keys, encode)
+        changes: list[Change] = []
+        for part in isolate(keys, lambda part: replica.capture(part, encode)):
+            if isinstance(part, Done):
+                changes += part.result
+            else:
+                unreadable(record_error(part.error, f"{replica.type.name} {part.item!r}"))
         return changes
 
-    def _recent(
-        self, accessor: Accessor[Any], publisher: Publisher | None, unreadable: Unreadable
+    def _search_recent(
+        self, replica: Replica, encode: Encode | None, unreadable: Unreadable
     ) -> Iterator[list[Change]] | None:
-        """Capture what changed since the mark of the last time; ``None`` if that is not known.
+        """Yield the changes among the records that changed since the last search.
 
-        The mark moves on only once all of it is captured.
+        Return ``None`` if the store cannot tell them. The mark moves on only after all of them were
+        read, so that an unreadable record is read again.
         """
-        index = self._store.index
-        name = f"capture/{accessor.type.name}"
-        failed = False
+        mark_name = f"capture/{replica.type.name}"
+        errors: list[RecordError] = []
 
-        def note(error: RecordError) -> None:
-            nonlocal failed
-            failed = True
-            if unreadable is None:
-                raise error
-            unreadable(error)
+        def report(error: RecordError) -> None:
+            errors.append(error)
+            if unreadable is not None:
+                unreadable(error)
 
-        mark = index.load_mark(name)
-        changed = accessor.changed_since(mark, note)
+        reporting = None if unreadable is None else report
+        mark = self._index.load_mark(mark_name)
+        changed = replica.accessor.changed_since(mark, reporting)
         if changed is None:
             return None
-        keys, following = changed
+        keys, next_mark = changed
 
         def captured() -> Iterator[list[Change]]:
-            for start in range(0, len(keys), _CHUNK):
-                yield self.among(accessor, keys[start : start + _CHUNK], publisher, note)
-            if not failed and following != mark:
-                index.save_mark(name, following)
+            for chunk in _chunks(keys):
+                yield self._compare(replica, chunk, encode, reporting)
+            if not errors and next_mark != mark:
+                self._index.save_mark(mark_name, next_mark)
 
         return captured()
 
-    def _vanished(self, accessor: Accessor[Any], seen: set[str]) -> list[str]:
-        vanished, after = [], ""
-        while entries := self._store.index.scan(
-            accessor.type.name, after=after, presence=Presence.PRESENT, limit=_CHUNK
+    def _missing(self, replica: Replica, seen: set[str]) -> list[str]:
+        """Return the keys of records that are in the index and no longer in the store."""
+        missing: list[str] = []
+        after = ""
+        while entries := self._index.scan(
+            replica.type.name, after=after, presence=Presence.PRESENT, limit=_CHUNK
         ):
-            vanished += [k for k, _ in entries if k not in seen and not _is_there(accessor, k)]
+            missing += [key for key, _ in entries if key not in seen and not _exists(replica, key)]
             after = entries[-1][0]
-        return vanished
+        return missing
+
+    def _check_deletes(self, replica: Replica, missing: int, deletes: float) -> None:
+        """Raise ``SuspiciousReadError`` if more records are missing than ``deletes`` allows."""
+        type = replica.type.name
+        known = self._index.counts(type)[Presence.PRESENT]
+        if missing > max(10, deletes * known):
+            raise SuspiciousReadError(
+                f"store {self._name!r}: {missing} of {known} known records of type {type} are "
+                "missing, so none was deleted",
+                hint="if they were really deleted, allow it: --allow-deletes, or deletes=1.0",
+            )
 
 
-def _is_there(accessor: Accessor[Any], key: str) -> bool:
-    """Whether a record is in the store after all: added since, or there and unreadable."""
+def _keys(replica: Replica, unreadable: Unreadable) -> Iterator[str]:
+    """Yield the keys of all records that can be read."""
+    query = Query.parse(replica.type, None, unreadable=unreadable)
+    return (record.key for record in replica.accessor.find(query))
+
+
+def _chunks(keys: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    for key in keys:
+        chunk.append(key)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _exists(replica: Replica, key: str) -> bool:
+    """Return whether a record is in the store: it was added meanwhile, or cannot be read."""
     try:
-        return accessor.get(key) is not None
-    except RecordError:
+        return replica.accessor.get(key) is not None
+    except Exception as error:
+        if concerns_all(error):
+            raise
         return True

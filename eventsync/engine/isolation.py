@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from eventsync.errors import ConfigError, EventSyncError, StoreError, is_retryable
+from eventsync.errors import ConfigError, EventSyncError, RecordError, StoreError, is_retryable
 
-__all__ = ["Done", "Failed", "concerns_all", "isolate", "item_error"]
+__all__ = ["Done", "Failed", "concerns_all", "isolate", "item_error", "record_error"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -80,3 +80,16 @@ def item_error(error: Exception) -> EventSyncError:
     unexpected = StoreError(f"unexpected {type(error).__name__}: {error}")
     unexpected.__cause__ = error
     return unexpected
+
+
+def record_error(error: Exception, record: str) -> RecordError:
+    """Return ``error`` as a ``RecordError``, for a callback that reports unreadable records.
+
+    ``record`` names the record. An error that is a ``RecordError`` already is returned unchanged.
+    """
+    if isinstance(error, RecordError):
+        return error
+    cause = item_error(error)
+    unreadable = RecordError(f"{record} cannot be read: {cause.message}", hint=cause.hint)
+    unreadable.__cause__ = error
+    return unreadable

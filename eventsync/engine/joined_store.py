@@ -1,22 +1,17 @@
-"""A store inside a transaction of its user's: edits and their envelopes commit with the user's own.
-
-It knows nothing of databases: the store's index says how a transaction is joined.
-"""
+"""A store inside a transaction of the caller's own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from eventsync.changes.change import Change
-from eventsync.engine.accessor import Edit
+from eventsync.engine.publisher import Publisher
+from eventsync.engine.replica_set import ReplicaSet
 from eventsync.errors import ConfigError
 from eventsync.index import Index, IndexTransaction
 from eventsync.records.record import Record
-
-if TYPE_CHECKING:
-    from eventsync.engine.store import Store
 
 __all__ = ["JoinedStore"]
 
@@ -24,34 +19,44 @@ R = TypeVar("R", bound=Record)
 
 
 class JoinedStore:
-    """What ``Store.using`` gives: the edits of a store within one transaction of the caller's.
+    """A store whose edits are part of a transaction of the caller's: see ``Store.using``.
 
-    Nothing is published before the transaction has committed, and nothing ever if it does not. An
-    edit that is refused leaves no trace in the transaction, which may go on. For the thread that
-    has the transaction; while it is open other writers of the database wait, so keep it short.
-    ``find`` and ``count`` are not here: ask the database through your own transaction, which sees
-    what it has written. After a rollback read your records again, for they take themselves for
-    written.
+    Edits and their envelopes commit with the transaction, or not at all. Envelopes are published
+    after the commit. An edit that fails leaves nothing behind in the transaction, which may go on.
+
+    Use it in the thread of the transaction. Other writers of the database wait while the
+    transaction is open, so keep it short. There is no ``find`` and no ``count``: query the database
+    in your transaction, which sees what it has written. After a rollback read your records again,
+    because they count as written.
     """
 
-    def __init__(self, store: Store, transaction: Any) -> None:
+    def __init__(
+        self,
+        store: object,
+        replicas: ReplicaSet,
+        index: Index,
+        transaction: Any,
+        publisher: Publisher | None,
+    ) -> None:
         self._store = store
-        self._index = _JoinedIndex(store.index, transaction)
-        self._accessors = {n: a.joined(self._index) for n, a in store.accessors.items()}
+        self.index = _JoinedIndex(index, transaction)
+        """The store's index. Its transactions are part of the caller's."""
+        self._replicas = replicas.with_index(self.index)
+        self._publisher = publisher
 
     def __repr__(self) -> str:
         return f"{self._store!r}.using(...)"
 
     def add(self, records: Record | Iterable[Record]) -> None:
-        """As ``Store.add``. Raises ``AlreadyExistsError``, ``RejectedError``."""
+        """Add records, as ``Store.add``. Raises ``AlreadyExistsError``, ``RejectedError``."""
         self._edit("add", records)
 
     def update(self, records: Record | Iterable[Record], *, upsert: bool = False) -> None:
-        """As ``Store.update``. Raises ``NotFoundError``, ``RejectedError``."""
+        """Update records, as ``Store.update``. Raises ``NotFoundError``, ``RejectedError``."""
         self._edit("upsert" if upsert else "update", records)
 
     def remove(self, records: Record | Iterable[Record]) -> None:
-        """As ``Store.remove`` with records. Raises ``NotFoundError``."""
+        """Remove records, as ``Store.remove`` with records. Raises ``NotFoundError``."""
         self._edit("remove", records)
 
     @overload
@@ -59,11 +64,10 @@ class JoinedStore:
     @overload
     def get(self, record: type[R], key: Any) -> R | None: ...
     def get(self, record: Any, key: Any = None) -> Any:
-        """As ``Store.get``, with what the transaction has written itself."""
-        name = self._store.accessor(record).type.name
-        accessor = self._accessors[name]
+        """Return a record, as ``Store.get``, as the transaction has written it."""
+        accessor = self._replicas.of(record).accessor
         text = record.key if isinstance(record, Record) else accessor.type.key_of(key)
-        with self._index.transaction() as transaction:
+        with self.index.transaction() as transaction:
             row = accessor.read_rows([text], transaction).get(text)
         if row is None:
             return None
@@ -72,39 +76,30 @@ class JoinedStore:
         return found
 
     def publish(self, changes: Change | Iterable[Change]) -> None:
-        """Put changes in the outbox as they are, without applying them to this store.
+        """Put changes in the outbox without applying them to this store.
 
-        For a producer that writes its tables itself and only wants what it tells others to commit
-        with them. Raises ``ValueRefusedError``, ``ConfigError`` without a publisher.
+        For a producer that writes its tables itself and wants its changes to commit with them.
+        Raises ``ValueRefusedError``, and ``ConfigError`` without a publisher.
         """
-        if self._store.publisher is None:
+        if self._publisher is None:
             raise ConfigError(
-                f"store {self._store.name!r} has no publisher, so nothing can be published",
-                hint="Store(..., publisher=Bus(url)); it does not connect before it is used",
+                f"{self._store!r} has no publisher, so nothing can be published",
+                hint="Store(..., publisher=Bus(url)); it connects at first use",
             )
-        encode = self._store.publisher.encode
-        listed = [changes] if isinstance(changes, Change) else list(changes)
         by_type: dict[str, list[bytes]] = {}
-        for change in listed:
-            by_type.setdefault(change.type, []).append(encode(change))
-        with self._index.transaction() as transaction:
+        for change in [changes] if isinstance(changes, Change) else changes:
+            by_type.setdefault(change.type, []).append(self._publisher.encode(change))
+        with self.index.transaction() as transaction:
             for name, bodies in by_type.items():
                 transaction.send(name, bodies)
 
     def _edit(self, op: str, records: Record | Iterable[Record]) -> None:
         listed = [records] if isinstance(records, Record) else list(records)
-        by_type: dict[str, list[Edit]] = {}
-        for record in listed:
-            by_type.setdefault(record.__record__.name, []).append(self._store.edit_of(op, record))
-        encode = self._store.publisher.encode if self._store.publisher else None
-        for name, edits in by_type.items():
-            self._store.accessor(name)  # an error that says what there is
-            self._accessors[name].edit(edits, self._store.clock, self._store.name, encode)
-        self._store.edited(op, listed)
+        self._replicas.edit(op, listed, self._publisher.encode if self._publisher else None)
 
 
 class _JoinedIndex(Index):
-    """The store's index, of which a transaction is always a part of the caller's."""
+    """The index of a store, with transactions that are part of the caller's."""
 
     def __init__(self, index: Index, transaction: Any) -> None:
         self._index = index

@@ -13,20 +13,23 @@ __all__ = ["Backlog", "Publisher"]
 
 @dataclass(slots=True, frozen=True)
 class Backlog:
-    """Envelopes that are still to be published: how many, and the age of the oldest in seconds."""
+    """The envelopes that wait to be published: their number, and the oldest one's age in seconds.
+
+    ``oldest`` is ``None`` if none waits.
+    """
 
     waiting: int
     oldest: float | None
 
 
 class Publisher(Protocol):
-    """What a store needs of a bus."""
+    """What a store needs of a message bus."""
 
     def encode(self, change: Change) -> bytes:
-        """The envelope of ``change``, signed when keys are configured."""
+        """Return the envelope of ``change``, signed if keys are configured."""
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        """Hand envelopes of one record type to the broker; they are safe there on return.
+        """Publish envelopes of one record type. On return the broker has confirmed them.
 
-        Raises ``BusUnavailableError`` when the broker cannot take them now.
+        Raises ``BusUnavailableError`` if the broker cannot take them now.
         """

@@ -308,7 +308,7 @@ class StoreRegistry:
             accessor = source.accessors[type]
             changes = [
                 change
-                for change in accessor.states(keys, source.name)
+                for change in source.replicas[type].states(keys)
                 if change.data is None or where.matches(_values_of(change, accessor))
             ]
             for target in targets:

@@ -1,28 +1,25 @@
-"""The store: a named set of records with CRUD, which delegates to accessors and publishes changes.
-
-It knows nothing of brokers (a ``Publisher`` takes its envelopes) or of other stores.
-"""
+"""The store: a named set of records with CRUD, whose changes are published."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from eventsync.changes.change import Change, make_bodies
 from eventsync.changes.clock import Clock, Version
-from eventsync.engine.accessor import Accessor, Edit
+from eventsync.engine.accessor import Accessor
 from eventsync.engine.capture import Capture
+from eventsync.engine.joined_store import JoinedStore
 from eventsync.engine.publisher import Backlog, Publisher
+from eventsync.engine.replica import Replica
+from eventsync.engine.replica_set import ReplicaSet
 from eventsync.envelope import codec
 from eventsync.errors import BusUnavailableError, ConfigError, RecordError
 from eventsync.index import FileIndex, Index, Outgoing, Presence
 from eventsync.records.query import Query
 from eventsync.records.record import Record
-
-if TYPE_CHECKING:
-    from eventsync.engine.joined_store import JoinedStore
 
 __all__ = ["Store"]
 
@@ -33,19 +30,24 @@ _CHUNK = 1000
 class Store:
     """A set of records of one or several types.
 
-    An edit made through a store is written at a fresh version, in one step with its envelope in the
-    store's outbox, and then published. When the broker is away the edit stands and the envelope
-    waits in the outbox: the next edit, ``flush`` or the store's worker sends it.
+    Each edit is written at a new version. In the same transaction its envelope is put in the
+    store's outbox. Then it is published. If the broker is unreachable, the edit still succeeds and
+    the envelope waits in the outbox: the next edit, ``flush`` or the store's worker publishes it.
 
-    ``name``: also the name of the store's queue. ``index``: where record versions are kept; a path
-    makes a ``FileIndex``; by default what the accessors bring (an SQL store keeps them beside its
-    data). ``publisher``: without one, edits are not published. ``capture_every``: how often, in
-    seconds, the store's worker looks for edits made behind eventsync's back; ``None``: never.
-    ``capture_whole_every``: how often at least it then reads everything, where the store can tell
-    what changed since the last time; deletes are only seen so.
-    ``rate``: how many changes a second its workers apply at most, all of them together as far as
-    one ``eventsync worker`` command runs them; ``None``: as many as they can. Usable as a context
-    manager. Thread-safe as far as its accessors are.
+    - ``name``: the name of the store and of its queue.
+    - ``index``: where record versions are kept. A path makes a ``FileIndex``. By default the first
+      accessor provides one; an SQL store keeps versions beside its data.
+    - ``publisher``: ``None`` publishes nothing.
+    - ``clock``: gives changes their versions.
+    - ``capture_every``: how often the store's worker looks for foreign writes, in seconds;
+      ``None`` for never.
+    - ``capture_whole_every``: how often at least it then reads all records, in seconds. In between
+      it reads only those that changed, if the store can tell. Only reading all records finds
+      deletes.
+    - ``rate``: how many changes a second the workers of one ``eventsync worker`` command apply at
+      most, all together; ``None`` for no limit.
+
+    A context manager: it opens and closes the store. As thread-safe as its accessors.
     """
 
     def __init__(
@@ -60,22 +62,27 @@ class Store:
         rate: float | None = None,
     ) -> None:
         if not name or not all(c.isalnum() or c in "_-" for c in name):
-            raise ConfigError(f"{name!r} cannot name a store: use letters, digits, '-' and '_'")
+            raise ConfigError(
+                f"{name!r} cannot be the name of a store",
+                hint="use letters, digits, '-' and '_'",
+            )
         if not accessors:
-            raise ConfigError(f"store {name!r} has no accessor")
+            raise ConfigError(f"store {name!r} has no accessor", hint="Store(name, accessor, ...)")
         self.name = name
         self.publisher = publisher
         self.clock = clock or Clock()
         self.capture_every = capture_every
         self.capture_whole_every = capture_whole_every
-        self._captures = Capture(self)
         self.rate = rate
         self.publish_error: BusUnavailableError | None = None
-        """Why the last attempt to publish failed; ``None`` when it did not."""
+        """Why the last attempt to publish failed; ``None`` if it succeeded."""
         self.accessors: dict[str, Accessor[Any]] = {}
         for accessor in accessors:
             if accessor.type.name in self.accessors:
-                raise ConfigError(f"store {name!r} has two accessors of {accessor.type.name}")
+                raise ConfigError(
+                    f"store {name!r} has two accessors for records of type {accessor.type.name}",
+                    hint="keep one of them",
+                )
             self.accessors[accessor.type.name] = accessor
         if index is None:
             self.index: Index = accessors[0].default_index()
@@ -83,13 +90,17 @@ class Store:
             self.index = FileIndex(Path(index)) if not isinstance(index, Index) else index
         for accessor in accessors:
             accessor.bind(self.index)
+        self.replicas = ReplicaSet(
+            self, name, {t: self._replica_of(a) for t, a in self.accessors.items()}
+        )
+        self._capture = Capture(self.index, name)
 
     # -- lifecycle -------------------------------------------------------------------------------
 
     def open(self, *, publisher: Publisher | None = None) -> Store:
         """Create what the store needs and check that it can be used. Idempotent.
 
-        ``publisher``: publish through this one from now on. A worker opens its store without.
+        ``publisher``: publish through this one from now on. A worker opens its store without one.
         """
         if publisher is not None:
             self.publisher = publisher
@@ -98,7 +109,7 @@ class Store:
         return self
 
     def close(self) -> None:
-        """Let go of connections and files. Idempotent."""
+        """Close connections and files. Idempotent."""
         for accessor in self.accessors.values():
             accessor.close()
         self.index.close()
@@ -118,26 +129,17 @@ class Store:
         return [accessor.record_class for accessor in self.accessors.values()]
 
     def accessor(self, record: Record | type[Record] | str) -> Accessor[Any]:
-        """The accessor of a record, a record type or its name. Raises ``ConfigError``."""
-        name = record if isinstance(record, str) else record.__record__.name
-        try:
-            return self.accessors[name]
-        except KeyError:
-            raise ConfigError(
-                f"store {self.name!r} holds no {name!r}",
-                hint=f"it holds {', '.join(self.accessors)}",
-            ) from None
+        """Return the accessor of a record, a record type or its name. Raises ``ConfigError``."""
+        return self.replicas.of(record).accessor
 
     def using(self, transaction: Any) -> JoinedStore:
-        """This store inside a transaction of the caller's: an SQLAlchemy session or connection.
+        """Return this store inside a transaction of yours: an SQLAlchemy session or connection.
 
-        Edits made through it, and the envelopes they make, commit or roll back with all else the
-        transaction does. They are published after that, by ``flush``, the store's worker
-        or ``eventsync relay``. Raises ``ConfigError`` where a store has no such transactions.
+        Edits made through it, and their envelopes, commit or roll back with your transaction.
+        After the commit ``flush``, the store's worker or ``eventsync relay`` publishes them. Its
+        methods raise ``ConfigError`` if the store cannot join such a transaction.
         """
-        from eventsync.engine.joined_store import JoinedStore
-
-        return JoinedStore(self, transaction)
+        return JoinedStore(self, self.replicas, self.index, transaction, self.publisher)
 
     # -- CRUD ------------------------------------------------------------------------------------
 
@@ -148,9 +150,9 @@ class Store:
     def update(self, records: Record | Iterable[Record], *, upsert: bool = False) -> None:
         """Write the changed fields of records and publish them.
 
-        Of a record that was read from a store the fields set since count, of any other record all
-        its fields that differ from what is stored. ``upsert``: add those that are not there;
-        otherwise ``NotFoundError``. Raises ``RejectedError``.
+        If a record was read from this store, the changed fields are those set since. Otherwise they
+        are all fields that differ from what the store holds. ``upsert``: add records that do not
+        exist. Raises ``RejectedError``, and ``NotFoundError`` without ``upsert``.
         """
         self._edit("upsert" if upsert else "update", _listed(records))
 
@@ -159,9 +161,10 @@ class Store:
     @overload
     def get(self, record: type[R], key: Any) -> R | None: ...
     def get(self, record: Any, key: Any = None) -> Any:
-        """The record of the same key as ``record``, or that of a type and a key value.
+        """Return the record with the key of ``record``, or with a type and a key value.
 
-        A composite key is a tuple in the order of the key fields. ``None`` when there is none.
+        A composite key is a tuple in the order of the key fields. Return ``None`` if the record
+        does not exist.
         """
         accessor = self.accessor(record)
         text = record.key if isinstance(record, Record) else accessor.type.key_of(key)
@@ -176,12 +179,13 @@ class Store:
         limit: int | None = None,
         skip: int = 0,
     ) -> Iterator[R]:
-        """The records that match the filter ``where``, of one type or of all (see ``query``).
+        """Yield the records of one type or of all that match the filter ``where``.
 
-        ``sort``: field names, ``-`` before one for descending. ``limit`` and ``skip`` count records
-        of each type. Raises ``FilterError``.
+        ``sort``: field names; a ``-`` before a name sorts descending. ``limit`` and ``skip`` count
+        the records of each type. Raises ``FilterError``.
         """
-        for accessor in self._of(record_type):
+        for type in self._types(record_type):
+            accessor = self.accessors[type]
             query = Query.parse(accessor.type, where, sort=sort, limit=limit, skip=skip)
             for record in accessor.find(query):
                 yield self._ours(record)
@@ -189,8 +193,9 @@ class Store:
     def count(
         self, record_type: type[Record] | None = None, where: Mapping[str, Any] | None = None
     ) -> int:
-        """How many records match. Raises ``FilterError``."""
-        return sum(a.count(Query.parse(a.type, where)) for a in self._of(record_type))
+        """Return how many records match. Raises ``FilterError``."""
+        accessors = [self.accessors[type] for type in self._types(record_type)]
+        return sum(accessor.count(Query.parse(accessor.type, where)) for accessor in accessors)
 
     def remove(
         self,
@@ -199,24 +204,28 @@ class Store:
         record_type: type[Record] | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> int:
-        """Remove records, or all of a type that match ``where``, and publish that. How many.
+        """Remove records, or all of a type that match ``where``, and publish the deletes.
 
-        Raises ``NotFoundError`` for a record that is not there, ``FilterError``.
+        Return how many. Raises ``NotFoundError`` for a record that does not exist, and
+        ``FilterError``.
         """
         if records is None:
             if record_type is None:
-                raise ConfigError("remove needs records, or a record_type with a filter")
+                raise ConfigError(
+                    "remove was called without records",
+                    hint="pass records, or record_type= and where=",
+                )
             records = list(self.find(record_type, where))
         listed = _listed(records)
         self._edit("remove", listed)
         return len(listed)
 
     def record_to_data(self, record: Record) -> Any:
-        """What this store keeps for ``record``."""
+        """Return what this store keeps of ``record``."""
         return self.accessor(record).record_to_data(record)
 
     def data_to_record(self, record_type: type[R], data: Any) -> R:
-        """The record that this store's ``data`` hold."""
+        """Return the record in this store's ``data``."""
         record: R = self.accessor(record_type).data_to_record(data)
         return record
 
@@ -224,38 +233,39 @@ class Store:
         return self.get(record) is not None
 
     def __getitem__(self, record: Any) -> Any:
-        """``store[record]``, ``store[Customer, 1]``: as ``get``; ``KeyError`` when not there."""
+        """Support ``store[record]`` and ``store[Customer, 1]``, as ``get``. Raises ``KeyError``."""
         found = self.get(*record) if isinstance(record, tuple) else self.get(record)
         if found is None:
             raise KeyError(record)
         return found
 
     def __delitem__(self, record: Any) -> None:
-        """``del store[record]``, ``del store[Customer, 1]``: as ``remove``."""
+        """Support ``del store[record]`` and ``del store[Customer, 1]``, as ``remove``."""
         self.remove(self[record])
 
     def __iadd__(self, records: Record | Iterable[Record]) -> Store:
-        """``store += records``: as ``add``."""
+        """Support ``store += records``, as ``add``."""
         self.add(records)
         return self
 
     def __ior__(self, records: Record | Iterable[Record]) -> Store:
-        """``store |= records``: as ``update`` with ``upsert``."""
+        """Support ``store |= records``, as ``update`` with ``upsert``."""
         self.update(records, upsert=True)
         return self
 
     def __isub__(self, records: Record | Iterable[Record]) -> Store:
-        """``store -= records``: as ``remove``."""
+        """Support ``store -= records``, as ``remove``."""
         self.remove(records)
         return self
 
     # -- publishing --------------------------------------------------------------------------------
 
     def flush(self, publisher: Publisher | None = None, *, limit: int | None = None) -> int:
-        """Publish what waits in the outbox; how many envelopes. Idempotent in its effect.
+        """Publish the envelopes in the outbox, and return how many.
 
-        ``publisher``: instead of the store's own. ``limit``: how many at most; ``None`` for all.
-        Raises ``BusUnavailableError`` when the broker does not take them; they go on waiting.
+        ``publisher``: use this one instead of the store's own. ``limit``: how many at most;
+        ``None`` for all. A crash can publish an envelope twice, which has no further effect.
+        Raises ``BusUnavailableError`` if the broker does not take them; they stay in the outbox.
         """
         publisher = publisher or self.publisher
         if publisher is None:
@@ -272,9 +282,10 @@ class Store:
         return published
 
     def send(self, waiting: Sequence[Outgoing], publisher: Publisher) -> None:
-        """Publish these envelopes of the outbox, and leave them there. Idempotent in its effect.
+        """Publish envelopes of the outbox and leave them there.
 
-        Raises ``BusUnavailableError``, ``UnroutableError``.
+        Publishing an envelope twice has no further effect. Raises ``BusUnavailableError`` and
+        ``UnroutableError``.
         """
         by_type: dict[str, list[bytes]] = {}
         for outgoing in waiting:
@@ -283,7 +294,7 @@ class Store:
             publisher.publish(type, bodies)
 
     def backlog(self) -> Backlog:
-        """How many envelopes wait in the outbox, and how long the oldest has, in seconds."""
+        """Return how many envelopes wait in the outbox, and the age of the oldest."""
         oldest = self.index.outgoing(1)
         age = None
         if oldest:
@@ -292,20 +303,21 @@ class Store:
         return Backlog(self.index.waiting() if oldest else 0, age)
 
     def republish(self, publisher: Publisher, *, since: float) -> int:
-        """Publish once more what this store holds of every record changed after a time; how many.
+        """Publish again every record that changed after a time, and return how many.
 
-        For a broker that has lost the last it had confirmed. ``since``: in seconds since the epoch.
-        Reads the whole version index. Idempotent in its effect. Raises ``BusUnavailableError``.
+        For a broker that lost envelopes which it had confirmed. ``since``: seconds since the epoch.
+        Reads the whole version index. Publishing a record twice has no further effect. Raises
+        ``BusUnavailableError``.
         """
         published = 0
-        for name, accessor in self.accessors.items():
+        for name, replica in self.replicas.items():
             after = ""
             while entries := self.index.scan(name, after=after, limit=_CHUNK):
                 after = entries[-1][0]
                 keys = [
                     key for key, entry in entries if Version(entry.version).millis >= since * 1000
                 ]
-                changes = accessor.states(keys, self.name) if keys else []
+                changes = replica.states(keys) if keys else []
                 if changes:
                     make_bodies(changes)
                     publisher.publish(name, [publisher.encode(change) for change in changes])
@@ -321,36 +333,48 @@ class Store:
         publisher: Publisher | None = None,
         unreadable: Callable[[RecordError], None] | None = None,
     ) -> Iterator[list[Change]]:
-        """Find edits made behind eventsync's back, give them versions and publish them.
+        """Find foreign writes, give each a version and publish it. Yield the changes in chunks.
 
-        Reads all records; yields the changes found, chunk by chunk. ``whole``: if false, and this
-        store read all records within ``capture_whole_every`` seconds, only those are read that
-        changed since, where the store can tell; deletes are then not found. ``deletes``: the
-        greatest part of the known records of a type that may have vanished. Beyond it, if more than
-        ten are concerned, ``SuspiciousReadError`` is raised and nothing is deleted, since a read
-        that fails or comes back empty looks just like that; 1 allows any. ``publisher``: instead of
-        the store's own. ``unreadable`` is told of a record whose values do not fit its fields,
-        which is then passed over and not taken for deleted; without it the error is raised.
+        - ``whole``: read all records. Otherwise read only those that changed since the last
+          capture, if the store can tell and all were read within ``capture_whole_every`` seconds.
+          That finds no deletes.
+        - ``deletes``: which part of the known records of a type may be missing. If more than that
+          and more than ten are missing, ``SuspiciousReadError`` is raised and nothing is deleted,
+          because a read that failed looks the same. 1 allows any number.
+        - ``publisher``: use this one instead of the store's own.
+        - ``unreadable``: receives the error of each record that cannot be read. Such a record is
+          passed over and does not count as missing. Without it the error is raised.
+
         Idempotent.
         """
         publisher = publisher or self.publisher
-        for accessor in self._of(record_type):
-            yield from self._captures.of(
-                accessor, publisher, whole=whole, deletes=deletes, unreadable=unreadable
-            )
+        whole_every = 0.0 if whole else self.capture_whole_every
+        for type in self._types(record_type):
+            for changes in self._capture.search(
+                self.replicas[type],
+                publisher.encode if publisher else None,
+                whole_every=whole_every,
+                deletes=deletes,
+                unreadable=unreadable,
+            ):
+                if changes:
+                    self._try_flush(publisher)
+                yield changes
 
     def capture_before(self, changes: Iterable[Change], publisher: Publisher) -> None:
-        """Capture edits of the records that ``changes`` are about, before they are applied.
+        """Capture foreign writes to the records of ``changes`` before these are applied.
 
-        Otherwise an edit made behind eventsync's back since the last capture would be overwritten
-        without a trace. What cannot be read is left to the gate. Idempotent.
+        Without this, a foreign write made since the last capture would be overwritten and lost.
+        Records that cannot be read are left out: applying their changes reports that. Idempotent.
         """
-        self._captures.before(changes, publisher)
+        if self._capture.before(changes, self.replicas, publisher.encode):
+            self._try_flush(publisher)
 
     def collect(self, before: float) -> int:
-        """Forget the tombstones of deletes made before a time in seconds since the epoch; how many.
+        """Drop the tombstones of deletes made before a time, and return how many.
 
-        Only for a time older than anything that may still be on its way to this store. Idempotent.
+        ``before``: seconds since the epoch. Every change that is still on its way to this store
+        must be later than that. Idempotent.
         """
         forgotten = 0
         for name in self.accessors:
@@ -363,7 +387,7 @@ class Store:
                     key for key, entry in entries if Version(entry.version).millis < before * 1000
                 ]
                 with self.index.transaction() as transaction:
-                    # Read again under the lock: a record may have come back meanwhile.
+                    # Read again under the lock: a record may have been added again meanwhile.
                     now = transaction.read(name, old)
                     known = dict(entries)
                     old = [key for key in old if key in now and now[key].stamp == known[key].stamp]
@@ -372,44 +396,26 @@ class Store:
         return forgotten
 
     def _edit(self, op: str, records: Sequence[Record]) -> None:
-        by_type: dict[str, list[Edit]] = {}
-        for record in records:
-            by_type.setdefault(record.__record__.name, []).append(self.edit_of(op, record))
-        encode = self.publisher.encode if self.publisher else None
         try:
-            for name, edits in by_type.items():
-                self.accessor(name).edit(edits, self.clock, self.name, encode)
+            self.replicas.edit(op, records, self.publisher.encode if self.publisher else None)
         finally:
             self._try_flush()
-        self.edited(op, records)
-
-    def edit_of(self, op: str, record: Record) -> Edit:
-        """The edit that an operation on a record of the user's means."""
-        values = None if op == "remove" else record.raw()
-        # What was read from here and not set since may be old by now; it is not an edit.
-        touched = record.dirty if self in record.stores and op != "add" else None
-        return Edit(op, record.key, values, touched)
-
-    def edited(self, op: str, records: Iterable[Record]) -> None:
-        """Have records know that an operation on them was done."""
-        for record in records:
-            if op == "remove":
-                record.stores.discard(self)
-            else:
-                record.stores.add(self)
-                record.clean()
 
     def _try_flush(self, publisher: Publisher | None = None) -> None:
         try:
             self.flush(publisher)
         except BusUnavailableError as error:
-            # The envelopes are safe in the outbox; ``status`` shows how many wait, and why.
+            # The envelopes are safe in the outbox. ``eventsync status`` shows how many, and why.
             self.publish_error = error
 
-    def _of(self, record_type: type[Record] | None) -> list[Accessor[Any]]:
+    def _replica_of(self, accessor: Accessor[Any]) -> Replica:
+        make: type[Replica] = accessor.replica_class or Replica
+        return make(accessor, self.index, self.clock, self.name)
+
+    def _types(self, record_type: type[Record] | None) -> list[str]:
         if record_type is None:
-            return list(self.accessors.values())
-        return [self.accessor(record_type)]
+            return list(self.accessors)
+        return [self.accessor(record_type).type.name]
 
     def _ours(self, record: Any) -> Any:
         if record is not None:

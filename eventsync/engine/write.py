@@ -1,7 +1,4 @@
-"""The writes: what a store is told to write of records.
-
-It knows nothing of how it was decided, nor of how a store does it.
-"""
+"""The writes that an accessor is asked to make."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ __all__ = ["Puts", "Write"]
 
 
 class Write(NamedTuple):
-    """Field values to write to one record.
+    """The field values to write to one record.
 
-    ``whole``: ``values`` are all fields the store holds, so the record can be added if it is not
-    there; otherwise they are the changed ones of a record that is.
+    ``whole``: ``values`` are all fields that the store holds, and the record may be new to it.
+    Otherwise they are the changed fields of a record that the store holds.
     """
 
     key: str
@@ -26,9 +23,9 @@ class Write(NamedTuple):
 
 
 class Puts(Sequence[Write]):
-    """The writes of whole records, in the order of their keys, whose values are at hand as rows.
+    """Writes of whole records in the order of their keys, with their values as rows too.
 
-    A store that wants columns takes ``rows``; to any other it is but a sequence.
+    A store that writes columns uses ``rows``. To every other it is a sequence of ``Write``.
     """
 
     __slots__ = ("_changes",)
@@ -38,7 +35,7 @@ class Puts(Sequence[Write]):
 
     @property
     def rows(self) -> list[Row]:
-        """Of each record its values, in the order of ``Reader.names``."""
+        """The values of each record, in the order of ``Reader.names``."""
         return [change.row for change in self._changes if change.row is not None]
 
     def __len__(self) -> int:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from eventsync.changes.change import Change
-from eventsync.engine.accessor import Accessor
 from eventsync.engine.apply import Limits, apply, complete
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
@@ -213,9 +212,8 @@ class ConvergenceContract(Harness):
                 source = self.store(self.fresh(tmp_path), record_type)
                 self.scatter(source, self._history(rng, record_type), rng)
                 target = self.store(self.fresh(tmp_path), record_type)
-                accessor: Accessor[Any] = source.accessor(record_type)
                 keys = list(self.entries(source, record_type))
-                self.send(target, accessor.states(keys, "source"))
+                self.send(target, source.replicas.of(record_type).states(keys))
                 assert self.rows(target, record_type) == self.rows(source, record_type)
                 self.assert_no_edits(target)
             self.release()

@@ -148,7 +148,7 @@ def _read(accessor: Accessor[Any], store: Store, keys: Sequence[str]) -> dict[st
     """Read the index entry and the row of each record in one transaction."""
     name = accessor.type.name
     with store.index.transaction() as transaction:
-        accessor.recover(transaction)
+        store.replicas[name].recover(transaction)
         entries = transaction.read(name, keys)
         rows, errors = _read_rows(accessor, keys, transaction)
     return {

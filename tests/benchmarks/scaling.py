@@ -31,6 +31,7 @@ from eventsync.engine.store import Store
 from eventsync.monitoring.log import configure
 from eventsync.records.record import Field, Record
 from eventsync.stores.redis import RedisAccessor
+from eventsync.stores.redis.replica import NewestWinsReplica
 from eventsync.worker.worker import Options, Worker
 
 CALL = 0.02
@@ -61,24 +62,30 @@ KINDS = (
 )
 
 
-class Slow(RedisAccessor):
-    """Redis that takes 20 ms longer a call. Notes when it began and ended."""
-
-    def __init__(self, url: str, *, a_record: bool) -> None:
-        super().__init__(Item, url)
-        self.a_record = a_record
-        self.began = self.ended = 0.0
-        self.calls = 0
+class SlowReplica(NewestWinsReplica):
+    """A replica whose calls take 20 ms longer. Its accessor notes when they began and ended."""
 
     def apply(self, batch, *, hold=False):
-        self.began = self.began or time.monotonic()
-        calls = len(batch) if self.a_record else 1
+        slow = self.accessor
+        slow.began = slow.began or time.monotonic()
+        calls = len(batch) if slow.a_record else 1
         for _ in range(calls):
             time.sleep(CALL)
         verdicts = super().apply(batch, hold=hold)
-        self.calls += calls
-        self.ended = time.monotonic()
+        slow.calls += calls
+        slow.ended = time.monotonic()
         return verdicts
+
+
+class Slow(RedisAccessor):
+    """An accessor whose replica is slow."""
+
+    def __init__(self, url: str, *, a_record: bool) -> None:
+        super().__init__(Item, url)
+        self.replica_class = SlowReplica
+        self.a_record = a_record
+        self.began = self.ended = 0.0
+        self.calls = 0
 
 
 def work(name: str, broker: str, store: str, kind: Kind, start: Barrier, told: Connection) -> None:

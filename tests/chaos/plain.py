@@ -19,6 +19,7 @@ from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.gate import Outcome, Verdict
 from eventsync.engine.registry import StoreRegistry
+from eventsync.engine.replica import Replica
 from eventsync.engine.store import Store
 from eventsync.stores.sql import SqlAccessor
 
@@ -32,21 +33,26 @@ STORES = ("left", "right")
 _DELETES = 0.1
 
 
-class _Observed(SqlAccessor[Customer]):
+class _ObservedReplica(Replica):
     """Writes down when changes became visible."""
-
-    applied: Applied
 
     def apply(
         self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, list[Verdict]]:
+    ) -> dict[str, Sequence[Verdict]]:
         verdicts = super().apply(batch, hold=hold)
-        self.applied.note(
+        self.accessor.applied.note(
             changes[0].version
             for key, changes in batch.items()
             if verdicts[key][0].outcome is Outcome.APPLIED
         )
         return verdicts
+
+
+class _Observed(SqlAccessor[Customer]):
+    """An accessor whose replica writes down when changes became visible."""
+
+    replica_class = _ObservedReplica
+    applied: Applied
 
 
 def stores(folder: Path, urls: Mapping[str, str]) -> StoreRegistry:

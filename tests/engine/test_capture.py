@@ -1,4 +1,4 @@
-"""What capture leaves alone, and what it takes away: stores that hold only some records."""
+"""Capture in stores that hold only some records or fields, in SQL and in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Task(Record):
 
 
 def test_rows_outside_the_filter_are_left_alone(tmp_path):
-    """Rows of an existing table that the filter does not let in are neither taken nor removed."""
+    """Rows of an existing table that do not match the filter are neither captured nor removed."""
     path = tmp_path / "tasks.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE Task (id INTEGER PRIMARY KEY, title TEXT, open INTEGER)")
@@ -37,7 +37,7 @@ def test_rows_outside_the_filter_are_left_alone(tmp_path):
 
 
 def test_record_edited_out_of_the_filter_leaves(tmp_path):
-    """A record edited directly so that it no longer matches leaves the store, and says so once."""
+    """A foreign write makes a record fail the filter: it is published once and removed here."""
     path = tmp_path / "tasks.db"
     view = View(where={"open": True})
     accessor = SqlAccessor(Task, f"sqlite:///{path}", view=view, create=True)
@@ -60,8 +60,7 @@ class Word(Record, rule="field"):
 
 @pytest.mark.parametrize("omit", [(), ("note",)])
 def test_record_of_which_only_the_key_is_known(omit):
-    """A record that others made without any value is captured once, reaches others, and is edited
-    as any other."""
+    """A foreign record without values is captured once and applied elsewhere."""
     accessor = MemoryAccessor(Word, view=View(omit=omit))
     other = Store("other", MemoryAccessor(Word))
     with Store("words", accessor) as store, other:
@@ -71,14 +70,14 @@ def test_record_of_which_only_the_key_is_known(omit):
         assert [change for chunk in store.capture() for change in chunk] == []
         apply(other, changes, clock=other.clock)
         assert store.index.counts("Word")[Presence.PRESENT] == 1
-        # What the origin does not hold, another store may: so it waits for that.
+        # If the origin does not hold the field, the other store waits for a store that does.
         assert other.index.counts("Word")[Presence.PENDING if omit else Presence.PRESENT] == 1
         del accessor.data["a"]
         assert [c.op for chunk in store.capture() for c in chunk] == ["delete"]
 
 
 def test_edit_of_a_record_without_values():
-    """A record that others made without any value, and that was not captured yet, can be edited."""
+    """A foreign record without values can be edited before it is captured."""
     accessor = MemoryAccessor(Word)
     with Store("words", accessor) as store:
         accessor.data["a"] = {"id": "a", "note": None}

@@ -1,4 +1,4 @@
-"""Edits of a store inside a transaction of its user's, and what the outbox holds after it."""
+"""The joined store: edits inside a transaction of the caller's, and the outbox after it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ledger(engine):
 
 @pytest.mark.parametrize("kind", ["connection", "session"])
 def test_edit_and_envelope_commit_with_the_rest(engine, store, bus, kind):
-    """After the user's commit record, own row and envelope are there, and nothing before it."""
+    """The record, the caller's row and the envelope exist after the commit, and not before."""
     opened = engine.connect() if kind == "connection" else orm.Session(engine)
     with opened as transaction:
         transaction.execute(sa.text("INSERT INTO ledger VALUES ('bought')"))
@@ -65,8 +65,8 @@ def test_edit_and_envelope_commit_with_the_rest(engine, store, bus, kind):
     assert store.backlog().waiting == 0
 
 
-def test_rollback_takes_the_envelope_along(engine, store):
-    """What is rolled back was never written and is never published."""
+def test_a_rollback_undoes_edit_and_envelope(engine, store):
+    """Neither the record nor the envelope exists after a rollback."""
     with engine.connect() as connection:
         store.using(connection).add(Product(id=1, name="Lamp"))
         connection.rollback()
@@ -75,7 +75,7 @@ def test_rollback_takes_the_envelope_along(engine, store):
 
 
 def test_refused_edit_leaves_no_trace(engine, store, bus):
-    """An edit that fails publishes nothing even if the user goes on and commits."""
+    """An edit that fails publishes nothing, even if the caller continues and commits."""
     store.add(Product(id=1, name="Lamp"))
     published = len(bus.envelopes)
     with engine.connect() as connection:
@@ -90,18 +90,18 @@ def test_refused_edit_leaves_no_trace(engine, store, bus):
 
 
 def test_reading_is_under_the_writers_lock(engine, store):
-    """Between the read of a version and the write no other writer can come in."""
+    """No other writer can write between the read of a version and the write of the data."""
     with engine.connect() as connection:
         connection.execute(sa.text("SELECT * FROM ledger")).all()
-        with store.using(connection)._index.transaction():
+        with store.using(connection).index.transaction():
             other = sa.create_engine(engine.url, connect_args={"timeout": 0})
             with other.connect() as writer, pytest.raises(sa.exc.OperationalError, match="locked"):
                 writer.exec_driver_sql("BEGIN IMMEDIATE")
             other.dispose()
 
 
-def test_changes_of_ones_own(engine, store, bus):
-    """A producer may put changes in the outbox that its store does not hold."""
+def test_a_producer_publishes_its_own_changes(engine, store, bus):
+    """A producer may put changes in the outbox without applying them to the store."""
     change = Change(
         type="Product", key="7", op="delete", version=Clock().tick(), data=None, source="t"
     )
@@ -112,8 +112,8 @@ def test_changes_of_ones_own(engine, store, bus):
     assert [change.key for change in bus.changes()] == ["7"]
 
 
-def test_what_cannot_be_joined(engine, store, tmp_path):
-    """Another database, another kind of store and what is no transaction are told apart."""
+def test_transactions_that_cannot_be_joined(engine, store, tmp_path):
+    """Another database, another kind of store and an engine each have their own error."""
     other = sa.create_engine(f"sqlite:///{tmp_path / 'other.db'}")
     with other.connect() as connection, pytest.raises(ConfigError, match="the store is in"):
         store.using(connection).add(Product(id=1, name="Lamp"))
@@ -126,7 +126,7 @@ def test_what_cannot_be_joined(engine, store, tmp_path):
 
 
 def test_republish_sends_what_is_recent(store, bus):
-    """What was changed since a time is published again, deletes too, and nothing older."""
+    """Records and deletes since a time are published again, and older ones are not."""
     store.add(Product(id=1, name="old"))
     old = store.index.scan("Product")[0][1].stamp.version.millis / 1000
     while store.clock.tick().millis / 1000 <= old + 0.001:

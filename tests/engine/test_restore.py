@@ -1,4 +1,4 @@
-"""A store that comes back from yesterday's backup: what docs/scaling.md says of it."""
+"""A store restored from yesterday's backup, as docs/scaling.md describes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Customer(Record, rule="field"):
 
 @pytest.fixture
 def stores(tmp_path: Path) -> Iterator[tuple[StoreRegistry, Bus]]:
-    """Return a database and documents without the balance, with work done in both, and a bus."""
+    """Return a database, documents without the field ``balance``, and a bus, all in use."""
     database = SqlAccessor(Customer, f"sqlite:///{tmp_path / 'crm.db'}", create=True)
     documents = JsonFolderAccessor(Customer, tmp_path / "documents", view=View(omit=("balance",)))
     with Bus(f"sqlite:///{tmp_path / 'broker.db'}") as bus:
@@ -47,7 +47,7 @@ def drain(registry: StoreRegistry, bus: Bus) -> None:
 
 
 def a_day(registry: StoreRegistry, bus: Bus) -> None:
-    """What is done after the backup: an edit in either store, one that is new, one deleted."""
+    """Edit a record in each store, add one and delete one."""
     crm, documents = registry["crm"], registry["documents"]
     first = crm[Customer, 1]
     first.city, first.balance = "Lyon", 1000
@@ -63,9 +63,9 @@ def a_day(registry: StoreRegistry, bus: Bus) -> None:
 def test_a_database_of_yesterday_is_brought_up_to_date(
     stores: tuple[StoreRegistry, Bus], tmp_path: Path
 ) -> None:
-    """After a sync it holds what the others do: new, changed, deleted. Nothing old comes back.
+    """A sync from the other store brings new, changed and deleted records; nothing old returns.
 
-    What only that store held is as old as the backup, for nobody else knows it.
+    The field that only this store holds keeps the value of the backup.
     """
     registry, bus = stores
     crm, documents = registry["crm"], registry["documents"]
@@ -78,7 +78,7 @@ def test_a_database_of_yesterday_is_brought_up_to_date(
     shutil.copy(tmp_path / "backup.db", tmp_path / "crm.db")
     crm.open()
     assert crm[Customer, 1].city == "Oslo"
-    # Its worker runs again, and takes nothing of yesterday for an edit of today.
+    # Its worker captures nothing: the restored data match the restored fingerprints.
     crm.capture_every = 1.0
     drain(registry, bus)
     assert documents[Customer, 1].city == "Lyon"
@@ -95,9 +95,9 @@ def test_a_database_of_yesterday_is_brought_up_to_date(
 def test_data_without_their_versions_count_as_edits(
     stores: tuple[StoreRegistry, Bus], tmp_path: Path
 ) -> None:
-    """Old documents put under a newer version index are new edits, as if somebody had made them.
+    """Old documents under a newer version index are captured as foreign writes.
 
-    This is why a backup has to hold both, which a copy of the whole folder does.
+    This is why a backup must contain both, as a copy of the whole folder does.
     """
     registry, bus = stores
     documents = registry["documents"]

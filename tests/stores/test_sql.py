@@ -19,6 +19,7 @@ from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version
 from eventsync.engine.apply import apply
 from eventsync.engine.gate import Outcome
+from eventsync.engine.replica import Replica
 from eventsync.engine.store import Store
 from eventsync.errors import DependencyError, RejectedError, StoreUnavailableError
 from eventsync.index import Presence
@@ -261,8 +262,8 @@ def test_who_waits_holds_up_nobody(shop, monkeypatch):
         goes.append((len(batch), hold))
         return original(self, batch, hold=hold)
 
-    original = SqlAccessor.apply
-    monkeypatch.setattr(SqlAccessor, "apply", counted)
+    original = Replica.apply
+    monkeypatch.setattr(Replica, "apply", counted)
     changes = [item(n, n, part_of=n + 1 if n < 200 else None) for n in range(1, 201)]
     changes += [item(301, 301, maker=9), item(302, 302, part_of=999), item(303, 303, part_of=302)]
     random.Random(5).shuffle(changes)

@@ -150,7 +150,7 @@ def test_another_was_quicker(engine, store):
         crm = store.using(connection)
 
         def add_late():
-            with crm._index.transaction() as transaction:
+            with crm.index.transaction() as transaction:
                 assert transaction.read("Product", ["1"]) == {}
                 store.add(products(1))
                 transaction.write("Product", dict(store.index.scan("Product")))

@@ -178,7 +178,7 @@ def test_what_others_made_of_a_row_is_not_undone(tmp_path):
         assert settled.outcome is Outcome.APPLIED
         [found] = store.find(Item)
         assert (found.name, found.note) == ("theirs", "ours")
-        [captured] = accessor.capture(["0"], clock, "store", None)
+        [captured] = store.replicas["Item"].capture(["0"], None)
         assert captured.data == {"name": "theirs"}
 
 

@@ -171,8 +171,8 @@ def test_pending_records_say_so(registry: StoreRegistry) -> None:
     """A pending record is missing, and the detail says that it is pending."""
     part = registry["part"]
     part.add(Item.load({"id": 77, "name": "new"}, partial=True))
-    changes = part.accessors["Item"].states(["77"], "part")
-    registry["whole"].accessors["Item"].apply({"77": changes})
+    changes = part.replicas["Item"].states(["77"])
+    registry["whole"].replicas["Item"].apply({"77": changes})
     found = [one for one in compare(registry).differences if one.store == "whole"]
     assert [(one.key, one.kind, one.detail) for one in found] == [("77", Kind.MISSING, "pending")]
 

@@ -19,6 +19,7 @@ from servers.redis import RedisServer
 from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
+from eventsync.engine.replica import Replica
 from eventsync.engine.store import Store
 from eventsync.records.record import Field, Record
 from eventsync.stores.sql import SqlAccessor
@@ -39,18 +40,24 @@ class Product(Record):
     text: str
 
 
-class Slow(SqlAccessor):
+class SlowReplica(Replica):
     """Writes the keys that it is given to a journal, and is slow."""
+
+    def apply(self, batch, *, hold=False):
+        with self.accessor.journal.open("a") as journal:
+            journal.write("".join(f"{key}\n" for key in batch))
+        time.sleep(self.accessor.pause)  # before its transaction, which would lock others out
+        return super().apply(batch, hold=hold)
+
+
+class Slow(SqlAccessor):
+    """An accessor whose replica is slow."""
+
+    replica_class = SlowReplica
 
     def __init__(self, folder: Path, pause: float) -> None:
         super().__init__(Product, f"sqlite:///{folder / 'crm.db'}", create=True)
         self.journal, self.pause = folder / "journal", pause
-
-    def apply(self, batch, *, hold=False):
-        with self.journal.open("a") as journal:
-            journal.write("".join(f"{key}\n" for key in batch))
-        time.sleep(self.pause)  # before its transaction, which would lock others out
-        return super().apply(batch, hold=hold)
 
 
 def work(name: str, folder: Path, url: str, pause: float) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from eventsync.engine.accessor import Accessor, Write
 from eventsync.engine.isolation import concerns_all, item_error
+from eventsync.engine.replica import Replica
 from eventsync.errors import (
     ConfigError,
     EventSyncError,
@@ -25,7 +26,7 @@ from eventsync.records.view import View
 from eventsync.stores.files import disk
 from eventsync.stores.files.text import Cells, Members
 
-__all__ = ["FileAccessor", "located", "rejecting_unreadable", "report"]
+__all__ = ["FileAccessor", "located", "rejecting_unreadable"]
 
 R = TypeVar("R", bound=Record)
 
@@ -54,11 +55,14 @@ def rejecting_unreadable() -> Iterator[None]:
         raise RejectedError(error.message, hint=error.hint) from error
 
 
-def report(error: RecordError, query: Query) -> None:
-    """Pass an error to ``query.unreadable``, or raise it if the query has none."""
-    if query.unreadable is None:
-        raise error
-    query.unreadable(error)
+class FileReplica(Replica):
+    """A replica that removes the temporary files of crashed writers before it recovers."""
+
+    accessor: FileAccessor[Any]
+
+    def recover(self, transaction: IndexTransaction) -> None:
+        self.accessor.sweep(transaction)
+        super().recover(transaction)
 
 
 class FileAccessor(Accessor[R]):
@@ -68,6 +72,7 @@ class FileAccessor(Accessor[R]):
     ``create``: create the folder if it is missing. A file is created with its first record.
     """
 
+    replica_class = FileReplica
     codec: Members | Cells
     """The conversion between field values and what the files hold. Subclasses set it."""
 
@@ -88,7 +93,7 @@ class FileAccessor(Accessor[R]):
 
     @abstractmethod
     def read_all(self, query: Query) -> Iterator[R]:
-        """Yield all records, and ``report`` those that cannot be read."""
+        """Yield all records, and ``pass_over`` those that cannot be read."""
 
     @abstractmethod
     def write(
@@ -149,12 +154,12 @@ class FileAccessor(Accessor[R]):
                 hint="let the user of this process write to the folder: files in it are replaced",
             )
 
-    def recover(self, transaction: IndexTransaction) -> None:
+    def sweep(self, transaction: IndexTransaction) -> None:
+        """Delete the temporary files of crashed writers, if there may be any."""
         if not self._swept or transaction.open_intents(self.type.name):
             with disk.errors(self._folder):
                 disk.sweep(self._folder, self._tag)
             self._swept = True
-        super().recover(transaction)
 
     def check_folder(self) -> None:
         """Raise an error with the remedy unless the folder exists."""

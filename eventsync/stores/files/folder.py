@@ -23,7 +23,7 @@ from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.files import disk
-from eventsync.stores.files.accessor import FileAccessor, located, rejecting_unreadable, report
+from eventsync.stores.files.accessor import FileAccessor, located, rejecting_unreadable
 from eventsync.stores.files.text import Members, dump, parse
 
 __all__ = ["JsonFolderAccessor", "file_name", "key_in_name"]
@@ -197,7 +197,7 @@ class JsonFolderAccessor(FileAccessor[R]):
                     )
                 record = self._record(document)
             except RecordError as error:
-                report(error, query)
+                self.pass_over(error, query)
             else:
                 yield record
 

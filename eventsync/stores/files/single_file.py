@@ -19,7 +19,7 @@ from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.files import disk
-from eventsync.stores.files.accessor import FileAccessor, located, rejecting_unreadable, report
+from eventsync.stores.files.accessor import FileAccessor, located, rejecting_unreadable
 
 __all__ = ["BOM", "Content", "Segment", "SingleFileAccessor"]
 
@@ -148,14 +148,14 @@ class SingleFileAccessor(FileAccessor[R]):
     def read_all(self, query: Query) -> Iterator[R]:
         content = self._load()
         for error in (*content.unreadable, *content.duplicates.values()):
-            report(error, query)
+            self.pass_over(error, query)
         for key in content.numbers:
             if key in content.duplicates:
                 continue
             try:
                 record = self._record(content.segment_of(key))
             except RecordError as error:
-                report(error, query)
+                self.pass_over(error, query)
             else:
                 yield record
 

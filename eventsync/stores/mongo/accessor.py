@@ -9,20 +9,18 @@ from typing import Any, Final, TypeVar
 
 from pymongo import DeleteOne, UpdateOne
 
-from eventsync.changes.change import Change
-from eventsync.changes.clock import Clock
-from eventsync.engine.accessor import Accessor, Edit, Write
-from eventsync.engine.gate import Verdict
+from eventsync.engine.accessor import Accessor, Write
 from eventsync.errors import ConfigError, EventSyncError, RecordError, RejectedError
-from eventsync.index import Index, IndexTransaction, UndoneError
+from eventsync.index import Index, IndexTransaction
 from eventsync.records.query import All, Compare, Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.mongo.codec import DocumentCodec
 from eventsync.stores.mongo.database import Database, Place
 from eventsync.stores.mongo.index import MongoIndex
+from eventsync.stores.mongo.replica import MongoReplica
 from eventsync.stores.mongo.staged_write import MARK, DocumentWrite
-from eventsync.stores.mongo.transaction import Envelope, MongoTransaction
+from eventsync.stores.mongo.transaction import MongoTransaction
 
 __all__ = ["MongoAccessor"]
 
@@ -44,6 +42,8 @@ class MongoAccessor(Accessor[R]):
     The version, envelope and document of one record change together; several records do not. Any
     number of processes may write at once.
     """
+
+    replica_class = MongoReplica
 
     def __init__(
         self,
@@ -192,64 +192,6 @@ class MongoAccessor(Accessor[R]):
             back[key] = {**before.get(key, {}), **values, **converted}
         return back
 
-    # -- through the gate --------------------------------------------------------------------------
-
-    def apply(
-        self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, Sequence[Verdict]]:
-        verdicts: dict[str, Sequence[Verdict]] = {}
-
-        def attempt(alike: Accessor[R], left: Sequence[str]) -> None:
-            verdicts.update(Accessor.apply(alike, {key: batch[key] for key in left}, hold=hold))
-
-        self._each(list(batch), attempt)
-        return verdicts
-
-    def edit(
-        self,
-        edits: Sequence[Edit],
-        clock: Clock,
-        source: str,
-        encode: Callable[[Change], bytes] | None,
-    ) -> list[Change]:
-        return super().edit(edits, clock, source, _with_key(encode))
-
-    def capture(
-        self,
-        keys: Sequence[str],
-        clock: Clock,
-        source: str,
-        encode: Callable[[Change], bytes] | None,
-    ) -> list[Change]:
-        changes: dict[str, Change] = {}
-
-        def attempt(alike: Accessor[R], left: Sequence[str]) -> None:
-            for key in left:
-                changes.pop(key, None)  # of an attempt at which another writer was faster
-            found = Accessor.capture(alike, left, clock, source, _with_key(encode))
-            changes.update({change.key: change for change in found})
-
-        self._each(list(dict.fromkeys(keys)), attempt)
-        return list(changes.values())
-
-    def _each(
-        self, keys: Sequence[str], attempt: Callable[[Accessor[R], Sequence[str]], None]
-    ) -> None:
-        """Call ``attempt`` with keys, and again with those that another writer has overtaken."""
-        left = list(keys)
-
-        def once() -> None:
-            lost: list[str] = []
-            attempt(self.joined(self._versions.lenient(lost)), list(left))
-            left[:] = lost
-            if left:
-                raise UndoneError(
-                    f"other writers kept changing {self.type.name} {left[0]!r}",
-                    hint="the write is tried again",
-                )
-
-        self._versions.until_done(once)
-
     # -- documents ---------------------------------------------------------------------------------
 
     def _call(self, action: Callable[[Any], Any]) -> Any:
@@ -304,10 +246,8 @@ class MongoAccessor(Accessor[R]):
         for document in self._documents(self._condition(query)):
             try:
                 yield self._record(document)
-            except RecordError as error:
-                if query.unreadable is None:
-                    raise
-                query.unreadable(error)
+            except Exception as error:
+                self.pass_over(error, query)
 
     def _condition(self, query: Query) -> dict[str, Any]:
         """Return a condition on ``_id`` if the query names keys, else one that is always true."""
@@ -326,8 +266,3 @@ class MongoAccessor(Accessor[R]):
                         continue  # no record can have such a key
                 return {_ID: {"$in": ids}}
         return {}
-
-
-def _with_key(encode: Callable[[Change], bytes] | None) -> Callable[[Change], bytes] | None:
-    """Return an ``encode`` whose envelopes know the key of their record, whose entry holds them."""
-    return None if encode is None else lambda change: Envelope.of(encode(change), change.key)

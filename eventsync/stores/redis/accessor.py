@@ -6,11 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Literal, TypeVar
 
-from eventsync.changes.change import Change
 from eventsync.engine.accessor import Accessor, Write
-from eventsync.engine.gate import Verdict, decide_put_or_delete
 from eventsync.engine.isolation import Done, isolate
-from eventsync.engine.unit_of_work import UnitOfWork
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
 from eventsync.index import Index, IndexTransaction
 from eventsync.records.key import CODERS
@@ -25,6 +22,7 @@ from eventsync.stores.redis.index import (
     RedisTransaction,
 )
 from eventsync.stores.redis.pattern import KeyPattern
+from eventsync.stores.redis.replica import NewestWinsReplica
 from eventsync.stores.redis.row import PAGE, Rows
 from eventsync.stores.redis.server import Database, Server
 
@@ -86,6 +84,8 @@ class RedisAccessor(Accessor[R]):
         self._rows = Rows(self._server, self.pattern, self._layout.fields, self.type.name)
         self._constant = self._hash.framed(self.view.constant)[0] if self._hash else b""
         self._untouched = self._texts({})
+        if self.type.rule == "record" and (self._hash or not self.view.partial):
+            self.replica_class = NewestWinsReplica
 
     def __repr__(self) -> str:
         return f"RedisAccessor({self.type.name}, {self.pattern.text!r})"
@@ -266,29 +266,6 @@ class RedisAccessor(Accessor[R]):
             back[key] = {**transaction.seen.get(key, {}), **now}
         return back
 
-    # -- through the gate --------------------------------------------------------------------------
-
-    def apply(
-        self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, Sequence[Verdict]]:
-        whole = self.type.rule == "record" and (self._hash or not self.view.partial)
-        if not whole:
-            return super().apply(batch, hold=hold)
-        # Under the per-record rule nothing has to be read: the decision is that of a record not yet
-        # known, and the script lets it take effect where the store holds nothing later.
-        decisions = {
-            key: decide_put_or_delete(None, changes[0], self.view) for key, changes in batch.items()
-        }
-        with self._versions.transaction() as transaction:
-            transaction.newest_wins = True
-            UnitOfWork(self, transaction).perform(decisions)
-        verdicts: dict[str, Sequence[Verdict]] = {
-            key: decision.verdicts for key, decision in decisions.items()
-        }
-        for key, held in transaction.met.items():
-            verdicts[key] = decide_put_or_delete(held.stamp, batch[key][0], self.view).verdicts
-        return verdicts
-
     # -- rows --------------------------------------------------------------------------------------
 
     def _record(self, key: str, kept: Any) -> R:
@@ -321,10 +298,8 @@ class RedisAccessor(Accessor[R]):
             for key, kept in rows.items():
                 try:
                     yield self._record(key, kept)
-                except RecordError as error:
-                    if query.unreadable is None:
-                        raise
-                    query.unreadable(error)
+                except Exception as error:
+                    self.pass_over(error, query)
 
     def _candidates(self, query: Query) -> Iterable[str] | None:
         """Return keys that include those of all matching records; ``None`` if that is every key."""

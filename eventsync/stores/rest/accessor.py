@@ -12,29 +12,24 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync.changes.change import Change
-from eventsync.changes.clock import Clock
-from eventsync.engine.accessor import Edit, Write
-from eventsync.engine.fingerprint import echo_of
-from eventsync.engine.isolation import concerns_all, item_error
+from eventsync.engine.accessor import Write
+from eventsync.engine.isolation import concerns_all, record_error
 from eventsync.errors import RecordError, StoreUnavailableError
-from eventsync.index import IndexTransaction, Presence
+from eventsync.index import IndexTransaction
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.record_type import same
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
-from eventsync.stores.rest.ids import OvertakenError
 from eventsync.stores.rest.object import Object, ObjectAccessor
 from eventsync.stores.rest.path import at
+from eventsync.stores.rest.replica import RestReplica
 from eventsync.stores.rest.resource import Resource, Since
 from eventsync.stores.rest.service import Answer, Service
-from eventsync.values import packing
 
 __all__ = ["RestAccessor"]
 
 R = TypeVar("R", bound=Record)
-_TRIES: Final = 5
 _FEW: Final = 10
 """Up to this many records are read one by one; more are looked up in the list of all objects."""
 
@@ -55,6 +50,7 @@ class RestAccessor(ObjectAccessor[R]):
     """
 
     atomic: ClassVar[bool] = False
+    replica_class = RestReplica
     alters: ClassVar[bool] = True
     """Whether the service itself may alter fields that a write does not name.
 
@@ -101,52 +97,6 @@ class RestAccessor(ObjectAccessor[R]):
             self.destroy(key, found)
 
     # -- many at once ------------------------------------------------------------------------------
-
-    def edit(
-        self,
-        edits: Sequence[Edit],
-        clock: Clock,
-        source: str,
-        encode: Callable[[Change], bytes] | None,
-    ) -> list[Change]:
-        if len(edits) > 1:
-            return super().edit(edits, clock, source, encode)
-        made: list[Change] = []
-
-        def noting(change: Change) -> bytes:
-            made.append(change)
-            return encode(change) if encode else b""
-
-        for attempt in range(_TRIES):
-            made.clear()
-            try:
-                return super().edit(edits, clock, source, noting if encode else None)
-            except OvertakenError:
-                if attempt == _TRIES - 1:
-                    raise
-                # Otherwise it is read and judged again.
-            except StoreUnavailableError as error:
-                if not error.uncertain or not self._was_made(edits[0].key):
-                    raise
-                return made
-        raise AssertionError("the last attempt returns or raises")
-
-    def _was_made(self, key: str) -> bool:
-        """Whether the edit of a record was made though its answer is lost; closes its intent."""
-        name = self.type.name
-        with self.index.transaction() as transaction:
-            intents = transaction.open_intents(name)
-            intent = intents.get(key)
-            if intent is None:
-                return True  # another process was here first, and has seen to it
-            row = self.read_rows([key], transaction).get(key)
-            made = (None if row is None else packing.digest(row)) == intent.digest
-            if made:
-                if row is not None and intent.entry.presence is Presence.PRESENT:
-                    intent.entry.echo = echo_of(intent.entry, row, self.view)
-                transaction.write(name, {key: intent.entry})
-            transaction.settle(name, list(intents), send=made)
-        return made
 
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
@@ -217,12 +167,9 @@ class RestAccessor(ObjectAccessor[R]):
             except Exception as error:
                 if concerns_all(error):
                     raise
-                known = item_error(error)
-                if not isinstance(known, RecordError):
-                    known = RecordError(f"{self!r}: {known.message}", hint=known.hint)
                 if unreadable is None:
-                    raise known from error
-                unreadable(known)
+                    raise
+                unreadable(record_error(error, f"an object of {self!r}"))
         return list(keys), "" if latest is None else latest.isoformat()
 
     # -- inside ------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ class SqlAccessor(Accessor[R]):
         with self._errors():
             return self._found(transaction.ask(self._queries(keys)))
 
-    def read_held(
+    def read_with_entries(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> tuple[dict[str, Entry], dict[str, Mapping[str, Any]]]:
         assert isinstance(transaction, SqlTransaction)

@@ -1,0 +1,272 @@
+"""The replica: applies, edits, captures and completes the records of one type in one store."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
+from eventsync.changes.stamp import DELETE
+from eventsync.engine.accessor import Accessor
+from eventsync.engine.edit import ChangeFactory, Edit
+from eventsync.engine.fingerprint import fingerprint_of
+from eventsync.engine.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete
+from eventsync.engine.unit_of_work import UnitOfWork
+from eventsync.errors import ChangeRefusedError, ConfigError
+from eventsync.index import Entry, Index, IndexTransaction, Presence
+
+__all__ = ["Encode", "Replica"]
+
+Encode = Callable[[Change], bytes]
+"""Returns the envelope of a change."""
+
+S = TypeVar("S", bound="Replica")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _until_done(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Repeat a method while other writers make its transaction fail (``Index.until_done``)."""
+
+    @wraps(method)
+    def until_done(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.index.until_done(lambda: method(self, *args, **kwargs))
+
+    return until_done
+
+
+class Replica:
+    """The records of one type in one store, with their versions.
+
+    Its parts are an accessor, which reads and writes the data, and the version index of the store.
+    Each method is one transaction of the index: data and entries are read and written under one
+    lock. Each begins with ``recover``, so it never sees the half-done work of a writer that died.
+
+    ``source``: the name of the store, which is the origin of its changes.
+
+    A store whose transactions need other steps derives a class from this one, and its accessor
+    names the class in ``replica_class``. The methods to override are ``apply``, ``edit``,
+    ``capture``, ``recover`` and ``envelopes``.
+    """
+
+    def __init__(self, accessor: Accessor[Any], index: Index, clock: Clock, source: str) -> None:
+        self.accessor = accessor
+        self.index = index
+        self.type = accessor.type
+        self.source = source
+        self._changes = ChangeFactory(accessor.view, clock, source)
+
+    def with_index(self: S, index: Index) -> S:
+        """Return this replica with another index: one that joins the caller's transactions."""
+        other = copy.copy(self)
+        other.index = index
+        return other
+
+    # -- apply -------------------------------------------------------------------------------------
+
+    @_until_done
+    def apply(
+        self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
+    ) -> dict[str, Sequence[Verdict]]:
+        """Pass changes through the gate and write those that win. Return the verdicts by key.
+
+        - ``batch``: the changes of each record by its key, with values of the record type's types.
+          Under the per-record rule only the first of each record is applied: pass the greatest.
+        - ``hold``: do not write records that wait for others (``Accessor.waiting``).
+
+        Idempotent. Raises ``ChangeRefusedError`` or ``RejectedError`` if any change cannot be
+        applied, and retryable errors. Nothing was written then if the accessor is ``atomic``.
+        """
+        # Atomic batches are in key order, so that neighbours are read and written together. Other
+        # batches may stop half way, so they keep the order in which the changes arrived.
+        keys = sorted(batch) if self.accessor.atomic else list(batch)
+        with self._begin() as work:
+            if self.type.rule == "record":
+                firsts = {key: batch[key][0] for key in keys}
+                return self._apply_per_record(work, firsts, hold=hold)
+            return self._apply_per_field(work, {key: batch[key] for key in keys}, hold=hold)
+
+    def is_plain(self, change: Change) -> bool:
+        """Return whether the gate only has to find out if this change is newer.
+
+        A batch of nothing but such changes takes much less time.
+        """
+        return self.accessor.plain and (change.row is not None or change.op == DELETE)
+
+    def _apply_per_record(
+        self, work: UnitOfWork, changes: Mapping[str, Change], *, hold: bool
+    ) -> dict[str, Sequence[Verdict]]:
+        """Apply one put or delete of each record. Stamps decide, so no row is read."""
+        verdicts: dict[str, Sequence[Verdict]] = {}
+        if self.accessor.plain and not hold and all(map(self.is_plain, changes.values())):
+            verdicts = work.put_newer(changes)
+            changes = {key: change for key, change in changes.items() if key not in verdicts}
+        stamps = work.transaction.stamps(self.type.name, list(changes)) if changes else {}
+        decisions = {
+            key: decide_put_or_delete(stamps.get(key), change, self.accessor.view)
+            for key, change in changes.items()
+        }
+        return verdicts | _perform(work, decisions, hold=hold)
+
+    def _apply_per_field(
+        self, work: UnitOfWork, batch: Mapping[str, Sequence[Change]], *, hold: bool
+    ) -> dict[str, Sequence[Verdict]]:
+        """Apply all changes of each record, merged with what the store holds field by field."""
+        entries = work.transaction.read(self.type.name, list(batch))
+        verdicts: dict[str, Sequence[Verdict]] = {}
+        if self.accessor.patchable and not hold:
+            verdicts = work.patch_newer(batch, entries)
+            batch = {key: changes for key, changes in batch.items() if key not in verdicts}
+        rows = self.accessor.read_rows(list(batch), work.transaction)
+        decisions = {
+            key: decide(entries.get(key), rows.get(key), changes, self.accessor.view, key)
+            for key, changes in batch.items()
+        }
+        return verdicts | _perform(work, decisions, hold=hold)
+
+    # -- edits and foreign writes ------------------------------------------------------------------
+
+    @_until_done
+    def edit(self, edits: Sequence[Edit], encode: Encode | None) -> None:
+        """Make edits, each at a new version, and put their envelopes in the outbox.
+
+        An edit that changes nothing makes no change. ``encode``: ``None`` publishes nothing. All
+        edits are one transaction if the accessor is ``atomic``, otherwise each is one. Raises
+        ``AlreadyExistsError``, ``NotFoundError`` and the errors of the store. An edit that fails
+        publishes nothing.
+        """
+        if not self.accessor.atomic and len(edits) > 1:
+            for edit in edits:
+                self.edit([edit], encode)
+            return
+        keys = list(dict.fromkeys(edit.key for edit in edits))
+        with self._begin() as work:
+            entries, rows = self.accessor.read_with_entries(keys, work.transaction)
+            changes: list[Change] = []
+            decisions: dict[str, Decision] = {}
+            for edit in edits:
+                if edit.key in decisions:
+                    raise ConfigError(
+                        f"{self.type.name} {edit.key!r} is edited twice in one call",
+                        hint="pass each record once",
+                    )
+                entry, row = entries.get(edit.key), rows.get(edit.key)
+                change = self._changes.from_edit(edit, entry, row)
+                if change is not None:
+                    changes.append(change)
+                    decisions[edit.key] = decide_one(entry, row, change, self.accessor.view)
+            work.perform(decisions, self.envelopes(changes, encode))
+
+    @_until_done
+    def capture(self, keys: Sequence[str], encode: Encode | None) -> list[Change]:
+        """Give a version to each foreign write to these records, and return them as changes.
+
+        A foreign write is found by comparing the data with their fingerprint, so eventsync's own
+        writes are never captured. The data stay as they are, except for a record that no longer
+        matches the view's filter: it is removed from this store. Idempotent.
+        """
+        changes: list[Change] = []
+        updated: dict[str, Entry] = {}
+        leaving: dict[str, Decision] = {}
+        view = self.accessor.view
+        with self._begin() as work:
+            entries, rows = self.accessor.read_with_entries(keys, work.transaction)
+            for key in dict.fromkeys(keys):
+                entry, row = entries.get(key), rows.get(key)
+                change = self._changes.from_foreign_write(
+                    key, entry, row, forgets=self.accessor.forgets
+                )
+                if change is None:
+                    continue
+                changes.append(change)
+                decision = decide_one(entry, row, change, view)
+                if decision.entry is None:
+                    continue
+                if row is not None and decision.remove:
+                    leaving[key] = decision
+                    continue
+                updated[key] = decision.entry
+                if row is not None and decision.entry.presence is Presence.PRESENT:
+                    decision.entry.echo = fingerprint_of(decision.entry, row, view)
+            # Removals come first: their intents are durable at once, before anything else is.
+            work.perform(leaving)
+            work.transaction.write(self.type.name, updated)
+            envelopes = self.envelopes(changes, encode)
+            if envelopes:
+                work.transaction.send(self.type.name, envelopes)
+        return changes
+
+    def envelopes(self, changes: Sequence[Change], encode: Encode | None) -> list[bytes]:
+        """Return what the outbox keeps of changes: their envelopes."""
+        return [] if encode is None else [encode(change) for change in changes]
+
+    # -- whole records -----------------------------------------------------------------------------
+
+    @_until_done
+    def states(self, keys: Sequence[str]) -> list[Change]:
+        """Return each whole record as a change at its own version, to copy it to other stores.
+
+        Leave out records that are filtered out or pending: this store does not hold them.
+        """
+        with self._begin() as work:
+            entries = work.transaction.read(self.type.name, keys)
+            present = [key for key, entry in entries.items() if entry.presence is Presence.PRESENT]
+            rows = self.accessor.read_rows(present, work.transaction)
+        changes = [
+            self._changes.from_state(key, entry, rows.get(key)) for key, entry in entries.items()
+        ]
+        return [change for change in changes if change is not None]
+
+    @_until_done
+    def complete(self, states: Mapping[str, Sequence[Change]]) -> int:
+        """Write pending records with what other stores hold. Return how many are whole now.
+
+        ``states``: by key, what ``Replica.states`` of each other store returned. A field that no
+        store holds takes its default. A record with such a field and no default stays pending.
+        Idempotent.
+        """
+        with self._begin() as work:
+            entries, rows = self.accessor.read_with_entries(list(states), work.transaction)
+            decisions = {}
+            for key, changes in states.items():
+                entry = entries.get(key)
+                if entry is None or entry.presence is not Presence.PENDING:
+                    continue
+                try:
+                    decision = decide(
+                        entry, rows.get(key), changes, self.accessor.view, key, final=True
+                    )
+                except ChangeRefusedError:
+                    continue  # a field has neither value nor default
+                assert decision.entry is not None
+                if decision.entry.presence is not Presence.PENDING:
+                    decisions[key] = decision
+            work.perform(decisions)
+        return len(decisions)
+
+    # -- transactions ------------------------------------------------------------------------------
+
+    def recover(self, transaction: IndexTransaction) -> None:
+        """Finish or undo the writes of a writer that died. Called under the lock of the index."""
+        UnitOfWork(self.accessor, transaction).recover()
+
+    @contextmanager
+    def _begin(self) -> Iterator[UnitOfWork]:
+        """Begin a transaction, recovered; commit at the end of the block or undo it."""
+        with self.index.transaction() as transaction:
+            self.recover(transaction)
+            yield UnitOfWork(self.accessor, transaction)
+
+
+def _perform(
+    work: UnitOfWork, decisions: dict[str, Decision], *, hold: bool
+) -> dict[str, Sequence[Verdict]]:
+    """Write what was decided and return the verdicts. ``hold``: as in ``Replica.apply``."""
+    if hold:
+        work.hold_waiting(decisions)
+    work.perform(decisions)
+    return {key: decision.verdicts for key, decision in decisions.items()}
