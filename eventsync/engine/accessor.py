@@ -30,7 +30,7 @@ from eventsync.errors import (
     StoreUnavailableError,
 )
 from eventsync.index import Entry, Index, IndexTransaction, Presence
-from eventsync.records.columnar import Reader
+from eventsync.records.columnar import ColumnReader
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
@@ -73,7 +73,7 @@ class Accessor(ABC, Generic[R]):
         self.record_class = record_type
         self.type = record_type.__record__
         self.view = (view or View()).bind(self.type)
-        self.reader = Reader(self.type)
+        self.reader = ColumnReader(self.type)
         self.forgets = False
         """Whether records may leave the store by themselves (they expire), so that one which is not
         there any more was not deleted."""

@@ -38,7 +38,7 @@ class Puts(Sequence[Write]):
 
     @property
     def rows(self) -> list[Row]:
-        """Of each record its values, in the order of ``Reader.names``."""
+        """Of each record its values, in the order of ``BodyReader.names``."""
         return [change.row for change in self._changes if change.row is not None]
 
     def __len__(self) -> int:

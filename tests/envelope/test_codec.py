@@ -238,7 +238,7 @@ def test_one_of_many_that_may_not_travel_is_refused(wrong, alone):
 
 def test_what_was_not_read_is_looked_at_before_it_is_passed_on():
     """Among many as alone: a body that came from elsewhere, and is none, goes no further."""
-    broken = Change.sealed("", "T", PUT, 1, 0, "1", Version.of(5), bytes(16), None, b"\xc1")
+    broken = Change.received("", "T", PUT, 1, 0, "1", Version.of(5), bytes(16), None, b"\xc1")
     for encode in (codec.encode, lambda change: codec.encode_all([change] * 12)):
         with pytest.raises(ValueRefusedError, match="not a msgpack value"):
             encode(broken)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support import strategies
 
 from eventsync.errors import RecordError, ValueRefusedError
-from eventsync.records.columnar import Reader
+from eventsync.records.columnar import ColumnReader
 from eventsync.records.record import Field, Record
 from eventsync.records.record_type import same
 from eventsync.values import packing, unpacking
@@ -101,7 +101,7 @@ def closer_look(body: bytes, key: str) -> Any:
 
 def check(bodies: list[bytes], keys: list[str]) -> int:
     """Compare both ways of reading; how many were read in bulk."""
-    reader = Reader(SAMPLE)
+    reader = ColumnReader(SAMPLE)
     rows = reader.read(bodies, keys)
     for body, key, row in zip(bodies, keys, rows, strict=True):
         if row is not None:
@@ -181,7 +181,7 @@ def test_records_that_fit_are_read_in_bulk():
 def test_one_that_does_not_fit_is_left_alone(values):
     """And the others are read."""
     data = [sample(), sample(**values), sample()]
-    reader = Reader(SAMPLE)
+    reader = ColumnReader(SAMPLE)
     rows = reader.read([packing.pack_body(body) for body in data], ["1"] * 3)
     assert [row is not None for row in rows] == [True, False, True]
 
@@ -208,7 +208,7 @@ def test_a_malformed_value_spoils_one_record(old, new):
     good = packing.pack_body(sample())
     bad = good.replace(old, new)
     assert bad != good
-    rows = Reader(SAMPLE).read([good, bad, good], ["1"] * 3)
+    rows = ColumnReader(SAMPLE).read([good, bad, good], ["1"] * 3)
     assert [row is not None for row in rows] == [True, closer_look(bad, "1") is not None, True]
     check([good, bad, good], ["1"] * 3)
 
@@ -217,7 +217,7 @@ def test_a_malformed_value_spoils_one_record(old, new):
 @example([("", 1)])
 def test_keys_of_several_fields_are_compared(parts):
     """A record is read under its own key, escapes included, and under no other."""
-    reader = Reader(Pair.__record__)
+    reader = ColumnReader(Pair.__record__)
     data = [{"shop": shop, "number": number} for shop, number in parts]
     keys = [Pair.__record__.key_text(body) for body in data]
     bodies = [packing.pack_body(body) for body in data]
@@ -229,13 +229,13 @@ def test_bodies_do_not_run_into_each_other():
     """What one body lacks is not taken from the next, whatever their bytes are together."""
     good = packing.pack_body(sample())
     first, second = good[:-3], good[-3:] + good
-    assert Reader(SAMPLE).read([first, second], ["1", "1"]) == [None, None]
+    assert ColumnReader(SAMPLE).read([first, second], ["1", "1"]) == [None, None]
 
 
 def test_records_that_hold_others_are_left_to_the_closer_look():
     """Lists and dicts are checked one by one."""
     body = packing.pack_body({"id": 1, "tags": ["a"]})
-    assert Reader(Holder.__record__).read([body], ["1"]) == [None]
+    assert ColumnReader(Holder.__record__).read([body], ["1"]) == [None]
 
 
 patches = st.builds(
@@ -257,7 +257,7 @@ def look_closer_at_a_patch(body: bytes) -> Any:
 
 def check_patches(bodies: list[bytes]) -> int:
     """Compare both ways of reading; how many were read in bulk."""
-    found = Reader(SAMPLE).read_patches(bodies, ["1"] * len(bodies))
+    found = ColumnReader(SAMPLE).read_patches(bodies, ["1"] * len(bodies))
     for body, read in zip(bodies, found, strict=True):
         if read is not None:
             expected = look_closer_at_a_patch(body)
@@ -288,7 +288,7 @@ def test_patches_that_fit_are_read_in_bulk():
     data = [{n: whole[n] for n in names[:count]} for count in range(len(names) + 1)]
     bodies = [packing.pack_body(body) for body in data]
     assert check_patches(bodies) == len(names)
-    assert not any(Reader(SAMPLE).read_patches(bodies, ["01"] * len(bodies)))
+    assert not any(ColumnReader(SAMPLE).read_patches(bodies, ["01"] * len(bodies)))
 
 
 @pytest.mark.parametrize(
@@ -309,5 +309,34 @@ def test_patches_that_fit_are_read_in_bulk():
 def test_a_patch_that_takes_a_closer_look_is_left_to_it(body):
     """And those beside it are read."""
     good = packing.pack_body({"score": 0.5})
-    found = Reader(SAMPLE).read_patches([good, body, good], ["1"] * 3)
+    found = ColumnReader(SAMPLE).read_patches([good, body, good], ["1"] * 3)
+    assert [read is not None for read in found] == [True, False, True]
+
+
+class Dated(Record):
+    """A key whose text is made with methods that only its own class has."""
+
+    price: Decimal = Field(key=True)
+    moment: dt.datetime = Field(key=True)
+
+
+def test_a_malformed_key_field_spoils_one_record():
+    """A key field that cannot be unpacked leaves its record to the closer look, and no other."""
+    good = packing.pack_body({"price": Decimal("1.5"), "moment": dt.datetime(2026, 1, 2)})
+    key = Dated.__record__.key_text(unpacking.unpack_body(good))
+    rows = ColumnReader(Dated.__record__).read(
+        [good, good.replace(b"1.5", b"abc"), good.replace(b"2026-01", b"2026-99"), good], [key] * 4
+    )
+    assert [row is not None for row in rows] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("depth", [17, 200_000])
+def test_a_deeply_nested_value_spoils_one_record(depth):
+    """A hostile body that nests too deep is left out; those beside it are read."""
+    deep = b"\x91" * depth + b"\x01"
+    put, patch = packing.pack_body(sample()), packing.pack_body({"other": 1})
+    reader = ColumnReader(SAMPLE)
+    rows = reader.read([put, put.replace(b"\xa5other\xc0", b"\xa5other" + deep), put], ["1"] * 3)
+    assert [row is not None for row in rows] == [True, False, True]
+    found = reader.read_patches([patch, b"\x81\xa5other" + deep, patch], ["1"] * 3)
     assert [read is not None for read in found] == [True, False, True]
