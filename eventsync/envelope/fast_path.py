@@ -175,6 +175,8 @@ class _Layout(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
 
 _decode: Final = Decoder(_Layout).decode
 _encode: Final = Encoder().encode
+_received: Final = Change.received
+_new: Final = bytes.__new__
 # What msgspec raises on hostile bytes; they may nest as deep as they like.
 _UNREADABLE: Final = (MsgspecError, ValueError, RecursionError, ValueRefusedError)
 
@@ -200,7 +202,7 @@ def read(raw: bytes, end: int) -> Change | None:
     op, body = found.op, bytes(found.data)
     if (op == DELETE) != (body == _NIL) or (known is not None and op != PATCH):
         return None
-    return Change.received(
+    return _received(
         found.src,
         found.type,
         op,
@@ -208,7 +210,7 @@ def read(raw: bytes, end: int) -> Change | None:
         found.hops,
         found.key,
         # Like ``Version(found.ver)``, whose length has been checked already.
-        bytes.__new__(Version, found.ver),
+        _new(Version, found.ver),
         found.id,
         known,
         body,
