@@ -171,7 +171,7 @@ def _whole(row: dict[str, Any] | None, type: Any) -> dict[str, Any]:
         raise ChangeRefusedError(
             f"the Debezium event of a row of {type} lacks the columns {', '.join(missing)}",
             reason="incomplete-row",
-            hint="give the table a full replica identity: ALTER TABLE ... REPLICA IDENTITY FULL",
+            hint="in PostgreSQL, give the table a full replica identity",
         )
     return row
 

@@ -18,9 +18,9 @@ import msgspec
 
 from eventsync.errors import ValueRefusedError
 from eventsync.records import key
-from eventsync.records.coercion import is_text
 from eventsync.records.field import Field
 from eventsync.records.record_type import RecordType
+from eventsync.records.scalar import is_text
 from eventsync.values import packing, unpacking
 
 __all__ = ["ColumnReader"]
