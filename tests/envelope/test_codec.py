@@ -23,12 +23,11 @@ from eventsync.changes.clock import Version
 from eventsync.changes.stamp import DELETE, PATCH, PUT, Stamp
 from eventsync.envelope import codec
 from eventsync.envelope.signing import Keyring
-from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError
+from eventsync.errors import EnvelopeError, ValueRefusedError
 from eventsync.records.record_type import same
 from eventsync.values import packing, unpacking
 
 KEYS = Keyring.parse("new:QUJDREVGR0hJSktMTU5PUA==,old:MDEyMzQ1Njc4OWFiY2RlZg==")
-OLD = Keyring.parse("old:MDEyMzQ1Njc4OWFiY2RlZg==")
 
 
 def outcome(raw, keys=None):
@@ -149,16 +148,6 @@ def test_mutated_envelopes(change, program, keys):
     outcome(mutated(codec.encode(change, keys=keys), program), keys)
 
 
-@given(sampled_changes(), st.integers(0))
-def test_any_flipped_bit_breaks_the_signature(change, bit):
-    """No bit of a signed envelope can be altered unnoticed."""
-    raw = bytearray(codec.encode(change, keys=KEYS))
-    bit %= 8 * len(raw)
-    raw[bit // 8] ^= 1 << bit % 8
-    with pytest.raises(SignatureError):
-        codec.decode(bytes(raw), keys=KEYS)
-
-
 keys = strategies.names | st.just("k" * 300)
 
 
@@ -242,29 +231,6 @@ def test_what_was_not_read_is_looked_at_before_it_is_passed_on():
     for encode in (codec.encode, lambda change: codec.encode_all([change] * 12)):
         with pytest.raises(ValueRefusedError, match="not a msgpack value"):
             encode(broken)
-
-
-def test_keys_rotate():
-    """What an older key signed is read while that key is configured, and no longer."""
-    raw = codec.encode(PLAIN, keys=OLD)
-    assert codec.decode(raw, keys=KEYS) == PLAIN
-    with pytest.raises(SignatureError, match="not known here"):
-        codec.decode(raw, keys=Keyring.parse("new:QUJDREVGR0hJSktMTU5PUA=="))
-
-
-def test_signature_is_demanded_when_keys_are_configured():
-    """An unsigned envelope is refused where signatures are required."""
-    with pytest.raises(SignatureError):
-        codec.decode(codec.encode(PLAIN), keys=KEYS)
-
-
-def test_secrets_are_never_shown():
-    """No key appears in a keyring's text, nor in the error about a wrong one."""
-    assert "QUJD" not in repr(KEYS)
-    assert "ABCDEFGH" not in repr(KEYS)
-    with pytest.raises(Exception, match="kid") as caught:
-        Keyring.parse("kid:not base64 QUJDREVG")
-    assert "QUJDREVG" not in str(caught.value)
 
 
 WRONG = {
@@ -384,25 +350,3 @@ def test_a_body_read_late_raises_only_the_one_error(body, noise, place):
         assert isinstance(late, EnvelopeError) or late.data is not ...
     except ValueRefusedError:
         return
-
-
-@given(st.lists(st.binary(min_size=1, max_size=400), max_size=30), st.integers(1, 8))
-def test_framing_round_trip(envelopes, count):
-    """Envelopes come out of messages as they were put in, in their order, within the bounds."""
-    bodies = list(codec.batches(envelopes, max_count=count, max_bytes=600))
-    split = [codec.split_batch(body) for body in bodies]
-    assert [raw for batch in split for raw in batch] == envelopes
-    assert all(len(batch) <= count for batch in split)
-    assert all(
-        len(body) <= 600 or len(batch) == 1 for body, batch in zip(bodies, split, strict=True)
-    )
-
-
-@given(st.binary(max_size=120))
-def test_foreign_messages(raw):
-    """Any bytes are a batch or an ``EnvelopeError``."""
-    try:
-        envelopes = codec.split_batch(raw)
-    except EnvelopeError:
-        return
-    assert all(type(item) is bytes for item in envelopes)
