@@ -67,13 +67,13 @@ def to_cloudevent(change: Change) -> dict[str, Any]:
         event["recordknown"] = dumps(
             {
                 "stamp": known.stamp.hex(),
-                "values": {name: to_json(held) for name, held in known.values.items()},
+                "values": {name: to_json(value) for name, value in known.values.items()},
                 "versions": {name: version.hex() for name, version in known.versions.items()},
             }
         )
     if change.data is not None:
         event["datacontenttype"] = "application/json"
-        event["data"] = {name: to_json(held) for name, held in change.data.items()}
+        event["data"] = {name: to_json(value) for name, value in change.data.items()}
     return event
 
 
@@ -106,7 +106,7 @@ def from_cloudevent(
     if op != DELETE and not isinstance(data, Mapping):
         raise malformed("the data of the CloudEvent is not an object")
     if data is not None and ours:
-        data = {name: from_json(held) for name, held in data.items()}
+        data = {name: from_json(value) for name, value in data.items()}
     change = Change(
         type=type,
         key=key,
@@ -136,7 +136,7 @@ def to_headers(change: Change, *, prefix: str = "ce-") -> tuple[dict[str, str], 
     event = to_cloudevent(change)
     content_type = event.pop("datacontenttype", None)
     body = dumps(event.pop("data")).encode() if change.data is not None else b""
-    headers = {f"{prefix}{name}": _quoted(held) for name, held in event.items()}
+    headers = {f"{prefix}{name}": _quoted(value) for name, value in event.items()}
     if content_type is not None:
         headers["content-type"] = content_type
     return headers, body
@@ -155,20 +155,20 @@ def from_headers(
     The names of headers may be in any case. Headers without the prefix are ignored.
     """
     event: dict[str, Any] = {}
-    for name, held in headers.items():
+    for name, value in headers.items():
         lower = name.lower()
         if lower == "content-type":
-            event["datacontenttype"] = held
+            event["datacontenttype"] = value
         elif lower.startswith(prefix.lower()):
-            event[lower[len(prefix) :]] = unquote(held) if isinstance(held, str) else held
+            event[lower[len(prefix) :]] = unquote(value) if isinstance(value, str) else value
     if body:
         _check_json(event)
         event["data"] = loads(body)
     return from_cloudevent(event, type=type, op=op)
 
 
-def _quoted(held: Any) -> str:
-    text = str(held).lower() if isinstance(held, bool) else str(held)
+def _quoted(value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     # Escapes everything except printable ASCII, and the space, the double quote and the percent.
     return quote(text, safe="!#$&'()*+,/:;<=>?@[\\]^`{|}~")
 
@@ -248,7 +248,7 @@ def _ext(event: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise malformed("recordext of the CloudEvent is not an object")
         ext = found
-    foreign = {n: held for n, held in event.items() if n not in _OURS and held is not None}
+    foreign = {n: value for n, value in event.items() if n not in _OURS and value is not None}
     if not foreign:
         return ext
     if not _are_attributes(foreign):
@@ -261,11 +261,11 @@ def _ext(event: Mapping[str, Any]) -> dict[str, Any]:
     return {**ext, _FOREIGN: foreign}
 
 
-def _are_attributes(held: Any) -> bool:
-    """Return whether ``held`` has only valid extension attributes, none of eventsync's own."""
-    return isinstance(held, Mapping) and all(
+def _are_attributes(value: Any) -> bool:
+    """Return whether ``value`` has only valid extension attributes, none of eventsync's own."""
+    return isinstance(value, Mapping) and all(
         _ATTRIBUTE.fullmatch(name) and name not in _OURS and isinstance(attribute, str | int)
-        for name, attribute in held.items()
+        for name, attribute in value.items()
     )
 
 
@@ -274,7 +274,7 @@ def _known(event: Mapping[str, Any]) -> BaseState | None:
         return None
     found = loads(_text(event, "recordknown"))
     try:
-        values = {name: from_json(held) for name, held in found["values"].items()}
+        values = {name: from_json(value) for name, value in found["values"].items()}
         versions = {name: Version.parse(text) for name, text in found["versions"].items()}
         return BaseState(Stamp(bytes.fromhex(found["stamp"])), values, versions)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

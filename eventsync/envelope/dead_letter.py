@@ -56,10 +56,10 @@ class DeadLetter:
         """
         entries: dict[str, Any] = {"v": _MAJOR}
         for part in fields(self):
-            held = getattr(self, part.name)
-            if isinstance(held, str):
-                held = held[:_LONGEST_TEXT].encode(errors="backslashreplace").decode()
-            entries[part.name] = bytes(held) if isinstance(held, bytes) else held
+            value = getattr(self, part.name)
+            if isinstance(value, str):
+                value = value[:_LONGEST_TEXT].encode(errors="backslashreplace").decode()
+            entries[part.name] = bytes(value) if isinstance(value, bytes) else value
         return packing.pack(entries)
 
     @classmethod
@@ -139,8 +139,8 @@ def _is_time(seconds: Any) -> bool:
     return type(seconds) in (int, float) and 0 <= seconds < _LAST_TIME
 
 
-def _is_bytes(held: Any, size: int) -> bool:
-    return type(held) is bytes and len(held) == size
+def _is_bytes(value: Any, size: int) -> bool:
+    return type(value) is bytes and len(value) == size
 
 
 def _shown_time(seconds: float) -> str:

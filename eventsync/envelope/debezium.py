@@ -160,13 +160,13 @@ def _row(row: Any, schema: Any) -> dict[str, Any] | None:
             f"the row of the Debezium event is {shown(row)}, not a JSON object",
             hint="only the connectors for relational databases are supported",
         )
-    return {name: _column(name, held, _field(schema, name)) for name, held in row.items()}
+    return {name: _column(name, value, _field(schema, name)) for name, value in row.items()}
 
 
 def _whole(row: dict[str, Any] | None, type: Any) -> dict[str, Any]:
     if row is None:
         raise malformed("the Debezium event is of a put, but has no row in its entry after")
-    missing = [n for n, held in row.items() if held in (_UNAVAILABLE, _UNAVAILABLE.encode())]
+    missing = [n for n, value in row.items() if value in (_UNAVAILABLE, _UNAVAILABLE.encode())]
     if missing:
         raise ChangeRefusedError(
             f"the Debezium event of a row of {type} lacks the columns {', '.join(missing)}",
@@ -219,32 +219,32 @@ def _field(schema: Any, name: str) -> Any:
     return None
 
 
-def _column(name: str, held: Any, schema: Any) -> Any:
+def _column(name: str, value: Any, schema: Any) -> Any:
     try:
-        return _value(held, schema)
+        return _value(value, schema)
     except EnvelopeError:
         raise
     except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
         raise malformed(f"column {name[:60]!r} has a value that does not fit its schema") from error
 
 
-def _value(held: Any, schema: Any) -> Any:
-    if held is None or not isinstance(schema, Mapping) or held == _UNAVAILABLE:
-        return held
+def _value(value: Any, schema: Any) -> Any:
+    if value is None or not isinstance(schema, Mapping) or value == _UNAVAILABLE:
+        return value
     kind, logical = schema.get("type"), schema.get("name")
     if logical == "org.apache.kafka.connect.data.Decimal":
-        return _decimal(held, int(schema["parameters"]["scale"]))
+        return _decimal(value, int(schema["parameters"]["scale"]))
     if logical == "io.debezium.data.VariableScaleDecimal":
-        return _decimal(held["value"], int(held["scale"]))
+        return _decimal(value["value"], int(value["scale"]))
     if isinstance(logical, str) and logical in _LOGICAL:
-        return _LOGICAL[logical](held)
+        return _LOGICAL[logical](value)
     if kind == "bytes":
-        return base64.b64decode(held, validate=True)
+        return base64.b64decode(value, validate=True)
     if kind == "array":
-        return [_value(item, schema.get("items")) for item in held]
+        return [_value(item, schema.get("items")) for item in value]
     if kind == "struct":
-        return {name: _value(item, _field(schema, name)) for name, item in held.items()}
-    return held
+        return {name: _value(item, _field(schema, name)) for name, item in value.items()}
+    return value
 
 
 def _decimal(encoded: Any, scale: int) -> Decimal:
