@@ -72,9 +72,9 @@ class Change:
     ``key``: the canonical text of the record's key. ``data``: the field values of a put or patch,
     ``None`` for a delete. A put lists every field that its origin holds; a patch lists only the
     fields that changed. ``known``: only for a patch. ``exact``: whether ``digest`` is the digest of
-    ``data``; false once the values were converted (see ``adapted``). ``row``: the values in the
-    order of the record type's fields, if ``read_rows`` or ``read_patches`` could read them; they
-    are then exactly what the record type would load.
+    ``data``; false once the values were converted (see ``adapted``). ``row``: the values without
+    their names, if ``read_rows`` or ``read_patches`` could read them; they are then exactly what
+    the record type would load.
 
     A change made by this process has its ``data``; a received one has its packed ``body``. The
     other form is made when it is first asked for, and kept.
@@ -163,7 +163,7 @@ class Change:
         For a delete the ``body`` is ignored.
         """
         # It sets the attributes itself: through the keywords of the constructor it would take
-        # three times as long, one hundredth of a worker's time.
+        # twice as long, a hundredth of the time that a worker takes for a change.
         change = cls.__new__(cls)
         change.type = type
         change.key = key
