@@ -306,7 +306,7 @@ def _pack_ordered(body: Mapping[str, Any]) -> bytes:
 
 
 def _form(item: Any, kind: type) -> Any:
-    """Return what msgpack can encode for a value of a body of type ``kind``, not a native one."""
+    """Return a value of a body, of the type ``kind``, in a form that msgpack can encode."""
     if kind in _EXTENSIONS:
         return _ext(_EXTENSIONS[kind](item))
     if kind is float and item == item:
