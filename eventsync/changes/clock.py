@@ -1,9 +1,7 @@
 """Versions, and the hybrid logical clock that issues them.
 
-This module knows nothing of records, changes or stores.
-
 The clock follows Kulkarni et al., "Logical Physical Clocks" (2014): physical milliseconds and a
-counter. Two nodes can draw the same pair, so a version ends in the node that issued it.
+counter. Two nodes can issue the same pair, so a version ends with the id of its node.
 """
 
 from __future__ import annotations
@@ -31,8 +29,8 @@ class Version(bytes):
     """A point in the total order of changes: 16 bytes, ``(l, c, n)`` big-endian.
 
     ``l``: 48 bits of milliseconds since the epoch; ``c``: a 16-bit counter; ``n``: a 64-bit node.
-    Byte order is version order, so a store compares versions as it compares bytes, or as it
-    compares ``hex()`` under a binary collation.
+    Byte order is version order. A store may compare versions as bytes, or as ``hex()`` text under a
+    binary collation.
     """
 
     __slots__ = ()
@@ -44,12 +42,12 @@ class Version(bytes):
 
     @classmethod
     def of(cls, millis: int, counter: int = 0, node: int = 0) -> Version:
-        """The version with these three parts. Raises ``OverflowError`` for one out of range."""
+        """Make a version of its parts. Raises ``OverflowError`` if one is out of range."""
         return cls(millis.to_bytes(6, "big") + counter.to_bytes(2, "big") + node.to_bytes(8, "big"))
 
     @classmethod
     def parse(cls, text: str) -> Version:
-        """The version that ``text`` shows as 32 hexadecimal digits. Raises ``ValueError``."""
+        """Read a version from 32 hexadecimal digits. Raises ``ValueError``."""
         return cls(bytes.fromhex(text))
 
     @property
@@ -59,17 +57,17 @@ class Version(bytes):
 
     @property
     def counter(self) -> int:
-        """The number of this version among those of its node and millisecond."""
+        """The number of this version among the versions of its node and millisecond."""
         return int.from_bytes(self[6:8], "big")
 
     @property
     def node(self) -> int:
-        """The process incarnation that issued this version."""
+        """The id of the process incarnation that issued this version."""
         return int.from_bytes(self[8:], "big")
 
     @property
     def time(self) -> dt.datetime:
-        """When it was issued, by its issuer's clock, in UTC (years beyond 9999 show as 9999)."""
+        """The time of issue by the issuer's clock, in UTC; at most the end of the year 9999."""
         seconds = min(self.millis / 1000, 253_402_300_799.0)
         return dt.datetime.fromtimestamp(seconds, dt.UTC)
 
@@ -82,17 +80,17 @@ class Version(bytes):
 
 
 class HighWaterMark(Protocol):
-    """Where a clock keeps, across restarts, a bound above every ``l`` that it has issued."""
+    """The durable upper bound of every ``l`` that a clock has issued; it survives restarts."""
 
     def load(self) -> int:
-        """The last saved bound in milliseconds; 0 when there is none."""
+        """Return the last saved bound in milliseconds, or 0 if there is none."""
 
     def save(self, millis: int) -> None:
-        """Keep ``millis`` durably before returning."""
+        """Store ``millis`` durably before returning."""
 
 
 class MarkFile:
-    """A ``HighWaterMark`` in a file of its own, replaced atomically."""
+    """A ``HighWaterMark`` in a file, which is replaced atomically."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
@@ -106,8 +104,9 @@ class MarkFile:
             return int(text)
         except ValueError as error:
             raise ConfigError(
-                f"the clock's high-water mark {self._path} holds {text[:40]!r}, not a number",
-                hint="restore it, or delete it if the system clock is right",
+                f"the file of the clock's high-water mark, {self._path}, holds {text[:40]!r}, not "
+                "a number of milliseconds",
+                hint="restore the file; if the system clock is right, you can delete it instead",
             ) from error
 
     def save(self, millis: int) -> None:
@@ -123,8 +122,8 @@ class Clock:
     """A hybrid logical clock: each version is greater than all it has issued or observed.
 
     Thread-safe. The node is drawn at random for each process incarnation, and again in a child
-    after ``fork``. A system clock that steps back does not matter while the process lives; with a
-    ``mark`` it does not matter across restarts either.
+    after ``fork``. Versions grow even if the system clock steps back; with a ``mark`` they do so
+    across restarts, too.
     """
 
     def __init__(
@@ -135,9 +134,10 @@ class Clock:
         mark: HighWaterMark | None = None,
         node: int | None = None,
     ) -> None:
-        """``now`` gives seconds since the epoch; ``max_drift`` is in seconds.
+        """Start a clock.
 
-        ``node`` fixes the node id: for tests, since two clocks of one node issue equal versions.
+        ``now``: a function that returns seconds since the epoch. ``max_drift``: in seconds.
+        ``node``: a fixed node id, only for tests: two clocks of one node issue equal versions.
         """
         self._now = now
         self._max_drift = max_drift
@@ -145,7 +145,7 @@ class Clock:
         self._lock = threading.Lock()
         self._counter = -1
         self._reserved = mark.load() if mark else 0
-        # Everything below the mark may have been issued by an earlier incarnation.
+        # An earlier incarnation may have issued any version below the mark.
         self._millis = self._reserved
         self._incarnation = incarnation()
         self._fixed = node is not None
@@ -158,11 +158,11 @@ class Clock:
         return int.from_bytes(self._node, "big")
 
     def now(self) -> float:
-        """The physical time this clock runs on, in seconds since the epoch."""
+        """Return the physical time of this clock, in seconds since the epoch."""
         return self._now()
 
     def tick(self) -> Version:
-        """Issue the next version. Blocks on the mark's storage about once a second."""
+        """Issue the next version. With a mark it blocks on its storage about once a second."""
         self._after_fork()
         with self._lock:
             millis = int(self._now() * 1000)
@@ -171,13 +171,14 @@ class Clock:
             else:
                 self._advance(self._millis, self._counter + 1)
             issued = (self._millis << 16 | self._counter).to_bytes(8, "big") + self._node
-            # Its length is known: ``Version`` would look again.
+            # Like ``Version(issued)``, without the check of its length.
             return bytes.__new__(Version, issued)
 
     def observe(self, version: Version, *, max_drift: float | None = None) -> None:
-        """Move past ``version``, so that what is issued next is greater.
+        """Move the clock past ``version``, so that the next version it issues is greater.
 
-        Idempotent. Raises ``ClockDriftError``, and changes nothing, when it lies too far ahead.
+        Idempotent. Raises ``ClockDriftError`` and changes nothing if ``version`` lies too far in
+        the future.
         """
         self.check_drift(version, max_drift=max_drift)
         self._after_fork()
@@ -186,9 +187,9 @@ class Clock:
                 self._advance(version.millis, version.counter)
 
     def check_drift(self, version: Version, *, max_drift: float | None = None) -> None:
-        """Raise ``ClockDriftError`` when ``version`` lies more than ``max_drift`` seconds ahead.
+        """Raise ``ClockDriftError`` if ``version`` lies more than ``max_drift`` seconds ahead.
 
-        ``max_drift``: instead of the clock's own.
+        ``max_drift``: by default that of the clock.
         """
         ahead = version.millis / 1000 - self._now()
         allowed = self._max_drift if max_drift is None else max_drift
@@ -196,16 +197,16 @@ class Clock:
             raise ClockDriftError(
                 f"version {version.hex()} lies {ahead:.1f} s in the future; "
                 f"{allowed:g} s is allowed",
-                hint="correct the clock of the node that issued it, or raise max_clock_drift",
+                hint="correct the clock of the machine that issued it, or raise max_clock_drift",
             )
 
     def _advance(self, millis: int, counter: int) -> None:
         if counter >= _COUNTER_LIMIT:
             millis, counter = millis + 1, 0
         if millis >= _MILLIS_LIMIT:
-            raise OverflowError("the clock has run out of its 48 bits of milliseconds")
+            raise OverflowError("the time of the clock no longer fits into 48 bits of milliseconds")
         if self._mark is not None and millis >= self._reserved:
-            # Reserve ahead of physical time only, so that quick restarts do not add up.
+            # The reserve is counted from physical time, so that quick restarts do not add up.
             bound = max(int(self._now() * 1000) + _RESERVE_MILLIS, millis + 1)
             self._mark.save(bound)
             self._reserved = bound
@@ -213,7 +214,7 @@ class Clock:
 
     def _after_fork(self) -> None:
         if self._incarnation != incarnation():
-            # The lock may have been held by a thread that does not exist here.
+            # Another thread of the parent may have held the lock; it does not exist here.
             self._lock = threading.Lock()
             self._incarnation = incarnation()
             if not self._fixed:
@@ -221,12 +222,15 @@ class Clock:
 
 
 def version_at(micros: int, node: int) -> Version:
-    """The version of what another system did ``micros`` microseconds after the epoch.
+    """Return the version of a change that another system made at a time.
 
-    Its parts are the milliseconds, the microseconds left over as the counter, and ``node``. Raises
-    ``EnvelopeError`` for a time before the epoch or beyond 48 bits of milliseconds.
+    ``micros``: microseconds since the epoch. The parts of the version are the milliseconds, the
+    remaining microseconds as the counter, and ``node``. Raises ``EnvelopeError`` for a time before
+    the epoch or beyond 48 bits of milliseconds.
     """
     try:
         return Version.of(micros // 1000, micros % 1000, node)
     except OverflowError as error:
-        raise malformed(f"no version can hold the time {shown(micros)}") from error
+        raise malformed(
+            f"the time {shown(micros)} (microseconds since the epoch) does not fit into a version"
+        ) from error

@@ -1,4 +1,4 @@
-"""Event ids: UUIDv7, drawn from a buffer of random bytes."""
+"""The ids of changes: UUIDv7, made with random bytes from a buffer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["new_id"]
 
 
 class _Randomness(threading.local):
-    """Random bytes by the kilobyte, for each thread its own: a system call for each is dear."""
+    """A buffer of random bytes for each thread: one system call for many ids."""
 
     def __init__(self) -> None:
         self._incarnation = -1
@@ -21,7 +21,7 @@ class _Randomness(threading.local):
         self._at = 0
 
     def take(self, count: int) -> bytes:
-        """That many bytes, which nobody else gets: after a fork the child has others."""
+        """Return ``count`` bytes that nobody else gets, not even a forked child."""
         end = self._at + count
         if end > len(self._bytes) or self._incarnation != incarnation():
             self._incarnation = incarnation()
@@ -34,8 +34,8 @@ _randomness: Final = _Randomness()
 
 
 def new_id() -> bytes:
-    """A UUIDv7 (RFC 9562) as 16 bytes: an event's name for tracing, never for order."""
+    """Return a new UUIDv7 (RFC 9562) as 16 bytes. It serves tracing; it says nothing of order."""
     random = int.from_bytes(_randomness.take(10), "big")
-    # Version 7 in its first four bits, variant 2 in two later ones.
+    # The four bits of version 7, and the two bits of the variant.
     marked = random & 0x0FFF_3FFF_FFFF_FFFF_FFFF | 0x7000_8000_0000_0000_0000
     return (time.time_ns() // 1_000_000 << 80 | marked).to_bytes(16, "big")

@@ -1,7 +1,6 @@
-"""The incarnation of this process: whether it is still the one that it was before a fork.
+"""The number of forks behind this process, which tells a forked child from its parent.
 
-It owns the count of forks behind this process, and nothing else. Asking the system for the process
-id would do, but that is a system call, and versions are issued by the hundred thousand.
+``os.getpid()`` would tell as well, but it is a system call, and the clock asks for every version.
 """
 
 from __future__ import annotations
@@ -14,13 +13,16 @@ _count = 0
 
 
 def incarnation() -> int:
-    """How many forks lie between this process and the one that first imported this. Thread-safe."""
+    """Return how many forks lie between this process and the first to import this module.
+
+    Thread-safe.
+    """
     return _count
 
 
-def _forked() -> None:
+def _count_fork() -> None:
     global _count
     _count += 1
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_count_fork)

@@ -1,10 +1,9 @@
-"""Last-write-wins merge: what is known of a record, and the rule by which knowledge is merged.
+"""The last-write-wins merge: the state of a record, and the join of two states.
 
-Both merge rules of the consistency model are one algebra here. What is known of a record is a
-``State``: the greatest put or delete seen (its *stamp*), and the fields patched after it. ``join``
-takes the greater stamp whole, and of each field the greatest version that lies above that stamp;
-so it is commutative, associative and idempotent, and stores converge whatever the order,
-duplication or delay. The per-record rule is the same algebra without patches.
+A ``State`` has the greatest put or delete seen (its *stamp*) and the fields patched after it.
+``join`` keeps the greater stamp and, for each field, the greatest version above that stamp. It is
+commutative, associative and idempotent, so stores converge whatever the order, duplication or
+delay of changes. Both merge rules use it: per record there are no patches.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ __all__ = ["State", "join"]
 
 @dataclass(slots=True)
 class State:
-    """All that is known of one record somewhere.
+    """Everything that a store or a change knows of one record.
 
-    ``stamp``: the greatest put or delete seen. ``versions``: those of the fields patched above that
-    stamp; every other field is as old as the stamp. ``values``: what is known of field values; a
-    field may have a version and no value where the value was not kept. ``whole``: the body of the
-    put was seen itself, so a field without a value has none anywhere at that version.
+    ``stamp``: the greatest put or delete seen. ``versions``: the versions of the fields patched
+    after it; every other field has the version of the stamp. ``values``: the known field values; a
+    field may have a version without a value if the value was not kept. ``whole``: whether all
+    values of the put are known, so that a field without a value has none anywhere at that version.
     """
 
     stamp: Stamp = UNSTAMPED
@@ -37,25 +36,25 @@ class State:
 
     @property
     def live(self) -> bool:
-        """Whether the record exists: a put was seen, and no delete above it."""
+        """Whether the record exists: a put was seen, and no later delete."""
         return bool(self.stamp) and not self.stamp.deleted
 
     @property
     def version(self) -> bytes:
-        """The greatest version in it; empty when nothing is known."""
+        """The greatest version in this state; empty if nothing is known."""
         return max((bytes(self.stamp[:16]), *map(bytes, self.versions.values())))
 
     def version_of(self, name: str) -> bytes:
-        """The version of one field; empty when nothing is known of it."""
+        """Return the version of one field; empty if nothing is known of it."""
         return self.versions.get(name) or self.stamp[:16]
 
     def visible(self) -> dict[str, Any]:
-        """The values that a reader sees: none of a record that is not live."""
+        """Return the values that a reader sees; none if the record is not live."""
         return self.values if self.live else {}
 
     @classmethod
     def of(cls, change: Change) -> State:
-        """What ``change`` says by itself, without what its origin knew beside it."""
+        """Return the state that ``change`` describes, without its base state."""
         if change.op == PATCH:
             assert change.data is not None
             return cls(
@@ -65,14 +64,14 @@ class State:
 
     @classmethod
     def of_known(cls, known: BaseState) -> State:
-        """What the origin of a patch held beside the patch."""
+        """Return the state that a base state describes."""
         return cls(stamp=known.stamp, versions=dict(known.versions), values=dict(known.values))
 
 
 def join(a: State, b: State) -> State:
-    """The least state that holds all that ``a`` and ``b`` hold. Neither is altered.
+    """Return the merge of two states. Neither is altered.
 
-    Commutative, associative and idempotent. Values of the older of two stamps are dropped, as are
+    Commutative, associative and idempotent. The values of the older stamp are dropped, and so are
     patches at or below the greater stamp: no later merge could make them visible again.
     """
     if a.stamp < b.stamp:
@@ -81,7 +80,7 @@ def join(a: State, b: State) -> State:
     floor = a.stamp[:16]
     joined = State(stamp=a.stamp, whole=a.whole or (same and b.whole))
     if not b.stamp and all(version > floor for version in a.versions.values()):
-        # What is but patched keeps all that the patches do not name: most of a record, mostly.
+        # ``b`` has only patches: every field that it does not name stays as it is in ``a``.
         names = b.versions.keys() | b.values.keys()
         joined.versions = {n: v for n, v in a.versions.items() if n not in names}
         joined.values = {n: v for n, v in a.values.items() if n not in names}
@@ -110,7 +109,10 @@ def join(a: State, b: State) -> State:
 
 
 def _greater(one: Any, other: Any) -> Any:
-    """The winner of two values of one version: any fixed order will do, and digests give one."""
+    """Return the winner of two values of one version: that with the greater digest.
+
+    Any order would do, as long as every store uses the same one.
+    """
     if type(one) is type(other) and one == other:
         return one
     return max(one, other, key=lambda item: packing.digest({"": item}))

@@ -20,28 +20,28 @@ RANK: Final[Mapping[str, bytes]] = {PATCH: b"\x00", PUT: b"\x01", DELETE: b"\x02
 class Stamp(bytes):
     """The place of a put or delete in the total order: 49 bytes, compared as bytes.
 
-    Version (16), kind (1; delete above put), SHA-256 of the canonical body (32). The last two only
-    matter when two changes carry one version, which takes a bug or a forgery; they make even that
-    converge.
+    It consists of the version (16 bytes), the kind (1 byte; a delete is above a put) and the
+    SHA-256 of the canonical body (32 bytes). Only a bug or a forgery gives two changes the same
+    version; kind and digest make stores converge even then.
     """
 
     __slots__ = ()
 
     @property
     def version(self) -> Version:
-        """When the put or delete was made."""
+        """The version of the put or delete."""
         return Version(self[:16])
 
     @property
     def deleted(self) -> bool:
-        """Whether a delete made it."""
+        """Whether this is the stamp of a delete."""
         return self[16:17] == RANK[DELETE]
 
     @property
     def digest(self) -> bytes:
-        """The SHA-256 of the canonical body it came with."""
+        """The SHA-256 of the canonical body; zeros for a delete."""
         return bytes(self[17:])
 
 
 UNSTAMPED: Final = Stamp(b"")
-"""Below every stamp: no put and no delete of the record has been seen."""
+"""The stamp of a record of which no put and no delete has been seen; below every other stamp."""

@@ -10,7 +10,7 @@ from eventsync.engine.isolation import concerns_all, record_error
 from eventsync.engine.write import Puts, Write
 from eventsync.errors import ConfigError, DependencyError, RecordError, StoreUnavailableError
 from eventsync.index import Entry, Index, IndexTransaction
-from eventsync.records.columnar import Reader
+from eventsync.records.columnar import ColumnReader
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
@@ -45,7 +45,7 @@ class Accessor(ABC, Generic[R]):
         self.record_class = record_type
         self.type = record_type.__record__
         self.view = (view or View()).bind(self.type)
-        self.reader = Reader(self.type)
+        self.reader = ColumnReader(self.type)
         self.forgets = False
         """Whether records may expire in the store. A missing record then counts as expired, not as
         deleted."""

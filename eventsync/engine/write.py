@@ -35,7 +35,7 @@ class Puts(Sequence[Write]):
 
     @property
     def rows(self) -> list[Row]:
-        """The values of each record, in the order of ``Reader.names``."""
+        """The values of each record, in the order of ``BodyReader.names``."""
         return [change.row for change in self._changes if change.row is not None]
 
     def __len__(self) -> int:

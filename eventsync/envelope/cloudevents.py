@@ -1,6 +1,6 @@
-"""Changes as CloudEvents 1.0 in JSON, structured or binary mode, both ways.
+"""CloudEvents 1.0 in JSON: changes to events and back, in structured or binary mode.
 
-It knows nothing of how events travel. The mapping is described in docs/envelope.md.
+The mapping is described in docs/envelope.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from eventsync.changes.change import BaseState, Change
 from eventsync.changes.clock import Version, version_at
 from eventsync.changes.stamp import DELETE, PATCH, PUT, Op, Stamp
 from eventsync.envelope.codec import encode
-from eventsync.errors import ValueRefusedError, malformed
+from eventsync.errors import ValueRefusedError, malformed, shown
 from eventsync.values.tagged_json import dumps, from_json, loads, to_json
 
 __all__ = ["CONTENT_TYPE", "from_cloudevent", "from_headers", "to_cloudevent", "to_headers"]
@@ -30,7 +30,7 @@ CONTENT_TYPE: Final = "application/cloudevents+json"
 _PREFIX: Final = "eventsync."
 _OPS: Final[Mapping[str, Op]] = {PUT: PUT, PATCH: PATCH, DELETE: DELETE}
 _NO_SOURCE: Final = "urn:eventsync:unknown"
-# Where a change keeps, within ``ext``, the attributes of an event that mean nothing here.
+# The name in ``Change.ext`` under which a change keeps the attributes that eventsync does not use.
 _FOREIGN: Final = "cloudevents"
 _OURS: Final = frozenset(
     {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema"}
@@ -42,7 +42,10 @@ _ATTRIBUTE: Final = re.compile(r"[a-z0-9]+")
 
 
 def to_cloudevent(change: Change) -> dict[str, Any]:
-    """``change`` as a CloudEvent in structured mode, ready for ``json.dumps``; lossless."""
+    """Return ``change`` as a CloudEvent in structured mode, ready for ``json.dumps``.
+
+    Nothing is lost: ``from_cloudevent`` returns an equal change.
+    """
     ext = dict(change.ext)
     foreign = ext.pop(_FOREIGN) if _are_attributes(ext.get(_FOREIGN)) else {}
     event: dict[str, Any] = {
@@ -64,31 +67,29 @@ def to_cloudevent(change: Change) -> dict[str, Any]:
         event["recordknown"] = dumps(
             {
                 "stamp": known.stamp.hex(),
-                "values": {name: to_json(held) for name, held in known.values.items()},
+                "values": {name: to_json(value) for name, value in known.values.items()},
                 "versions": {name: version.hex() for name, version in known.versions.items()},
             }
         )
     if change.data is not None:
         event["datacontenttype"] = "application/json"
-        event["data"] = {name: to_json(held) for name, held in change.data.items()}
+        event["data"] = {name: to_json(value) for name, value in change.data.items()}
     return event
 
 
 def from_cloudevent(
     event: Mapping[str, Any] | str | bytes, *, type: str | None = None, op: Op | None = None
 ) -> Change:
-    """The change that a CloudEvent in structured mode tells of.
+    """Return the change that a CloudEvent in structured mode describes.
 
-    An event of type ``eventsync.<record type>.<op>`` says itself what it is; for any other ``type``
-    and ``op`` are needed, and its data is taken as it is, without tagged values. ``subject`` is the
-    record's key. Without ``recordversion`` the version comes from ``time`` and ``source``, so that
-    the same event gives the same version each time.
-
-    Raises ``EnvelopeError`` for what is not such an event, and nothing else.
+    An event of type ``eventsync.<record type>.<op>`` names its record type and operation. For any
+    other event pass ``type`` and ``op``; its data is plain JSON, without tagged values. ``subject``
+    is the record's key. Without ``recordversion`` the version is made of ``time`` and ``source``,
+    so the same event always gives the same version. Raises only ``EnvelopeError``.
     """
     found = event if isinstance(event, Mapping) else loads(event)
     if not isinstance(found, Mapping) or found.get("specversion") != "1.0":
-        raise malformed("not a CloudEvent of version 1.0", reason="envelope")
+        raise malformed("the text is not a CloudEvent of version 1.0", reason="envelope")
     event_type, event_id = _text(found, "type"), _text(found, "id")
     source, key = _text(found, "source"), _text(found, "subject")
     own_type, _, own_op = event_type.removeprefix(_PREFIX).rpartition(".")
@@ -97,14 +98,15 @@ def from_cloudevent(
         type, op = type or own_type, op or _OPS[own_op]
     if type is None or op is None:
         raise malformed(
-            f"a CloudEvent of type {event_type[:80]!r} does not say what it does to which record",
-            hint="give type and op, or name it eventsync.<record type>.<put, patch or delete>",
+            f"the CloudEvent is of type {event_type[:80]!r}, which names no record type and "
+            "operation",
+            hint="pass both, or use the event type eventsync.<record type>.<put, patch or delete>",
         )
     data = None if op == DELETE else _data(found)
     if op != DELETE and not isinstance(data, Mapping):
         raise malformed("the data of the CloudEvent is not an object")
     if data is not None and ours:
-        data = {name: from_json(held) for name, held in data.items()}
+        data = {name: from_json(value) for name, value in data.items()}
     change = Change(
         type=type,
         key=key,
@@ -119,23 +121,22 @@ def from_cloudevent(
         known=_known(found),
     )
     try:
-        # Whatever came in, it keeps the rules of an envelope from here on.
-        encode(change)
+        encode(change)  # checks the rules of an envelope
     except ValueRefusedError as error:
         raise malformed(f"malformed CloudEvent: {error.message}", hint=error.hint) from error
     return change
 
 
 def to_headers(change: Change, *, prefix: str = "ce-") -> tuple[dict[str, str], bytes]:
-    """``change`` as a CloudEvent in binary mode: headers, and the body they go with.
+    """Return ``change`` as a CloudEvent in binary mode: headers and body.
 
-    ``prefix``: that of the protocol's binding: ``ce-`` for HTTP, ``ce_`` for Kafka. Values are
-    percent-encoded as the HTTP binding says, whatever the protocol.
+    ``prefix``: the prefix of header names in the protocol, ``ce-`` for HTTP and ``ce_`` for Kafka.
+    Values are percent-encoded as in the HTTP binding, whatever the protocol.
     """
     event = to_cloudevent(change)
     content_type = event.pop("datacontenttype", None)
     body = dumps(event.pop("data")).encode() if change.data is not None else b""
-    headers = {f"{prefix}{name}": _quoted(held) for name, held in event.items()}
+    headers = {f"{prefix}{name}": _quoted(value) for name, value in event.items()}
     if content_type is not None:
         headers["content-type"] = content_type
     return headers, body
@@ -149,26 +150,26 @@ def from_headers(
     type: str | None = None,
     op: Op | None = None,
 ) -> Change:
-    """The change that a CloudEvent in binary mode tells of; as ``from_cloudevent`` otherwise.
+    """Return the change that a CloudEvent in binary mode describes; see ``from_cloudevent``.
 
-    Headers' names may be in any case; other headers are passed over.
+    The names of headers may be in any case. Headers without the prefix are ignored.
     """
     event: dict[str, Any] = {}
-    for name, held in headers.items():
+    for name, value in headers.items():
         lower = name.lower()
         if lower == "content-type":
-            event["datacontenttype"] = held
+            event["datacontenttype"] = value
         elif lower.startswith(prefix.lower()):
-            event[lower[len(prefix) :]] = unquote(held) if isinstance(held, str) else held
+            event[lower[len(prefix) :]] = unquote(value) if isinstance(value, str) else value
     if body:
         _check_json(event)
         event["data"] = loads(body)
     return from_cloudevent(event, type=type, op=op)
 
 
-def _quoted(held: Any) -> str:
-    text = str(held).lower() if isinstance(held, bool) else str(held)
-    # All that is not printable ASCII, and space, double quote and percent.
+def _quoted(value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    # Escapes everything except printable ASCII, and the space, the double quote and the percent.
     return quote(text, safe="!#$&'()*+,/:;<=>?@[\\]^`{|}~")
 
 
@@ -179,7 +180,7 @@ def _rfc3339(moment: dt.datetime) -> str:
 def _text(event: Mapping[str, Any], name: str) -> str:
     found = event.get(name)
     if not isinstance(found, str) or not found:
-        raise malformed(f"the CloudEvent has no {name}")
+        raise malformed(f"the CloudEvent has no {name}, or one that is not text")
     return found
 
 
@@ -189,7 +190,7 @@ def _uint(event: Mapping[str, Any], name: str, default: int) -> int:
         return int(found)
     if isinstance(found, int) and not isinstance(found, bool):
         return found
-    raise malformed(f"{name} of the CloudEvent is not a number")
+    raise malformed(f"{name} of the CloudEvent is {shown(found)}, not a number")
 
 
 def _check_json(event: Mapping[str, Any]) -> None:
@@ -197,7 +198,10 @@ def _check_json(event: Mapping[str, Any]) -> None:
     if content_type is not None and not (
         isinstance(content_type, str) and _JSON.fullmatch(content_type)
     ):
-        raise malformed(f"the data of the CloudEvent is {str(content_type)[:60]!r}, not JSON")
+        raise malformed(
+            f"the data of the CloudEvent has the content type {str(content_type)[:60]!r}, which is "
+            "not JSON"
+        )
 
 
 def _data(event: Mapping[str, Any]) -> Any:
@@ -215,7 +219,7 @@ def _id(text: str, source: str) -> bytes:
     try:
         return UUID(text).bytes
     except ValueError:
-        # Another system's id; with the source it names the event, so they make ours.
+        # An id of another system: with the source it identifies the event, so ours is their hash.
         return hashlib.sha256(f"{source}\n{text}".encode(errors="replace")).digest()[:16]
 
 
@@ -229,9 +233,9 @@ def _version(event: Mapping[str, Any], source: str) -> Version:
     try:
         moment = dt.datetime.fromisoformat(_text(event, "time").upper())
     except ValueError as error:
-        raise malformed("time of the CloudEvent is not as RFC 3339 has it") from error
+        raise malformed("time of the CloudEvent is not a timestamp of RFC 3339") from error
     if moment.tzinfo is None:
-        raise malformed("time of the CloudEvent has no offset")
+        raise malformed("time of the CloudEvent has no offset from UTC")
     micros = (moment - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1)
     node = hashlib.sha256(source.encode(errors="replace")).digest()[:8]
     return version_at(micros, int.from_bytes(node, "big"))
@@ -244,21 +248,24 @@ def _ext(event: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise malformed("recordext of the CloudEvent is not an object")
         ext = found
-    foreign = {n: held for n, held in event.items() if n not in _OURS and held is not None}
+    foreign = {n: value for n, value in event.items() if n not in _OURS and value is not None}
     if not foreign:
         return ext
     if not _are_attributes(foreign):
         raise malformed(
-            f"the CloudEvent has attributes of no allowed name or type among {sorted(foreign)[:9]}"
+            f"the CloudEvent has an attribute with an invalid name or type among "
+            f"{sorted(foreign)[:9]}",
+            hint="CloudEvents allows lower-case letters and digits in names; text, integers and "
+            "booleans as values",
         )
     return {**ext, _FOREIGN: foreign}
 
 
-def _are_attributes(held: Any) -> bool:
-    """Whether ``held`` are extension attributes that an event may have, and that are not ours."""
-    return isinstance(held, Mapping) and all(
+def _are_attributes(value: Any) -> bool:
+    """Return whether ``value`` has only valid extension attributes, none of eventsync's own."""
+    return isinstance(value, Mapping) and all(
         _ATTRIBUTE.fullmatch(name) and name not in _OURS and isinstance(attribute, str | int)
-        for name, attribute in held.items()
+        for name, attribute in value.items()
     )
 
 
@@ -267,7 +274,7 @@ def _known(event: Mapping[str, Any]) -> BaseState | None:
         return None
     found = loads(_text(event, "recordknown"))
     try:
-        values = {name: from_json(held) for name, held in found["values"].items()}
+        values = {name: from_json(value) for name, value in found["values"].items()}
         versions = {name: Version.parse(text) for name, text in found["versions"].items()}
         return BaseState(Stamp(bytes.fromhex(found["stamp"])), values, versions)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,7 +1,4 @@
-"""The dead letter: what could not be applied, as it came, with why, where and how often.
-
-It knows nothing of queues or of how a letter is replayed.
-"""
+"""The dead letter: an envelope or message that could not be applied, with the reason."""
 
 from __future__ import annotations
 
@@ -29,12 +26,12 @@ _OPTIONAL_TEXTS: Final = ("type", "key", "op")
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class DeadLetter:
-    """One envelope, or one whole message that is none, which a store could not apply.
+    """An envelope, or an unparseable message, that a store could not apply.
 
-    ``raw``: its bytes as they came. ``reason``: the word that the error gave (``EventSyncError``);
-    ``message``: its text. ``attempts``: how often it was tried. ``first_time`` and ``last_time``:
-    of the first and the last try, in seconds since the epoch. ``type``, ``key``, ``op`` and
-    ``version`` are those of the change, as far as it could be read.
+    ``raw``: its bytes as they came. ``reason``: the ``reason`` of the error; ``message``: its text.
+    ``attempts``: how often the store tried. ``first_time`` and ``last_time``: when it first and
+    last tried, in seconds since the epoch. ``type``, ``key``, ``op`` and ``version``: those of the
+    change, or ``None`` if it could not be read.
     """
 
     reason: str
@@ -53,34 +50,36 @@ class DeadLetter:
     id: bytes = field(default_factory=new_id)
 
     def encode(self) -> bytes:
-        """The letter as bytes. Takes any letter: a dead letter that cannot be kept would be lost.
+        """Return the dead letter as bytes. It never fails, so that no dead letter is lost.
 
-        Texts are cut at 4,000 characters, and what has no UTF-8 form in them is escaped.
+        Texts are cut at 4,000 characters. Characters that have no UTF-8 form are escaped.
         """
         entries: dict[str, Any] = {"v": _MAJOR}
         for part in fields(self):
-            held = getattr(self, part.name)
-            if isinstance(held, str):
-                held = held[:_LONGEST_TEXT].encode(errors="backslashreplace").decode()
-            entries[part.name] = bytes(held) if isinstance(held, bytes) else held
+            value = getattr(self, part.name)
+            if isinstance(value, str):
+                value = value[:_LONGEST_TEXT].encode(errors="backslashreplace").decode()
+            entries[part.name] = bytes(value) if isinstance(value, bytes) else value
         return packing.pack(entries)
 
     @classmethod
     def decode(cls, raw: bytes) -> DeadLetter:
-        """The letter that ``encode`` gave as bytes; entries of unknown names are passed over.
+        """Read a dead letter from bytes from anywhere. Ignore entries of unknown names.
 
-        Raises ``EnvelopeError``, and nothing else, for bytes that are no letter.
+        Raises only ``EnvelopeError``.
         """
         try:
             entries = unpacking.unpack(raw)
         except ValueRefusedError as error:
-            raise EnvelopeError(f"not a dead letter: {error.message}") from error
+            raise EnvelopeError(f"the message is not a dead letter: {error.message}") from error
         if type(entries) is not dict or entries.get("v") != _MAJOR:
-            raise EnvelopeError(f"not a dead letter of version {_MAJOR}")
+            raise EnvelopeError(f"the message is not a dead letter of version {_MAJOR}")
         known = {p.name: entries[p.name] for p in fields(cls) if p.name in entries}
         wrong = _wrong(known)
         if wrong:
-            raise EnvelopeError(f"a dead letter whose {', '.join(wrong)} are missing or malformed")
+            raise EnvelopeError(
+                f"the dead letter has missing or malformed entries: {', '.join(wrong)}"
+            )
         if known.get("version") is not None:
             known["version"] = Version(known["version"])
         return cls(**known)
@@ -88,22 +87,21 @@ class DeadLetter:
     def change(
         self, *, keys: codec.Keyring | None = None, max_bytes: int = codec.MAX_BYTES
     ) -> Change:
-        """The change in ``raw``. Raises ``EnvelopeError`` when it holds none that can be read.
+        """Return the change in ``raw``. Raises ``EnvelopeError`` if it cannot be read.
 
-        Without ``keys`` a signature is not verified: good for a look, not for a replay.
+        Without ``keys`` a signature is not verified; use that to show the change, not to replay it.
         """
         return codec.decode(self.raw, keys=keys, max_bytes=max_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """The letter for people and scripts, ready for ``json.dumps``.
+        """Return the dead letter for people and scripts, ready for ``json.dumps``.
 
-        ``event``: the change as a CloudEvent, its signature unverified; ``None`` if it cannot be
-        read. ``raw``: in base64.
+        ``event``: the change as a CloudEvent, its signature not verified; ``None`` if it cannot be
+        read, which is often the reason of the dead letter. ``raw``: in base64.
         """
         try:
             event = cloudevents.to_cloudevent(self.change(max_bytes=len(self.raw)))
         except EnvelopeError:
-            # That it cannot be read is, as often as not, why it is here.
             event = None
         return {
             "id": str(UUID(bytes=self.id)),
@@ -126,7 +124,7 @@ class DeadLetter:
 
 
 def _wrong(entries: dict[str, Any]) -> list[str]:
-    """The names of entries that are not what a letter holds."""
+    """Return the names of the missing and the malformed entries."""
     checks: dict[str, bool] = {name: type(entries.get(name)) is str for name in _TEXTS}
     checks |= {n: entries.get(n) is None or type(entries[n]) is str for n in _OPTIONAL_TEXTS}
     checks |= {n: _is_time(entries.get(n)) for n in ("first_time", "last_time")}
@@ -141,8 +139,8 @@ def _is_time(seconds: Any) -> bool:
     return type(seconds) in (int, float) and 0 <= seconds < _LAST_TIME
 
 
-def _is_bytes(held: Any, size: int) -> bool:
-    return type(held) is bytes and len(held) == size
+def _is_bytes(value: Any, size: int) -> bool:
+    return type(value) is bytes and len(value) == size
 
 
 def _shown_time(seconds: float) -> str:

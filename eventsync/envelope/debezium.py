@@ -1,6 +1,6 @@
-"""Changes from the events of Debezium's connectors for relational databases.
+"""Debezium: changes from the events of its connectors for relational databases.
 
-It knows nothing of how the events travel. The mapping is described in docs/envelope.md.
+The mapping is described in docs/envelope.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from eventsync.values.tagged_json import loads
 __all__ = ["from_debezium", "version_of"]
 
 _OPS: Final[Mapping[str, Op]] = {"c": PUT, "u": PUT, "r": PUT, "d": DELETE}
-# What a connector sends in place of a large value that did not change and that it did not get.
+# What a connector sends in place of a large value that did not change, because it did not get it.
 _UNAVAILABLE: Final = "__debezium_unavailable_value"
 _EPOCH_DAY: Final = dt.date(1970, 1, 1)
 _EPOCH: Final = dt.datetime(1970, 1, 1)
@@ -38,39 +38,41 @@ def from_debezium(
     type: str | None = None,
     version: Callable[[Mapping[str, Any]], Version] | None = None,
 ) -> Change | None:
-    """The change that a Debezium event tells of, or ``None`` for a tombstone. Idempotent.
+    """Return the change that a Debezium event describes, or ``None`` for a tombstone. Idempotent.
 
-    ``event`` and ``key``: value and key of the message, as JSON, with or without their schema.
-    ``key_text`` makes the record's key of the key's columns, or of the row's when there is no
-    ``key``. ``type``: the record type; by default the table's name. ``version`` makes the version
-    of the event's ``source`` block; by default ``version_of`` does.
+    ``event`` and ``key``: the value and the key of the message, as JSON, with or without schema.
+    ``key_text``: returns the record's key for the columns of ``key``, or for those of the row if
+    there is no ``key``. ``type``: the record type, by default the name of the table. ``version``:
+    returns the version for the ``source`` block of the event, by default ``version_of``.
 
-    With their schema dates, times, decimals, UUIDs and bytes come as what they are; without, as
-    what JSON makes of them, for the record type to convert.
+    With a schema, dates, times, decimals, UUIDs and bytes have their types. Without one they are
+    the JSON values of the event, which the record type converts.
 
-    Raises ``EnvelopeError`` for what is no such event, ``ChangeRefusedError`` for one that cannot
-    be a change (a truncated table, a row of which columns are missing), and what ``key_text`` and
-    ``version`` raise of eventsync's errors.
+    Raises ``EnvelopeError`` for a malformed event, and ``ChangeRefusedError`` for an event that is
+    not the change of one record (a truncated table, a row without some of its columns). Errors of
+    eventsync that ``key_text`` or ``version`` raise pass through.
     """
     payload, schema = _unwrapped(event)
     if payload is None:
         return None
     op, source = _op(payload), payload.get("source")
     if not isinstance(source, Mapping):
-        raise malformed("the Debezium event has no source")
+        raise malformed("the Debezium event has no source block")
     side = "before" if op == DELETE else "after"
     row = _row(payload.get(side), _field(schema, side))
     columns = _key_columns(key) or row
     if columns is None:
         raise malformed(
-            "the Debezium event has neither key nor row to make the record's key of",
-            hint="pass the message's key, or give the table a full replica identity",
+            "the Debezium event has neither a key nor a row, so the record's key is unknown",
+            hint="pass the key of the message, or give the table a full replica identity",
         )
     name = type if type is not None else source.get("table")
     try:
         text = key_text(columns)
     except (LookupError, ValueError, TypeError) as error:
-        raise malformed(f"the Debezium event gives no key of a {shown(name)}: {error!r}") from error
+        raise malformed(
+            f"the columns of the Debezium event give no key of record type {shown(name)}: {error!r}"
+        ) from error
     change = Change(
         type=name if isinstance(name, str) else "",
         key=text,
@@ -82,27 +84,26 @@ def from_debezium(
     seed = f"{change.source}\n{change.version.hex()}\n{change.type}\n{change.key}"
     change.id = hashlib.sha256(seed.encode(errors="replace")).digest()[:16]
     try:
-        # Whatever came in, it keeps the rules of an envelope from here on.
-        encode(change)
+        encode(change)  # checks the rules of an envelope
     except ValueRefusedError as error:
         raise malformed(f"malformed Debezium event: {error.message}", hint=error.hint) from error
     return change
 
 
 def version_of(source: Mapping[str, Any], payload: Mapping[str, Any] | None = None) -> Version:
-    """The version of a change by its ``source`` block; ``payload`` is what the block stands in.
+    """Return the version for a ``source`` block; ``payload`` is the map around the block.
 
-    Milliseconds and counter are those of the change in its database; the node is made of its place
-    in the database's log (48 bits), so that changes of one instant keep the log's order, and of the
-    connector's name (16 bits). For the connectors for PostgreSQL, MySQL, MariaDB, SQL Server, Db2
-    and Oracle. Raises ``EnvelopeError`` where the block has no time or no such place.
+    Milliseconds and counter are the time of the change in its database. The node is made of the
+    position in the database's log (48 bits), so that changes of one instant keep the order of the
+    log, and of the connector's name (16 bits). It works for the connectors for PostgreSQL, MySQL,
+    MariaDB, SQL Server, Db2 and Oracle. Raises ``EnvelopeError`` if time or position is missing.
     """
     micros = _micros(source) or _micros(payload or {})
     place = _place(source)
     if micros is None or place is None:
         raise malformed(
-            "the source of the Debezium event has no time, or no place in a log that is known here",
-            hint="pass version, a function that makes a version of the source",
+            "the source block of the Debezium event has no time, or no known position in a log",
+            hint="pass version, a function that returns the version for a source block",
         )
     name = str(source.get("name", "")).encode(errors="replace")
     tag = int.from_bytes(hashlib.sha256(name).digest()[:2], "big")
@@ -113,18 +114,18 @@ def version_of(source: Mapping[str, Any], payload: Mapping[str, Any] | None = No
 
 
 def _unwrapped(event: Mapping[str, Any] | str | bytes | None) -> tuple[Any, Any]:
-    """The payload of an event or key, and its schema or ``None``."""
-    # Kafka's tombstones come as nothing, or as no bytes at all; nothing else is one.
+    """Return the payload of an event or key, and its schema or ``None``."""
+    # A tombstone of Kafka is ``None`` or no bytes at all; nothing else is one.
     found = loads(event) if isinstance(event, str | bytes) and event else event
     if found is None or found in ("", b""):
         return None, None
     if not isinstance(found, Mapping):
-        raise malformed("a Debezium event or key is not an object", reason="envelope")
+        raise malformed("the Debezium event or its key is not a JSON object", reason="envelope")
     if "payload" not in found:
         return found, None
     payload, schema = found["payload"], found.get("schema")
     if payload is not None and not isinstance(payload, Mapping):
-        raise malformed("the payload of a Debezium event or key is not an object")
+        raise malformed("the payload of the Debezium event or of its key is not a JSON object")
     return payload, schema if isinstance(schema, Mapping) else None
 
 
@@ -133,16 +134,16 @@ def _op(payload: Mapping[str, Any]) -> Op:
     if isinstance(code, str) and code in _OPS:
         return _OPS[code]
     if code in ("t", "m"):
-        what = "a truncated table" if code == "t" else "a message in the log"
+        what = "a truncated table" if code == "t" else "a logical message"
         raise ChangeRefusedError(
-            f"{what} is not a change of one record",
+            f"the Debezium event is {what}, not a change of one record",
             reason="unsupported-operation",
-            hint="skip it at the connector (skipped.operations), or synchronize the table anew",
+            hint="skip such events in the connector (skipped.operations), or run eventsync sync",
         )
     raise malformed(
-        f"a Debezium event with the operation {shown(code)}",
+        f"the Debezium event has the operation {shown(code)}, not c, u, r or d",
         reason="envelope",
-        hint="events must come whole: not flattened by ExtractNewRecordState",
+        hint="do not flatten events with ExtractNewRecordState",
     )
 
 
@@ -156,27 +157,27 @@ def _row(row: Any, schema: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(row, Mapping):
         raise malformed(
-            f"a row is {shown(row)}, not an object",
-            hint="only the connectors for relational databases are understood",
+            f"the row of the Debezium event is {shown(row)}, not a JSON object",
+            hint="only the connectors for relational databases are supported",
         )
-    return {name: _column(name, held, _field(schema, name)) for name, held in row.items()}
+    return {name: _column(name, value, _field(schema, name)) for name, value in row.items()}
 
 
 def _whole(row: dict[str, Any] | None, type: Any) -> dict[str, Any]:
     if row is None:
-        raise malformed("a Debezium event of a put has no row after it")
-    missing = [n for n, held in row.items() if held in (_UNAVAILABLE, _UNAVAILABLE.encode())]
+        raise malformed("the Debezium event is of a put, but has no row in its entry after")
+    missing = [n for n, value in row.items() if value in (_UNAVAILABLE, _UNAVAILABLE.encode())]
     if missing:
         raise ChangeRefusedError(
-            f"a row of {type} comes without its columns {', '.join(missing)}",
+            f"the Debezium event of a row of {type} lacks the columns {', '.join(missing)}",
             reason="incomplete-row",
-            hint="give the table a full replica identity",
+            hint="in PostgreSQL, give the table a full replica identity",
         )
     return row
 
 
 def _micros(block: Mapping[str, Any]) -> int | None:
-    """The time in a block, in microseconds; ``None`` where there is none, or 0 stands for it."""
+    """Return the time in a block, in microseconds; ``None`` if it is missing or 0."""
     for name, up, down in (("ts_ns", 1, 1000), ("ts_us", 1, 1), ("ts_ms", 1000, 1)):
         found = block.get(name)
         if isinstance(found, int) and not isinstance(found, bool) and found:
@@ -185,14 +186,14 @@ def _micros(block: Mapping[str, Any]) -> int | None:
 
 
 def _place(source: Mapping[str, Any]) -> int | None:
-    """The place in the database's log, as a number that grows along it."""
+    """Return the position in the database's log, as a number that grows along it."""
     found: Any = source.get("lsn")
     if found is None and source.get("pos") is not None:
         try:
             file = int(str(source.get("file") or "").rpartition(".")[2] or 0)
             pos, row = int(source["pos"]), int(source.get("row") or 0)
         except (ValueError, TypeError) as error:
-            raise malformed("the place in the log of the Debezium event is malformed") from error
+            raise malformed("the log position in the Debezium event is malformed") from error
         return (file & 0xF) << 44 | (pos & 0xFFFF_FFFF) << 12 | row & 0xFFF
     if found is None:
         found = source.get("change_lsn") or source.get("scn")
@@ -203,14 +204,14 @@ def _place(source: Mapping[str, Any]) -> int | None:
         text = str(found)
         return int(text.replace(":", ""), 16) if ":" in text else int(text)
     except ValueError as error:
-        raise malformed("the place in the log of the Debezium event is malformed") from error
+        raise malformed("the log position in the Debezium event is malformed") from error
 
 
 # -- columns ---------------------------------------------------------------------------------------
 
 
 def _field(schema: Any, name: str) -> Any:
-    """The schema of a field of a struct, or ``None``."""
+    """Return the schema of a field of a struct, or ``None``."""
     fields = schema.get("fields") if isinstance(schema, Mapping) else None
     for field in fields if isinstance(fields, list) else ():
         if isinstance(field, Mapping) and field.get("field") == name:
@@ -218,37 +219,37 @@ def _field(schema: Any, name: str) -> Any:
     return None
 
 
-def _column(name: str, held: Any, schema: Any) -> Any:
+def _column(name: str, value: Any, schema: Any) -> Any:
     try:
-        return _value(held, schema)
+        return _value(value, schema)
     except EnvelopeError:
         raise
     except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
-        raise malformed(f"column {name[:60]!r} does not hold what its schema says") from error
+        raise malformed(f"column {name[:60]!r} has a value that does not fit its schema") from error
 
 
-def _value(held: Any, schema: Any) -> Any:
-    if held is None or not isinstance(schema, Mapping) or held == _UNAVAILABLE:
-        return held
+def _value(value: Any, schema: Any) -> Any:
+    if value is None or not isinstance(schema, Mapping) or value == _UNAVAILABLE:
+        return value
     kind, logical = schema.get("type"), schema.get("name")
     if logical == "org.apache.kafka.connect.data.Decimal":
-        return _decimal(held, int(schema["parameters"]["scale"]))
+        return _decimal(value, int(schema["parameters"]["scale"]))
     if logical == "io.debezium.data.VariableScaleDecimal":
-        return _decimal(held["value"], int(held["scale"]))
+        return _decimal(value["value"], int(value["scale"]))
     if isinstance(logical, str) and logical in _LOGICAL:
-        return _LOGICAL[logical](held)
+        return _LOGICAL[logical](value)
     if kind == "bytes":
-        return base64.b64decode(held, validate=True)
+        return base64.b64decode(value, validate=True)
     if kind == "array":
-        return [_value(item, schema.get("items")) for item in held]
+        return [_value(item, schema.get("items")) for item in value]
     if kind == "struct":
-        return {name: _value(item, _field(schema, name)) for name, item in held.items()}
-    return held
+        return {name: _value(item, _field(schema, name)) for name, item in value.items()}
+    return value
 
 
 def _decimal(encoded: Any, scale: int) -> Decimal:
     unscaled = int.from_bytes(base64.b64decode(encoded, validate=True), "big", signed=True)
-    # Built of text, so that no decimal context rounds it.
+    # Made of text, because arithmetic would round it to the digits of the decimal context.
     return Decimal(f"{unscaled}E{-scale}")
 
 
@@ -269,7 +270,7 @@ def _time(micros: int) -> dt.time:
 def _zoned(text: str) -> dt.datetime:
     moment = dt.datetime.fromisoformat(text)
     if moment.tzinfo is None:
-        raise ValueError("a zoned timestamp without its zone")
+        raise ValueError("a zoned timestamp has no zone")
     return moment.astimezone(dt.UTC)
 
 

@@ -1,7 +1,4 @@
-"""The keys that sign envelopes, and how a signature ends one.
-
-This module knows nothing of what the bytes it signs mean.
-"""
+"""Signing: the keys, and the signature at the end of an envelope (see docs/envelope.md)."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ __all__ = ["Keyring"]
 _SHORTEST: Final = 16
 _SIG: Final = b"\xa3sig\xc4\x20"
 _MAC_SIZE: Final = 32
-# So that an id is a msgpack fixstr of ASCII, and can be recognised from behind.
+# An id of this form is a msgpack fixstr, so it is found from the end of the envelope.
 _KID: Final = re.compile(r"[A-Za-z0-9._-]{1,31}", re.ASCII)
 
 
@@ -29,9 +26,9 @@ _KID: Final = re.compile(r"[A-Za-z0-9._-]{1,31}", re.ASCII)
 class Keyring:
     """HMAC-SHA256 keys by id: one signs, all of them verify. Immutable, hence thread-safe.
 
-    To rotate: add the new key everywhere, then let it sign everywhere, then drop the old one.
-    ``signing``: the id of the key that signs. Raises ``ConfigError`` for an id that is not 1 to 31
-    letters, digits or ``._-``, for a key under 16 bytes, and when ``signing`` has no key.
+    ``signing``: the id of the key that signs. To rotate keys, add the new key everywhere, then sign
+    with it everywhere, then remove the old one. Raises ``ConfigError`` for an id that is not 1 to
+    31 letters, digits or ``._-``, for a key under 16 bytes, and if ``signing`` names no key.
     """
 
     signing: str
@@ -42,8 +39,8 @@ class Keyring:
         for kid, key in self.keys.items():
             if not _KID.fullmatch(kid):
                 raise ConfigError(
-                    f"a signing key's id is {_shown(kid)}",
-                    hint="take 1 to 31 letters, digits, dots, dashes or underscores",
+                    f"the id {_shown(kid)} of a signing key is invalid",
+                    hint="use 1 to 31 letters, digits, dots, dashes or underscores",
                 )
             if len(key) < _SHORTEST:
                 raise ConfigError(
@@ -51,11 +48,14 @@ class Keyring:
                     hint="make one with: head -c 32 /dev/urandom | base64",
                 )
         if self.signing not in self.keys:
-            raise ConfigError(f"there is no key of the id {_shown(self.signing)}, which is to sign")
+            raise ConfigError(
+                f"there is no signing key with the id {_shown(self.signing)}",
+                hint="add that key, or sign with one of the others",
+            )
         trailers = {
             kid: b"\xa3kid" + bytes((0xA0 | len(kid),)) + kid.encode() + _SIG for kid in self.keys
         }
-        # A frozen dataclass has no other way to set up itself.
+        # A frozen dataclass cannot set its attributes in another way.
         object.__setattr__(
             self, "keys", MappingProxyType({i: bytes(key) for i, key in self.keys.items()})
         )
@@ -69,7 +69,7 @@ class Keyring:
 
     @classmethod
     def parse(cls, text: str) -> Keyring:
-        """The keyring that ``id:base64,id:base64`` describes; the first key signs.
+        """Read a keyring from a text of the form ``id:base64,id:base64``. The first key signs.
 
         Raises ``ConfigError``, which never shows a key.
         """
@@ -77,7 +77,7 @@ class Keyring:
         for position, part in enumerate(text.split(","), 1):
             kid, colon, encoded = part.strip().partition(":")
             if not colon or not _KID.fullmatch(kid):
-                # Without the colon the part may be a key, so it is not shown.
+                # The part is not shown, because without a colon it may be the key itself.
                 raise ConfigError(
                     f"signing key {position} is not of the form id:base64",
                     hint="an id has 1 to 31 letters, digits, dots, dashes or underscores",
@@ -87,23 +87,29 @@ class Keyring:
             try:
                 keys[kid] = base64.b64decode(encoded, validate=True)
             except (binascii.Error, ValueError):
-                raise ConfigError(f"the signing key {kid!r} is not base64") from None
+                raise ConfigError(
+                    f"the signing key {kid!r} is not base64",
+                    hint="make one with: head -c 32 /dev/urandom | base64",
+                ) from None
         return cls(next(iter(keys)), keys)
 
     def sign(self, unsigned: bytes) -> bytes:
-        """``unsigned``, then the entries ``kid`` and ``sig`` that make it a signed envelope."""
+        """Return ``unsigned`` with the entries ``kid`` and ``sig`` added.
+
+        The head of ``unsigned`` must count these two entries already.
+        """
         covered = unsigned + self._trailers[self.signing]
         return covered + hmac.digest(self.keys[self.signing], covered, "sha256")
 
     def verify(self, raw: bytes) -> tuple[str, int]:
-        """The id of the key that signed ``raw``, and where the entries that ``sign`` added begin.
+        """Return the id of the key that signed ``raw``, and where the entry ``kid`` begins.
 
-        Raises ``SignatureError`` when the signature is missing, of an unknown key, or wrong.
+        Raises ``SignatureError`` if the signature is missing, wrong, or made with an unknown key.
         """
         end = len(raw) - _MAC_SIZE
         if end < 0 or not raw.endswith(_SIG, 0, end):
             raise SignatureError(
-                "the envelope is not signed, and keys are configured here",
+                "the envelope is not signed, but signing keys are configured here",
                 hint="configure the same keys where it was published",
             )
         for kid, trailer in self._trailers.items():
@@ -112,18 +118,18 @@ class Keyring:
                 return kid, end - len(trailer)
         raise SignatureError(
             "the envelope is signed with a key that is not known here",
-            hint=f"known here: {', '.join(self.keys)}",
+            hint=f"the keys known here are {', '.join(self.keys)}",
         )
 
     def _compare(self, kid: str, raw: bytes, end: int) -> None:
         if not hmac.compare_digest(hmac.digest(self.keys[kid], raw[:end], "sha256"), raw[end:]):
             raise SignatureError(
                 f"the signature by key {kid!r} is wrong",
-                hint="the envelope was altered, or another key goes by that id where it was made",
+                hint="the envelope was altered, or its publisher has another key with that id",
             )
 
 
 def _shown(kid: object) -> str:
-    """An id for an error: shortened, as somebody may have put a key in its place."""
+    """Return an id for an error, shortened because it may be a key put there by mistake."""
     text = str(kid)
     return repr(text if len(text) <= 8 else f"{text[:4]}...")

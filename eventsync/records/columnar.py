@@ -1,38 +1,39 @@
-"""The reader: the bodies of many puts or patches of one type, read at once, column by column.
+"""The column reader: the packed bodies of many puts or patches of one record type, read at once.
 
-It owns how bytes become checked values in bulk, for speed only: it reads nothing otherwise than
-``value`` and ``schema`` do for one record, and what takes a closer look it leaves to them. It knows
-nothing of changes or stores.
+It reads one column of values after another, which takes less time than record after record. A body
+that it reads gives the values that ``unpack_body`` and ``RecordType.load`` give; it leaves out
+every body that must be read by itself, the malformed ones among them.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from decimal import Decimal
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import msgspec
 
 from eventsync.errors import ValueRefusedError
 from eventsync.records import key
-from eventsync.records.coercion import is_text
 from eventsync.records.field import Field
 from eventsync.records.record_type import RecordType
-from eventsync.values import unpacking
+from eventsync.records.scalar import is_text
+from eventsync.values import packing, unpacking
 
-__all__ = ["Reader"]
+__all__ = ["ColumnReader"]
 
 Row = tuple[Any, ...]
+_T = TypeVar("_T")
 
 _Ext: Final = msgspec.msgpack.Ext
 _code: Final = attrgetter("code")
 _payload: Final = attrgetter("data")
-# As what a value of that class is decoded: nothing is converted, an integer that stands for a
-# float least of all, so that what is read is what the digest of the body is of.
-_AS: Final[dict[type[Any], Any]] = {
+# The type as which msgspec decodes the values of a field. It converts nothing, not even an integer
+# to a float, so that the values are those whose digest the change has.
+_WIRE_TYPES: Final[dict[type[Any], Any]] = {
     str: str,
     int: int,
     float: float | int,
@@ -44,14 +45,19 @@ _AS: Final[dict[type[Any], Any]] = {
     dt.datetime: _Ext,
     UUID: _Ext,
 }
-# True of whatever has just been decoded.
-_SURE: Final = (is_text, Decimal.is_finite)
+# Checks that every decoded value passes.
+_CERTAIN: Final = (is_text, Decimal.is_finite)
+# What msgspec raises on hostile bytes; they may nest as deep as they like.
+_UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+_split: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+# It stands in place of a value that does not fit its field.
+_UNFIT: Final[Any] = object()
 
 
-class Reader:
+class ColumnReader:
     """Reads the bodies of puts and patches of records of ``type``. Thread-safe.
 
-    ``names``: its fields in the order that they have in a body, and in the rows that are read.
+    ``names``: the fields in the order that they have in a body, and in the rows.
     """
 
     def __init__(self, type: RecordType) -> None:
@@ -61,16 +67,17 @@ class Reader:
             (self.names.index(name), key.CODERS[type.fields[name].type][0]) for name in type.keys
         ]
         self._type = type
-        # By field that a patch may name, what reads a value of it.
+        # The decoder of a value of each field that a patch may name.
         self._decoders: dict[str, Callable[[Any], Any]] = {
             field.name: msgspec.msgpack.Decoder(_wire_type(field)).decode
             for field in self._fields
-            if field.type in _AS and not field.key
+            if field.type in _WIRE_TYPES and not field.key
         }
-        self._head = _head(len(self.names))
+        self._head = packing.map_head(len(self.names))
+        # The decoder of a whole body; none if a field holds lists or dicts.
         self._decode: Callable[[bytes], Any] | None = None
-        if all(field.type in _AS for field in self._fields):
-            # By numbers, for names of fields need not be ones that a class may have.
+        if all(field.type in _WIRE_TYPES for field in self._fields):
+            # Numbered, because a field's name need not be a valid attribute name.
             made = msgspec.defstruct(
                 type.name,
                 [(f"f{n}", _wire_type(field)) for n, field in enumerate(self._fields)],
@@ -81,160 +88,156 @@ class Reader:
             self._decode = msgspec.msgpack.Decoder(made).decode
 
     def read(self, bodies: Sequence[bytes], keys: Sequence[str]) -> list[Row | None]:
-        """By body its values, in the order of ``names``, if they are just what the record type
-        would make of them, and those of the record of that key; ``None`` for any other.
+        """Return the values in each body of a put, in the order of ``names``.
+
+        Returns ``None`` for a body unless its values are exactly what the record type would load,
+        and belong to the record with the key beside it.
         """
         found: list[Row | None] = [None] * len(bodies)
         numbers, rows = self._decoded(bodies)
         if not rows:
             return found
-        columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
-        unfit: set[int] = set()
-        for place, field in enumerate(self._fields):
-            columns[place] = _checked(field, columns[place], unfit)
-        rows = list(zip(*columns, strict=True))
-        self._compare(columns, [keys[number] for number in numbers], unfit)
-        if not unfit and len(rows) == len(bodies):
-            return list(rows)
-        for place, number in enumerate(numbers):
-            if place not in unfit:
-                found[number] = rows[place]
+        columns, unfit = [], set[int]()
+        for field, column in zip(self._fields, zip(*rows, strict=True), strict=True):
+            values, misfits = _checked(field, column)
+            columns.append(values)
+            unfit |= misfits
+        if unfit:
+            numbers = _without(unfit, numbers)
+            columns = [_without(unfit, column) for column in columns]
+        wrong = self._wrong_keys(columns, [keys[number] for number in numbers])
+        if not wrong and len(numbers) == len(bodies):
+            return list(zip(*columns, strict=True))
+        for place, row in enumerate(zip(*columns, strict=True)):
+            if place not in wrong:
+                found[numbers[place]] = row
         return found
 
     def read_patches(
         self, bodies: Sequence[bytes], keys: Sequence[str]
     ) -> list[tuple[tuple[str, ...], Row] | None]:
-        """By body the names of the fields in it and their values, if these are just what the record
-        type would make of them, and the key is one of its records; ``None`` for any other.
+        """Return the names of the fields in each body of a patch, and their values.
+
+        Returns ``None`` for a body unless its values are exactly what the record type would load.
+        It returns ``None`` for all of them if one of ``keys`` is no key of the record type.
         """
         found: list[tuple[tuple[str, ...], Row] | None] = [None] * len(bodies)
         if self._type.key_columns(keys) is None:
             return found
-        # Patches of the same fields are read together.
-        alike: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
+        # Patches of the same fields are read together: their places, and their packed values.
+        groups: dict[tuple[str, ...], tuple[list[int], list[Iterable[msgspec.Raw]]]] = {}
         for number, body in enumerate(bodies):
             try:
                 parts = _split(body)
             except _UNREADABLE:
                 continue
             names = tuple(parts)
-            if names not in alike and not (names and self._decoders.keys() >= parts.keys()):
+            if names not in groups and not (names and self._decoders.keys() >= parts.keys()):
                 continue
-            if body.startswith(_head(len(names))):  # no name came twice
-                alike.setdefault(names, []).append((number, parts))
-        for names, group in alike.items():
-            unfit: set[int] = set()
-            columns = [
-                self._read_column(name, column, unfit)
-                for name, column in zip(
-                    names, zip(*(parts.values() for _, parts in group), strict=True), strict=True
-                )
-            ]
+            if body.startswith(packing.map_head(len(names))):  # no name comes twice
+                numbers, packed = groups.setdefault(names, ([], []))
+                numbers.append(number)
+                packed.append(parts.values())
+        for names, (numbers, packed) in groups.items():
+            columns, unfit = [], set[int]()
+            for name, column in zip(names, zip(*packed, strict=True), strict=True):
+                decoded = _decode_each(self._decoders[name], column)
+                values, misfits = _checked(self._type.fields[name], decoded)
+                columns.append(values)
+                unfit |= misfits
             for place, row in enumerate(zip(*columns, strict=True)):
                 if place not in unfit:
-                    found[group[place][0]] = names, row
+                    found[numbers[place]] = names, row
         return found
 
     def fits(self, values: Mapping[str, Any]) -> bool:
-        """Whether values that have been read are just what the record type would make of them."""
+        """Return whether ``values`` are exactly what the record type would load from them."""
         return self._type.fits(values)
 
-    def _read_column(self, name: str, column: Sequence[Any], unfit: set[int]) -> Sequence[Any]:
-        """The values of a field, each in its bytes; adds to ``unfit`` as ``_checked``."""
-        decode = self._decoders[name]
-        try:
-            values = list(map(decode, column))
-        except _UNREADABLE:
-            values = []
-            for number, part in enumerate(column):
-                try:
-                    values.append(decode(part))
-                except _UNREADABLE:
-                    values.append(None)
-                    unfit.add(number)
-        return _checked(self._type.fields[name], values, unfit)
-
     def _decoded(self, bodies: Sequence[bytes]) -> tuple[Sequence[int], list[Row]]:
-        """Which of the bodies have the right fields, and their values as they travelled."""
+        """Return the places of the bodies that have every field, and their decoded values."""
         if self._decode is None:
             return (), []
-        # With so many entries each field can be there but once.
-        whole = [n for n, body in enumerate(bodies) if body.startswith(self._head)]
+        # Such a body has as many entries as there are fields, so no name comes twice.
+        numbers = [n for n, body in enumerate(bodies) if body.startswith(self._head)]
+        packed = [bodies[n] for n in numbers]
         astuple = msgspec.structs.astuple
         try:
-            return whole, list(map(astuple, map(self._decode, [bodies[n] for n in whole])))
+            return numbers, list(map(astuple, map(self._decode, packed)))
         except _UNREADABLE:
-            pass  # some of them: which are they?
-        numbers, rows = [], []
-        for number in whole:
-            try:
-                rows.append(astuple(self._decode(bodies[number])))
-            except _UNREADABLE:
-                continue
-            numbers.append(number)
-        return numbers, rows
+            decoded = _decode_each(self._decode, packed)
+            unfit = {place for place, one in enumerate(decoded) if one is _UNFIT}
+            return _without(unfit, numbers), list(map(astuple, _without(unfit, decoded)))
 
-    def _compare(
-        self, columns: Sequence[Sequence[Any]], keys: Sequence[str], unfit: set[int]
-    ) -> None:
-        """Add to ``unfit`` the numbers of the rows whose key is not the one given."""
+    def _wrong_keys(self, columns: Sequence[Sequence[Any]], keys: Sequence[str]) -> set[int]:
+        """Return the places of the rows whose key fields do not give the key beside them."""
         try:
             parts = [list(map(encode, columns[place])) for place, encode in self._keys]
-        except (ValueError, ArithmeticError, TypeError):  # one was not read at all
-            unfit.update(range(len(keys)))
-            return
+        except (ValueError, ArithmeticError):
+            return set(range(len(keys)))
         texts = key.join_all(parts)
-        if texts != keys or max(map(len, keys)) > key.MAX_LENGTH:
-            for number, (text, given) in enumerate(zip(texts, keys, strict=True)):
-                if text != given or len(given) > key.MAX_LENGTH:
-                    unfit.add(number)
-
-
-_UNREADABLE: Final = (msgspec.MsgspecError, ValueError)
-_split: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
-
-
-def _head(count: int) -> bytes:
-    """How a body of that many entries begins; of more it takes a closer look."""
-    return b"%c" % (0x80 | count) if count < 16 else b"\xde%c%c" % divmod(count, 256)
+        if texts == keys and max(map(len, keys), default=0) <= key.MAX_LENGTH:
+            return set()
+        return {
+            place
+            for place, (text, given) in enumerate(zip(texts, keys, strict=True))
+            if text != given or len(given) > key.MAX_LENGTH
+        }
 
 
 def _wire_type(field: Field) -> Any:
-    kind = _AS[field.type]
+    kind = _WIRE_TYPES[field.type]
     return kind | None if field.optional else kind
 
 
-def _checked(field: Field, column: Sequence[Any], unfit: set[int]) -> Sequence[Any]:
-    """The values of a field; the numbers of those that do not fit it are added to ``unfit``."""
-    kinds = set(map(type, column))
-    if kinds == {_Ext}:
-        codes = set(map(_code, column))
-        if len(codes) == 1:
-            try:
-                column = unpacking.unpack_column(codes.pop(), list(map(_payload, column)))
-                kinds = set(map(type, column))
-            except ValueRefusedError:
-                pass  # some of them: they are found below, one by one
-    if kinds != {field.type}:
-        column = [_alone(field, number, held, unfit) for number, held in enumerate(column)]
-    verify = field.verify
-    if verify is None or verify in _SURE:
-        return column
-    if kinds != {field.type} or not all(map(verify, column)):
-        for number, held in enumerate(column):
-            if held is not None and number not in unfit and not verify(held):
-                unfit.add(number)
+def _without(places: Container[int], column: Sequence[_T]) -> list[_T]:
+    return [item for place, item in enumerate(column) if place not in places]
+
+
+def _decode_each(decode: Callable[[Any], Any], packed: Sequence[Any]) -> list[Any]:
+    """Return the decoded values, with ``_UNFIT`` in place of one that is malformed."""
+    try:
+        return list(map(decode, packed))
+    except _UNREADABLE:
+        return [_decode_one(decode, each) for each in packed]
+
+
+def _decode_one(decode: Callable[[Any], Any], packed: Any) -> Any:
+    try:
+        return decode(packed)
+    except _UNREADABLE:
+        return _UNFIT
+
+
+def _checked(field: Field, column: Sequence[Any]) -> tuple[Sequence[Any], set[int]]:
+    """Return the values of a column, and the places of those that do not fit the field."""
+    verify = None if field.verify in _CERTAIN else field.verify
+    values = _unpacked(column)
+    if set(map(type, values)) == {field.type} and (verify is None or all(map(verify, values))):
+        return values, set()
+    values = [_checked_one(field, verify, value) for value in values]
+    return values, {place for place, value in enumerate(values) if value is _UNFIT}
+
+
+def _unpacked(column: Sequence[Any]) -> Sequence[Any]:
+    """Return the column with its extension types unpacked, if all are of one code and sound."""
+    if set(map(type, column)) == {_Ext} and len(codes := set(map(_code, column))) == 1:
+        try:
+            return unpacking.unpack_column(codes.pop(), list(map(_payload, column)))
+        except ValueRefusedError:
+            pass  # ``_checked_one`` finds the malformed ones
     return column
 
 
-def _alone(field: Field, number: int, held: Any, unfit: set[int]) -> Any:
-    """One value of a field, be it of another class than most."""
-    if type(held) is _Ext:
+def _checked_one(field: Field, verify: Callable[[Any], bool] | None, value: Any) -> Any:
+    """Return one value as its field holds it, or ``_UNFIT``."""
+    if value is None and field.optional:
+        return None
+    if type(value) is _Ext:
         try:
-            held = unpacking.unpack_column(held.code, [bytes(held.data)])[0]
+            value = unpacking.unpack_column(value.code, [bytes(value.data)])[0]
         except ValueRefusedError:
-            unfit.add(number)
-            return None
-    if type(held) is not field.type and not (held is None and field.optional):
-        unfit.add(number)
-    return held
+            return _UNFIT
+    if type(value) is not field.type or (verify is not None and not verify(value)):
+        return _UNFIT
+    return value

@@ -1,7 +1,6 @@
-"""The declaration of a record type: its fields, read from a class and its bases, and bound.
+"""The declaration of a record type: the fields of a class and its bases, bound to the type.
 
-It knows nothing of records' values, nor of stores. Of records it knows their common class, which
-it is given.
+``Record`` calls these functions and passes itself as ``root``, the base class of all records.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from eventsync.records.field import MISSING, Field
 __all__ = ["Declared", "bind", "declared_in", "inherited"]
 
 Declared: TypeAlias = Mapping[str, tuple[Field, Any]]
-"""Fields by name, each with the type of its annotation, which is ``None`` where there is none."""
+"""Fields by name, each with the type of its annotation, or ``None`` without an annotation."""
 
 
 def declared_in(cls: type[Any], scope: dict[str, Any], root: type[Any]) -> Declared:
-    """The fields that the body of ``cls`` declares, with their types.
+    """Return the fields that the body of ``cls`` declares, with their types.
 
-    ``scope``: names that annotations may use beside those of the module. ``root``: the class of all
-    records. Raises ``RecordError``.
+    ``scope``: the names that annotations may use besides those of the module. Raises
+    ``RecordError``.
     """
     own = cls.__dict__
     declared: dict[str, tuple[Field, Any]] = {}
@@ -41,15 +40,15 @@ def declared_in(cls: type[Any], scope: dict[str, Any], root: type[Any]) -> Decla
     for name in declared:
         if name.startswith("_") or hasattr(root, name):
             raise RecordError(
-                f"{cls.__name__}.{name}: no field can be declared under that name, which records "
-                "use themselves",
-                hint="declare another name, and map it to the store's with View(rename={...})",
+                f"{cls.__name__}.{name}: a field cannot have this name: names with a leading "
+                "underscore and the names of Record's own methods are reserved",
+                hint="choose another name, and map it to the store's with View(rename={...})",
             )
     return declared
 
 
 def inherited(cls: type[Any], scope: dict[str, Any], root: type[Any]) -> Declared:
-    """The fields that the bases of ``cls`` declare, be they records or not.
+    """Return the fields that the bases of ``cls`` declare, whether they are records or not.
 
     Raises ``RecordError``.
     """
@@ -61,8 +60,8 @@ def inherited(cls: type[Any], scope: dict[str, Any], root: type[Any]) -> Declare
     for name in found:
         if name in cls.__dict__ and name not in cls.__declared__:
             raise RecordError(
-                f"{cls.__name__}.{name} hides an inherited field",
-                hint="annotate it to declare the field anew, or choose another name",
+                f"{cls.__name__}.{name} hides an inherited field of that name",
+                hint="annotate it to declare the field again, or choose another name",
             )
     return found
 
@@ -74,20 +73,23 @@ def _evaluated(cls: type[Any], name: str, annotation: Any, scope: dict[str, Any]
         return get_type_hints(holder, vars(module) if module else {}, scope)[name]
     except (NameError, AttributeError, TypeError, SyntaxError) as error:
         raise RecordError(
-            f"{cls.__name__}.{name}: its type {annotation!r} cannot be evaluated: {error}",
-            hint="import or declare what it names before the record type, at run time too",
+            f"{cls.__name__}.{name}: the annotation {annotation!r} cannot be evaluated: {error}",
+            hint="import or declare what it names before the class, and not under TYPE_CHECKING",
         ) from error
 
 
 def bind(cls: type[Any], record: str, declared: Declared, root: type[Any]) -> dict[str, Field]:
-    """The fields of the record type named ``record``, bound.
+    """Return the fields of the record type named ``record``, bound.
 
-    Raises ``RecordError``, and ``FieldError`` for a default that does not fit.
+    Raises ``RecordError``, and ``FieldError`` for a default that does not fit its type.
     """
     keys = [name for name, (field, _) in declared.items() if field.key]
     identifiers = [name for name, (field, _) in declared.items() if field.identifier]
     if len(identifiers) > 1:
-        raise RecordError(f"{record}: {' and '.join(identifiers)} cannot both be the identifier")
+        raise RecordError(
+            f"{record}: the fields {' and '.join(identifiers)} are all declared as the identifier",
+            hint="keep identifier=True for one of them",
+        )
     keys = keys or identifiers
     bound: dict[str, Field] = {}
 
@@ -97,15 +99,21 @@ def bind(cls: type[Any], record: str, declared: Declared, root: type[Any]) -> di
         if target is not cls:
             known = getattr(target, "__record__", None)
             if known is None:
-                raise RecordError(f"{record} refers to {target.__name__}, of which no records are")
+                raise RecordError(
+                    f"{record} refers to {target.__name__}, which is abstract",
+                    hint="refer to a class that is not declared with abstract=True",
+                )
             fields = [known.fields[name] for name in known.keys]
             return _reference(target, known.name, fields, root)
         missing = [name for name in keys if name not in bound]
         if missing:
-            raise RecordError(f"{record}.{missing[0]}: a key cannot refer to its own record type")
+            raise RecordError(
+                f"{record}.{missing[0]}: a key field cannot refer to its own record type",
+                hint="give the key field a plain type: int or str, for example",
+            )
         return _reference(target, record, [bound[name] for name in keys], root)
 
-    # Keys first, since other fields may refer to records of this very type.
+    # Keys first, because another field may refer to a record of this same type.
     for name in [*keys, *(name for name in declared if name not in keys)]:
         field, annotation = declared[name]
         bound[name] = field.bind(record, name, annotation, resolve, key=name in keys)
@@ -113,7 +121,7 @@ def bind(cls: type[Any], record: str, declared: Declared, root: type[Any]) -> di
 
 
 def _reference(target: type[Any], name: str, keys: list[Field], root: type[Any]) -> Coercion:
-    """The shape of a reference: the key's value, or the text of a composite key."""
+    """Return the coercion of a reference: to the key's value, or to the text of a composite key."""
     single = keys[0] if len(keys) == 1 else None
     expected = f"the key of a {name}"
     if single is not None:
@@ -135,7 +143,8 @@ def _reference(target: type[Any], name: str, keys: list[Field], root: type[Any])
     def key_value(value: Any) -> Any:
         try:
             return convert(value)
-        except RecordError:  # which speaks of the other record type
+        except RecordError:
+            # Its text names the other record type; ``guard`` makes one that names this field.
             raise ValueError from None
 
     return Coercion(
@@ -147,5 +156,5 @@ def _reference(target: type[Any], name: str, keys: list[Field], root: type[Any])
 
 
 def _never(value: Any) -> bool:
-    """A composite key's text is always checked by the type it belongs to."""
+    """Return false: the type that a composite key belongs to always checks its text."""
     return False

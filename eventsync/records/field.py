@@ -1,7 +1,4 @@
-"""The field: what a record type says of one of its values, and the check of such a value.
-
-It knows nothing of records, keys or stores.
-"""
+"""The field: a typed attribute of a record type, and the check of its values."""
 
 from __future__ import annotations
 
@@ -17,8 +14,8 @@ from eventsync.records.coercion import (
     Resolve,
     UnsupportedTypeError,
     coercion_of,
-    is_text,
 )
+from eventsync.records.scalar import is_text
 from eventsync.values.packing import freeze
 
 __all__ = ["MISSING", "Field"]
@@ -27,6 +24,8 @@ Class: TypeAlias = type[Any]
 
 
 class Missing:
+    """The class of ``MISSING``."""
+
     def __repr__(self) -> str:
         return "MISSING"
 
@@ -35,11 +34,11 @@ class Missing:
 
 
 MISSING: Final = Missing()
-"""In place of a default: there is none."""
+"""The default of a field that has no default."""
 
 
 class Secret:
-    """What an error shows in place of a secret value."""
+    """A stand-in for a secret value in an error."""
 
     def __repr__(self) -> str:
         return "***"
@@ -48,24 +47,24 @@ class Secret:
 class Field:
     """One field of a record type. Immutable, hence thread-safe.
 
-    Declared in a class, ``Field(...)`` stands where the default would: ``name: str =
-    Field(length=120)``. The ``fields`` of a ``RecordType`` are *bound*: they know their name and
-    type, and check values.
+    In a class, ``Field(...)`` takes the place of the default: ``name: str = Field(length=120)``.
+    The ``fields`` of a ``RecordType`` are *bound*: they have a name and a type, and check values.
 
-    Bound fields have all attributes that the constructor takes, with ``default`` checked, and:
+    A bound field has the attributes that the constructor takes, with ``default`` checked, and:
 
-    - ``record``, ``name``: of which record type, under which name;
-    - ``type``: the class of its values as records hold them and stores see them: ``str`` for an
-      enumeration of strings, the class of the key for a reference to a record, ``list`` for any
-      list, ``object`` for any value;
-    - ``annotation``: the type as it was declared, without ``None``;
-    - ``optional``: whether ``None`` is a value of it;
-    - ``scalar``: whether no value of it can hold others.
+    - ``record``, ``name``: the names of its record type and of itself;
+    - ``type``: the class of its values in records and stores: ``str`` for an enumeration of
+      strings, the class of the key for a reference to a record, ``list`` for any list, ``object``
+      for any value;
+    - ``annotation``: the declared type, without ``None``;
+    - ``optional``: whether ``None`` is a valid value;
+    - ``scalar``: false for types whose values can hold other values.
     """
 
     __slots__ = (
         "_convert",
         "annotation",
+        "coercion",
         "default",
         "default_factory",
         "description",
@@ -81,7 +80,6 @@ class Field:
         "record",
         "scalar",
         "secret",
-        "shape",
         "type",
         "unique",
         "verify",
@@ -105,13 +103,13 @@ class Field:
     maximum: Any
     zoned: bool | None
     secret: bool
-    shape: Coercion
+    coercion: Coercion
     expected: str
     verify: Callable[[Any], bool] | None
     member: Callable[[Any], Any] | None
     _convert: Callable[[Any], Any]
 
-    # Any is what it returns for a type checker, so that it can stand as the default of any type.
+    # A type checker sees Any, so that a field can stand as the default of an attribute of any type.
     def __new__(
         cls,
         *,
@@ -128,15 +126,17 @@ class Field:
         zoned: bool | None = None,
         secret: bool = False,
     ) -> Any:
-        """``type``: the type, where no annotation says it or where it shall say something else.
+        """Declare a field.
 
-        ``default``, ``default_factory``: the value, or what makes it, when none is given; an
-        optional field without either has ``None``. ``key``: part of what identifies a record.
-        ``identifier``: the store's own id; the key when no field is one. ``length``: the most
-        characters of a string, or bytes. ``minimum``, ``maximum``: of a number. ``zoned``: whether
-        a time or datetime must (``True``) or must not (``False``) have an offset from UTC; by
-        default each is kept as it comes, and the two are never equal. ``secret``: its values are
-        shown by no ``repr`` and no error.
+        ``type``: the type, if it is not the annotation. ``default``, ``default_factory``: the value
+        for a new record, or a function that returns it; an optional field without either has
+        ``None``. ``key``: whether the field is part of the record's key. ``identifier``: whether
+        the field is the store's own id; it is the key if no field has ``key=True``. ``unique``:
+        whether no two records of a store may share a value. ``length``: the most characters of a
+        string, or bytes of a byte string. ``minimum``, ``maximum``: the limits of a number.
+        ``zoned``: whether a time or datetime must (``True``) or must not (``False``) have an offset
+        from UTC; by default both are taken, and one with an offset never equals one without.
+        ``secret``: whether ``repr`` and errors hide the value.
         """
         field = object.__new__(cls)
         field.record = field.name = ""
@@ -156,12 +156,12 @@ class Field:
 
     @property
     def has_default(self) -> bool:
-        """Whether there is a value when none is given."""
+        """Whether a new record may leave the field out."""
         return self.default is not MISSING or self.default_factory is not None
 
     @property
     def required(self) -> bool:
-        """Whether a value must be given."""
+        """Whether a new record must have a value of the field."""
         return not self.has_default
 
     def __repr__(self) -> str:
@@ -173,10 +173,11 @@ class Field:
     def bind(
         self, record: str, name: str, annotation: Any, resolve: Resolve, *, key: bool | None = None
     ) -> Field:
-        """This field as the field ``name`` of ``record``, of the type it was given or annotated.
+        """Return a copy of this field, bound to a name in a record type.
 
+        ``annotation``: the type, unless the field has one. ``resolve``: see ``coercion_of``.
         Raises ``RecordError`` for a declaration that contradicts itself, and ``FieldError`` for a
-        default that is not of the type.
+        default that does not fit the type.
         """
         declared = self.annotation if self.annotation is not None else annotation
         bound = object.__new__(Field)
@@ -186,29 +187,31 @@ class Field:
         if key is not None:
             bound.key = key
         if declared is None:
-            raise bound._wrong("it has no type", hint="annotate it, or pass Field(type=...)")
+            raise bound._wrong(
+                "the field has no type", hint=f"write {name}: str = Field(...), or Field(type=str)"
+            )
         try:
-            shape = coercion_of(declared, resolve)
+            coercion = coercion_of(declared, resolve)
         except UnsupportedTypeError as error:
             raise bound._wrong(
                 str(error),
-                hint="see 'Types' in docs/concepts.md; declare a record type before it is "
-                "referred to",
+                hint="see 'Types' in docs/concepts.md; a record type must be declared before "
+                "another refers to it",
             ) from None
-        bound.annotation = _without_none(declared, shape)
-        bound.shape = shape
-        bound.type = shape.kind
-        bound.optional = shape.optional
-        bound.scalar = shape.scalar
-        bound.member = shape.member
+        bound.annotation = _without_none(declared, coercion)
+        bound.coercion = coercion
+        bound.type = coercion.kind
+        bound.optional = coercion.optional
+        bound.scalar = coercion.scalar
+        bound.member = coercion.member
         bound._limit()
-        bound._settle_default()
+        bound._check_default()
         return bound
 
     def coerce(self, value: Any) -> Any:
-        """The plain value that ``value`` stands for. Idempotent.
+        """Return the plain value for ``value``, converted if necessary. Idempotent.
 
-        Shares no list or dict with ``value``. Raises ``FieldError``.
+        It shares no list or dict with ``value``. Raises ``FieldError``.
         """
         if value is None and self.optional:
             return None
@@ -218,22 +221,24 @@ class Field:
         return self._converted(self._convert, value)
 
     def operand(self, value: Any) -> Any:
-        """As ``coerce``, for a value to compare with: limits of length and size do not hold.
+        """Return the plain value for an operand of a filter.
 
-        Raises ``FieldError``.
+        Unlike ``coerce`` it ignores the limits of length and size. Raises ``FieldError``.
         """
-        return self._converted(self.shape.convert, value)
+        return self._converted(self.coercion.convert, value)
 
     def make_default(self) -> Any:
-        """The value when none is given; a new one each time. Raises ``RecordError`` without one."""
+        """Return the default, a new one each time. Raises ``RecordError`` if there is none."""
         if self.default_factory is not None:
             return self.coerce(self.default_factory())
         if self.default is MISSING:
-            raise RecordError(f"{self.record}.{self.name} has no default")
+            raise RecordError(
+                f"{self.record}.{self.name} has no default", hint="give a value for this field"
+            )
         return self.default if self.scalar else freeze(self.default)
 
     def error(self, value: Any, expected: str, *, path: str = "", hint: str = "") -> FieldError:
-        """The error that ``value`` is not ``expected``; a secret value is not in it."""
+        """Return the error that ``value`` is not ``expected``. It hides a secret value."""
         shown = Secret() if self.secret else value
         return FieldError(self.record, f"{self.name}{path}", shown, expected, hint=hint)
 
@@ -242,9 +247,9 @@ class Field:
             return convert(value)
         except MisfitError as misfit:
             wrong = misfit
-        # Outside the handler: a chained error would show a secret value.
+        # Raised outside the handler, because a chained error would show a secret value.
         optional = " or None" if self.optional and not wrong.path else ""
-        # The way to an element is made of dict keys, which are values too.
+        # The path is hidden as well, because it may contain keys of a dict, which are values.
         path = "" if self.secret else wrong.path
         raise self.error(wrong.value, f"{wrong.expected}{optional}", path=path) from None
 
@@ -252,21 +257,23 @@ class Field:
         return RecordError(f"{self.record}.{self.name}: {message}", hint=hint)
 
     def _limit(self) -> None:
-        """Set ``verify``, ``_convert`` and ``expected``: those of the shape within the limits."""
-        shape = self.shape
+        """Set ``verify``, ``_convert`` and ``expected`` from the coercion and the limits."""
+        coercion = self.coercion
         fits: list[Callable[[Any], bool]] = []
-        expected = shape.expected
+        expected = coercion.expected
         if self.length is not None:
             limit = self.length
-            if shape.kind not in (str, bytes):
-                raise self._wrong("length is for strings and bytes")
+            if coercion.kind not in (str, bytes):
+                raise self._wrong(f"length is for str and bytes, not for {coercion.expected}")
             if limit < 1:
-                raise self._wrong("length must be at least 1")
+                raise self._wrong(f"length is {limit}; it must be at least 1")
             fits.append(lambda value: len(value) <= limit)
-            expected += f" of at most {limit} {'characters' if shape.kind is str else 'bytes'}"
+            expected += f" of at most {limit} {'characters' if coercion.kind is str else 'bytes'}"
         if self.minimum is not None or self.maximum is not None:
-            if shape.kind not in (int, float, Decimal):
-                raise self._wrong("minimum and maximum are for numbers")
+            if coercion.kind not in (int, float, Decimal):
+                raise self._wrong(
+                    f"minimum and maximum are for numbers, not for {coercion.expected}"
+                )
             low, high = self.minimum, self.maximum
             if low is not None:
                 fits.append(lambda value: bool(value >= low))
@@ -275,30 +282,32 @@ class Field:
                 fits.append(lambda value: bool(value <= high))
                 expected += f"{' and' if low is not None else ' of'} at most {high}"
         if self.zoned is not None:
-            if shape.kind not in (dt.datetime, dt.time):
-                raise self._wrong("zoned is for times and datetimes")
+            if coercion.kind not in (dt.datetime, dt.time):
+                raise self._wrong(f"zoned is for time and datetime, not for {coercion.expected}")
             zoned = self.zoned
             fits.append(lambda value: (value.utcoffset() is not None) is zoned)
             expected += f" {'with' if zoned else 'without'} an offset from UTC"
         self.expected = expected
-        self.verify, self._convert = shape.verify, shape.convert
+        self.verify, self._convert = coercion.verify, coercion.convert
         if fits:
-            self._convert = _within(shape.convert, fits, expected)
-            self.verify = _all_of([shape.verify, *fits] if shape.verify else fits)
-            if shape.kind is str and len(fits) == 1 and shape.member is None:
-                # The most frequent limit by far: two calls instead of five.
+            self._convert = _within(coercion.convert, fits, expected)
+            self.verify = _all_of([coercion.verify, *fits] if coercion.verify else fits)
+            if coercion.kind is str and len(fits) == 1 and coercion.member is None:
+                # By far the most frequent limit takes two calls here instead of five.
                 limit = self.length or 0
                 self.verify = lambda value: len(value) <= limit and is_text(value)
 
-    def _settle_default(self) -> None:
+    def _check_default(self) -> None:
         if self.default is not MISSING and self.default_factory is not None:
-            raise self._wrong("default and default_factory exclude each other")
+            raise self._wrong(
+                "the field has both a default and a default_factory", hint="remove one of them"
+            )
         if self.default is MISSING and self.default_factory is None and self.optional:
             self.default = None
         if isinstance(self.default, list | dict | set | bytearray):
             raise self._wrong(
-                "a default that can be altered would be shared by all records",
-                hint="use Field(default_factory=...)",
+                f"all records would share the default, which is a {type(self.default).__name__}",
+                hint="use Field(default_factory=...) with a function that returns a new one",
             )
         if self.default is not MISSING:
             self.default = self.coerce(self.default)
@@ -319,8 +328,8 @@ _DECLARED: Final = (
 )
 
 
-def _without_none(declared: Any, shape: Coercion) -> Any:
-    if not shape.optional:
+def _without_none(declared: Any, coercion: Coercion) -> Any:
+    if not coercion.optional:
         return declared
     others = [arg for arg in getattr(declared, "__args__", ()) if arg is not type(None)]
     return others[0] if len(others) == 1 else declared

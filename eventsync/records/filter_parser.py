@@ -1,6 +1,5 @@
-"""Filters: a mapping as people write it, read as conditions in their simplest form.
+"""The parser of filters: from a mapping, as people write it, to a tree of conditions.
 
-It owns the operators and what they may be given. It knows nothing of how conditions are evaluated.
 The language is described in ``eventsync.records.query``.
 """
 
@@ -51,14 +50,14 @@ _ORDER: Final = ("$lt", "$lte", "$gt", "$gte")
 _SAME: Final = ("$eq", "$ne", "$in", "$nin")
 _OPERATORS: Final = (*_SAME, *_ORDER, "$like", "$re", "$exists", "$mod", "$len", *_LOGIC)
 
-# A tree may come from anywhere, and its depth must not exhaust the stack.
+# A filter may come from anywhere, and its depth must not exhaust the stack.
 _MAX_DEPTH: Final = 50
 
 
 def parse(tree: Mapping[str, Any] | None, type: RecordType) -> Node:
-    """The conditions that ``tree`` says of records of ``type``, in their simplest form.
+    """Return the conditions that ``tree`` describes, in their simplest form.
 
-    Raises ``FilterError``.
+    ``None`` describes the filter that every record matches. Raises ``FilterError``.
     """
     return EVERYTHING if tree is None else _parse_filter(tree, type, 0)
 
@@ -89,7 +88,10 @@ def _not(part: Node) -> Node:
 
 def _parse_filter(tree: Any, type: RecordType, depth: int) -> Node:
     if not isinstance(tree, Mapping):
-        raise FilterError(f"{type.name}: a filter is a mapping, not {_shown(tree)}")
+        raise FilterError(
+            f"{type.name}: the filter is {_shown(tree)}, not a mapping",
+            hint='write a filter as {"field": {"operator": value}}',
+        )
     _check_depth(type.name, depth)
     parts = []
     for name, condition in tree.items():
@@ -109,7 +111,8 @@ def _parse_filter(tree: Any, type: RecordType, depth: int) -> Node:
         else:
             raise FilterError(
                 f"{type.name} has no field {name!r}",
-                hint=f"it has {', '.join(type.fields)}; around filters go {', '.join(_LOGIC)}",
+                hint=f"its fields are {', '.join(type.fields)}; filters are combined with "
+                f"{', '.join(_LOGIC)}",
             )
     return _all(parts)
 
@@ -118,7 +121,7 @@ def _logic(operator: str, operand: Any, parse_part: Callable[[Any], Node], where
     if operator == "$not":
         return _not(parse_part(operand))
     if not isinstance(operand, list | tuple) or not operand:
-        raise FilterError(f"{where}: {operator} takes a list of at least one condition")
+        raise FilterError(f"{where}: {operator} needs a list of at least one condition")
     parts = [parse_part(part) for part in operand]
     if operator == "$and":
         return _all(parts)
@@ -142,7 +145,8 @@ def _parse_field(field: Field, condition: Any, depth: int) -> Node:
                 )
             )
         elif operator not in _operators_of(field):
-            problem = "is no operator" if operator not in _OPERATORS else "does not fit the field"
+            unknown = operator not in _OPERATORS
+            problem = "is not an operator" if unknown else "does not apply to this field"
             raise FilterError(f"{where}: {name!r} {problem}", hint=f"use {_allowed(field)}")
         else:
             parts.append(_parse_operator(field, operator, operand))
@@ -150,7 +154,7 @@ def _parse_field(field: Field, condition: Any, depth: int) -> Node:
 
 
 def _is_value(field: Field, condition: Mapping[Any, Any]) -> bool:
-    """Whether a mapping is a dict to compare with, rather than operators."""
+    """Return whether a mapping is a value to compare with, and not a set of operators."""
     return field.type in (dict, object) and not any(
         isinstance(name, str) and (name.startswith("$") or name in _ALIASES) for name in condition
     )
@@ -193,8 +197,8 @@ def _parse_operator(field: Field, operator: str, operand: Any) -> Node:
             re.compile(_pattern(field, operator, operand))
         except (re.error, OverflowError, RecursionError) as error:
             raise FilterError(
-                f"{field.record}.{name}: {_value(field, operand)} is not a regular expression: "
-                f"{'***' if field.secret else error}"
+                f"{field.record}.{name}: {_value(field, operand)} is not a valid regular "
+                f"expression: {'***' if field.secret else error}"
             ) from None
         return Compare(name, "$re", operand)
     if operator == "$mod":
@@ -203,7 +207,7 @@ def _parse_operator(field: Field, operator: str, operand: Any) -> Node:
         return _length(field, operand)
     assert operator in _ORDER
     if operand is None:
-        raise _wrong(field, operator, operand, field.shape.expected)
+        raise _wrong(field, operator, operand, field.coercion.expected)
     return Compare(name, cast("Op", operator), _operand(field, operand))
 
 
@@ -230,7 +234,9 @@ def _divisor_and_remainder(field: Field, operand: Any) -> tuple[int, int]:
             isinstance(divisor, bool) or isinstance(remainder, bool)
         ):
             return divisor, remainder
-    raise _wrong(field, "$mod", operand, "[divisor, remainder], integers, the divisor not 0")
+    raise _wrong(
+        field, "$mod", operand, "two integers, [divisor, remainder] with a divisor other than 0"
+    )
 
 
 def _length(field: Field, operand: Any) -> Node:
@@ -253,7 +259,7 @@ def _length(field: Field, operand: Any) -> Node:
             parts.append(Length(field.name, cast("Op", operator), _whole(field, inner)))
         else:
             raise FilterError(
-                f"{field.record}.{field.name}: {name!r} does not compare a length",
+                f"{field.record}.{field.name}: {name!r} cannot be used inside $len",
                 hint=f"use {', '.join((*_SAME, *_ORDER))}",
             )
     return _all(parts)
@@ -283,11 +289,12 @@ def _operand(field: Field, operand: Any) -> Any:
     except FieldError as error:
         raise FilterError(error.message, hint=error.hint) from None
     if not field.scalar and not _survives(field, plain):
-        raise _wrong(field, "$eq", operand, "a value that JSON can say")
+        raise _wrong(field, "$eq", operand, "a value that survives being written as JSON")
     return plain
 
 
 def _survives(field: Field, plain: Any) -> bool:
+    """Return whether a value is the same again after it was written as JSON."""
     try:
         return same(field.operand(json_of(plain)), plain)
     except RecordError:
@@ -296,7 +303,7 @@ def _survives(field: Field, plain: Any) -> bool:
 
 def _check_depth(where: str, depth: int) -> None:
     if depth > _MAX_DEPTH:
-        raise FilterError(f"{where}: the filter nests deeper than {_MAX_DEPTH}")
+        raise FilterError(f"{where}: the filter nests deeper than {_MAX_DEPTH} levels")
 
 
 def _shown(value: Any) -> str:
@@ -310,5 +317,5 @@ def _value(field: Field, value: Any) -> str:
 
 def _wrong(field: Field, operator: str, operand: Any, expected: str) -> FilterError:
     return FilterError(
-        f"{field.record}.{field.name}: {operator} takes {expected}, not {_value(field, operand)}"
+        f"{field.record}.{field.name}: {operator} needs {expected}, not {_value(field, operand)}"
     )

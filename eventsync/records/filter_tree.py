@@ -1,8 +1,4 @@
-"""The conditions of a filter: its typed tree, and how that is written as JSON.
-
-It knows nothing of how conditions are read from a mapping, nor of how they are evaluated, in Python
-or by a store.
-"""
+"""The conditions of a filter as a typed tree, and their JSON form."""
 
 from __future__ import annotations
 
@@ -37,10 +33,11 @@ Op: TypeAlias = Literal["$eq", "$lt", "$lte", "$gt", "$gte", "$in", "$like", "$r
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """The field has a value, and it stands in that relation to the operand.
+    """The condition that a field has a value, and that comparing it with the operand holds.
 
-    ``operand``: a plain value of the field's type; for ``$in`` a tuple of them, for ``$like`` and
-    ``$re`` the pattern, for ``$mod`` the divisor and the remainder (which has the value's sign).
+    ``operand``: a plain value of the field's type; for ``$in`` a tuple of such values, for
+    ``$like`` and ``$re`` the pattern, for ``$mod`` the divisor and the remainder. The remainder has
+    the sign of the field's value.
     """
 
     field: str
@@ -50,17 +47,17 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Exists:
-    """The field is there and not ``None``."""
+    """The condition that a field is there and not ``None``."""
 
     field: str
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """The field has a value, and its length stands in that relation to a number.
+    """The condition that a field has a value, and that comparing its length with a number holds.
 
-    The length of a string is in characters, of bytes in bytes. ``op``: ``$eq``, an order, or
-    ``$in`` with a tuple.
+    The length of a string is in characters, that of a byte string in bytes. ``op``: ``$eq``,
+    ``$lt``, ``$lte``, ``$gt``, ``$gte``, or ``$in`` with a tuple of numbers.
     """
 
     field: str
@@ -70,21 +67,21 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class All:
-    """All of the parts hold; so it does without parts."""
+    """The condition that every part holds. Without parts it always holds."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Either:
-    """Some of the parts holds."""
+    """The condition that at least one part holds."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """The part does not hold."""
+    """The condition that its part does not hold."""
 
     part: Node
 
@@ -92,11 +89,11 @@ class Not:
 Node: TypeAlias = Compare | Exists | Length | All | Either | Not
 
 EVERYTHING: Final = All(())
-"""What every record fulfils."""
+"""The condition that every record fulfils."""
 
 
 def fields_of(node: Node) -> Iterator[str]:
-    """The names of the fields that a condition reads, with repetitions."""
+    """Yield the names of the fields that a condition reads, with repetitions."""
     if isinstance(node, All | Either):
         for part in node.parts:
             yield from fields_of(part)
@@ -107,9 +104,10 @@ def fields_of(node: Node) -> Iterator[str]:
 
 
 def like_to_regex(pattern: str) -> str:
-    """The regular expression, to be matched whole and with ``re.DOTALL``, of a ``$like`` pattern.
+    """Return the regular expression for a ``$like`` pattern.
 
-    Raises ``FilterError`` for a backslash before anything but ``%``, ``_`` and itself.
+    Use it with ``re.fullmatch`` and ``re.DOTALL``. Raises ``FilterError`` for a backslash that is
+    not followed by ``%``, ``_`` or another backslash.
     """
     parts = []
     characters = iter(pattern)
@@ -118,8 +116,8 @@ def like_to_regex(pattern: str) -> str:
             character = next(characters, "")
             if character not in ("%", "_", "\\"):
                 raise FilterError(
-                    "$like: a backslash stands before '%', '_' or another backslash",
-                    hint="write two backslashes for one",
+                    "$like: a backslash must be followed by '%', '_' or another backslash",
+                    hint="write two backslashes to match one",
                 )
             parts.append(re.escape(character))
         else:
@@ -131,7 +129,7 @@ def like_to_regex(pattern: str) -> str:
 
 
 def to_json(node: Node) -> dict[str, Any]:
-    """The mapping, of JSON's types only, from which ``filter.parse`` makes an equal condition."""
+    """Return the condition as a mapping of JSON's types, which ``filter_parser.parse`` reads."""
     match node:
         case Compare(field, op, operand):
             return {field: {op: json_of(operand)}}
@@ -148,7 +146,7 @@ def to_json(node: Node) -> dict[str, Any]:
 
 
 def json_of(value: Any) -> Any:
-    """An operand in JSON's types only."""
+    """Return an operand in JSON's types."""
     if isinstance(value, list | tuple):
         return [json_of(item) for item in value]
     if isinstance(value, dict):

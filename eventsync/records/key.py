@@ -1,7 +1,7 @@
-"""The text of a record's key: one for each key, whatever its fields, and back to their values.
+"""The canonical text of a key, made from the values of the key fields, and back.
 
-It knows nothing of records or stores. Components are joined by ``/``; inside one, ``%`` and ``/``
-are percent-escaped, so that every text is of one key only.
+The texts of the fields are joined by ``/``. In each of them ``%`` and ``/`` are percent-escaped, so
+that different keys have different texts.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from uuid import UUID
 __all__ = ["CODERS", "MAX_LENGTH", "join", "join_all", "split", "split_all"]
 
 MAX_LENGTH: Final = 512
-"""How many characters a key may have."""
+"""The most characters that a key may have."""
 
 # Up to this many digits before or after the point, a decimal is written without an exponent.
 _POSITIONAL: Final = 40
 
 
 def _decimal_text(number: Decimal) -> str:
-    """Equal decimals have equal texts. Exact, whatever the decimal context says."""
+    """Return the text of a decimal, equal for equal decimals and exact in any decimal context."""
     sign, digits, exponent = number.as_tuple()
-    assert isinstance(exponent, int), "fields refuse what is not finite"
+    assert isinstance(exponent, int), "fields refuse NaN and infinity"
     kept = len(digits)
     while kept and digits[kept - 1] == 0:
         kept -= 1
@@ -46,7 +46,7 @@ def _datetime_text(moment: dt.datetime) -> str:
 
 def _time_text(time: dt.time) -> str:
     if time.tzinfo is not None:
-        # Such times are equal under rules of their own, for which there is no one text.
+        # Times in different zones can be equal, and no one text stands for all of them.
         raise ValueError("a time with a zone cannot be a key")
     return time.isoformat()
 
@@ -66,12 +66,14 @@ CODERS: Final[Mapping[type[Any], tuple[Callable[[Any], str], Callable[[str], Any
     dt.datetime: (_datetime_text, dt.datetime.fromisoformat),
     UUID: (str, UUID),
 }
-"""By the class of a key field's values: to its text and back. Both may raise ``ValueError``,
-``ArithmeticError`` or ``KeyError``."""
+"""For each class of a key field's values: the functions to its text and back.
+
+Both may raise ``ValueError``, ``ArithmeticError`` or ``KeyError``.
+"""
 
 
 def join(components: Sequence[str]) -> str:
-    """The key of these components' texts."""
+    """Return the key with these components."""
     return "/".join(
         [
             text.replace("%", "%25").replace("/", "%2F") if "%" in text or "/" in text else text
@@ -81,7 +83,7 @@ def join(components: Sequence[str]) -> str:
 
 
 def join_all(columns: Sequence[Sequence[str]]) -> list[str]:
-    """The keys of many records, by the texts of each component of all of them."""
+    """Return the keys of many records. ``columns``: the texts of each component, of all records."""
     if len(columns) == 1:
         joined = "".join(columns[0])
         if "%" not in joined and "/" not in joined:
@@ -90,8 +92,9 @@ def join_all(columns: Sequence[Sequence[str]]) -> list[str]:
 
 
 def split(key: str) -> list[str]:
-    """The components' texts. A key that ``join`` did not make gives components that ``join`` to
-    another key.
+    """Return the components of a key.
+
+    ``join`` returns the same key for them, unless ``key`` was not made by ``join``.
     """
     parts = key.split("/")
     if "%" in key:
@@ -100,9 +103,9 @@ def split(key: str) -> list[str]:
 
 
 def split_all(keys: Sequence[str]) -> list[Sequence[str]]:
-    """By component the texts of many keys, as ``split`` has them of one.
+    """Return the texts of each component of many keys, column by column.
 
-    Raises ``ValueError`` if not all have as many.
+    Raises ``ValueError`` if the keys do not have the same number of components.
     """
     joined = "".join(keys)
     if "%" not in joined and "/" not in joined:

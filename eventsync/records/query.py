@@ -1,29 +1,31 @@
-"""Queries: which records of a type, in which order; filters, checked against the type's fields.
+r"""Queries: the filter, the order and the limits by which records of a type are selected.
 
-It knows nothing of stores: it selects records in Python, and gives a typed tree to stores that
-select by themselves.
+A query selects records in Python. A store that can select by itself reads the tree of the filter.
 
-A filter is a mapping, as it comes from JSON. ``{"name": "Ann", "balance": {"$gt": "5"}}`` matches
-records for which both conditions hold. Operands are coerced by their field. Logic is two-valued: a
-comparison with ``None`` or an absent field does not hold, and a negation is the exact opposite of
-what it negates, so ``{"born": {"$ne": "2000-01-01"}}`` matches a record without ``born``.
+A filter is a mapping, for example from JSON. ``{"name": "Ann", "balance": {"$gt": "5"}}`` matches
+records for which both conditions hold. Each operand is converted to the type of its field. A
+comparison of ``None`` or of an absent field does not hold. A negation holds exactly if its
+condition does not, so ``{"born": {"$ne": "2000-01-01"}}`` matches a record without ``born``.
 
 =========== ============= ===================================================================
 operator    other names   holds when the field's value
 =========== ============= ===================================================================
-``$eq``     ``=`` ``==``  equals the operand (``None``: when there is none); also a bare value
-``$ne``     ``$neq !=``   does not
-``$lt``     ``<``         is less; so ``$lte <=``, ``$gt >``, ``$gte >=``
-``$in``                   is one of a list; ``$nin``: is none of them
-``$like``                 is matched whole by a pattern: ``%`` any text, ``_`` one character, ``\\``
-                          before one of these three means itself; case matters
-``$re``                   holds a match of a Python regular expression
-``$exists`` ``$ex``       is there and not ``None`` (operand ``true``), or is not (``false``)
-``$mod``    ``%``         leaves a remainder: ``[divisor, remainder]``; it has the sign of the value
-``$len``    ``$size``     has that length; the operand is a number or a comparison of numbers
-``$not``    ``!``         does not fulfil the condition within
-``$and``    ``&&``        fulfils all of a list of conditions; also around whole filters
-``$or``     ``||``        fulfils any of them; ``$nor``, ``!||``: none of them
+``$eq``     ``=`` ``==``  equals the operand; with the operand ``None``: is missing. ``{"a": 1}`` is
+                          short for ``{"a": {"$eq": 1}}``
+``$ne``     ``$neq !=``   does not equal the operand
+``$lt``     ``<``         is less; likewise ``$lte <=``, ``$gt >``, ``$gte >=``
+``$in``                   is in a list; ``$nin``: is not in a list
+``$like``                 matches a pattern as a whole. ``%`` stands for any text, ``_`` for one
+                          character, ``\`` before one of these three for that character. Case
+                          matters
+``$re``                   contains a match of a Python regular expression
+``$exists`` ``$ex``       is there and not ``None`` (operand ``true``), or is missing (``false``)
+``$mod``    ``%``         leaves a remainder: ``[divisor, remainder]``. The remainder has the sign
+                          of the value
+``$len``    ``$size``     has this length; the operand is a number, or a comparison: ``{"$gt": 3}``
+``$not``    ``!``         does not fulfil a condition
+``$and``    ``&&``        fulfils every condition of a list; also for a list of whole filters
+``$or``     ``||``        fulfils at least one; ``$nor`` or ``!||``: fulfils none
 =========== ============= ===================================================================
 """
 
@@ -77,11 +79,11 @@ Test: TypeAlias = Callable[[Data], bool]
 
 
 class Filter:
-    """Which records match: a condition on their fields. Immutable, hence thread-safe.
+    """A condition on the fields of a record type. Immutable, hence thread-safe.
 
-    ``type``: of which records. ``tree``: the condition as typed nodes, for stores that select by
-    themselves. ``fields``: the names of the fields it reads. ``matches(data)``: whether a record of
-    these plain values matches; an absent field counts as ``None``.
+    ``type``: the record type. ``tree``: the condition as typed nodes, for stores that can select by
+    themselves. ``fields``: the names of the fields it reads. ``matches(data)`` returns whether a
+    record with these plain values matches; an absent field counts as ``None``.
     """
 
     __slots__ = ("fields", "matches", "tree", "type")
@@ -94,15 +96,14 @@ class Filter:
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any] | None, type: RecordType) -> Filter:
-        """The filter that ``tree`` says, checked against the fields of ``type``.
+        """Make a filter from a mapping, checked against the fields of ``type``.
 
-        ``None`` and an empty mapping match every record. Raises ``FilterError``, which names what
-        is wrong and what would be right.
+        ``None`` and an empty mapping match every record. Raises ``FilterError``.
         """
         return cls(parse(tree, type), type)
 
     def to_json(self) -> dict[str, Any]:
-        """The filter as a mapping of JSON's types, from which ``parse`` makes an equal one."""
+        """Return the filter as a mapping of JSON's types. ``parse`` makes an equal filter of it."""
         return to_json(self.tree)
 
     def __eq__(self, other: object) -> bool:
@@ -121,18 +122,18 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Sort:
-    """An order of records: by these fields, each with whether it descends.
+    """An order of records: a tuple of field names, each with whether it is descending.
 
-    ``None`` and absent count as less than every value: first, or last where the order descends.
+    ``None`` and absent values count as less than every other value.
     """
 
     fields: tuple[tuple[str, bool], ...] = ()
 
     @classmethod
     def parse(cls, names: Sequence[str] | str | None, type: RecordType) -> Sort:
-        """The order that ``names`` say: field names, ``-`` before one for descending.
+        """Make an order from field names. A ``-`` before a name means descending.
 
-        Raises ``FilterError`` for an unknown field or one whose values have no order.
+        Raises ``FilterError`` for an unknown field, and for one whose values have no order.
         """
         if isinstance(names, str):
             names = [names]
@@ -144,12 +145,12 @@ class Sort:
             if field is None:
                 raise FilterError(
                     f"{type.name} has no field {name!r} to sort by",
-                    hint=f"it has {', '.join(type.fields)}",
+                    hint=f"its fields are {', '.join(type.fields)}",
                 )
             if not field.scalar:
                 raise FilterError(f"{type.name}.{name}: there is no order of {field.expected}")
             if name in fields:
-                raise FilterError(f"{type.name}.{name} is sorted by twice")
+                raise FilterError(f"{type.name}.{name} is given twice in the sort order")
             fields[name] = descending
         return cls(tuple(fields.items()))
 
@@ -157,7 +158,7 @@ class Sort:
 def sort_records(
     records: Iterable[R], sort: Sort, *, values: Callable[[R], Data] = values_of
 ) -> list[R]:
-    """The records in that order; those that are equal in it stay as they come."""
+    """Return the records in that order. The sort is stable."""
     ordered = list(records)
     for name, descending in reversed(sort.fields):
 
@@ -169,17 +170,18 @@ def sort_records(
 
 
 def _rank(value: Any) -> tuple[bool, bool, Any]:
-    # Times with and without a zone cannot be compared, so those without go first.
+    # Times with a zone cannot be compared with times without, which therefore come first.
     return value is not None, getattr(value, "tzinfo", None) is not None, value
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What ``Accessor.find`` gets: which records, in which order, and which part of them.
+    """A selection of records of one type; the argument of ``Accessor.find``.
 
-    ``where``: the filter, always there. ``limit``: how many at most; ``skip``: how many to pass
-    over first. ``unreadable``: is told of each record whose values do not fit its fields, which is
-    then passed over; without it the error is raised.
+    ``where``: the filter; without conditions it matches every record. ``sort``: the order.
+    ``skip``: the number of records to leave out at the start. ``limit``: the most records to
+    return. ``unreadable``: called with the error of each record whose values do not fit its fields,
+    which is then left out; without it the error is raised.
     """
 
     type: RecordType
@@ -200,17 +202,17 @@ class Query:
         skip: int = 0,
         unreadable: Callable[[RecordError], None] | None = None,
     ) -> Query:
-        """The query that these say. Raises ``FilterError``."""
+        """Make a query from a filter and an order in their written form. Raises ``FilterError``."""
         for what, number in (("limit", limit), ("skip", skip)):
             if number is not None and number < 0:
-                raise FilterError(f"{type.name}: {what} is {number!r}, not a number from 0 on")
+                raise FilterError(f"{type.name}: {what} is {number!r}; it must not be negative")
         filter = where if isinstance(where, Filter) else Filter.parse(where, type)
         return cls(type, filter, Sort.parse(sort, type), limit, skip, unreadable)
 
     def select(self, records: Iterable[R]) -> Iterator[R]:
-        """Those of ``records`` that the query asks for, in its order.
+        """Yield the records that the query selects, in its order.
 
-        Lazy unless it sorts: records are taken one by one, and none beyond the limit.
+        Without a sort order it takes records one by one, and none beyond the limit.
         """
         matches = self.where.matches
         found: Iterable[R] = (record for record in records if matches(values_of(record)))
@@ -266,7 +268,7 @@ def _on(name: str, test: Callable[[Any], bool]) -> Test:
 
 def _length_test(op: Op, operand: Any) -> Callable[[Any], bool]:
     compare = _value_test(op, operand, int)
-    # Values of an undeclared type may have no length.
+    # A value of a field of any type may have no length.
     return lambda value: isinstance(value, Sized) and compare(len(value))
 
 
@@ -301,13 +303,14 @@ def _order_test(
     def compare_times(value: Any) -> bool:
         try:
             return compare(value, operand)
-        except TypeError:  # one with a zone, one without: neither comes first
+        except TypeError:  # one has a zone and the other has not: neither is less
             return False
 
     return compare_times
 
 
 def _remainder(value: int, divisor: int) -> int:
-    """The remainder with the sign of the value, as SQL has it; Python's has that of the divisor."""
+    """Return the remainder with the sign of the value, as in SQL."""
+    # Python's own operator gives it the sign of the divisor.
     remainder = abs(value) % abs(divisor)
     return -remainder if value < 0 else remainder

@@ -1,6 +1,6 @@
-"""Records: pivot data that persists in several stores, and what changed in it since its commit.
+"""The record: a key and field values that several stores hold, and what changed since its commit.
 
-It knows nothing of versions, changes or accessors; of a store it knows three methods.
+Of a store it knows only the three methods of ``RecordStore``.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ R = TypeVar("R", bound="Record")
 
 
 class AbsentFieldError(RecordError, AttributeError, KeyError):
-    """The field was read of a record whose store does not hold it. Absent is not ``None``."""
+    """A read field is absent, because the record's store does not hold it; that is not ``None``."""
 
     reason = "absent"
 
 
 class RecordStore(Protocol):
-    """What a record needs of a store it lives in."""
+    """The methods of a store that a record calls."""
 
     def update(self, record: Record, /, *, upsert: bool) -> object:
-        """Write the record; with ``upsert`` also if it is not there."""
+        """Write the record; with ``upsert`` add it if it is not there."""
 
     def remove(self, record: Record, /) -> object:
         """Remove the record."""
 
     def record_to_data(self, record: Record, /) -> Any:
-        """What the store keeps for the record."""
+        """Return what the store keeps for the record."""
 
 
 class Stores(MutableSet[Any]):
-    """The stores of a record: a set by identity, in the order in which they were added."""
+    """The stores of a record: a set that compares by identity and keeps the order of adding."""
 
     __slots__ = ("_stores",)
 
@@ -85,7 +85,7 @@ class Stores(MutableSet[Any]):
 
 
 class _Attribute:
-    """A field as an attribute of records; of their class, it is the ``Field`` itself."""
+    """The attribute of a field: on a record its value, on the class the ``Field`` itself."""
 
     __slots__ = ("_field", "_member", "_name")
 
@@ -103,25 +103,27 @@ class _Attribute:
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(Field,))
 class Record:
-    """Pivot data that persists in heterogeneous stores.
+    """A record that unlike stores hold.
 
-    Declare a type by extending this class with annotated fields::
+    Declare a record type by extending this class with annotated fields::
 
         class Customer(Record, rule="field"):
             id: int = Field(key=True)
             name: str = Field(length=120)
             born: date | None = None
 
-    Class keywords: ``name``, the type's name on the wire (default: the class's); ``rule``, how
-    concurrent edits merge, ``"record"`` (default) or ``"field"``; ``schema``, the type's version
-    (default 1); ``abstract``, for a class that only lends its fields to others.
+    Class keywords: ``name``, the name of the type on the wire (by default the class name);
+    ``rule``, how concurrent edits merge, ``"record"`` (the default) or ``"field"``; ``schema``, the
+    schema number (by default 1); ``abstract``, whether the class only passes its fields on to
+    subclasses.
 
-    A record's values are plain: checked and coerced by its fields, enumerations as their values,
-    references to other records as their keys. ``record["status"]``, ``raw()`` and ``changes()``
-    show them as they are; the attribute ``record.status`` shows an enumeration's member.
+    The values of a record are plain: checked and converted by its fields, enumerations as their
+    values, references to other records as their keys. ``record["status"]``, ``raw()`` and
+    ``changes()`` return plain values. The attribute ``record.status`` returns the member of an
+    enumeration.
 
-    Records are equal when type name and values are; they are hashed by content too, so do not alter
-    one that is in a set. Not thread-safe.
+    Records are equal if their type names and values are. Their hash depends on the values too, so
+    do not alter a record that is in a set. Not thread-safe.
     """
 
     __slots__ = ("__weakref__", "_base", "_new", "_stores", "_values")
@@ -130,14 +132,15 @@ class Record:
     __declared__: ClassVar[Declared]
 
     _values: dict[str, Any]
-    # What ``cancel`` goes back to: the committed values, or those the record was made with.
+    # The values that ``cancel`` restores: the committed ones, or those of a new record.
     _base: dict[str, Any]
     _new: bool
     _stores: Stores | None
 
     def __init__(self, /, **values: Any) -> None:
-        """A new record. Raises ``FieldError`` for a wrong or missing value, ``RecordError`` for one
-        of no field.
+        """Make a new record.
+
+        Raises ``FieldError`` for a wrong or missing value, ``RecordError`` for an unknown field.
         """
         record_type = _type_of(type(self))
         loaded = record_type.load(values)
@@ -152,9 +155,9 @@ class Record:
         abstract: bool = False,
         _derived: Mapping[str, Field] | None = None,
     ) -> None:
-        """Declare a record type. Raises ``RecordError``, ``FieldError`` for a wrong default."""
+        """Declare a record type. Raises ``RecordError``; ``FieldError`` for a wrong default."""
         super().__init_subclass__()
-        # Annotations may name what is local to the function around the class statement.
+        # Annotations may use local names of the function around the class statement.
         scope = {**sys._getframe(1).f_locals, cls.__name__: cls}
         if _derived is None:
             cls.__declared__ = declared_in(cls, scope, Record)
@@ -167,19 +170,19 @@ class Record:
         fields = bind(cls, record, declared, Record)
         cls.__record__ = RecordType(cls, record, fields, rule=rule, schema=schema)
         for field in fields.values():
-            # A derived type's field may have the name of a method, which stays what it is.
-            held = getattr(cls, field.name, field)
-            if _derived is None or isinstance(held, Field):
+            # A field of a derived type may have the name of a method; then the method stays.
+            existing = getattr(cls, field.name, field)
+            if _derived is None or isinstance(existing, Field):
                 setattr(cls, field.name, _Attribute(field))
 
     @classmethod
     def derive(
         cls, name: str, fields: Mapping[str, Field], *, rule: Rule = "record", schema: int = 1
     ) -> type[Self]:
-        """A record type that no class statement declares, as for a table read as it stands.
+        """Return a record type made without a class statement, for example for an existing table.
 
-        ``fields``: each with its ``type``; any names will do. A field whose name is not an
-        identifier, or is that of a method of records, is reached as ``record["name"]``. Raises
+        ``fields``: the fields by name, each with its ``type``. The names need not be identifiers:
+        ``record["name"]`` reaches a field with any name, even the name of a method. Raises
         ``RecordError``.
         """
         caller = sys._getframe(1).f_globals.get("__name__", __name__)
@@ -197,10 +200,11 @@ class Record:
         stores: Iterable[RecordStore] = (),
         unknown: Unknown = "refuse",
     ) -> Self:
-        """A record as ``stores`` hold it: nothing in it is dirty.
+        """Return a record as ``stores`` hold it. Nothing in it is dirty.
 
-        ``partial``: fields that ``data`` lack are absent. ``unknown``: whether data of no field are
-        refused or ignored. Raises ``FieldError``, ``RecordError``.
+        ``partial``: fields that are not in ``data`` are absent; otherwise they get their defaults.
+        ``unknown``: whether data for undeclared fields are refused or ignored. Raises
+        ``FieldError``, ``RecordError``.
         """
         record_type = _type_of(cls)
         loaded = record_type.load(data, partial=partial, unknown=unknown)
@@ -212,7 +216,7 @@ class Record:
     # -- values ----------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Any:
-        """The plain value of a field. Raises ``AbsentFieldError``, ``RecordError``."""
+        """Return the plain value of a field. Raises ``AbsentFieldError``, ``RecordError``."""
         try:
             return self._values[name]
         except KeyError:
@@ -220,20 +224,23 @@ class Record:
         record_type = self.__record__
         record_type.field(name)
         raise AbsentFieldError(
-            f"this {record_type.name} lacks {name!r}: the store it was read from does not hold it",
-            hint=f"it holds {', '.join(self._values)}",
+            f"the field {record_type.name}.{name} is absent from this record: the store that it "
+            "was read from does not hold the field",
+            hint=f"the record has {', '.join(self._values)}",
         )
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Set a field. Raises ``FieldError`` for a value that does not fit, ``RecordError`` for an
-        unknown field and for another key than that under which the record is committed.
+        """Set a field.
+
+        Raises ``FieldError`` for a value that does not fit. Raises ``RecordError`` for an unknown
+        field, and for a new value of a key field of a committed record.
         """
         field = self.__record__.field(name)
         plain = field.coerce(value)
         if field.key and not self._new and not same(plain, self._base.get(name, plain)):
             raise RecordError(
                 f"{field.record}.{name}: the key of a committed record cannot change",
-                hint=f"use copy({name}=...), and delete this one",
+                hint=f"use copy({name}=...), commit the copy, and delete this record",
             )
         self._values[name] = plain
 
@@ -247,7 +254,7 @@ class Record:
             raise self.__record__.unknown([name])
 
     def __contains__(self, name: object) -> bool:
-        """Whether the record holds a value of that field: whether it is not absent."""
+        """Return whether the record has a value of that field, which may be ``None``."""
         return name in self._values
 
     @property
@@ -258,11 +265,11 @@ class Record:
         return self.__record__.key_text(self._values)
 
     def raw(self, dirty: bool = True, store: RecordStore | None = None) -> Any:
-        """A copy of the plain values by field, absent fields left out.
+        """Return a copy of the plain values by field, without the absent ones.
 
-        ``dirty``: as they are now; otherwise those last committed, none for a new record.
-        ``store``: what that store keeps for the record instead. Raises ``FieldError`` for what was
-        put into a list or dict and does not fit.
+        ``dirty``: whether to return the current values; otherwise the last committed ones, none for
+        a new record. ``store``: return what this store keeps for the record instead. Raises
+        ``FieldError`` for an invalid value that was put into a list or dict.
         """
         if store is not None:
             return store.record_to_data(self)
@@ -271,7 +278,7 @@ class Record:
         return {} if self._new else self.__record__.copied(self._base)
 
     def copy(self, /, **changes: Any) -> Self:
-        """A new record of the same values, deeply, but for the ``changes``. It is in no store."""
+        """Return a new record with copies of the values, except for ``changes``, in no store."""
         twin = _restored(type(self), self.__record__.copied(self._values), {}, True)
         for name, value in changes.items():
             twin[name] = value
@@ -282,9 +289,9 @@ class Record:
 
     @property
     def dirty(self) -> frozenset[str]:
-        """The fields that changed since the last commit; of a new record, all it holds.
+        """The fields that changed since the last commit; for a new record, all that it has.
 
-        Changes inside lists and dicts count. A value that is set back is not dirty.
+        Changes inside lists and dicts count. A field that was set back is not dirty.
         """
         if self._new:
             return frozenset(self._values)
@@ -302,39 +309,40 @@ class Record:
         return any(not same(v, base.get(name, MISSING)) for name, v in self._values.items())
 
     def changes(self) -> dict[str, Any]:
-        """A copy of the plain values of the dirty fields. Raises ``FieldError`` as ``raw`` does."""
+        """Return a copy of the values of the dirty fields. Raises ``FieldError`` like ``raw``."""
         return self.__record__.checked({name: self._values[name] for name in self.dirty})
 
     def clean(self) -> None:
-        """Take the values as committed, without writing them. For stores; idempotent."""
+        """Mark the values as committed, without writing them. For stores; idempotent."""
         self._base = self.__record__.copied(self._values)
         self._new = False
 
     def cancel(self) -> None:
-        """Go back to the committed values; a new record to those it was made with. Idempotent."""
+        """Restore the committed values; in a new record, its first values. Idempotent."""
         self._values = self.__record__.copied(self._base)
 
     def commit(self, stores: Iterable[RecordStore] | None = None) -> None:
-        """Write the record to ``stores`` (default: its own), which it then lives in; it is clean.
+        """Write the record to ``stores``, by default its own, and mark it as committed.
 
-        Blocks on the stores. Raises what the first failing store raises: the stores before it are
-        written, the record stays dirty, and another commit completes the work.
+        ``stores`` become stores of the record. Blocks on them. Raises the error of the first store
+        that fails; the stores before it have been written, the record stays dirty, and another
+        commit completes the work.
         """
         base, new = self._base, self._new
         for store in list(self.stores if stores is None else stores):
             try:
                 store.update(self, upsert=True)
             finally:
-                # A store may clean what it has written, but the next has to see the changes too.
+                # A store may call ``clean``, but the next store must see the changes too.
                 self._base, self._new = base, new
             self.stores.add(store)
         self.clean()
 
     def delete(self, stores: Iterable[RecordStore] | None = None) -> None:
-        """Remove the record from ``stores`` (default: its own). It is new once it is in none.
+        """Remove the record from ``stores``, by default its own. In no store, it is new again.
 
-        Blocks on the stores. Raises what the first failing store raises; ``stores`` of the record
-        are then those it is still in.
+        Blocks on the stores. Raises the error of the first store that fails; the record's
+        ``stores`` are then those that still hold it.
         """
         for store in list(self.stores if stores is None else stores):
             store.remove(self)
@@ -344,7 +352,7 @@ class Record:
 
     @property
     def stores(self) -> Stores:
-        """The stores that the record lives in; may be altered."""
+        """The stores that hold the record. The set may be altered."""
         if self._stores is None:
             self._stores = Stores()
         return self._stores
@@ -363,12 +371,12 @@ class Record:
         short = Repr()
         short.maxstring = short.maxother = 40
         fields = self.__record__.fields
-        held = [name for name in fields if name in self._values]
+        present = [name for name in fields if name in self._values]
         shown = [
             f"{name}={'***' if fields[name].secret else short.repr(self._values[name])}"
-            for name in held[:8]
+            for name in present[:8]
         ]
-        if len(held) > len(shown):
+        if len(present) > len(shown):
             shown.append("...")
         return f"{self.__record__.name}({', '.join(shown)})"
 
@@ -393,12 +401,12 @@ class Record:
 
 
 def values_of(record: Record) -> Mapping[str, Any]:
-    """The plain values of a record, not copied: only to be read, and at once."""
+    """Return the plain values of a record, not copied. Read them at once; do not alter them."""
     return record._values
 
 
 def _restored(cls: type[R], values: dict[str, Any], base: dict[str, Any], new: bool) -> R:
-    """A record in that state and in no store: stores are not copied, nor pickled."""
+    """Return a record in that state and in no store: stores are neither copied nor pickled."""
     record = cls.__new__(cls)
     record._become(values, base, new, None)
     return record
@@ -409,5 +417,6 @@ def _type_of(cls: type[Record]) -> RecordType:
         return cls.__record__
     except AttributeError:
         raise RecordError(
-            f"{cls.__name__} is abstract: there are no records of it", hint="extend it"
+            f"the record type {cls.__name__} is abstract, so it has no records",
+            hint="declare a subclass of it",
         ) from None

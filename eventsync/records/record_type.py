@@ -1,7 +1,4 @@
-"""The schema of a record type: its fields and keys, and the check of a whole record's values.
-
-It knows nothing of the records themselves, of stores or of versions.
-"""
+"""The record type: its fields and its key, and the check of a record's values."""
 
 from __future__ import annotations
 
@@ -18,33 +15,33 @@ from eventsync.values.packing import freeze
 __all__ = ["RecordType", "Rule", "Unknown", "content_hash", "same"]
 
 Rule: TypeAlias = Literal["record", "field"]
-"""By what concurrent edits of one record merge: the whole record, or each of its fields."""
+"""How concurrent edits of one record merge: by whole records, or field by field."""
 
 Unknown: TypeAlias = Literal["refuse", "ignore"]
-"""What becomes of data for fields that are not declared."""
+"""Whether data for fields that are not declared are refused or ignored."""
 
 
 _Checks: TypeAlias = list[tuple[str, Callable[[Any], bool]]]
-"""What to check, by field, of values whose classes are right."""
+"""For each field whose values need one, the check of a value that has the right class."""
 
-# How many shapes of data a record type remembers; hostile ones must not fill the memory.
-_SHAPES: Final = 256
+# The most layouts of data that a record type remembers; hostile ones must not fill the memory.
+_MAX_LAYOUTS: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 
 
 class RecordType:
-    """The description of a record type, reachable as ``Customer.__record__``.
+    """The description of a record type; for a class ``Customer`` it is ``Customer.__record__``.
 
-    Immutable, hence thread-safe. ``name``: the type's name on the wire. ``cls``: the class of its
-    records. ``fields``: its fields by name, in the order of their declaration. ``keys``: the names
-    of those that identify a record. ``rule``: how concurrent edits merge. ``schema``: its version.
+    Immutable, hence thread-safe. ``name``: the name on the wire. ``cls``: the class of its records.
+    ``fields``: the fields by name, in the order of declaration. ``keys``: the names of the fields
+    that identify a record. ``rule``: how concurrent edits merge. ``schema``: the schema number.
     """
 
     __slots__ = (
         "_coders",
         "_containers",
+        "_layouts",
         "_plan",
-        "_shapes",
         "cls",
         "fields",
         "keys",
@@ -63,7 +60,7 @@ class RecordType:
     def __init__(
         self, cls: type[Any], name: str, fields: Mapping[str, Field], *, rule: Rule, schema: int
     ) -> None:
-        """``fields``: bound. Raises ``RecordError`` for what cannot be a record type."""
+        """Make a record type of bound fields. Raises ``RecordError`` for a wrong declaration."""
         self.cls = cls
         self.name = name
         self.fields = MappingProxyType(dict(fields))
@@ -73,35 +70,40 @@ class RecordType:
         self._check()
         self._plan = {f.name: (f.type, f.verify, f.coerce) for f in fields.values()}
         self._coders = tuple((self.fields[n], *key.CODERS[self.fields[n].type]) for n in self.keys)
-        self._shapes: dict[tuple[Any, ...], _Checks | None] = {}
+        self._layouts: dict[tuple[Any, ...], _Checks | None] = {}
         self._containers = tuple(field.name for field in fields.values() if not field.scalar)
 
     def _check(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise RecordError(
-                f"{self.name!r} cannot name a record type",
+                f"the name {self.name!r} is not valid for a record type",
                 hint="use up to 128 letters, digits, '_', '.' and '-', the first a letter or '_'",
             )
         if self.rule not in ("record", "field"):
-            raise RecordError(f"{self.name}: rule {self.rule!r} is neither 'record' nor 'field'")
+            raise RecordError(f"{self.name}: rule is {self.rule!r}; it must be 'record' or 'field'")
         if type(self.schema) is not int or self.schema < 0:
-            raise RecordError(f"{self.name}: the schema {self.schema!r} is not a number from 0 on")
+            raise RecordError(
+                f"{self.name}: schema is {self.schema!r}; it must be an integer of at least 0"
+            )
         if not self.keys:
             raise RecordError(
                 f"{self.name} has no key field, so its records cannot be told apart",
-                hint="declare one with Field(key=True), or the class with abstract=True",
+                hint="declare one with Field(key=True), or declare the class with abstract=True",
             )
         for name in self.keys:
             field = self.fields[name]
             problem = ""
             if field.type not in key.CODERS:
-                problem = f"a key cannot be {field.expected}"
+                problem = f"a key field cannot be {field.expected}"
+                hint = f"use one of {', '.join(kind.__name__ for kind in key.CODERS)}"
             elif field.optional:
-                problem = "a key cannot be optional"
+                problem = "a key field cannot be optional"
+                hint = "remove None from its type"
             elif field.secret:
-                problem = "a key cannot be secret: it is in every envelope and log"
+                problem = "a key field cannot be secret: keys are in every envelope and log"
+                hint = "remove secret=True, or choose another field as the key"
             if problem:
-                raise RecordError(f"{self.name}.{name}: {problem}")
+                raise RecordError(f"{self.name}.{name}: {problem}", hint=hint)
 
     def __repr__(self) -> str:
         return f"RecordType({self.name!r}, {', '.join(self.fields)})"
@@ -109,7 +111,7 @@ class RecordType:
     # -- values ----------------------------------------------------------------------------------
 
     def field(self, name: str) -> Field:
-        """The field of that name. Raises ``RecordError`` naming those there are."""
+        """Return the field of that name. Raises ``RecordError`` if there is none."""
         try:
             return self.fields[name]
         except KeyError:
@@ -118,11 +120,12 @@ class RecordType:
     def load(
         self, data: Mapping[str, Any], *, partial: bool = False, unknown: Unknown = "refuse"
     ) -> dict[str, Any]:
-        """The plain values that ``data`` stand for, checked, with the defaults of absent fields.
+        """Return the plain values of ``data``, converted and checked.
 
-        ``partial``: absent fields stay absent. Idempotent; the result shares no list or dict with
-        ``data``. Raises ``FieldError`` for a value that does not fit or a field without value and
-        default, and ``RecordError`` for a field that is not declared, unless that is ignored.
+        An absent field gets its default, or stays absent if ``partial``. Idempotent. The result
+        shares no list or dict with ``data``. Raises ``FieldError`` for a value that does not fit
+        and for an absent field without default. Raises ``RecordError`` for an undeclared field,
+        unless ``unknown`` says to ignore it.
         """
         plan = self._plan
         if (partial or len(data) == len(plan)) and self.fits(data):
@@ -146,9 +149,9 @@ class RecordType:
         return loaded
 
     def fits(self, data: Mapping[str, Any]) -> bool:
-        """Whether ``data``, which may be partial, are just what ``load`` would make of them.
+        """Return whether ``load`` would return ``data``, which may be partial, as they are.
 
-        ``False`` when it takes a closer look to tell, as with lists and dicts. Thread-safe.
+        It also returns ``False`` where it cannot tell, as with lists and dicts. Thread-safe.
         """
         checks = self._checks_of(data)
         if checks is None:
@@ -159,15 +162,15 @@ class RecordType:
         return True
 
     def _checks_of(self, data: Mapping[Any, Any]) -> _Checks | None:
-        """What to check of the values of ``data``, if their fields and classes are right."""
-        # Bodies of a few shapes come by the thousand: what there is to check is found out once.
-        shape = (*data, *map(type, data.values()))
+        """Return the checks for the values of ``data``; ``None`` if a field or a class is wrong."""
+        # Thousands of bodies have one of a few layouts, so the checks of each are remembered.
+        layout = (*data, *map(type, data.values()))
         try:
-            return self._shapes[shape]
+            return self._layouts[layout]
         except KeyError:
             checks = self._new_checks_of(data)
-        if len(self._shapes) < _SHAPES:
-            self._shapes[shape] = checks
+        if len(self._layouts) < _MAX_LAYOUTS:
+            self._layouts[layout] = checks
         return checks
 
     def _new_checks_of(self, data: Mapping[Any, Any]) -> _Checks | None:
@@ -185,25 +188,27 @@ class RecordType:
         return checks
 
     def coerce(self, field: Field | str, value: Any) -> Any:
-        """The plain value that ``value`` stands for in that field. Raises ``FieldError``."""
+        """Return the plain value for ``value`` in that field. Raises ``FieldError``."""
         return self._of(field).coerce(value)
 
     def default_for(self, field: Field | str) -> Any:
-        """The value of a field for which none is given. Raises ``FieldError`` if it is required."""
+        """Return the default of a field. Raises ``FieldError`` if it has none."""
         field = self._of(field)
         if field.required:
-            raise field.error(MISSING, field.expected, hint="it has no default, so give a value")
+            raise field.error(
+                MISSING, field.expected, hint="the field has no default, so give it a value"
+            )
         return field.make_default()
 
     def wire(self, record: Any) -> dict[str, Any]:
-        """The plain values of ``record`` as they may travel: ``record.raw()``."""
+        """Return the plain values of ``record``, as ``record.raw()`` does."""
         plain: dict[str, Any] = record.raw()
         return plain
 
     def checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A copy of a record's values, deep, with its lists and dicts checked.
+        """Return a deep copy of a record's values, with its lists and dicts checked again.
 
-        What was put into them since they were set is checked here. Raises ``FieldError``.
+        A program may have put invalid values into them. Raises ``FieldError``.
         """
         copied = dict(values)
         for name in self._containers:
@@ -212,7 +217,7 @@ class RecordType:
         return copied
 
     def copied(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A copy of a record's values, deep, as they are."""
+        """Return a deep copy of a record's values, unchecked."""
         copied = dict(values)
         for name in self._containers:
             if name in copied:
@@ -227,13 +232,13 @@ class RecordType:
         stores: Iterable[Any] = (),
         unknown: Unknown = "refuse",
     ) -> Any:
-        """A record as ``stores`` hold it: ``cls.load``."""
+        """Return a record as ``stores`` hold it; see ``Record.load``."""
         return self.cls.load(data, partial=partial, stores=stores, unknown=unknown)
 
     def unknown(self, names: Iterable[Any]) -> RecordError:
-        """The error that these fields are not declared."""
+        """Return the error that these fields are not declared."""
         shown = ", ".join(repr(name) for name in names)
-        hint = f"it has {', '.join(self.fields)}"
+        hint = f"its fields are {', '.join(self.fields)}"
         return RecordError(f"{self.name} has no field {shown}", hint=hint)
 
     def _of(self, field: Field | str) -> Field:
@@ -242,11 +247,11 @@ class RecordType:
     # -- keys ------------------------------------------------------------------------------------
 
     def key_text(self, values: Mapping[str, Any]) -> str:
-        """The canonical key of a record of these values: equal keys have equal texts.
+        """Return the canonical key of a record with these values. Equal keys have equal texts.
 
-        The key fields' texts, joined by ``/``; in each, ``%`` and ``/`` are percent-escaped. Raises
-        ``FieldError`` for a value that does not fit or is absent, and for a key beyond 512
-        characters.
+        It joins the texts of the key fields by ``/``; in each of them ``%`` and ``/`` are
+        percent-escaped. Raises ``FieldError`` for a value that is absent or does not fit, and for a
+        key of more than 512 characters.
         """
         texts = []
         for field, encode, _ in self._coders:
@@ -256,17 +261,17 @@ class RecordType:
                     value = field.coerce(value)
                 texts.append(encode(value))
             except (ValueError, ArithmeticError):
-                raise field.error(value, "a value that a key can have") from None
+                raise field.error(value, "a value that a key field can have") from None
         text = key.join(texts)
         if len(text) > key.MAX_LENGTH:
             raise self._key_error(text, f"a key of at most {key.MAX_LENGTH} characters")
         return text
 
     def key_of(self, value: Any) -> str:
-        """The canonical key that ``value`` says.
+        """Return the canonical key for ``value``.
 
-        A single key's value, or a tuple or list of the values in the order of ``keys``, or a
-        mapping by field name. Raises ``FieldError``.
+        ``value``: the value of the only key field, a tuple or list of values in the order of
+        ``keys``, or a mapping by field name. Raises ``FieldError``.
         """
         if isinstance(value, Mapping):
             return self.key_text(value)
@@ -277,9 +282,9 @@ class RecordType:
         return self.key_text(dict(zip(self.keys, value, strict=True)))
 
     def key_values(self, text: str) -> dict[str, Any]:
-        """The values of the key fields: the inverse of ``key_text``.
+        """Return the values of the key fields for a canonical key: the inverse of ``key_text``.
 
-        Raises ``FieldError`` for a text that no record of this type has as its key.
+        Raises ``FieldError`` for a text that ``key_text`` never returns.
         """
         if type(text) is str and len(text) <= key.MAX_LENGTH:
             parts = key.split(text)
@@ -289,7 +294,7 @@ class RecordType:
                         field.name: field.coerce(decode(part))
                         for part, (field, _, decode) in zip(parts, self._coders, strict=True)
                     }
-                    # Only one text of each key is accepted, or one record could have two versions.
+                    # Other texts of a key are refused, or one record could have two versions.
                     if self.key_text(values) == text:
                         return values
                 except (ValueError, ArithmeticError, LookupError, FieldError):
@@ -298,9 +303,9 @@ class RecordType:
         raise self._key_error(text, f"a key ({expected})")
 
     def key_columns(self, texts: Sequence[str]) -> list[Sequence[Any]] | None:
-        """By key field its values in many keys, as ``key_values`` gives them, in less time.
+        """Return for each key field its values in many keys, in less time than ``key_values``.
 
-        ``None`` where one of ``texts`` is no key, or takes a closer look.
+        Returns ``None`` if one of ``texts`` is no key, or must be read by itself.
         """
         columns: list[Sequence[Any]] = []
         try:
@@ -326,7 +331,7 @@ class RecordType:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two plain values are the same, classes included: 1, 1.0 and ``True`` are not."""
+    """Return whether two plain values have the same class and are equal; 1 and 1.0 differ."""
     if one is other:
         return True
     kind = type(one)
@@ -342,7 +347,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def content_hash(value: Any) -> int:
-    """A hash of a plain value; values that are the ``same`` have the same hash."""
+    """Return a hash of a plain value. Values that are the ``same`` have equal hashes."""
     if type(value) is dict:
         return hash(frozenset((name, content_hash(item)) for name, item in value.items()))
     if type(value) is list:

@@ -1,10 +1,10 @@
-"""The values that a record may carry, and their one encoding as msgpack bytes.
+"""Packing: the values that a record may carry, encoded as msgpack bytes; and their digests.
 
-It owns what may travel, and in which form; ``unpacking`` reads that. It knows nothing of records,
-versions or stores.
+A value *may travel* if it is of one of the types below and within the limits. ``unpacking`` decodes
+the bytes.
 
 Native msgpack: nil, bool, integers of 64 bits, float 64, str, bin, array, map with string keys.
-Everything else travels as an extension type whose payload other languages can read without help:
+Every other type is an extension type with a payload that any language can read:
 
 ==== ======================= ===========================================================
 code type                    payload
@@ -12,7 +12,7 @@ code type                    payload
 1    decimal                 ASCII text, as ``-12.340`` or ``1E-9``; finite, at most 1,024
                              characters, and its first digit at most 1,024 places from the point
 2    date                    ASCII text, ISO 8601: ``2026-11-24``
-3    time                    ASCII text, ISO 8601: ``10:15:30.250000``, offset when it has one
+3    time                    ASCII text, ISO 8601: ``10:15:30.250000``, with its offset if any
 4    datetime without zone   ASCII text, ISO 8601: ``2026-11-24T10:15:30``
 5    datetime with zone      ASCII text, ISO 8601 in UTC: ``2026-11-24T09:15:30+00:00``
 6    UUID                    16 bytes, big-endian
@@ -72,20 +72,20 @@ __all__ = [
 _T = TypeVar("_T")
 
 MAX_DEPTH: Final = 16
-"""How deep maps and arrays may nest."""
+"""The most levels of maps and arrays."""
 
 MAX_ENTRIES: Final = 1024
-"""How many entries one map or array may have."""
+"""The most entries that one map or array may have."""
 
 NO_BODY: Final = bytes(32)
-"""In place of the digest of a body that is not there (a delete's)."""
+"""The digest of a delete, which has no body."""
 
-# Bounds that keep a few bytes on the wire from becoming gigabytes where they are written out.
+# Limits that stop a few bytes on the wire from becoming gigabytes of digits.
 MAX_DECIMAL: Final = 1024
-"""How many characters a decimal may have, and how far from its point its first digit may be."""
+"""The most characters of a decimal, and the most places between its first digit and its point."""
 
 MAX_BIGINT: Final = 512
-"""How many bytes an integer may have."""
+"""The most bytes that an integer may have."""
 
 # The extension types.
 DECIMAL_CODE: Final = 1
@@ -96,34 +96,34 @@ AWARE_CODE: Final = 5
 UUID_CODE: Final = 6
 BIGINT_CODE: Final = 7
 
-# What msgpack encodes by itself as it is.
+# The types whose values msgpack encodes without our help.
 _NATIVE: Final = frozenset({str, int, bool, type(None), bytes})
 PLAIN: Final = frozenset({str, int, bool, type(None), bytes, dt.date, UUID})
-"""The types of values that need no look inside. Floats are not among them: NaN."""
+"""The types of which every value may travel. ``float`` is not one of them, because of NaN."""
 
 TEXTS: Final = frozenset({str})
-"""The types that the keys of a map may be of."""
+"""The types that a key of a map may have."""
 
 _UTC: Final = dt.UTC
-# Exact, unlike the context of the running thread, which rounds to 28 digits.
+# The context of the running thread rounds to 28 digits; this one is exact.
 _EXACT: Final = decimal.Context(
     prec=decimal.MAX_PREC, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX, traps=[]
 )
 
 
 def refused(message: str) -> ValueRefusedError:
-    """The error of a value that may not travel, or of bytes that are none."""
+    """Return the error for a value that may not travel, or for bytes that are no value."""
     return ValueRefusedError(message, hint="see 'Values' in docs/envelope.md for what may travel")
 
 
-# Without its constructor's look at a code and bytes that are ours.
+# Makes an ``ExtType`` without the checks of its constructor, because our codes are valid.
 _ext: Final[Callable[[tuple[int, bytes]], Any]] = partial(tuple.__new__, msgpack.ExtType)
 
 
 def check(value: Any, *, depth: int = 0) -> None:
-    """Raise ``ValueRefusedError`` unless ``value`` and all inside it may travel.
+    """Raise ``ValueRefusedError`` unless ``value`` and everything inside it may travel.
 
-    ``depth`` is how many maps and arrays already surround it.
+    ``depth``: the number of maps and arrays around it.
     """
     kind = type(value)
     if kind in PLAIN:
@@ -131,7 +131,7 @@ def check(value: Any, *, depth: int = 0) -> None:
     if kind is float:
         if value != value:
             raise refused(
-                "NaN cannot travel: it is not equal to itself, so stores never agree on it"
+                "NaN cannot travel: it does not equal itself, so stores would never agree on it"
             )
         return
     if kind is dict or kind is list:
@@ -150,17 +150,17 @@ def _unknown(kind: type) -> ValueRefusedError:
 
 
 def _decimal_text(number: Decimal) -> str:
-    """The text of a decimal that may travel."""
+    """Return the text of a decimal. Raise ``ValueRefusedError`` if it may not travel."""
     if not number.is_finite():
         raise refused(f"Decimal {number} cannot travel: only finite decimals can")
     if abs(number.adjusted()) <= MAX_DECIMAL and len(text := str(number)) <= MAX_DECIMAL:
         return text
-    raise refused(f"a decimal has over {MAX_DECIMAL} digits or so large an exponent")
+    raise refused(f"a decimal has more than {MAX_DECIMAL} digits, or too large an exponent")
 
 
 def _check_container(value: dict[Any, Any] | list[Any], depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise refused(f"values nest deeper than {MAX_DEPTH}")
+        raise refused(f"maps and arrays nest deeper than {MAX_DEPTH} levels")
     if len(value) > MAX_ENTRIES:
         raise refused(f"a map or array has {len(value)} entries; {MAX_ENTRIES} is the limit")
     if isinstance(value, dict):
@@ -178,7 +178,7 @@ def _check_container(value: dict[Any, Any] | list[Any], depth: int) -> None:
 def _decimal_extension(number: Decimal) -> tuple[int, bytes]:
     text = _decimal_text(number)
     if "E+" in text or (text[0] == "-" and not number):
-        # Stores that keep all its digits still write 1E+3 as 1000, and zero without a sign.
+        # Even stores that keep every digit write 1E+3 as 1000, and zero without a sign.
         text = format(number if number else abs(number), "f")
     return DECIMAL_CODE, text.encode()
 
@@ -201,7 +201,7 @@ def _uuid_extension(uuid: UUID) -> tuple[int, bytes]:
     return UUID_CODE, uuid.int.to_bytes(16, "big")
 
 
-# By the type of a value that always travels as an extension type: code and payload of that.
+# For each type that is encoded as an extension type, the function that returns code and payload.
 _EXTENSIONS: Final[dict[type, Callable[[Any], tuple[int, bytes]]]] = {
     Decimal: _decimal_extension,
     dt.date: _date_extension,
@@ -212,7 +212,7 @@ _EXTENSIONS: Final[dict[type, Callable[[Any], tuple[int, bytes]]]] = {
 
 
 def _encode_special(value: Any) -> Any:
-    """Msgpack's hook for what it cannot encode by itself."""
+    """Encode a value that msgpack cannot encode by itself; the hook of its packer."""
     kind = type(value)
     if kind in _EXTENSIONS:
         return _ext(_EXTENSIONS[kind](value))
@@ -225,10 +225,10 @@ def _encode_special(value: Any) -> Any:
 
 
 def _encode_canonical(value: Any) -> Any:
-    """As ``_encode_special``, but equal decimals get equal bytes (1.10 and 1.1)."""
+    """Encode as ``_encode_special`` does, but give equal decimals (1.10 and 1.1) equal bytes."""
     if type(value) is Decimal:
         plain = value.normalize(_EXACT)
-        # The sign of a zero and its exponent are lost by stores; they must not matter.
+        # Stores lose the sign and the exponent of a zero, so these must make no difference.
         return _ext((DECIMAL_CODE, str(plain).encode() if plain else b"0"))
     return _encode_special(value)
 
@@ -236,14 +236,14 @@ def _encode_canonical(value: Any) -> Any:
 def pack(value: Any) -> bytes:
     """Encode ``value`` as msgpack bytes. Thread-safe.
 
-    Raises ``ValueRefusedError`` for what may not travel (see ``check``).
+    Raises ``ValueRefusedError`` if it may not travel (see ``check``).
     """
     check(value)
     return _packed(_packer.pack, value)
 
 
 def pack_own(value: Any) -> bytes:
-    """As ``pack``, of what is known to be fit for it: the same bytes, without a look at each part.
+    """Encode a ``value`` that is known to be valid: as ``pack`` does, without ``check``.
 
     Thread-safe.
     """
@@ -251,7 +251,7 @@ def pack_own(value: Any) -> bytes:
 
 
 class _Packer(threading.local):
-    """What msgpack makes of a value. Its buffers are worth keeping, for one thread each."""
+    """The msgpack packers of one thread. They keep their buffers from value to value."""
 
     def __init__(self) -> None:
         self.pack: Callable[[Any], bytes] = msgpack.Packer(default=_encode_special).pack
@@ -262,7 +262,7 @@ _packer: Final = _Packer()
 
 
 def _packed(pack: Callable[[Any], _T], value: Any) -> _T:
-    """What ``pack`` makes of ``value``. Raises ``ValueRefusedError``, and nothing else."""
+    """Call ``pack`` with ``value``. Raises only ``ValueRefusedError``."""
     try:
         return pack(value)
     except UnicodeEncodeError as error:
@@ -272,26 +272,25 @@ def _packed(pack: Callable[[Any], _T], value: Any) -> _T:
 
 
 def _canonical(value: Any) -> Any:
-    """``value`` with every map inside it in the order of its keys."""
+    """Return ``value`` with the keys of every map in order and no negative zero."""
     if type(value) is dict:
         return {key: _canonical(value[key]) for key in sorted(value)}
     if type(value) is list:
         return [_canonical(item) for item in value]
     if type(value) is float:
-        # The sign of a zero again.
-        return value + 0.0
+        return value + 0.0  # a zero loses its sign
     return value
 
 
 def pack_body(body: Mapping[str, Any]) -> bytes:
-    """The canonical bytes of a body: as ``pack``, with the keys of every map in order. Thread-safe.
+    """Encode the field values of a record in their canonical form. Thread-safe.
 
-    Zeros have no sign, and datetimes with a zone are in UTC. A body that has been to a store and
-    back has the same bytes, unless the store keeps it in a form of its own.
-    Raises ``ValueRefusedError`` for what may not travel.
+    The keys of every map are in order, zeros have no sign, and datetimes with a zone are in UTC.
+    Values that a store returns as it got them have the same bytes again. Raises
+    ``ValueRefusedError`` if a value may not travel.
     """
     if len(body) > MAX_ENTRIES or not TEXTS.issuperset(map(type, body)):
-        _check_container(dict(body), 1)  # says what is wrong
+        _check_container(dict(body), 1)  # raises the error that says what is wrong
     return _packed(_pack_ordered, body)
 
 
@@ -307,7 +306,7 @@ def _pack_ordered(body: Mapping[str, Any]) -> bytes:
 
 
 def _form(item: Any, kind: type) -> Any:
-    """What msgpack is given for an item of a body that is not native to it, of type ``kind``."""
+    """Return a value of a body, of the type ``kind``, in a form that msgpack can encode."""
     if kind in _EXTENSIONS:
         return _ext(_EXTENSIONS[kind](item))
     if kind is float and item == item:
@@ -317,17 +316,18 @@ def _form(item: Any, kind: type) -> Any:
 
 
 def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[Iterable[bytes]] | None:
-    """What ``pack_body`` makes of each, in parts to be joined, one of every item for each body.
+    """Encode many bodies column by column, which takes less time than ``pack_body`` of each.
 
-    Made name by name, which is quicker. ``None`` unless all have the same names, or when one may
-    not travel. Thread-safe.
+    Returns columns of parts: the first parts of all columns, joined, are the first body, and so on.
+    Returns ``None`` if the bodies do not have the same names, or if a value may not travel.
+    Thread-safe.
     """
     if not TEXTS.issuperset(map(type, chain.from_iterable(bodies))):
         return None
     names = sorted(bodies[0])
     if set(map(len, bodies)) != {len(names)} or len(names) > MAX_ENTRIES:
         return None
-    # The bytes of all bodies begin alike; then comes each name, and what each body has under it.
+    # Every body starts with the head of a map; then follow each name and the body's value of it.
     parts: list[Iterable[bytes]] = [repeat(map_head(len(names)), len(bodies))]
     try:
         for name, packed in zip(names, pack_column(names), strict=True):
@@ -338,9 +338,9 @@ def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[Iterable[bytes]] | 
 
 
 def pack_column(items: Sequence[Any]) -> list[bytes]:
-    """The bytes of each of ``items``, as they are in a body. Thread-safe.
+    """Encode each of ``items`` as a value of a body. Thread-safe.
 
-    Raises ``ValueRefusedError`` when one of them may not travel.
+    Raises ``ValueRefusedError`` if one of them may not travel.
     """
     return _packed(_pack_each, items)
 
@@ -348,7 +348,7 @@ def pack_column(items: Sequence[Any]) -> list[bytes]:
 def _pack_each(items: Sequence[Any]) -> list[bytes]:
     kinds = set(map(type, items))
     if len(kinds) == 1 and kinds <= _EXTENSIONS.keys():
-        # Most of what it takes to have msgpack write an extension type is the same each time.
+        # Without msgpack: the heads of most extension types are the same.
         extensions = map(_EXTENSIONS[kinds.pop()], items)
         return [_extension_head(code, len(payload)) + payload for code, payload in extensions]
     if not kinds <= _NATIVE:
@@ -357,32 +357,32 @@ def _pack_each(items: Sequence[Any]) -> list[bytes]:
 
 
 def map_head(count: int) -> bytes:
-    """The bytes with which a map of ``count`` entries begins; at most 65,535."""
+    """Return the bytes with which a map of ``count`` entries, at most 65,535, begins."""
     return b"%c" % (0x80 | count) if count < 16 else b"\xde" + count.to_bytes(2, "big")
 
 
 @lru_cache(maxsize=1024)
 def _extension_head(code: int, size: int) -> bytes:
-    """What comes before the payload of an extension type. A memo of a pure function."""
+    """Return the bytes before the payload of an extension type. A memo of a pure function."""
     return _packer.pack(_ext((code, bytes(size))))[:-size]
 
 
 def digest_of_body(packed: bytes) -> bytes:
-    """The SHA-256 of the bytes of a body: 32 bytes. Thread-safe."""
+    """Return the SHA-256 of the bytes of a body: 32 bytes. Thread-safe."""
     return hashlib.sha256(packed).digest()
 
 
 def digests_of_bodies(packed: Iterable[bytes]) -> list[bytes]:
-    """As ``digest_of_body``, for many."""
+    """Return what ``digest_of_body`` returns for each of many bodies."""
     sha256 = hashlib.sha256
     return [sha256(body).digest() for body in packed]
 
 
 def digest(row: Mapping[str, Any]) -> bytes:
-    """The SHA-256 of what a row says, whatever form its store gives its decimals: 32 bytes.
+    """Return the SHA-256 of a row's values: 32 bytes, equal for equal rows. Thread-safe.
 
-    As that of ``pack_body``, but decimals are taken without trailing zeros: rows that are equal
-    have equal digests, where values of different types count as different. Thread-safe.
+    Unlike the digest of ``pack_body`` it ignores trailing zeros of decimals, which some stores
+    lose. Values of different types count as different.
     """
     ordered = {}
     for key in sorted(row):
@@ -391,17 +391,15 @@ def digest(row: Mapping[str, Any]) -> bytes:
     return digest_of_body(_packed(_packer.pack_canonical, ordered))
 
 
-def short_digest(held: Any) -> bytes:
-    """Eight bytes of a digest of one value, whatever form its store gives its decimals: equal for
-    equal values, as ``digest``. Thread-safe.
-    """
-    held = held if type(held) in PLAIN else _canonical(held)
-    packed = _packed(_packer.pack_canonical, held)
+def short_digest(value: Any) -> bytes:
+    """Return eight bytes of BLAKE2b of one value. Equality is as for ``digest``. Thread-safe."""
+    value = value if type(value) in PLAIN else _canonical(value)
+    packed = _packed(_packer.pack_canonical, value)
     return hashlib.blake2b(packed, digest_size=8).digest()
 
 
 def short_digests(items: Iterable[Any]) -> list[bytes]:
-    """As ``short_digest``, for many."""
+    """Return what ``short_digest`` returns for each of many values."""
     canonical = [item if type(item) in PLAIN else _canonical(item) for item in items]
     blake2b = hashlib.blake2b
     packed = _packed(lambda each: list(map(_packer.pack_canonical, each)), canonical)
@@ -409,7 +407,7 @@ def short_digests(items: Iterable[Any]) -> list[bytes]:
 
 
 def freeze(value: Any) -> Any:
-    """A copy of ``value`` that no later change to a list or dict inside it can reach."""
+    """Return a deep copy of ``value``: it shares no list or dict with it."""
     if type(value) is dict:
         return {key: freeze(item) for key, item in value.items()}
     if type(value) is list:

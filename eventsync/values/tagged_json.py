@@ -1,8 +1,8 @@
-"""What other systems exchange, as ours: JSON for values, without loss, and times for versions.
+"""Tagged JSON: values as JSON and back, without loss.
 
-It knows nothing of changes or envelopes. What JSON has no form for becomes an object with one entry
-whose name starts with ``$`` (table in docs/envelope.md); a map of that shape is wrapped in
-``{"$map": ...}``, so that it comes back as it was. Everything else is plain JSON.
+A value that JSON cannot express becomes an object with one entry whose name starts with ``$`` (see
+docs/envelope.md). A map that looks like such an object is wrapped in ``{"$map": ...}``. Everything
+else is plain JSON.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from eventsync.values.packing import MAX_DEPTH
 __all__ = ["dumps", "from_json", "loads", "to_json"]
 
 _MAP: Final = "$map"
-# Integers that every JSON reader keeps exact (RFC 7493).
+# The largest integer that every JSON reader keeps exact (RFC 7493).
 _EXACT_INT: Final = (1 << 53) - 1
-# Each map or array of a value may be wrapped once.
+# Every map of a value may be wrapped once.
 _MAX_DEPTH: Final = 2 * MAX_DEPTH + 2
 
 
@@ -61,9 +61,9 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 
 def to_json(item: Any) -> Any:
-    """``item``, a value that may travel, as a copy of nothing but what ``json`` writes.
+    """Return a copy of ``item``, a value that may travel, made of JSON's types only.
 
-    Raises ``TypeError`` for a value of a type that may not travel.
+    Raises ``TypeError`` for a type that may not travel.
     """
     kind = type(item)
     if item is None or kind is str or kind is bool:
@@ -91,16 +91,16 @@ def to_json(item: Any) -> Any:
         return {"$time": item.isoformat()}
     if kind is UUID:
         return {"$uuid": str(item)}
-    raise TypeError(f"a value of type {kind.__qualname__} has no JSON form")
+    raise TypeError(f"a value of type {kind.__qualname__} cannot be written as JSON")
 
 
 def from_json(item: Any, *, depth: int = 0) -> Any:
-    """The value that ``to_json`` gave as ``item``; plain JSON of others is taken as it is.
+    """Return the value for which ``to_json`` returns ``item``. Plain JSON stays as it is.
 
-    Raises ``EnvelopeError`` for a tagged value that is not what its tag says.
+    Raises ``EnvelopeError`` for an object with a tag whose content does not fit the tag.
     """
     if depth > _MAX_DEPTH:
-        raise malformed(f"values nest deeper than {MAX_DEPTH}")
+        raise malformed(f"objects and arrays nest deeper than {MAX_DEPTH} levels")
     if type(item) is list:
         return [from_json(part, depth=depth + 1) for part in item]
     if type(item) is not dict:
@@ -113,25 +113,27 @@ def from_json(item: Any, *, depth: int = 0) -> Any:
             try:
                 return _READERS[tag](content)
             except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
-                raise malformed(f"{tag} holds no such value: {shown(content)}") from error
+                raise malformed(
+                    f"{tag} has the content {shown(content)}, which does not fit it"
+                ) from error
     return {name: from_json(part, depth=depth + 1) for name, part in item.items()}
 
 
 def dumps(item: Any) -> str:
-    """The compact JSON text of ``item``, which is plain JSON already."""
+    """Return the compact JSON text of ``item``, which is made of JSON's types only."""
     return json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def loads(text: str | bytes) -> Any:
-    """What a JSON text says, strictly: no key twice, no NaN. For text from anywhere.
+    """Read a JSON text from anywhere. Refuse duplicate keys and NaN.
 
-    Raises ``EnvelopeError``, and nothing else.
+    Raises only ``EnvelopeError``.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        # Not the text itself: it may hold what no log should.
-        raise malformed(f"not JSON: {error}", reason="envelope") from error
+        # The text is not shown, because it may hold values that must not be logged.
+        raise malformed(f"the text is not JSON: {error}", reason="envelope") from error
 
 
 def _looks_tagged(item: Mapping[str, Any]) -> bool:

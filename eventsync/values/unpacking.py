@@ -1,7 +1,6 @@
-"""Unpacking: values out of their bytes, which may come from anywhere.
+"""Unpacking: values decoded from msgpack bytes, which may come from anywhere.
 
-It owns what is refused there. The form is that of ``value``. It knows nothing of records, versions
-or stores.
+The encoding is described in ``packing``.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from uuid import UUID, SafeUUID
 
 import msgpack
 
-from eventsync.errors import ValueRefusedError
+from eventsync.errors import ValueRefusedError, shown
 from eventsync.values.packing import (
     AWARE_CODE,
     BIGINT_CODE,
@@ -41,17 +40,15 @@ __all__ = [
     "unpack_parts",
 ]
 
-# What needs no look inside once it has been decoded.
-_SOUND: Final = frozenset({Decimal, dt.datetime, dt.time})
-# What the values of a flat map may be.
-_FLAT: Final = PLAIN | _SOUND | {float}
-# Python reads more as a decimal than the digits, point, sign and exponent that travel.
+# The types of values that may stand in a flat map. The decoder has checked the extension types.
+_FLAT: Final = PLAIN | {Decimal, dt.datetime, dt.time, float}
+# Python accepts more forms of a decimal than the digits, point, sign and exponent of ours.
 _IN_NUMBERS: Final = b"0123456789.-"
 _OF_EXPONENTS: Final = b"+eE"
 _set_int: Final = vars(UUID)["int"].__set__
 _set_safe: Final = vars(UUID)["is_safe"].__set__
 _SAFE: Final = SafeUUID.unknown
-# What msgpack raises for bytes that are not a value of its.
+# What msgpack raises for malformed bytes.
 _BROKEN: Final = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
 
 
@@ -65,7 +62,7 @@ def _read_decimal(payload: bytes) -> Decimal:
     beyond = payload.translate(None, _IN_NUMBERS)
     number = Decimal(payload.decode())
     if beyond and (beyond.translate(None, _OF_EXPONENTS) or abs(number.adjusted()) > MAX_DECIMAL):
-        raise ValueError("it has other letters, or too large an exponent")
+        raise ValueError("it has other characters than a number, or too large an exponent")
     return number
 
 
@@ -86,7 +83,7 @@ def _read_aware(payload: bytes) -> dt.datetime:
 def _read_uuid(payload: bytes) -> UUID:
     if len(payload) != 16:
         raise ValueError(f"it has {len(payload)} bytes")
-    # Its constructor takes its arguments in six forms, and longer than all else that is read.
+    # The constructor accepts six kinds of arguments and takes longer than the rest of decoding.
     uuid = object.__new__(UUID)
     _set_int(uuid, int.from_bytes(payload, "big"))
     _set_safe(uuid, _SAFE)
@@ -101,7 +98,7 @@ def _read_bigint(payload: bytes) -> int:
 
 _READERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
     DECIMAL_CODE: _read_decimal,
-    # What is not ASCII is no date either.
+    # Text that is not ASCII is no date, so it need not be checked.
     DATE_CODE: lambda payload: dt.date.fromisoformat(payload.decode()),
     TIME_CODE: lambda payload: dt.time.fromisoformat(_text(payload)),
     NAIVE_CODE: _read_naive,
@@ -110,7 +107,7 @@ _READERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
     BIGINT_CODE: _read_bigint,
 }
 
-# By code, what reads the text of a payload, where that does.
+# The readers of payloads by their text alone, for the codes where that is enough.
 _OF_LINES: Final[Mapping[int, Callable[[str], Any]]] = {
     DECIMAL_CODE: Decimal,
     DATE_CODE: dt.date.fromisoformat,
@@ -128,17 +125,17 @@ def _decode_special(code: int, payload: bytes) -> Any:
 
 
 def _unknown_code(code: int) -> ValueRefusedError:
-    return refused(f"extension type {code} is unknown")
+    return refused(f"the extension type {code} is unknown")
 
 
 def _malformed(code: int, error: Exception) -> ValueRefusedError:
-    return refused(f"extension type {code} has a malformed payload: {error}")
+    return refused(f"the extension type {code} has a malformed payload: {error}")
 
 
 def unpack_column(code: int, payloads: Sequence[bytes]) -> list[Any]:
-    """The values of many extension types of one code. Thread-safe.
+    """Decode the payloads of many extension types of one code. Thread-safe.
 
-    Raises ``ValueRefusedError`` if one of them is malformed; which, can be found out one by one.
+    Raises ``ValueRefusedError`` if one of them is malformed. The error does not say which one.
     """
     try:
         texts = _lines(code, payloads) if code in _OF_LINES else None
@@ -152,7 +149,7 @@ def unpack_column(code: int, payloads: Sequence[bytes]) -> list[Any]:
 
 
 def _lines(code: int, payloads: Sequence[bytes]) -> list[str] | None:
-    """The texts of payloads with which nothing is the matter; ``None`` if one takes a look."""
+    """Return the payloads as texts, or ``None`` if one of them must be checked by itself."""
     lines = b"\n".join(payloads)
     if code == DECIMAL_CODE and (
         lines.translate(None, _IN_NUMBERS + b"\n") or max(map(len, payloads)) > MAX_DECIMAL
@@ -170,9 +167,9 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def unpack(raw: bytes) -> Any:
-    """Decode what ``pack`` wrote, on bytes from anywhere. Thread-safe.
+    """Decode one value, as ``pack`` encodes it, from bytes from anywhere. Thread-safe.
 
-    Raises ``ValueRefusedError``, and nothing else, for bytes that are not one such value.
+    Raises only ``ValueRefusedError``.
     """
     value = unpack_parts(raw)
     check(value)
@@ -180,15 +177,17 @@ def unpack(raw: bytes) -> Any:
 
 
 def unpack_flat(raw: bytes) -> dict[str, Any] | None:
-    """As ``unpack``, for a map with no map or array inside it; ``None`` for anything else.
+    """Decode a map without maps and arrays inside it. Thread-safe.
 
-    The quickest way for what most records are, of whatever type.
+    Returns ``None`` for another value, and for a map that may be invalid: ``unpack`` then says what
+    is wrong. Most records are flat, and this is the fastest way to decode them. Raises only
+    ``ValueRefusedError``.
     """
     try:
         value = msgpack.unpackb(
             raw,
             ext_hook=_decode_special,
-            # Also keeps what a declared length makes msgpack allocate at once small.
+            # These also limit the memory that msgpack allocates for a declared length.
             max_array_len=MAX_ENTRIES,
             max_map_len=MAX_ENTRIES,
         )
@@ -196,7 +195,7 @@ def unpack_flat(raw: bytes) -> dict[str, Any] | None:
         raise _no_value(error) from error
     if type(value) is not dict:
         return None
-    # No key came twice: the number of entries tells.
+    # If the map has as many entries as it declares, no key came twice.
     declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
     kinds = set(map(type, value.values()))
     if len(value) != declared or not kinds <= _FLAT or not TEXTS.issuperset(map(type, value)):
@@ -207,23 +206,23 @@ def unpack_flat(raw: bytes) -> dict[str, Any] | None:
 
 
 def unpack_body(raw: bytes) -> dict[str, Any]:
-    """The body in its bytes, which may come from anywhere. Thread-safe.
+    """Decode the field values of a record from bytes from anywhere. Thread-safe.
 
-    Raises ``ValueRefusedError``, and nothing else, for bytes that are not one map as ``pack_body``
-    makes it, but for the order of its keys.
+    The keys may be in any order. Raises only ``ValueRefusedError``.
     """
     body = unpack_flat(raw)
     if body is None:
         body = unpack(raw)
         if type(body) is not dict:
-            raise refused("a body is a map")
+            raise refused(f"the body of a record is {shown(body)}, not a map")
     return body
 
 
 def unpack_parts(raw: bytes) -> Any:
-    """As ``unpack``, but the caller is to ``check`` each part itself.
+    """Decode one value as ``unpack`` does, but without ``check``.
 
-    For a map whose parts each have the whole of ``MAX_DEPTH`` to themselves.
+    It is for a map in which each value may nest ``MAX_DEPTH`` levels deep. The caller must
+    ``check`` every part. Raises only ``ValueRefusedError``.
     """
     try:
         return msgpack.unpackb(
@@ -238,9 +237,9 @@ def unpack_parts(raw: bytes) -> Any:
 
 
 def unpack_own(raw: bytes) -> Any:
-    """As ``unpack``, of what this package wrote itself where no others write. Thread-safe.
+    """Decode a value that this package wrote where nobody else writes. Thread-safe.
 
-    Raises ``ValueRefusedError``, and nothing else, for bytes that are no value.
+    It is not checked. Raises only ``ValueRefusedError``.
     """
     try:
         return msgpack.unpackb(raw, ext_hook=_decode_special)
@@ -249,4 +248,4 @@ def unpack_own(raw: bytes) -> Any:
 
 
 def _no_value(error: Exception) -> ValueRefusedError:
-    return refused(f"not a msgpack value: {type(error).__name__}: {error}")
+    return refused(f"the bytes are not a msgpack value: {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""The clock: its versions grow, whatever time, restarts, forks and threads do."""
+"""The clock: versions grow across clock steps, restarts, forks and threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ parts = st.tuples(st.integers(0, 2**48 - 1), st.integers(0, 2**16 - 1), st.integ
 
 
 class Mark:
-    """A high-water mark that survives what its clock does not."""
+    """A high-water mark in memory, which outlives its clock."""
 
     def __init__(self):
         self.millis = 0
@@ -45,7 +45,7 @@ def test_byte_order_is_version_order(one, other):
 
 @given(st.lists(st.floats(0, 4_000_000_000), min_size=1, max_size=40))
 def test_versions_grow_whatever_the_time_does(times):
-    """The wall clock may step anywhere: each version is above the one before."""
+    """Each version is above the one before, wherever the wall clock steps."""
     now = iter(times)
     clock = Clock(now=lambda: next(now))
     issued = [clock.tick() for _ in times]
@@ -65,7 +65,7 @@ def test_versions_grow_across_restarts(lives):
 
 
 def test_quick_restarts_do_not_run_away():
-    """A thousand restarts within one millisecond move the clock by about one second."""
+    """A thousand restarts within a millisecond move the clock by about a second."""
     mark = Mark()
     for _ in range(1000):
         version = Clock(now=lambda: 1000.0, mark=mark).tick()
@@ -73,7 +73,7 @@ def test_quick_restarts_do_not_run_away():
 
 
 def test_mark_file_survives(tmp_path):
-    """The mark is in a file; a damaged one is an error that names it, not a clock that falls."""
+    """A mark file survives a restart, and a damaged one raises an error."""
     path = tmp_path / "mark"
     first = Clock(now=lambda: 1000.0, mark=MarkFile(path)).tick()
     assert Clock(now=lambda: 1.0, mark=MarkFile(path)).tick() > first
@@ -83,7 +83,7 @@ def test_mark_file_survives(tmp_path):
 
 
 def test_counter_carries_into_the_milliseconds():
-    """More versions than a counter holds within one millisecond: the order stays."""
+    """The order stays when the counter overflows within one millisecond."""
     clock = Clock(now=lambda: 1.0)
     issued = [clock.tick() for _ in range(2**16 + 3)]
     assert issued == sorted(set(issued))
@@ -92,7 +92,7 @@ def test_counter_carries_into_the_milliseconds():
 
 @given(parts)
 def test_observe_is_beaten_by_the_next_version(part):
-    """What is issued after observing a version is above it."""
+    """The next version after ``observe`` is above the observed one."""
     version = Version.of(min(part[0], 2**47), part[1], part[2])
     clock = Clock(now=lambda: 1.0)
     clock.observe(version, max_drift=float("inf"))
@@ -100,7 +100,7 @@ def test_observe_is_beaten_by_the_next_version(part):
 
 
 def test_drift_is_refused_and_changes_nothing():
-    """A version too far ahead is refused, and the clock does not follow it."""
+    """A version too far ahead is refused, and the clock does not move."""
     clock = Clock(now=lambda: 1000.0, max_drift=5.0)
     clock.observe(Version.of(1_005_000))
     before = clock.tick()

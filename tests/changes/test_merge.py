@@ -1,4 +1,4 @@
-"""The merge rule: an algebra that no order, duplication or grouping of changes can upset."""
+"""The merge: its result does not depend on order, duplication or grouping."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eventsync.changes.stamp import DELETE, PATCH, PUT
 
 
 def fold(changes):
-    """All that the changes say, joined one after another."""
+    """Join the states of all changes, one after another."""
     state = State()
     for change in changes:
         state = join(state, State.of(change))
@@ -33,19 +33,19 @@ states = strategies.per_field.map(fold)
 
 @given(states, states)
 def test_join_is_commutative(a, b):
-    """Whichever comes first."""
+    """The order of two states does not matter."""
     assert join(a, b) == join(b, a)
 
 
 @given(states, states, states)
 def test_join_is_associative(a, b, c):
-    """However they are grouped."""
+    """The grouping of three states does not matter."""
     assert join(a, join(b, c)) == join(join(a, b), c)
 
 
 @given(states)
 def test_join_is_idempotent(a):
-    """However often it comes."""
+    """A state joined with itself is the same state."""
     assert join(a, a) == a
 
 
@@ -60,7 +60,7 @@ def test_join_alters_neither(a, b):
 
 @given(states, states)
 def test_nothing_falls(a, b):
-    """No version in a join is below one that went in, but for what can never be visible again."""
+    """No version falls in a join, unless it can never be visible again."""
     joined = join(a, b)
     for side in (a, b):
         assert joined.stamp >= side.stamp
@@ -70,7 +70,7 @@ def test_nothing_falls(a, b):
 
 @given(strategies.per_field, st.randoms(use_true_random=False))
 def test_any_order_converges(changes, rng):
-    """Shuffled, with duplicates, changes come to the same state under both rules."""
+    """Shuffled and duplicated changes give the same state."""
     again = [*changes, *(rng.choice(changes) for _ in changes)]
     rng.shuffle(again)
     assert fold(again) == fold(changes)
@@ -93,7 +93,7 @@ def test_per_record_rule_is_the_greatest_stamp(changes):
 def test_per_field_rule_is_registers(changes):
     """The visible fields are those that registers for put, delete and each field give.
 
-    Straight from the text: C last put, D last delete, V_f version of a field; live iff C > D; a
+    By the specification: C last put, D last delete, V_f version of a field; live iff C > D; a
     field is visible iff the record is live and V_f >= C. Versions are made distinct, since the
     normal form differs from plain registers where a patch carries the version of the put.
     """
@@ -135,7 +135,7 @@ def test_no_resurrection(changes, version):
 
 @given(strategies.per_field)
 def test_patch_never_resurrects(changes):
-    """Patches alone never make a record, and never bring one back."""
+    """Patches alone never create a record and never bring one back."""
     for state in (fold([]), fold([c for c in changes if c.op == DELETE])):
         for change in changes:
             if change.op == PATCH:
@@ -144,7 +144,7 @@ def test_patch_never_resurrects(changes):
 
 
 def test_delete_wins_a_tie():
-    """Of a put and a delete of one version the delete wins, whichever comes first."""
+    """A delete wins over a put of the same version, in any order."""
     version = Version.of(1)
     put = strategies.change(PUT, version, {"a": 1})
     delete = strategies.change(DELETE, version, None)
@@ -153,14 +153,14 @@ def test_delete_wins_a_tie():
 
 
 def test_recreation_after_a_delete_lives():
-    """A put after a delete makes the record anew: deletes do not win regardless of time."""
+    """A put after a delete creates the record again."""
     delete = strategies.change(DELETE, Version.of(1), None)
     put = strategies.change(PUT, Version.of(2), {"a": 1})
     assert fold([put, delete]).visible() == {"a": 1}
 
 
 def test_ids_are_of_one_event_each():
-    """Also across threads and forks, and whatever an application seeds."""
+    """Ids are unique across threads and forks."""
     ids = [new_id() for _ in range(1000)]
     reader, writer = os.pipe()
     child = os.fork()

@@ -1,4 +1,4 @@
-"""Changes as CloudEvents, and from the events of Debezium."""
+"""Changes as CloudEvents, and from Debezium events."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from eventsync.errors import ChangeRefusedError, EnvelopeError
 
 @given(published_changes())
 def test_cloudevent_round_trip(change):
-    """A change survives its way through JSON in structured mode."""
+    """A change survives as a JSON event in structured mode."""
     text = json.dumps(to_cloudevent(change))
     assert from_cloudevent(json.loads(text)) == change
 
 
 @given(published_changes())
 def test_cloudevent_headers_round_trip(change):
-    """A change survives its way through headers and body in binary mode."""
+    """A change survives as headers and body in binary mode."""
     headers, body = to_headers(change)
     assert all(type(held) is str for held in headers.values())
     assert from_headers(headers, body) == change
 
 
 def test_cloudevent_has_the_required_attributes():
-    """What CloudEvents 1.0 requires is there, and the key is its subject."""
+    """An event has the required attributes, and its subject is the key."""
     event = to_cloudevent(PLAIN)
     assert event["specversion"] == "1.0"
     assert event["subject"] == "1"
@@ -41,13 +41,13 @@ def test_cloudevent_has_the_required_attributes():
 
 @pytest.mark.parametrize("event", ["", "[]", "{}", '{"specversion": "0.3"}', b"\xff"])
 def test_foreign_cloudevents_are_refused(event):
-    """What is no CloudEvent of a change is an ``EnvelopeError``."""
+    """Other texts and events raise ``EnvelopeError``."""
     with pytest.raises(EnvelopeError):
         from_cloudevent(event)
 
 
 def debezium(op, before, after, **source):
-    """An event as Debezium's PostgreSQL connector sends it, with its schema."""
+    """Make an event like those of Debezium's PostgreSQL connector, with a schema."""
     row = {
         "type": "struct",
         "fields": [
@@ -95,27 +95,27 @@ def test_debezium_puts(op):
 
 
 def test_debezium_deletes_and_tombstones():
-    """A delete is one; the tombstone that follows it in the log is nothing."""
+    """A delete is a delete, and the tombstone after it is no change."""
     change = from_debezium(debezium("d", ROW, None), key_text=key_text)
     assert (change.op, change.data, change.key) == (DELETE, None, "1")
     assert from_debezium(None, key_text=key_text) is None
 
 
 def test_debezium_versions_follow_the_log():
-    """Of two changes in one millisecond the one later in the log is the later one."""
+    """Of two changes in one millisecond, the later in the log has the greater version."""
     one = from_debezium(debezium("c", None, ROW, lsn=7), key_text=key_text)
     two = from_debezium(debezium("u", None, ROW, lsn=8), key_text=key_text)
     assert two.version > one.version
 
 
 def test_debezium_truncate_is_refused():
-    """A truncated table is no change of a record, and says so."""
+    """A truncated table is refused, because it is no change of one record."""
     with pytest.raises(ChangeRefusedError, match="truncated"):
         from_debezium(debezium("t", None, None), key_text=key_text)
 
 
 @pytest.mark.parametrize("event", ["[]", "{}", "0", '{"op": "x"}', {"payload": {"op": "c"}}])
 def test_foreign_debezium_events_are_refused(event):
-    """What is no such event is an ``EnvelopeError``."""
+    """Other texts and events raise ``EnvelopeError``."""
     with pytest.raises(EnvelopeError):
         from_debezium(event, key_text=key_text)

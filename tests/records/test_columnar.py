@@ -1,4 +1,4 @@
-"""Bodies read column by column are what a closer look makes of each of them."""
+"""The column reader, compared with reading one body after another."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from support import strategies
 
 from eventsync.errors import RecordError, ValueRefusedError
-from eventsync.records.columnar import Reader
+from eventsync.records.columnar import ColumnReader
 from eventsync.records.record import Field, Record
 from eventsync.records.record_type import same
 from eventsync.values import packing, unpacking
 
 
 class Sample(Record):
-    """A field of each class that a value can have, some of them limited."""
+    """A record with a field of each class, some of them with limits."""
 
     id: int = Field(key=True)
     name: str = Field(length=8)
@@ -100,8 +100,8 @@ def closer_look(body: bytes, key: str) -> Any:
 
 
 def check(bodies: list[bytes], keys: list[str]) -> int:
-    """Compare both ways of reading; how many were read in bulk."""
-    reader = Reader(SAMPLE)
+    """Compare both ways of reading, and return how many bodies were read in bulk."""
+    reader = ColumnReader(SAMPLE)
     rows = reader.read(bodies, keys)
     for body, key, row in zip(bodies, keys, rows, strict=True):
         if row is not None:
@@ -113,14 +113,14 @@ def check(bodies: list[bytes], keys: list[str]) -> int:
 
 @given(st.lists(whole | spoilt, max_size=5))
 def test_it_reads_nothing_otherwise(data):
-    """Each row is the record that the record type makes of the same bytes."""
+    """Each row has the values that the record type loads from the same bytes."""
     keys = [str(body.get("id")) for body in data]
     check([packing.pack_body(body) for body in data], keys)
 
 
 @given(st.lists(whole, min_size=1, max_size=3), noise)
 def test_hostile_bytes_are_read_as_a_closer_look_reads_them(data, noise):
-    """Whatever has become of the bytes of one of the bodies."""
+    """Altered bytes in one of the bodies are read as the slow path reads them."""
     bodies = [bytearray(packing.pack_body(body)) for body in data]
     place, junk = noise[0] % len(bodies[0]), noise[1]
     bodies[0][place : place + len(junk)] = junk
@@ -128,7 +128,7 @@ def test_hostile_bytes_are_read_as_a_closer_look_reads_them(data, noise):
 
 
 def sample(**values: Any) -> dict[str, Any]:
-    """A record that fits, but for these values."""
+    """Return a valid record, except for these values."""
     return {
         "id": 1,
         "name": "a",
@@ -149,7 +149,7 @@ def sample(**values: Any) -> dict[str, Any]:
 
 
 def test_records_that_fit_are_read_in_bulk():
-    """All of them, with and without the values that may be missing."""
+    """Valid records are read in bulk, with and without optional values."""
     data = [sample(), sample(note=None, zoned=dt.datetime(2026, 1, 2, tzinfo=dt.UTC), other=3)]
     assert check([packing.pack_body(body) for body in data * 50], ["1"] * 100) == 100
 
@@ -179,9 +179,9 @@ def test_records_that_fit_are_read_in_bulk():
     ids=str,
 )
 def test_one_that_does_not_fit_is_left_alone(values):
-    """And the others are read."""
+    """A record that does not fit is left out, and the others are read."""
     data = [sample(), sample(**values), sample()]
-    reader = Reader(SAMPLE)
+    reader = ColumnReader(SAMPLE)
     rows = reader.read([packing.pack_body(body) for body in data], ["1"] * 3)
     assert [row is not None for row in rows] == [True, False, True]
 
@@ -204,11 +204,11 @@ def test_one_that_does_not_fit_is_left_alone(values):
     ],
 )
 def test_a_malformed_value_spoils_one_record(old, new):
-    """It is left to the closer look, which refuses it or reads it in its own way."""
+    """A malformed value leaves its record to the slow path."""
     good = packing.pack_body(sample())
     bad = good.replace(old, new)
     assert bad != good
-    rows = Reader(SAMPLE).read([good, bad, good], ["1"] * 3)
+    rows = ColumnReader(SAMPLE).read([good, bad, good], ["1"] * 3)
     assert [row is not None for row in rows] == [True, closer_look(bad, "1") is not None, True]
     check([good, bad, good], ["1"] * 3)
 
@@ -216,8 +216,8 @@ def test_a_malformed_value_spoils_one_record(old, new):
 @given(st.lists(st.tuples(st.text("a%/", max_size=3), st.integers(0, 9)), min_size=1, max_size=4))
 @example([("", 1)])
 def test_keys_of_several_fields_are_compared(parts):
-    """A record is read under its own key, escapes included, and under no other."""
-    reader = Reader(Pair.__record__)
+    """A record is read under its own key, with escapes, and under no other."""
+    reader = ColumnReader(Pair.__record__)
     data = [{"shop": shop, "number": number} for shop, number in parts]
     keys = [Pair.__record__.key_text(body) for body in data]
     bodies = [packing.pack_body(body) for body in data]
@@ -226,16 +226,16 @@ def test_keys_of_several_fields_are_compared(parts):
 
 
 def test_bodies_do_not_run_into_each_other():
-    """What one body lacks is not taken from the next, whatever their bytes are together."""
+    """Bytes missing in one body are not taken from the next."""
     good = packing.pack_body(sample())
     first, second = good[:-3], good[-3:] + good
-    assert Reader(SAMPLE).read([first, second], ["1", "1"]) == [None, None]
+    assert ColumnReader(SAMPLE).read([first, second], ["1", "1"]) == [None, None]
 
 
 def test_records_that_hold_others_are_left_to_the_closer_look():
-    """Lists and dicts are checked one by one."""
+    """Records with lists or dicts are left to the slow path."""
     body = packing.pack_body({"id": 1, "tags": ["a"]})
-    assert Reader(Holder.__record__).read([body], ["1"]) == [None]
+    assert ColumnReader(Holder.__record__).read([body], ["1"]) == [None]
 
 
 patches = st.builds(
@@ -246,7 +246,7 @@ patches = st.builds(
 
 
 def look_closer_at_a_patch(body: bytes) -> Any:
-    """What is made of the body of one patch; ``None`` for what is refused or altered."""
+    """Read the body of one patch slowly; ``None`` if it is refused or altered."""
     try:
         data = unpacking.unpack_body(body)
         loaded = SAMPLE.load(data, partial=True)
@@ -256,8 +256,8 @@ def look_closer_at_a_patch(body: bytes) -> Any:
 
 
 def check_patches(bodies: list[bytes]) -> int:
-    """Compare both ways of reading; how many were read in bulk."""
-    found = Reader(SAMPLE).read_patches(bodies, ["1"] * len(bodies))
+    """Compare both ways of reading, and return how many bodies were read in bulk."""
+    found = ColumnReader(SAMPLE).read_patches(bodies, ["1"] * len(bodies))
     for body, read in zip(bodies, found, strict=True):
         if read is not None:
             expected = look_closer_at_a_patch(body)
@@ -268,13 +268,13 @@ def check_patches(bodies: list[bytes]) -> int:
 
 @given(st.lists(patches, max_size=5))
 def test_patches_are_read_no_otherwise(data):
-    """Each has the values that the record type makes of the same bytes, whatever lies beside it."""
+    """Each patch has the values that the record type loads from the same bytes."""
     check_patches([packing.pack_body(body) for body in data])
 
 
 @given(st.lists(patches.filter(bool), min_size=1, max_size=3), noise)
 def test_hostile_patches_are_read_as_a_closer_look_reads_them(data, noise):
-    """Whatever has become of the bytes of one of the bodies."""
+    """Altered bytes in one of the bodies are read as the slow path reads them."""
     bodies = [bytearray(packing.pack_body(body)) for body in data]
     place, junk = noise[0] % len(bodies[0]), noise[1]
     bodies[0][place : place + len(junk)] = junk
@@ -282,13 +282,13 @@ def test_hostile_patches_are_read_as_a_closer_look_reads_them(data, noise):
 
 
 def test_patches_that_fit_are_read_in_bulk():
-    """Of whatever fields they are; not those of none, and not under a key that is none."""
+    """Patches of any fields are read in bulk, but not an empty one or one with a wrong key."""
     whole = sample()
     names = [*whole.keys() - {"id"}]
     data = [{n: whole[n] for n in names[:count]} for count in range(len(names) + 1)]
     bodies = [packing.pack_body(body) for body in data]
     assert check_patches(bodies) == len(names)
-    assert not any(Reader(SAMPLE).read_patches(bodies, ["01"] * len(bodies)))
+    assert not any(ColumnReader(SAMPLE).read_patches(bodies, ["01"] * len(bodies)))
 
 
 @pytest.mark.parametrize(
@@ -309,5 +309,34 @@ def test_patches_that_fit_are_read_in_bulk():
 def test_a_patch_that_takes_a_closer_look_is_left_to_it(body):
     """And those beside it are read."""
     good = packing.pack_body({"score": 0.5})
-    found = Reader(SAMPLE).read_patches([good, body, good], ["1"] * 3)
+    found = ColumnReader(SAMPLE).read_patches([good, body, good], ["1"] * 3)
+    assert [read is not None for read in found] == [True, False, True]
+
+
+class Dated(Record):
+    """A key whose text is made with methods that only its own class has."""
+
+    price: Decimal = Field(key=True)
+    moment: dt.datetime = Field(key=True)
+
+
+def test_a_malformed_key_field_spoils_one_record():
+    """A key field that cannot be unpacked leaves its record to the closer look, and no other."""
+    good = packing.pack_body({"price": Decimal("1.5"), "moment": dt.datetime(2026, 1, 2)})
+    key = Dated.__record__.key_text(unpacking.unpack_body(good))
+    rows = ColumnReader(Dated.__record__).read(
+        [good, good.replace(b"1.5", b"abc"), good.replace(b"2026-01", b"2026-99"), good], [key] * 4
+    )
+    assert [row is not None for row in rows] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("depth", [17, 200_000])
+def test_a_deeply_nested_value_spoils_one_record(depth):
+    """A hostile body that nests too deep is left out; those beside it are read."""
+    deep = b"\x91" * depth + b"\x01"
+    put, patch = packing.pack_body(sample()), packing.pack_body({"other": 1})
+    reader = ColumnReader(SAMPLE)
+    rows = reader.read([put, put.replace(b"\xa5other\xc0", b"\xa5other" + deep), put], ["1"] * 3)
+    assert [row is not None for row in rows] == [True, False, True]
+    found = reader.read_patches([patch, b"\x81\xa5other" + deep, patch], ["1"] * 3)
     assert [read is not None for read in found] == [True, False, True]

@@ -66,7 +66,7 @@ TYPE = Thing.__record__
 
 
 def matches(tree: Any, **values: Any) -> bool:
-    """Whether a thing of these values matches."""
+    """Return whether a thing with these values matches."""
     return Filter.parse(tree, TYPE).matches(TYPE.load({"id": 1, **values}))
 
 
@@ -140,13 +140,13 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
 
 
 class TestFilter:
-    """Which records match."""
+    """Filters."""
 
     @pytest.mark.parametrize(("tree", "yes", "no"), CASES)
     def test_each_operator_tells_records_apart(
         self, tree: Any, yes: dict[str, Any], no: dict[str, Any]
     ) -> None:
-        """One record matches, the other does not; the negation says the opposite of both."""
+        """One record matches and the other does not; the negation is the opposite."""
         if tree != {"number": {"$in": []}}:
             assert matches(tree, **yes)
         assert not matches(tree, **no)
@@ -154,7 +154,7 @@ class TestFilter:
 
     @pytest.mark.parametrize("tree", [case[0] for case in CASES])
     def test_the_json_form_makes_an_equal_filter(self, tree: Any) -> None:
-        """``to_json`` is of JSON's types, and ``parse`` is its inverse."""
+        """``parse`` makes an equal filter of ``to_json``, which has JSON's types only."""
         parsed = Filter.parse(tree, TYPE)
         again = Filter.parse(json.loads(json.dumps(parsed.to_json())), TYPE)
         assert again == parsed
@@ -163,7 +163,7 @@ class TestFilter:
 
     @pytest.mark.parametrize("tree", [None, {}, {"$and": [{}]}])
     def test_an_empty_filter_matches_all(self, tree: Any) -> None:
-        """And reads no field."""
+        """An empty filter matches every record and reads no field."""
         parsed = Filter.parse(tree, TYPE)
         assert parsed.matches({})
         assert parsed.fields == frozenset()
@@ -171,7 +171,7 @@ class TestFilter:
         assert parsed.to_json() == {}
 
     def test_an_absent_field_counts_as_none(self) -> None:
-        """The record of a partial store is judged by what is there."""
+        """An absent field counts as ``None``."""
         assert Filter.parse({"name": None}, TYPE).matches({"id": 1})
         assert not Filter.parse({"name": {"$like": "%"}}, TYPE).matches({"id": 1})
 
@@ -194,7 +194,7 @@ class TestFilter:
         )
 
     def test_the_fields_are_those_it_reads(self) -> None:
-        """Wherever in the tree they are."""
+        """``fields`` names every field in the tree."""
         tree = {
             "name": "a",
             "$or": [{"$not": {"number": 1}}, {"tags": {"$len": 1}}, {"flag": None}],
@@ -204,22 +204,22 @@ class TestFilter:
     @pytest.mark.parametrize(
         ("tree", "said"),
         [
-            ({"nmae": 1}, r"no field 'nmae' \(it has id, name"),
-            ({"$nand": []}, "no field '\\$nand'.*around filters go"),
+            ({"nmae": 1}, r"no field 'nmae' \(its fields are id, name"),
+            ({"$nand": []}, "no field '\\$nand'.*filters are combined with"),
             ({3: 1}, "no field 3"),
-            ([], "a filter is a mapping"),
-            ({"$and": [5]}, "a filter is a mapping"),
+            ([], "not a mapping"),
+            ({"$and": [5]}, "not a mapping"),
             ({"$and": {}}, "at least one"),
             ({"$or": []}, "at least one"),
             ({"number": {"$or": []}}, "at least one"),
-            ({"number": {"$foo": 1}}, r"'\$foo' is no operator \(use \$eq"),
-            ({"number": {"a": 1}}, "'a' is no operator"),
+            ({"number": {"$foo": 1}}, r"'\$foo' is not an operator \(use \$eq"),
+            ({"number": {"a": 1}}, "'a' is not an operator"),
             ({"number": {}}, "empty"),
-            ({"number": {"$like": "a"}}, "does not fit"),
-            ({"number": {"$len": 1}}, "does not fit"),
-            ({"name": {"$mod": [1, 2]}}, "does not fit"),
-            ({"tags": {"$gt": ["a"]}}, "does not fit"),
-            ({"free": {"$gt": 1}}, "does not fit"),
+            ({"number": {"$like": "a"}}, "does not apply"),
+            ({"number": {"$len": 1}}, "does not apply"),
+            ({"name": {"$mod": [1, 2]}}, "does not apply"),
+            ({"tags": {"$gt": ["a"]}}, "does not apply"),
+            ({"free": {"$gt": 1}}, "does not apply"),
             ({"number": "x"}, "'x' .*is not an integer"),
             ({"number": {"$in": [1, "x"]}}, "'x'"),
             ({"number": {"$in": 5}}, "a list"),
@@ -232,7 +232,7 @@ class TestFilter:
             ({"name": {"$like": 5}}, "a string"),
             ({"name": {"$like": "a\\"}}, "backslash"),
             ({"name": {"$like": "a\\b"}}, "backslash"),
-            ({"name": {"$re": "("}}, "not a regular expression"),
+            ({"name": {"$re": "("}}, "not a valid regular expression"),
             ({"name": {"$re": None}}, "a string"),
             ({"name": {"$exists": 1}}, "true or false"),
             ({"number": {"$mod": [0, 1]}}, "divisor"),
@@ -240,14 +240,14 @@ class TestFilter:
             ({"number": {"$mod": [True, 1]}}, "divisor"),
             ({"name": {"$len": "1"}}, "an integer"),
             ({"name": {"$len": {}}}, "a comparison"),
-            ({"name": {"$len": {"$like": 1}}}, "does not compare a length"),
+            ({"name": {"$len": {"$like": 1}}}, "cannot be used inside"),
             ({"name": {"$len": {"$in": 1}}}, "a list of numbers"),
             ({"free": dt.date(2020, 1, 1)}, "JSON"),
             ({"extra": {"a": Decimal(1)}}, "JSON"),
         ],
     )
     def test_a_wrong_filter_is_refused(self, tree: Any, said: str) -> None:
-        """The error names what is wrong and lists what would be right."""
+        """The error names what is wrong and what is allowed."""
         with pytest.raises(FilterError, match=said):
             Filter.parse(tree, TYPE)
 
@@ -256,14 +256,14 @@ class TestFilter:
         [{"pin": 12345}, {"pin": {"$re": "12345("}}, {"pin": {"$in": "12345"}}],
     )
     def test_a_secret_operand_is_in_no_error(self, tree: Any) -> None:
-        """Nor is a filter on a secret field shown."""
+        """No error and no ``repr`` shows an operand of a secret field."""
         with pytest.raises(FilterError) as caught:
             Filter.parse(tree, TYPE)
         assert "12345" not in str(caught.value)
         assert "12345" not in repr(Filter.parse({"pin": "12345"}, TYPE))
 
     def test_a_filter_that_nests_too_deeply_is_refused(self) -> None:
-        """Before it exhausts the stack."""
+        """A filter that nests too deep is refused before it exhausts the stack."""
         tree: Any = {"name": "a"}
         field: Any = "a"
         for _ in range(10_000):
@@ -342,7 +342,7 @@ def trees(draw: st.DrawFn, depth: int = 2) -> dict[str, Any]:
 
 
 def wanted(tree: dict[str, Any], record: dict[str, Any]) -> bool:
-    """What a filter means, said as plainly as possible, over the mapping itself."""
+    """Evaluate a filter directly on its mapping, as simply as possible."""
     for name, condition in tree.items():
         if name == "$and":
             holds = all(wanted(part, record) for part in condition)
@@ -360,14 +360,14 @@ def wanted(tree: dict[str, Any], record: dict[str, Any]) -> bool:
 
 
 def wanted_of(condition: Any, value: Any) -> bool:
-    """What a condition on one field's value means."""
+    """Evaluate a condition on one field's value."""
     if not isinstance(condition, dict):
         condition = {"$eq": condition}
     return all(wanted_by(operator, operand, value) for operator, operand in condition.items())
 
 
 def wanted_by(operator: str, operand: Any, value: Any) -> bool:
-    """What one operator means."""
+    """Evaluate one operator."""
     match operator:
         case "$eq":
             return bool(value == operand)
@@ -410,7 +410,7 @@ def wanted_by(operator: str, operand: Any, value: Any) -> bool:
 
 
 def like_symbols(pattern: str) -> Iterator[tuple[bool, str]]:
-    """The characters of a pattern, each with whether it is a wildcard."""
+    """Return the characters of a pattern, each with whether it is a wildcard."""
     escaped = False
     for character in pattern:
         if not escaped and character == "\\":
@@ -421,7 +421,7 @@ def like_symbols(pattern: str) -> Iterator[tuple[bool, str]]:
 
 
 def like(symbols: list[tuple[bool, str]], text: str) -> bool:
-    """Whether the pattern matches the whole text."""
+    """Return whether the pattern matches the whole text."""
     if not symbols:
         return not text
     (wild, character), rest = symbols[0], symbols[1:]
@@ -431,16 +431,16 @@ def like(symbols: list[tuple[bool, str]], text: str) -> bool:
 
 
 class TestAgainstAnOracle:
-    """The compiled filter against the plain meaning of its mapping."""
+    """The compiled filter, compared with a direct evaluation of its mapping."""
 
     @given(trees(), RECORDS)
     def test_a_filter_means_what_it_says(self, tree: Any, record: dict[str, Any]) -> None:
-        """For every tree and record, with absent fields and ``None`` among them."""
+        """Both evaluations agree for every filter and record."""
         assert Filter.parse(tree, TYPE).matches(record) == wanted(tree, record)
 
     @given(trees(), RECORDS)
     def test_a_negation_is_the_exact_opposite(self, tree: Any, record: dict[str, Any]) -> None:
-        """There is no third truth value, whatever is ``None``; De Morgan's laws hold."""
+        """A negation is the exact opposite, and De Morgan's laws hold."""
         positive = Filter.parse(tree, TYPE).matches(record)
         assert Filter.parse({"$not": tree}, TYPE).matches(record) is not positive
         assert Filter.parse({"$nor": [tree]}, TYPE).matches(record) is not positive
@@ -451,7 +451,7 @@ class TestAgainstAnOracle:
     def test_ne_and_nin_are_exact_negations(
         self, name: str, data: st.DataObject, record: dict[str, Any]
     ) -> None:
-        """Also of comparisons with ``None``."""
+        """A double negation is the condition itself."""
         operand = data.draw(st.none() | VALUES[name])
         for positive, negative, given_operand in (
             ("$eq", "$ne", operand),
@@ -470,7 +470,7 @@ class TestAgainstAnOracle:
 
     @given(st.text("a%_\\.", max_size=6), st.text("a%_\\.b", max_size=6))
     def test_like_is_translated_exactly(self, pattern: str, text: str) -> None:
-        """Against a matcher that knows no regular expressions."""
+        """``$like`` agrees with a matcher that uses no regular expressions."""
         try:
             regex = like_to_regex(pattern)
         except FilterError:
@@ -480,10 +480,10 @@ class TestAgainstAnOracle:
 
 
 class TestSort:
-    """In which order."""
+    """Orders of records."""
 
     def test_names_are_checked(self) -> None:
-        """A minus descends; one name alone will do."""
+        """A minus before a name means descending, and one name needs no list."""
         assert Sort.parse(["name", "-price"], TYPE).fields == (("name", False), ("price", True))
         assert Sort.parse("-name", TYPE) == Sort((("name", True),))
         assert Sort.parse(None, TYPE).fields == ()
@@ -504,7 +504,7 @@ class TestSort:
             Sort.parse(names, TYPE)
 
     def test_none_is_less_than_every_value(self) -> None:
-        """So it comes first, or last where the order descends; absent is as ``None``."""
+        """``None`` and absent values come first, or last in a descending order."""
         records = [
             Thing(id=1, number=2),
             Thing(id=2, number=None),
@@ -520,7 +520,7 @@ class TestSort:
         assert ids("number", "-id") == [4, 2, 3, 1]
 
     def test_times_with_and_without_a_zone_can_be_sorted(self) -> None:
-        """Those without come first, since the two cannot be compared."""
+        """Times without a zone come before those with one."""
         seen = ["2020-01-01T00:00Z", "2021-01-01", None, "2019-01-01T00:00Z", "2020-01-01"]
         records = [Thing.load({"id": n, "seen": moment}) for n, moment in enumerate(seen)]
         ordered = sort_records(records, Sort.parse("seen", TYPE))
@@ -528,7 +528,7 @@ class TestSort:
 
     @given(st.lists(st.tuples(st.none() | NUMBERS, st.none() | NAMES), max_size=8))
     def test_an_order_of_two_fields_is_that_of_pairs(self, rows: list[tuple[Any, Any]]) -> None:
-        """The second field decides where the first does not; equal records stay as they come."""
+        """The second field orders equal values of the first; the sort is stable."""
         records = [Thing(id=n, number=a, name=b) for n, (a, b) in enumerate(rows)]
 
         def less(value: Any) -> tuple[Any, ...]:
@@ -540,16 +540,16 @@ class TestSort:
 
 
 class TestQuery:
-    """What ``find`` gets."""
+    """Queries."""
 
     RECORDS = tuple(Thing(id=n, number=n % 3) for n in range(10))
 
     def ids(self, *args: Any, **options: Any) -> list[int]:
-        """The numbers of the records that the query selects."""
+        """Return the numbers of the records that the query selects."""
         return [record.id for record in Query.parse(TYPE, *args, **options).select(self.RECORDS)]
 
     def test_select_filters_sorts_and_slices(self) -> None:
-        """In this order."""
+        """A query filters, sorts, skips and limits, in this order."""
         assert self.ids() == list(range(10))
         assert self.ids({"number": 1}) == [1, 4, 7]
         assert self.ids({"number": 1}, skip=1, limit=1) == [4]
@@ -559,7 +559,7 @@ class TestQuery:
         assert self.ids(Filter.parse({"id": 3}, TYPE)) == [3]
 
     def test_select_takes_no_more_than_it_needs(self) -> None:
-        """Records behind the limit are not read."""
+        """Records beyond the limit are not read."""
         taken = []
 
         def source() -> Iterator[Record]:
@@ -572,6 +572,6 @@ class TestQuery:
 
     @pytest.mark.parametrize("options", [{"limit": -1}, {"skip": -1}, {"sort": ["x"]}])
     def test_a_wrong_query_is_refused(self, options: dict[str, Any]) -> None:
-        """Before anything is read."""
+        """A negative limit or skip is refused when the query is made."""
         with pytest.raises(FilterError):
             Query.parse(TYPE, **options)

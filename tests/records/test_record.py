@@ -116,10 +116,10 @@ class FakeStore:
 
 
 class TestDeclaration:
-    """What a class statement says."""
+    """Declarations by class statements."""
 
     def test_the_description_says_what_was_declared(self) -> None:
-        """Names, keys, rule, schema and each field's options are on ``__record__``."""
+        """``__record__`` has the name, keys, rule, schema and fields with their options."""
         described = Customer.__record__
         assert (described.name, described.rule, described.schema) == ("customer", "field", 2)
         assert described.cls is Customer
@@ -133,7 +133,7 @@ class TestDeclaration:
         assert Artist.__record__.rule == "record"
 
     def test_a_field_has_the_class_of_its_plain_values(self) -> None:
-        """``type`` is what stores see: of an enumeration its values, of a reference the key."""
+        """A field's ``type`` is that of an enumeration's values, and that of a referenced key."""
         types = {name: field.type for name, field in Customer.__record__.fields.items()}
         assert types["status"] is str
         assert types["artist"] is int
@@ -145,7 +145,7 @@ class TestDeclaration:
         assert Customer.__record__.fields["born"].annotation is dt.date
 
     def test_fields_are_inherited_from_mixins_and_bases(self) -> None:
-        """Mixins, abstract and concrete records lend their fields, in the order of the MRO."""
+        """Fields are inherited from mixins and other records in the order of the MRO."""
 
         class Dated:
             registry: ClassVar[list[str]] = []
@@ -166,7 +166,7 @@ class TestDeclaration:
         assert Thing(id=1).name == "?"
 
     def test_an_abstract_record_has_no_instances(self) -> None:
-        """A class that only lends its fields says so when it is used as a record."""
+        """Making a record of an abstract class raises an error that says it is abstract."""
 
         class Base(Record, abstract=True):
             size: int = 1
@@ -177,7 +177,7 @@ class TestDeclaration:
             Record.load({})
 
     def test_types_local_to_a_function_are_found(self) -> None:
-        """An annotation may name what only the function around the class knows."""
+        """An annotation may use a local name of the function around the class."""
 
         class Colour(StrEnum):
             RED = "red"
@@ -189,7 +189,7 @@ class TestDeclaration:
         assert Paint(id=1).colour is Colour.RED
 
     def test_the_identifier_is_the_key_when_none_is_named(self) -> None:
-        """A store's own id identifies, unless a field is declared as the key."""
+        """The identifier is the key unless another field is declared as the key."""
 
         class Ticket(Record):
             id: UUID = Field(identifier=True, default=UUID(int=7))
@@ -208,56 +208,62 @@ class TestDeclaration:
         [
             ({"a": Field(type=int)}, "no key field"),
             ({"a": Field(type=int | None, key=True)}, "optional"),
-            ({"a": Field(type=float, key=True)}, "a key cannot be a number"),
-            ({"a": Field(type=list[int], key=True)}, "a key cannot be a list"),
+            ({"a": Field(type=float, key=True)}, "a key field cannot be a number"),
+            ({"a": Field(type=list[int], key=True)}, "a key field cannot be a list"),
             ({"a": Field(type=str, key=True, secret=True)}, "secret"),
             ({"a": Field(key=True)}, "no type"),
             ({"a": Field(type=complex, key=True)}, "complex"),
-            ({"a": Field(type=int | str, key=True)}, "several types"),
+            ({"a": Field(type=int | str, key=True)}, "is a union"),
             ({"a": Field(type=int, key=True, length=3)}, "length is for"),
             ({"a": Field(type=str, key=True, length=0)}, "at least 1"),
             ({"a": Field(type=str, key=True, minimum=3)}, "minimum"),
             ({"a": Field(type=dt.date, key=True, zoned=True)}, "zoned"),
             ({"a": Field(type=int, key=True, default="x")}, "'x'"),
-            ({"a": Field(type=int, key=True, default=1, default_factory=int)}, "exclude"),
-            ({"a": Field(type=int, key=True), "b": Field(type=list, default=[])}, "shared"),
-            ({"a": Field(type=int, key=True), "b": Field(type=dict[int, str])}, "keys of a dict"),
-            ({"a": Field(type=Literal["x", 1], key=True)}, "choices"),
+            (
+                {"a": Field(type=int, key=True, default=1, default_factory=int)},
+                "both a default and a default_factory",
+            ),
+            ({"a": Field(type=int, key=True), "b": Field(type=list, default=[])}, "would share"),
+            (
+                {"a": Field(type=int, key=True), "b": Field(type=dict[int, str])},
+                "keys that are not str",
+            ),
+            ({"a": Field(type=Literal["x", 1], key=True)}, "all strings or all integers"),
             (
                 {"a": Field(type=int, identifier=True), "b": Field(type=int, identifier=True)},
-                "both be the identifier",
+                "all declared as the identifier",
             ),
         ],
     )
     def test_a_contradictory_declaration_is_refused(
         self, fields: dict[str, Field], said: str
     ) -> None:
-        """The error names the record, and what is wrong."""
+        """The error names the record type and what is wrong."""
         with pytest.raises(RecordError, match=said) as caught:
             Record.derive("thing", fields)
         assert "thing" in str(caught.value)
 
     @pytest.mark.parametrize("name", ["", "1st", "a b", "é", "x" * 129])
     def test_a_type_name_that_is_no_name_is_refused(self, name: str) -> None:
-        """Names travel and become parts of routing keys, so they are restricted."""
-        with pytest.raises(RecordError, match="cannot name"):
+        """Type names become parts of routing keys, so their characters are restricted."""
+        with pytest.raises(RecordError, match="not valid for a record type"):
             Record.derive(name, {"a": Field(type=int, key=True)})
 
     @pytest.mark.parametrize("keywords", [{"rule": "merge"}, {"schema": -1}, {"schema": True}])
     def test_a_wrong_rule_or_schema_is_refused(self, keywords: dict[str, Any]) -> None:
-        """Only the two rules exist, and schemas are counted."""
+        """The rule must be one of two, and the schema number an integer of at least 0."""
         with pytest.raises(RecordError):
             Record.derive("thing", {"a": Field(type=int, key=True)}, **keywords)
 
     def test_a_field_cannot_take_a_name_that_records_use(self) -> None:
-        """The error tells to rename the field and to map it."""
+        """The error tells the user to rename the field and to map it in the view."""
         with pytest.raises(RecordError, match="rename="):
 
             class Wrong(Record):
                 key: int = Field(key=True)  # type: ignore[assignment]
 
     def test_a_value_without_annotation_cannot_hide_a_field(self) -> None:
-        """A class attribute under an inherited field's name would be lost silently."""
+        """A class attribute that hides an inherited field is refused."""
         with pytest.raises(RecordError, match="hides"):
 
             class Wrong(Artist):
@@ -271,14 +277,14 @@ class TestDeclaration:
                 id: Nothing = Field(key=True)  # type: ignore[name-defined]  # noqa: F821
 
     def test_a_key_cannot_refer_to_its_own_type(self) -> None:
-        """Such a key would have no value."""
+        """A key field that refers to its own record type is refused."""
         with pytest.raises(RecordError, match="its own record type"):
 
             class Wrong(Record):
                 id: Wrong = Field(key=True)
 
     def test_a_derived_type_takes_any_field_name(self) -> None:
-        """Names of methods and names that are no identifiers are reached by item."""
+        """``record["name"]`` reaches fields named like methods or not like identifiers."""
         fields = {
             "key": Field(type=int, key=True),
             "Full Name": Field(type=str | None),
@@ -295,7 +301,7 @@ class TestDeclaration:
         assert (Thing.__record__.rule, Thing.__record__.schema) == ("field", 3)
 
     def test_a_type_checker_knows_constructor_and_attributes(self) -> None:
-        """Strict mypy accepts the right lines of the sample and refuses the wrong ones."""
+        """Strict mypy accepts the right lines of a sample and refuses its wrong ones."""
         api = pytest.importorskip("mypy.api")
         sample = Path(__file__).parent / "typing" / "records.py"
         options = ["--strict", "--follow-imports=silent", "--ignore-missing-imports"]
@@ -406,7 +412,7 @@ REFUSED = [
     (Literal["a", "b"], {}, "c", "one of"),
     (list[int], {}, {1, 2}, "a list"),
     (list[int], {}, [None], "an integer"),
-    (list, {}, [0] * 1025, "fit to travel"),
+    (list, {}, [0] * 1025, "can travel"),
     (list, {}, [object()], "a value that can travel"),
     (list, {}, [math.nan], "a number"),
     (dict, {}, {1: 2}, "a dict with string keys"),
@@ -424,13 +430,13 @@ REFUSED = [
 
 
 class TestCoercion:
-    """What becomes of values that come from elsewhere."""
+    """The conversion of foreign values."""
 
     @pytest.mark.parametrize(("kind", "options", "given_value", "expected"), COERCED)
     def test_what_is_meant_is_understood(
         self, kind: Any, options: dict[str, Any], given_value: Any, expected: Any
     ) -> None:
-        """A value of another form becomes the plain value, of exactly the expected class."""
+        """A convertible value becomes a plain value of exactly the expected class."""
         field = field_of(kind, **options)
         coerced = field.coerce(given_value)
         assert same(coerced, expected)
@@ -441,7 +447,7 @@ class TestCoercion:
     def test_what_does_not_fit_is_refused(
         self, kind: Any, options: dict[str, Any], value: Any, expected: str
     ) -> None:
-        """The error names record, field, value and expectation."""
+        """The error names record, field, value and what was expected."""
         with pytest.raises(FieldError) as caught:
             field_of(kind, **options).coerce(value)
         assert caught.value.record == "thing"
@@ -449,7 +455,7 @@ class TestCoercion:
         assert expected in caught.value.expected
 
     def test_an_error_inside_a_list_or_dict_says_where(self) -> None:
-        """The path to the element is part of the field's name."""
+        """The error names the path to the wrong element."""
         with pytest.raises(FieldError) as caught:
             field_of(dict[str, list[int]]).coerce({"a": [1, "x"]})
         assert caught.value.field == "it['a'][1]"
@@ -466,27 +472,27 @@ class TestCoercion:
         assert caught.value.__cause__ is None
 
     def test_a_secret_dict_shows_no_key(self) -> None:
-        """The way to a wrong element would show part of the value."""
+        """The path to a wrong element is hidden too, because it shows dict keys."""
         with pytest.raises(FieldError) as caught:
             field_of(dict[str, int], secret=True).coerce({"hunter2": "x"})
         assert "hunter2" not in str(caught.value)
 
     def test_a_list_that_holds_itself_is_refused(self) -> None:
-        """It ends in an error, not in endless recursion."""
+        """A value that contains itself raises an error."""
         endless: list[Any] = []
         endless.append(endless)
         with pytest.raises(FieldError):
             field_of(list).coerce(endless)
 
     def test_coercion_shares_nothing_with_its_argument(self) -> None:
-        """A later change to what was given does not reach the value."""
+        """Altering the given list later does not alter the value."""
         given_value = {"a": [1]}
         coerced = field_of(dict).coerce(given_value)
         given_value["a"].append(2)
         assert coerced == {"a": [1]}
 
     def test_the_decimal_context_does_not_round(self) -> None:
-        """A decimal keeps its digits whatever precision the thread computes with."""
+        """A decimal keeps its digits in any decimal context."""
         digits = "1." + "123456789" * 5
         with localcontext() as context:
             context.prec = 5
@@ -494,7 +500,7 @@ class TestCoercion:
 
     @given(st.data())
     def test_coercion_is_idempotent(self, data: st.DataObject) -> None:
-        """What a field makes of any value, it leaves as it is, and it can travel."""
+        """Conversion is idempotent, and its result can travel."""
         scalars = st.one_of(
             st.none(),
             st.booleans(),
@@ -522,7 +528,7 @@ class TestCoercion:
 
 
 class TestLoad:
-    """A whole record's values."""
+    """The check of a whole record's values."""
 
     def test_defaults_are_filled_in(self) -> None:
         """Absent fields get their defaults, as plain values."""
@@ -550,22 +556,22 @@ class TestLoad:
         assert nested.make_default() == [{"a": [1]}]
 
     def test_partial_data_stay_partial(self) -> None:
-        """Absent is not nil: nothing is filled in, but what is there is checked."""
+        """A partial load fills in no defaults and checks the given values."""
         described = Customer.__record__
         assert described.load({"id": 1}, partial=True) == {"id": 1}
         with pytest.raises(FieldError):
             described.load({"id": "x"}, partial=True)
 
     def test_a_required_field_must_be_given(self) -> None:
-        """The error names the field, and that it has no default."""
+        """The error names the field and says that it has no default."""
         with pytest.raises(FieldError, match=r"customer\.name.*no default") as caught:
             Customer.__record__.load({"id": 1})
         assert caught.value.field == "name"
         assert caught.value.value is MISSING
 
     def test_unknown_fields_are_refused_or_ignored(self) -> None:
-        """The error names those unknown and those known."""
-        with pytest.raises(RecordError, match=r"no field 'x', 'y' \(it has id, name"):
+        """The error names the unknown fields and the declared ones."""
+        with pytest.raises(RecordError, match=r"no field 'x', 'y' \(its fields are id, name"):
             Customer.__record__.load({"id": 1, "x": 1, "y": 2})
         loaded = Customer.__record__.load({"id": 1, "x": 1}, partial=True, unknown="ignore")
         assert loaded == {"id": 1}
@@ -601,7 +607,7 @@ class TestKey:
 
     @given(st.data())
     def test_keys_survive_the_way_to_text_and_back(self, data: st.DataObject) -> None:
-        """For single and composite keys of all types, and for no other text of the same length."""
+        """``key_values`` inverts ``key_text`` for keys of all types."""
         kinds = data.draw(st.lists(st.sampled_from(list(KEY_VALUES)), min_size=1, max_size=3))
         described = type_of(*kinds)
         values = {f"k{n}": data.draw(KEY_VALUES[kind]) for n, kind in enumerate(kinds)}
@@ -615,7 +621,7 @@ class TestKey:
     def test_every_accepted_text_is_the_one_of_its_key(
         self, text: str, data: st.DataObject
     ) -> None:
-        """A text is either refused with ``FieldError`` or the canonical one."""
+        """A text is refused with ``FieldError``, or it is the canonical one."""
         kinds = data.draw(st.lists(st.sampled_from(list(KEY_VALUES)), min_size=1, max_size=2))
         described = type_of(*kinds)
         try:
@@ -626,7 +632,7 @@ class TestKey:
 
     @given(st.data())
     def test_many_keys_are_read_as_each_of_them(self, data: st.DataObject) -> None:
-        """What is read column by column is what ``key_values`` reads; nothing else is read so."""
+        """``key_columns`` returns what ``key_values`` returns for each key."""
         kinds = data.draw(st.lists(st.sampled_from(list(KEY_VALUES)), min_size=1, max_size=2))
         described = type_of(*kinds)
         wild = st.text("%25F/-+0.eE1T:Z", max_size=12)
@@ -666,7 +672,7 @@ class TestKey:
     def test_of_many_keys_each_text_is_the_one_of_its_key(
         self, kinds: list[Any], texts: list[str]
     ) -> None:
-        """Another text of the same values is none."""
+        """A text that is not canonical is no key."""
         described = type_of(*kinds)
         try:
             expected = [described.key_values(text) for text in texts]
@@ -679,7 +685,7 @@ class TestKey:
 
     @given(st.text(max_size=8), st.text(max_size=8), st.text(max_size=8), st.text(max_size=8))
     def test_different_keys_have_different_texts(self, a: str, b: str, c: str, d: str) -> None:
-        """However the separators lie in the components."""
+        """Different components have different keys, whatever separators they contain."""
         described = type_of(str, str)
         one, other = {"k0": a, "k1": b}, {"k0": c, "k1": d}
         assert (described.key_text(one) == described.key_text(other)) == (one == other)
@@ -705,12 +711,12 @@ class TestKey:
         ],
     )
     def test_equal_keys_have_one_text(self, kind: Any, one: Any, other: Any, text: str) -> None:
-        """Whatever form their values come in."""
+        """Values in another form give the same key."""
         described = type_of(kind)
         assert described.key_of(one) == described.key_of(other) == text
 
     def test_decimals_that_differ_late_have_different_keys(self) -> None:
-        """The precision of the decimal context does not matter."""
+        """A key keeps every digit of a decimal, in any decimal context."""
         described = type_of(Decimal)
         digits = "1" * 40
         assert described.key_of(f"{digits}1") != described.key_of(f"{digits}2")
@@ -736,25 +742,25 @@ class TestKey:
         ],
     )
     def test_a_text_that_is_not_canonical_is_refused(self, kind: Any, text: str) -> None:
-        """Otherwise one record could have two keys, and so two versions."""
+        """Only the canonical text is a key, so that no record has two."""
         with pytest.raises(FieldError):
             type_of(kind).key_values(text)
 
     @pytest.mark.parametrize("value", [None, MISSING, "x", (1, 2), ()])
     def test_a_value_that_is_no_key_is_refused(self, value: Any) -> None:
-        """None above all."""
+        """A value that no key can have is refused; ``None``, for example."""
         with pytest.raises(FieldError):
             type_of(int).key_of(value)
 
     def test_a_key_may_have_512_characters(self) -> None:
-        """And not one more."""
+        """A key may have 512 characters and no more."""
         described = type_of(str, str)
         assert len(described.key_of(("x" * 500, "y" * 11))) == 512
         with pytest.raises(FieldError, match="512"):
             described.key_of(("x" * 500, "y" * 12))
 
     def test_a_time_with_a_zone_is_no_key(self) -> None:
-        """Such times have no canonical text."""
+        """A time with a zone cannot be a key."""
         with pytest.raises(FieldError):
             type_of(dt.time).key_of("12:00+01:00")
 
@@ -769,7 +775,7 @@ class TestRecord:
     """Records themselves."""
 
     def test_fields_are_attributes_and_items(self) -> None:
-        """Attributes show an enumeration's member, items the plain value."""
+        """An attribute returns the enumeration's member, an item the plain value."""
         record = customer(status="shut", artist=Artist(id=5))
         assert record.status is Status.SHUT
         assert record["status"] == "shut"
@@ -781,7 +787,7 @@ class TestRecord:
         assert Customer.name is Customer.__record__.fields["name"]
 
     def test_setting_checks_the_value(self) -> None:
-        """A value that does not fit leaves the record as it was."""
+        """A refused value leaves the record unchanged."""
         record = customer()
         with pytest.raises(FieldError):
             record.name = "too long"
@@ -791,7 +797,7 @@ class TestRecord:
         assert not record.is_dirty
 
     def test_an_unknown_field_is_refused(self) -> None:
-        """Whether it is given, set, read or copied; the error names the known ones."""
+        """An unknown field is refused everywhere, and the error names the declared ones."""
         record = customer()
         for attempt in (
             lambda: Customer(id=1, name="x", nmae="y"),  # type: ignore[call-arg]
@@ -800,11 +806,11 @@ class TestRecord:
             lambda: record["nmae"],
             lambda: record.copy(nmae="y"),
         ):
-            with pytest.raises(RecordError, match=r"no field 'nmae' \(it has id, name"):
+            with pytest.raises(RecordError, match=r"no field 'nmae' \(its fields are id, name"):
                 attempt()
 
     def test_a_new_record_is_dirty_until_it_is_clean(self) -> None:
-        """Never committed means that everything has changed."""
+        """Every field of a new record is dirty."""
         record = Artist(id=1)
         assert record.is_dirty
         assert record.dirty == {"id", "name"}
@@ -816,7 +822,7 @@ class TestRecord:
         assert record.raw(dirty=False) == {"id": 1, "name": None}
 
     def test_changes_inside_lists_and_dicts_count(self) -> None:
-        """And are gone when they are undone or cancelled."""
+        """A field is no longer dirty once it is set back or cancelled."""
         record = customer(tags=["a"], extra={"b": {"c": [1]}})
         record.tags.append("d")
         assert record.dirty == {"tags"}
@@ -830,7 +836,7 @@ class TestRecord:
         assert record.extra == {"b": {"c": [1]}}
 
     def test_a_value_that_is_set_back_is_not_dirty(self) -> None:
-        """A patch carries only what really changed; 1.10 is 1.1."""
+        """An equal value is no change; 1.10 equals 1.1."""
         record = customer(balance="1.10")
         record.balance = Decimal("1.1")
         record.name = "Bob"
@@ -838,7 +844,7 @@ class TestRecord:
         assert not record.is_dirty
 
     def test_what_was_put_into_a_list_is_checked_before_it_leaves(self) -> None:
-        """A wrong element does not travel."""
+        """An invalid element put into a list is found when the values are read."""
         record = customer()
         record.tags.append(5)  # type: ignore[arg-type]
         with pytest.raises(FieldError, match=r"tags\[0\]"):
@@ -847,7 +853,7 @@ class TestRecord:
             record.changes()
 
     def test_cancel_takes_a_new_record_back_to_its_start(self) -> None:
-        """There are no committed values to go back to."""
+        """Cancelling a new record restores the values it was made with."""
         record = Customer(id=1, name="Ann", tags=["a"])
         record.name = "Bob"
         record.tags.append("b")
@@ -856,7 +862,7 @@ class TestRecord:
         assert record.is_dirty
 
     def test_raw_is_a_deep_copy(self) -> None:
-        """Now or as committed; and a store may give its own form."""
+        """``raw`` returns current or committed values, or those of a store."""
         record = customer(tags=["a"])
         record.tags.append("b")
         record.raw()["tags"].append("x")
@@ -867,7 +873,7 @@ class TestRecord:
         assert Customer.__record__.wire(record) == record.raw()
 
     def test_the_key_of_a_committed_record_stays(self) -> None:
-        """A new one may be altered, or a copy made."""
+        """The key of a new record may be set, and that of a committed one may not."""
         new = Artist(id=1)
         new.id = 2
         assert new.key == "2"
@@ -878,7 +884,7 @@ class TestRecord:
         assert new.key == "2"
 
     def test_a_copy_is_new_and_deep(self) -> None:
-        """It has the changes, other lists and no stores."""
+        """A copy has the changes, lists of its own and no stores."""
         store = FakeStore()
         record = Customer.load({"id": 1, "name": "Ann", "tags": ["a"]}, stores=[store])
         twin = record.copy(id="2", name="Bob")
@@ -892,7 +898,7 @@ class TestRecord:
         assert twin.id == 2
 
     def test_an_absent_field_is_not_none(self) -> None:
-        """Reading it says that the store did not hold it; it is left out of everything else."""
+        """Reading an absent field raises an error; other methods leave it out."""
         record = Customer.load({"id": 1, "tags": ["a"]}, partial=True)
         with pytest.raises(AbsentFieldError, match="does not hold"):
             record.name  # noqa: B018
@@ -908,12 +914,12 @@ class TestRecord:
         assert record.raw() == {"id": 1, "tags": ["a"]}
 
     def test_a_record_without_its_key_has_none(self) -> None:
-        """Asking for it is the error of an absent field."""
+        """The key of a record without its key field raises the error of an absent field."""
         with pytest.raises(AbsentFieldError):
             Track.load({"title": "x"}, partial=True).key  # noqa: B018
 
     def test_equality_is_by_type_and_content(self) -> None:
-        """Not by identity, class, stores or what is dirty."""
+        """Records compare by type name and values only."""
         record = customer(tags=["a"], extra={"b": [1]})
         twin = customer(tags=["a"], extra={"b": [1]})
         assert record == twin
@@ -938,7 +944,7 @@ class TestRecord:
         st.data(),
     )
     def test_equal_records_have_equal_hashes(self, value: Any, data: st.DataObject) -> None:
-        """Also for lists and dicts, whose entries may come in another order."""
+        """Equal records have equal hashes, also with lists and dicts."""
         Thing = Record.derive(  # noqa: N806
             "thing", {"id": Field(type=int, key=True), "it": Field(type=Any)}
         )
@@ -950,7 +956,7 @@ class TestRecord:
         assert hash(one) == hash(other)
 
     def test_the_repr_is_short_and_keeps_secrets(self) -> None:
-        """Long values are cut, secret ones are not shown."""
+        """``repr`` cuts long values and hides secret ones."""
         shown = repr(Customer(id=1, name="Ann", tags=["x" * 1000], pin="1234"))
         assert shown.startswith("customer(id=1, name='Ann'")
         assert len(shown) < 400
@@ -965,7 +971,7 @@ class TestRecord:
         ids=["copy", "deepcopy", "pickle"],
     )
     def test_copies_and_pickles_keep_the_state(self, duplicate: Any) -> None:
-        """Values, committed values and newness survive; stores do not; nothing is shared."""
+        """Copies and pickles keep values and newness, but no stores."""
         record = Customer.load({"id": 1, "name": "Ann", "tags": ["a"]}, stores=[FakeStore()])
         record.tags.append("b")
         twin = duplicate(record)
@@ -982,7 +988,7 @@ class TestStores:
     """Committing to stores and deleting from them."""
 
     def test_commit_writes_all_changes_to_every_store(self) -> None:
-        """Though the first store cleans the record, the second gets the changes too."""
+        """The second store gets the changes even if the first cleans the record."""
         stores = [FakeStore(), FakeStore()]
         record = Customer.load({"id": 1, "name": "Ann"}, stores=stores)
         record.name = "Bob"
@@ -991,7 +997,7 @@ class TestStores:
         assert not record.is_dirty
 
     def test_commit_to_given_stores_makes_them_the_records_own(self) -> None:
-        """A new record lives where it was committed to first."""
+        """The stores of a commit become the stores of the record."""
         store = FakeStore()
         record = Artist(id=1)
         record.commit([store])
@@ -999,13 +1005,13 @@ class TestStores:
         assert store.held == {"1": {"id": 1, "name": None}}
 
     def test_a_record_in_no_store_simply_becomes_clean(self) -> None:
-        """There is nothing to write."""
+        """A commit to no store marks the values as committed."""
         record = Artist(id=1)
         record.commit()
         assert not record.is_dirty
 
     def test_a_failed_commit_leaves_the_record_dirty(self) -> None:
-        """The store before the failure is written; another commit completes the work."""
+        """After a failing store the record stays dirty, and another commit completes it."""
         good, bad = FakeStore(), FakeStore(fails=True)
         record = Customer.load({"id": 1, "name": "Ann"}, stores=[good, bad])
         record.name = "Bob"
@@ -1019,7 +1025,7 @@ class TestStores:
         assert not record.is_dirty
 
     def test_delete_removes_from_all_stores(self) -> None:
-        """Then the record is new again, and may be committed anew."""
+        """A record deleted from all stores is new again."""
         stores = [FakeStore(), FakeStore()]
         record = Artist(id=1)
         record.commit(stores)
@@ -1029,7 +1035,7 @@ class TestStores:
         assert record.is_dirty
 
     def test_a_failed_delete_knows_which_stores_are_left(self) -> None:
-        """The error propagates at once."""
+        """The error passes through, and the record keeps the stores that still hold it."""
         stores = [FakeStore(), FakeStore(), FakeStore()]
         record = Artist(id=1)
         record.commit(stores)
@@ -1041,7 +1047,7 @@ class TestStores:
         assert not record.is_dirty
 
     def test_stores_are_a_set_by_identity_in_order(self) -> None:
-        """Equal stores are told apart, and unhashable ones allowed."""
+        """Stores are compared by identity and need not be hashable."""
         one: list[Any] = []
         other: list[Any] = []
         record = Artist(id=1)

@@ -1,4 +1,4 @@
-"""Values: what may travel survives, what may not is refused, equal bodies have equal digests."""
+"""Packing and unpacking of values, their limits, and digests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_unpack_raises_its_own_error_only(raw):
 
 @given(strategies.bodies, st.randoms(use_true_random=False))
 def test_digest_does_not_see_the_order_of_keys(body, rng):
-    """Bodies that differ in the order of their keys only have one digest."""
+    """Bodies that differ only in the order of their keys have the same digest."""
     items = list(body.items())
     rng.shuffle(items)
     assert packing.digest(dict(items)) == packing.digest(body)
@@ -45,7 +45,7 @@ def test_digest_does_not_see_the_order_of_keys(body, rng):
 
 @given(strategies.bodies, st.randoms(use_true_random=False))
 def test_a_body_has_one_form(body, rng):
-    """Whatever the order of its keys, its bytes are the same, also once it has been read."""
+    """A body has the same bytes in any order of its keys, and again after unpacking."""
     items = list(body.items())
     rng.shuffle(items)
     packed = packing.pack_body(dict(items))
@@ -58,7 +58,7 @@ class _Name(StrEnum):
 
 
 def plainly(item):
-    """What ``pack_body`` makes, by the letter of docs/envelope.md and of msgpack, in no hurry."""
+    """Encode a body by docs/envelope.md, as simply as possible."""
 
     def ordered(item):
         if isinstance(item, dict):
@@ -89,13 +89,13 @@ def plainly(item):
 
 @given(strategies.bodies)
 def test_a_body_is_packed_as_plain_msgpack_would(body):
-    """Its bytes are those of a packer with a hook, given the keys of all maps in order."""
+    """``pack_body`` agrees with a simple encoder."""
     assert packing.pack_body(body) == plainly(body)
 
 
 @st.composite
 def tables(draw):
-    """Bodies of the same names, of which some have values of one type and some of any."""
+    """Draw bodies with the same names; some columns have values of one type."""
     names = draw(st.lists(strategies.text, unique=True, max_size=4))
     columns = {
         name: draw(st.sampled_from([*strategies.of_type, strategies.values])) for name in names
@@ -108,7 +108,7 @@ def tables(draw):
 
 @given(tables())
 def test_many_bodies_at_once_are_packed_as_each_alone(bodies):
-    """Name by name or body by body, the bytes are the same."""
+    """Bodies packed together have the bytes that each has alone."""
     parts = packing.pack_bodies(bodies)
     assert [b"".join(each) for each in zip(*parts, strict=False)] == list(map(plainly, bodies))
 
@@ -117,7 +117,7 @@ def test_many_bodies_at_once_are_packed_as_each_alone(bodies):
     "wrong", [{"a": 1}, {"a": 1, "c": 1}, {"a": 1, "b": 1, "c": 1}, {"a": 1, _Name.B: 1}]
 )
 def test_bodies_of_other_names_are_not_packed_together(wrong):
-    """One name less, another, one more, one that is no plain text."""
+    """Bodies with different names, or a name that is no plain text, are not packed together."""
     assert packing.pack_bodies([{"a": 1, "b": 2}, wrong]) is None
 
 
@@ -126,13 +126,13 @@ def test_bodies_of_other_names_are_not_packed_together(wrong):
     ["0", "-0", "0.00", "-0.00", "0E+9", "-0E-9", "1E+3", "-1.50E+3", "1E-9", "-12.340", "1E+1024"],
 )
 def test_decimals_of_every_form_are_packed_as_plainly(text):
-    """Zeros with a sign or an exponent, exponents up and down, digits kept at the end."""
+    """Decimals of every form agree with the simple encoder."""
     for body in ({"a": Decimal(text)}, {"a": [Decimal(text)]}):
         assert packing.pack_body(body) == plainly(body)
 
 
 def test_a_body_keeps_the_digits_of_a_decimal_but_no_sign_of_a_zero():
-    """19.90 stays 19.90; 0.0 and -0.0 are one body, since stores lose the sign."""
+    """19.90 stays 19.90; 0.0 and -0.0 have the same bytes, because stores lose the sign."""
     assert str(unpacking.unpack_body(packing.pack_body({"a": Decimal("19.90")}))["a"]) == "19.90"
     for minus, plus in ((-0.0, 0.0), ([-0.0], [0.0])):
         assert packing.pack_body({"a": minus}) == packing.pack_body({"a": plus})
@@ -140,7 +140,7 @@ def test_a_body_keeps_the_digits_of_a_decimal_but_no_sign_of_a_zero():
 
 @pytest.mark.parametrize("body", [b"", b"\xc0", b"\x90", b"\x81\x01\x01", b"\x81\xa1a"])
 def test_what_is_no_body_is_refused(body):
-    """Nothing, nil, an array, a map of numbers, a map cut short."""
+    """Bytes that are not one map with string keys are no body."""
     with pytest.raises(ValueRefusedError):
         unpacking.unpack_body(body)
 
@@ -153,14 +153,14 @@ def test_digests_of_unlike_bodies_differ(one, other):
 
 
 def test_equal_decimals_have_equal_digests():
-    """1.10 and 1.1 are one number, as are zeros of any sign and exponent."""
+    """Equal decimals have equal digests, zeros of any sign and exponent included."""
     assert packing.digest({"a": Decimal("1.10")}) == packing.digest({"a": Decimal("1.1")})
     assert packing.digest({"a": Decimal("0.00")}) == packing.digest({"a": Decimal("-0")})
     assert packing.digest({"a": Decimal("1.1")}) != packing.digest({"a": 1.1})
 
 
 def test_equal_moments_have_equal_digests():
-    """One moment told in two zones is one moment; without a zone it is none of them."""
+    """A moment has the same digest in two zones, and another one without zone."""
     moment = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
     elsewhere = moment.astimezone(dt.timezone(dt.timedelta(hours=5)))
     assert packing.digest({"a": moment}) == packing.digest({"a": elsewhere})
@@ -198,14 +198,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("item", REFUSED.values(), ids=REFUSED)
 def test_what_may_not_travel_is_refused(item):
-    """It is refused where it would be sent."""
+    """``pack`` refuses a value that may not travel."""
     with pytest.raises(ValueRefusedError):
         packing.pack(item)
 
 
 @pytest.mark.parametrize("item", REFUSED.values(), ids=REFUSED)
 def test_what_may_not_travel_is_refused_in_a_body(item):
-    """There too, in the same words, whether it stands in the body or deeper."""
+    """``pack_body`` refuses it with the same message, at any depth."""
     bodies = [{"a": item}, {"b": 1, "a": [{"c": item}]}] + [item] * isinstance(item, dict)
     for body in bodies:
         with pytest.raises(ValueRefusedError) as plainly_told:
@@ -217,7 +217,7 @@ def test_what_may_not_travel_is_refused_in_a_body(item):
 
 
 def test_limits_are_what_they_say():
-    """Just within the limits everything travels."""
+    """Values at the limits can travel."""
     for item in (nested(16), [0] * 1024, 2**64, -(2**63) - 1, 2**2000):
         assert unpacking.unpack(packing.pack(item)) == item
 
@@ -247,13 +247,13 @@ HOSTILE = {
 
 @pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_bytes_are_refused(raw):
-    """Bytes made to do harm are refused, at once and with the one error."""
+    """Hostile bytes raise ``ValueRefusedError``."""
     with pytest.raises(ValueRefusedError):
         unpacking.unpack(raw)
 
 
 def test_freeze_lets_nothing_through():
-    """A frozen copy does not change with what it was made of."""
+    """A frozen copy does not change with its original."""
     item = {"a": [1, {"b": 2}]}
     frozen = packing.freeze(item)
     item["a"][1]["b"] = random.random()
