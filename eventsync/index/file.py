@@ -1,7 +1,4 @@
-"""A version index in an embedded SQLite file, for stores without transactions of their own.
-
-It knows nothing of accessors or of how a change is judged.
-"""
+"""The version index in an SQLite file, for stores without transactions of their own."""
 
 from __future__ import annotations
 
@@ -37,14 +34,14 @@ _CHUNK = 500
 
 
 class FileIndex(Index):
-    """An index in an embedded SQLite file, for stores that have no transactions of their own.
+    """A version index in an SQLite file, for stores without transactions of their own.
 
-    One writer at a time, across threads and processes: a second database file beside the first
-    serves as the lock, which the operating system frees when its holder dies.
+    One transaction at a time, across threads and processes. The lock is a second SQLite file,
+    beside the first. The operating system releases it when the process that holds it dies.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 60.0) -> None:
-        """``timeout``: how many seconds to wait for another writer."""
+        """Use the file at ``path``. Wait at most ``timeout`` seconds for another writer."""
         self._path = Path(path)
         self._timeout = timeout
         self._local = threading.local()
@@ -74,15 +71,17 @@ class FileIndex(Index):
     def scan(
         self, type: str, *, after: str = "", limit: int = 1000, presence: Presence | None = None
     ) -> list[tuple[str, Entry]]:
-        extra, arguments = "", [type, after]
+        extra = ""
         if presence is not None:
-            # The partial index holds few entries; the number is ours, never a caller's text.
             extra = f" AND presence = {int(presence)}"
+            if presence is not Presence.PRESENT:
+                # SQLite uses the partial index only if its own condition is in the query.
+                extra += " AND presence <> 1"
         with self._errors():
             rows = self._connection().execute(
                 "SELECT key, stamp, presence, detail, echo FROM entry"
                 f" WHERE type = ? AND key > ?{extra} ORDER BY key LIMIT ?",
-                [*arguments, limit],
+                [type, after, limit],
             )
             return [(key, Entry.unpack(*columns)) for key, *columns in rows]
 
@@ -143,7 +142,7 @@ class FileIndex(Index):
         return self._open("")
 
     def _open(self, suffix: str) -> sqlite3.Connection:
-        """This thread's connection to the index or to its lock; never one from before a fork."""
+        """Return this thread's connection to the index or its lock, opened after the last fork."""
         held = self._local.__dict__.setdefault("held", {})
         pid, generation, connection = held.get(suffix, (0, 0, None))
         if connection is not None and pid == os.getpid() and generation == self._generation:
@@ -199,7 +198,7 @@ class FileIndex(Index):
 
 
 class _FileTransaction(IndexTransaction):
-    """Holds the lock; intents are committed at once, everything else at the end."""
+    """A transaction of a ``FileIndex``. It commits intents at once, everything else at its end."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -279,8 +278,8 @@ class _FileTransaction(IndexTransaction):
         connection.executemany(
             "DELETE FROM intent WHERE type = ? AND key = ?", [(type, key) for key in keys]
         )
-        # What a dead writer held back of the type is settled before there are new ones of it, so
-        # these are all of one writer.
+        # All withheld envelopes of the type are of one writer: the intents of a writer that died
+        # are closed before the next one stores its own.
         action = "UPDATE outbox SET held = 0" if send else "DELETE FROM outbox"
         connection.execute(f"{action} WHERE held AND type = ?", [type])
 
