@@ -14,7 +14,7 @@ from typing import Any, Final
 from eventsync.changes.change import Change
 from eventsync.changes.merge import State, join
 from eventsync.changes.stamp import DELETE, PATCH, Stamp
-from eventsync.errors import ChangeRefusedError, StoreError
+from eventsync.errors import ChangeRefusedError, DependencyError
 from eventsync.index import Entry, Presence
 from eventsync.records.record_type import same
 from eventsync.records.view import BoundView
@@ -66,7 +66,7 @@ class Verdict:
 
     outcome: Outcome
     collision: bool = False
-    error: StoreError | None = None
+    error: DependencyError | None = None
 
 
 @dataclass(slots=True)
