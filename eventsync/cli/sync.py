@@ -23,7 +23,7 @@ from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import plural, print_json, print_table, progress, warn
 
 if TYPE_CHECKING:
-    from eventsync.engine.registry import SyncReport
+    from eventsync.engine.synchronize import SyncReport
 
 __all__ = ["sync"]
 
@@ -116,7 +116,7 @@ def sync(
             ),
         )
     _tell(report, dry_run, as_json)
-    return FOUND_WRONG if report.rejected else OK
+    return FOUND_WRONG if report.rejected or report.unreadable else OK
 
 
 def _tell(report: SyncReport, dry_run: bool, as_json: bool) -> None:
@@ -131,11 +131,19 @@ def _tell(report: SyncReport, dry_run: bool, as_json: bool) -> None:
                     for name, outcomes in report.outcomes.items()
                 },
                 "rejected": [_rejected(name, settled) for name, settled in report.rejected],
+                "unreadable": [
+                    {"store": name, "reason": error.reason, "error": str(error)}
+                    for name, error in report.unreadable
+                ],
             }
         )
         return
     if report.captured:
         typer.echo(f"{plural(report.captured, 'edit')} found that had no version yet.")
+    for name, error in report.unreadable[:_TOLD]:
+        warn(f"{name} holds a record that cannot be read: {error}")
+    if len(report.unreadable) > _TOLD:
+        warn(f"{len(report.unreadable) - _TOLD:,} more unreadable records are not shown")
     used = [o for o in Outcome if any(o in counts for counts in report.outcomes.values())]
     headings = {Outcome.APPLIED: "would change"} if dry_run else {}
     headings[Outcome.DUPLICATE] = "the same"

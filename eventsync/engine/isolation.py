@@ -77,14 +77,15 @@ def isolate(
             yield Done(part, result)
 
 
-def item_error(error: Exception) -> EventSyncError:
+def item_error(error: Exception, item: str = "") -> EventSyncError:
     """Return ``error`` as an ``EventSyncError``, for a dead letter or a report.
 
     An unexpected exception, most likely a fault of an accessor, becomes a ``StoreError`` that names
-    it.
+    it, and the ``item`` if that is given.
     """
     if isinstance(error, EventSyncError):
         return error
-    unexpected = StoreError(f"unexpected {type(error).__name__}: {error}")
+    message = f"unexpected {type(error).__name__}: {error}"
+    unexpected = StoreError(f"{item}: {message}" if item else message)
     unexpected.__cause__ = error
     return unexpected

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.index.contract import Entry, Index, IndexTransaction, Intent, Outgoing, Presence
+from eventsync.values.chunk import chunked
 
 __all__ = ["FileIndex"]
 
@@ -212,7 +213,7 @@ class _FileTransaction(IndexTransaction):
 
     def read(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
         found = {}
-        for chunk in _chunks(keys):
+        for chunk in chunked(keys, _CHUNK):
             marks = ",".join("?" * len(chunk))
             for key, *columns in self._connection.execute(
                 "SELECT key, stamp, presence, detail, echo FROM entry"
@@ -291,8 +292,3 @@ class _FileTransaction(IndexTransaction):
             self.settle(type, keys, send=True)
         if self._connection.in_transaction:
             self._connection.commit()
-
-
-def _chunks(keys: Sequence[str]) -> Iterable[Sequence[str]]:
-    for start in range(0, len(keys), _CHUNK):
-        yield keys[start : start + _CHUNK]
