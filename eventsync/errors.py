@@ -220,7 +220,7 @@ class BusUnavailableError(BusError):
 
 
 class UnroutableError(BusError):
-    """No queue takes the message, because no store with this record type is declared."""
+    """No queue takes the message, because no store of its record type has declared a queue."""
 
     reason = "unroutable"
 
