@@ -208,14 +208,14 @@ def decide_patches(
     """
     if entry is None or entry.presence is not _PRESENT or entry.deferred or not entry.whole:
         return None
-    wanted, floor = view.wanted, entry.stamp[:16]
+    floor = entry.stamp[:16]
     versions, write = dict(entry.versions), {}
     for change in changes:
         version, data = change.version, change.data
         if change.op != PATCH or not data:
             return None
         for name, value in data.items():
-            if name not in wanted or version <= versions.get(name, floor):
+            if version <= versions.get(name, floor):
                 return None
             versions[name] = version
             write[name] = value
@@ -225,7 +225,7 @@ def decide_patches(
             or any(version > versions.get(name, floor) for name, version in known.versions.items())
         ):
             return None
-    if not versions.keys() <= wanted:
+    if not versions.keys() <= view.wanted:
         return None
     return Decision([APPLIED] * len(changes), Entry(entry.stamp, _PRESENT, versions), write)
 

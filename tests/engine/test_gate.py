@@ -411,8 +411,38 @@ def test_value_of_a_known_version_completes_a_pending_record():
     copy = Copy()
     copy.apply(patch(7, BaseState(put(5, **OLD).stamp, {"b": 2}, {}), c=8))
     assert copy.presence is PENDING
-    copy.apply(patch(7, base(put(5, **OLD)), c=8))
+    assert copy.apply(patch(7, base(put(5, **OLD)), c=8)) == [APPLIED]
     assert (copy.presence, copy.values) == (PRESENT, {"a": 1, "b": 2, "c": 8})
+
+
+def test_record_that_cannot_be_judged_is_pending():
+    """While the value that the filter looks at is unknown, the record is not filtered out."""
+    copy = Copy(POSITIVE)
+    copy.apply(patch(7, BaseState(put(5, **OLD).stamp, {"b": 2}, {}), c=8))
+    assert copy.presence is PENDING
+
+
+def test_default_does_not_replace_a_patched_value():
+    """A field that was patched has a value somewhere, so a later put without it gives no default.
+
+    The index of this store has kept the version of that patch, but not its value.
+    """
+    copy = Copy(POSITIVE)
+    copy.apply(put(4, a=-1, b=2, c=3), patch(7, b=9))
+    assert copy.presence is FILTERED_OUT
+    assert copy.apply(put(6, a=1)) == [Outcome.PENDING]
+    assert (copy.presence, copy.row) == (PENDING, None)
+    copy.apply(patch(7, b=9))
+    assert copy.values == {"a": 1, "b": 9, "c": None}
+
+
+def test_store_of_keys_alone_follows_the_record():
+    """A store that holds nothing but the key takes the record from a base state, and its delete."""
+    copy = Copy(View(only=["id"]))
+    assert copy.apply(patch(6, BaseState(put(5, **OLD).stamp, {}, {}))) == [APPLIED]
+    assert (copy.presence, copy.row) == (PRESENT, {"id": "k"})
+    assert copy.apply(delete(7)) == [APPLIED]
+    assert (copy.presence, copy.row) == (DELETED, None)
 
 
 def test_final_fills_a_pending_record():
@@ -442,6 +472,13 @@ def test_unversioned_row_is_older_than_every_change():
     assert copy.apply(patch(1, b=9)) == [APPLIED]
     assert copy.values == {**OLD, "b": 9}
     assert copy.entry.stamp == UNVERSIONED
+
+
+def test_unversioned_row_without_a_value_takes_its_default():
+    """The store itself is the origin of a foreign row: no other store knows more of it."""
+    copy = Copy(row={"id": "k", "a": 1})
+    assert copy.apply(patch(1, c=3)) == [APPLIED]
+    assert copy.values == {"a": 1, "b": 7, "c": 3}
 
 
 def test_first_change_of_a_row_may_name_no_value():
@@ -558,9 +595,16 @@ def test_fast_path_takes_only_patches_that_win(arriving, taken):
     assert (decide_patches(copy.entry, [arriving], copy.bound) is not None) is taken
 
 
-@pytest.mark.parametrize("before", [[], [delete(5)], [patch(5, b=1)]])
-def test_fast_path_needs_a_present_record(before):
-    """A deleted, pending or unknown record is left to ``decide``."""
-    copy = Copy()
-    copy.apply(*before)
-    assert decide_patches(copy.entry, [patch(6, b=9)], copy.bound) is None
+@pytest.mark.parametrize(
+    "entry",
+    [
+        None,
+        Entry(delete(5).stamp, DELETED),
+        Entry(put(5, **OLD).stamp, PENDING),
+        Entry(put(5, **OLD).stamp, PRESENT, deferred={"a": 1}),
+        Entry(put(5, **OLD).stamp, PRESENT, whole=False),
+    ],
+)
+def test_fast_path_needs_a_whole_present_record(entry):
+    """A record that is deleted, pending, unknown or not whole is left to ``decide``."""
+    assert decide_patches(entry, [patch(6, b=9)], Copy().bound) is None
