@@ -92,10 +92,10 @@ class Synchronization:
     ) -> None:
         """Count what ``copy`` would change in the targets. Write nothing."""
         type = accessor.type.name
-        total = source.count(accessor.record_class)
         query = Query.parse(
             accessor.type, None, unreadable=lambda error: self._unreadable(source, error)
         )
+        total = accessor.count(query)
         for done, record in enumerate(accessor.find(query), start=1):
             if where.matches(record.raw()):
                 for target in targets:
@@ -153,7 +153,7 @@ class Synchronization:
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
     def _unreadable(self, store: Store, error: EventSyncError) -> None:
-        """Report a record that cannot be read. Do so once, although capture and copy both read."""
+        """Report a record that cannot be read, once, although it is read several times."""
         if (store.name, str(error)) not in self._reported:
             self._reported.add((store.name, str(error)))
             self.report.unreadable.append((store.name, error))
