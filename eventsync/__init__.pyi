@@ -21,13 +21,9 @@ from .config import (
 )
 from .engine.accessor import Accessor as Accessor
 from .engine.gate import Outcome as Outcome
-from .engine.registry import (
-    StoreRegistry as StoreRegistry,
-)
-from .engine.registry import (
-    SyncReport as SyncReport,
-)
+from .engine.registry import StoreRegistry as StoreRegistry
 from .engine.store import Store as Store
+from .engine.synchronize import SyncReport as SyncReport
 from .errors import (
     AlreadyExistsError as AlreadyExistsError,
 )

@@ -1,28 +1,26 @@
-"""The errors of eventsync: what went wrong, what to do, and whether trying again can help.
-
-This module knows nothing of the rest of the package, so that anything may import it.
+"""The errors of eventsync: what is wrong, what to do, and whether a retry can help.
 
 The hierarchy::
 
     EventSyncError
-    ├── ConfigError              the configuration contradicts itself or names what is not there
+    ├── ConfigError              the configuration is wrong
     ├── RecordError              a record or its declaration is wrong
     │   ├── FieldError           a value does not fit its field
-    │   ├── FilterError          a filter names no field, or compares what cannot be compared
-    │   └── ValueRefusedError    a value cannot travel in an envelope
-    ├── ClockDriftError          a version lies too far in the future                  (retryable)
-    ├── ChangeRefusedError       a well-formed change that must not be applied
-    ├── EnvelopeError            bytes that are not an envelope this version reads
-    │   └── SignatureError       an envelope whose signature is missing or wrong
-    ├── StoreError               a store did not do what was asked
-    │   ├── NotFoundError        no such record
-    │   ├── AlreadyExistsError   a record of that key is there already
-    │   ├── RejectedError        the store refuses this record; another try changes nothing
-    │   ├── DependencyError      another record has to come or go first               (retryable)
-    │   ├── StoreUnavailableError  the store cannot be reached or is busy              (retryable)
-    │   └── SuspiciousReadError  a source read that would delete too much
-    └── BusError                 the broker did not do what was asked
-        ├── BusUnavailableError  the broker cannot be reached                          (retryable)
+    │   ├── FilterError          a filter is wrong
+    │   └── ValueRefusedError    an envelope cannot carry a value
+    ├── ClockDriftError          a version lies too far in the future             (retryable)
+    ├── ChangeRefusedError       a well-formed change must not be applied
+    ├── EnvelopeError            bytes are not an envelope that this version reads
+    │   └── SignatureError       the signature of an envelope is missing or wrong
+    ├── StoreError               a store could not do what was asked
+    │   ├── NotFoundError        the record does not exist
+    │   ├── AlreadyExistsError   a record with this key exists already
+    │   ├── RejectedError        the store will never take this record
+    │   ├── DependencyError      another record must be written or removed first  (retryable)
+    │   ├── StoreUnavailableError  the store is unreachable or busy               (retryable)
+    │   └── SuspiciousReadError  too many records are missing from a read
+    └── BusError                 the broker could not do what was asked
+        ├── BusUnavailableError  the broker is unreachable or takes no messages   (retryable)
         └── UnroutableError      no queue takes the message
 """
 
@@ -58,20 +56,18 @@ __all__ = [
 
 
 class EventSyncError(Exception):
-    """The base of every error that eventsync raises on purpose.
+    """The base class of the errors that eventsync raises.
 
-    ``retryable`` says whether the same call may succeed later with nothing changed. ``reason`` is
-    the stable, machine-readable word that a dead letter or a ``--json`` answer carries. ``hint``
-    says what an operator can do; it is part of ``str(error)``.
+    - ``retryable``: whether the same call may succeed later although nothing is changed.
+    - ``reason``: a stable, machine-readable word. Dead letters and ``--json`` output carry it.
+    - ``hint``: what an operator can do. It is part of ``str(error)``.
     """
 
     retryable: ClassVar[bool] = False
     reason: str = "error"
 
     def __init__(self, message: str, *, reason: str | None = None, hint: str = "") -> None:
-        """Set ``message`` and ``hint``; ``reason`` replaces the class's own where one class
-        stands for several rules.
-        """
+        """Set message and hint. ``reason`` replaces the one of the class."""
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -83,7 +79,7 @@ class EventSyncError(Exception):
 
 
 class ConfigError(EventSyncError):
-    """The configuration contradicts itself or names what is not there."""
+    """The configuration contradicts itself, or names something that does not exist."""
 
     reason = "configuration"
 
@@ -95,18 +91,19 @@ class RecordError(EventSyncError):
 
 
 class FieldError(RecordError):
-    """A value does not fit its field; the message names record, field, value and expectation."""
+    """A value does not fit its field. The message names record type, field, value and rule."""
 
     reason = "field"
 
     def __init__(
         self, record: str, field: str, value: Any, expected: str, *, hint: str = ""
     ) -> None:
-        shown = repr(value)
-        if len(shown) > 120:
-            shown = f"{shown[:117]}..."
+        """Report that ``value`` is not ``expected``, a noun phrase as in "is not an integer"."""
+        text = repr(value)
+        if len(text) > 120:
+            text = f"{text[:117]}..."
         super().__init__(
-            f"{record}.{field}: {shown} ({type(value).__name__}) is not {expected}", hint=hint
+            f"{record}.{field}: {text} ({type(value).__name__}) is not {expected}", hint=hint
         )
         self.record = record
         self.field = field
@@ -115,13 +112,13 @@ class FieldError(RecordError):
 
 
 class FilterError(RecordError):
-    """A filter names a field that is not there, or an operator that does not fit it."""
+    """A filter names an unknown field, or an operator that the field does not support."""
 
     reason = "filter"
 
 
 class ValueRefusedError(RecordError):
-    """A value cannot travel: its type, depth or size is outside what an envelope may carry."""
+    """An envelope cannot carry a value, because of its type, depth or size."""
 
     reason = "value"
 
@@ -134,61 +131,61 @@ class ClockDriftError(EventSyncError):
 
 
 class ChangeRefusedError(EventSyncError):
-    """A well-formed change that must not be applied; ``reason`` says which rule refuses it."""
+    """A well-formed change must not be applied. ``reason`` says which rule refuses it."""
 
     def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
-        """Require a reason, because this class stands for several rules."""
+        """Set message, hint and ``reason``, which this class requires."""
         super().__init__(message, reason=reason, hint=hint)
 
 
 class EnvelopeError(EventSyncError):
-    """Bytes that are not an envelope this version can read, or not one at all."""
+    """Bytes are not an envelope, or not one that this version of eventsync can read."""
 
     reason = "envelope"
 
 
 class SignatureError(EnvelopeError):
-    """An envelope whose signature is missing, unknown or wrong."""
+    """The signature of an envelope is missing, wrong, or made with an unknown key."""
 
     reason = "signature"
 
 
 class StoreError(EventSyncError):
-    """A store did not do what was asked."""
+    """A store could not do what was asked."""
 
     reason = "store"
 
 
 class NotFoundError(StoreError):
-    """No record of that key is in the store."""
+    """The store holds no record with this key."""
 
     reason = "not-found"
 
 
 class AlreadyExistsError(StoreError):
-    """A record of that key is in the store already."""
+    """The store already holds a record with this key."""
 
     reason = "already-exists"
 
 
 class RejectedError(StoreError):
-    """The store refuses this record (a constraint, a type, a size); another try changes nothing."""
+    """The store will never take this record as it is: a constraint, a type or a size forbids it."""
 
     reason = "rejected"
 
 
 class DependencyError(StoreError):
-    """Another record has to come (a parent) or to go (a child) before this one can be written."""
+    """Another record must be written (a parent) or removed (a child) before this one."""
 
     retryable = True
     reason = "dependency"
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot be reached, is busy or gave up on time: the same call may succeed later.
+    """The store is unreachable, busy or timed out. The same call may succeed later.
 
-    ``retry_after``: the store asks not to be tried again for so many seconds. ``uncertain``: it may
-    have done what was asked, for only its answer is missing.
+    ``retry_after``: the store asks to wait this many seconds before the next call. ``uncertain``:
+    the store may have done what was asked, because only its answer is missing.
     """
 
     retryable = True
@@ -197,41 +194,42 @@ class StoreUnavailableError(StoreError):
     def __init__(
         self, message: str, *, hint: str = "", retry_after: float = 0.0, uncertain: bool = False
     ) -> None:
+        """Set message and hint, and what is known about the failed call."""
         super().__init__(message, hint=hint)
         self.retry_after = retry_after
         self.uncertain = uncertain
 
 
 class SuspiciousReadError(StoreError):
-    """A read of a source whose outcome would delete so much that it is more likely a failure."""
+    """So many known records are missing from a read that the read itself has probably failed."""
 
     reason = "suspicious-read"
 
 
 class BusError(EventSyncError):
-    """The broker did not do what was asked."""
+    """The broker could not do what was asked."""
 
     reason = "bus"
 
 
 class BusUnavailableError(BusError):
-    """The broker cannot be reached or does not take messages now."""
+    """The broker is unreachable, or takes no messages now."""
 
     retryable = True
     reason = "bus-unavailable"
 
 
 class UnroutableError(BusError):
-    """No queue takes the message: no store of this record type has been declared at the broker."""
+    """No queue takes the message, because no store of its record type has declared a queue."""
 
     reason = "unroutable"
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Whether the same call may succeed later with nothing changed."""
+    """Return whether the same call may succeed later although nothing is changed."""
     if isinstance(error, EventSyncError):
         return error.retryable
-    # A connection refused, a disk full, a time-out: what the operating system may grant later.
+    # A refused connection, a full disk or a timeout may pass.
     return isinstance(error, OSError)
 
 
@@ -241,8 +239,9 @@ def malformed(message: str, *, reason: str = "malformed", hint: str = "") -> Env
 
 
 def shown(item: Any) -> str:
-    """``item`` for an error: only what is short and flat; the rest may be as deep as a hostile
-    sender likes.
+    """Return ``item`` as text for an error message. Limited, because the sender may be hostile.
+
+    Strings and bytes are cut to 40. Of other values than plain scalars only the type is shown.
     """
     kind = type(item)
     if kind is str or kind is bytes:

@@ -20,7 +20,7 @@ from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import plural, print_json, print_table, progress, warn
 
 if TYPE_CHECKING:
-    from eventsync.engine.registry import SyncReport
+    from eventsync.engine.synchronize import SyncReport
 
 __all__ = ["sync"]
 
@@ -113,7 +113,7 @@ def sync(
             ),
         )
     _print(report, dry_run, as_json)
-    return FOUND_WRONG if report.rejected else OK
+    return FOUND_WRONG if report.rejected or report.unreadable else OK
 
 
 def _print(report: SyncReport, dry_run: bool, as_json: bool) -> None:
@@ -128,11 +128,19 @@ def _print(report: SyncReport, dry_run: bool, as_json: bool) -> None:
                     for name, outcomes in report.outcomes.items()
                 },
                 "rejected": [_rejected(name, settled) for name, settled in report.rejected],
+                "unreadable": [
+                    {"store": name, "reason": error.reason, "error": str(error)}
+                    for name, error in report.unreadable
+                ],
             }
         )
         return
     if report.captured:
         typer.echo(f"{plural(report.captured, 'foreign write')} captured.")
+    for name, error in report.unreadable[:_MAX_LISTED]:
+        warn(f"{name} holds a record that cannot be read: {error}")
+    if len(report.unreadable) > _MAX_LISTED:
+        warn(f"{len(report.unreadable) - _MAX_LISTED:,} more unreadable records are not shown")
     used = [o for o in Outcome if any(o in counts for counts in report.outcomes.values())]
     headings = {Outcome.APPLIED: "would change"} if dry_run else {}
     headings[Outcome.DUPLICATE] = "the same"

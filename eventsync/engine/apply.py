@@ -1,7 +1,8 @@
-"""Apply a batch of changes to a store: refuse, hold, coalesce, gate, isolate what is poisonous.
+"""The application of a batch of changes to a store.
 
-It knows nothing of transports, messages or retries: retryable errors pass through, with nothing of
-the batch's outcome decided, and the same batch may be applied again at any time.
+``apply`` refuses or holds what must not reach the gate, groups the rest by record, lets each
+replica apply its records in one transaction, and isolates the changes that fail. It does not
+retry: a retryable error is raised, and the caller applies the whole batch again.
 """
 
 from __future__ import annotations
@@ -17,18 +18,16 @@ from eventsync.changes.change import Change, read_patches, read_rows
 from eventsync.changes.clock import Clock, Version
 from eventsync.changes.stamp import DELETE, PATCH
 from eventsync.engine.accessor import Accessor
-from eventsync.engine.gate import Outcome
+from eventsync.engine.gate import Outcome, Verdict
+from eventsync.engine.isolation import Failed, isolate, item_error
 from eventsync.engine.replica import Replica
 from eventsync.engine.store import Store
 from eventsync.errors import (
     ChangeRefusedError,
     ClockDriftError,
-    ConfigError,
     DependencyError,
     EventSyncError,
     RecordError,
-    StoreError,
-    is_retryable,
 )
 from eventsync.index import Presence
 from eventsync.records.record_type import same
@@ -38,12 +37,12 @@ __all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply", "complete"]
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Limits:
-    """What a store refuses to apply. Times are in seconds.
+    """The limits beyond which a store does not apply a change. Times are in seconds.
 
-    ``retention``: how long tombstones are kept; a change older than that, less ``drift``, is
-    refused, since the tombstone that would stop it may be gone. ``drift``: how far in the future a
-    version may lie; a change beyond that is held. ``hops``: how often a change may be
-    passed on from store to store.
+    - ``retention``: how long tombstones are kept. A change older than that, less ``drift``, is
+      rejected, because the tombstone that would stop it may be gone.
+    - ``drift``: how far in the future a version may lie. A change beyond that is held.
+    - ``hops``: how often a change may have been passed on from store to store.
     """
 
     retention: float = 10 * 86_400.0
@@ -58,94 +57,95 @@ _version: Final = attrgetter("change.version")
 
 @dataclass(slots=True)
 class Settled:
-    """What became of one change, and why if it was rejected or held."""
+    """What became of one change. ``error`` says why it was rejected or held."""
 
     change: Change
     outcome: Outcome = Outcome.HELD
     error: EventSyncError | None = None
     collision: bool = False
     loaded: Change | None = None
-    """The change with its values as the store's record type has them, once they were read."""
+    """The change with its values coerced to the store's record type, once they were read."""
 
 
 def apply(
     store: Store, changes: Sequence[Change], *, clock: Clock, limits: Limits = DEFAULT_LIMITS
 ) -> list[Settled]:
-    """Apply ``changes`` to ``store``; the outcome of each, in their order.
+    """Apply ``changes`` to ``store``. Return what became of each, in their order.
 
-    Idempotent, and any order will do. One change that cannot be applied stops no other. The values
-    of a change that is superseded are not looked at. Blocks on the store. Raises retryable errors
-    (``StoreUnavailableError``, ``OSError``); then the whole batch is to be tried again.
+    Idempotent. The order of the changes does not matter, and one that cannot be applied does not
+    stop the others. The values of superseded changes are not read. Blocks on the store.
+
+    Raises retryable errors (``StoreUnavailableError``, ``OSError``) and ``ConfigError``. Part of
+    the changes may be applied by then; apply all of them again.
     """
     settled = [Settled(change) for change in changes]
     by_type: dict[str, dict[str, list[Settled]]] = {type: {} for type in store.accessors}
     for item in _Admission(store, clock, limits).admitted(settled):
         change = item.change
         of_type = by_type[change.type]
-        if change.key in of_type:
-            of_type[change.key].append(item)
+        key = change.key
+        if key in of_type:
+            of_type[key].append(item)
         else:
-            of_type[change.key] = [item]
+            of_type[key] = [item]
     by_type = {type: batch for type, batch in by_type.items() if batch}
-    for accessor, batch in _in_order(store, by_type):
-        fit = _greatest if accessor.type.rule == "record" else _all_loaded
-        replica = store.replicas[accessor.type.name]
-        for part in _parts(replica, fit(accessor, batch)):
-            _apply_or_split(replica, part)
+    for replica, batch in _in_order(store, by_type):
+        if replica.type.rule == "record":
+            _apply_greatest(replica, batch)
+        else:
+            _apply_all(replica, batch)
     applied = Outcome.APPLIED
-    newest = max((i.change.version for i in settled if i.outcome is applied), default=None)
-    if newest is not None:
-        clock.observe(newest, max_drift=limits.drift)
+    versions = [item.change.version for item in settled if item.outcome is applied]
+    if versions:
+        clock.observe(max(versions), max_drift=limits.drift)
     return settled
 
 
 def _in_order(
     store: Store, by_type: Mapping[str, dict[str, list[Settled]]]
-) -> Iterator[tuple[Accessor[Any], dict[str, list[Settled]]]]:
-    """Batches by type: parents first, then, for what is deleted, children first."""
-    accessors = [store.accessors[type] for type in by_type]
-    above = {a.type.name: [b for b in accessors if a.depends_on(b)] for a in accessors}
-    if not any(above.values()):
-        yield from ((accessor, by_type[accessor.type.name]) for accessor in accessors)
-        return
-    ordered: dict[str, Accessor[Any]] = {}
+) -> Iterator[tuple[Replica, dict[str, list[Settled]]]]:
+    """Yield the batches of the types in the order in which records depend on each other.
 
-    def place(accessor: Accessor[Any], below: frozenset[str]) -> None:
-        name = accessor.type.name
+    Records to write come first, parents before children. Records to delete follow, children before
+    parents.
+    """
+    replicas = [store.replicas[type] for type in by_type]
+    above = {
+        a.type.name: [b for b in replicas if a.accessor.depends_on(b.accessor)] for a in replicas
+    }
+    if not any(above.values()):
+        yield from ((replica, by_type[replica.type.name]) for replica in replicas)
+        return
+    ordered: dict[str, Replica] = {}
+
+    def place(replica: Replica, below: frozenset[str]) -> None:
+        name = replica.type.name
         if name in ordered or name in below:
-            return  # a circle has no order: what comes too early is held
+            return  # types that depend on each other have no order: what comes too early is held
         for parent in above[name]:
             place(parent, below | {name})
-        ordered[name] = accessor
+        ordered[name] = replica
 
-    for accessor in accessors:
-        place(accessor, frozenset())
-    for name, accessor in ordered.items():
-        yield accessor, {k: i for k, i in by_type[name].items() if not _deletes(i)}
-    for name, accessor in reversed(ordered.items()):
-        yield accessor, {k: i for k, i in by_type[name].items() if _deletes(i)}
-
-
-def _parts(replica: Replica, batch: dict[str, list[Settled]]) -> Iterable[dict[str, list[Settled]]]:
-    """A batch, the plain records apart: by themselves they take much less time."""
-    plain = {key: i for key, i in batch.items() if i[0].loaded and replica.is_plain(i[0].loaded)}
-    if not plain or len(plain) == len(batch):
-        return (batch,)
-    return plain, {key: items for key, items in batch.items() if key not in plain}
+    for replica in replicas:
+        place(replica, frozenset())
+    for name, replica in ordered.items():
+        yield replica, {k: i for k, i in by_type[name].items() if not _deletes(i)}
+    for name, replica in reversed(ordered.items()):
+        yield replica, {k: i for k, i in by_type[name].items() if _deletes(i)}
 
 
 def _deletes(items: Sequence[Settled]) -> bool:
-    """Whether the greatest put or delete among the changes of a record is a delete."""
+    """Return whether the greatest put or delete among the changes of a record is a delete."""
     changes = [item.change for item in items if item.change.op != PATCH]
     return bool(changes) and max(changes, key=lambda change: change.stamp).op == DELETE
 
 
 def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict[str, int]:
-    """Fill in, from the stores that hold the rest, the records that are pending in ``store``.
+    """Fill the pending records of ``store`` with the missing fields from ``peers``.
 
-    Returns how many records of each type became whole. A field of which no peer holds a value
-    takes its default. Idempotent. Raises what reading the peers raises: while one that could know
-    more cannot be asked, the records stay pending.
+    Return how many records of each type became complete, at most ``limit`` a type. A field for
+    which no peer holds a value takes its default. Idempotent. Raises whatever reading a peer
+    raises; the records then stay pending, because that peer may hold the missing values.
     """
     peers = [peer for peer in peers if peer is not store]
     completed: dict[str, int] = {}
@@ -163,20 +163,20 @@ def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict
 
 
 class _Admission:
-    """Refuses, or has held, what must not reach the gate, without a look at its values."""
+    """The checks before the gate. They do not look at the values of a change."""
 
     def __init__(self, store: Store, clock: Clock, limits: Limits) -> None:
         self._store = store
         self._clock = clock
         self._limits = limits
         now = clock.now()
-        # What lies between these two needs no closer look at its time.
+        # A version between these two is neither too old nor in the future.
         oldest = max(0.0, now - limits.retention + limits.drift)
         self._oldest = Version.of(math.ceil(oldest * 1000))
         self._newest = Version.of(int((now + limits.drift) * 1000))
 
     def admitted(self, items: Iterable[Settled]) -> Iterator[Settled]:
-        """Those that may go on to the gate; the others say what became of them."""
+        """Yield the items that may go to the gate. Set outcome and error of the others."""
         accessors, hops = self._store.accessors, self._limits.hops
         oldest, newest = self._oldest, self._newest
         for item in items:
@@ -190,15 +190,15 @@ class _Admission:
                 yield item
 
     def _admits(self, item: Settled) -> bool:
-        """The same of one that takes a closer look."""
+        """Check one item with all rules, and name the one that it breaks."""
         change = item.change
         try:
             if change.type not in self._store.accessors:
-                raise self._unknown(change)
+                raise self._unknown_type(change)
             if change.hops > self._limits.hops:
-                raise self._hops(change)
+                raise self._too_many_hops(change)
             self._check_time(change)
-            change.digest  # noqa: B018  # of what cannot even travel there is none
+            change.digest  # noqa: B018  # raises if the values cannot travel
         except ClockDriftError as error:
             item.error = error
         except (ChangeRefusedError, RecordError) as error:
@@ -214,67 +214,92 @@ class _Admission:
         if age > limits.retention - limits.drift:
             raise ChangeRefusedError(
                 f"{change.type} {change.key!r} was changed {age / 86_400:.1f} days ago; tombstones "
-                f"are kept for {limits.retention / 86_400:g} days, so a delete of it may be "
-                "forgotten",
+                f"are kept for {limits.retention / 86_400:g} days, so a later delete of the record "
+                "may be forgotten",
                 reason="too-old",
                 hint="bring the store up to date with eventsync sync",
             )
 
-    def _unknown(self, change: Change) -> ChangeRefusedError:
-        held = ", ".join(self._store.accessors)
+    def _unknown_type(self, change: Change) -> ChangeRefusedError:
+        types = ", ".join(self._store.accessors)
         return ChangeRefusedError(
             f"store {self._store.name!r} holds no records of type {change.type!r}",
             reason="unknown-type",
-            hint=f"it holds {held}; add an accessor, or correct the producer",
+            hint=f"it holds {types}; add an accessor, or correct the producer",
         )
 
-    def _hops(self, change: Change) -> ChangeRefusedError:
+    def _too_many_hops(self, change: Change) -> ChangeRefusedError:
         return ChangeRefusedError(
             f"{change.type} {change.key!r} was passed on {change.hops} times; "
-            f"{self._limits.hops} is the limit",
+            f"the limit is {self._limits.hops}",
             reason="hops",
-            hint="two systems answer each other's changes; see 'Echo' in docs/concepts.md",
+            hint="two synchronized systems answer each other's changes; "
+            "see 'Echo' in docs/concepts.md",
         )
+
+
+def _apply_greatest(replica: Replica, batch: Mapping[str, list[Settled]]) -> None:
+    """Apply the greatest change of each record that its store accepts (the per-record rule).
+
+    If the greatest is rejected, the next greatest is tried.
+    """
+    while batch:
+        greatest = _greatest(replica.accessor, batch)
+        errors: dict[str, EventSyncError] = {}
+        for part in _plain_apart(replica, greatest):
+            errors |= _submit(replica, part)
+        remaining = {}
+        for key, error in errors.items():
+            _set_aside(greatest[key], error)
+            others = [item for item in batch[key] if item.outcome is not Outcome.REJECTED]
+            if isinstance(error, DependencyError):
+                _set_aside(others, error)
+            elif others:
+                remaining[key] = others
+        batch = remaining
 
 
 def _greatest(
     accessor: Accessor[Any], batch: Mapping[str, list[Settled]]
-) -> dict[str, list[Settled]]:
-    """The changes of each record, the greatest that can be read first: it supersedes the others."""
+) -> dict[str, Sequence[Settled]]:
+    """Return the greatest change of each record whose values fit the record type.
+
+    Set the outcome of the others: those that do not fit are rejected, smaller ones superseded.
+    """
     for items in batch.values():
         if len(items) > 1:
             _sort(items)
     firsts = [items[0].change for items in batch.values()]
     read_rows(firsts, accessor.reader)
     deletes = _sound_deletes(accessor, firsts)
-    duplicate, superseded = Outcome.DUPLICATE, Outcome.SUPERSEDED  # once: see ``gate``
-    ready = {}
+    duplicate, superseded = Outcome.DUPLICATE, Outcome.SUPERSEDED  # looked up once: see ``gate``
+    found: dict[str, Sequence[Settled]] = {}
     for key, items in batch.items():
-        first = items[0]
-        if first.change.row is not None or key in deletes:
-            first.loaded = first.change
-        else:
-            while items and not _load(accessor, items[0]):
-                items = items[1:]
-                read_rows([item.change for item in items[:1]], accessor.reader)
-            if not items:
+        greatest = items[0]
+        change = greatest.change
+        if change.row is not None or key in deletes:
+            greatest.loaded = change
+        elif not _load(accessor, greatest):
+            fitting = next((item for item in items[1:] if _load(accessor, item)), None)
+            if fitting is None:
                 continue
+            greatest = fitting
         if len(items) > 1:
-            first = items[0]
-            for item in items[1:]:
-                item.outcome = duplicate if _is_same(item, first) else superseded
-        ready[key] = items
-    return ready
+            for item in items:
+                if item is not greatest and item.outcome is not Outcome.REJECTED:
+                    item.outcome = duplicate if _is_same(item, greatest) else superseded
+        found[key] = (greatest,)
+    return found
 
 
 def _sound_deletes(accessor: Accessor[Any], changes: Iterable[Change]) -> Container[str]:
-    """The keys of the deletes among ``changes``, if all of them are keys of the record type."""
+    """Return the keys of the deletes, or none if any of them is no key of the record type."""
     keys = [change.key for change in changes if change.op == DELETE]
     return set() if accessor.type.key_columns(keys) is None else set(keys)
 
 
 def _sort(items: list[Settled]) -> None:
-    """The greatest first. Digests are not taken of changes whose versions tell already."""
+    """Sort the greatest change first. Digests are only computed where versions are equal."""
     items.sort(key=_version, reverse=True)
     if any(one.change.version == other.change.version for one, other in pairwise(items)):
         items.sort(key=lambda item: item.change.stamp, reverse=True)
@@ -284,37 +309,60 @@ def _is_same(one: Settled, other: Settled) -> bool:
     return one.change.version == other.change.version and one.change.stamp == other.change.stamp
 
 
-def _all_loaded(
-    accessor: Accessor[Any], batch: Mapping[str, list[Settled]]
-) -> dict[str, list[Settled]]:
-    """The changes of each record that can be read: under the per-field rule each has its part."""
+def _plain_apart(
+    replica: Replica, batch: dict[str, Sequence[Settled]]
+) -> Iterable[dict[str, Sequence[Settled]]]:
+    """Split a batch into plain records and others, because plain ones alone are much faster."""
+    plain = {
+        key: items
+        for key, items in batch.items()
+        if items[0].loaded and replica.is_plain(items[0].loaded)
+    }
+    if not plain or len(plain) == len(batch):
+        return (batch,)
+    return plain, {key: items for key, items in batch.items() if key not in plain}
+
+
+def _apply_all(replica: Replica, batch: Mapping[str, list[Settled]]) -> None:
+    """Apply all changes of each record together (the per-field rule).
+
+    If a record's changes are rejected together, each is tried alone.
+    """
     changes = [item.change for items in batch.values() for item in items]
-    read_rows(changes, accessor.reader)
-    read_patches(changes, accessor.reader)
-    ready = {}
-    for key, items in batch.items():
-        loaded = [item for item in items if _load(accessor, item)]
-        if loaded:
-            ready[key] = loaded
-    return ready
+    read_rows(changes, replica.accessor.reader)
+    read_patches(changes, replica.accessor.reader)
+    loaded = {
+        key: fitting
+        for key, items in batch.items()
+        if (fitting := [item for item in items if _load(replica.accessor, item)])
+    }
+    for key, error in _submit(replica, loaded).items():
+        items = loaded[key]
+        if len(items) == 1 or isinstance(error, DependencyError):
+            _set_aside(items, error)
+            continue
+        for item in items:
+            for alone in _submit(replica, {key: [item]}).values():
+                _set_aside([item], alone)
 
 
 def _load(accessor: Accessor[Any], item: Settled) -> bool:
-    """Bring a change's values into their types; ``False``, and rejected, if they do not fit."""
+    """Set ``loaded``. Return ``False``, and reject the item, if its values do not fit."""
     if item.loaded is None:
         change = item.change
         try:
-            # What was read in bulk is known to fit.
+            # A row that was read in bulk is known to fit.
             item.loaded = change if change.row is not None else _loaded(accessor, change)
         except (ChangeRefusedError, RecordError) as error:
-            item.outcome, item.error = Outcome.REJECTED, error
+            _set_aside([item], error)
     return item.loaded is not None
 
 
 def _loaded(accessor: Accessor[Any], change: Change) -> Change:
+    """Return ``change`` with its values coerced to the record type."""
     type = accessor.type
     if change.op == DELETE:
-        type.key_values(change.key)  # raises if it is no key of this type
+        type.key_values(change.key)  # raises if this is not a key of the type
         return change
     data = change.data
     assert data is not None
@@ -322,9 +370,9 @@ def _loaded(accessor: Accessor[Any], change: Change) -> Change:
     known = change.known
     if change.op == PATCH:
         key = type.key_values(change.key)
-        foreign = any(name in loaded and loaded[name] != held for name, held in key.items())
+        foreign = any(name in loaded and loaded[name] != value for name, value in key.items())
         if not key.keys().isdisjoint(loaded):
-            loaded = {name: held for name, held in loaded.items() if name not in key}
+            loaded = {name: value for name, value in loaded.items() if name not in key}
         if known is not None:
             values = type.load(known.values, partial=True, unknown="ignore")
             known = replace(known, values=values)
@@ -343,95 +391,44 @@ def _loaded(accessor: Accessor[Any], change: Change) -> Change:
     if loaded is data and known is change.known:
         return change
     if len(loaded) == len(data) and known is change.known and same(dict(loaded), dict(data)):
-        return change  # its lists and dicts took a closer look, and are what they were
+        return change  # lists and dicts were coerced, and are equal to what they were
     return change.adapted(loaded, known)
 
 
-def _apply_or_split(
-    replica: Replica, batch: Mapping[str, list[Settled]], *, hold: bool = False
-) -> None:
-    """Apply a batch; if something in it is refused, halve it until that is alone.
+def _submit(replica: Replica, batch: Mapping[str, Sequence[Settled]]) -> dict[str, EventSyncError]:
+    """Apply loaded changes, given by key. Set the outcome of those that the gate decided on.
 
-    ``hold``: what waits for other records has been refused, and is to be left out.
+    Return the errors of the records that failed, by key. A ``DependencyError`` means that the
+    record must wait for another; any other, that the store refuses it.
     """
-    if not batch:
-        return
-    try:
-        verdicts = replica.apply(_to_judge(replica.accessor, batch), hold=hold)
-    except Exception as error:
-        waiting = isinstance(error, DependencyError)
-        if not waiting and (is_retryable(error) or isinstance(error, ConfigError)):
-            raise
-        if waiting and replica.accessor.atomic and not hold:
-            # The store took nothing of it, and may be able to tell which of them have to wait.
-            _apply_or_split(replica, batch, hold=True)
-            return
-        if len(batch) == 1 and waiting:
-            _hold(next(iter(batch.values())), _named(error))
-            return
-        if len(batch) == 1:
-            _isolate(replica, *batch.items(), error=_named(error))
-            return
-        keys = list(batch)
-        middle = len(keys) // 2
-        for half in (keys[:middle], keys[middle:]):
-            _apply_or_split(replica, {key: batch[key] for key in half}, hold=hold)
-        return
-    held = Outcome.HELD
-    for key, items in batch.items():
-        judged = verdicts[key]
-        if judged[0].outcome is held:
-            _hold(items, judged[0].error)
+
+    def apply_part(keys: Sequence[str]) -> dict[str, Sequence[Verdict]]:
+        changes = {key: [item.loaded for item in batch[key] if item.loaded] for key in keys}
+        try:
+            return replica.apply(changes)
+        except DependencyError:
+            if not replica.accessor.atomic:
+                raise
+            # Nothing was written. The store may be able to leave out the records that must wait.
+            return replica.apply(changes, hold=True)
+
+    errors: dict[str, EventSyncError] = {}
+    for part in isolate(list(batch), apply_part):
+        if isinstance(part, Failed):
+            errors[part.item] = item_error(part.error)
             continue
-        # Under the per-record rule only the first was put to the store.
-        for item, verdict in zip(items, judged, strict=False):
-            item.outcome = verdict.outcome
-            if verdict.collision:
-                item.collision = True
+        for key, verdicts in part.result.items():
+            for item, verdict in zip(batch[key], verdicts, strict=True):
+                item.outcome = verdict.outcome
+                if verdict.collision:
+                    item.collision = True
+                if verdict.error is not None:
+                    errors[key] = verdict.error
+    return errors
 
 
-def _to_judge(
-    accessor: Accessor[Any], batch: Mapping[str, list[Settled]]
-) -> dict[str, Sequence[Change]]:
-    """The changes of each record that its store is to judge."""
-    if accessor.type.rule == "record":
-        return {key: (items[0].loaded,) for key, items in batch.items() if items[0].loaded}
-    return {
-        key: [item.loaded for item in items if item.loaded is not None]
-        for key, items in batch.items()
-    }
-
-
-def _named(error: Exception) -> EventSyncError:
-    if isinstance(error, EventSyncError):
-        return error
-    # Most likely a fault in an accessor: the record is put aside with it, and can be replayed.
-    unexpected = StoreError(f"unexpected {type(error).__name__}: {error}")
-    unexpected.__cause__ = error
-    return unexpected
-
-
-def _isolate(
-    replica: Replica,
-    entry: tuple[str, list[Settled]],
-    *,
-    error: EventSyncError,
-) -> None:
-    """Reject the one change of a record that is refused, and apply the others."""
-    key, items = entry
-    if len(items) == 1:
-        items[0].outcome, items[0].error = Outcome.REJECTED, error
-        return
-    if replica.type.rule == "record":
-        # The greatest was tried, and what it superseded is worth trying after all.
-        items[0].outcome, items[0].error = Outcome.REJECTED, error
-        _apply_or_split(replica, _greatest(replica.accessor, {key: items[1:]}))
-        return
+def _set_aside(items: Iterable[Settled], error: EventSyncError) -> None:
+    """Hold items that wait for another record. Reject items for any other error."""
+    outcome = Outcome.HELD if isinstance(error, DependencyError) else Outcome.REJECTED
     for item in items:
-        _apply_or_split(replica, {key: [item]})
-
-
-def _hold(items: Sequence[Settled], error: EventSyncError | None) -> None:
-    """All changes of a record wait, those too that the greatest would supersede."""
-    for item in items:
-        item.outcome, item.error = Outcome.HELD, error
+        item.outcome, item.error = outcome, error

@@ -1,4 +1,4 @@
-"""Isolation: finds the items of a batch that fail, so that one item never stops the others."""
+"""Isolation: find the items of a batch that fail, so that one item never stops the others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from eventsync.errors import ConfigError, EventSyncError, RecordError, StoreError, is_retryable
+from eventsync.errors import (
+    ConfigError,
+    DependencyError,
+    EventSyncError,
+    RecordError,
+    StoreError,
+    is_retryable,
+)
 
 __all__ = ["Done", "Failed", "concerns_all", "isolate", "item_error", "record_error"]
 
@@ -31,11 +38,13 @@ class Failed(Generic[T]):
 
 
 def concerns_all(error: Exception) -> bool:
-    """Return whether an error says something of the store, the broker or the configuration.
+    """Return whether an error is one of the whole store or broker, or of the configuration.
 
-    Everything else is the failure of the item that raised it, also what an accessor raises by
-    mistake.
+    Any other error is the failure of the item that raised it. That includes a ``DependencyError``,
+    and whatever a faulty accessor raises.
     """
+    if isinstance(error, DependencyError):
+        return False
     return is_retryable(error) or isinstance(error, ConfigError)
 
 
@@ -45,12 +54,12 @@ def isolate(
     *,
     shared: Callable[[Exception], bool] = concerns_all,
 ) -> Iterator[Done[T, R] | Failed[T]]:
-    """Call ``call`` with all items; if it fails, with halves of them, until what fails is alone.
+    """Call ``call`` with all items. If it fails, halve them until each failing item is alone.
 
-    Yield the parts in the order of their items, each before the next one is tried. ``call`` is
-    repeated with items that it has seen, so it must be idempotent or take effect whole or not at
-    all. An error for which ``shared`` returns true is raised at once, because it would meet every
-    other item too. One failing item among n costs about 2 log2(n) calls.
+    Yield the parts in the order of their items, each before the next part is tried. ``call`` may
+    get the same item several times, so it must be idempotent, or have no effect when it raises. An
+    error for which ``shared`` returns true is raised at once, because it would meet every other
+    item too. One failing item among n costs about 2 log2(n) calls.
     """
     waiting = [items] if items else []
     while waiting:
@@ -69,15 +78,16 @@ def isolate(
             yield Done(part, result)
 
 
-def item_error(error: Exception) -> EventSyncError:
-    """Return ``error`` as one of eventsync's, for a dead letter or a report.
+def item_error(error: Exception, item: str = "") -> EventSyncError:
+    """Return ``error`` as an ``EventSyncError``, for a dead letter or a report.
 
-    An unexpected exception is most likely a fault of an accessor. It becomes a ``StoreError`` that
-    names it.
+    An unexpected exception, most likely a fault of an accessor, becomes a ``StoreError`` that names
+    it, and the ``item`` if that is given.
     """
     if isinstance(error, EventSyncError):
         return error
-    unexpected = StoreError(f"unexpected {type(error).__name__}: {error}")
+    message = f"unexpected {type(error).__name__}: {error}"
+    unexpected = StoreError(f"{item}: {message}" if item else message)
     unexpected.__cause__ = error
     return unexpected
 

@@ -1,6 +1,6 @@
-"""The version index: what a store knows of the version of each of its records.
+"""The version index of a store: its contract, an index in an SQLite file, and one in memory.
 
-The contract, and the two indexes for stores that cannot keep versions inside their own transaction.
+SQL, Redis and MongoDB stores have indexes of their own, inside their databases.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The contract of a version index, and what is in one.
+"""The contract of a version index, and the data types of its entries.
 
-It knows nothing of accessors, of what a store's data look like, or of how a change is judged.
+An index entry and the data of its record change together. There are two ways:
 
-An index entry is changed in the same step as the record's data. A store with transactions keeps its
-index inside them. For every other store a transaction of the index (``IndexTransaction``) holds an
-exclusive lock on the store's index from before the data are read until after they are written, and
-a durable *intent* stands in between: whoever finds an open intent later knows that a writer died
-half way, and reads the data back to learn how far it came.
+- A store with transactions keeps its index in its own database. One transaction covers both.
+- Any other store is protected by the index. An ``IndexTransaction`` locks the store's index from
+  before the data are read until after they are written. Before it writes data, it notes a durable
+  *intent*. An open intent tells the next writer that the one before it died. The next writer then
+  reads the data back to learn whether they were written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class UndoneError(StoreUnavailableError):
-    """A transaction came to nothing since another was faster; begun again it may succeed."""
+    """A transaction was rolled back because it conflicted with another. Retry the whole of it."""
 
     reason = "undone"
 
@@ -48,16 +48,16 @@ class Presence(IntEnum):
     """Where the record of an entry is."""
 
     PRESENT = 1
-    """In the store."""
+    """The store holds the record."""
     DELETED = 2
-    """Deleted: the entry is its tombstone."""
+    """The record was deleted. The entry is its tombstone."""
     FILTERED_OUT = 3
-    """Alive, but it does not match the store's filter."""
+    """The record exists elsewhere. It does not match this store's filter."""
     PENDING = 4
-    """Alive or not yet created, and not known whole: it waits for the rest."""
+    """Field values are missing, or the put that creates the record. It is not written yet."""
 
 
-# By its number: an enumeration's own look-up takes many times as long.
+# A dict is many times faster than Presence(number).
 _PRESENCE: Final = {int(presence): presence for presence in Presence}
 
 
@@ -65,9 +65,13 @@ _PRESENCE: Final = {int(presence): presence for presence in Presence}
 class Entry:
     """What the index holds for one record.
 
-    ``versions``: of fields patched above the stamp. ``deferred``: values that the store's own data
-    do not hold (of a record that is not here). ``echo``: what the data looked like when eventsync
-    last wrote them, as digests; ``None`` when that is exactly the body of the stamp.
+    - ``stamp``: the stamp of the greatest put or delete that the store has seen.
+    - ``versions``: the versions of the fields that were patched after that put.
+    - ``deferred``: field values that the store's data do not hold now.
+    - ``whole``: whether the store has seen the put itself. A field without a value then has no
+      value at that version.
+    - ``echo``: the fingerprint, the digests of the data as eventsync last wrote them. It is
+      ``None`` when the data are exactly the body of the stamp.
     """
 
     stamp: Stamp
@@ -78,7 +82,10 @@ class Entry:
     echo: bytes | None = None
 
     def pack_detail(self) -> bytes | None:
-        """The parts that most entries do not need, as bytes; ``None`` when there are none."""
+        """Return ``versions``, ``deferred`` and ``whole`` as bytes.
+
+        Return ``None`` when all three have their defaults, as in most entries.
+        """
         if not self.versions and not self.deferred and self.whole:
             return None
         if self.deferred:
@@ -89,7 +96,7 @@ class Entry:
 
     @classmethod
     def unpack(cls, stamp: bytes, presence: int, detail: bytes | None, echo: bytes | None) -> Entry:
-        """The entry that these columns hold."""
+        """Return the entry that an index stores in these columns."""
         entry = cls(Stamp(stamp), _PRESENCE[presence], echo=echo)
         if detail is not None:
             parts = unpacking.unpack_own(detail)
@@ -100,13 +107,13 @@ class Entry:
 
     @property
     def version(self) -> bytes:
-        """The greatest version this store has seen of the record."""
+        """The greatest version that this store has seen of the record."""
         return max((bytes(self.stamp[:16]), *map(bytes, self.versions.values())))
 
 
 @dataclass(slots=True, frozen=True)
 class Outgoing:
-    """An envelope that waits in a store's outbox until the broker has confirmed it."""
+    """An envelope in a store's outbox. It stays there until the broker has confirmed it."""
 
     number: int
     type: str
@@ -115,9 +122,10 @@ class Outgoing:
 
 @dataclass(slots=True, frozen=True)
 class Intent:
-    """What a writer was about to do to one record: its entry then, and what the data become.
+    """What a writer is about to do to one record.
 
-    ``digest`` is of the data to be read back when the write was done; ``None`` for a removal.
+    ``entry``: the entry of the record after the write. ``digest``: the digest of the record's data
+    after the write; ``None`` if the write removes the record.
     """
 
     entry: Entry
@@ -127,34 +135,36 @@ class Intent:
 class IndexTransaction(ABC):
     """Exclusive access to the entries of one store, until it commits or rolls back.
 
-    Not thread-safe. All of it takes effect at once when the transaction's block ends without an
-    error, except ``intend``, which is durable when it returns.
+    Not thread-safe. Its effects become visible together, when its ``with`` block ends without an
+    error. ``intend`` is the exception: it is durable when it returns.
     """
 
     intents: ClassVar[bool] = True
-    """Whether intents are of use: not where the data are part of the transaction."""
+    """Whether intents are needed. They are not where the transaction covers the data too."""
 
     @abstractmethod
     def read(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
-        """The entries of those of ``keys`` that have one."""
+        """Return the entries of ``keys``. Keys without an entry are left out."""
 
     def stamps(self, type: str, keys: Sequence[str]) -> dict[str, Stamp]:
-        """The stamps of those of ``keys`` that have an entry: all that the per-record rule needs.
+        """Return the stamps of ``keys``. Keys without an entry are left out.
 
-        Called before anything is written.
+        The per-record rule needs nothing else. Call it before this transaction writes anything.
         """
         return {key: entry.stamp for key, entry in self.read(type, keys).items()}
 
     @abstractmethod
     def write(self, type: str, entries: Mapping[str, Entry]) -> None:
-        """Put these entries in place of what was there."""
+        """Insert these entries, or replace those of the same keys."""
 
     def claim(self, type: str, keys: Sequence[str], stamps: Sequence[Stamp]) -> Collection[str]:
-        """Put these stamps, of whole records and deletes, in place of older ones; of which keys.
+        """Write the stamps that have a newer version than the entries of their keys.
 
-        ``keys``: all different, in order. Left as they are those of which a later version is held,
-        or the same one: they take a closer look. An index that can do this in one step overrides
-        it: the step is the per-record rule, but for what that says of equal versions.
+        Return the keys whose stamps were written. The others have an entry with an equal or a
+        later version; the caller decides about these with the gate.
+
+        ``keys``: distinct and sorted. ``stamps``: of puts of whole records and of deletes, one for
+        each key. An index that can compare and write in one statement overrides this method.
         """
         held = self.stamps(type, keys)
         won = {
@@ -173,51 +183,55 @@ class IndexTransaction(ABC):
     def intend(
         self, type: str, intents: Mapping[str, Intent], bodies: Sequence[bytes] = ()
     ) -> None:
-        """Note durably what is about to be written, and the envelopes to send once it is.
+        """Store intents, and the envelopes that announce the writes, durably and at once.
 
-        The intents stay open, and the envelopes held back, until this transaction commits. Where
-        data and index share one transaction there are no intents: all of it waits for the commit.
+        The intents stay open until this transaction commits. The envelopes are withheld until then:
+        ``outgoing`` does not return them. Where one transaction covers data and index, ``intents``
+        is empty and the envelopes are stored with the commit.
         """
 
     @abstractmethod
     def send(self, type: str, bodies: Sequence[bytes]) -> None:
-        """Put envelopes in the outbox, with the commit."""
+        """Put envelopes in the outbox when this transaction commits."""
 
     @abstractmethod
     def open_intents(self, type: str) -> dict[str, Intent]:
-        """What a writer that died left half done; empty where that cannot happen."""
+        """Return the intents of writers that died before they committed, by key."""
 
     @abstractmethod
     def settle(self, type: str, keys: Sequence[str], *, send: bool) -> None:
-        """Close the open intents of ``keys``, which are all of the type; send the envelopes held
-        back with them, or drop them.
+        """Close the open intents of a type, and send or drop the envelopes withheld with them.
 
-        After a writer died, sending is right even if it wrote nothing: the store gets its own
-        change back through its queue. After a write that failed, dropping is.
+        ``keys``: the keys of all open intents of the type.
+
+        - After a writer died, send them, even if it wrote no data. The store receives its own
+          change through its queue and writes it then.
+        - After a write that failed, drop them.
         """
 
     @abstractmethod
     def keep(self) -> None:
-        """Make what was settled durable now, though the transaction is about to be rolled back."""
+        """Commit what ``settle`` did, because the rest is about to be rolled back."""
 
 
 class Index(ABC):
     """The version entries and the outbox of one store. Thread-safe and process-safe."""
 
     attempts: ClassVar[int] = 1
-    """How often a transaction is begun at most, where others may be faster."""
+    """How often ``until_done`` tries a transaction. More than 1 where transactions can conflict."""
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[IndexTransaction]:
-        """Begin; commit at the end of the block, or undo everything if it raises.
+        """Return a context manager that commits at its end, or rolls back if its block raises.
 
-        Blocks while another writer is at work. Raises ``StoreUnavailableError`` when that lasts.
+        Blocks while another writer holds the index. Raises ``StoreUnavailableError`` if that takes
+        too long.
         """
 
     def until_done(self, call: Callable[[], T]) -> T:
-        """The result of ``call``, a transaction from its beginning to its end.
+        """Return the result of ``call``, which opens a transaction and finishes it.
 
-        It is made again, up to ``attempts`` times, while it raises ``UndoneError``.
+        Call it again while it raises ``UndoneError``, up to ``attempts`` times in all.
         """
         for number in range(self.attempts - 1):
             try:
@@ -230,46 +244,67 @@ class Index(ABC):
     def scan(
         self, type: str, *, after: str = "", limit: int = 1000, presence: Presence | None = None
     ) -> list[tuple[str, Entry]]:
-        """Up to ``limit`` entries of a type in the order of their keys, from after ``after`` on."""
+        """Return one page of a type's entries: at most ``limit``, sorted by key.
+
+        ``after``: return only keys greater than this. ``presence``: return only entries with this
+        presence. ``entries`` iterates over all pages.
+        """
+
+    def entries(
+        self, type: str, *, after: str = "", presence: Presence | None = None, page: int = 1000
+    ) -> Iterator[tuple[str, Entry]]:
+        """Yield the entries of a type in the order of their keys, reading ``page`` at a time.
+
+        Each page is a separate read, so the caller may write to the index between two entries: an
+        entry written meanwhile is yielded if its key lies behind the pages that were read.
+        ``after`` and ``presence`` as in ``scan``.
+        """
+        while found := self.scan(type, after=after, limit=page, presence=presence):
+            yield from found
+            after = found[-1][0]
 
     @abstractmethod
     def counts(self, type: str) -> dict[Presence, int]:
-        """How many entries of a type there are, by presence."""
+        """Return the number of entries of a type by presence, zeros included."""
 
     @abstractmethod
     def outgoing(self, limit: int = 1000) -> list[Outgoing]:
-        """The oldest envelopes in the outbox."""
+        """Return the oldest envelopes in the outbox, at most ``limit``, oldest first."""
 
     @abstractmethod
     def sent(self, numbers: Sequence[int]) -> None:
-        """Take envelopes out of the outbox, which the broker has confirmed. Idempotent.
+        """Remove envelopes that the broker has confirmed from the outbox. Idempotent.
 
-        A crash of the store may undo it: they are published again then, which does no harm.
+        A crash of the store's server may undo this. The envelopes are then published again, which
+        is harmless.
         """
 
     def join(self, transaction: Any) -> AbstractContextManager[IndexTransaction]:
-        """As ``transaction``, but as a part of the caller's own, which commits or undoes it.
+        """Return a context manager as ``transaction`` does, inside a transaction of the caller.
 
-        ``transaction``: what the store's database calls one (an SQLAlchemy session or connection).
-        Of this part nothing is left when the block raises. Raises ``ConfigError`` where data and
-        index do not share a transaction that a caller could have begun.
+        ``transaction``: an SQLAlchemy session or connection. The caller commits it or rolls it
+        back. If the block raises, only the effects of the block are undone. Raises ``ConfigError``
+        for a store that cannot share a transaction with its caller.
         """
         raise ConfigError(
-            f"{type(self).__name__} has no transactions that others could take part in",
-            hint="edit through the store itself; only SQL stores can join your transaction",
+            f"{type(self).__name__} cannot take part in a transaction of the caller",
+            hint="only SQL stores can; make this edit with the methods of the store itself",
         )
 
     def waiting(self) -> int:
-        """How many envelopes are in the outbox; counts up to 10,001 where it cannot do better."""
+        """Return the number of envelopes in the outbox.
+
+        This default counts no further than 10,001. An index with a cheap exact count overrides it.
+        """
         return len(self.outgoing(10_001))
 
     @abstractmethod
     def load_mark(self, name: str) -> str:
-        """The text kept under ``name`` (a checkpoint), or an empty one."""
+        """Return the text saved under ``name``, a checkpoint, or an empty string."""
 
     @abstractmethod
     def save_mark(self, name: str, text: str) -> None:
-        """Keep ``text`` under ``name`` durably; an empty text removes it."""
+        """Save ``text`` under ``name`` durably. An empty text removes it."""
 
-    def close(self) -> None:  # noqa: B027  # an index in memory has nothing to let go of
-        """Let go of what the index holds open. Idempotent; it opens again when used again."""
+    def close(self) -> None:  # noqa: B027  # an index in memory has nothing to close
+        """Close connections and files. Idempotent. The index opens them again when it is used."""

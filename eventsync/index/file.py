@@ -1,18 +1,16 @@
-"""A version index in an embedded SQLite file, for stores without transactions of their own.
-
-It knows nothing of accessors or of how a change is judged.
-"""
+"""The version index in an SQLite file, for stores without transactions of their own."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from eventsync.database_file import DatabaseFile
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.index.contract import Entry, Index, IndexTransaction, Intent, Outgoing, Presence
+from eventsync.values.chunk import chunked
 
 __all__ = ["FileIndex"]
 
@@ -36,14 +34,14 @@ _CHUNK = 500
 
 
 class FileIndex(Index):
-    """An index in an embedded SQLite file, for stores that have no transactions of their own.
+    """A version index in an SQLite file, for stores without transactions of their own.
 
-    One writer at a time, across threads and processes: a second database file beside the first
-    serves as the lock, which the operating system frees when its holder dies.
+    One transaction at a time, across threads and processes. The lock is a second SQLite file,
+    beside the first. The operating system releases it when the process that holds it dies.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 60.0) -> None:
-        """``timeout``: how many seconds to wait for another writer."""
+        """Use the file at ``path``. Wait at most ``timeout`` seconds for another writer."""
         self._file = DatabaseFile(
             path,
             kind="version index",
@@ -74,8 +72,10 @@ class FileIndex(Index):
     ) -> list[tuple[str, Entry]]:
         extra = ""
         if presence is not None:
-            # The partial index holds few entries; the number is ours, never a caller's text.
             extra = f" AND presence = {int(presence)}"
+            if presence is not Presence.PRESENT:
+                # SQLite uses the partial index only if its own condition is in the query.
+                extra += " AND presence <> 1"
         rows = self._file.read(
             "SELECT key, stamp, presence, detail, echo FROM entry"
             f" WHERE type = ? AND key > ?{extra} ORDER BY key LIMIT ?",
@@ -117,7 +117,7 @@ class FileIndex(Index):
 
 
 class _FileTransaction(IndexTransaction):
-    """Holds the lock; intents are committed at once, everything else at the end."""
+    """A transaction of a ``FileIndex``. It commits intents at once, everything else at its end."""
 
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
@@ -132,7 +132,7 @@ class _FileTransaction(IndexTransaction):
 
     def read(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
         found = {}
-        for chunk in _chunks(keys):
+        for chunk in chunked(keys, _CHUNK):
             marks = ",".join("?" * len(chunk))
             for key, *columns in self._file.read(
                 "SELECT key, stamp, presence, detail, echo FROM entry"
@@ -194,8 +194,8 @@ class _FileTransaction(IndexTransaction):
         return {key: Intent(Entry.unpack(*entry), digest) for key, *entry, digest in rows}
 
     def settle(self, type: str, keys: Sequence[str], *, send: bool) -> None:
-        # What a dead writer held back of the type is settled before there are new ones of it, so
-        # these are all of one writer.
+        # All withheld envelopes of the type are of one writer: the intents of a writer that died
+        # are closed before the next one stores its own.
         action = "UPDATE outbox SET held = 0" if send else "DELETE FROM outbox"
         with self._writing() as connection:
             connection.executemany(
@@ -215,8 +215,3 @@ class _FileTransaction(IndexTransaction):
     def rollback(self) -> None:
         with self._file.connection() as connection:
             connection.rollback()
-
-
-def _chunks(keys: Sequence[str]) -> Iterable[Sequence[str]]:
-    for start in range(0, len(keys), _CHUNK):
-        yield keys[start : start + _CHUNK]

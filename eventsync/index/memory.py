@@ -1,7 +1,4 @@
-"""A version index in memory, for stores that live there too.
-
-It knows nothing of accessors or of how a change is judged.
-"""
+"""The version index in memory, for stores in memory and for tests."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ __all__ = ["MemoryIndex"]
 
 
 class MemoryIndex(Index):
-    """An index in memory: for stores in memory and for tests. It dies with the process."""
+    """A version index in memory, for stores in memory and for tests. It ends with the process."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -24,7 +21,7 @@ class MemoryIndex(Index):
         self._number = 0
         self._marks: dict[str, str] = {}
         self._intents: dict[str, dict[str, Intent]] = {}
-        self._held: list[tuple[str, bytes]] = []
+        self._withheld: list[tuple[str, bytes]] = []
 
     @contextmanager
     def transaction(self) -> Iterator[IndexTransaction]:
@@ -70,7 +67,7 @@ class MemoryIndex(Index):
 
 
 class _MemoryTransaction(IndexTransaction):
-    """Collects its effects and applies them at commit, so that an error undoes them."""
+    """A transaction of a ``MemoryIndex``. It collects its effects and applies them at commit."""
 
     def __init__(self, index: MemoryIndex) -> None:
         self._index = index
@@ -97,9 +94,9 @@ class _MemoryTransaction(IndexTransaction):
     def intend(
         self, type: str, intents: Mapping[str, Intent], bodies: Sequence[bytes] = ()
     ) -> None:
-        # Kept although the process cannot outlive them: a test that "crashes" in between can look.
+        # Intents cannot survive the process, but tests that simulate a crash look at them.
         self._index._intents.setdefault(type, {}).update(intents)
-        self._index._held.extend((type, body) for body in bodies)
+        self._index._withheld.extend((type, body) for body in bodies)
         self._intended.append((type, list(intents)))
 
     def send(self, type: str, bodies: Sequence[bytes]) -> None:
@@ -128,8 +125,8 @@ class _MemoryTransaction(IndexTransaction):
             for key in keys:
                 index._intents.get(type, {}).pop(key, None)
             if send:
-                self._sent += [held for held in index._held if held[0] == type]
-            index._held = [held for held in index._held if held[0] != type]
+                self._sent += [withheld for withheld in index._withheld if withheld[0] == type]
+            index._withheld = [withheld for withheld in index._withheld if withheld[0] != type]
         for type, body in self._sent:
             index._number += 1
             index._outbox[index._number] = Outgoing(index._number, type, body)

@@ -95,3 +95,14 @@ def test_refused_records_are_told(filled: Cli) -> None:
     ran = filled("sync", "--from", "report", "--to", "crm").check(1)
     assert "crm refused Person 5" in ran.err
     assert "not Eve" in ran.err
+
+
+def test_unreadable_record_does_not_stop_the_others(filled: Cli) -> None:
+    """A record of a source that cannot be read is named, and the exit code says so."""
+    filled("sync", "--from", "crm", "--to", "documents").check()
+    next(Path("documents").glob("**/*7*.json")).write_text("{")
+    ran = filled("sync", "--from", "documents", "--to", "report", "--json").check(1)
+    assert len(ran.json["unreadable"]) == 1
+    assert ran.json["unreadable"][0]["store"] == "documents"
+    assert sum(ran.json["outcomes"]["report"].values()) == 9
+    assert "cannot be read" in filled("sync", "--from", "documents", "--to", "report").check(1).err

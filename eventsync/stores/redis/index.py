@@ -103,7 +103,7 @@ class RedisIndex(Index):
                 "ZRANGEBYLEX", self.keys_name(type, each), first, "+", "LIMIT", 0, limit
             )
             keys.update(key.decode() for key in found)
-        entries = self.entries(type, sorted(keys)[:limit])
+        entries = self.read_entries(type, sorted(keys)[:limit])
         return [
             (key, entry)
             for key, entry in entries.items()
@@ -163,7 +163,7 @@ class RedisIndex(Index):
                 'slot="..."))',
             )
 
-    def entries(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
+    def read_entries(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
         """Return the entries of those of ``keys`` that have one."""
         if not keys:
             return {}
