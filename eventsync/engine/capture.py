@@ -13,6 +13,7 @@ from eventsync.engine.replica import Encode, Replica
 from eventsync.errors import RecordError, SuspiciousReadError
 from eventsync.index import Index, Presence
 from eventsync.records.query import Query
+from eventsync.values.chunk import chunked
 
 __all__ = ["Capture", "Unreadable"]
 
@@ -58,13 +59,13 @@ class Capture:
                 yield from recent
                 return
         seen: set[str] = set()
-        for keys in _chunks(_keys(replica, unreadable)):
+        for keys in chunked(_keys(replica, unreadable), _CHUNK):
             seen.update(keys)
             yield self._compare(replica, keys, encode, unreadable)
         if not replica.accessor.forgets:
             missing = self._missing(replica, seen)
             self._check_deletes(replica, len(missing), deletes)
-            for keys in _chunks(missing):
+            for keys in chunked(missing, _CHUNK):
                 yield self._compare(replica, keys, encode, unreadable)
         self._all_read_at[name] = started
 
@@ -127,7 +128,7 @@ class Capture:
         keys, next_mark = changed
 
         def captured() -> Iterator[list[Change]]:
-            for chunk in _chunks(keys):
+            for chunk in chunked(keys, _CHUNK):
                 yield self._compare(replica, chunk, encode, reporting)
             if not errors and next_mark != mark:
                 self._index.save_mark(mark_name, next_mark)
@@ -136,14 +137,8 @@ class Capture:
 
     def _missing(self, replica: Replica, seen: set[str]) -> list[str]:
         """Return the keys of records that are in the index and no longer in the store."""
-        missing: list[str] = []
-        after = ""
-        while entries := self._index.scan(
-            replica.type.name, after=after, presence=Presence.PRESENT, limit=_CHUNK
-        ):
-            missing += [key for key, _ in entries if key not in seen and not _exists(replica, key)]
-            after = entries[-1][0]
-        return missing
+        entries = self._index.entries(replica.type.name, presence=Presence.PRESENT)
+        return [key for key, _ in entries if key not in seen and not _exists(replica, key)]
 
     def _check_deletes(self, replica: Replica, missing: int, deletes: float) -> None:
         """Raise ``SuspiciousReadError`` if more records are missing than ``deletes`` allows."""
@@ -161,17 +156,6 @@ def _keys(replica: Replica, unreadable: Unreadable) -> Iterator[str]:
     """Yield the keys of all records that can be read."""
     query = Query.parse(replica.type, None, unreadable=unreadable)
     return (record.key for record in replica.accessor.find(query))
-
-
-def _chunks(keys: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    for key in keys:
-        chunk.append(key)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def _exists(replica: Replica, key: str) -> bool:

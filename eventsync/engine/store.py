@@ -20,6 +20,7 @@ from eventsync.errors import BusUnavailableError, ConfigError, RecordError
 from eventsync.index import FileIndex, Index, Outgoing, Presence
 from eventsync.records.query import Query
 from eventsync.records.record import Record
+from eventsync.values.chunk import chunked
 
 __all__ = ["Store"]
 
@@ -311,13 +312,13 @@ class Store:
         """
         published = 0
         for name, replica in self.replicas.items():
-            after = ""
-            while entries := self.index.scan(name, after=after, limit=_CHUNK):
-                after = entries[-1][0]
-                keys = [
-                    key for key, entry in entries if Version(entry.version).millis >= since * 1000
-                ]
-                changes = replica.states(keys) if keys else []
+            keys = (
+                key
+                for key, entry in self.index.entries(name)
+                if Version(entry.version).millis >= since * 1000
+            )
+            for chunk in chunked(keys, _CHUNK):
+                changes = replica.states(chunk)
                 if changes:
                     make_bodies(changes)
                     publisher.publish(name, [publisher.encode(change) for change in changes])
@@ -378,21 +379,21 @@ class Store:
         """
         forgotten = 0
         for name in self.accessors:
-            after = ""
-            while entries := self.index.scan(
-                name, after=after, presence=Presence.DELETED, limit=_CHUNK
-            ):
-                after = entries[-1][0]
-                old = [
-                    key for key, entry in entries if Version(entry.version).millis < before * 1000
-                ]
+            old = (
+                (key, entry)
+                for key, entry in self.index.entries(name, presence=Presence.DELETED)
+                if Version(entry.version).millis < before * 1000
+            )
+            for chunk in chunked(old, _CHUNK):
+                known = dict(chunk)
                 with self.index.transaction() as transaction:
                     # Read again under the lock: a record may have been added again meanwhile.
-                    now = transaction.read(name, old)
-                    known = dict(entries)
-                    old = [key for key in old if key in now and now[key].stamp == known[key].stamp]
-                    transaction.forget(name, old)
-                forgotten += len(old)
+                    now = transaction.read(name, list(known))
+                    unchanged = [
+                        key for key, entry in now.items() if entry.stamp == known[key].stamp
+                    ]
+                    transaction.forget(name, unchanged)
+                forgotten += len(unchanged)
         return forgotten
 
     def _edit(self, op: str, records: Sequence[Record]) -> None:

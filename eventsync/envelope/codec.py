@@ -25,6 +25,7 @@ from eventsync.envelope.rules import (
 from eventsync.envelope.signing import Keyring
 from eventsync.errors import EnvelopeError, SignatureError, ValueRefusedError, malformed, shown
 from eventsync.values import packing, unpacking
+from eventsync.values.chunk import chunked
 
 __all__ = [
     "CONTENT_TYPE",
@@ -82,8 +83,8 @@ def encode_all(
     ``ValueRefusedError`` for the first change that may not travel.
     """
     raws: list[bytes] = []
-    for start in range(0, len(changes), _TOGETHER):
-        raws += _encode_some(changes[start : start + _TOGETHER], keys, max_bytes)
+    for chunk in chunked(changes, _TOGETHER):
+        raws += _encode_some(chunk, keys, max_bytes)
     return raws
 
 

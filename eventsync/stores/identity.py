@@ -14,6 +14,7 @@ from typing import Final
 
 from eventsync.database_file import DatabaseFile
 from eventsync.errors import ConfigError, StoreUnavailableError
+from eventsync.values.chunk import chunked
 
 __all__ = ["IdentityMap"]
 
@@ -64,8 +65,7 @@ class IdentityMap:
     def ids_of(self, type: str, keys: Sequence[str]) -> dict[str, str]:
         """Return the ids of those of ``keys`` that have one, by key."""
         found: dict[str, str] = {}
-        for start in range(0, len(keys), _CHUNK):
-            chunk = keys[start : start + _CHUNK]
+        for chunk in chunked(keys, _CHUNK):
             marks = ",".join("?" * len(chunk))
             found.update(
                 self._file.read(

@@ -86,10 +86,7 @@ def compare(
 
 def _keys(store: Store, type: str) -> Iterable[str]:
     """Yield all keys that the store's index or its data hold."""
-    after = ""
-    while entries := store.index.scan(type, after=after, limit=_CHUNK):
-        after = entries[-1][0]
-        yield from (key for key, _ in entries)
+    yield from (key for key, _ in store.index.entries(type))
     accessor = store.accessors[type]
 
     def skip(error: RecordError) -> None:
