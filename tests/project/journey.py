@@ -22,7 +22,7 @@ PACKAGE = f"{ROOT / 'eventsync'}/"
 class Journey:
     """The modules that a call visits, in the order of first visits, and how often it returns.
 
-    From the first visit of ``first``, if given, until that of ``last``.
+    From the first visit of ``first``, if given, to the first visit of ``last``.
     """
 
     first: str = ""
@@ -38,10 +38,10 @@ class Journey:
         if event != "call" or not name.startswith(PACKAGE):
             return
         name = name.removeprefix(PACKAGE).removesuffix(".py")
-        self._over = self._over or name == self.last
         if name == self._now or self._over or not (self.modules or name == (self.first or name)):
             return
         self._now = name
+        self._over = name == self.last
         if name in self.modules:
             self.returns += 1
         else:
@@ -70,7 +70,7 @@ def journeys(folder: Path) -> dict[str, Journey]:
     """Trace ``Store.add`` until the message is on the queue, and a message until it is a row.
 
     Both in SQL and through the embedded broker, each after the same was done once before. The
-    second begins with the fetched message and ends when it is acknowledged.
+    second begins with the fetched message and ends with its acknowledgement.
     """
     import structlog
 
@@ -96,7 +96,7 @@ def journeys(folder: Path) -> dict[str, Journey]:
         chair = Product(id=2, name="Chair")
         return {
             "edit": traced(lambda: shop.add(chair)),
-            "message": traced(worker.drain, "worker/settlement", "worker/maintenance"),
+            "message": traced(worker.drain, "worker/settlement", "transports/leased/qos"),
         }
 
 
