@@ -38,7 +38,7 @@ from benchmarks.deployment import made, table_of
 from benchmarks.plot import Bars, Panel
 from benchmarks.sender import QUEUE, Editing, Plain, Publishing, Relayed, Sender
 from benchmarks.table import Column, Tell
-from servers import eventually
+from support.waiting import eventually
 
 from eventsync.broker.bus import Bus
 

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from servers import eventually
+from support.waiting import eventually
 
 from eventsync.broker.batch_publisher import BatchPublisher
 from eventsync.broker.bus import Bus

@@ -12,12 +12,12 @@ import amqp
 import pytest
 from kombu.exceptions import BatchPublishError
 from kombu.transport import TRANSPORT_ALIASES
-from servers import eventually
 from servers.certificate import self_signed
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
 from support.publishing import publish_patiently, put
 from support.records import Product
+from support.waiting import eventually
 
 from eventsync.broker.bus import Bus, dead_queue, store_queue
 from eventsync.broker.kombu_errors import bus_errors

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from servers import eventually
 from servers.postgres import PostgresServer
 from servers.redis import RedisServer
 from support.records import Product
+from support.waiting import eventually
 
 from eventsync.broker.bus import Bus
 from eventsync.broker.relay import Lease, Relay, serve

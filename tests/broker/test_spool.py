@@ -10,7 +10,7 @@ import threading
 from itertools import pairwise
 
 import pytest
-from servers import eventually
+from support.waiting import eventually
 
 from eventsync.broker.bus import Bus
 from eventsync.broker.spool import Spool

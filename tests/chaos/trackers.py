@@ -35,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import psycopg
 import structlog
-from servers import eventually
 from servers.postgres import PostgresServer
 from servers.roundup import RoundupServer
+from support.waiting import eventually
 
 from eventsync.broker.bus import Bus
 from eventsync.engine.registry import StoreRegistry

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from servers import eventually, free_port
+from servers import free_port
 from support.project import Cli
+from support.waiting import eventually
 
 
 class Listening:

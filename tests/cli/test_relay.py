@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 
-from servers import eventually
+from support.waiting import eventually
 
 
 def test_relay_command_publishes_until_sigterm(cli):

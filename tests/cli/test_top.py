@@ -15,7 +15,8 @@ import termios
 from contextlib import contextmanager
 
 import pytest
-from servers import eventually, free_port
+from servers import free_port
+from support.waiting import eventually
 
 from eventsync.cli.command import OK
 

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.products import eventually
 from support.project import Cli
+from support.waiting import eventually
 
 
 def test_worker_applies_and_leaves_on_sigterm(cli: Cli) -> None:

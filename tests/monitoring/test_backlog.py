@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from support.products import Product, publish_rows
 from support.scraping import polled, scrape
+from support.worker_harness import Product, publish_rows
 
 from eventsync.broker.bus import Bus
 from eventsync.broker.spool import Spool

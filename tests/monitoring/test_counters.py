@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.products import Product, publish_rows
 from support.scraping import polled, scrape
+from support.worker_harness import Product, publish_rows
 
 from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change

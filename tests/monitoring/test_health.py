@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from support.products import Product, publish_rows
+from support.worker_harness import Product, publish_rows
 
 from eventsync.broker.bus import Bus
 from eventsync.engine.store import Store

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import pytest
+from support.waiting import eventually
 
-__all__ = ["Server", "eventually", "free_port", "program", "running"]
+__all__ = ["Server", "free_port", "program", "running"]
 
 
 def free_port() -> int:
@@ -42,14 +43,6 @@ def program(name: str, *places: str) -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return found
-
-
-def eventually(check: Callable[[], object], *, timeout: float = 30.0, what: str = "") -> None:
-    """Wait until ``check()`` is true. Raises ``AssertionError`` after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while not check():
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what or check}"
-        time.sleep(0.02)
 
 
 class Server(ABC):

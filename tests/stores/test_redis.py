@@ -11,8 +11,9 @@ import time
 import pytest
 import redis
 import redis.cluster
-from servers import eventually, free_port
+from servers import free_port
 from servers.redis import RedisServer
+from support.waiting import eventually
 
 from eventsync.changes.clock import Version
 from eventsync.engine.accessor import Write

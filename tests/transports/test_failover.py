@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from servers import Server, eventually, free_port, program
+from servers import Server, free_port, program
 from servers.redis import RedisServer
+from support.waiting import eventually
 
 from eventsync.broker.bus import Bus
 from eventsync.errors import BusUnavailableError

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from servers import eventually
 from servers.redis import RedisServer
 from support.publishing import publish_patiently, put
 from support.records import Product
+from support.waiting import eventually
 
 from eventsync.broker.bus import Bus, dead_queue, store_queue
 from eventsync.changes.clock import Clock

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.products import Fussy, Product
+from support.worker_harness import Fussy, Product
 
 from eventsync.broker.bus import Bus
 from eventsync.engine.store import Store

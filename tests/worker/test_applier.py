@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.products import put, worker_parts
+from support.worker_harness import put, worker_parts
 
 from eventsync.engine.gate import Outcome
 from eventsync.errors import StoreUnavailableError

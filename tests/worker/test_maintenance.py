@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from structlog.testing import CapturingLogger
-from support.products import Product, eventually, publish, put, running, worker_parts
+from support.waiting import eventually
+from support.worker_harness import Product, publish, put, running, worker_parts
 
 from eventsync.broker.bus import Bus
 from eventsync.engine.gate import Outcome

@@ -6,7 +6,7 @@ import math
 import time
 
 import pytest
-from support.products import Fussy, Product, letters, publish, put, worker_parts
+from support.worker_harness import Fussy, Product, letters, publish, put, worker_parts
 
 from eventsync.broker.bus import Bus, dead_queue, held_queue, store_queue
 from eventsync.changes.clock import Clock, Version

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from servers import eventually
 from servers.rabbitmq import RabbitServer
 from servers.redis import RedisServer
+from support.waiting import eventually
 
 from eventsync.broker.bus import Bus
 from eventsync.changes.change import Change

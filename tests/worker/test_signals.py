@@ -8,7 +8,8 @@ import signal
 import time
 
 import pytest
-from support.products import Product, eventually, publish, put
+from support.waiting import eventually
+from support.worker_harness import Product, publish, put
 
 from eventsync.broker.bus import Bus, store_queue
 from eventsync.changes.clock import Clock

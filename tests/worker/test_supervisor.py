@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from support.products import eventually
+from support.waiting import eventually
 
 from eventsync.worker.supervisor import Supervisor
 

@@ -7,7 +7,8 @@ import threading
 import time
 
 import pytest
-from support.products import Fussy, Product, eventually, letters, publish, put, running
+from support.waiting import eventually
+from support.worker_harness import Fussy, Product, letters, publish, put, running
 
 from eventsync.broker.bus import Bus, store_queue
 from eventsync.changes.change import Change

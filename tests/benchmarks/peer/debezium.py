@@ -15,7 +15,7 @@ from benchmarks.peer.queued import BACKLOG
 from benchmarks.peer.result import Taken, compared, spent
 from benchmarks.peer.source import FollowedServer, commit_by_server
 from benchmarks.peer.target import Target, warm_row
-from servers import eventually
+from support.waiting import eventually
 
 __all__ = ["NAME", "measure"]
 

@@ -83,14 +83,6 @@ def letters(bus, store="crm", *, held=False):
         return [letter for letter, _ in found.read()]
 
 
-def eventually(check, *, seconds=30.0):
-    """Wait until ``check()`` is true; fail after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.005)
-
-
 def worker_parts(store, bus, options=DEFAULT_OPTIONS):
     """Return the context, applier and settlement that a worker of ``store`` would have."""
     log = structlog.get_logger()
