@@ -15,7 +15,10 @@ from eventsync.index import Index, Presence
 from eventsync.records.query import Query
 from eventsync.values.chunk import chunked
 
-__all__ = ["Capture", "Unreadable"]
+__all__ = ["ALLOWED_DELETES", "Capture", "Unreadable"]
+
+ALLOWED_DELETES: Final = 0.5
+"""The share of the known records of a type that may be missing by default."""
 
 Unreadable: TypeAlias = Callable[[RecordError], None] | None
 """Receives the error of each record that cannot be read. ``None``: the first error is raised."""
@@ -54,19 +57,19 @@ class Capture:
         name = replica.type.name
         started = self._monotonic()
         if started - self._all_read_at.get(name, -math.inf) < whole_every:
-            recent = self._search_recent(replica, encode, unreadable)
+            recent = self._search_recent(replica, encode, unreadable, deletes)
             if recent is not None:
                 yield from recent
                 return
         seen: set[str] = set()
         for keys in chunked(_keys(replica, unreadable), _CHUNK):
             seen.update(keys)
-            yield self._compare(replica, keys, encode, unreadable)
+            yield self._compare(replica, keys, encode, unreadable, deletes=deletes)
         if not replica.accessor.forgets:
             missing = self._missing(replica, seen)
             self._check_deletes(replica, len(missing), deletes)
             for keys in chunked(missing, _CHUNK):
-                yield self._compare(replica, keys, encode, unreadable)
+                yield self._compare(replica, keys, encode, unreadable, deletes=1.0)
         self._all_read_at[name] = started
 
     def before(
@@ -74,7 +77,8 @@ class Capture:
     ) -> list[Change]:
         """Return the foreign writes to the records of ``changes``, given a version.
 
-        Leave out records that cannot be read: applying their changes reports that.
+        Leave out records that cannot be read: applying their changes reports that. If the store
+        lacks suspiciously many records, leave out the missing ones, too: ``search`` reports that.
         """
         keys: dict[str, dict[str, None]] = {}
         for change in changes:
@@ -83,7 +87,9 @@ class Capture:
         return [
             captured
             for name, of_type in keys.items()
-            for captured in self._compare(replicas[name], list(of_type), encode, lambda error: None)
+            for captured in self._compare(
+                replicas[name], list(of_type), encode, lambda error: None, deletes=ALLOWED_DELETES
+            )
         ]
 
     def _compare(
@@ -92,12 +98,14 @@ class Capture:
         keys: Sequence[str],
         encode: Encode | None,
         unreadable: Unreadable,
+        *,
+        deletes: float,
     ) -> list[Change]:
         """Capture these records. Report those that cannot be read."""
         if unreadable is None:
-            return replica.capture(keys, encode)
+            return replica.capture(keys, encode, deletes=deletes)
         changes: list[Change] = []
-        for part in isolate(keys, lambda part: replica.capture(part, encode)):
+        for part in isolate(keys, lambda part: replica.capture(part, encode, deletes=deletes)):
             if isinstance(part, Done):
                 changes += part.result
             else:
@@ -105,7 +113,7 @@ class Capture:
         return changes
 
     def _search_recent(
-        self, replica: Replica, encode: Encode | None, unreadable: Unreadable
+        self, replica: Replica, encode: Encode | None, unreadable: Unreadable, deletes: float
     ) -> Iterator[list[Change]] | None:
         """Yield the changes among the records that changed since the last search.
 
@@ -129,7 +137,7 @@ class Capture:
 
         def captured() -> Iterator[list[Change]]:
             for chunk in chunked(keys, _CHUNK):
-                yield self._compare(replica, chunk, encode, reporting)
+                yield self._compare(replica, chunk, encode, reporting, deletes=deletes)
             if not errors and next_mark != mark:
                 self._index.save_mark(mark_name, next_mark)
 
@@ -142,14 +150,17 @@ class Capture:
 
     def _check_deletes(self, replica: Replica, missing: int, deletes: float) -> None:
         """Raise ``SuspiciousReadError`` if more records are missing than ``deletes`` allows."""
+        if max(missing, replica.lacking) <= replica.allowed_deletes(deletes) or not missing:
+            replica.lacking = 0
+            return
+        replica.lacking = max(missing, replica.lacking)
         type = replica.type.name
         known = self._index.counts(type)[Presence.PRESENT]
-        if missing > max(10, deletes * known):
-            raise SuspiciousReadError(
-                f"store {self._name!r}: {missing} of {known} known records of type {type} are "
-                "missing, so none was deleted",
-                hint="if they were really deleted, allow it: --allow-deletes, or deletes=1.0",
-            )
+        raise SuspiciousReadError(
+            f"store {self._name!r}: {missing} of {known} known records of type {type} are "
+            "missing, so none was deleted",
+            hint="if they were really deleted, allow it: --allow-deletes, or deletes=1.0",
+        )
 
 
 def _keys(replica: Replica, unreadable: Unreadable) -> Iterator[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
@@ -16,10 +17,14 @@ from eventsync.engine.edit import ChangeFactory, Edit
 from eventsync.engine.fingerprint import fingerprint_of
 from eventsync.engine.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete
 from eventsync.engine.unit_of_work import UnitOfWork
-from eventsync.errors import ChangeRefusedError, ConfigError
+from eventsync.errors import ChangeRefusedError, ConfigError, RecordError
 from eventsync.index import Entry, Index, IndexTransaction, Presence
+from eventsync.records.query import Query
 
-__all__ = ["Encode", "Replica"]
+__all__ = ["MOST_DELETES", "Encode", "Replica"]
+
+MOST_DELETES: Final = 10
+"""So many records of a type may always be missing, whatever share of them that is."""
 
 Encode = Callable[[Change], bytes]
 """Returns the envelope of a change."""
@@ -58,6 +63,7 @@ class Replica:
         self.index = index
         self.type = accessor.type
         self.source = source
+        self._lacking_mark = f"lacking/{self.type.name}"
         self._changes = ChangeFactory(accessor.view, clock, source)
 
     def with_index(self: S, index: Index) -> S:
@@ -162,8 +168,15 @@ class Replica:
             work.perform(decisions, self.envelopes(changes, encode))
 
     @_until_done
-    def capture(self, keys: Sequence[str], encode: Encode | None) -> list[Change]:
+    def capture(
+        self, keys: Sequence[str], encode: Encode | None, *, deletes: float = 1.0
+    ) -> list[Change]:
         """Give a version to each foreign write to these records, and return them as changes.
+
+        ``deletes``: the greatest share of the known records that may be missing. If the store lacks
+        more of them, missing records are not captured as deletes, because a store that was emptied
+        or restored looks just like that. ``lacking`` is set then. With 1 every missing record
+        is captured as a delete.
 
         A foreign write is found by comparing the data with their fingerprint, so eventsync's own
         writes are never captured. The data stay as they are, except for a record that no longer
@@ -173,8 +186,17 @@ class Replica:
         updated: dict[str, Entry] = {}
         leaving: dict[str, Decision] = {}
         view = self.accessor.view
+        lacking = 0
         with self._begin() as work:
             entries, rows = self.accessor.read_with_entries(keys, work.transaction)
+            missing = {
+                key
+                for key, entry in entries.items()
+                if entry.presence is Presence.PRESENT and key not in rows
+            }
+            lacking = self._suspicious(len(missing), deletes)
+            if lacking:
+                keys = [key for key in keys if key not in missing]
             for key in dict.fromkeys(keys):
                 entry, row = entries.get(key), rows.get(key)
                 change = self._changes.from_foreign_write(
@@ -198,7 +220,73 @@ class Replica:
             envelopes = self.envelopes(changes, encode)
             if envelopes:
                 work.transaction.send(self.type.name, envelopes)
+        if lacking:
+            self.lacking = lacking
         return changes
+
+    @_until_done
+    def forget_missing(self, keys: Sequence[str], *, deletes: float) -> int:
+        """Make an emptied store take its missing records again, and return how many.
+
+        Forget the entries of those of ``keys`` that are missing, if the store lacks more records
+        than ``deletes`` allows (see ``capture``). Copies of them are then new to the store. Without
+        this they count as duplicates, because the index says that the store has them. Do nothing
+        if the store lacks few records: those were deleted there. Idempotent.
+        """
+        with self._begin() as work:
+            entries, rows = self.accessor.read_with_entries(keys, work.transaction)
+            missing = [
+                key
+                for key, entry in entries.items()
+                if entry.presence is Presence.PRESENT and key not in rows
+            ]
+            lacking = self._suspicious(len(missing), deletes)
+            if not lacking:
+                return 0
+            work.transaction.forget(self.type.name, missing)
+        self.lacking = lacking
+        return len(missing)
+
+    @property
+    def lacking(self) -> int:
+        """How many records the store lacked when it was found to lack too many; 0 if it does not.
+
+        Stored in the index, and kept until no record is missing or somebody allows the deletes.
+        Meanwhile it counts as the number of missing records: changes that are applied fill the
+        store again, and the rest of the missing records would no longer look suspicious.
+        """
+        return int(self.index.load_mark(self._lacking_mark) or 0)
+
+    @lacking.setter
+    def lacking(self, missing: int) -> None:
+        if missing != self.lacking:
+            self.index.save_mark(self._lacking_mark, str(missing) if missing else "")
+
+    def allowed_deletes(self, deletes: float) -> float:
+        """Return how many records may be missing at a share of ``deletes`` of the known ones."""
+        known = self.index.counts(self.type.name)[Presence.PRESENT]
+        return math.inf if deletes >= 1.0 else max(MOST_DELETES, deletes * known)
+
+    def _suspicious(self, missing: int, deletes: float) -> int:
+        """Return how many records the store lacks if these are too many, else 0.
+
+        ``missing``: how many of the records that were read are missing. The store may lack others
+        that were not read, so its records are counted.
+        """
+        allowed = self.allowed_deletes(deletes)
+        if not missing or self.accessor.forgets or allowed == math.inf:
+            return 0
+        missing = max(missing, self.lacking)
+        if missing <= allowed:
+            known = self.index.counts(self.type.name)[Presence.PRESENT]
+            missing = max(missing, known - self._count())
+        return missing if missing > allowed else 0
+
+    def _count(self) -> int:
+        """Return how many records the store holds, unreadable ones included."""
+        unreadable: list[RecordError] = []
+        query = Query.parse(self.type, None, unreadable=unreadable.append)
+        return self.accessor.count(query) + len(unreadable)
 
     def envelopes(self, changes: Sequence[Change], encode: Encode | None) -> list[bytes]:
         """Return what the outbox keeps of changes: their envelopes."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 from eventsync.changes.change import Change, make_bodies
 from eventsync.changes.clock import Clock, Version
 from eventsync.engine.accessor import Accessor
-from eventsync.engine.capture import Capture
+from eventsync.engine.capture import ALLOWED_DELETES, Capture
 from eventsync.engine.joined_store import JoinedStore
 from eventsync.engine.publisher import Backlog, Publisher
 from eventsync.engine.replica import Replica
@@ -330,7 +330,7 @@ class Store:
         record_type: type[Record] | None = None,
         *,
         whole: bool = True,
-        deletes: float = 0.5,
+        deletes: float = ALLOWED_DELETES,
         publisher: Publisher | None = None,
         unreadable: Callable[[RecordError], None] | None = None,
     ) -> Iterator[list[Change]]:

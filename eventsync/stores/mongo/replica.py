@@ -31,13 +31,15 @@ class MongoReplica(Replica):
         self._repeat(list(batch), attempt)
         return verdicts
 
-    def capture(self, keys: Sequence[str], encode: Encode | None) -> list[Change]:
+    def capture(
+        self, keys: Sequence[str], encode: Encode | None, *, deletes: float = 1.0
+    ) -> list[Change]:
         changes: dict[str, Change] = {}
 
         def attempt(lenient: Replica, keys: Sequence[str]) -> None:
             for key in keys:
                 changes.pop(key, None)  # another writer was faster at the last attempt
-            captured = Replica.capture(lenient, keys, encode)
+            captured = Replica.capture(lenient, keys, encode, deletes=deletes)
             changes.update({change.key: change for change in captured})
 
         self._repeat(list(dict.fromkeys(keys)), attempt)
