@@ -1,4 +1,4 @@
-"""The program: all commands, in the order and the groups in which ``--help`` lists them."""
+"""The Typer application with all commands, in the order and groups that ``--help`` shows."""
 
 from __future__ import annotations
 

@@ -78,9 +78,9 @@ def sync(
 ) -> int:
     """Copy the records of stores into other stores, deletes included.
 
-    Foreign writes in the sources are captured first. A target that holds a later version of a
-    record keeps it. So sync is safe while workers run, in both directions, and when it is repeated.
-    An interrupted sync continues where it stopped.
+    Foreign writes in the sources are captured first. If a target holds a later version of a record
+    than the source, the target keeps its version. Therefore you can run sync while workers run, in
+    both directions, and repeatedly. An interrupted sync continues where it stopped.
 
     Separate several names with commas, or repeat the option. A filter is a JSON object, for example
     {"city": "Oslo", "balance": {"$gt": 5}}. The exit code is 1 if a target refused a record.
