@@ -194,7 +194,7 @@ def edit_change(
     keys = [name for name in edited if name in described.keys]
     if keys:
         raise ConfigError(
-            f"the edit changes {', '.join(keys)}, but a record cannot change its key",
+            f"the edit changes {', '.join(keys)}, which is part of the key and cannot change",
             hint="discard the dead letter and publish a new record",
         )
     removed = [n for n in before if n not in loaded and n not in described.keys]
