@@ -360,7 +360,7 @@ def _check_found(found: Sequence[object], selection: Selection) -> None:
 def _only(found: list[FoundLetter], store: str) -> FoundLetter:
     if not found:
         raise ConfigError(
-            f"no dead letter of the store {store!r} matches the options",
+            f"no such dead letter in the store {store!r}",
             hint=f"list the dead letters with `eventsync dlq list {store}`",
         )
     if len(found) > 1:
