@@ -66,7 +66,9 @@ class Settings(BaseSettings):
     message_envelopes: _Count = 500
     """The largest number of envelopes in a message; 500 by default."""
     message_bytes: _Count = 512 * 1024
-    """The largest size in bytes of a message of several envelopes; 524,288 by default."""
+    """The largest size of a message with several envelopes, in bytes; 524,288 (512 KiB) by default.
+    A larger envelope becomes a message of its own.
+    """
     max_message: _Count = 8 * 1024 * 1024
     """The largest size of a message in bytes; 8,388,608 (8 MiB) by default. A larger message
     becomes a dead letter.

@@ -122,7 +122,7 @@ def _store(store: Store) -> Iterator[Finding]:
 
 
 def _broker(deployment: Deployment) -> Iterator[Finding]:
-    # These import kombu, which is slow.
+    # Imported here, because these modules import kombu, which is slow.
     from eventsync.transports.guarantees import weakness
     from eventsync.transports.redis import url as redis_url
 

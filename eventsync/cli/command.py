@@ -81,7 +81,7 @@ def _complete(
     try:
         found = names(Deployment(app=ctx.params.get("app")))
     except EventSyncError:
-        # Completion has no place to show an error.
+        # A shell has no place to show an error of a completion.
         return []
     return [name for name in found if name.startswith(incomplete)]
 

@@ -185,7 +185,8 @@ def edit_change(
     """
     if change.data is None:
         raise ConfigError(
-            "this dead letter is a delete, which has no data to edit", hint="replay or discard it"
+            f"the dead letter is a delete of {change.type} {change.key}, which has no data to edit",
+            hint="use `eventsync dlq replay` or `eventsync dlq discard`",
         )
     described = store.accessor(change.type).type
     loaded = described.load(values, partial=True)
@@ -195,12 +196,13 @@ def edit_change(
     if keys:
         raise ConfigError(
             f"the edit changes {', '.join(keys)}, which is part of the key and cannot change",
-            hint="discard the dead letter and publish a new record",
+            hint="discard the dead letter, and publish the record with the other key",
         )
     removed = [n for n in before if n not in loaded and n not in described.keys]
     if not edited and not removed:
         raise ConfigError(
-            "nothing was changed", hint="to send it unchanged, use eventsync dlq replay"
+            "the edit does not change a field, so nothing was changed",
+            hint="to send the dead letter unchanged, use `eventsync dlq replay`",
         )
     for version in (change.version, read_current(store, change.type, change.key)[1]):
         if version is not None:

@@ -141,8 +141,8 @@ def find_registry(app: str) -> StoreRegistry:
     module_name, colon, attribute = app.partition(":")
     if not colon or not module_name or not attribute:
         raise ConfigError(
-            f"--app: {app!r} does not name a store registry",
-            hint="write module:attribute, for example workers:registry",
+            f"--app is {app!r}, which does not have the form module:attribute",
+            hint="write for example --app workers:registry",
         )
     here = os.getcwd()
     if here not in sys.path:
@@ -177,7 +177,7 @@ def find_registry(app: str) -> StoreRegistry:
             ) from error
         raise _broken(app, error) from error
     except Exception as error:
-        # The user's own code may raise anything. --debug shows the traceback.
+        # The module is the user's code and may raise any exception.
         raise _broken(app, error) from error
     if not isinstance(found, StoreRegistry):
         raise ConfigError(

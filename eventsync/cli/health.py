@@ -14,7 +14,8 @@ from eventsync.errors import ConfigError
 
 __all__ = ["ask", "health", "parse_url"]
 
-# By address that stands for all addresses of a host: the address to connect to on the same host.
+# A process may listen on one of these addresses, which stand for all addresses of its host. Connect
+# to the loopback address instead.
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -27,7 +28,7 @@ def health(
             metavar="URL",
             help="The endpoint, for example http://host:9464. Default path: /progress. "
             "Default URL: that of EVENTSYNC_LISTEN, on this host.",
-            # Not read from the settings: importing them takes longer than the whole health check.
+            # Typer reads the variable. To import the settings takes longer than the health check.
             envvar="EVENTSYNC_LISTEN",
             show_envvar=False,
             show_default=False,

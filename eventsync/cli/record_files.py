@@ -101,7 +101,7 @@ class _CountedLines:
             try:
                 text = raw.decode("utf-8-sig" if self.number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                self.encoding_error = f"not UTF-8: {error.reason} at byte {error.start + 1}"
+                self.encoding_error = f"byte {error.start + 1} is not UTF-8: {error.reason}"
                 text = raw.decode("utf-8", "replace")
             yield text
 
@@ -130,7 +130,8 @@ def _read_json(
                 raise record_type.__record__.unknown(unknown)
             data = members.decode(parsed)
         except RecordError as problem:
-            # The caller reports the line number; the parser always says "line 1".
+            # Remove the line number of the parser, which is always 1. The caller reports the real
+            # one.
             error = str(problem).replace("not JSON: line 1, column", "not JSON: column")
         line = lines.line(error)
         yield line, None if line.error else data
@@ -152,7 +153,7 @@ def _read_csv(
                 header = _checked_header(row, record_type, key_only)
                 continue
             if len(row) != len(header):
-                error = f"{len(row)} cells, but the header has {len(header)}"
+                error = f"{len(row)} cells, but the header has {len(header)} columns"
             else:
                 data = cells.decode(
                     _cells_with_value(dict(zip(header, row, strict=True)), record_type)
@@ -160,7 +161,7 @@ def _read_csv(
         except StopIteration:
             return
         except csv.Error as problem:
-            error = f"not CSV: {problem}"
+            error = f"the line is not CSV: {problem}"
         except RecordError as problem:
             if header is None:
                 raise

@@ -121,7 +121,7 @@ def _records(store: Store, name: str) -> dict[str, Any]:
     except (StoreUnavailableError, OSError):
         raise
     except EventSyncError as error:
-        # The other counts are still known.
+        # Report the error for this count only. The counts from the index are known.
         found["new"], found["error"] = None, str(error)
     return found
 

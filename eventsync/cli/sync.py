@@ -71,7 +71,7 @@ def sync(
     allow_deletes: Annotated[
         bool,
         typer.Option(
-            "--allow-deletes", help="Delete records although most records of a source are gone."
+            "--allow-deletes", help="Accept deletes even if most records of a source are gone."
         ),
     ] = False,
     as_json: JsonOption = False,

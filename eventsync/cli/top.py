@@ -150,7 +150,7 @@ def _screen(
     if snapshot.workers:
         workers, room = snapshot.workers, max(1, size.height - used - 2)
         if len(workers) > room:
-            # Workers with problems first; the sort is stable.
+            # Show workers with problems first, and keep the order otherwise (the sort is stable).
             workers = sorted(workers, key=lambda w: (w.circuit == "closed", w.silence < _BEHIND))
             workers = workers[: max(1, room - 1)]
         parts.append(draw_table(**_table(_WORKERS, workers, wide)))

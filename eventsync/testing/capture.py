@@ -113,7 +113,7 @@ class CaptureContract(Harness):
 
     @_RULES
     def test_before_eventsync(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """A record that existed before eventsync gets a version once, and then merges normally."""
+        """A record that is older than eventsync is captured once, and then merges as any other."""
         foreign = self.store(tmp_path, record_type).accessor(record_type)
         foreign.add(record_type(id=1, name="Old"))
         store = self.store(tmp_path, record_type)

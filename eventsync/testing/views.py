@@ -26,7 +26,7 @@ def _quiet(text: str) -> str:
 
 
 class ViewContract(Harness):
-    """Tests of views that rename, omit, convert or filter, and that add constants."""
+    """Tests of views that rename, omit or convert fields, add constants, or filter records."""
 
     def test_renamed_and_constant(self, tmp_path: Path) -> None:
         """Records are the same if the store uses other field names and adds a constant."""

@@ -131,13 +131,13 @@ class Stage:
             if time.monotonic() > deadline:
                 raise EventSyncError(
                     f"after {_TIMEOUT:g} seconds this is not yet so: {what}",
-                    hint=f"see the logs of the workers in {self._logs}",
+                    hint=f"read the logs of the workers in {self._logs}",
                 )
             for worker in self.workers.values():
                 if not worker.running:
                     raise EventSyncError(
                         f"the worker of {worker.store} has ended unexpectedly",
-                        hint=f"see {self._logs / worker.store}.log",
+                        hint=f"read the log {self._logs / worker.store}.log",
                     )
             time.sleep(every)
 

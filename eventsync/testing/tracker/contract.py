@@ -121,7 +121,7 @@ class TrackerContract(TrackerHarness):
         else:
             raise AssertionError(
                 "the change was not applied in four attempts after a single failure: a retry must "
-                "find what the failed attempt left and go on from there"
+                "find what the failed attempt has written, and continue from there"
             )
         with self.opened(folder) as store:
             held = store[record]
@@ -308,7 +308,7 @@ class TrackerContract(TrackerHarness):
 
     @pytest.mark.parametrize("status", [429, 503])
     def test_quota(self, tracker: Store, status: int) -> None:
-        """After an answer with ``Retry-After``, no request is sent before that time."""
+        """After an answer with ``Retry-After``, no request is sent until that time has passed."""
         self.line.answers.append(Answer(status, {"retry-after": "60"}, b"", "quota"))
         with pytest.raises(StoreUnavailableError) as caught:
             list(tracker.find(Issue))

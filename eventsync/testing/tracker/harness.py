@@ -102,7 +102,7 @@ class TrackerHarness:
 
     The value of an operation is a regular expression for the reason in the error."""
     unique: ClassVar[tuple[Kind, ...]] = ()
-    """The types whose records cannot be created again after they were removed."""
+    """The types whose records cannot be created again after a removal."""
     nobody: ClassVar[str | None] = None
     """The key of an account that does not exist, or ``None``.
 

@@ -172,7 +172,7 @@ class JiraIssues(_PropertyAccessor[R]):
         return super().objects(self.searched(query))
 
     def present(self, data: Mapping[str, Any]) -> bool:
-        # An issue that was moved to another project keeps its id.
+        # An issue keeps its id when it is moved to another project, so check the project.
         return bool(at(data, "fields.project.key") == self.project)
 
     def find_marked(self, key: str) -> str | None:

@@ -28,7 +28,7 @@ def message_ids(issue: Mapping[str, Any]) -> list[str]:
 
 
 class Messages(Items[R]):
-    """The base of accessors of issues and comments, whose texts are messages."""
+    """The base of the accessors of issues and comments. The text of each record is a message."""
 
     leaves = True  # a failed creation may leave a message that belongs to no issue
 
