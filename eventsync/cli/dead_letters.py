@@ -73,9 +73,10 @@ class FoundLetter:
 class Selection:
     """The conditions for the selection of dead letters. A dead letter must meet all that are given.
 
-    ``ids``: complete ids, or their last digits. ``every``: select all dead letters that meet the
-    other conditions, even if there is no other. ``reason``, ``type``, ``key``: those of the dead
-    letter. ``until``: the time of the last attempt must not be later, in seconds since the epoch.
+    ``ids``: complete ids, or their last digits. ``every``: must be true
+    if no other condition is given, and then selects all dead letters. ``reason``, ``type``,
+    ``key``: those of the dead letter. ``until``: the time of the last attempt must not be later, in
+    seconds since the epoch.
 
     ``bool()`` is false if no condition is given; then nothing may be selected. ``in`` tells whether
     a ``FoundLetter`` meets the conditions.

@@ -45,9 +45,10 @@ def listening(
     """Serve the metrics and the health of workers or relays while the ``with`` block runs.
 
     ``listen``: the address ``HOST:PORT``; by default the setting ``listen``. If both are empty,
-    nothing is served. ``group``: collects the status of the workers. ``stores``, ``spools``: whose
-    backlogs are reported. ``relays``: whether relays run instead of workers; if not, a store
-    without a worker is reported. Raises ``ConfigError`` if the address is wrong or in use.
+    nothing is served. ``group``: collects the status of the workers. ``stores``, ``spools``:
+    the stores and spools whose backlogs are reported. ``relays``: whether relays run instead of
+    workers; if they do not, a store without a worker counts as unhealthy. Raises ``ConfigError`` if
+    the address is wrong or in use.
     """
     settings = deployment.settings
     address = listen or settings.listen

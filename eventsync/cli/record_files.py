@@ -28,7 +28,7 @@ class Format(StrEnum):
 
 @dataclass(slots=True)
 class RecordLine:
-    """One record of the input, or the error for which a line holds no valid record.
+    """One record of the input, or a line that holds no valid record.
 
     ``number``: the number of the line, counted from 1; in CSV, of the last line of the record.
     ``offset``: the number of bytes up to the end of this line. ``record``: ``None`` in the case of

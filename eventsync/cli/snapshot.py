@@ -57,7 +57,7 @@ class WorkerSnapshot:
 class StoreSnapshot:
     """The state of one store: its queues, its outbox, and its workers together.
 
-    ``waiting``, ``in_hand``: messages in the queue that no worker, or a worker, has taken.
+    ``waiting``: messages that no worker has taken. ``in_hand``: messages that a worker has taken.
     ``oldest``: how long the oldest message has waited, in seconds. ``held``, ``dead``: held changes
     and dead letters. ``outbox``: unpublished changes. ``outbox_oldest``: how long the oldest of the
     unpublished changes has waited, in seconds. ``workers``: the number of known workers, or
@@ -103,8 +103,8 @@ class Sampler:
     of workers from ``endpoints`` and from the state files on this host. If the host name of an
     endpoint has several addresses, all of them are asked.
 
-    ``every``: how often the sources are read, in seconds. Use it as a context manager: within the
-    block, threads read the sources. Not thread-safe.
+    ``every``: how often the sources are read, in seconds. Use the sampler as a context manager:
+    within the block, threads read the sources. Not thread-safe.
     """
 
     def __init__(self, deployment: Deployment, endpoints: Sequence[str], *, every: float) -> None:

@@ -38,16 +38,16 @@ class Target:
     def write(self, lines: Sequence[RecordLine]) -> list[RecordLine]:
         """Write the records of ``lines``, and return the lines that the target refused.
 
-        The ``error`` of each refused line is set. Idempotent. Raises ``StoreUnavailableError`` or
-        ``BusUnavailableError`` if the store or the broker does not answer; then some lines may be
-        written already.
+        The ``error`` of each refused line is set. It is safe to write the same lines again. Raises
+        ``StoreUnavailableError`` or ``BusUnavailableError`` if the store or the broker does not
+        answer; then some lines may be written already.
         """
         raise NotImplementedError
 
     def finish(self) -> BusUnavailableError | None:
-        """Return the error for which changes were written but not published, or ``None``.
+        """Return the error that prevented the publication of changes, or ``None``.
 
-        Such changes wait in the outbox of the store.
+        The records are written, and their changes wait in the outbox of the store.
         """
         return None
 

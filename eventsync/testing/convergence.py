@@ -31,13 +31,13 @@ _VIEWS = {
 
 
 class ConvergenceContract(Harness):
-    """Tests that a store gets the same records from the same changes, in any order and number."""
+    """Tests that the order and the repetition of changes do not alter the resulting records."""
 
     @_RULES
     def test_convergence(self, tmp_path: Path, record_type: type[Record]) -> None:
         """Changes in random order, some repeated, give the records that the model computes.
 
-        Meanwhile the version of no entry becomes smaller.
+        No entry gets a smaller version in between.
         """
 
         def check(rng: random.Random) -> None:
@@ -272,7 +272,7 @@ class ConvergenceContract(Harness):
     def _edit(self, rng: random.Random, store: Store) -> None:
         """Edit a random record, through the store or directly in its data.
 
-        A direct edit is like one of another program.
+        A direct edit is what another program would do.
         """
         accessor = store.accessor(Contact)
         key = rng.randint(1, 2)

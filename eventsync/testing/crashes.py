@@ -20,7 +20,7 @@ _RULES = pytest.mark.parametrize("record_type", [Item, Contact], ids=["per recor
 
 
 class CrashContract(Harness):
-    """Tests that a write is finished or undone by the next process if its process dies."""
+    """Tests that if a process dies in a write, the next process finishes or undoes it."""
 
     @_RULES
     def test_apply_survives(self, tmp_path: Path, record_type: type[Record]) -> None:

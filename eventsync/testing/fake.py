@@ -51,7 +51,8 @@ class FakeBus:
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
         if self.away:
             raise BusUnavailableError(
-                "the attribute away of this FakeBus is true", hint="set away = False"
+                "this FakeBus simulates a broker that is down",
+                hint="set away to False",
             )
         self.envelopes += envelopes
 

@@ -220,7 +220,7 @@ class Harness:
         """Return a version in the near past. A greater ``step`` gives a greater version.
 
         One step is a millisecond, and step 100,000 is the present time. An edit through the store
-        gets a later version than any smaller step.
+        gets a greater version than all smaller steps.
         """
         return Version.of(int(self.time() * 1000) - 100_000 + step, 0, 7)
 

@@ -23,9 +23,9 @@ def winner(changes: Iterable[Change], record_type: RecordType) -> dict[str, Any]
     """Return the field values of one record after these changes; ``None`` if there is no record.
 
     The order of ``changes`` does not matter. The put or delete with the greatest stamp decides
-    whether there is a record. Under the per-field rule, each field has the value of the patch with
-    the greatest version above this put. A field without such a patch has the value in the put, or
-    else its default.
+    whether there is a record. Under the per-field rule, a field has the value from the latest patch
+    of this field after the put. A field without such a patch has the value in the put, or else its
+    default.
     """
     changes = list(changes)
     stamps = [

@@ -1,4 +1,4 @@
-"""The part of the conformance suite about views: renamed, converted, omitted and filtered."""
+"""The part of the conformance suite about views: renames, conversions, omissions, filters."""
 
 from __future__ import annotations
 

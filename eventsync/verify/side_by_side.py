@@ -215,11 +215,10 @@ def _winner(
     states: Mapping[str, State],
     copies: Mapping[str, _Copy],
 ) -> dict[str, Any]:
-    """Return the winning field values of a record: for each field, the value with the last version.
+    """Return the winning field values of a record: the values with the greatest versions.
 
     ``joined``: the merge of ``states``. Stores that convert a field may hold different forms of one
-    value with the same version. Then that form wins which converts to the forms in the other
-    stores.
+    value with the same version. The form that converts to the forms in all other stores wins.
     """
     values = record_type.key_values(key)
     for name, declared in record_type.fields.items():

@@ -15,8 +15,8 @@ from eventsync.engine.gate import Outcome
 
 __all__ = ["LedgerPublisher", "StoreTotals", "captured_in", "totals_of", "versions_in"]
 
-# Each outcome with the log events that tell it. If a store has logged several events for a change,
-# the first outcome in this order counts.
+# By outcome: the log events that mean this outcome. If several outcomes are logged for a change at
+# one store, the first in this order counts.
 _OUTCOMES: Sequence[tuple[str, frozenset[str]]] = (
     ("applied", frozenset({Outcome.APPLIED, Outcome.PENDING})),
     ("superseded", frozenset({Outcome.SUPERSEDED, Outcome.STALE})),

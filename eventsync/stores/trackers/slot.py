@@ -47,7 +47,7 @@ class Slot:
 
 
 def text(value: Any) -> str:
-    """Return a value as text, and ``None`` as the empty text. For trackers with null for empty."""
+    """Return a value as text, and the empty text for ``None``."""
     return "" if value is None else str(value)
 
 

@@ -90,7 +90,7 @@ class TrackerHarness:
     """
 
     name: ClassVar[str]
-    """The name of the identity map. It begins the keys of records that people create."""
+    """The name of the identity map. The keys of records that people create begin with this name."""
     creates: ClassVar[tuple[Kind, ...]]
     """The record types whose records can be created. A type comes after the types it refers to."""
     odd: ClassVar[Mapping[Kind, Sequence[Mapping[str, Any]]]] = {}

@@ -88,7 +88,7 @@ class GitHubProjects(_OrganizationAccessor[R]):
 
 
 class GitHubAccounts(_OrganizationAccessor[R]):
-    """The members of an organization, which can only be read. The key is the login.
+    """The members of an organization as accounts, read-only. The key is the login.
 
     One more request for each member reads the name and address. A view without these two fields
     avoids these requests.

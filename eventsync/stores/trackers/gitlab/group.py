@@ -103,7 +103,7 @@ class GitLabProjects(_GroupAccessor[R]):
 
 
 class GitLabGroupAccounts(_GroupAccessor[R]):
-    """The members of a group and of its parent groups, which can only be read.
+    """The members of a group and of its parent groups as accounts, read-only.
 
     The key is the user name.
     """
@@ -129,7 +129,7 @@ class GitLabGroupAccounts(_GroupAccessor[R]):
 
 
 class GitLabMembers(_InstanceAccessor[R]):
-    """The memberships in the groups, without those that a group inherits from its parent.
+    """The memberships in groups, without the memberships inherited from parent groups.
 
     The role is ``minimal``, ``guest``, ``planner``, ``reporter``, ``developer``, ``maintainer`` or
     ``owner``.

@@ -100,10 +100,10 @@ class _PropertyAccessor(_JiraProjectAccessor[R]):
 class JiraIssues(_PropertyAccessor[R]):
     """Issues. Removing a record deletes the issue, which requires a right of its own.
 
-    ``issue_type``: the name of the type of new issues. ``settle``: the seconds after its creation
-    for which an issue may be missing from Jira's search. If the answer to a creation is lost,
-    eventsync searches for the issue, searches again after this time, and only then creates the
-    issue again.
+    ``issue_type``: the name of the type of new issues. ``settle``: for how many seconds
+    after its creation an issue may be missing from Jira's search. If the answer to a creation is
+    lost, eventsync searches for the issue, searches again after this time, and only then creates
+    the issue again.
 
     The status of a record is closed if Jira has the status of the issue in the category *done*. To
     change the status, eventsync uses the first transition of the workflow that leads to a status of

@@ -28,7 +28,7 @@ class _SiteAccessor(JiraAccessor[R]):
 
 
 class JiraLabels(_SiteAccessor[R]):
-    """The labels of all issues of the site, which can only be read.
+    """The labels of all issues of the site, read-only.
 
     A label exists as long as an issue has this label.
     """
@@ -100,7 +100,7 @@ class JiraProjects(_SiteAccessor[R]):
 
 
 class JiraAccounts(_SiteAccessor[R]):
-    """The people on the site, which can only be read. The key is the account id.
+    """The people on the site as accounts, read-only. The key is the account id.
 
     The address is ``None`` for people who do not show their address.
     """
@@ -154,7 +154,7 @@ class JiraGroups(_SiteAccessor[R]):
 class JiraMembers(_SiteAccessor[R]):
     """The memberships of accounts in groups.
 
-    Jira keeps no role of a membership, so the default view omits the field.
+    Jira keeps no role for a membership, so the default view omits the field.
     """
 
     shape = Member

@@ -1,4 +1,4 @@
-"""The labels of a Roundup tracker, which it calls keywords."""
+"""The labels of a Roundup tracker, called keywords in Roundup."""
 
 from __future__ import annotations
 
