@@ -142,7 +142,7 @@ def find_registry(app: str) -> StoreRegistry:
     if not colon or not module_name or not attribute:
         raise ConfigError(
             f"--app is {app!r}, which does not have the form module:attribute",
-            hint="write for example --app workers:registry",
+            hint="write module:attribute, for example --app workers:registry",
         )
     here = os.getcwd()
     if here not in sys.path:
