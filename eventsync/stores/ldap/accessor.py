@@ -25,9 +25,7 @@ __all__ = ["LdapAccessor", "escaped"]
 R = TypeVar("R", bound=Record)
 _SAFE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 _STATE: Final = "entryCSN"
-"""An operational attribute of an entry that changes whenever the entry changes.
-
-Some servers do not have it."""
+"""An attribute that changes with every change of an entry. Not every server has it."""
 
 
 def escaped(value: str) -> str:
@@ -97,7 +95,7 @@ class LdapAccessor(Accessor[R]):
         self._parse(dn)
         self._attributes = Attributes(self.view)
         self._names = list(self.view.names.values())
-        # By key: the value of the attribute _STATE when this accessor last read the entry.
+        # By key, the value of the _STATE attribute when this accessor last read the entry.
         self._states: dict[str, bytes] = {}
 
     def __repr__(self) -> str:
@@ -185,9 +183,7 @@ class LdapAccessor(Accessor[R]):
             return None
         record = self.data_to_record(found)
         if record.key != key:
-            # The directory ignores case and blanks in names, but keys that differ in them are
-            # distinct.
-            return None
+            return None  # an entry whose name differs in case or blanks, which make other keys here
         if found.get(_STATE):
             self._states[key] = found[_STATE][0]
         return record

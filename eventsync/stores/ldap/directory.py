@@ -28,9 +28,8 @@ NO_SUCH_OBJECT: Final = 32
 ALREADY_EXISTS: Final = 68
 ASSERTION_FAILED: Final = 122
 _REFERRAL: Final = 10
-# operationsError, timeLimitExceeded, adminLimitExceeded, busy, unavailable. The code "other" (80)
-# is not here: servers also return 80 for a name that is too long, and such a record must be
-# rejected.
+# operationsError, timeLimitExceeded, adminLimitExceeded, busy, unavailable. Not "other" (80):
+# servers also return it for a name that is too long, and such a record must not stop all others.
 _LATER: Final = frozenset({1, 3, 11, 51, 52})
 # strongerAuthRequired, confidentialityRequired, and the codes about credentials and access rights.
 _FORBIDDEN: Final = frozenset({7, 8, 13, 48, 49, 50})
@@ -77,7 +76,7 @@ class Directory:
         return f"Directory({self.url!r})"
 
     def entry(self, dn: str, attributes: Sequence[str]) -> Found | None:
-        """Return these attributes of the entry ``dn``, or ``None`` if there is no such entry."""
+        """Return the entry with this name, or ``None`` if there is none."""
 
         def search(connection: Any) -> Any:
             return connection.search(dn, "(objectClass=*)", ldap3.BASE, attributes=list(attributes))

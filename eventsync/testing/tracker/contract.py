@@ -49,9 +49,8 @@ class TrackerContract(TrackerHarness):
             def text(self, issue): ...
             def count(self): ...
 
-    The class attributes describe where the tracker differs from others. ``refused``, ``since`` and
-    ``hint`` have no default, so set them. The tests leave out fields that an accessor does not
-    hold.
+    Describe with the class attributes where the tracker differs. ``refused``, ``since`` and
+    ``hint`` have no default, so set them. The suite omits fields that an accessor does not hold.
     """
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
@@ -132,7 +131,7 @@ class TrackerContract(TrackerHarness):
         assert self.count() == before
 
     def test_somebody_edits_meanwhile(self, tracker: Store) -> None:
-        """An edit that somebody makes between our read and our write is kept, and captured."""
+        """An edit of another field between our read and our write is kept, and captured."""
         tracker.add(Issue(id="K", title="a"))
         issue = self.id_of(tracker, "K")
         self.line.meanwhile = lambda: self.edits(issue, status="closed")
@@ -226,7 +225,7 @@ class TrackerContract(TrackerHarness):
             assert self.seen(tracker) == []
 
     def test_what_the_tracker_does_not_do(self, tracker: Store) -> None:
-        """An operation that the tracker does not offer is rejected without a write request."""
+        """An operation that the tracker does not offer is rejected before any write is sent."""
         self.opens(title="t", labels=["ui"])
         for kind, refused in self.refuses.items():
             for what, reason in refused.items():
@@ -246,10 +245,7 @@ class TrackerContract(TrackerHarness):
     # -- writes of others --------------------------------------------------------------------------
 
     def test_made_there(self, tracker: Store) -> None:
-        """Issues and comments that people create and edit in the tracker are captured once.
-
-        Their keys are made from the ids that the tracker has assigned.
-        """
+        """What people create and edit in the tracker is captured once, with keys from its ids."""
         issue = self.opens(title="Theirs", description="Please", labels=["x"])
         comment = self.says(issue, "Me too")
         key, about = f"{self.name}:{issue}", f"{self.name}:{comment}"
@@ -272,7 +268,7 @@ class TrackerContract(TrackerHarness):
         assert self.line.writes() == []
 
     def test_edited_here(self, tracker: Store) -> None:
-        """An issue that people created can be edited through the store, and gets no marker."""
+        """An issue that people created can be edited here, and its text gets no marker."""
         issue = self.opens(title="Theirs", description="Please")
         captured(tracker)
         record = tracker[Issue, f"{self.name}:{issue}"]

@@ -104,26 +104,22 @@ class TrackerHarness:
     unique: ClassVar[tuple[Kind, ...]] = ()
     """The types whose records cannot be created again after a removal."""
     nobody: ClassVar[str | None] = None
-    """The key of an account that does not exist, or ``None``.
-
-    Set it if the store must hold an issue until its assignee exists."""
+    """The key of an account that does not exist, if an issue is held until its assignee exists."""
     refused: ClassVar[Sequence[tuple[Record, str]]]
-    """Records that the tracker itself refuses, each with a regular expression for the reason.
+    """Records that the tracker refuses, each with a pattern of its reason.
 
     Include an issue without a title."""
     rejects: ClassVar[Sequence[tuple[Record, str]]] = ()
     """Records that the store rejects without a write request, each with a regular expression for
     the reason."""
     keeps_due: ClassVar[str] = ""
-    """A regular expression for the reason why the date of a milestone cannot be removed.
-
-    Empty if the date can be removed."""
+    """A pattern of the reason why the date of a milestone cannot be removed, if it cannot."""
     since: ClassVar[str]
-    """A text that is in the URL of a request for recently changed issues, and in no other URL."""
+    """The part of a URL by which a request for recently changed issues can be recognised."""
     tags: ClassVar[bool] = False
-    """Whether the tracker refuses a write if the object has changed since the store read it."""
+    """Whether the tracker refuses a write to an object that has changed since it was read."""
     hint: ClassVar[str]
-    """A regular expression for the hint in the error for refused credentials."""
+    """A pattern of the hint in the error for refused credentials."""
     ways: ClassVar[Sequence[Failure]] = FAILURES
     """The failures of a write that the suite simulates. Choose fewer if requests are slow."""
 
@@ -148,10 +144,7 @@ class TrackerHarness:
         raise NotImplementedError
 
     def says(self, issue: str, body: str) -> str:
-        """Comment on an issue without eventsync, as a person would.
-
-        Return the id of the comment, in the form that the key of the comment has.
-        """
+        """Comment on an issue as a person would, and return the id of the comment as in its key."""
         raise NotImplementedError
 
     def deletes(self, issue: str) -> None:

@@ -15,7 +15,7 @@ __all__ = ["PAGES", "GitHubAccessor", "GitHubService", "repository_path"]
 
 R = TypeVar("R", bound=Record)
 PAGES: Final = Links(size=100)
-"""The paging of GitHub's lists: 100 objects a page."""
+"""The paging of its lists."""
 
 
 class GitHubService(Service):

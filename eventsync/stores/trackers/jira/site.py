@@ -126,7 +126,7 @@ class JiraAccounts(_SiteAccessor[R]):
             if not page:
                 return
             yield from page
-            start += SIZE  # a page may have fewer users than SIZE without being the last
+            start += SIZE  # a page with fewer users need not be the last
 
     def present(self, data: Mapping[str, Any]) -> bool:
         return bool(data["active"] and data["accountType"] == "atlassian")

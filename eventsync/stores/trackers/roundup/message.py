@@ -41,7 +41,7 @@ class Messages(Items[R]):
         view: View | None = None,
     ) -> None:
         super().__init__(record_type, service, view=view, identity=identity)
-        # By key: the id of a message that an earlier attempt wrote and did not add to an issue.
+        # By key, the message of an earlier attempt that did not add it to an issue.
         self._unattached: dict[str, str] = {}
 
     def message_id(self, key: str) -> str:
