@@ -135,8 +135,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"EVENTSYNC_LETTER_RETENTION is {self.letter_retention:g} s, but must be at most "
                 f"EVENTSYNC_TOMBSTONE_RETENTION ({self.tombstone_retention:g} s) minus "
-                f"EVENTSYNC_MAX_CLOCK_DRIFT ({self.max_clock_drift:g} s), because stores reject "
-                "older changes; lower the first setting or raise the second"
+                f"EVENTSYNC_MAX_CLOCK_DRIFT ({self.max_clock_drift:g} s), because an older dead "
+                "letter could not be replayed; lower the first setting or raise the second"
             )
         return self
 
