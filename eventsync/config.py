@@ -1,8 +1,8 @@
 """The settings of a deployment. Only this module reads the environment.
 
-A setting ``broker`` is read from the environment variable ``EVENTSYNC_BROKER``. If that is not set,
-it is read from the file ``eventsync_broker`` in the folder that ``EVENTSYNC_SECRETS_DIR`` names,
-which is the place for passwords and keys.
+The setting ``broker`` is read from the environment variable ``EVENTSYNC_BROKER``. If the variable
+is not set, the setting is read from the file ``eventsync_broker`` in the folder that
+``EVENTSYNC_SECRETS_DIR`` names. Passwords and keys belong in such files.
 """
 
 from __future__ import annotations
@@ -32,96 +32,119 @@ _Count = Annotated[int, Field(gt=0)]
 
 
 class Settings(BaseSettings):
-    """The settings, each with its default. Times are in seconds, sizes in bytes.
+    """The settings of a deployment, each with its default. Times are in seconds, sizes in bytes.
 
-    ``repr`` and errors never show ``broker`` and ``keys``, which hold secrets.
+    ``broker`` and ``keys`` hold secrets. ``repr`` and errors never show their values.
     """
 
     model_config = SettingsConfigDict(env_prefix="EVENTSYNC_", frozen=True, extra="ignore")
 
     app: str = "workers:registry"
-    """The store registry, as ``module:attribute``; ``workers:registry`` by default."""
+    """Where the store registry is, as ``module:attribute``; ``workers:registry`` by default."""
     broker: SecretStr = SecretStr("sqlite:///eventsync-broker.db")
-    """The URL of the broker, by default an SQLite file in the working directory; it is secret."""
+    """The URL of the broker. The default is an SQLite file in the working directory."""
     keys: SecretStr | None = None
-    """The signing keys, ``id:base64,id:base64``: the first signs, all verify; none by default."""
+    """The signing keys, as ``id:base64,id:base64``. The first key signs changes, and a signature
+    may be from any of the keys. Without keys, the default, changes are not signed.
+    """
     max_clock_drift: _Seconds = 5.0
-    """The seconds that a version may lie in the future; 5 by default."""
+    """The seconds that the version of a change may be ahead of the local clock. A change further
+    ahead is held. 5 by default.
+    """
     hold_for: _Seconds = 300.0
-    """The seconds that a held change is retried before it becomes a dead letter; 300 by default."""
+    """The seconds during which a held change is retried. Then it becomes a dead letter. 300 by
+    default.
+    """
     tombstone_retention: _Seconds = 10 * 86_400.0
-    """The seconds that the version of a deleted record is kept; 864,000 (10 days) by default."""
+    """The seconds for which the tombstone of a deleted record is kept; 864,000 (10 days) by
+    default.
+    """
     max_hops: _Count = 8
-    """The number of times that a change may be passed on from store to store; 8 by default."""
+    """How many times a change may be passed on from one store to another; 8 by default."""
     max_envelope: _Count = 256 * 1024
     """The largest size of an envelope in bytes; 262,144 (256 KiB) by default."""
     message_envelopes: _Count = 500
     """The largest number of envelopes in a message; 500 by default."""
     message_bytes: _Count = 512 * 1024
-    """The largest size in bytes of a message of several envelopes; 524,288 by default."""
+    """The largest size of a message with several envelopes, in bytes; 524,288 (512 KiB) by default.
+    A larger envelope becomes a message of its own.
+    """
     max_message: _Count = 8 * 1024 * 1024
-    """The size in bytes above which a message becomes a dead letter; 8,388,608 by default."""
+    """The largest size of a message in bytes; 8,388,608 (8 MiB) by default. A larger message
+    becomes a dead letter.
+    """
     prefetch: _Count = 64
-    """The number of messages that a worker takes from the broker at a time; 64 by default."""
+    """How many messages a worker takes from the broker at a time; 64 by default."""
     batch: _Count = 5000
-    """The number of changes, beyond the first message, that a worker applies at a time; 5,000 by
-    default.
+    """About how many changes a worker applies at a time; 5,000 by default. A worker always applies
+    whole messages, and at least one.
     """
     max_deliveries: _Count = 50
-    """The number of deliveries to workers that die, after which a message is a dead letter; 50 by
-    default.
+    """How many times a message may be delivered to workers that end without settling it. Then the
+    message becomes a dead letter. 50 by default.
     """
     lease: _Seconds = 60.0
-    """The seconds after which the messages of a silent worker go to others; 60 by default."""
+    """The seconds after which other workers take over the messages of a worker that gives no sign
+    of life; 60 by default.
+    """
     retry_for: _Seconds = 30.0
-    """The seconds that a store may fail before the circuit breaker opens; 30 by default."""
+    """The seconds for which a worker retries a store that fails. Then its circuit breaker opens. 30
+    by default.
+    """
     grace: _Seconds = 25.0
-    """The seconds that a worker may take to finish its work after SIGTERM; 25 by default."""
+    """The seconds that a worker has after SIGTERM to finish its work; 25 by default."""
     letter_retention: _Seconds = 7 * 86_400.0
-    """The seconds that dead letters are kept; 604,800 (7 days) by default.
+    """The seconds for which dead letters are kept; 604,800 (7 days) by default.
 
-    It has to be less than ``tombstone_retention`` minus ``max_clock_drift``.
+    The value must not be greater than ``tombstone_retention`` minus ``max_clock_drift``.
     """
     republish_window: Annotated[float, Field(ge=0)] = 10.0
-    """When a lost broker is back, changes of this many seconds before the loss are published again;
-    10 by default, 0 for none.
+    """The seconds before a restart of the broker whose changes are published again, because the
+    broker may have lost them; 10 by default. 0: publish nothing again.
     """
     spool_bytes: _Count = 1 << 30
     """The largest size of a spool file in bytes; 1,073,741,824 (1 GiB) by default."""
     recycle_messages: Annotated[int, Field(ge=0)] = 0
-    """The number of messages after which a worker exits, to be restarted; 0, the default, for no
-    limit.
+    """The number of messages after which a worker exits so that its supervisor starts a new one; 0,
+    the default: no limit.
     """
     recycle_growth: Annotated[int, Field(ge=0)] = 0
-    """The growth of memory in bytes after which a worker exits, to be restarted; 0, the default,
-    for no limit.
+    """The growth of its memory, in bytes, after which a worker exits so that its supervisor starts
+    a new one; 0, the default: no limit.
     """
     stall_after: _Seconds = 300.0
-    """The seconds that one call of a store may take before the watchdog ends the worker; 300 by
-    default.
+    """The seconds that one call to a store may take. If a call takes longer, the watchdog ends the
+    worker. 300 by default.
     """
     listen: str = ""
-    """The ``HOST:PORT`` that serves metrics and health; empty, the default, for none."""
+    """The address ``HOST:PORT`` at which a command serves metrics and health over HTTP. Empty, the
+    default: no HTTP server.
+    """
     traces: bool = False
-    """Whether changes are traced with OpenTelemetry, which has its own ``OTEL_`` settings; off by
-    default.
+    """Whether changes are traced with OpenTelemetry; false by default. The ``OTEL_`` variables of
+    OpenTelemetry configure the traces.
     """
     state_dir: Path | None = None
-    """The folder for the state files of workers; ``None``, the default, for no files."""
+    """The folder in which each worker keeps a file with its state. ``None``, the default: workers
+    write no such files.
+    """
 
     @model_validator(mode="after")
     def _letters_before_tombstones(self) -> Settings:
         if self.letter_retention > self.tombstone_retention - self.max_clock_drift:
             raise ValueError(
-                f"EVENTSYNC_LETTER_RETENTION is {self.letter_retention:g} s, but has to be at most "
+                f"EVENTSYNC_LETTER_RETENTION is {self.letter_retention:g} s, but must be at most "
                 f"EVENTSYNC_TOMBSTONE_RETENTION ({self.tombstone_retention:g} s) minus "
                 f"EVENTSYNC_MAX_CLOCK_DRIFT ({self.max_clock_drift:g} s), because an older dead "
-                "letter could not be replayed"
+                "letter could not be replayed; lower the first setting or raise the second"
             )
         return self
 
     def secrets(self) -> list[str]:
-        """Return the secret texts in these settings, passwords also percent-decoded."""
+        """Return the secrets in these settings: passwords in the URLs of brokers, and signing keys.
+
+        Each password is in the list twice: as it is in the URL, and percent-decoded.
+        """
         found = []
         for url in self.broker.get_secret_value().split(";"):
             _, _, after = url.partition("://")
@@ -134,7 +157,11 @@ class Settings(BaseSettings):
         return [secret for secret in found if secret]
 
     def bus(self, *, tracing: Tracing | None = None) -> Bus:
-        """Return the bus of these settings, not yet connected. Raises ``ConfigError``."""
+        """Return a new bus with these settings, not yet connected.
+
+        ``tracing``: traces the changes that the bus carries. Raises ``ConfigError`` if ``broker``
+        or ``keys`` is wrong.
+        """
         return Bus(
             self.broker.get_secret_value(),
             keys=self._keyring(),
@@ -147,7 +174,11 @@ class Settings(BaseSettings):
         )
 
     def spool(self, path: Path, *, tracing: Tracing | None = None) -> Spool:
-        """Return the spool in a file, not yet opened. Raises ``ConfigError``."""
+        """Return the spool in the file ``path``, not yet opened.
+
+        ``tracing``: traces the changes that the spool carries. Raises ``ConfigError`` if ``keys``
+        is wrong.
+        """
         return Spool(
             path,
             keys=self._keyring(),
@@ -162,13 +193,13 @@ class Settings(BaseSettings):
         return Keyring.parse(keys) if keys else None
 
     def limits(self) -> Limits:
-        """Return the limits beyond which stores refuse changes."""
+        """Return the limits of age, clock and hops beyond which a store does not apply a change."""
         return Limits(
             retention=self.tombstone_retention, drift=self.max_clock_drift, hops=self.max_hops
         )
 
     def worker_options(self) -> Options:
-        """Return the options of workers."""
+        """Return the options of a worker with these settings, without a limit on its rate."""
         return Options(
             prefetch=self.prefetch,
             batch=self.batch,
@@ -184,19 +215,21 @@ class Settings(BaseSettings):
 
 
 def load(**overrides: Any) -> Settings:
-    """Return the settings of the environment, with ``overrides`` that are not ``None``.
+    """Return the settings from the environment and the secrets folder.
 
-    Raises ``ConfigError``, which names every wrong setting.
+    ``overrides``: values by name that take precedence; ``None`` overrides nothing. Raises
+    ``ConfigError`` if a setting is wrong; the error names every wrong setting.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     return _read(Settings, **given)
 
 
 def location(store: str, default: str | None = None) -> str:
-    """Return the location of a store, a URL or a folder, from ``EVENTSYNC_STORE_<NAME>``.
+    """Return the location of a store, which is a URL or a folder, from ``EVENTSYNC_STORE_<NAME>``.
 
-    For functions that make stores, so that the same code runs on a laptop and in production. Raises
-    ``ConfigError`` if the location is not set and there is no ``default``.
+    Call this where you construct a store: then the same code runs on a laptop and in production.
+    ``default``: the location to return if the variable is not set. Raises ``ConfigError`` if there
+    is neither a variable nor a default.
     """
     name = "store_" + re.sub(r"\W", "_", store).lower()
     field: dict[str, Any] = {name: (str | None, default)}
@@ -205,8 +238,8 @@ def location(store: str, default: str | None = None) -> str:
     if not found:
         raise ConfigError(
             f"the location of the store {store!r} is not set",
-            hint=f"set EVENTSYNC_{name.upper()} to its URL or folder, or write it to the file "
-            f"eventsync_{name} in the folder that EVENTSYNC_SECRETS_DIR names",
+            hint=f"set EVENTSYNC_{name.upper()} to the URL or folder of the store, or write the "
+            f"location to the file eventsync_{name} in the folder that EVENTSYNC_SECRETS_DIR names",
         )
     return found
 
@@ -219,8 +252,8 @@ def _read(model: type[S], **given: Any) -> S:
     secrets = os.environ.get("EVENTSYNC_SECRETS_DIR") or None
     if secrets and not Path(secrets).is_dir():
         raise ConfigError(
-            f"EVENTSYNC_SECRETS_DIR: there is no folder {secrets}",
-            hint="create it, or unset the variable",
+            f"EVENTSYNC_SECRETS_DIR names the folder {secrets}, which does not exist",
+            hint="create the folder, or unset the variable",
         )
     try:
         return model(_secrets_dir=secrets, **given)
@@ -233,4 +266,7 @@ def _read(model: type[S], **given: Any) -> S:
             )
             for part in error.errors(include_input=False)
         )
-        raise ConfigError(f"wrong settings: {wrong}") from None
+        raise ConfigError(
+            f"wrong settings: {wrong}",
+            hint="correct the environment variables, or the files in EVENTSYNC_SECRETS_DIR",
+        ) from None

@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command that the process's arguments name, then end the process."""
+    """Run the command that ``sys.argv`` names, then end the process with its exit code."""
     from eventsync.cli.program import program
 
     program(prog_name="eventsync")

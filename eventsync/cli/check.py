@@ -1,4 +1,4 @@
-"""``eventsync check``: checks that a deployment can work, and names its risks."""
+"""``eventsync check``: checks the configuration, stores and broker, and lists the risks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["check"]
 
 
 class Level(StrEnum):
-    """The level of a finding. The values appear in the JSON output, the names in tables."""
+    """How serious a finding is. JSON output has the values, tables have the names in lower case."""
 
     OK = "ok"
     NOTE = "note"
@@ -41,7 +41,7 @@ _COLOURS: Final = {
 
 @dataclass(slots=True, frozen=True)
 class Finding:
-    """The result of one check."""
+    """The result of one check: its level, the checked part (``about``), and what was found."""
 
     level: Level
     about: str
@@ -53,8 +53,8 @@ def check(deployment: Deployment, as_json: JsonOption = False) -> int:
     """Check the configuration, the stores and the broker.
 
     Opens every store, which creates missing tables and files, and checks that its data and its
-    version index can be read and written. No record is changed. Names what the broker may lose in a
-    crash.
+    version index can be read and written. No record is changed. Tells which messages the broker may
+    lose in a crash.
 
     Levels:
       wrong         has to be corrected
@@ -122,7 +122,7 @@ def _store(store: Store) -> Iterator[Finding]:
 
 
 def _broker(deployment: Deployment) -> Iterator[Finding]:
-    # These import kombu, which is slow.
+    # Imported here, because these modules import kombu, which is slow.
     from eventsync.transports.guarantees import weakness
     from eventsync.transports.redis import url as redis_url
 
@@ -143,7 +143,8 @@ def _broker(deployment: Deployment) -> Iterator[Finding]:
         yield Finding(
             Level.RISK,
             "transport",
-            f"{scheme}: what it may lose in a crash is not known; test it before you rely on it",
+            f"{scheme}: it is not known which messages this transport may lose in a crash; "
+            "test it before you rely on it",
         )
     elif lost:
         yield Finding(Level.RISK, "transport", f"{scheme}: {lost}")

@@ -1,10 +1,12 @@
 """The parts that all commands share: the decorator, common options, exit codes, error reports.
 
-A command is a function decorated with ``command``. Its first parameter is the ``Deployment``. The
-others are its arguments and options, declared as for Typer. Its result is the exit code, or
-``None`` for 0. Its docstring is its help text and ends with examples, one on each line. A command
-raises the errors of ``eventsync.errors``, and the decorator reports them. To keep ``--help`` quick,
-a command imports stores, brokers and other slow modules inside its function.
+A command is a function decorated with ``command``. The first parameter of the function is the
+``Deployment``; the other parameters are the arguments and options of the command, declared as for
+Typer. The function returns the exit code, or ``None`` for 0. The docstring of the function is the
+help text of the command and ends with examples, one on each line.
+
+A command raises the errors of ``eventsync.errors``, and the decorator reports them. To keep
+``--help`` quick, a command imports stores, brokers and other slow modules inside its function.
 """
 
 from __future__ import annotations
@@ -64,12 +66,12 @@ EXIT_CODES: Final = (
 
 
 def complete_store(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of stores that begin with ``incomplete``, for a shell."""
+    """Return the names of the stores that begin with ``incomplete``, for completion in a shell."""
     return _complete(ctx, incomplete, lambda deployment: list(deployment.registry.stores))
 
 
 def complete_type(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of record types that begin with ``incomplete``, for a shell."""
+    """Return the names of the record types that begin with ``incomplete``, for shell completion."""
     return _complete(ctx, incomplete, lambda deployment: list(deployment.registry.record_types))
 
 
@@ -79,7 +81,7 @@ def _complete(
     try:
         found = names(Deployment(app=ctx.params.get("app")))
     except EventSyncError:
-        # Completion has no place to show an error.
+        # A shell has no place to show an error of a completion.
         return []
     return [name for name in found if name.startswith(incomplete)]
 
@@ -116,11 +118,12 @@ _DebugOption = Annotated[
 
 
 def command(function: Callable[Concatenate[Deployment, P], int | None]) -> Callable[..., None]:
-    """Return ``function`` as a command for Typer.
+    """Return a function that Typer can run as a command and that calls ``function``.
 
-    Adds the options ``--app``, ``--broker`` and ``--debug``, opens and closes the deployment, and
-    reports errors (see ``reported``). A parameter whose type is a dataclass stands for one option
-    per field, so that commands can share a list of options.
+    The returned function has the additional options ``--app``, ``--broker`` and ``--debug``. It
+    makes the deployment, passes it to ``function``, closes it afterwards, and reports errors (see
+    ``reported``). A parameter whose type is a dataclass becomes one option for each field of the
+    dataclass, so that several commands can share these options.
     """
 
     def run(
@@ -156,7 +159,7 @@ def command(function: Callable[Concatenate[Deployment, P], int | None]) -> Calla
 
 
 def _parameters(options: Any) -> Iterator[inspect.Parameter]:
-    """Yield a parameter for each field of a dataclass."""
+    """Yield a keyword parameter for each field of the dataclass ``options``."""
     hints = get_type_hints(options, include_extras=True)
     for field in fields(options):
         yield inspect.Parameter(
@@ -169,10 +172,11 @@ def _parameters(options: Any) -> Iterator[inspect.Parameter]:
 
 @contextmanager
 def reported(*, debug: bool = False) -> Iterator[None]:
-    """Report an error of the block in one line on standard error, and exit with its code.
+    """Report an error that the ``with`` block raises, and exit with the code of the error.
 
-    ``debug``: print the traceback instead. Other errors than those of eventsync and ``OSError`` are
-    faults of the program and pass through.
+    An ``EventSyncError`` or ``OSError`` is printed as one line on standard error, or with its
+    traceback if ``debug`` is true. Any other exception is a fault of the program and is not caught.
+    ``exit_code`` lists the codes.
     """
     try:
         yield
@@ -194,7 +198,11 @@ def reported(*, debug: bool = False) -> Iterator[None]:
 
 
 def exit_code(error: EventSyncError | OSError) -> int:
-    """Return the exit code for an error."""
+    """Return the exit code that tells a script what kind of error has ended a command.
+
+    69: a store, the broker or the system failed. 78: the configuration is wrong. 2: a filter on the
+    command line is wrong. 1: any other error.
+    """
     if isinstance(error, StoreUnavailableError | BusUnavailableError | OSError):
         return UNAVAILABLE
     if isinstance(error, ConfigError):
@@ -205,27 +213,35 @@ def exit_code(error: EventSyncError | OSError) -> int:
 
 
 def split_names(given: list[str] | None) -> list[str] | None:
-    """Return the names in an option that is repeated or holds several names, split by commas."""
+    """Return the names given to an option, or ``None`` if the option is not given.
+
+    The option may be repeated, and each value may hold several names, separated by commas.
+    """
     if not given:
         return None
     return [name.strip() for item in given for name in item.split(",") if name.strip()]
 
 
 def duration(text: str, option: str) -> float:
-    """Return the seconds that an option states: a number, with the unit ``s, m, h`` or ``d``.
+    """Return a duration in seconds, given as a number and a unit: ``s``, ``m``, ``h`` or ``d``.
 
-    A number without a unit is in seconds. Raises a usage error.
+    A number without a unit is in seconds. ``option``: the name of the option, for the error. Raises
+    ``typer.BadParameter`` if ``text`` has another form.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
     if found is None:
         raise typer.BadParameter(
-            f"{text!r} is not a time; write 90s, 30m, 12h or 7d", param_hint=option
+            f"{text!r} is not a duration; write for example 90s, 30m, 12h or 7d", param_hint=option
         )
     return float(found[1]) * _UNITS[found[2]]
 
 
 def json_option(text: str | None, option: str) -> Any:
-    """Return the JSON object in an option, or ``None`` without one. Raises a usage error."""
+    """Return the JSON object that ``text`` holds, as a dict; ``None`` if the option is not given.
+
+    ``option``: the name of the option, for the error. Raises ``typer.BadParameter`` if ``text`` is
+    not a JSON object.
+    """
     if text is None:
         return None
     import json
@@ -233,16 +249,21 @@ def json_option(text: str | None, option: str) -> Any:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"not JSON: {error}", param_hint=option) from None
+        raise typer.BadParameter(f"the value is not JSON: {error}", param_hint=option) from None
     if not isinstance(value, dict):
         raise typer.BadParameter(
-            'not a JSON object; write for example {"age": {"$gt": 30}}', param_hint=option
+            'the value is not a JSON object; write for example {"age": {"$gt": 30}}',
+            param_hint=option,
         )
     return value
 
 
 def help_of(function: Callable[..., Any]) -> str:
-    """Return a function's docstring as help text: each paragraph in one line, except examples."""
+    """Return the docstring of a function as help text for Typer.
+
+    The lines of a paragraph are joined, because Typer wraps them anew. A paragraph with indented
+    lines, such as a list of examples, keeps its line breaks.
+    """
     paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
     return "\n\n".join(
         paragraph if "\n " in paragraph else paragraph.replace("\n", " ")

@@ -1,4 +1,4 @@
-"""Operations on dead letters: select, replay, and make a new change from an edited one."""
+"""Operations on dead letters: select them, replay them, and edit the change in one of them."""
 
 from __future__ import annotations
 
@@ -37,26 +37,32 @@ _SHORT = 8
 
 @dataclass(slots=True, frozen=True)
 class FoundLetter:
-    """A dead letter, with the delivery that settles it."""
+    """A dead letter in the queue, and the delivery by which it can be removed from the queue."""
 
     letter: DeadLetter
     delivery: Delivery
 
     @property
     def id(self) -> str:
-        """Its id. Bytes that are not a dead letter have no id; their digest stands in for it."""
+        """The id of the dead letter, as hexadecimal digits.
+
+        A message in the queue that is not a dead letter has no id; its digest is used instead.
+        """
         if self.letter.reason == "foreign":
             return hashlib.sha256(self.delivery.body).hexdigest()[:32]
         return self.letter.id.hex()
 
     @property
     def short_id(self) -> str:
-        """The end of its id, which identifies it in practice; the beginning is a time."""
+        """The last eight digits of the id. They differ in practice; the first digits are a time."""
         return self.id[-_SHORT:]
 
     @property
     def change(self) -> Change | None:
-        """The change in it, or ``None`` if it does not hold exactly one. Signatures are ignored."""
+        """The change in the dead letter, or ``None`` if there is not exactly one.
+
+        Signatures are not verified.
+        """
         try:
             return codec.decode(self.letter.raw, max_bytes=len(self.letter.raw))
         except EnvelopeError:
@@ -65,10 +71,15 @@ class FoundLetter:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Selection:
-    """A selection of dead letters: those that match everything that is given.
+    """The conditions for the selection of dead letters. A dead letter must meet all that are given.
 
-    ``ids``: ids or ends of ids. ``until``: those last tried at this time or earlier, in seconds
-    since the epoch. False if nothing is given, which selects nothing.
+    ``ids``: complete ids, or their last digits. ``every``: must be true
+    if no other condition is given, and then selects all dead letters. ``reason``, ``type``,
+    ``key``: those of the dead letter. ``until``: the time of the last attempt must not be later, in
+    seconds since the epoch.
+
+    ``bool()`` is false if no condition is given; then nothing may be selected. ``in`` tells whether
+    a ``FoundLetter`` meets the conditions.
     """
 
     ids: Sequence[str] = ()
@@ -96,9 +107,10 @@ class Selection:
 def select(
     letters: QueueBrowser, selection: Selection, *, before: float
 ) -> Iterator[list[FoundLetter]]:
-    """Yield the selected dead letters that were last tried before a time, in chunks, oldest first.
+    """Yield the selected dead letters in chunks, oldest first.
 
-    Later ones are left out, because a replayed change that fails again returns to the queue.
+    ``before``: a time in seconds since the epoch. Dead letters that were last tried after this time
+    are left out: a replayed change may fail and return to the queue while this function reads it.
     """
     while chunk := letters.read(_CHUNK):
         found = [FoundLetter(letter, delivery) for letter, delivery in chunk]
@@ -112,10 +124,12 @@ def select(
 def replay(
     bus: Bus, store: str, letters: QueueBrowser, chosen: Sequence[FoundLetter]
 ) -> list[FoundLetter]:
-    """Send the envelopes of dead letters to their store again; return those that hold no envelope.
+    """Send the envelopes in the dead letters ``chosen`` to the queue of ``store``.
 
-    A dead letter is settled only after its envelopes are in the store's queue. After a crash in
-    between it is sent twice, which is harmless, because the version gate drops duplicates.
+    Returns the dead letters that hold no envelope; they stay. Every other dead letter is removed
+    after its envelopes are in the queue. If the process dies in between, a second replay sends the
+    same envelopes again, which is harmless, because the gate ignores duplicates. Raises
+    ``BusUnavailableError`` if the broker does not answer.
     """
     sendable = [(found, envelopes_in(found.letter.raw)) for found in chosen]
     bus.send_to(store, [raw for _, raws in sendable for raw in raws])
@@ -124,15 +138,19 @@ def replay(
 
 
 def envelopes_in(raw: bytes) -> list[bytes]:
-    """Return the envelopes in the bytes of a dead letter: one, those of a message, or none."""
+    """Return the envelopes in the original bytes of a dead letter.
+
+    The bytes are a message of several envelopes, one envelope, or neither. If neither, the list is
+    empty.
+    """
     try:
         return codec.split_batch(raw)
     except EnvelopeError:
-        pass  # not a message: one envelope, or none
+        pass  # the bytes are not a message; they may be an envelope
     try:
         codec.decode(raw, max_bytes=len(raw))
     except EnvelopeError as error:
-        # An envelope of a later version, which an upgraded worker may be able to read.
+        # Keep an envelope with a later format version: an upgraded worker may be able to read it.
         return [raw] if error.reason == "envelope-version" else []
     return [raw]
 
@@ -140,7 +158,11 @@ def envelopes_in(raw: bytes) -> list[bytes]:
 def read_current(
     store: Store, type: str, key: str
 ) -> tuple[Mapping[str, Any] | None, Version | None]:
-    """Return a record's field values in a store, and the greatest version in its index."""
+    """Return the field values of a record in a store, and the version in the index entry.
+
+    Each is ``None`` if the store does not have it. Finishes or undoes a write of the record that a
+    crash interrupted.
+    """
     accessor = store.accessor(type)
     with store.index.transaction() as transaction:
         store.replicas[type].recover(transaction)
@@ -152,17 +174,20 @@ def read_current(
 def edit_change(
     change: Change, values: Mapping[str, Any], store: Store, clock: Clock
 ) -> tuple[Change, list[str]]:
-    """Return the change that publishes an operator's edit of ``change``, and the edited fields.
+    """Return a new change with an operator's edit of ``change``, and the names of edited fields.
 
-    ``values``: the whole data after the edit. The new change gets a new version. Under the
-    per-field rule it is a patch of the edited fields; the other fields keep their old version in
-    its base state, so they do not overwrite later values. Under the per-record rule it writes the
-    whole record. Raises ``FieldError``, and ``ConfigError`` if nothing was edited or nothing can be
-    edited.
+    ``values``: all data of the record after the edit. The new change gets a new version from
+    ``clock``. Under the per-record rule, it has the whole data. Under the per-field rule, it is a
+    patch of the edited fields; the other fields are in the base state of the patch with their old
+    versions, so that they do not overwrite later values.
+
+    Raises ``FieldError`` if a value does not fit its field, and ``ConfigError`` if ``change`` is a
+    delete, no field was edited, or a key field was edited.
     """
     if change.data is None:
         raise ConfigError(
-            "this dead letter is a delete, which has no data to edit", hint="replay or discard it"
+            f"the dead letter is a delete of {change.type} {change.key}, which has no data to edit",
+            hint="use `eventsync dlq replay` or `eventsync dlq discard`",
         )
     described = store.accessor(change.type).type
     loaded = described.load(values, partial=True)
@@ -171,13 +196,14 @@ def edit_change(
     keys = [name for name in edited if name in described.keys]
     if keys:
         raise ConfigError(
-            f"{', '.join(keys)} is part of the key, and a record cannot change its key",
-            hint="discard the dead letter and publish a new record",
+            f"the edit changes {', '.join(keys)}, which is part of the key and cannot change",
+            hint="discard the dead letter, and publish the record with the other key",
         )
     removed = [n for n in before if n not in loaded and n not in described.keys]
     if not edited and not removed:
         raise ConfigError(
-            "nothing was changed", hint="to send it unchanged, use eventsync dlq replay"
+            "the edit does not change a field, so nothing was changed",
+            hint="to send the dead letter unchanged, use `eventsync dlq replay`",
         )
     for version in (change.version, read_current(store, change.type, change.key)[1]):
         if version is not None:
@@ -195,7 +221,11 @@ def edit_change(
 
 
 def readable_data(change: Change, store: Store) -> dict[str, Any]:
-    """Return the data of a change, coerced. A value that does not fit its field stays as it is."""
+    """Return the data of a change, with each value coerced to the type of its field.
+
+    A value that does not fit its field stays as it is. Fields that the record type lacks are left
+    out.
+    """
     described = store.accessor(change.type).type
     values: dict[str, Any] = {}
     for name, value in (change.data or {}).items():
@@ -208,7 +238,11 @@ def readable_data(change: Change, store: Store) -> dict[str, Any]:
 
 
 def _base_state(change: Change, kept: Mapping[str, Any], edited: Sequence[str]) -> BaseState | None:
-    """Return the base state of the patch: the unedited fields at their old versions."""
+    """Return the base state of the new patch: the unedited fields with their old versions.
+
+    ``change``: the old change. ``kept``: the values of its unedited fields. Returns ``None`` if
+    ``change`` is a patch without a base state.
+    """
     if change.op == PUT:
         return BaseState(change.stamp, dict(kept), {})
     if change.known is None:
@@ -224,5 +258,6 @@ def _observe(clock: Clock, version: Version) -> None:
     try:
         clock.observe(version)
     except ClockDriftError:
-        # The version may be too far ahead, which may be why it is a dead letter. Use our own time.
+        # The version is too far ahead of the clock, which may be why the change is a dead letter.
+        # Let the clock stay as it is.
         return

@@ -1,4 +1,4 @@
-"""The deployment that a command works on: settings, store registry and bus."""
+"""The deployment that a command works on: its settings, store registry and bus."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ __all__ = ["Deployment", "find_registry"]
 
 
 class Deployment:
-    """Settings, stores and bus, each made at its first use. Not thread-safe.
+    """The settings, stores and bus of a command, each made at its first use. Not thread-safe.
 
-    ``app`` and ``broker`` override the environment. As a context manager it closes what was opened.
+    ``app``, ``broker``: override the settings of these names. Usable as a context manager, which
+    calls ``close`` at the end.
     """
 
     def __init__(self, *, app: str | None = None, broker: str | None = None) -> None:
         given = {"app": app, "broker": broker}
         self.given = {name: value for name, value in given.items() if value is not None}
-        """The overridden settings by name, to pass on to child processes."""
+        """The overridden settings: values by name. They are passed on to worker processes."""
 
     def __enter__(self) -> Deployment:
         return self
@@ -42,24 +43,27 @@ class Deployment:
 
     @cached_property
     def settings(self) -> Settings:
-        """The settings. Raises ``ConfigError``."""
+        """The settings of the deployment. Raises ``ConfigError`` if a setting is wrong."""
         from eventsync.config import load
 
         return load(**self.given)
 
     @cached_property
     def registry(self) -> StoreRegistry:
-        """The stores, none of them opened. Raises ``ConfigError``."""
+        """The registry of all stores, not opened. Raises ``ConfigError`` if there is none."""
         return find_registry(self.settings.app)
 
     @cached_property
     def bus(self) -> Bus:
-        """The bus, which connects at its first use. Raises ``ConfigError``."""
+        """The bus. Connects at its first use. Raises ``ConfigError`` if a setting is wrong."""
         return self.settings.bus(tracing=self.tracing)
 
     @cached_property
     def tracing(self) -> Tracer | None:
-        """The tracer of changes, if traces are switched on. Raises ``ConfigError``."""
+        """The tracer of changes, or ``None`` if the setting ``traces`` is off.
+
+        Raises ``ConfigError`` if OpenTelemetry is not installed.
+        """
         if not self.settings.traces:
             return None
         from eventsync.monitoring.exporters.opentelemetry import Tracer
@@ -67,15 +71,24 @@ class Deployment:
         return Tracer.exporting()
 
     def spool(self, path: Path) -> Spool:
-        """Return the spool in a file, not opened. Raises ``ConfigError``."""
+        """Return the spool in the file ``path``, not opened.
+
+        Raises ``ConfigError`` if a setting is wrong.
+        """
         return self.settings.spool(path, tracing=self.tracing)
 
     def store(self, name: str) -> Store:
-        """Return the store with this name, not opened. Raises ``ConfigError``."""
+        """Return the store with this name, not opened.
+
+        Raises ``ConfigError`` if the registry has no such store.
+        """
         return self.registry[name]
 
     def record_type(self, name: str) -> type[Record]:
-        """Return the record class of the type with this name. Raises ``ConfigError``."""
+        """Return the record class of the type with this name.
+
+        Raises ``ConfigError`` if no store holds the type.
+        """
         types = self.registry.record_types
         try:
             return types[name]
@@ -85,18 +98,20 @@ class Deployment:
             ) from None
 
     def declare(self) -> Bus:
-        """Return the bus, with the queues of all stores declared, so that changes can wait in them.
+        """Declare the queues of all stores at the broker, and return the bus.
 
-        Raises ``BusUnavailableError``.
+        Afterwards a published change waits for a store even if its worker has never run.
+        Idempotent. Raises ``BusUnavailableError`` if the broker does not answer.
         """
         for store in self.registry:
             self.bus.declare(store.name, store.accessors)
         return self.bus
 
     def try_declare(self) -> BusUnavailableError | None:
-        """Declare all queues; return the error if the broker is unreachable.
+        """Declare the queues of all stores, or return the error if the broker is unreachable.
 
-        For edits through a store, which do not need the broker: their changes wait in the outbox.
+        Use it before edits through a store: without the broker, their changes wait in the outbox.
+        Returns ``None`` if the queues are declared.
         """
         try:
             self.declare()
@@ -105,7 +120,7 @@ class Deployment:
         return None
 
     def close(self) -> None:
-        """Close what was opened. Idempotent."""
+        """Close the stores, the bus and the tracer, if they were used. Idempotent."""
         if "registry" in self.__dict__:
             self.registry.close()
         if "bus" in self.__dict__:
@@ -115,18 +130,19 @@ class Deployment:
 
 
 def find_registry(app: str) -> StoreRegistry:
-    """Import and return the registry that ``module:attribute`` names.
+    """Import and return the store registry that ``app`` names, as ``module:attribute``.
 
-    The working directory is searched first. The attribute is a ``StoreRegistry``, or a function
-    without arguments that returns one. Raises ``ConfigError``.
+    The module is looked up in the working directory first. The attribute is a ``StoreRegistry``, or
+    a function without arguments that returns one. Raises ``ConfigError`` if the module cannot be
+    imported, or has no such attribute.
     """
     from eventsync.engine.registry import StoreRegistry
 
     module_name, colon, attribute = app.partition(":")
     if not colon or not module_name or not attribute:
         raise ConfigError(
-            f"--app: {app!r} does not name a store registry",
-            hint="write module:attribute, for example workers:registry",
+            f"--app is {app!r}, which does not have the form module:attribute",
+            hint="write module:attribute, for example --app workers:registry",
         )
     here = os.getcwd()
     if here not in sys.path:
@@ -151,15 +167,17 @@ def find_registry(app: str) -> StoreRegistry:
         module = sys.modules.get(module_name)
         if module is not None and not hasattr(module, attribute.partition(".")[0]):
             names = [name for name, held in vars(module).items() if isinstance(held, StoreRegistry)]
-            hint = "define one: registry = StoreRegistry(...)"
+            hint = "define the registry in this module: registry = StoreRegistry(...)"
             if names:
-                hint = f"it has {', '.join(names)}; write --app {module_name}:{names[0]}"
+                hint = (
+                    f"the module defines {', '.join(names)}; write --app {module_name}:{names[0]}"
+                )
             raise ConfigError(
                 f"the module {module_name!r} has no attribute {attribute!r}", hint=hint
             ) from error
         raise _broken(app, error) from error
     except Exception as error:
-        # The user's own code may raise anything. --debug shows the traceback.
+        # The module is the user's code and may raise any exception.
         raise _broken(app, error) from error
     if not isinstance(found, StoreRegistry):
         raise ConfigError(
@@ -172,5 +190,5 @@ def find_registry(app: str) -> StoreRegistry:
 def _broken(app: str, error: Exception) -> ConfigError:
     return ConfigError(
         f"{app} cannot be imported: {type(error).__name__}: {error}",
-        hint="run the command again with --debug to see where it failed",
+        hint="run the command again with --debug to see the traceback",
     )

@@ -36,7 +36,7 @@ _PANEL = "Selection of dead letters"
 
 @dataclass(slots=True, frozen=True)
 class SelectionOptions:
-    """The options that select dead letters. A dead letter has to match all that are given."""
+    """The options that select dead letters. A dead letter must match every option that is given."""
 
     id: Annotated[
         list[str] | None,
@@ -71,7 +71,11 @@ class SelectionOptions:
     ] = None
 
     def selection(self, *, every: bool = False, older_than: str | None = None) -> Selection:
-        """Return what these options select. Raises a usage error for a wrong ``older_than``."""
+        """Return the selection that these options describe.
+
+        ``every``: whether ``--all`` is given. ``older_than``: the value of ``--older-than``. Raises
+        ``typer.BadParameter`` if that value is not a duration.
+        """
         from eventsync.cli.dead_letters import Selection
 
         until = None
@@ -102,7 +106,7 @@ _OlderOption = Annotated[
 
 
 def dlq() -> typer.Typer:
-    """Return the group of the commands for dead letters."""
+    """Return the Typer application with the commands ``eventsync dlq ...``."""
     app = typer.Typer(no_args_is_help=True, help=help_of(_dlq))
     for name, function in (
         ("list", list_letters),
@@ -119,9 +123,9 @@ def _dlq() -> None:
     """List, explain, replay, edit or discard the dead letters of a store.
 
     A dead letter holds the original bytes of a change that the store refused, or of a message that
-    is not a change, with the reason. eventsync never drops a change silently: it is applied,
-    superseded by a later one, or a dead letter. Dead letters are dropped, with a line in the log,
-    after EVENTSYNC_LETTER_RETENTION seconds.
+    is not a change, and the reason. eventsync never drops a change silently: each change is
+    applied, is superseded by a later change, or becomes a dead letter. After
+    EVENTSYNC_LETTER_RETENTION seconds a dead letter is deleted, with a line in the log.
 
     Examples:
       eventsync dlq list crm
@@ -197,9 +201,10 @@ def replay(
 ) -> int:
     """Send dead letters to the queue of STORE again, unchanged.
 
-    They go to this store only. Its worker decides about them as about any change: one that a later
-    change has superseded does nothing, and one that fails again becomes a dead letter again. A dead
-    letter that holds no change cannot be replayed; it stays, and the exit code is 1.
+    The changes go to this store only. The worker of the store treats them as any other change: if a
+    later change has superseded a change, nothing happens, and if a change fails again, it becomes a
+    dead letter again. A dead letter that holds no change cannot be replayed; it stays, and the exit
+    code is 1.
 
     Examples:
       eventsync dlq replay crm --id 3f2a
@@ -276,11 +281,11 @@ def edit(
 ) -> None:
     """Edit the data of one dead letter and publish the result to all stores.
 
-    Opens the data as JSON in $EDITOR, or sets fields with --set. A VALUE that is JSON is read as
-    JSON: null, 7, "7", [1, 2]. Any other VALUE is text.
+    Opens the data as JSON in $VISUAL or $EDITOR, or sets fields with --set. A VALUE that is JSON is
+    read as JSON: null, 7, "7", [1, 2]. Any other VALUE is text.
 
-    The edit gets a new version, so it wins over older values in all stores. In a record type that
-    merges per field, only the fields that were edited get the new version. The other fields keep
+    The edited change gets a new version, so it wins over older values in all stores. In a record
+    type that merges per field, only the edited fields get the new version. The other fields keep
     their old version and do not overwrite later values. In a record type that merges per record,
     the whole record gets the new version.
 
@@ -306,7 +311,7 @@ def edit(
         values = with_assignments(before, set) if set else edited(before)
         new, fields = edit_change(change, values, target, Clock())
         deployment.declare().publish(new.type, [deployment.bus.encode(new)])
-        # The dead letter goes only after the broker has the change.
+        # Remove the dead letter only after the broker has stored the new change.
         opened.settle([one.delivery])
     if as_json:
         print_json(
@@ -335,7 +340,7 @@ def _selected(
         raise typer.BadParameter(
             "select dead letters, for example with --id or --reason, or use --all"
         )
-    deployment.store(store)  # an unknown name must not create a queue
+    deployment.store(store)  # raises for an unknown store, before bus.letters creates its queue
     now = time.time()
     with deployment.bus.letters(store) as opened:
         yield opened, select(opened, selection, before=now)
@@ -346,18 +351,21 @@ def _check_found(found: Sequence[object], selection: Selection) -> None:
         if selection.ids:
             raise ConfigError(
                 f"no such dead letter: {', '.join(selection.ids)}",
-                hint="see eventsync dlq list; while another command or a worker reads the dead "
-                "letters, this command does not see them",
+                hint="list the ids with `eventsync dlq list`; while a worker or another command "
+                "reads a dead letter, this command does not see it, so you may have to try again",
             )
         note("No dead letter matches.")
 
 
 def _only(found: list[FoundLetter], store: str) -> FoundLetter:
     if not found:
-        raise ConfigError("no such dead letter", hint=f"see eventsync dlq list {store}")
+        raise ConfigError(
+            f"no such dead letter in the store {store!r}",
+            hint=f"list the dead letters with `eventsync dlq list {store}`",
+        )
     if len(found) > 1:
         raise ConfigError(
             f"{len(found)} dead letters match, but only one can be edited at a time",
-            hint="select one with --id",
+            hint="select one dead letter with --id",
         )
     return found[0]

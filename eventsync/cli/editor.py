@@ -1,4 +1,4 @@
-"""Values edited by the user: by ``FIELD=VALUE`` assignments, or as JSON in an editor."""
+"""Edits of field values by the user: with ``FIELD=VALUE`` assignments, or in a text editor."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ __all__ = ["edited", "with_assignments"]
 
 
 def with_assignments(values: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Return ``values`` with each ``FIELD=VALUE`` set; a value that is JSON is read as JSON.
+    """Return a copy of ``values`` in which each assignment ``FIELD=VALUE`` is made.
 
-    Raises a usage error.
+    A VALUE that is JSON is read as JSON; any other is text. Raises ``typer.BadParameter`` if an
+    assignment has another form.
     """
     new = dict(values)
     for assignment in assignments:
@@ -38,17 +39,18 @@ def with_assignments(values: Mapping[str, Any], assignments: Iterable[str]) -> d
 
 
 def edited(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``values`` as the user edited them in ``$VISUAL`` or ``$EDITOR``.
+    """Open ``values`` as JSON in ``$VISUAL`` or ``$EDITOR``, and return the edited values.
 
     Blocks until the editor is closed. Raises ``ConfigError`` if there is no terminal, the editor
     fails, or its result is not a JSON object.
     """
     if not sys.stdin.isatty():
         raise ConfigError(
-            "an editor needs a terminal, and standard input is not one", hint="use --set instead"
+            "the editor cannot be opened, because standard input is not a terminal",
+            hint="use --set instead",
         )
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-    # Readable by its owner only, because it holds record data.
+    # mkstemp makes a file that only its owner can read. The file holds record data.
     handle, name = tempfile.mkstemp(prefix="eventsync-", suffix=".json")
     path = Path(name)
     try:

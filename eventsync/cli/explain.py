@@ -1,4 +1,4 @@
-"""The output of ``eventsync dlq``: dead letters in tables, in JSON, and explained one by one."""
+"""The output of ``eventsync dlq``: dead letters as a table, as JSON, and with an explanation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def print_letters(found: Sequence[FoundLetter]) -> None:
 
 
 def letter_json(one: FoundLetter) -> dict[str, Any]:
-    """Return a dead letter as JSON, without its bytes."""
+    """Return a dict for ``json.dumps`` that describes a dead letter, without its original bytes."""
     found = one.letter.to_json()
     del found["raw"]
     return found | {
@@ -60,7 +60,11 @@ def letter_json(one: FoundLetter) -> dict[str, Any]:
 
 
 def explanation(one: FoundLetter, store: Store) -> dict[str, Any]:
-    """Return a dead letter as JSON, with its bytes, its change, and what ``store`` holds now."""
+    """Return a dict for ``json.dumps`` that explains a dead letter.
+
+    The dict has the original bytes, the change, the record as ``store`` holds it now, the fields
+    that differ, and what a replay would do. Values of secret fields are hidden.
+    """
     found = letter_json(one) | {"raw": base64.b64encode(one.letter.raw).decode("ascii")}
     change = one.change
     if change is None:
@@ -102,18 +106,21 @@ def explanation(one: FoundLetter, store: Store) -> dict[str, Any]:
 
 
 def _prospect(change: Change, version: bytes | None) -> str:
-    """Say what a replay would do, as far as the versions tell."""
+    """Return a sentence that says what a replay of ``change`` would do.
+
+    ``version``: the version of the record in the store, or ``None`` if the store has none.
+    """
     if version is None:
-        return "it would be tried again: the store has no version of this record"
+        return "the change would be tried again: the store has no version of this record"
     if version > change.version:
-        return "it would change nothing: the store has a later version of this record"
+        return "nothing would change: the store has a later version of this record"
     if version == change.version:
-        return "it would change nothing: the store has this version already"
-    return "it would be tried again: it is later than the version that the store has"
+        return "nothing would change: the store has this version already"
+    return "the change would be tried again: its version is later than the version in the store"
 
 
 def print_letter(found: dict[str, Any]) -> None:
-    """Print an explanation for people."""
+    """Print the result of ``explanation`` as text and a table."""
     typer.secho(f"dead letter {found['id'][-8:]}: {found['reason']}", bold=True)
     say(f"  {found['message']}", indent=2)
     say(
@@ -153,7 +160,10 @@ def print_letter(found: dict[str, Any]) -> None:
 
 
 def excerpt(raw: bytes) -> dict[str, str]:
-    """Return the beginning of unknown bytes as hexadecimal digits and, if it is text, as text."""
+    """Return the beginning of unknown bytes, as hexadecimal digits (``hex``) and text (``text``).
+
+    ``text`` is missing if the bytes are not UTF-8.
+    """
     start = raw[:_EXCERPT]
     more = "…" if len(raw) > _EXCERPT else ""
     found = {"hex": start[: _EXCERPT // 2].hex(" ") + ("…" if len(raw) > _EXCERPT // 2 else "")}

@@ -49,11 +49,12 @@ def get(
     """Show one record as every store holds it, field by field.
 
     Marks:
-      !   the value differs from the winner
+      !   the value differs from the winning value
       –   the store does not hold the record
       ·   the store does not hold the field
 
-    version is the latest version in the store. The exit code is 1 if no store holds the record.
+    The line "version" shows the version of the record in each store. The exit code is 1 if no store
+    holds the record.
 
     Examples:
       eventsync get Customer 7
@@ -104,8 +105,8 @@ def find(
 ) -> int:
     """Find records in all stores and show where the stores differ.
 
-    Each row is a record that matches in at least one store: the values of the winner, then a column
-    for each store.
+    Each row is a record that matches in at least one store. A row shows the winning values of the
+    record, then a mark for each store.
 
     Marks:
       =   the store holds the same values
@@ -149,9 +150,10 @@ def verify(
 ) -> int:
     """Compare all stores field by field.
 
-    Every store should hold its view of the winner of every record: the fields of the view,
-    converted, if the record matches the store's filter. The exit code is 1 if a store differs.
-    Changes that workers have not applied yet show as differences.
+    The winning values of each record are computed from all stores. Each store should hold these
+    values, for the fields of its view, if the record matches the filter of the store. The exit
+    code is 1 if a store differs. Changes that workers have not applied yet are reported as
+    differences.
 
     Examples:
       eventsync verify
@@ -183,7 +185,11 @@ def _keys(
     sort: Sequence[str] | None,
     limit: int,
 ) -> list[str]:
-    """Return the keys that any store finds, in the order of the first store that finds them."""
+    """Return the keys of the records that match in at least one store, each key once.
+
+    The order is that of the first store, then of the further keys of the second store, and so on.
+    ``limit``: the largest number of records from each store.
+    """
     registry: StoreRegistry = deployment.registry.open()
     found = registry.find(record_type, where, sort=sort or (), limit=limit)
     return list(dict.fromkeys(record.key for records in found.values() for record in records))

@@ -1,4 +1,4 @@
-"""``eventsync health``: asks the HTTP endpoint of a worker or relay whether it is healthy."""
+"""``eventsync health``: asks a worker or relay for its health, over HTTP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from eventsync.errors import ConfigError
 
 __all__ = ["ask", "health", "parse_url"]
 
-# A process that listens on all addresses of a host can be reached at this one.
+# A process may listen on one of these addresses, which stand for all addresses of its host. Connect
+# to the loopback address instead.
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -27,7 +28,7 @@ def health(
             metavar="URL",
             help="The endpoint, for example http://host:9464. Default path: /progress. "
             "Default URL: that of EVENTSYNC_LISTEN, on this host.",
-            # Not read from the settings: importing them takes longer than the whole health check.
+            # Typer reads the variable. To import the settings takes longer than the health check.
             envvar="EVENTSYNC_LISTEN",
             show_envvar=False,
             show_default=False,
@@ -38,9 +39,10 @@ def health(
 ) -> int:
     """Check the health of a worker or relay that runs with --listen.
 
-    /progress fails when work waits and none gets done. /ready fails when the store or the broker is
-    unreachable. /live fails when the process no longer answers. The reasons go to standard error.
-    The exit code is 0 if the process is healthy, 1 if it is not, and 69 if it does not answer.
+    The path of the URL names the check. /progress fails if work waits and nothing is done. /ready
+    fails if the store or the broker is unreachable. /live fails only if the process does not
+    answer. The reasons for a failure go to standard error. The exit code is 0 if the process is
+    healthy, 1 if it is not, and 69 if it does not answer.
 
     In a container that sets EVENTSYNC_LISTEN, use "eventsync health" as its health check.
 
@@ -51,7 +53,8 @@ def health(
     """
     if not url:
         raise ConfigError(
-            "no endpoint is named", hint="name its URL, or set EVENTSYNC_LISTEN to HOST:PORT"
+            "no endpoint is given",
+            hint="pass the URL of the endpoint, or set EVENTSYNC_LISTEN to HOST:PORT",
         )
     try:
         status, answer = ask(url, timeout=timeout)
@@ -66,7 +69,11 @@ def health(
 
 
 def parse_url(url: str) -> SplitResult:
-    """Return the parts of an endpoint's URL, or of ``HOST:PORT``. Raises ``ConfigError``."""
+    """Return the parts of the URL of an endpoint, given with or without ``http://``.
+
+    Raises ``ConfigError`` if the scheme is another one, the host or port is missing, or the URL has
+    a user or password.
+    """
     if "@" in url:
         # The URL is not shown, because it may hold a password.
         raise ConfigError(
@@ -85,11 +92,12 @@ def parse_url(url: str) -> SplitResult:
 
 
 def ask(url: str, *, timeout: float, address: str = "") -> tuple[int, dict[str, Any]]:
-    """Return the HTTP status code and the JSON that an endpoint answers.
+    """Send a health check to an endpoint, and return the HTTP status code and the JSON body.
 
-    ``address``: the address to connect to, if the host name in ``url`` has several. Raises
-    ``OSError`` if it does not answer, ``ValueError`` if the answer is not that of an eventsync
-    endpoint, and ``ConfigError`` for a wrong URL.
+    ``timeout``: how long to wait for the answer, in seconds. ``address``: the IP address to connect
+    to; by default, that of the host in ``url``. Raises ``OSError`` if the endpoint does not answer,
+    ``ValueError`` if the answer is not the JSON of a health check, and ``ConfigError`` if ``url``
+    is not the URL of an endpoint.
     """
     import json
     from http.client import HTTPConnection, HTTPException  # slow to import
@@ -107,5 +115,5 @@ def ask(url: str, *, timeout: float, address: str = "") -> tuple[int, dict[str, 
     finally:
         connection.close()
     if not isinstance(answer, dict) or not isinstance(answer.get("reasons"), list):
-        raise ValueError("the answer is not that of an eventsync endpoint")
+        raise ValueError("the answer is not the JSON of an eventsync health check")
     return response.status, answer

@@ -42,11 +42,13 @@ def listening(
     spools: Sequence[Spool] = (),
     relays: bool = False,
 ) -> Iterator[None]:
-    """Serve the metrics and the health of ``group`` while the block runs.
+    """Serve the metrics and the health of workers or relays while the ``with`` block runs.
 
-    ``listen``: the address, by default that of the settings; without one, nothing is served.
-    ``relays``: whether the stores are served by relays and are expected to have no workers. Raises
-    ``ConfigError`` if the address is wrong or in use.
+    ``listen``: the address ``HOST:PORT``; by default the setting ``listen``. If both are empty,
+    nothing is served. ``group``: collects the status of the workers. ``stores``, ``spools``:
+    the stores and spools whose backlogs are reported. ``relays``: whether relays run instead of
+    workers; if they do not, a store without a worker counts as unhealthy. Raises ``ConfigError`` if
+    the address is wrong or in use.
     """
     settings = deployment.settings
     address = listen or settings.listen
@@ -80,7 +82,10 @@ def listening(
 
 
 def _answer(reasons: list[str], state: dict[str, Any], redaction: Redaction) -> HttpResponse:
-    """Return the answer, without secrets, which errors of stores and drivers may contain."""
+    """Return the HTTP response of a health check: status 503 if there are ``reasons``, else 200.
+
+    Secrets are removed from the body, because error texts of stores and drivers may contain them.
+    """
     import json
 
     from eventsync.monitoring.http_server import HttpResponse

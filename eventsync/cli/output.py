@@ -1,7 +1,7 @@
 """The output of commands: tables, JSON, messages and progress bars.
 
-Results go to standard output, everything else to standard error. Without a terminal there are no
-colours, progress bars or notes, and tables are plain aligned columns.
+Results go to standard output, everything else to standard error. If the stream is not a terminal,
+there are no colours, progress bars or notes, and tables are plain aligned columns.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def print_json(value: Any) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """Convert a value for ``json.dumps`` as ``eventsync publish`` reads it back."""
+    """Convert a value that JSON lacks, in the form that ``eventsync publish`` reads.
+
+    For the parameter ``default`` of ``json.dumps``. Raises ``TypeError`` if there is no such form.
+    """
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, Decimal | UUID):
@@ -58,7 +61,7 @@ def to_json(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return a field value as a table shows it: printable, shortened, ``∅`` for ``None``."""
+    """Return a field value as text for a table cell, at most 60 characters; ``∅`` for ``None``."""
     if value is None:
         return "∅"
     text = (
@@ -71,7 +74,7 @@ def shown(value: Any) -> str:
 
 
 def ago(seconds: float | None) -> str:
-    """Return a number of seconds for people, ``–`` for ``None``."""
+    """Return a duration in seconds as short text, for example ``5 min``; ``–`` for ``None``."""
     if seconds is None:
         return "–"
     for size, unit in ((86_400.0, "d"), (3600.0, "h"), (60.0, "min")):
@@ -81,14 +84,18 @@ def ago(seconds: float | None) -> str:
 
 
 def plural(count: int, one: str, many: str = "") -> str:
-    """Return a count with its noun: ``1 record``, ``2,000 records``."""
+    """Return a count with its noun, for example ``1 record`` or ``2,000 records``.
+
+    ``many``: the plural of ``one``, if it is not ``one`` with an s.
+    """
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def say(text: str, *, indent: int = 0, colour: str | None = None, err: bool = False) -> None:
-    """Print a text, wrapped to the width of the terminal if there is one.
+    """Print a text, wrapped to the width of the terminal if the stream is one.
 
-    ``indent``: the number of spaces at the start of the wrapped lines.
+    ``indent``: the number of spaces at the start of each line after the first. ``err``: print on
+    standard error instead of standard output.
     """
     stream = sys.stderr if err else sys.stdout
     lines = [text]
@@ -105,7 +112,7 @@ def warn(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print a remark on standard error, if that is a terminal."""
+    """Print a remark on standard error, but only if standard error is a terminal."""
     if sys.stderr.isatty():
         say(text, err=True)
 
@@ -117,10 +124,10 @@ def print_table(
     right: Iterable[int] = (),
     marked: Callable[[int, int], str | None] = lambda row, column: None,
 ) -> None:
-    """Print a table: drawn on a terminal, otherwise in plain aligned columns.
+    """Print a table: with colours and a ruled head on a terminal, else as plain aligned columns.
 
-    ``right``: the numbers of the right-aligned columns. ``marked``: returns the colour of a cell,
-    given the numbers of its row and column.
+    ``right``: the indexes of the right-aligned columns. ``marked``: returns the colour of a cell,
+    or ``None``, given the indexes of the row and the column.
     """
     if not sys.stdout.isatty():
         _print_plain(columns, [list(row) for row in rows], frozenset(right))
@@ -137,7 +144,7 @@ def draw_table(
     right: Iterable[int] = (),
     marked: Callable[[int, int], str | None] = lambda row, column: None,
 ) -> Table:
-    """Return the table that ``print_table`` prints on a terminal."""
+    """Return the ``rich`` table that ``print_table`` prints on a terminal; same parameters."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -170,7 +177,12 @@ def _print_plain(
 
 @contextmanager
 def progress(what: str, *, total: float | None = None, unit: str = "") -> Iterator[Advance]:
-    """Show a progress bar on standard error while the block runs, if that is a terminal."""
+    """Show a progress bar while the ``with`` block runs, if standard error is a terminal.
+
+    Yields an ``Advance``, with which the block moves the bar. ``what``: the text before the bar.
+    ``total``: the value that means finished, or ``None`` if unknown. ``unit``: the text after the
+    count.
+    """
     if not sys.stderr.isatty():
         yield Advance(None)
         return
@@ -199,7 +211,7 @@ def progress(what: str, *, total: float | None = None, unit: str = "") -> Iterat
 
 
 class Advance:
-    """A progress bar to advance; does nothing without a terminal."""
+    """A function that moves the progress bar of ``progress``. Without a bar, it does nothing."""
 
     def __init__(self, show: Callable[[float, float | None, str, str | None], None] | None) -> None:
         self._show = show
@@ -212,6 +224,10 @@ class Advance:
         count: str = "",
         description: str | None = None,
     ) -> None:
-        """Show ``done`` of the total as done, with ``count`` beside the bar."""
+        """Show that ``done`` of ``total`` is finished.
+
+        ``count``: the text after the bar. ``total``, ``description``: the new total and the new
+        text before the bar; ``None`` keeps the present ones.
+        """
         if self._show is not None:
             self._show(done, total, count, description)

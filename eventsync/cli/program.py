@@ -1,4 +1,4 @@
-"""The program: all commands, in the order and the groups in which ``--help`` lists them."""
+"""The Typer application with all commands, in the order and groups that ``--help`` shows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _eventsync(
       eventsync init shop                   start a project of your own
       eventsync worker crm                  apply changes of other stores to the store crm
       eventsync status                      show queues, dead letters and stores
-      eventsync top                         the same live, with the workers
+      eventsync top                         show queues, stores and workers live
       eventsync find Customer               compare the records of all stores
     """
 

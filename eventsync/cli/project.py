@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["init", "write_files"]
 
-# In this package the Python files of a template end in .txt, because they cannot be imported here.
+# The Python files of a template have the additional ending .txt, because they cannot be imported as
+# modules of this package.
 _TEXT = ".txt"
 
 
@@ -30,9 +31,9 @@ def init(
 ) -> None:
     """Write a small commented project to start from.
 
-    It contains a record type, two stores (an SQLite database and a CSV file), each with a module in
-    workers/, and sample data. It runs without changes, on the embedded broker. Existing files are
-    never overwritten.
+    The project contains a record type, two stores (an SQLite database and a CSV file), each with a
+    module in workers/, and sample data. You can run the project as it is, on the embedded broker.
+    Existing files are never overwritten.
 
     Examples:
       eventsync init shop && cd shop && eventsync check
@@ -51,13 +52,14 @@ def init(
 def write_files(source: Traversable, folder: Path) -> None:
     """Copy the files of ``source`` into ``folder``, which is created if it does not exist.
 
-    Raises ``ConfigError``, before anything is written, if one of the files exists.
+    Raises ``ConfigError`` if one of the files exists already; then nothing is written.
     """
     found = dict(_files(source, folder))
     there = [str(path.relative_to(folder)) for path in found if path.exists()]
     if there:
         raise ConfigError(
-            f"{folder.resolve()} already contains {', '.join(there)}", hint="name another folder"
+            f"{folder.resolve()} already contains {', '.join(there)}",
+            hint="name a folder without these files",
         )
     for path, content in found.items():
         path.parent.mkdir(parents=True, exist_ok=True)

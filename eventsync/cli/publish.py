@@ -36,7 +36,7 @@ _MAX_ERRORS = 100
 
 
 class InputFormat(StrEnum):
-    """The choices of ``--format``. ``record_files.Format`` is the same, but slow to import."""
+    """The choices of ``--format``: a copy of ``record_files.Format``, which is slow to import."""
 
     JSONL = "jsonl"
     CSV = "csv"
@@ -81,11 +81,11 @@ def publish(
 ) -> int:
     """Publish records in JSON Lines or CSV, from files or standard input.
 
-    With STORE, the records are written to that store, which publishes the changes. A record that
-    exists gets the given fields; a line may leave fields out. A record that does not exist is
+    With STORE, the records are written to that store, which publishes the changes. A line may leave
+    out fields; an existing record keeps its values of these fields. A record that does not exist is
     added. With --type and no STORE, whole records are published to every store that holds the type.
-    With --spool, they are written to the spool file, which needs no broker; eventsync relay --spool
-    publishes them.
+    With --spool, whole records are written to the spool file, for which no broker is needed;
+    eventsync relay --spool publishes them.
 
     A wrong line is reported with its number and the reason. The other lines are still published,
     and the exit code is 1. It is safe to publish the same file again.
@@ -147,7 +147,10 @@ def _publish_lines(
 
 
 def _chunks(lines: Iterable[RecordLine]) -> Iterator[list[RecordLine]]:
-    """Yield chunks in which no key occurs twice: one call edits a record only once."""
+    """Yield the lines in chunks in which no key occurs twice.
+
+    One call of ``Target.write`` can edit each record only once.
+    """
     chunk: list[RecordLine] = []
     keys: set[str] = set()
     for line in lines:
@@ -177,7 +180,11 @@ def _inputs(
 
 @dataclass(slots=True)
 class _Report:
-    """The number of published records, and the first wrong lines with their errors."""
+    """The report of the command: how many records were published, and the errors of wrong lines.
+
+    ``wrong``: the number of wrong lines; ``errors`` describes the first of them. ``waiting``:
+    whether changes wait in an outbox or a spool. ``spool``: the spool file, if one was written.
+    """
 
     published: int = 0
     wrong: int = 0

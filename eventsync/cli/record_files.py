@@ -1,4 +1,7 @@
-"""Records in JSON Lines and CSV, read line by line. A wrong line does not stop the others."""
+"""A reader of records in JSON Lines and CSV.
+
+A wrong line is reported, and reading continues with the next line.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ __all__ = ["Format", "RecordLine", "format_of", "read_lines"]
 
 
 class Format(StrEnum):
-    """The format of the input."""
+    """The format of a file with records."""
 
     JSONL = "jsonl"
     CSV = "csv"
@@ -25,10 +28,11 @@ class Format(StrEnum):
 
 @dataclass(slots=True)
 class RecordLine:
-    """One record of the input, or the error that says why there is none.
+    """One record of the input, or a line that holds no valid record.
 
-    ``number``: the number of its last line, from 1. ``offset``: the number of bytes read up to and
-    including that line. ``key``: the key of ``record``.
+    ``number``: the number of the line, counted from 1; in CSV, of the last line of the record.
+    ``offset``: the number of bytes up to the end of this line. ``record``: ``None`` in the case of
+    an error. ``key``: the key of ``record``. ``error``: empty if the record is valid.
     """
 
     number: int
@@ -39,7 +43,7 @@ class RecordLine:
 
 
 def format_of(name: str) -> Format:
-    """Return CSV for file names that end in ``.csv``, else JSON Lines."""
+    """Return the format that a file name implies: CSV if it ends in ``.csv``, else JSON Lines."""
     return Format.CSV if name.lower().endswith(".csv") else Format.JSONL
 
 
@@ -51,12 +55,12 @@ def read_lines(
     partial: bool = False,
     key_only: bool = False,
 ) -> Iterator[RecordLine]:
-    """Yield the records in ``stream``, and the lines that hold no valid record.
+    """Yield a ``RecordLine`` for each record in ``stream``, also for each line that is wrong.
 
-    ``partial``: a line may leave fields out. ``key_only``: only the key fields are read. Values
-    have the same form as in the file stores. An empty CSV cell means ``None`` in an optional field,
-    the empty text in a text field, and no value in any other field. Raises ``RecordError`` if a CSV
-    header does not fit the record type.
+    ``partial``: allow lines that leave out fields. ``key_only``: read only the key fields, and
+    ignore all others. Values are written as in the file stores. An empty CSV cell means ``None`` in
+    an optional field, the empty text in a text field, and no value in any other field. Raises
+    ``RecordError`` if a CSV header names an unknown field, or a field twice.
     """
     reader = _read_csv if format is Format.CSV else _read_json
     names = record_type.__record__.keys
@@ -78,7 +82,11 @@ def read_lines(
 
 
 class _CountedLines:
-    """The lines of a stream as text, with line number and offset. Tolerates invalid UTF-8."""
+    """An iterator over the lines of a stream, as text, that counts the lines and bytes.
+
+    ``number``, ``offset``: the lines and bytes read so far. A line that is not UTF-8 is yielded
+    with replacement characters, and ``encoding_error`` describes the error.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -93,12 +101,15 @@ class _CountedLines:
             try:
                 text = raw.decode("utf-8-sig" if self.number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                self.encoding_error = f"not UTF-8: {error.reason} at byte {error.start + 1}"
+                self.encoding_error = f"byte {error.start + 1} is not UTF-8: {error.reason}"
                 text = raw.decode("utf-8", "replace")
             yield text
 
     def line(self, error: str = "") -> RecordLine:
-        """Return the line that was read last, with ``error`` or its encoding error."""
+        """Return a ``RecordLine`` without a record for the line that was read last.
+
+        ``error``: the error of this line. An encoding error of the line takes precedence.
+        """
         encoding_error, self.encoding_error = self.encoding_error, ""
         return RecordLine(self.number, self.offset, error=encoding_error or error)
 
@@ -119,7 +130,8 @@ def _read_json(
                 raise record_type.__record__.unknown(unknown)
             data = members.decode(parsed)
         except RecordError as problem:
-            # The caller reports the line number; the parser always says "line 1".
+            # Remove the line number of the parser, which is always 1. The caller reports the real
+            # one.
             error = str(problem).replace("not JSON: line 1, column", "not JSON: column")
         line = lines.line(error)
         yield line, None if line.error else data
@@ -141,7 +153,7 @@ def _read_csv(
                 header = _checked_header(row, record_type, key_only)
                 continue
             if len(row) != len(header):
-                error = f"{len(row)} cells, but the header has {len(header)}"
+                error = f"{len(row)} cells, but the header has {len(header)} columns"
             else:
                 data = cells.decode(
                     _cells_with_value(dict(zip(header, row, strict=True)), record_type)
@@ -149,7 +161,7 @@ def _read_csv(
         except StopIteration:
             return
         except csv.Error as problem:
-            error = f"not CSV: {problem}"
+            error = f"the line is not CSV: {problem}"
         except RecordError as problem:
             if header is None:
                 raise
@@ -168,7 +180,10 @@ def _checked_header(header: list[str], record_type: type[Record], key_only: bool
 
 
 def _cells_with_value(row: Mapping[str, str], record_type: type[Record]) -> dict[str, str]:
-    """Leave out unknown columns, and empty cells of fields that are neither optional nor text."""
+    """Return the cells of a row that are values of a field.
+
+    Unknown columns are left out, and empty cells of fields that are neither optional nor text.
+    """
     fields = record_type.__record__.fields
     return {
         name: cell

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["relay"]
 
-_ABORTED = 70  # EX_SOFTWARE: a second signal ended it before it had finished, as for workers
+_ABORTED = 70  # EX_SOFTWARE: a second signal ended the relay while it worked; as for workers
 
 
 @command
@@ -55,18 +55,19 @@ def relay(
 ) -> int:
     """Publish the outboxes of stores, or a spool, until stopped.
 
-    A relay is for stores whose worker runs elsewhere or not at all; the worker of a store publishes
-    its outbox, too. Several relays and workers of a store may run: one at a time publishes, and if
-    it dies another takes over after some seconds. While a store or the broker is unreachable, the
-    relay waits. SIGTERM makes it finish its current work and exit.
+    The worker of a store also publishes the outbox of this store. You need a relay only for a store
+    whose worker runs elsewhere or not at all. Several relays and workers of a store may run: one at
+    a time publishes, and if that process dies, another takes over after some seconds. While a store
+    or the broker is unreachable, the relay waits. On SIGTERM, the relay finishes its current work
+    and exits.
 
-    With --spool it publishes the changes that eventsync publish --spool, or a Spool in your
+    With --spool, the relay publishes the changes that eventsync publish --spool, or a Spool in your
     program, wrote to the file.
 
-    With --listen it serves metrics and health over HTTP; eventsync health reads the latter.
+    With --listen, the relay serves metrics and health over HTTP. eventsync health reads the health.
 
-    The log goes to standard error. --once prints how many changes it published; with --json, as
-    JSON.
+    The log goes to standard error. With --once, the command prints how many changes it published;
+    with --json too, it prints the count as JSON.
 
     Examples:
       eventsync relay crm
@@ -77,7 +78,7 @@ def relay(
       eventsync relay --all --listen 0.0.0.0:9464
     """
     if (every, bool(stores), spool is not None).count(True) != 1:
-        raise typer.BadParameter("name a STORE, or use --all or --spool")
+        raise typer.BadParameter("give exactly one of STORE, --all and --spool")
     if as_json and not once:
         raise typer.BadParameter("--json requires --once")
     if listen and once:
@@ -97,7 +98,8 @@ def relay(
 
 def _once(deployment: Deployment, stores: list[Store], as_json: bool) -> int:
     bus = deployment.declare()
-    # Without the lease: everything has to be published when the command ends.
+    # Do not take the lease of the outbox: if another relay held the lease, nothing would be
+    # published.
     published = {store.name: store.open().flush(bus) for store in stores}
     if as_json:
         print_json({"published": published})
@@ -111,7 +113,7 @@ def _serve(deployment: Deployment, stores: list[Store], listen: str | None) -> i
     from eventsync.broker.relay import Relay, serve
     from eventsync.monitoring.worker_group import WorkerGroup
 
-    # The threads share them, so they are made first.
+    # Make the bus and the registry before the threads start, because the threads share them.
     bus, _ = deployment.bus, deployment.registry
     stopping = threading.Event()
 
@@ -158,7 +160,7 @@ def _serve_spool(deployment: Deployment, spool: Spool, listen: str | None) -> in
             )
 
     bus, group = deployment.bus, WorkerGroup()
-    # A wrong file ends the command at once.
+    # Read the file once, so that a file that is not a spool ends the command at once.
     with spool:
         spool.state()
     with listening(deployment, listen, group, (), spools=[spool], relays=True):
@@ -166,9 +168,10 @@ def _serve_spool(deployment: Deployment, spool: Spool, listen: str | None) -> in
 
 
 def _run_until_signal(stopping: threading.Event, tasks: list[Callable[[], None]]) -> int:
-    """Run tasks in threads until one fails or a signal arrives, then wait for them to finish.
+    """Run each task in a thread, and return 0 when all tasks have ended.
 
-    Raises the first error of a task.
+    When a task fails, or SIGTERM or SIGINT arrives, ``stopping`` is set, and the other tasks must
+    end. Raises the first error of a task. A second signal raises ``typer.Exit`` with code 70.
     """
     failed: list[BaseException] = []
 
@@ -183,12 +186,12 @@ def _run_until_signal(stopping: threading.Event, tasks: list[Callable[[], None]]
 
     def on_signal(number: int, frame: object) -> None:
         if signalled.is_set():
-            # A second signal ends it at once. Changes without confirmation stay in the outbox.
+            # Exit at once. Changes that the broker has not confirmed stay in the outbox.
             raise typer.Exit(_ABORTED)
         signalled.set()
 
     handlers = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
-    # Daemon threads: one that hangs in its store does not keep the process alive.
+    # Daemon threads, so that a thread that hangs in a store does not keep the process alive.
     threads = [threading.Thread(target=run, args=(task,), daemon=True) for task in tasks]
     try:
         for thread in threads:

@@ -22,14 +22,15 @@ __all__ = ["comparison_json", "print_comparison", "print_record", "print_records
 _ABSENT: Final = "·"
 _NOT_THERE: Final = "–"
 _MAX_LISTED: Final = 50
-_JSON_STATES: Final = {1: "here", 2: "deleted", 3: "filtered out", 4: "pending"}  # by Presence
+_JSON_STATES: Final = {1: "here", 2: "deleted", 3: "filtered out", 4: "pending"}
+"""The name of each ``Presence`` in JSON, by its number."""
 
 
 # -- one record ------------------------------------------------------------------------------------
 
 
 def print_record(row: SideBySide, record_type: type[Record]) -> None:
-    """Print one record: a row for each field, a column for each store."""
+    """Print one record as a table with a row for each field and a column for each store."""
     wrong = {(found.field, found.store) for found in row.differences if found.field}
     lines = []
     for name, field in record_type.__record__.fields.items():
@@ -87,9 +88,9 @@ def _colour(cell: str) -> str | None:
 def print_records(
     rows: Sequence[SideBySide], record_type: type[Record], names: Sequence[str] | None
 ) -> None:
-    """Print a row for each record: the values of the winner, then a mark for each store.
+    """Print a table with a row for each record: the winning values, then a mark for each store.
 
-    ``names``: the fields to show, or ``None`` for those that fit.
+    ``names``: the fields to show, or ``None`` for as many as fit the width of the terminal.
     """
     if not rows:
         typer.echo("No store holds a matching record.")
@@ -121,7 +122,10 @@ def _column(rows: Sequence[SideBySide], described: RecordType, name: str) -> lis
 
 
 def _fitting(columns: Mapping[str, Sequence[str]], fields: Sequence[str]) -> list[str]:
-    """Return the columns that fit the terminal, all without one. The last fields go first."""
+    """Return the names of the columns that fit the width of the terminal.
+
+    If not all fit, the last of ``fields`` are left out. Without a terminal, all columns are kept.
+    """
     kept = list(columns)
     if not sys.stdout.isatty():
         return kept
@@ -148,7 +152,7 @@ def _mark(state: StoreState) -> str:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print the counts of each store, and the first differences."""
+    """Print a table with the counts of each store, then the first 50 differences."""
     rows = [
         [store, type, *(f"{counts[name]:,}" for name in _COUNTS)]
         for store, types in comparison.stores.items()
@@ -179,7 +183,7 @@ def _line(found: Difference) -> str:
 
 
 def row_json(row: SideBySide) -> dict[str, Any]:
-    """Return one record in all stores as JSON."""
+    """Return a dict for ``json.dumps`` with one record as each store holds it."""
     return {
         "type": row.type,
         "key": row.key,
@@ -199,7 +203,7 @@ def row_json(row: SideBySide) -> dict[str, Any]:
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as JSON."""
+    """Return a dict for ``json.dumps`` with the result of a comparison of whole stores."""
     return {
         "agree": bool(comparison),
         "records": comparison.records,

@@ -1,6 +1,6 @@
-"""Snapshots of a deployment for ``eventsync top``: the state of stores and workers, and rates.
+"""Snapshots of a deployment for ``eventsync top``: the state and rates of stores and workers.
 
-``None`` means not known.
+A value of ``None`` is not known.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ __all__ = ["Sampler", "Snapshot", "StoreSnapshot", "WorkerSnapshot"]
 class WorkerSnapshot:
     """The state of one worker process.
 
-    ``where``: the endpoint that reported it, or ``this host`` for a state file. ``silence`` and
-    ``lag`` are in seconds, ``started`` is in seconds since the epoch, ``memory`` is in bytes,
-    ``rate`` is in changes a second.
+    ``where``: the address of the endpoint that reported this state, or ``this host`` if it comes
+    from a state file. ``silence``: the seconds since the worker last made progress. ``lag``: the
+    age in seconds of the oldest change that the worker has in hand or applied last; 0 if there is
+    none. ``in_hand``: messages that the worker has taken and not settled. ``messages``,
+    ``changes``: how many the worker has settled. ``memory``: in bytes. ``started``: in seconds
+    since the epoch. ``circuit``: the state of the circuit breaker, and ``error`` the error that
+    opened it. ``rate``: settled changes per second.
     """
 
     worker: str
@@ -53,9 +57,13 @@ class WorkerSnapshot:
 class StoreSnapshot:
     """The state of one store: its queues, its outbox, and its workers together.
 
-    ``workers``: the number of known workers, or ``None`` if no source reports workers of this
-    store. ``oldest``, ``outbox_oldest`` and ``lag`` are ages in seconds; ``rate`` is in changes a
-    second.
+    ``waiting``: messages that no worker has taken. ``in_hand``: messages that a worker has taken.
+    ``oldest``: how long the oldest message has waited, in seconds. ``held``, ``dead``: held changes
+    and dead letters. ``outbox``: unpublished changes. ``outbox_oldest``: how long the oldest of the
+    unpublished changes has waited, in seconds. ``workers``: the number of known workers, or
+    ``None`` if no source reports workers of this store. ``lag``: the age in seconds of the oldest
+    change that is not applied, as far as known. ``rate``: changes per second that all workers
+    settle. ``circuit``: the state of a circuit breaker that is not closed, else ``closed``.
     """
 
     store: str
@@ -76,8 +84,9 @@ class StoreSnapshot:
 class Snapshot:
     """The state of a deployment at one moment.
 
-    ``at``: seconds since the epoch. ``broker``: whether it is reachable. ``problems``: sources that
-    could not be read, and the errors of stores whose circuit breaker is open.
+    ``at``: the time of the snapshot, in seconds since the epoch. ``broker``: whether the broker is
+    reachable. ``problems``: a text for each source that could not be read, and the error of each
+    store whose circuit breaker is open.
     """
 
     at: float
@@ -88,15 +97,18 @@ class Snapshot:
 
 
 class Sampler:
-    """Takes snapshots of a deployment. A context manager, which reads the sources in threads.
+    """Takes snapshots of a deployment.
 
-    Queues and outboxes are read from the broker and the stores. Workers are read from
-    ``endpoints``, where a host name with several addresses stands for all of them, and from the
-    state files on this host. Not thread-safe.
+    The state of queues comes from the broker, the state of outboxes from the stores, and the state
+    of workers from ``endpoints`` and from the state files on this host. If the host name of an
+    endpoint has several addresses, all of them are asked.
+
+    ``every``: how often the sources are read, in seconds. Use the sampler as a context manager:
+    within the block, threads read the sources. Not thread-safe.
     """
 
     def __init__(self, deployment: Deployment, endpoints: Sequence[str], *, every: float) -> None:
-        """Raise ``ConfigError`` for a wrong URL."""
+        """Check the URLs in ``endpoints``. Raises ``ConfigError`` if one is wrong."""
         for url in endpoints:
             parse_url(url)
         settings = deployment.settings
@@ -112,7 +124,7 @@ class Sampler:
 
     @property
     def has_worker_sources(self) -> bool:
-        """Whether an endpoint or a folder of state files is configured."""
+        """Whether workers can be known, from an endpoint or from a folder of state files."""
         return bool(self._endpoints) or self._folder is not None
 
     def __enter__(self) -> Sampler:
@@ -126,7 +138,7 @@ class Sampler:
         self._survey.__exit__(*exc_info)
 
     def wait(self, seconds: float) -> None:
-        """Wait until all sources have answered, at most ``seconds``."""
+        """Wait until all sources have answered once, or ``seconds`` have passed."""
         looks: list[Poller[Any]] = [self._survey.broker, *self._survey.outboxes.values()]
         looks += self._endpoints.values()
         deadline = time.monotonic() + seconds
@@ -134,7 +146,10 @@ class Sampler:
             time.sleep(0.02)
 
     def take(self) -> Snapshot:
-        """Return a snapshot. Its rates are averages since the snapshot before, if any."""
+        """Return a snapshot of the present state. Does not block.
+
+        Rates are averages since the previous snapshot, and ``None`` in the first one.
+        """
         now = time.time()
         broker = self._survey.broker
         workers = self._workers()
@@ -185,7 +200,7 @@ class Sampler:
         moment = time.monotonic()
         for where, state in states:
             worker = _worker(where, state)
-            # An endpoint and a state file may report the same worker.
+            # The key is unique: an endpoint and a state file may report the same worker.
             found[worker.store, worker.pid, worker.started] = worker
         for process, worker in found.items():
             at, changes = self._before.get(process, (moment, 0))
@@ -198,7 +213,8 @@ class Sampler:
 def _worker(where: str, state: dict[str, Any]) -> WorkerSnapshot:
     silence = float(state["silence"])
     if not where:
-        # A worker that is stuck does not update its file either.
+        # A stuck worker does not update its state file: add the time since the last update, which
+        # is at most 1 second ago in a healthy worker.
         silence += max(0.0, time.time() - state["written"] - 1.0)
     return WorkerSnapshot(
         worker=state.get("worker", state["store"]),
@@ -219,9 +235,10 @@ def _worker(where: str, state: dict[str, Any]) -> WorkerSnapshot:
 
 
 def _ask_all(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the answers of all endpoints at the addresses of this host name, with the address.
+    """Ask each address of the host name in ``url``, and yield ``(address, answer)`` pairs.
 
-    Raises ``OSError`` if none answers, and ``ConfigError`` for a wrong URL.
+    Addresses that do not answer are left out. Raises ``OSError`` if no address answers, and
+    ``ConfigError`` if ``url`` is wrong.
     """
     parts = parse_url(url)
     try:

@@ -31,13 +31,13 @@ def status(deployment: Deployment, as_json: JsonOption = False) -> int:
       held      changes that cannot be applied yet and are retried
       dead      dead letters; see eventsync dlq list STORE
       outbox    changes that are not published yet
-      since     how long the oldest of these has waited
+      since     how long the oldest change in the outbox has waited
 
     Records of each type:
       present        in the store
       pending        known in part, not written yet
       filtered out   not in the store, because they do not match its filter
-      deleted        deletes that are remembered
+      deleted        tombstones of deleted records
       new            not seen by eventsync yet; eventsync sync publishes them
 
     Workers on this host, if EVENTSYNC_STATE_DIR is set:
@@ -80,9 +80,10 @@ def _store(deployment: Deployment, store: Store, bus_errors: list[str]) -> dict[
 
 
 def _queues(deployment: Deployment, store: str, bus_errors: list[str]) -> dict[str, Any]:
-    """Return the state of a store's queues.
+    """Return the state of a store's queues for JSON, or ``{"error": ...}`` without a broker.
 
-    ``bus_errors`` remembers that the broker is unreachable, so that it is tried only once.
+    ``bus_errors``: an error is added to this list if the broker is unreachable. If the list has an
+    error already, the broker is not asked.
     """
     if bus_errors:
         return {"error": bus_errors[0]}
@@ -120,7 +121,7 @@ def _records(store: Store, name: str) -> dict[str, Any]:
     except (StoreUnavailableError, OSError):
         raise
     except EventSyncError as error:
-        # The other counts are still known.
+        # Report the error for this count only. The counts from the index are known.
         found["new"], found["error"] = None, str(error)
     return found
 
@@ -174,7 +175,7 @@ def _print_workers(workers: list[dict[str, Any]]) -> None:
             state["store"],
             str(state["pid"]),
             state["doing"],
-            # A worker that is stuck does not update its file either.
+            # A stuck worker does not update its state file: add the time since the last update.
             ago(state["silence"] + max(0.0, now - state["written"])),
             _count(state["messages"]),
             state["circuit"]["state"],
@@ -201,7 +202,7 @@ _COLUMNS = {
     "deleted": "deleted",
     "new": "new",
 }
-"""The titles of the columns, by the names in the JSON."""
+"""The title of each column in the table of records, by the name of its count in JSON."""
 
 
 def _count(count: int | None, most: int | None = None) -> str:

@@ -71,16 +71,16 @@ def sync(
     allow_deletes: Annotated[
         bool,
         typer.Option(
-            "--allow-deletes", help="Delete records although most records of a source are gone."
+            "--allow-deletes", help="Accept deletes even if most records of a source are gone."
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Copy the records of stores into other stores, deletes included.
 
-    Foreign writes in the sources are captured first. A target that holds a later version of a
-    record keeps it. So sync is safe while workers run, in both directions, and when it is repeated.
-    An interrupted sync continues where it stopped.
+    Foreign writes in the sources are captured first. If a target holds a later version of a record
+    than the source, the target keeps its version. Therefore you can run sync while workers run, in
+    both directions, and repeatedly. An interrupted sync continues where it stopped.
 
     Separate several names with commas, or repeat the option. A filter is a JSON object, for example
     {"city": "Oslo", "balance": {"$gt": 5}}. The exit code is 1 if a target refused a record.

@@ -25,7 +25,10 @@ __all__ = ["BusTarget", "StoreTarget", "Target", "target_for"]
 
 
 class Target:
-    """A place that takes records. ``partial``: whether a record may leave fields out."""
+    """A place to which ``eventsync publish`` writes records of one type.
+
+    ``partial``: whether a record that is written to this place may leave out fields.
+    """
 
     partial = True
 
@@ -33,20 +36,24 @@ class Target:
         self.record_type = record_type
 
     def write(self, lines: Sequence[RecordLine]) -> list[RecordLine]:
-        """Write the records of ``lines``; return the refused lines, with their errors set.
+        """Write the records of ``lines``, and return the lines that the target refused.
 
-        Raises ``StoreUnavailableError`` and ``BusUnavailableError``. Writing the same lines again
-        is safe.
+        The ``error`` of each refused line is set. It is safe to write the same lines again. Raises
+        ``StoreUnavailableError`` or ``BusUnavailableError`` if the store or the broker does not
+        answer; then some lines may be written already.
         """
         raise NotImplementedError
 
     def finish(self) -> BusUnavailableError | None:
-        """Return the error that kept written records from being published, or ``None``."""
+        """Return the error that prevented the publication of changes, or ``None``.
+
+        The records are written, and their changes wait in the outbox of the store.
+        """
         return None
 
 
 class StoreTarget(Target):
-    """A store, which writes the records and publishes the changes."""
+    """A store as the target. The store writes each record and publishes the change."""
 
     def __init__(self, store: Store, record_type: type[Record], delete: bool) -> None:
         super().__init__(record_type)
@@ -68,7 +75,7 @@ class StoreTarget(Target):
 
 
 class BusTarget(Target):
-    """The bus or a spool, which take whole records for all stores."""
+    """The bus or a spool as the target. Each record becomes a put or delete for all stores."""
 
     partial = False
 
@@ -82,7 +89,8 @@ class BusTarget(Target):
         envelopes: list[bytes] = []
 
         def encode(part: Sequence[RecordLine]) -> None:
-            envelopes.extend([self._encode(line) for line in part])  # all of the part, or none
+            # A list, so that nothing is added if a line of the part cannot be encoded.
+            envelopes.extend([self._encode(line) for line in part])
 
         refused = _write(lines, encode)
         self._publisher.publish(self.record_type.__record__.name, envelopes)
@@ -106,7 +114,10 @@ class BusTarget(Target):
 def _write(
     lines: Sequence[RecordLine], call: Callable[[Sequence[RecordLine]], None]
 ) -> list[RecordLine]:
-    """Call ``call`` with ``lines``; return the lines that fail alone, with their errors set."""
+    """Call ``call`` with ``lines``, and return the lines that it refuses, with ``error`` set.
+
+    If ``call`` fails, it is called again with smaller parts, until each refused line is alone.
+    """
     refused = []
     for part in isolate(lines, call, shared=_concerns_all):
         if isinstance(part, Failed):
@@ -116,9 +127,10 @@ def _write(
 
 
 def _concerns_all(error: Exception) -> bool:
-    """Return whether the command has to stop.
+    """Return whether an error must stop the command, because it concerns more than one line.
 
-    A missing dependency may be satisfied later, but within this command it is the line's error.
+    A record that depends on a missing one (``DependencyError``) does not stop the command: its line
+    is reported as wrong.
     """
     return concerns_all(error) and not isinstance(error, DependencyError)
 
@@ -131,22 +143,33 @@ def target_for(
     delete: bool,
     spool: Path | None = None,
 ) -> Target:
-    """Return the target for records of ``type``: the store, opened, or the spool, or the bus.
+    """Return the target: the store, the spool file, or the bus if both are ``None``.
 
-    Raises ``ConfigError``, a usage error, and ``BusUnavailableError`` if the target is the bus.
+    The store is opened. ``type``: the name of the record type; may be ``None`` for a store with one
+    type.
+
+    Raises ``typer.BadParameter`` if both ``store`` and ``spool`` are given, or neither ``store``
+    nor ``type``. Raises ``ConfigError`` if the store or the type does not exist, or if ``type`` is
+    missing and the store holds several types. Raises ``BusUnavailableError`` if the target is the
+    bus and the broker does not answer.
     """
     if store is not None and spool is not None:
-        raise typer.BadParameter("a STORE has its own outbox; leave out STORE or --spool")
+        raise typer.BadParameter(
+            "STORE and --spool exclude each other, because a store has its own outbox; leave out "
+            "one of them"
+        )
     if store is None:
         if type is None:
-            raise typer.BadParameter("name a STORE, or a record type with --type")
+            raise typer.BadParameter(
+                "neither a store nor a record type is given; name a STORE or use --type"
+            )
         record_type = deployment.record_type(type)
         publisher = deployment.declare() if spool is None else deployment.spool(spool)
         return BusTarget(publisher, record_type, delete)
     target = deployment.store(store)
     if type is None and len(target.accessors) > 1:
         raise ConfigError(
-            f"store {store!r} holds several record types, so --type is required",
+            f"the store {store!r} holds several record types, so --type is required",
             hint=f"add --type {'|'.join(target.accessors)}",
         )
     accessor = target.accessor(type or next(iter(target.accessors)))

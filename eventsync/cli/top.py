@@ -49,20 +49,22 @@ def top(
       waiting     messages in the queue
       in hand     messages that workers have taken
       oldest      how long the oldest message has waited
-      behind      age of the oldest change that is known and not applied yet
+      behind      age of the oldest change that is not applied yet, as far as known
       changes/s   changes that the workers settle
       held        changes that cannot be applied yet and are retried
       dead        dead letters; see eventsync dlq list STORE
       outbox      changes that are not published yet
-      since       how long the oldest of these has waited
+      since       how long the oldest change in the outbox has waited
       circuit     the circuit breaker: open while the store is unreachable
 
-    Queues and outboxes are read from the broker and the stores. Workers are read from the endpoints
-    that --endpoint names (a host name with several addresses stands for all of them), and from the
-    state files on this host if EVENTSYNC_STATE_DIR is set.
+    The state of queues comes from the broker, and the state of outboxes from the stores. The state
+    of workers comes from the endpoints that --endpoint names, and from the state files on this host
+    if EVENTSYNC_STATE_DIR is set. If the host name of an endpoint has several addresses, all of
+    them are asked.
 
-    Press Ctrl-C to end it. With --once or --json, or without a terminal, it measures for one
-    interval, prints the result and exits; the exit code is 69 if the broker is unreachable.
+    Press Ctrl-C to end the command. With --once or --json, or without a terminal, the command
+    measures for one interval, prints the result and exits; the exit code is 69 if the broker is
+    unreachable.
 
     Examples:
       eventsync top
@@ -104,7 +106,7 @@ def _watch(sampler: Sampler, every: float, broker: str) -> None:
     from rich.live import Live
 
     console = Console(highlight=False)
-    # SIGTERM, too, has to restore the terminal.
+    # Let SIGTERM raise KeyboardInterrupt as Ctrl-C does, so that the terminal is restored.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sampler.wait(1.0)
@@ -122,7 +124,7 @@ def _watch(sampler: Sampler, every: float, broker: str) -> None:
 def _screen(
     snapshot: Snapshot, sampler: Sampler, broker: str, size: ConsoleDimensions, every: float
 ) -> RenderableType:
-    """Return one screen: the stores, the problems, and as many workers as there is room for."""
+    """Return one screen: the stores, the problems, and as many workers as fit below them."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -148,7 +150,7 @@ def _screen(
     if snapshot.workers:
         workers, room = snapshot.workers, max(1, size.height - used - 2)
         if len(workers) > room:
-            # Workers with problems first; the sort is stable.
+            # Show workers with problems first, and keep the order otherwise (the sort is stable).
             workers = sorted(workers, key=lambda w: (w.circuit == "closed", w.silence < _BEHIND))
             workers = workers[: max(1, room - 1)]
         parts.append(draw_table(**_table(_WORKERS, workers, wide)))
@@ -167,8 +169,9 @@ _NO_WORKERS_KNOWN: Final = (
 class _Column:
     """A column of a table of stores or workers.
 
-    ``show``: returns the text of a cell. ``mark``: returns its colour, if any. ``left``: whether it
-    is left-aligned. ``wide``: whether only a wide terminal shows it.
+    ``show`` and ``mark`` get the snapshot of a store or worker and return the text of its cell and
+    the colour of that cell, if any. ``left``: whether the column is left-aligned. ``wide``: whether
+    the column is shown only on a terminal of at least 120 columns.
     """
 
     title: str
@@ -238,7 +241,10 @@ _WORKERS: Final = (
 def _table(
     columns: tuple[_Column, ...], things: list[StoreSnapshot] | list[WorkerSnapshot], wide: bool
 ) -> dict[str, Any]:
-    """Return the arguments of ``print_table`` and ``draw_table``."""
+    """Return the arguments for ``print_table`` or ``draw_table``, with a row for each snapshot.
+
+    ``wide``: include the columns that only a wide terminal shows.
+    """
     visible = [column for column in columns if wide or not column.wide]
     return {
         "columns": [column.title for column in visible],

@@ -22,7 +22,7 @@ __all__ = ["LogLevel", "log_to_stderr", "worker"]
 
 
 class LogLevel(StrEnum):
-    """The lowest level that is logged."""
+    """The levels of the log. Messages below the chosen level are not logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -67,15 +67,15 @@ def worker(
 
     The worker also publishes the store's outbox, completes pending records from other stores, and
     captures foreign writes if the store is declared with capture_every. Start the command several
-    times for several workers of one store. SIGTERM makes it finish its current work and exit; a
-    second SIGTERM ends it at once. No change is lost in either case, nor by SIGKILL.
+    times for several workers of one store. On SIGTERM, the worker finishes its current work and
+    exits; a second SIGTERM ends the worker at once. No change is lost, not even by SIGKILL.
 
     With --processes or --all, the workers run in processes of their own, which are restarted when
     they end or hang. A worker whose store hangs for longer than EVENTSYNC_STALL_AFTER seconds ends
     with exit code 71, and one that does not finish within EVENTSYNC_GRACE seconds with 70.
 
-    With --listen, it serves metrics and health over HTTP, for all processes of the command at one
-    address; eventsync health reads the latter.
+    With --listen, the command serves metrics and health over HTTP, at one address for all of its
+    processes. eventsync health reads the health.
 
     The log goes to standard error: as text on a terminal, as JSON lines elsewhere.
 
@@ -91,7 +91,7 @@ def worker(
     from eventsync.worker.worker import Worker
 
     if every == (store is not None):
-        raise typer.BadParameter("name a STORE or use --all, but not both")
+        raise typer.BadParameter("give either a STORE or --all")
     settings = deployment.settings
     log_to_stderr(log_level, settings)
     registry = deployment.registry
@@ -123,7 +123,11 @@ def worker(
 
 
 def _work_supervised(worker: Worker, settings: Settings, lifeline: int) -> None:
-    """Run the worker; report to the supervisor each second and after each batch."""
+    """Run a worker that a supervisor has started, and report its status to the supervisor.
+
+    Reports each second and after each batch. ``lifeline``: the file descriptor of the connection to
+    the supervisor. The worker stops when the supervisor dies.
+    """
     from eventsync.monitoring.worker_group import StatusReporter
     from eventsync.worker.supervisor import Lifeline
 
@@ -177,8 +181,8 @@ def _supervise(
         for number in range(processes):
             commands[f"{name}-{number + 1}"] = command
     settings = deployment.settings
-    # The values of options, which are on the command line already. A secret that was read from a
-    # file stays out of the environment.
+    # Pass the options of this command on to the workers. Secrets that were read from files are not
+    # put into the environment; the workers read the files themselves.
     given = {f"EVENTSYNC_{name.upper()}": value for name, value in deployment.given.items()}
     environment = {**os.environ, **given, "EVENTSYNC_LISTEN": ""}  # the supervisor listens
     group = WorkerGroup()
@@ -188,7 +192,7 @@ def _supervise(
 
 
 def log_to_stderr(level: LogLevel, settings: Settings) -> None:
-    """Log to standard error, with the secrets of the settings left out."""
+    """Send the log to standard error, with each secret of ``settings`` replaced."""
     from eventsync.monitoring.log import configure
 
     configure(level.value, sys.stderr, secrets=settings.secrets())

@@ -1,6 +1,6 @@
 """Tools to test an accessor: the conformance suite, a fake bus, a fake time and simulated crashes.
 
-Extend ``StoreContract`` to test an accessor of your own. It needs the extra ``testing``.
+Extend ``StoreContract`` to test an accessor of your own. This package needs the extra ``testing``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from eventsync.testing.model import expected
 try:
     import pytest
 
-    # Let pytest explain the failed assertions of these modules as it does in test modules.
+    # Let pytest show the values in failed assertions of these modules, as in test modules.
     pytest.register_assert_rewrite(
         *(
             f"eventsync.testing.{name}"
@@ -31,7 +31,7 @@ try:
     from eventsync.testing.contract import StoreContract
 except ModuleNotFoundError as error:  # pragma: no cover - the message is all there is to it
     raise ConfigError(
-        f"eventsync.testing needs {error.name}", hint="pip install 'eventsync[testing]'"
+        f"eventsync.testing needs the package {error.name}", hint="pip install 'eventsync[testing]'"
     ) from error
 
 __all__ = ["Crash", "FakeBus", "FakeTime", "StoreContract", "crashing", "expected"]

@@ -1,4 +1,4 @@
-"""The part of the conformance suite about capture: echoes, and edits made without eventsync."""
+"""The part of the conformance suite about capture: foreign writes are found, and echoes are not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _RULES = pytest.mark.parametrize("record_type", [Item, Contact], ids=["per recor
 
 
 class CaptureContract(Harness):
-    """Tests that edits of other programs are captured once, and eventsync's own writes never."""
+    """Tests that edits by other programs are captured once, and writes by eventsync never."""
 
     @_RULES
     def test_no_echo(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """Capture does not report what eventsync applied or edited itself."""
+        """``capture`` does not report applied changes and edits through the store."""
         store = self.store(tmp_path, record_type, bus=FakeBus())
         sent = [
             put(record_type(id=1, name="Ada"), self.version(1)),
@@ -46,7 +46,7 @@ class CaptureContract(Harness):
 
     @_RULES
     def test_own_changes_come_back(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """A store that receives its own changes from its queue stays as it is."""
+        """A store that receives its own changes from its queue keeps its records and versions."""
         bus = FakeBus()
         store = self.store(tmp_path, record_type, bus=bus)
         store.add(record_type(id=1, name="Ada"))
@@ -80,7 +80,8 @@ class CaptureContract(Harness):
         assert all(change.version > self.version(3) for change in captured.values())
         if record_type is Contact:
             assert captured["1"].data == {"name": "Edited"}
-        # Not again by this process, not by another one, and not when the changes come back.
+        # The edits are not captured again: not by this process, not by another one, and not when
+        # the store receives the captured changes from its queue.
         self.assert_no_edits(store)
         self.assert_no_edits(self.store(tmp_path, record_type, bus=other_bus))
         assert len(bus.changes()) == 3
@@ -112,7 +113,7 @@ class CaptureContract(Harness):
 
     @_RULES
     def test_before_eventsync(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """A record that existed before eventsync gets a version once, and then merges normally."""
+        """A record that is older than eventsync is captured once, and then merges as any other."""
         foreign = self.store(tmp_path, record_type).accessor(record_type)
         foreign.add(record_type(id=1, name="Old"))
         store = self.store(tmp_path, record_type)
@@ -151,7 +152,7 @@ class CaptureContract(Harness):
         self.assert_no_edits(store)
 
     def test_deletes_by_agreement(self, tmp_path: Path) -> None:
-        """The disappearance of most records is captured only if the caller allows it."""
+        """Deletes of most records at once are captured only if the caller allows it."""
         store = self.store(tmp_path, Item)
         self.send(store, [put(Item(id=n, name="Ada"), self.version(n)) for n in range(12)])
         foreign = self.accessor(Item, tmp_path)
@@ -165,7 +166,7 @@ class CaptureContract(Harness):
         assert self.rows(store, Item).keys() == {"11"}
 
     def test_broker_away(self, tmp_path: Path) -> None:
-        """While the broker is down, edits are made and wait in the outbox, even after a restart."""
+        """While the broker is down, an edit waits in the outbox, even after a restart."""
         bus = FakeBus(away=True)
         store = self.store(tmp_path, Item, bus=bus)
         store.add(Item(id=1, name="Lamp"))

@@ -1,4 +1,4 @@
-"""The conformance suite for accessors: the union of its parts."""
+"""The conformance suite for accessors: a class that inherits the tests of all its parts."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class StoreContract(
 ):
     """The tests that every accessor must pass.
 
-    Extend this class in a test module, and define how your accessor is made::
+    Extend this class in a test module, and implement ``accessor``, which makes your accessor::
 
         class TestIni(StoreContract):
             def accessor(self, record_type, folder, view=None):
                 path = folder / f"{record_type.__record__.name}.ini"
                 return IniAccessor(record_type, path, view=view)
 
-    ``folder`` belongs to one store and is empty at first. A second call with the same folder must
-    return another accessor of the same data, as another process would have it. The types of one
-    store share a folder, so keep their data apart.
+    ``folder`` belongs to one store and is empty at the first call. A further call with the same
+    folder must return a new accessor of the same data, as another process would make it. All record
+    types of one store get the same folder, so keep their data apart.
 
-    Override ``index`` if your accessor has no ``default_index``. Override ``steps`` to name further
-    moments at which the process may die. If your store cannot hold some values, set the class
-    attributes ``holds``, ``odd_text`` and ``longest_key``. Everything else is required of every
-    accessor.
+    Override ``index`` if your accessor has no ``default_index``. Override ``steps`` to add moments
+    at which the suite lets the process die. If your store cannot hold some values, set the class
+    attributes ``holds``, ``odd_text`` and ``longest_key``. Every accessor must pass all other
+    tests.
     """

@@ -1,4 +1,4 @@
-"""The part of the conformance suite about versions: all stores converge to the same records."""
+"""The part of the conformance suite about convergence: all stores end with the same records."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ _VIEWS = {
 
 
 class ConvergenceContract(Harness):
-    """Tests that the same changes, in any order and any number of times, give the same records."""
+    """Tests that the order and the repetition of changes do not alter the resulting records."""
 
     @_RULES
     def test_convergence(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """Shuffled and duplicated changes give the records of the model, and no version falls."""
+        """Changes in random order, some repeated, give the records that the model computes.
+
+        No entry gets a smaller version in between.
+        """
 
         def check(rng: random.Random) -> None:
             history = self._history(rng, record_type)
@@ -64,7 +67,7 @@ class ConvergenceContract(Harness):
         self.try_histories(check)
 
     def test_unlike_stores_converge(self, tmp_path: Path) -> None:
-        """Stores with different views converge, each to its part of the records."""
+        """Stores with different views converge after random edits in all of them."""
 
         def check(rng: random.Random) -> None:
             folder = self.fresh(tmp_path)
@@ -97,7 +100,10 @@ class ConvergenceContract(Harness):
 
     @_RULES
     def test_no_resurrection(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """A deleted record comes back with a newer put only, not with older puts or patches."""
+        """After a delete, only a put with a later version makes the record exist again.
+
+        Older puts, and patches of any version, do not.
+        """
         store = self.store(tmp_path, record_type)
         record = record_type(id=1, name="Ada")
         delete = changed(record_type, "1", "delete", self.version(5), None)
@@ -114,7 +120,7 @@ class ConvergenceContract(Harness):
         assert set(self.rows(store, record_type)) == {"1"}
 
     def test_tombstones(self, tmp_path: Path) -> None:
-        """A tombstone stays until it is collected, and older changes are refused afterwards."""
+        """A tombstone stays until ``collect`` removes it. Then changes of that age are rejected."""
         store = self.store(tmp_path, Item)
         self.send(store, [changed(Item, "1", "delete", self.version(5), None)])
         assert self.entries(store, Item)["1"].presence is Presence.DELETED
@@ -133,7 +139,10 @@ class ConvergenceContract(Harness):
 
     @_RULES
     def test_one_version_twice(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """Two changes with the same version, which only a bug or forgery can make, converge."""
+        """Two different changes with the same version give the same record in either order.
+
+        Only a bug or a forged change can have the version of another change.
+        """
         version = self.version(1)
         one = put(record_type(id=1, name="One"), version)
         other = put(record_type(id=1, name="Other"), version)
@@ -148,7 +157,7 @@ class ConvergenceContract(Harness):
             assert held[0] == held[1]
 
     def test_edits_beat_what_they_saw(self, tmp_path: Path) -> None:
-        """A local edit gets a version above that of the record, even if the local clock is slow."""
+        """An edit gets a greater version than the record has, even if the local clock is slow."""
         bus = FakeBus()
         store = self.store(tmp_path, Contact, bus=bus)
         ahead = self.version(104_000)  # four seconds in the future
@@ -161,7 +170,10 @@ class ConvergenceContract(Harness):
         assert [ahead, *versions] == sorted([ahead, *versions])
 
     def test_future_is_held(self, tmp_path: Path) -> None:
-        """A change too far in the future is held, does not move the clock, and is applied later."""
+        """A change that is too far in the future is held, and applied when its time has come.
+
+        While the change is held, it does not advance the clock.
+        """
         store = self.store(tmp_path, Item)
         future = put(Item(id=1, name="Lamp"), self.version(110_000))
         (settled,) = self.send(store, [future])
@@ -175,7 +187,10 @@ class ConvergenceContract(Harness):
         assert set(self.rows(store, Item)) == {"1"}
 
     def test_refusal_changes_nothing(self, tmp_path: Path) -> None:
-        """A rejected change alters neither data, versions nor clock, and stops no other change."""
+        """A rejected change does not alter the data, the versions or the clock.
+
+        Other changes in the same batch are applied.
+        """
         store = self.store(tmp_path, Item, Contact)
         self.send(store, [put(Item(id=1, name="Lamp"), self.version(1))])
         soon = self.version(103_000)
@@ -205,7 +220,7 @@ class ConvergenceContract(Harness):
         assert self.rows(store, Item).keys() == {"1", "3"}
 
     def test_copied_state(self, tmp_path: Path) -> None:
-        """Applying the result of ``states`` to an empty store gives an equal store."""
+        """An empty store that applies the result of ``states`` gets the records of the source."""
 
         def check(rng: random.Random) -> None:
             for record_type in (Item, Contact):
@@ -223,11 +238,12 @@ class ConvergenceContract(Harness):
     # -- histories ---------------------------------------------------------------------------------
 
     def _history(self, rng: random.Random, record_type: type[Record]) -> list[Change]:
-        """Return random changes of three records, each with a version of its own."""
+        """Return random changes of up to three records. No two changes have the same version."""
         steps = rng.sample(range(1000), k=rng.randint(2, 10))
         history = [self._change(rng, record_type, step) for step in steps]
         if record_type is Contact:
-            # A patch without a put makes no record, so add a put for each record, early or late.
+            # A patch without a put makes no record. So add a put to each record that has none, with
+            # a version before or after all others.
             keys = {change.key for change in history}
             for key in sorted(keys - {c.key for c in history if c.op == "put"}):
                 step = 1000 + int(key) if rng.random() < 0.5 else -1 - int(key)
@@ -254,7 +270,10 @@ class ConvergenceContract(Harness):
         return changed(record_type, key, "put", version, {"id": int(key), **data})
 
     def _edit(self, rng: random.Random, store: Store) -> None:
-        """Make one random edit, through the store or directly in its data."""
+        """Edit a random record, through the store or directly in its data.
+
+        A direct edit is what another program would do.
+        """
         accessor = store.accessor(Contact)
         key = rng.randint(1, 2)
         directly = rng.random() < 0.25
@@ -291,7 +310,7 @@ class ConvergenceContract(Harness):
             self.captured(store)
 
     def _all(self, store: Store) -> list[Any]:
-        """Return everything that the store holds: records, versions and outbox."""
+        """Return the records, index entries and outbox of the store, for each record type."""
         return [
             (
                 sorted((r.key, r.raw()) for r in accessor.find(Query.parse(accessor.type))),

@@ -1,4 +1,4 @@
-"""The part of the conformance suite about crashes: the process dies at each step of a write."""
+"""The part of the conformance suite about crashes, at each step of a write."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _RULES = pytest.mark.parametrize("record_type", [Item, Contact], ids=["per recor
 
 
 class CrashContract(Harness):
-    """Tests that the next process finishes or undoes a write during which a process died."""
+    """Tests that if a process dies in a write, the next process finishes or undoes it."""
 
     @_RULES
     def test_apply_survives(self, tmp_path: Path, record_type: type[Record]) -> None:
-        """After a crash in ``apply``, data and versions agree, and a retry finishes the batch."""
+        """After a crash in ``apply``, data and versions agree. A retry applies the whole batch."""
         before = [put(record_type(id=n, name="Old"), self.version(n)) for n in (1, 2, 4)]
         after = [
             changed(record_type, "2", "delete", self.version(12), None),
@@ -62,7 +62,7 @@ class CrashContract(Harness):
     @pytest.mark.parametrize("op", ["add", "update", "remove"])
     @_RULES
     def test_edit_survives(self, tmp_path: Path, record_type: type[Record], op: str) -> None:
-        """After a crash during an edit, the edit is made and published, or neither."""
+        """After a crash during an edit, the edit is both made and published, or it is undone."""
         bus = FakeBus()
         old, new = record_type(id=1, name="Old"), record_type(id=1, name="New")
 
@@ -92,7 +92,7 @@ class CrashContract(Harness):
         self._die_everywhere(tmp_path, record_type, prepare=prepare, act=act, check=check)
 
     def test_capture_survives(self, tmp_path: Path) -> None:
-        """After a crash during a capture, all edits are published once, now or by the next one."""
+        """After a crash in ``capture``, the next capture publishes the edits that are missing."""
         bus = FakeBus()
 
         def prepare(store: Store) -> None:
@@ -122,7 +122,7 @@ class CrashContract(Harness):
         self._die_everywhere(tmp_path, Contact, prepare=prepare, act=act, check=check)
 
     def test_failed_write_publishes_nothing(self, tmp_path: Path) -> None:
-        """An edit whose write fails is neither published nor made later."""
+        """An edit whose write fails is not published, and is not made later."""
         bus = FakeBus()
         store = self.store(tmp_path, Item, bus=bus)
         accessor = store.accessor(Item)
@@ -150,7 +150,12 @@ class CrashContract(Harness):
         act: Callable[[Store], object],
         check: Callable[[Store, bool], None],
     ) -> None:
-        """Run ``act`` again and again, dying one step later each time, and check after each."""
+        """Run ``act`` once for each step of its writes, and let the process die at that step.
+
+        Each run has a new store, on which ``prepare`` is called first. After each crash, ``check``
+        is called with the store as the next process opens it, and with ``True``. The last run does
+        not crash: ``check`` gets ``False``.
+        """
         at, crashed = 0, True
         while crashed:
             at += 1
@@ -166,6 +171,6 @@ class CrashContract(Harness):
             check(self.store(folder, record_type), crashed)
             self.release()
         assert at > 3, (
-            "the suite saw no writes: let write_rows() of the accessor write the data, or name the "
-            "functions that do in steps()"
+            "the suite saw no writes of the accessor: write the data in write_rows(), or name in "
+            "steps() the functions that write the data"
         )

@@ -1,4 +1,4 @@
-"""The part of the conformance suite about the six methods, queries and values."""
+"""The part of the conformance suite about the six methods of an accessor, queries and values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ __all__ = ["CrudContract"]
 
 _EAST = dt.timezone(dt.timedelta(hours=5, minutes=30))
 
-# By field name: a type, and values that a store must hold if it holds this type.
+# By field name: the type of the field, and values of this type. A store that can hold the type must
+# return each of these values unchanged.
 _VALUES: dict[str, tuple[Any, list[Any]]] = {
     "flag": (bool, [True, False]),
     "number": (int, [0, -1, 2**31, -(2**53) - 1, 2**63 - 1, -(2**63)]),
@@ -56,7 +57,7 @@ _ODD_TEXT = [
     "\ufeff",
     "\\",
 ]
-# Values that a store may refuse, but must not change.
+# By field name: values that a store may refuse. If it accepts a value, it must return it unchanged.
 _EXTREME: dict[str, list[Any]] = {
     "number": [2**64, -(10**40)],
     "ratio": [float("inf"), float("-inf"), -0.0],
@@ -67,10 +68,10 @@ _ODD_KEYS = ["a/b", "..", ".hidden", "CON", "Ada", "ada", "ADA", "a b", "%41", "
 
 
 class CrudContract(Harness):
-    """Tests of create, read, update, delete and find, and of exact values."""
+    """Tests of create, read, update, delete and find, and that values are stored exactly."""
 
     def test_accessor_round_trip(self, tmp_path: Path) -> None:
-        """An added record is returned, found and counted, and a removed one is gone."""
+        """``get``, ``find`` and ``count`` see an added record, and no longer see a removed one."""
         accessor = self.store(tmp_path, Item).accessor(Item)
         record = Item(id=1, name="Lamp", amount=3)
         accessor.add(record)
@@ -138,7 +139,7 @@ class CrudContract(Harness):
         assert self.rows(store, Contact)["1"]["name"] == "Ada"
 
     def test_composite_keys(self, tmp_path: Path) -> None:
-        """A key of several fields identifies one record, whatever characters its parts have."""
+        """Records with a key of several fields stay apart, even if a part contains ``/``."""
         store = self.store(tmp_path, Visit)
         places = ["Paris", "a/b", "50%", "1"]
         store.add([Visit(place=p, number=n, guests=n) for p in places for n in (1, 11)])
@@ -167,7 +168,7 @@ class CrudContract(Harness):
         assert store.count(named) == 0
 
     def test_queries(self, tmp_path: Path) -> None:
-        """Filter, sort, limit and skip give the same result as on records in memory."""
+        """``find`` and ``count`` give the same result as the same query on records in memory."""
         rng = random.Random(5)
         names = ["Ada", "ada", "Zoë", "", "Bob", "Bob%", "B_b"]
         records = [

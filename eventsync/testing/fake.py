@@ -19,9 +19,9 @@ __all__ = ["Crash", "FakeBus", "FakeTime", "Fuse", "crashing"]
 
 @dataclass
 class FakeTime:
-    """A time that moves only with ``advance``, in seconds since the epoch.
+    """A time that changes only when ``advance`` is called, in seconds since the epoch.
 
-    Use it as ``Clock(now=FakeTime())``.
+    Pass an instance to a clock: ``Clock(now=FakeTime())``.
     """
 
     now: float = 1_800_000_000.0
@@ -36,9 +36,10 @@ class FakeTime:
 
 @dataclass
 class FakeBus:
-    """A publisher that keeps the published envelopes: ``Store(..., publisher=FakeBus())``.
+    """A publisher that keeps the published envelopes in a list instead of sending them.
 
-    ``away``: raise ``BusUnavailableError``, as if the broker were down.
+    Pass an instance to a store: ``Store(..., publisher=FakeBus())``. ``away``: let ``publish``
+    raise ``BusUnavailableError``, as if the broker were down.
     """
 
     away: bool = False
@@ -49,32 +50,35 @@ class FakeBus:
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
         if self.away:
-            raise BusUnavailableError("the fake bus is set to be away", hint="set away = False")
+            raise BusUnavailableError(
+                "this FakeBus simulates a broker that is down",
+                hint="set away to False",
+            )
         self.envelopes += envelopes
 
     def changes(self) -> list[Change]:
-        """Return the published changes, decoded anew at each call."""
+        """Return all published changes, in order. Each call decodes them anew."""
         return [codec.decode(raw) for raw in self.envelopes]
 
 
 class Crash(BaseException):
-    """The simulated death of the process. No code under test may catch it."""
+    """Simulates the death of the process. No code under test may catch this exception."""
 
 
 class Fuse:
-    """A counter of steps that raises ``Crash`` at the step number ``at``, counted from 1."""
+    """A counter of steps that raises ``Crash`` at step number ``at``, counted from 1."""
 
     def __init__(self, at: int) -> None:
         self._left = at
 
     def step(self) -> None:
-        """Count one step. Raises ``Crash`` at the chosen one."""
+        """Count one step. Raises ``Crash`` if it is step number ``at``."""
         self._left -= 1
         if not self._left:
             raise Crash
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``call`` with one step before it and one after it."""
+        """Return a function that counts one step, calls ``call``, and counts another step."""
 
         def stepping(*arguments: Any, **keywords: Any) -> Any:
             self.step()
@@ -91,11 +95,11 @@ _TRANSACTION = ("read", "write", "intend", "settle")
 
 @contextmanager
 def crashing(store: Store, fuse: Fuse, others: Iterable[tuple[Any, str]] = ()) -> Iterator[None]:
-    """Make each step of a write to ``store`` a step of ``fuse``, inside the ``with`` block.
+    """Let ``fuse`` count the steps of writes to ``store`` while the ``with`` block runs.
 
-    There is a step before and after each of these: a call of an accessor that reads or writes data,
-    a call of a transaction of the index, the commit, the publication, and a call of each function
-    in ``others``, which are pairs of an object and the name of its method or function.
+    A step is counted before and after each of these: a call of an accessor method that reads or
+    writes data, a call of an index transaction, the commit, the publication, and a call of a
+    function in ``others``. ``others``: pairs of an object and the name of its method or function.
     """
     points: list[tuple[Any, str]] = [
         (a, name) for a in store.accessors.values() for name in _ACCESSOR

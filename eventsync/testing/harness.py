@@ -1,4 +1,7 @@
-"""The base of all parts of the conformance suite: record types, stores, changes and inspection."""
+"""The base class of all parts of the conformance suite, and the record types of its tests.
+
+The base class opens stores, sends changes to them, and inspects their records.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ __all__ = ["VALUE_TYPES", "Contact", "Harness", "Item", "Visit", "changed", "dec
 VALUE_TYPES = frozenset(
     {bool, int, float, Decimal, str, bytes, dt.date, dt.time, dt.datetime, UUID, list, dict}
 )
-"""The types of values that a record may carry."""
+"""The types of the field values that a record may have."""
 
 
 class Item(Record):
@@ -64,37 +67,47 @@ class Visit(Record):
 
 
 class Harness:
-    """The base of the parts of the suite. ``StoreContract`` says what to override."""
+    """The base class of all parts of the conformance suite.
+
+    The documentation of ``StoreContract`` says what to override.
+    """
 
     holds: ClassVar[frozenset[type]] = VALUE_TYPES
     """The types of values that the store can hold; a subset of ``VALUE_TYPES``."""
 
     odd_text: ClassVar[bool] = True
-    """Whether text and keys with line breaks, control characters, and blanks at the beginning or
-    end are stored unchanged. If this is false, the accessor should raise ``RejectedError`` for such
-    text."""
+    """Whether the store keeps text and keys with odd characters unchanged: line breaks, control
+    characters, and blanks at the beginning or end. If false, the accessor should raise
+    ``RejectedError`` for such text."""
 
     longest_key: ClassVar[int] = 500
-    """How many characters a key in the store may have."""
+    """The largest number of characters that a key in the store may have."""
 
     examples: ClassVar[int] = 15
-    """How many random histories each test of convergence tries. Lower it for a slow store."""
+    """The number of random sequences of changes that each test of convergence tries. Choose fewer
+    for a slow store."""
 
     def accessor(
         self, record_type: type[Record], folder: Path, view: View | None = None
     ) -> Accessor[Any]:
-        """Return a new accessor of the data in ``folder``. Every suite must implement this."""
+        """Return a new accessor of the records of one type in ``folder``.
+
+        Each subclass must implement this method. ``view``: the view for the accessor.
+        """
         raise NotImplementedError
 
     def index(self, accessor: Accessor[Any], folder: Path) -> Index:
-        """Return the version index of the store in ``folder``; ``accessor``: its first one."""
+        """Return the version index of the store in ``folder``.
+
+        ``accessor``: the accessor of the first record type of this store.
+        """
         return accessor.default_index()
 
     def steps(self, store: Store) -> Iterable[tuple[Any, str]]:
-        """Return further places where the process may die during a write.
+        """Return additional functions before and after which the suite lets the process die.
 
-        Each is an object and the name of a method or function of it. The suite lets the process die
-        before and after each call of it.
+        Each is given as an object and the name of the object's method or function. Override this
+        method if your accessor writes in several steps. The default is none.
         """
         return ()
 
@@ -113,7 +126,7 @@ class Harness:
             store.close()
 
     def fresh(self, folder: Path) -> Path:
-        """Create a new folder in ``folder`` and return it."""
+        """Create a folder with a new name in ``folder``, and return its path."""
         created = folder / f"store{next(self._numbers)}"
         created.mkdir()
         return created
@@ -126,7 +139,11 @@ class Harness:
         name: str = "store",
         bus: FakeBus | None = None,
     ) -> Store:
-        """Open the store in ``folder``. A second call opens it as another process would."""
+        """Return the store in ``folder``, opened.
+
+        A further call with the same folder makes a second ``Store`` of the same data, as another
+        process would. ``bus``: the publisher of the store, or ``None`` for no publisher.
+        """
         accessors = [self.accessor(record_type, folder, view) for record_type in record_types]
         index = self.index(accessors[0], folder)
         clock = Clock(now=self.time)
@@ -135,16 +152,16 @@ class Harness:
         return store.open()
 
     def release(self) -> None:
-        """Close all stores, as if their processes had ended."""
+        """Close all stores that ``store`` has opened, as if their processes had ended."""
         while self._opened:
             self._opened.pop().close()
 
     def send(self, store: Store, changes: Iterable[Change]) -> list[Settled]:
-        """Apply changes after a round trip through messages."""
+        """Encode and decode the changes as a message does, then apply them to the store."""
         return apply(store, decoded(changes), clock=store.clock)
 
     def scatter(self, store: Store, changes: Sequence[Change], rng: random.Random) -> None:
-        """Apply changes shuffled, some of them twice, in batches of random size."""
+        """Apply the changes in random order and in batches of random size, half of them twice."""
         sent = [*changes, *rng.sample(changes, k=len(changes) // 2)]
         rng.shuffle(sent)
         while sent:
@@ -153,7 +170,10 @@ class Harness:
             del sent[:size]
 
     def try_histories(self, check: Callable[[random.Random], None]) -> None:
-        """Call ``check`` with several random sources, and simplify the choices that fail."""
+        """Call ``check`` with ``examples`` different random generators.
+
+        If ``check`` fails, Hypothesis looks for a simpler case that fails too, and reports it.
+        """
 
         @settings(
             max_examples=self.examples,
@@ -170,22 +190,25 @@ class Harness:
 
     @staticmethod
     def rows(store: Store, record_type: type[Record]) -> dict[str, dict[str, Any]]:
-        """Return the field values of all records, by key."""
+        """Return the field values of all records of a type in the store, by key."""
         accessor = store.accessor(record_type)
         return {record.key: record.raw() for record in accessor.find(Query.parse(accessor.type))}
 
     @staticmethod
     def entries(store: Store, record_type: type[Record]) -> dict[str, Entry]:
-        """Return the entries of the version index, by key."""
+        """Return all entries of a record type in the version index of the store, by key."""
         return dict(store.index.scan(record_type.__record__.name))
 
     @staticmethod
     def captured(store: Store) -> list[Change]:
-        """Return the changes that ``capture`` finds: edits made without eventsync."""
+        """Call ``capture``, and return the changes for edits that were made without eventsync."""
         return [change for changes in store.capture() for change in changes]
 
     def assert_no_edits(self, store: Store) -> None:
-        """Assert that ``capture`` finds no edits, because no other program wrote to the data."""
+        """Assert that ``capture`` finds no edits.
+
+        Call this where no other program has written to the data since the last capture.
+        """
         edits = self.captured(store)
         assert edits == [], (
             f"capture() of the store {store.name!r} reports eventsync's own writes as edits of "
@@ -196,7 +219,8 @@ class Harness:
     def version(self, step: int) -> Version:
         """Return a version in the near past. A greater ``step`` gives a greater version.
 
-        Step 100,000 is now, so edits of the store itself come after it.
+        One step is a millisecond, and step 100,000 is the present time. An edit through the store
+        gets a greater version than all smaller steps.
         """
         return Version.of(int(self.time() * 1000) - 100_000 + step, 0, 7)
 
@@ -204,14 +228,14 @@ class Harness:
 def changed(
     record_type: type[Record], key: str, op: Op, version: Version, data: dict[str, Any] | None
 ) -> Change:
-    """Return a change of a record as another store would publish it."""
+    """Return a change of a record, with the origin ``other``, as another store would publish it."""
     return Change(
         type=record_type.__record__.name, key=key, op=op, version=version, data=data, source="other"
     )
 
 
 def decoded(changes: Iterable[Change]) -> list[Change]:
-    """Return the changes as a worker gets them from a message."""
+    """Encode the changes and return them decoded, as a worker gets them from a message."""
     received = codec.decode_all([codec.encode(change) for change in changes])
     found = [change for change in received if isinstance(change, Change)]
     assert len(found) == len(received), "a change cannot be decoded from its own envelope"
@@ -219,5 +243,5 @@ def decoded(changes: Iterable[Change]) -> list[Change]:
 
 
 def put(record: Record, version: Version) -> Change:
-    """Return the put of a whole record as another store would publish it."""
+    """Return a put of all fields of ``record``, as another store would publish it."""
     return changed(type(record), record.key, "put", version, record.raw())

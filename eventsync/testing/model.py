@@ -1,7 +1,7 @@
-"""The model of the merge rules: the records that a store must hold after some changes.
+"""A model of the merge rules, which computes the records that a store must hold after some changes.
 
-It follows the rules as they are documented, from all changes of a record at once. It shares no code
-with the implementation that it is compared with.
+The model applies the documented rules to all changes of a record at once. It shares no code with
+the implementation, so that tests can compare the two.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ _RANK = {PUT: 1, DELETE: 2}
 
 
 def winner(changes: Iterable[Change], record_type: RecordType) -> dict[str, Any] | None:
-    """Return the field values of one record after these changes, in any order.
+    """Return the field values of one record after these changes; ``None`` if there is no record.
 
-    The greatest put or delete counts. After a put, each field has the value of the greatest later
-    patch, else the value in the put, else its default. ``None``: there is no record.
+    The order of ``changes`` does not matter. The put or delete with the greatest stamp decides
+    whether there is a record. Under the per-field rule, a field has the value from the latest patch
+    of this field after the put. A field without such a patch has the value in the put, or else its
+    default.
     """
     changes = list(changes)
     stamps = [
@@ -39,7 +41,8 @@ def winner(changes: Iterable[Change], record_type: RecordType) -> dict[str, Any]
             return None
         values = dict(last.data or {})
     elif not any(change.known and not any(change.known.stamp[:16]) for change in changes):
-        return None  # patches alone make no record, unless a store held it before any version
+        # Patches alone make no record, unless their origin held one that never had a version.
+        return None
     if record_type.rule == "field":
         patches = [change for change in changes if change.op == PATCH and change.version > floor]
         for change in sorted(patches, key=lambda change: change.version):
@@ -51,7 +54,11 @@ def winner(changes: Iterable[Change], record_type: RecordType) -> dict[str, Any]
 
 
 def expected(changes: Iterable[Change], view: BoundView) -> dict[str, dict[str, Any]]:
-    """Return by key the field values that a store with this view must hold after these changes."""
+    """Return the records that a store with this view must hold after these changes.
+
+    The result has the field values of each record by key. Changes of other record types are
+    ignored.
+    """
     by_key: dict[str, list[Change]] = {}
     for change in changes:
         if change.type == view.record_type.name:

@@ -1,4 +1,4 @@
-"""The part of the conformance suite about views: other names, conversions, parts and filters."""
+"""The part of the conformance suite about views: renames, conversions, omissions, filters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _quiet(text: str) -> str:
 
 
 class ViewContract(Harness):
-    """Tests of views that rename, omit, convert or filter, and that add constants."""
+    """Tests of views that rename, omit or convert fields, add constants, or filter records."""
 
     def test_renamed_and_constant(self, tmp_path: Path) -> None:
         """Records are the same if the store uses other field names and adds a constant."""
@@ -54,7 +54,7 @@ class ViewContract(Harness):
         view = View(convert={"name": Convert(_loud, _quiet)})
         store = self.store(tmp_path, Item, view=view)
         store.add(Item(id=1, name="lamp"))
-        # This name reads back changed by the conversion, which does not count as an edit.
+        # The conversion does not give back this name unchanged. That does not count as an edit.
         self.send(store, [put(Item(id=2, name="Chair"), self.version(1))])
         assert store[Item, 1].name == "lamp"
         assert [record.id for record in store.find(Item, {"name": "lamp"})] == [1]
@@ -95,7 +95,10 @@ class ViewContract(Harness):
             assert not {"email", "city", "score"} & {*(change.data or {}), *known}
 
     def test_filter_per_record(self, tmp_path: Path) -> None:
-        """A record that no longer matches the filter after a put leaves, and can come back."""
+        """A put after which the record does not match the filter removes the record.
+
+        A later put that matches adds the record again.
+        """
         store = self.store(tmp_path, Item, view=View(where={"amount": {"$gt": 0}}))
         lamp = Item(id=1, name="Lamp", amount=1)
         empty = Item(id=1, name="Lamp", amount=0)
@@ -111,7 +114,10 @@ class ViewContract(Harness):
         assert self.rows(store, Item) == {"1": lamp.raw()}
 
     def test_filter_per_field(self, tmp_path: Path) -> None:
-        """A record that no longer matches the filter after a patch leaves, and comes back whole."""
+        """A patch after which the record does not match the filter removes the record.
+
+        A later patch after which it matches adds the record again, with all fields.
+        """
         bus = FakeBus()
         (tmp_path / "origin").mkdir()
         (tmp_path / "filtered").mkdir()
@@ -139,7 +145,7 @@ class ViewContract(Harness):
         assert self.rows(store, Contact) == {"1": whole}
 
     def test_local_edit_leaves_the_filter(self, tmp_path: Path) -> None:
-        """A local edit after which a record does not match the filter is not sent as a delete."""
+        """An edit after which a record does not match the filter is not published as a delete."""
         bus = FakeBus()
         store = self.store(tmp_path, Contact, view=_ACTIVE, bus=bus)
         store.add(Contact(id=1, name="Ada"))

@@ -1,4 +1,4 @@
-"""The comparison of whole stores: every record of every type, counted and compared."""
+"""The comparison of whole stores: all records of all types, field by field, with counts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _CHUNK = 1000
 
 @dataclass(slots=True)
 class StoreCounts:
-    """The records of one type in one store: how many were compared, and how many differ.
+    """The counts for one record type in one store.
 
-    ``records`` and ``fields`` count what the store should hold. ``differing`` counts fields;
-    ``missing``, ``extra`` and ``unreadable`` count records (see ``Kind``).
+    ``records``, ``fields``: how many records, and fields of these records, the store should hold.
+    ``differing``: how many fields have another value. ``missing``, ``extra``, ``unreadable``: how
+    many records differ in this way (see ``Kind``).
     """
 
     records: int = 0
@@ -35,10 +36,11 @@ class StoreCounts:
 
 @dataclass(slots=True)
 class Comparison:
-    """The result of a comparison. True if the stores agree.
+    """The result of a comparison. ``bool()`` is true if no store differs.
 
-    ``records``: the number of records that exist, by type. ``stores``: the counts, by store and
-    type. ``total``: the number of differences; ``differences`` holds the first of them.
+    ``records``: by type, the number of records that should exist. ``stores``: the counts, by store
+    name and record type. ``total``: the number of all differences. ``differences``: the first
+    differences, at most ``keep`` (see ``compare``).
     """
 
     records: dict[str, int] = field(default_factory=dict)
@@ -57,17 +59,19 @@ def compare(
     keep: int = 1000,
     progress: Callable[[str, int, int], None] = lambda type, done, total: None,
 ) -> Comparison:
-    """Compare every store with the merged state of all stores.
+    """Compare every store with the merged state of all stores, and return the differences.
 
-    The data and versions of all stores are merged into the winner of each record. Each store should
-    hold its view of that winner: the fields of the view, converted, if the record matches the
-    store's filter. Changes that are not applied yet show as differences.
+    For each record, the field values with the greatest versions win, whichever store holds them.
+    Each store should hold these values in the fields of its view, if the record matches the filter
+    of the store. Changes that workers have not applied yet are reported as differences.
 
     ``record_types``: the types to compare; all by default. ``keep``: the largest number of
-    differences in the result; further ones are only counted. ``progress`` is called with the type,
-    the number of records compared, and the number of records in total. Blocks; idempotent. Writes
-    nothing, except that it finishes or undoes writes that a crash interrupted. Raises
-    ``StoreUnavailableError`` and other errors that concern a whole store.
+    differences in the result; further differences are only counted. ``progress`` is called with the
+    name of the type, the number of records compared, and the number of records of this type.
+
+    Blocks; idempotent. Writes nothing, except that it finishes or undoes writes that a crash
+    interrupted. Raises ``StoreUnavailableError`` if a store does not answer, and other errors if
+    they concern a whole store.
     """
     types = registry.record_types.values() if record_types is None else record_types
     comparison = Comparison()
@@ -85,12 +89,12 @@ def compare(
 
 
 def _keys(store: Store, type: str) -> Iterable[str]:
-    """Yield all keys that the store's index or its data hold."""
+    """Yield the keys of all records of a type in the index and the data of a store, some twice."""
     yield from (key for key, _ in store.index.entries(type))
     accessor = store.accessors[type]
 
     def skip(error: RecordError) -> None:
-        """Skip an unreadable record: if the index has an entry for it, its key is known."""
+        """Do nothing: the key of an unreadable record is known if the index has an entry for it."""
 
     for record in accessor.find(Query.parse(accessor.type, None, unreadable=skip)):
         yield record.key

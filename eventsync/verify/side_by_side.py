@@ -1,4 +1,4 @@
-"""One record as several stores hold it, side by side, with the winner of them all."""
+"""One record as each store holds it, and the winning values that the stores should hold."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ class Kind(StrEnum):
     """How a store differs from the merged state of all stores."""
 
     MISSING = "missing"
-    """It lacks a record that it should hold."""
+    """The store lacks a record that it should hold."""
     EXTRA = "extra"
-    """It holds a record that was deleted, or that does not match its filter."""
+    """The store holds a record that was deleted, or that does not match the store's filter."""
     FIELD = "field"
-    """It holds another value in a field."""
+    """The store holds another value in a field than the winning value."""
     UNREADABLE = "unreadable"
-    """It holds a record that could not be read."""
+    """The store holds a record that cannot be read."""
 
 
 @dataclass(slots=True, frozen=True)
 class Difference:
-    """One way in which one store differs.
+    """A difference between one record in one store and the merged state of all stores.
 
-    ``field``, ``held`` and ``expected`` are set for ``Kind.FIELD``: the store holds ``held`` and
-    should hold ``expected``. ``detail`` says why a record is missing or unreadable, if known.
+    ``field``, ``held``, ``expected``: only for ``Kind.FIELD``; the name of the field, the value in
+    the store, and the value that the store should hold. ``detail``: why the record is missing or
+    unreadable, if that is known.
     """
 
     store: str
@@ -56,12 +57,12 @@ class Difference:
 
 @dataclass(slots=True)
 class StoreState:
-    """One record as one store holds it.
+    """One record as one store holds it, and as the store should hold it.
 
-    ``values``: its field values, or ``None`` if the store does not hold it. ``presence`` and
-    ``version``: those of its index entry, or ``None`` if it has none. ``versions``: the versions of
-    the fields that were patched since the last put. ``expected``: the field values that the store
-    should hold, or ``None`` if it should not hold the record.
+    ``values``: the field values in the store, or ``None`` if the store does not hold the record.
+    ``presence``, ``version``: from the index entry of the record, or ``None`` without an entry.
+    ``versions``: the versions of the fields that were patched since the last put. ``expected``: the
+    field values that the store should hold, or ``None`` if the store should not hold the record.
     """
 
     values: Mapping[str, Any] | None
@@ -76,8 +77,9 @@ class StoreState:
 class SideBySide:
     """One record in all stores that hold its type.
 
-    ``merged``: the field values of the winner, or ``None`` if the record is deleted or never
-    existed. ``version``: the greatest version in any store.
+    ``merged``: the winning field values, or ``None`` if the record is deleted or never existed.
+    ``version``: the greatest version of the record in any store, or ``None`` without one.
+    ``stores``: the state of the record in each store, by the name of the store.
     """
 
     type: str
@@ -88,17 +90,18 @@ class SideBySide:
 
     @property
     def differences(self) -> list[Difference]:
-        """All differences, store by store."""
+        """The differences of all stores, in the order of the stores."""
         return [found for state in self.stores.values() for found in state.differences]
 
 
 def look(
     registry: StoreRegistry, record_type: type[Record], keys: Sequence[str]
 ) -> list[SideBySide]:
-    """Return the records of these keys as each store holds them, in the order of ``keys``.
+    """Return the records with these keys as each store holds them, in the order of ``keys``.
 
-    A record that cannot be read is reported as unreadable. Raises ``ConfigError`` if no store holds
-    the type, and ``StoreUnavailableError``.
+    A record that cannot be read is reported as a difference (``Kind.UNREADABLE``). Raises
+    ``ConfigError`` if no store holds the type, and ``StoreUnavailableError`` if a store does not
+    answer.
     """
     name = record_type.__record__.name
     stores = holding(registry, name)
@@ -120,7 +123,11 @@ def look(
 
 
 class _Copy(NamedTuple):
-    """What was read of one record in one store; ``error``: why its row could not be read."""
+    """The result of reading one record in one store.
+
+    ``row``: the field values, or ``None`` if the store does not hold the record or the row could
+    not be read. ``error``: why the row could not be read.
+    """
 
     view: BoundView
     entry: Entry | None
@@ -129,7 +136,10 @@ class _Copy(NamedTuple):
 
     @property
     def state(self) -> State:
-        """The state for the merge. A row without an entry is older than every version."""
+        """The record as a ``State``, which can be merged with the states of other stores.
+
+        A row without an index entry gets a stamp that is older than every version.
+        """
         if self.entry is None:
             return State() if self.row is None else State(UNVERSIONED, values=dict(self.row))
         return State(
@@ -145,7 +155,10 @@ def holding(registry: StoreRegistry, type: str) -> list[Store]:
 
 
 def _read(accessor: Accessor[Any], store: Store, keys: Sequence[str]) -> dict[str, _Copy]:
-    """Read the index entry and the row of each record in one transaction."""
+    """Read the index entries and the rows of records in one transaction; return copies by key.
+
+    Finishes or undoes writes that a crash interrupted.
+    """
     name = accessor.type.name
     with store.index.transaction() as transaction:
         store.replicas[name].recover(transaction)
@@ -159,7 +172,7 @@ def _read(accessor: Accessor[Any], store: Store, keys: Sequence[str]) -> dict[st
 def _read_rows(
     accessor: Accessor[Any], keys: Sequence[str], transaction: IndexTransaction
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, EventSyncError]]:
-    """Return the rows by key, and the errors by key of the rows that could not be read."""
+    """Return the rows that could be read, by key, and the errors of the others, by key."""
     rows: dict[str, Mapping[str, Any]] = {}
     errors: dict[str, EventSyncError] = {}
     for part in isolate(keys, lambda part: accessor.read_rows(part, transaction)):
@@ -202,10 +215,10 @@ def _winner(
     states: Mapping[str, State],
     copies: Mapping[str, _Copy],
 ) -> dict[str, Any]:
-    """Return the field values of the winner.
+    """Return the winning field values of a record: the values with the greatest versions.
 
-    Stores with conversions may hold different forms of one value at the same version. The winner is
-    the form from which every other can be converted.
+    ``joined``: the merge of ``states``. Stores that convert a field may hold different forms of one
+    value with the same version. The form that converts to the forms in all other stores wins.
     """
     values = record_type.key_values(key)
     for name, declared in record_type.fields.items():
@@ -217,7 +230,7 @@ def _winner(
             for store, state in states.items()
             if name in state.values and state.version_of(name) == version
         ]
-        # Values of stores without a conversion first.
+        # Try the values of stores that do not convert this field first.
         candidates.sort(key=lambda candidate: name in candidate[0].convert)
         if candidates:
             exact = [
@@ -238,7 +251,11 @@ def _expected(view: BoundView, merged: Mapping[str, Any] | None) -> dict[str, An
 
 
 def _agrees(view: BoundView, name: str, held: Any, expected: Any) -> bool:
-    """Return whether ``held`` equals ``expected``, as it is or converted as the store does it."""
+    """Return whether a store with this view holds the value that it should hold.
+
+    True if ``held`` equals ``expected``, or equals ``expected`` after a round trip through the
+    conversion of the field ``name`` in this view.
+    """
     if same(held, expected):
         return True
     if name not in view.convert:

@@ -19,7 +19,7 @@ def test_no_project(bare: Cli) -> None:
     ("app", "said"),
     [
         ("workers", "write module:attribute"),
-        ("workers:nothing", "it has registry; write --app workers:registry"),
+        ("workers:nothing", "the module defines registry; write --app workers:registry"),
         ("workers:DATABASE", "is of type str, not a StoreRegistry"),
         ("nowhere:registry", "there is no module 'nowhere'"),
     ],

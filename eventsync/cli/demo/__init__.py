@@ -1,4 +1,4 @@
-"""``eventsync demo``: keeps three stores in sync while things go wrong, and counts every change."""
+"""``eventsync demo``: keeps three stores in sync in spite of failures, and counts every change."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def demo(
 ) -> None:
     """Watch three stores in sync: with edits on all sides, a killed worker and bad changes.
 
-    Creates a new folder with an SQLite database, a CSV file and JSON documents, which hold the
-    chemical elements, and runs their workers as processes with the embedded broker. Edits the
-    elements in several places at once, kills a worker while it is busy, sends changes that cannot
-    be applied, then compares all stores field by field and counts every change. The folder stays,
-    so that you can try more in it.
+    Creates a new folder with three stores of the chemical elements: an SQLite database, a CSV file
+    and JSON documents. Runs a worker process for each store, with the embedded broker. Edits the
+    elements in several stores at once, kills a worker while it is busy, and sends changes that
+    cannot be applied. Then compares all stores field by field and counts every change. The folder
+    stays, so that you can try more commands in it.
 
     Takes less than 30 seconds. The exit code is 1 if a change is lost or a store differs.
 
@@ -59,7 +59,10 @@ def demo(
 
 
 class _Narrator:
-    """Prints the steps of the demo as they happen; to standard error if ``quiet``."""
+    """Prints the steps of the demo as they happen.
+
+    ``quiet``: print on standard error, so that standard output has nothing but the result.
+    """
 
     def __init__(self, *, quiet: bool) -> None:
         self._err = quiet
@@ -72,7 +75,7 @@ class _Narrator:
         typer.secho(f"\n{self._chapter}. {title}", bold=True, err=self._err)
 
     def line(self, text: str, *, colour: str | None = None) -> None:
-        """Print one step, with the time."""
+        """Print one step, after the seconds since the start of the demo."""
         at = f"{time.monotonic() - self._started:5.1f} s  "
         say(at + text, indent=len(at), colour=colour, err=self._err)
 

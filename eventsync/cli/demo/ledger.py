@@ -1,4 +1,4 @@
-"""The count of every change of the demo: what was published, and its outcome at each store.
+"""The account of all changes of the demo: which were published, and their outcome at each store.
 
 The outcomes are read from the logs of the workers.
 """
@@ -15,7 +15,8 @@ from eventsync.engine.gate import Outcome
 
 __all__ = ["LedgerPublisher", "StoreTotals", "captured_in", "totals_of", "versions_in"]
 
-# The log events of each outcome. If a change has several, the first in this order counts.
+# By outcome: the log events that mean this outcome. If several outcomes are logged for a change at
+# one store, the first in this order counts.
 _OUTCOMES: Sequence[tuple[str, frozenset[str]]] = (
     ("applied", frozenset({Outcome.APPLIED, Outcome.PENDING})),
     ("superseded", frozenset({Outcome.SUPERSEDED, Outcome.STALE})),
@@ -26,12 +27,12 @@ _WORDS = (*(word for word, _ in _OUTCOMES), "lost")
 
 
 class LedgerPublisher:
-    """A publisher that passes everything on to a bus and remembers the envelopes."""
+    """A publisher that publishes over a bus and records the envelope of each encoded change."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self.envelopes: dict[str, bytes] = {}
-        """The encoded envelopes, by the version of their change."""
+        """The envelopes that were encoded, by the version of the change in hexadecimal digits."""
 
     def encode(self, change: Change) -> bytes:
         raw = self._bus.encode(change)
@@ -44,12 +45,13 @@ class LedgerPublisher:
 
 @dataclass(slots=True)
 class StoreTotals:
-    """What happened to the published changes at one store, and what the store holds.
+    """The outcomes of the published changes at one store, and the comparison of its records.
 
-    ``counts``: the number of changes by outcome. *Already there* are the store's own changes, and
-    those applied by a worker that was killed before it could log them. *Lost* are those that no
-    worker logged. ``again``: changes that were delivered more than once. ``foreign``: dead letters
-    that hold no change. ``records``, ``fields``, ``differing``: the result of the comparison.
+    ``counts``: the number of changes by outcome. A change is *already there* if the store itself
+    made it, or if a worker applied it and was killed before it could log that. A change is *lost*
+    if no worker logged an outcome. ``again``: how many deliveries were repetitions. ``foreign``:
+    the number of dead letters that hold no change. ``records``, ``fields``: how many the store
+    should hold. ``differing``: how many fields and records differ.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_WORDS, 0))
@@ -61,19 +63,23 @@ class StoreTotals:
 
 
 def versions_in(events: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Return the versions of all changes that workers have settled."""
+    """Return the versions, in hexadecimal digits, of all changes for which an outcome is logged."""
     return {event["version"] for event in events if _settles(event) and event.get("version")}
 
 
 def captured_in(events: Iterable[Mapping[str, Any]]) -> int:
-    """Return the number of foreign writes that workers have captured."""
+    """Return how many foreign writes the workers have captured, according to the log."""
     return sum(
         int(event["count"]) for event in events if event.get("event") == "captured foreign writes"
     )
 
 
 def totals_of(events: Iterable[Mapping[str, Any]], published: Iterable[str]) -> StoreTotals:
-    """Return the totals of one store, from the log events of its workers."""
+    """Return the totals of one store, without the comparison of its records.
+
+    ``events``: the log of the store's workers. ``published``: the versions of all published
+    changes, in hexadecimal digits.
+    """
     totals = StoreTotals()
     logged: dict[str, list[str]] = {version: [] for version in published}
     for event in events:

@@ -1,4 +1,4 @@
-"""Commands and workers as processes of their own, and the logs of workers."""
+"""Functions that run commands and workers as processes, and read the logs of workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ __all__ = ["Commands", "WorkerProcess", "read_log"]
 
 
 class Commands:
-    """Runs ``eventsync`` commands in a folder, with the installation that runs this code."""
+    """Runs ``eventsync`` commands and workers as processes in a folder.
+
+    The processes use the same installation of eventsync as this process, and the broker at the URL
+    ``broker``. They inherit no other ``EVENTSYNC_`` variable.
+    """
 
     def __init__(self, folder: Path, broker: str) -> None:
         self.folder = folder
@@ -27,7 +31,7 @@ class Commands:
         self._environment = {**kept, "PYTHONPATH": path, "EVENTSYNC_BROKER": broker}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+        """Run a command, wait for its end, and return its exit code and output."""
         return subprocess.run(
             self._line(arguments),
             cwd=self.folder,
@@ -38,9 +42,10 @@ class Commands:
         )
 
     def worker(self, store: str, **settings: str) -> WorkerProcess:
-        """Start a worker of ``store``, whose log is appended to ``logs/<store>.log``.
+        """Start a worker of ``store`` as a process, and return it.
 
-        ``settings``: its settings, by name.
+        The log of the worker is appended to ``logs/<store>.log``. ``settings``: settings of the
+        worker, by name, for example ``prefetch="1"``.
         """
         log = self.folder / "logs" / f"{store}.log"
         log.parent.mkdir(exist_ok=True)
@@ -61,7 +66,10 @@ class Commands:
 
 
 class WorkerProcess:
-    """A worker process. ``pid``: its process id."""
+    """A running worker of one store.
+
+    ``log``: the file to which the worker appends its log.
+    """
 
     def __init__(self, store: str, process: subprocess.Popen[bytes], log: Path) -> None:
         self.store = store
@@ -72,11 +80,11 @@ class WorkerProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the process has not ended."""
+        """Whether the process is alive."""
         return self._process.poll() is None
 
     def logged(self) -> Iterator[Mapping[str, Any]]:
-        """Yield the events that it has logged so far."""
+        """Yield the events that this process has logged so far."""
         return read_log(self._log, self._since)
 
     def freeze(self) -> None:
@@ -84,22 +92,25 @@ class WorkerProcess:
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let the process go on with SIGCONT."""
+        """Send SIGCONT, so that the stopped process continues."""
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End the process with SIGKILL."""
+        """End the process with SIGKILL, and wait for its end."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
     def terminate(self) -> None:
-        """Ask the worker to finish its work and exit; does not wait for it."""
+        """Send SIGTERM, so that the worker finishes its current work and exits.
+
+        Returns without waiting for the end.
+        """
         self._process.terminate()
 
     def wait(self, timeout: float) -> int:
-        """Wait for the process to end, at most ``timeout`` seconds, and return its exit code.
+        """Wait for the process to end, and return its exit code.
 
-        A process that does not end in time is killed.
+        ``timeout``: in seconds. A process that has not ended by then is killed.
         """
         try:
             return self._process.wait(timeout)
@@ -109,14 +120,17 @@ class WorkerProcess:
 
 
 def read_log(log: Path, since: int = 0) -> Iterator[Mapping[str, Any]]:
-    """Yield the events in a log of JSON lines, from the byte offset ``since`` on."""
+    """Yield the events in a log of JSON lines, from the byte offset ``since`` to the end.
+
+    A line that is not JSON becomes an event with the member ``torn``.
+    """
     with log.open("rb") as stream:
         stream.seek(since)
         for line in stream:
             try:
                 event = json.loads(line)
             except ValueError:
-                # The last line of a worker that was killed while it wrote, or not JSON.
+                # The worker was killed while it wrote this line, or the line is not a log event.
                 event = {"event": line.decode("utf-8", "replace").strip(), "torn": True}
             if isinstance(event, dict):
                 yield event

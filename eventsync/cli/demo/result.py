@@ -1,4 +1,4 @@
-"""The result of the demo: its numbers, for people and for scripts."""
+"""The result of the demo, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ __all__ = ["Result"]
 
 @dataclass(slots=True)
 class Result:
-    """The result of the demo.
+    """The result of the demo: what was published, what became of it, and what went wrong.
 
-    ``published``: the number of published changes. ``in_hand``: the messages that killed workers
-    had taken. ``problems``: what went wrong; none is expected.
+    ``published``: the number of published changes. ``stores``: the totals of each store, by name.
+    ``kills``: how many workers were killed. ``in_hand``: how many messages the killed workers had
+    taken and not settled. ``differing``: the number of differences between the stores. ``seconds``:
+    how long the demo took. ``problems``: a text for each expectation that was not met.
     """
 
     folder: Path
@@ -36,11 +38,11 @@ class Result:
         return sum(totals.foreign for totals in self.stores.values())
 
     def total(self, outcome: str) -> int:
-        """Return the number of changes with this outcome at all stores together."""
+        """Return how many changes had this outcome, summed over all stores."""
         return sum(totals.counts[outcome] for totals in self.stores.values())
 
     def summary(self) -> list[str]:
-        """Return the numbers in a few lines of text."""
+        """Return the result as sentences, each for one paragraph of output."""
         again = sum(totals.again for totals in self.stores.values())
         return [
             f"{self.published:,} changes published to {len(self.stores)} stores: "
@@ -57,7 +59,7 @@ class Result:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the result as JSON."""
+        """Return the result as a dict for ``json.dumps``."""
         return {
             "folder": str(self.folder),
             "published": self.published,

@@ -1,4 +1,4 @@
-"""The scenario of the demo: what happens, in which order, and what is expected at the end."""
+"""The scenario of the demo: its steps in order, and the expectations that it checks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BOTH_EDIT = range(21, 51)  # scandium to tin
 
 
 class Narrator(Protocol):
-    """The output of the demo while it runs."""
+    """The interface to which the scenario reports its steps while it runs."""
 
     def chapter(self, title: str) -> None:
         """Print the title of the next part."""
@@ -46,10 +46,10 @@ class Narrator(Protocol):
 
 
 def play(folder: Path, narrator: Narrator) -> Result:
-    """Play the whole scenario in ``folder``, which is empty, and return the result. Blocks.
+    """Play the whole scenario in the empty folder ``folder``, and return the result. Blocks.
 
-    The folder is the working directory meanwhile. Raises ``EventSyncError`` if an expected state is
-    not reached in time.
+    Changes the working directory to the folder until the end. ``narrator``: gets a text for each
+    step. Raises ``EventSyncError`` if the stores do not reach an expected state in time.
     """
     started = time.monotonic()
     write_files(files("eventsync.cli.demo").joinpath("folder"), folder)
@@ -69,7 +69,7 @@ def play(folder: Path, narrator: Narrator) -> Result:
 
 
 class _Scenario:
-    """The steps of the scenario, and the edits that they are made of."""
+    """The scenario: one method for each step, and methods for the edits in these steps."""
 
     def __init__(self, stage: Stage, narrator: Narrator, result: Result) -> None:
         self.stage = stage
@@ -169,7 +169,7 @@ class _Scenario:
 
     def kill_a_worker(self) -> None:
         self.tell.chapter("The workers start again, and one is killed while it is busy")
-        # With one message at a time, much is left to do when it is killed.
+        # This worker takes one message at a time, so that many messages wait when it is killed.
         self.stage.start_workers(site={"prefetch": "1", "batch": "1"})
         victim = self.stage.workers["site"]
         self.stage.await_that(
@@ -190,7 +190,10 @@ class _Scenario:
         self.tell.line("all queues are empty", colour="green")
 
     def caught_busy(self, victim: WorkerProcess) -> bool:
-        """Return whether the worker was frozen half-way; give it more work if it has none."""
+        """Freeze the worker if it is half-way through its work, and return whether it is.
+
+        If the queue of the worker is empty, make edits that give it more work.
+        """
         if self.stage.frozen_half_way(victim, _SHELF_ROUNDS):
             return True
         if not self.stage.bus.states(victim.store)["queue"].ready:
@@ -242,7 +245,7 @@ class _Scenario:
             result.problems.append(
                 f"{len(unknown)} changes applied that the demo did not publish, {captured} captured"
             )
-        # A worker publishes what it captures.
+        # The changes that a worker captured are published too.
         published |= unknown
         result.published = len(published)
         for name, events in logs.items():
@@ -260,7 +263,10 @@ class _Scenario:
             self.tell.line(f"{difference}", colour="red")
 
     def check(self, captured: int) -> None:
-        """Add a problem for each expectation that is not met."""
+        """Add a problem to the result for each expectation that is not met.
+
+        ``captured``: how many foreign writes the workers have captured.
+        """
         result = self.result
         expectations = [
             (not result.differing, f"{result.differing} differences between the stores"),
@@ -279,7 +285,7 @@ class _Scenario:
         return self.element.load({"mass": 0, **values}, partial=True)
 
     def move_shelves(self) -> None:
-        """Edit every element in the lab once."""
+        """Move every element in the store ``lab`` to another shelf."""
         self.moves += 1
         elements = list(self.registry["lab"].find(self.element))
         for element in elements:

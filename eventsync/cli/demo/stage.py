@@ -1,4 +1,4 @@
-"""The stores and workers of the demo, with functions that wait for them."""
+"""The stores and worker processes of the demo, and functions that wait for a state of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ _GRACE = 10.0
 
 
 class Stage:
-    """The opened stores of ``folder``, which count their edits, and their worker processes."""
+    """The stores in ``folder``, opened, and the worker processes of these stores.
+
+    ``publisher`` records the changes that are made through the stores. ``broker``: the URL of the
+    broker for the workers.
+    """
 
     def __init__(self, deployment: Deployment, folder: Path, broker: str) -> None:
         self.bus = deployment.bus
@@ -33,16 +37,17 @@ class Stage:
         deployment.declare()
         self.workers: dict[str, WorkerProcess] = {}
         self.failed: list[str] = []
-        """The errors of stopped workers."""
+        """A text for each worker that did not end with exit code 0 when it was stopped."""
         self._commands = Commands(folder, broker)
         self._logs = folder / "logs"
 
     # -- workers -----------------------------------------------------------------------------------
 
     def start_workers(self, *names: str, **settings: dict[str, str]) -> None:
-        """Start the workers of these stores, by default of all; wait until they have started.
+        """Start a worker for each named store, by default for all, and wait for their start.
 
-        ``settings``: the settings of the workers, by store and name.
+        ``settings``: for each store, the settings of its worker by name. Raises ``EventSyncError``
+        if a worker ends, or has not started in 60 seconds.
         """
         for name in names or self.registry.stores:
             self.workers[name] = self._commands.worker(name, **settings.get(name, {}))
@@ -51,7 +56,7 @@ class Stage:
             self.await_that(partial(_has_started, worker), f"the worker of {name} has started")
 
     def stop_workers(self) -> None:
-        """Stop all workers; each finishes its work first."""
+        """Stop all workers, after each has finished its current work, and wait for their end."""
         stopping = list(self.workers.values())
         self.workers.clear()
         for worker in stopping:
@@ -62,10 +67,10 @@ class Stage:
                 self.failed.append(f"the worker of {worker.store} ended with exit code {code}")
 
     def frozen_half_way(self, worker: WorkerProcess, most: int) -> bool:
-        """Freeze a worker and return whether it is half-way; if not, let it go on.
+        """Freeze a worker, and return whether it is half-way through its work.
 
-        Half-way means that it has settled a change, has messages in hand, and between 1 and
-        ``most`` messages wait.
+        If it is not, let it continue. A worker is half-way if it has settled a change, has messages
+        in hand, and has between 1 and ``most`` messages waiting in its queue.
         """
         worker.freeze()
         state = self.bus.states(worker.store)["queue"]
@@ -79,7 +84,10 @@ class Stage:
         return False
 
     def run_json(self, *arguments: str) -> Any:
-        """Run a command with ``--json`` and return its output. Raises ``EventSyncError``."""
+        """Run a command with ``--json``, and return the decoded output.
+
+        Raises ``EventSyncError`` if the command fails.
+        """
         done = self._commands.run(*arguments, "--json")
         if done.returncode:
             raise EventSyncError(
@@ -91,16 +99,19 @@ class Stage:
     # -- waiting -----------------------------------------------------------------------------------
 
     def waiting(self) -> str:
-        """Return the number of waiting messages of each queue, for people."""
+        """Return a text with the number of waiting messages in the queue of each store."""
         ready = {s.name: self.bus.states(s.name)["queue"].ready for s in self.registry}
         return ", ".join(f"{name} {plural(count, 'message')}" for name, count in ready.items())
 
     def await_quiet(self) -> None:
-        """Wait until all changes are applied. Raises ``EventSyncError`` after a timeout."""
+        """Wait until all changes are applied in all stores.
+
+        Raises ``EventSyncError`` if that takes longer than 60 seconds.
+        """
         self.await_that(self.quiet, "all queues are empty")
 
     def quiet(self) -> bool:
-        """Return whether no change waits, is held, pending or unpublished."""
+        """Return whether all queues and outboxes are empty, and no change is held or pending."""
         for store in self.registry:
             states = self.bus.states(store.name)
             if states["queue"].ready or states["queue"].leased or states["held"].ready:
@@ -110,22 +121,23 @@ class Stage:
         return True
 
     def await_that(self, is_so: Callable[[], bool], what: str, *, every: float = _POLL) -> None:
-        """Wait until ``is_so()``. Raises ``EventSyncError`` after a timeout, or if a worker ends.
+        """Wait until ``is_so()`` returns true.
 
-        ``what``: the expected state, for the error.
+        ``what``: the expected state, for the error. ``every``: the seconds between two calls.
+        Raises ``EventSyncError`` after 60 seconds, or if a worker ends.
         """
         deadline = time.monotonic() + _TIMEOUT
         while not is_so():
             if time.monotonic() > deadline:
                 raise EventSyncError(
-                    f"waited {_TIMEOUT:g} seconds in vain for this: {what}",
-                    hint=f"see the logs of the workers in {self._logs}",
+                    f"after {_TIMEOUT:g} seconds this is not yet so: {what}",
+                    hint=f"read the logs of the workers in {self._logs}",
                 )
             for worker in self.workers.values():
                 if not worker.running:
                     raise EventSyncError(
                         f"the worker of {worker.store} has ended unexpectedly",
-                        hint=f"see {self._logs / worker.store}.log",
+                        hint=f"read the log {self._logs / worker.store}.log",
                     )
             time.sleep(every)
 

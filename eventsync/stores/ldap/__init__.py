@@ -1,4 +1,4 @@
-"""Records as the entries of an LDAP directory, with a version index beside it."""
+"""Records as the entries of an LDAP directory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The accessor of records that are entries of an LDAP directory.
 
-A directory has no transactions and no place for versions, so the versions are in an index beside
-it.
+A directory has no transactions and no place for versions, so the store keeps the versions in a
+version index outside the directory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STATE: Final = "entryCSN"
 
 
 def escaped(value: str) -> str:
-    """Return a value in the form that a distinguished name requires (RFC 4514)."""
+    """Return a value with escapes, so that a distinguished name can contain it (RFC 4514)."""
     return "".join(
         sign if sign in _SAFE else "".join(f"\\{byte:02x}" for byte in sign.encode())
         for sign in value
@@ -39,19 +39,20 @@ def escaped(value: str) -> str:
 class LdapAccessor(Accessor[R]):
     """Records of one type as the entries of a directory.
 
-    ``url``: ``ldap://host`` or ``ldaps://host``. ``dn``: the distinguished name of an entry, with
-    the key fields in braces, as in ``uid={uid},ou=people,dc=example,dc=org``; the parent entry must
-    exist. ``object_classes``: the classes of a new entry; ``find`` returns entries of the first
-    one. ``user``, ``password``: the credentials of the bind; without them it is anonymous. ``tls``:
-    ``"starttls"`` to encrypt an ``ldap://`` connection before the password is sent; certificates
-    are checked against those in ``ca_file`` or those of the system. ``referrals``: follow referrals
-    to other servers, with the same password. ``timeout``: for connecting and for each answer, in
-    seconds. ``page``: how many entries one request asks for.
+    ``url``: ``ldap://host`` or ``ldaps://host``. ``dn``: the pattern of the distinguished name of
+    an entry, with the key fields in braces, for example ``uid={uid},ou=people,dc=example,dc=org``.
+    The parent entry must exist. ``object_classes``: the object classes of a new entry; ``find``
+    returns the entries of the first class. ``user``, ``password``: the credentials for the bind;
+    without them, the bind is anonymous. ``tls``: pass ``"starttls"`` to encrypt an ``ldap://``
+    connection before the password is sent. ``ca_file``: the certificates to trust instead of those
+    of the system. ``referrals``: follow referrals to other servers, and send them the same
+    password. ``timeout``: the seconds to wait for a connection and for each answer. ``page``: how
+    many entries one request asks for.
 
-    A list of scalars is an attribute with several values. A directory keeps them as a set: the
-    order may change, and a list that holds a value twice is refused. An empty list is stored as the
-    absence of the attribute, and so is an empty text in a field that is not optional. Attributes
-    that the view does not name stay as they are.
+    A list of scalars is stored as an attribute with several values. A directory treats these values
+    as a set: their order may change, and a list that holds a value twice is rejected. An empty list
+    is stored as the absence of the attribute. An empty text in a field that is not optional is
+    stored in the same way. Attributes that the view does not name stay as they are.
 
     The store needs a version index: ``Store(..., index=FileIndex(...))``.
     """
@@ -199,7 +200,7 @@ class LdapAccessor(Accessor[R]):
             self._directory.delete(self.dn_of(key))
 
     def record_to_data(self, record: R) -> dict[str, list[bytes]]:
-        """Return the values of each attribute as a list; an empty list means no attribute."""
+        """Return the list of values of each attribute. An empty list stands for no attribute."""
         return self._attributes.encode(super().record_to_data(record))
 
     def data_to_record(self, data: Any) -> R:

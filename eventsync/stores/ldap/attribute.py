@@ -1,7 +1,7 @@
 """The conversion between field values and the attribute values of a directory.
 
-The syntaxes are those of RFC 4517: ``TRUE``, decimal integers, generalized time. A value without a
-syntax there is text, in the form that file stores use.
+Booleans, integers and times with a zone have the syntaxes of RFC 4517: ``TRUE``, decimal digits,
+generalized time. Other values are written as text, as in the file stores.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _TIME: Final = re.compile(
 
 
 class Attributes:
-    """The attributes of one view of a record type. Immutable, thread-safe.
+    """Converts the field values of one view to the attributes of an entry, and back.
 
-    The values of an attribute are a list; an empty list means that the attribute is absent.
+    An attribute is a list of values. An empty list stands for an absent attribute. Immutable,
+    thread-safe.
     """
 
     def __init__(self, view: BoundView) -> None:
@@ -40,7 +41,10 @@ class Attributes:
         self._converted = {view.names[name] for name in view.convert}
 
     def encode(self, stored: Mapping[str, Any]) -> dict[str, list[bytes]]:
-        """Return the attributes for the result of ``View.to_store``. Raises ``RejectedError``."""
+        """Return the attributes for field values as ``View.to_store`` returns them.
+
+        Raises ``RejectedError`` if an attribute cannot hold a value.
+        """
         return {name: self._encoded(name, value) for name, value in stored.items()}
 
     def _encoded(self, name: str, value: Any) -> list[bytes]:
@@ -78,7 +82,11 @@ class Attributes:
         return values
 
     def _has_value(self, name: str, data: Mapping[str, Any]) -> bool:
-        """Return whether the attributes, or the absence of one, say what this field is."""
+        """Return whether the attributes of an entry determine the value of a field.
+
+        ``name``: the attribute of the field. If the attribute is absent, a list or text that is not
+        optional is empty, and an optional field with a conversion is ``None``.
+        """
         field = self._fields[name]
         if data.get(name):
             return True
@@ -110,7 +118,10 @@ class Attributes:
             raise field.error(values[0], f"{field.expected} as JSON") from None
 
     def decode(self, data: Mapping[str, list[bytes]]) -> dict[str, Any]:
-        """Return the argument of ``View.to_record`` for an entry. Raises ``RecordError``."""
+        """Return the field values of an entry, in the form that ``View.to_record`` takes.
+
+        Raises ``RecordError`` if the attributes cannot be converted to the fields.
+        """
         return {
             name: self._decoded(name, data.get(name) or [])
             for name in self._fields
@@ -119,7 +130,10 @@ class Attributes:
 
 
 def _element_type(field: Field) -> Any:
-    """Return the type of a list's elements if each can be an attribute value, else ``None``."""
+    """Return the type of the elements of a list field, if an attribute value can hold an element.
+
+    Returns ``None`` if it cannot.
+    """
     arguments = getattr(field.annotation, "__args__", ())
     return arguments[0] if arguments and arguments[0] in _SCALARS else None
 
@@ -128,7 +142,7 @@ _SCALARS: Final = frozenset({*CODERS, float})
 
 
 def written(value: Any) -> bytes:
-    """Return a scalar as an attribute value. Raises ``TypeError``."""
+    """Return a scalar as an attribute value. Raises ``TypeError`` if it is not a scalar."""
     kind = type(value)
     if kind is bytes:
         return bytes(value)
@@ -151,7 +165,7 @@ def written(value: Any) -> bytes:
 
 
 def read(kind: Any, value: bytes) -> Any:
-    """Return an attribute value in the form that a field of type ``kind`` converts."""
+    """Return an attribute value in a form that can be coerced to a field of type ``kind``."""
     if kind is dt.datetime:
         match = _TIME.fullmatch(value)
         if match is not None:
@@ -160,7 +174,7 @@ def read(kind: Any, value: bytes) -> Any:
 
 
 def _moment(match: re.Match[bytes]) -> str:
-    """Return a generalized time (RFC 4517) in ISO 8601."""
+    """Return a generalized time (RFC 4517) in ISO 8601. ``match``: a match of ``_TIME``."""
     year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
     zone = match[8].decode().replace("Z", "+0000")
     text = f"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}"

@@ -1,4 +1,4 @@
-"""The LDAP client: connections to a directory server, requests, and the mapping of its errors."""
+"""The LDAP client: connections to a directory server, requests, and the mapping of errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ except ImportError as error:  # pragma: no cover - the message is all there is t
 __all__ = ["ALREADY_EXISTS", "ASSERTION_FAILED", "NO_SUCH_OBJECT", "Directory", "Found"]
 
 Found: TypeAlias = dict[str, list[bytes]]
-"""The attributes of an entry."""
+"""The attributes of an entry: lists of values by name."""
 
 NO_SUCH_OBJECT: Final = 32
 ALREADY_EXISTS: Final = 68
@@ -38,9 +38,10 @@ _PAGED: Final = "1.2.840.113556.1.4.319"  # RFC 2696
 
 
 class Directory:
-    """A directory server, connected on first use, with one connection per thread. Thread-safe.
+    """A directory server. Each thread gets a connection at its first request. Thread-safe.
 
-    Each request is idempotent. A request that finds its connection closed is sent again.
+    Each request is idempotent. If the connection of a request turns out to be closed, the request
+    is sent again over a new connection.
     """
 
     def __init__(
@@ -86,8 +87,12 @@ class Directory:
     def entries(
         self, base: str, object_class: str, attributes: Sequence[str], *, deep: bool
     ) -> Iterator[Found]:
-        """Yield all entries of a class below ``base``, at any depth if ``deep``. Reads by pages."""
-        # A server keeps one position in a paged list per connection, so this list has its own.
+        """Yield these attributes of all entries of a class below ``base``, read page by page.
+
+        ``deep``: at any depth; otherwise only the direct children of ``base``.
+        """
+        # A server keeps one position in a paged list per connection, so open a connection for this
+        # list.
         connection = self._connect()
         cookie: bytes | None = None
         try:
@@ -111,17 +116,17 @@ class Directory:
             _close(connection)
 
     def add(self, dn: str, classes: list[str], attributes: Mapping[str, list[bytes]]) -> bool:
-        """Add an entry. Return false if an entry with this name exists."""
+        """Add an entry. Return false, and change nothing, if there is an entry with this name."""
         code = self._do(lambda c: c.add(dn, classes, dict(attributes)), dn, (ALREADY_EXISTS,))
         return code != ALREADY_EXISTS
 
     def replace(
         self, dn: str, attributes: Mapping[str, list[bytes]], only_if: tuple[str, bytes] | None
     ) -> bool:
-        """Replace the values of some attributes of an entry.
+        """Replace all values of the given attributes of an entry, and return true.
 
-        ``only_if``: an attribute and the value that it must have. Return false, and change nothing,
-        if it has another.
+        ``only_if``: the name of an attribute and the value that it must have now. If it has another
+        value, return false and change nothing.
         """
         changes = {name: [(ldap3.MODIFY_REPLACE, values)] for name, values in attributes.items()}
         controls = [(_ASSERTION, True, _equals(*only_if))] if only_if else None
@@ -140,7 +145,7 @@ class Directory:
         return self._asserts
 
     def close(self) -> None:
-        """Close the connection of this thread. Idempotent; the next request opens a new one."""
+        """Close the connection of this thread. Idempotent. The next request opens a connection."""
         process, connection = self._local.__dict__.pop("connection", (None, None))
         if process == os.getpid():
             _close(connection)
@@ -161,13 +166,13 @@ class Directory:
                 self.close()
                 if fresh:
                     raise
-                # The server has closed an idle connection, or was restarted.
+                # The server closed the idle connection, or was restarted. Try again once.
                 _, result, response, _ = call(self._connection()[0])
         self._check(result, dn, allow)
         return result, _entries_in(response)
 
     def _connection(self) -> tuple[Any, bool]:
-        """Return the connection of this thread, and whether it is a new one."""
+        """Return the connection of this thread, and whether this call has opened it."""
         process, connection = self._local.__dict__.get("connection", (None, None))
         if process == os.getpid():
             return connection, False
@@ -189,7 +194,7 @@ class Directory:
                 authentication=ldap3.SIMPLE if user else ldap3.ANONYMOUS,
                 client_strategy=ldap3.SAFE_SYNC,
                 auto_referrals=self._referrals,
-                receive_timeout=math.ceil(self._timeout),  # it takes whole seconds
+                receive_timeout=math.ceil(self._timeout),  # ldap3 accepts only whole seconds
                 check_names=False,
                 return_empty_attributes=False,
             )
@@ -226,7 +231,10 @@ class Directory:
 
     @contextmanager
     def _errors(self, dn: str) -> Iterator[None]:
-        """Turn the errors of ldap3 into errors of eventsync. None of them shows the password."""
+        """Raise errors of eventsync in place of the errors of ldap3 in the ``with`` block.
+
+        No error shows the password. ``dn``: what the request is about, for the error.
+        """
         try:
             yield
         except (exceptions.LDAPStartTLSError, exceptions.LDAPSSLConfigurationError) as error:
@@ -243,7 +251,7 @@ class Directory:
 
 
 def _entries_in(response: Iterable[Mapping[str, Any]] | None) -> list[Found]:
-    # A result of another type is a referral to another server.
+    # An item of another type is a referral to another server; leave it out.
     return [
         {name: list(values) for name, values in entry["raw_attributes"].items()}
         for entry in response or ()
@@ -263,6 +271,9 @@ def _close(connection: Any) -> None:
 
 
 def _equals(name: str, value: bytes) -> bytes:
-    """Return the filter ``(name=value)`` for an assertion control: an ``equalityMatch`` in BER."""
+    """Return the filter ``(name=value)`` for an assertion control (RFC 4528).
+
+    The filter is an ``equalityMatch`` in BER encoding.
+    """
     inner = b"".join(b"\x04" + bytes([len(part)]) + part for part in (name.encode(), value))
     return b"\xa3" + bytes([len(inner)]) + inner

@@ -1,6 +1,7 @@
 """Issue trackers as stores, and the record types that all of them share.
 
-Each tracker is a package here, built on the REST store. They need the extra ``rest``.
+Each tracker has a package here that builds on the REST store (``eventsync.stores.rest``). These
+packages need the extra ``rest``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Markers: the key of a record in an HTML comment at the end of a text.
+"""Markers: HTML comments at the end of a text in a tracker that hold the key of a record.
 
-An example is ``<!-- eventsync:Issue:A-1 -->``. A tracker does not show it to readers.
+An example is ``<!-- eventsync:Issue:A%2D1 -->`` for the key ``A-1``. Most trackers do not show the
+comment to readers.
 """
 
 from __future__ import annotations
@@ -25,21 +26,25 @@ _MARKER: Final = re.compile(
 
 
 def quoted(key: str) -> str:
-    """Return a key with all characters escaped that could end a marker."""
+    """Return a key in percent-encoding, so that no character in it can end a marker."""
     return quote(key, safe="").replace("-", "%2D")
 
 
 def marked(text: str, type: str, key: str, *, deleted: bool = False) -> str:
-    """Return ``text`` with a marker at its end."""
+    """Return ``text`` with the marker of a record at its end.
+
+    ``type``: the name of the record type. ``deleted``: mark the record as deleted.
+    """
     suffix = " deleted" if deleted else ""
     gap = "\n\n" if text else ""
     return f"{text}{gap}<!-- eventsync:{type}:{quoted(key)}{suffix} -->"
 
 
 def unmarked(text: str, type: str) -> tuple[str, str | None, bool]:
-    """Return the text without its marker, the key, and whether the marker says ``deleted``.
+    """Return a text without its marker, the key in the marker, and whether it says ``deleted``.
 
-    A marker of another record type is a part of the text.
+    ``type``: the name of the record type. If the text has no marker of this type, the whole text,
+    ``None`` and ``False`` are returned.
     """
     found = _MARKER.search(text)
     if found is None or found[1] != type:
@@ -48,10 +53,13 @@ def unmarked(text: str, type: str) -> tuple[str, str | None, bool]:
 
 
 class MarkedAccessor(TrackerAccessor[R]):
-    """Records in objects with a marker at the end of one text: the field with ``marked=True``."""
+    """The base of accessors of objects that have their marker at the end of a text.
+
+    The text is the value of the field whose slot has ``marked=True``.
+    """
 
     def parts(self, data: Mapping[str, Any]) -> tuple[str, str | None, bool]:
-        """Return the text of an object, the key in its marker, and whether it says ``deleted``."""
+        """Return what ``unmarked`` returns for the marked text of an object."""
         return unmarked(at(data, self._marked.at) or "", self.type.name)
 
     def marker_in(self, data: dict[str, Any]) -> str | None:

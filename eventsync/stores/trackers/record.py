@@ -1,7 +1,7 @@
 """The record types that issue trackers share.
 
-No tracker holds all of these fields. You can use a record type of your own instead, with a view
-that renames its fields to these.
+No tracker can hold all of these fields. Instead of these record types you can use your own, with
+a view that renames your fields to the names here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Account", "Comment", "Group", "Issue", "Label", "Member", "Milestone
 
 
 class Account(Record, rule="field"):
-    """A user of the tracker. The id is the login name."""
+    """A user of the tracker. The id is the login name; in Jira, the account id."""
 
     id: str = Field(key=True)
     name: str = ""
@@ -46,7 +46,7 @@ class Project(Record, rule="field"):
 
 
 class Label(Record, rule="field"):
-    """A label of issues. The id is its text."""
+    """A label of issues. The id is the text of the label."""
 
     id: str = Field(key=True)
     color: str = ""

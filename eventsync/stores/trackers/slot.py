@@ -1,4 +1,4 @@
-"""The slot: the mapping of one record field to its place in the JSON objects of a tracker."""
+"""The slot: where the JSON objects of a tracker hold a record field, and how it is converted."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def _same(value: Any) -> Any:
 class Slot:
     """The place of one field in the JSON objects of a tracker, and the conversion of its value.
 
-    ``at``: the path where the value is read, as in ``fields.status.name``. ``to``: the path where
-    it is written, if that is another; empty for a field that is only read. ``read``, ``write``:
-    convert the JSON value, which may be ``None``. ``words``: the allowed values of the record, each
-    with the value of the tracker; another value is rejected. ``of``: the name of the record type
-    that the field refers to.
+    ``at``: the path from which the value is read, for example ``fields.status.name``. ``to``: the
+    path to which the value is written; ``None``: the path ``at``; empty: the value is not written.
+    ``read``: converts a JSON value to the value of the field; ``write``: the reverse. Each may get
+    ``None``. ``words``: by value of the field, the value in the tracker; any other value of the
+    field is rejected. ``of``: the name of the record type to which the field refers.
 
     ``new``: the value that a new object always has; another value is written in a second request.
     ``fixed``: the reason why the field cannot be changed. ``kept``: the reason why its value cannot
@@ -42,17 +42,17 @@ class Slot:
 
     @property
     def target(self) -> str:
-        """The path in the body of a request; empty if the field is only read."""
+        """The path of the value in a request body; empty if the value is not written."""
         return self.at if self.to is None else self.to
 
 
 def text(value: Any) -> str:
-    """Return a text, also if the tracker returns null for an empty one."""
+    """Return a value as text, and the empty text for ``None``."""
     return "" if value is None else str(value)
 
 
 def day(value: Any) -> str | None:
-    """Return the day of a time or date in ISO 8601."""
+    """Return the date part of an ISO 8601 date or time; ``None`` for an empty value."""
     return str(value)[:10] if value else None
 
 

@@ -1,4 +1,4 @@
-"""The base of all tracker accessors: tables of slots, references to records, refused operations."""
+"""The base class of all tracker accessors, with slots, references and refused operations."""
 
 from __future__ import annotations
 
@@ -27,29 +27,36 @@ class TrackerAccessor(RestAccessor[R]):
 
     ``base``: what replaces the ``.`` of paths in ``where`` that begin with ``./``.
 
-    A tracker has a subclass for each record type: class attributes hold the table, and methods are
-    overridden only where the tracker differs. A reference to a record of a type in ``named`` is a
-    name in the tracker too, such as a login name. This name is the key of the record, unless the
-    identity map has another. Other references are ids that the tracker assigns.
+    A tracker has a subclass for each record type. Its class attributes hold the table, and it
+    overrides methods only where the tracker differs. If a field refers to a record of a type in
+    ``named``, the tracker holds a name in this place, such as a login name. The name is the key of
+    the record, unless the identity map has another name for this key. In other references, the
+    tracker holds an id that it has assigned.
     """
 
     alters: ClassVar[bool] = False
     tracker: ClassVar[str]
-    """The name of the tracker, for messages."""
+    """The name of the tracker, for error messages."""
     shape: ClassVar[type[Record]]
-    """The record type whose field names the table uses. Another type needs a view that renames."""
+    """The record type whose field names the table uses.
+
+    To use another record type, pass a view that renames its fields to these names."""
     where: ClassVar[Resource]
-    """The paths of the objects. Key fields in them have the names that they have in ``shape``."""
+    """The paths of the objects in the REST API. They contain the key fields as ``shape`` names
+    them.
+    """
     keys: ClassVar[tuple[Slot, ...]] = ()
-    """The slots of the key fields, in order. Empty if the tracker assigns ids."""
+    """The slots of the key fields, in order. Empty if the tracker assigns ids to the objects."""
     slots: ClassVar[Mapping[str, Slot]] = {}
-    """The slots of the other fields, by name. The default view omits fields without a slot."""
+    """The slots of the fields outside the key, by name. The default view omits all other fields."""
     refuses: ClassVar[Mapping[str, str]] = {}
-    """The reason why the tracker cannot ``create``, ``modify`` or ``destroy`` such objects."""
+    """The operations that the tracker does not offer, each with the reason.
+
+    The operations are ``create``, ``modify`` and ``destroy``."""
     destroyer: ClassVar[str] = ""
-    """Who may delete such objects, if the right to write them is not enough."""
+    """Who may delete such objects, for an error. Empty if the right to write them is enough."""
     named: ClassVar[frozenset[str]] = frozenset({"Account", "Group", "Label", "Project"})
-    """The record types that the tracker knows by name instead of by an id."""
+    """The names of record types whose records the tracker identifies by a name, not by an id."""
 
     def __init__(
         self,
@@ -89,7 +96,9 @@ class TrackerAccessor(RestAccessor[R]):
             **self._keys,
             **{name: slot for name, slot in self.slots.items() if name in fields},
         }
-        """The slots of the fields in the view, by the view's names."""
+        """The slots of all fields in the view, also of the key, by the names that the view gives
+        them.
+        """
         self._types = {name: slot.of for name, slot in self.view_slots.items() if slot.of}
         for field, name in stored.items():
             target = getattr(self.type.fields[field].annotation, "__record__", None)
@@ -124,7 +133,10 @@ class TrackerAccessor(RestAccessor[R]):
         return self.send(key, found, self.fill(members, None))
 
     def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
-        """Send the body of a change, which holds the changed members only."""
+        """Send the request that changes an object, and return the answer.
+
+        ``found``: the object as it was read. ``body``: the changed members only.
+        """
         return self.sent(self.resource.update, self.known_path(key), body, if_match(found))
 
     def destroy(self, key: str, found: Object) -> None:
@@ -195,16 +207,17 @@ class TrackerAccessor(RestAccessor[R]):
         return other.type.name in self._types.values()
 
     def reference(self, name: str, value: str | None) -> str | None:
-        """Return the name or id, in the tracker, of the record that the field ``name`` refers to.
+        """Return the name or id that the tracker has for the record to which a field refers.
 
-        ``value``: the key of that record. Raises ``DependencyError`` if it is not in the tracker.
+        ``name``: the name of the field. ``value``: the key of the record, or ``None``, which is
+        returned as it is. Raises ``DependencyError`` if the tracker does not hold the record yet.
         """
         if value is None:
             return None
         key, named = join_key([value]), self.view_slots[name].of in self.named
         id = None if self.identity is None else self.identity.id_of(self._types[name], key)
         if id is None and self.identity is not None and not named:
-            # A key made from an id that the tracker assigned, of a record not captured yet.
+            # The record may not be captured yet; then its key is made from the id in the tracker.
             prefix = self.identity.minted("")
             id = key.removeprefix(prefix) if key.startswith(prefix) else None
         if id is None and named:
@@ -214,14 +227,20 @@ class TrackerAccessor(RestAccessor[R]):
         return id
 
     def missing(self, name: str, value: str) -> DependencyError:
-        """Return the error that a record refers to one that is not in the tracker yet."""
+        """Return the error for a reference to a record that is not in the tracker yet.
+
+        ``name``: the field with the reference. ``value``: the key of the missing record.
+        """
         return DependencyError(
             f"{self.type.name}.{name} refers to {self._types[name]} {value!r}, which is not in "
             f"{self.service.url} yet"
         )
 
     def referred(self, name: str, id: str) -> str | None:
-        """Return the key of the record with this id; the inverse of ``reference``."""
+        """Return the key of the record to which a field refers; the inverse of ``reference``.
+
+        ``name``: the name of the field. ``id``: the name or id in the tracker.
+        """
         key = None if self.identity is None else self.identity.key_of(self._types[name], id)
         if key is not None:
             return split_key(key)[0]
@@ -230,5 +249,5 @@ class TrackerAccessor(RestAccessor[R]):
 
 
 def sorted_names(names: Iterable[Any]) -> list[str]:
-    """Return names without duplicates, sorted, because trackers keep them as a set."""
+    """Return the names sorted and without duplicates, because trackers do not keep their order."""
     return sorted({str(name) for name in names})

@@ -1,7 +1,7 @@
 """The conformance suite for issue trackers.
 
-Extend ``TrackerContract`` to test a tracker store of your own. It needs the extras ``testing`` and
-``rest``.
+Extend ``TrackerContract`` to test a tracker store of your own. This package needs the extras
+``testing`` and ``rest``.
 """
 
 from __future__ import annotations

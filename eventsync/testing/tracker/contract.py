@@ -1,4 +1,4 @@
-"""The conformance suite for issue trackers: the tests."""
+"""The tests of the conformance suite for issue trackers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _NUMBERED: Final = frozenset({Milestone, Issue, Comment})
 class TrackerContract(TrackerHarness):
     """The tests that every store of an issue tracker must pass.
 
-    Extend this class in a test module, with a tracker or a simulation of one that is empty at the
-    beginning of each test. Define how a store is made, and how people use the tracker without
-    eventsync::
+    Extend this class in a test module. The tests need a tracker, or a simulation of one, that is
+    empty at the beginning of each test. Define how a store is made, and how people use the tracker
+    without eventsync (``TrackerHarness`` describes each method)::
 
         class TestHelpdesk(TrackerContract):
             name = "helpdesk"
@@ -54,14 +54,18 @@ class TrackerContract(TrackerHarness):
     """
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run the tests for each type in ``creates``, and with each failure in ``ways``."""
+        """Run each test with a parameter ``kind`` once for each record type in ``creates``.
+
+        A test with a parameter ``failure`` also runs once for each failure in ``ways``.
+        """
         if "failure" in metafunc.fixturenames:
             cases = [
                 pytest.param(kind, failure, skip, id=f"{kind.__name__}-{failure}-{skip}")
                 for kind in self.creates
                 for failure in self.ways
                 for skip in (0, 1)
-                # A record with a name of its own cannot be created twice, so one way is enough.
+                # A record that its name identifies cannot be created twice, so one failure is
+                # enough.
                 if kind in _NUMBERED or (failure == "unanswered" and not skip)
             ]
             metafunc.parametrize(("kind", "failure", "skip"), cases)
@@ -71,7 +75,10 @@ class TrackerContract(TrackerHarness):
     # -- our writes --------------------------------------------------------------------------------
 
     def test_round_trip(self, tracker: Store, kind: Kind) -> None:
-        """A record is added, found, changed, removed and added again, without captured edits."""
+        """A record can be added, found, changed, removed and added again.
+
+        None of these writes is captured as an edit.
+        """
         self.tour(tracker, kind)
         record, _ = self.made(tracker, kind)
         if "destroy" in self.refuses.get(kind, ()):
@@ -89,11 +96,14 @@ class TrackerContract(TrackerHarness):
             assert self.seen(tracker) == []
 
     def test_written_once(self, tmp_path: Path, kind: Kind, failure: Failure, skip: int) -> None:
-        """A record is created exactly once, even if a write, its answer or the process is lost."""
+        """A record is created only once, in spite of a lost request, lost answer or crash."""
         self.written_once(tmp_path, kind, failure, skip=skip)
 
     def written_once(self, folder: Path, kind: Kind, failure: Failure, *, skip: int) -> None:
-        """Run ``test_written_once`` for one failure, after ``skip`` writes that succeed."""
+        """Run ``test_written_once`` for one record type and one failure.
+
+        ``skip``: the number of writes that succeed before the failure.
+        """
         with self.opened(folder) as store:
             captured(store)
             self.prepare(store, kind)
@@ -110,7 +120,7 @@ class TrackerContract(TrackerHarness):
         else:
             raise AssertionError(
                 "the change was not applied in four attempts after a single failure: a retry must "
-                "find what the failed attempt left and go on from there"
+                "find what the failed attempt has written, and continue from there"
             )
         with self.opened(folder) as store:
             held = store[record]
@@ -136,7 +146,10 @@ class TrackerContract(TrackerHarness):
         assert [(c.key, c.data) for c in captured(tracker)] == [("K", {"status": "closed"})]
 
     def test_what_comes_too_early(self, tracker: Store) -> None:
-        """A record is held until the records that it refers to exist, or come in the same batch."""
+        """A record is held while a record to which it refers does not exist.
+
+        It is applied if the other record is in the same batch.
+        """
         issue = Issue(id="K", title="t")
         late: list[Record] = []
         if Milestone in self.creates:
@@ -158,7 +171,7 @@ class TrackerContract(TrackerHarness):
         assert self.seen(tracker) == []
 
     def test_who_comes_too_early(self, tracker: Store) -> None:
-        """An issue is held until its assignee exists, and a member until group and account do."""
+        """An issue is held until its assignee exists, a member until group and account exist."""
         early: list[Record] = []
         if self.nobody is not None:
             issue = Issue(id="L", title="t")
@@ -175,7 +188,7 @@ class TrackerContract(TrackerHarness):
         assert captured(tracker) == []
 
     def test_what_is_rejected(self, tracker: Store) -> None:
-        """A record that the tracker cannot take is rejected, with the reason."""
+        """A record that the tracker cannot hold is rejected, with the reason."""
         before = self.count()
         blocked = Issue(id="K", title="t", status="blocked"), "no status 'blocked'"
         for record, reason in [blocked, *self.rejects]:
@@ -194,7 +207,10 @@ class TrackerContract(TrackerHarness):
             tracker.update(comment)
 
     def test_dates_of_milestones(self, tracker: Store) -> None:
-        """Removing the date of a milestone works or is rejected."""
+        """The date of a milestone can be removed, or the removal is rejected.
+
+        It must be rejected if the tracker cannot remove the date.
+        """
         if Milestone not in self.creates:
             pytest.skip("there are no milestones")
         tracker.add(Milestone(id="M", title="m", due=dt.date(2026, 1, 1)))
@@ -262,7 +278,7 @@ class TrackerContract(TrackerHarness):
         assert self.seen(tracker) == []
 
     def test_deleted_there(self, tracker: Store) -> None:
-        """An issue that is gone from the tracker is captured as deleted."""
+        """An issue that was deleted in the tracker is captured as a delete."""
         issue = self.opens(title="Theirs")
         captured(tracker)
         self.deletes(issue)
@@ -272,7 +288,7 @@ class TrackerContract(TrackerHarness):
         assert self.seen(tracker) == []
 
     def test_more_than_a_page(self, tracker: Store) -> None:
-        """All issues are found, even if the list has several pages."""
+        """All issues are found, even if the tracker lists them in several pages."""
         accessor = tracker.accessor(Issue)
         assert isinstance(accessor, TrackerAccessor)
         pages: Any = accessor.resource.pages
@@ -288,7 +304,7 @@ class TrackerContract(TrackerHarness):
 
     @pytest.mark.parametrize("status", [429, 503])
     def test_quota(self, tracker: Store, status: int) -> None:
-        """After an answer with ``Retry-After``, no request is sent before that time."""
+        """After an answer with ``Retry-After``, no request is sent until that time has passed."""
         self.line.answers.append(Answer(status, {"retry-after": "60"}, b"", "quota"))
         with pytest.raises(StoreUnavailableError) as caught:
             list(tracker.find(Issue))
@@ -297,7 +313,10 @@ class TrackerContract(TrackerHarness):
             list(tracker.find(Issue))
 
     def test_secret(self, tmp_path: Path) -> None:
-        """A refused secret raises a retryable error with a hint, and no text shows the secret."""
+        """A refused secret raises a retryable error with a hint.
+
+        Neither the error nor the ``repr`` of the accessor shows the secret.
+        """
         with self.store(tmp_path, "hush-hush") as store:
             with pytest.raises(StoreUnavailableError, match=self.hint) as caught:
                 store.accessor(Issue).ping()

@@ -1,4 +1,4 @@
-"""The base of the suite for issue trackers: what authors define, and the records of the tests."""
+"""The base class of the suite for issue trackers, and the records of its tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["Kind", "TrackerHarness", "captured"]
 
 Kind = type[Record]
 
-# By record type: the fields of a record, and then the fields that each later step changes.
+# By record type: the field values of the test record, then the values that each later step changes.
 _RECORDS: Final[Mapping[Kind, Sequence[Mapping[str, Any]]]] = {
     Account: (
         {"id": "zoe", "name": "Zoe", "address": "zoe@example.org"},
@@ -74,7 +74,7 @@ _RECORDS: Final[Mapping[Kind, Sequence[Mapping[str, Any]]]] = {
     ),
     Comment: ({"id": "C1", "issue": "K1", "body": "Indeed"}, {"body": "No"}),
 }
-# By record type: the types whose records must exist before.
+# By record type: the types to which its test record refers, whose records must exist first.
 _NEEDS: Final[Mapping[Kind, Sequence[Kind]]] = {
     Member: (Account, Group),
     Project: (Group,),
@@ -84,20 +84,25 @@ _NEEDS: Final[Mapping[Kind, Sequence[Kind]]] = {
 
 
 class TrackerHarness:
-    """What the author of a tracker store defines; see ``TrackerContract``."""
+    """The base class of ``TrackerContract``: attributes and methods for the author to define.
+
+    The methods without underscore after ``brought`` are helpers for the tests.
+    """
 
     name: ClassVar[str]
-    """The name of the identity map. The keys of records that others create begin with it."""
+    """The name of the identity map. The keys of records that people create begin with this name."""
     creates: ClassVar[tuple[Kind, ...]]
-    """The record types that can be created. A type comes after the types that it refers to."""
+    """The record types whose records can be created. A type comes after the types it refers to."""
     odd: ClassVar[Mapping[Kind, Sequence[Mapping[str, Any]]]] = {}
-    """By type, field values that replace those of the suite: for the record, then for each step."""
-    refuses: ClassVar[Mapping[Kind, Mapping[str, str]]] = {}
-    """By type, the operations that the tracker does not offer, each with a pattern of the reason.
+    """By type, field values that replace those of the test record, then those of each later step.
 
-    The operations are ``create``, ``modify`` and ``destroy``."""
+    Set them where the tracker does not take the values of the suite."""
+    refuses: ClassVar[Mapping[Kind, Mapping[str, str]]] = {}
+    """By type, the operations that the tracker does not offer: ``create``, ``modify``, ``destroy``.
+
+    The value of an operation is a regular expression for the reason in the error."""
     unique: ClassVar[tuple[Kind, ...]] = ()
-    """The types whose records cannot be created again after they were removed."""
+    """The types whose records cannot be created again after a removal."""
     nobody: ClassVar[str | None] = None
     """The key of an account that does not exist, if an issue is held until its assignee exists."""
     refused: ClassVar[Sequence[tuple[Record, str]]]
@@ -105,7 +110,8 @@ class TrackerHarness:
 
     Include an issue without a title."""
     rejects: ClassVar[Sequence[tuple[Record, str]]] = ()
-    """Records that are rejected before a request is sent, each with a pattern of the reason."""
+    """Records that the store rejects without a write request, each with a regular expression for
+    the reason."""
     keeps_due: ClassVar[str] = ""
     """A pattern of the reason why the date of a milestone cannot be removed, if it cannot."""
     since: ClassVar[str]
@@ -115,26 +121,26 @@ class TrackerHarness:
     hint: ClassVar[str]
     """A pattern of the hint in the error for refused credentials."""
     ways: ClassVar[Sequence[Failure]] = FAILURES
-    """The failures that the suite tries. Choose fewer if requests are slow."""
+    """The failures of a write that the suite simulates. Choose fewer if requests are slow."""
 
     # -- the tracker -------------------------------------------------------------------------------
 
     def store(self, folder: Path, secret: str | None = None) -> Store:
-        """Return a new store with its version index and identity map in ``folder``.
+        """Return a new store of the tracker, with its version index and identity map in ``folder``.
 
-        ``secret``: a wrong token or password to use instead of the right one.
+        ``secret``: a wrong token or password that the store must use; ``None``: use the right one.
         """
         raise NotImplementedError
 
     def opens(self, **fields: Any) -> str:
-        """Create an issue as a person would, and return its id.
+        """Create an issue without eventsync, as a person would, and return the id of the issue.
 
         ``fields``: ``title``, ``description`` and ``labels``.
         """
         raise NotImplementedError
 
     def edits(self, issue: str, **fields: Any) -> None:
-        """Edit the ``title`` or ``status`` of an issue as a person would."""
+        """Edit the ``title`` or ``status`` of an issue without eventsync, as a person would."""
         raise NotImplementedError
 
     def says(self, issue: str, body: str) -> str:
@@ -142,19 +148,22 @@ class TrackerHarness:
         raise NotImplementedError
 
     def deletes(self, issue: str) -> None:
-        """Delete an issue, or move it out of sight of the store."""
+        """Delete an issue without eventsync, or move it where the store does not read."""
         raise NotImplementedError
 
     def text(self, issue: str) -> str:
-        """Return the description of an issue as the tracker holds it."""
+        """Return the description of an issue as the tracker holds it, with the marker if any."""
         raise NotImplementedError
 
     def count(self) -> Mapping[Kind, int]:
-        """Return how many issues, milestones and comments the tracker holds, by type."""
+        """Return the numbers of issues, milestones and comments in the tracker, by record type."""
         raise NotImplementedError
 
     def brought(self, change: Change) -> bool:
-        """Return whether another record brought about this change, as an issue creates labels."""
+        """Return whether this captured change is a side effect of a write of another record.
+
+        For example, some trackers create the labels of an issue with the issue.
+        """
         return change.type == "Label" and Label not in self.creates
 
     # -- stores and records ------------------------------------------------------------------------
@@ -165,20 +174,23 @@ class TrackerHarness:
 
     @contextlib.contextmanager
     def opened(self, folder: Path) -> Iterator[Store]:
-        """Open the store in ``folder`` as a new process would, with its requests over ``line``."""
+        """Yield the store in ``folder``, newly opened, and close it after the ``with`` block.
+
+        The requests of the store go through ``line``.
+        """
         with self.line.over(self.store(folder)) as store:
             yield store
 
     @pytest.fixture
     def tracker(self, tmp_path: Path) -> Iterator[Store]:
-        """Yield an open store that has captured what the tracker held at the beginning."""
+        """Yield an open store that has captured the objects already in the tracker."""
         with self.opened(tmp_path) as store:
             captured(store)
             self.line.clear()
             yield store
 
     def made(self, store: Store, kind: Kind) -> tuple[Record, list[dict[str, Any]]]:
-        """Return the test record of a type, and the fields that each later step changes."""
+        """Return the test record of a type, and the new field values of each later step."""
         accessor = store.accessor(kind)
         assert isinstance(accessor, TrackerAccessor)
         usual, odd = _RECORDS[kind], self.odd.get(kind, ())
@@ -188,9 +200,9 @@ class TrackerHarness:
         return kind(**first), [step for step in later if step]
 
     def prepare(self, store: Store, kind: Kind) -> None:
-        """Add the records that the test record of a type refers to.
+        """Add the records to which the test record of a type refers.
 
-        An issue that gets a comment has a title and no other field.
+        If the test record is a comment, its issue gets a title and no other field.
         """
         values = self.made(store, kind)[0].raw()
         labels = values.get("labels", ())
@@ -199,7 +211,8 @@ class TrackerHarness:
             if needed not in self.creates:
                 continue
             record, _ = self.made(store, needed)
-            # The path of a project may begin with that of its group.
+            # Skip a record to which no value refers. The path of a project may begin with the path
+            # of its group.
             if not any(f"{name}/".startswith(f"{record['id']}/") for name in names):
                 continue
             if needed is Issue:
@@ -212,9 +225,9 @@ class TrackerHarness:
             store.add([label for word in labels if not store.get(label := Label(id=word))])
 
     def tour(self, store: Store, kind: Kind) -> None:
-        """Add the test record of a type, make all its changes, and check the record after each.
+        """Add the test record of a type, change it step by step, and check it after each step.
 
-        Check too that none of these writes is captured as an edit.
+        Check also that none of these writes is captured as an edit.
         """
         self.prepare(store, kind)
         record, steps = self.made(store, kind)
@@ -234,11 +247,14 @@ class TrackerHarness:
         assert [found.key for found in store.find(kind)].count(record.key) == 1
 
     def seen(self, store: Store) -> list[Change]:
-        """Return the captured changes, without those that other records brought about."""
+        """Capture foreign writes, and return the changes.
+
+        Changes that are side effects of other writes are left out (see ``brought``).
+        """
         return [change for change in captured(store) if not self.brought(change)]
 
     def id_of(self, store: Store, key: str) -> str:
-        """Return the id that the tracker assigned to an issue."""
+        """Return the id that the tracker has assigned to the issue with this key."""
         accessor = store.accessor(Issue)
         assert isinstance(accessor, TrackerAccessor)
         assert accessor.identity is not None
@@ -247,10 +263,14 @@ class TrackerHarness:
         return id
 
     def outcomes(self, store: Store, changes: Sequence[Change]) -> list[Outcome]:
-        """Apply changes of another store, and return their outcomes."""
+        """Apply the changes to the store as a worker would, and return the outcome of each."""
         return [settled.outcome for settled in apply(store, changes, clock=self.clock)]
 
 
 def captured(store: Store, kind: Kind | None = None, *, whole: bool = True) -> list[Change]:
-    """Return the changes that ``capture`` finds, of one record type or of all."""
+    """Call ``capture`` on a store, and return the changes.
+
+    ``kind``: the record type to capture; ``None``: all types. ``whole``: read all records; if
+    false, ask the tracker only for recent changes.
+    """
     return [change for found in store.capture(kind, whole=whole) for change in found]

@@ -1,4 +1,4 @@
-"""The line between a store and its REST service: it records requests and simulates failures."""
+"""A stand-in for the network between a store and its REST service, which simulates failures."""
 
 from __future__ import annotations
 
@@ -22,49 +22,53 @@ FAILURES: Final[tuple[Failure, ...]] = (
     "killed before",
     "killed after",
 )
-"""The simulated failures of a write.
+"""The simulated failures of a write request.
 
-``unsent``: the request is lost. ``unanswered``: the write is done, but its answer is lost.
-``failed``: the write is not done, and the answer has the status 502. ``killed before``, ``killed
-after``: the process dies before or after the write. A store cannot tell the first three apart."""
+``unsent``: the request is lost. ``unanswered``: the service executes the request, but its answer is
+lost. ``failed``: the service does not execute the request, and answers with the status 502.
+``killed before``, ``killed after``: the process dies before or after the request. A store cannot
+tell the first three apart."""
 
 _SAFE: Final = frozenset({"GET", "HEAD"})
 
 
 class Line:
-    """A recorder of requests that can let writes fail. For one thread.
+    """Records the requests of a store to its service, and can make write requests fail.
 
-    ``over`` attaches it to a store.
+    Attach the line to a store with ``over``. Not thread-safe.
     """
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
-        """The method and the path, query included, of each request, in order."""
+        """The method and the path (with the query) of each request, in order."""
         self.meanwhile: Callable[[], object] | None = None
-        """Called once, before the next write is sent, to simulate an edit at that moment."""
+        """A function that is called once, before the next write request is sent.
+
+        It simulates an edit that somebody makes at that moment.
+        """
         self.answers: list[Answer] = []
-        """The answers to the next requests, which are not sent then."""
+        """Answers for the next requests. A request that gets such an answer is not sent."""
         self._failure: Failure | None = None
         self._skip = 0
 
     def over(self, store: Store) -> Store:
-        """Attach this line to all services of a store, and return the store."""
+        """Send the requests of ``store`` to its services through this line; return the store."""
         for accessor in store.accessors.values():
             if isinstance(accessor, RestAccessor) and "request" not in vars(accessor.service):
                 self._tap(accessor.service)
         return store
 
     def fail(self, failure: Failure, *, skip: int = 0) -> None:
-        """Let one write fail, after ``skip`` writes that succeed."""
+        """Make one write request fail, after ``skip`` write requests that succeed."""
         self._failure, self._skip = failure, skip
 
     def clear(self) -> None:
-        """Forget the recorded requests, and a failure that did not happen yet."""
+        """Remove all recorded requests, and cancel a failure that has not happened yet."""
         self.requests.clear()
         self._failure = None
 
     def writes(self) -> list[tuple[str, str]]:
-        """Return the recorded requests that write."""
+        """Return the recorded write requests, which are all but GET and HEAD."""
         return [request for request in self.requests if request[0] not in _SAFE]
 
     def _tap(self, service: Service) -> None:
@@ -100,4 +104,6 @@ class Line:
             send()
         if failure == "killed after":
             raise Crash
-        raise StoreUnavailableError(f"{method}: the test simulates a lost answer", uncertain=True)
+        raise StoreUnavailableError(
+            f"{method}: no answer, because the test simulates a failure", uncertain=True
+        )

@@ -28,7 +28,7 @@ _NOT_A_WORD: Final = re.compile(r"[^\w]+", re.ASCII)
 
 
 class _OrganizationAccessor(GitHubAccessor[R]):
-    """The base of accessors of an organization. ``organization``: its login."""
+    """The base of accessors of an organization. ``organization``: the login of the organization."""
 
     def __init__(
         self,
@@ -88,9 +88,10 @@ class GitHubProjects(_OrganizationAccessor[R]):
 
 
 class GitHubAccounts(_OrganizationAccessor[R]):
-    """The members of an organization. The key is the login. They can only be read.
+    """The members of an organization as accounts, read-only. The key is the login.
 
-    The name and address of each member take one request. A view without both avoids them.
+    One more request for each member reads the name and address. A view without these two fields
+    avoids these requests.
     """
 
     shape = Account
@@ -119,8 +120,8 @@ class GitHubAccounts(_OrganizationAccessor[R]):
 class GitHubGroups(_OrganizationAccessor[R]):
     """The teams of an organization. The key is the slug that GitHub makes from the name of a team.
 
-    The name of a record must be one that gives this slug. A record without a name gets its key as
-    the name of the team. Removing a record deletes the team.
+    The slug of the name in a record must be the key of the record. If the name is empty, the team
+    gets the key as its name. Removing a record deletes the team.
     """
 
     shape = Group
@@ -145,7 +146,10 @@ class GitHubGroups(_OrganizationAccessor[R]):
         return super().send(key, found, self._with_name(key, body))
 
     def _with_name(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the body with a name that gives the slug of the team."""
+        """Return ``body`` with the key as the name of the team if its name is empty.
+
+        Raises ``RejectedError`` if GitHub would make another slug than the key from the name.
+        """
         (slug,) = split_key(key)
         if "name" not in body:
             return body
@@ -161,9 +165,10 @@ class GitHubGroups(_OrganizationAccessor[R]):
 
 
 class GitHubMembers(_OrganizationAccessor[R]):
-    """The members of the teams, who must be members of the organization.
+    """The memberships in the teams of an organization.
 
-    The role of an ordinary member is empty. The other role is ``maintainer``.
+    The account must be a member of the organization. The role of an ordinary member is empty; the
+    other role is ``maintainer``.
     """
 
     shape = Member

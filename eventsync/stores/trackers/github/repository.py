@@ -25,13 +25,13 @@ __all__ = ["GitHubComments", "GitHubIssues", "GitHubLabels", "GitHubMilestones"]
 
 R = TypeVar("R", bound=Record)
 _NO_COLOR: Final = "ededed"
-"""The color that GitHub gives a label without one."""
+"""The color that GitHub gives to a label if none is chosen. Stands for an empty color."""
 _STATES: Final = {"open": "open", "closed": "closed"}
 _SINCE: Final = Since(updated="updated_at", query={"since": "{since}"}, show=utc)
 
 
 class _RepositoryAccessor(GitHubAccessor[R]):
-    """The base of accessors of a repository. ``repository``: as in ``owner/name``."""
+    """The base of accessors of a repository. ``repository``: its full name, ``owner/name``."""
 
     def __init__(
         self,
@@ -50,8 +50,9 @@ class _RepositoryAccessor(GitHubAccessor[R]):
 class GitHubIssues(MarkedAccessor[R], _RepositoryAccessor[R]):
     """Issues, without the pull requests that GitHub lists among them.
 
-    A record has one assignee: the first one at GitHub. Writing it removes the other assignees.
-    GitHub ignores an assignee who has no access to the repository. There is no priority.
+    A record has one assignee: the first assignee of the issue at GitHub. A write of this field
+    removes the other assignees. GitHub ignores an assignee who has no access to the repository. An
+    issue has no priority.
     """
 
     shape = Issue
@@ -103,7 +104,10 @@ class GitHubIssues(MarkedAccessor[R], _RepositoryAccessor[R]):
 
 
 class GitHubComments(MarkedAccessor[R], _RepositoryAccessor[R]):
-    """Comments on issues, not on pull requests. The author is the owner of the token."""
+    """Comments on issues, without the comments on pull requests.
+
+    The author of a new comment is the owner of the token.
+    """
 
     shape = Comment
     where = Resource(
@@ -139,7 +143,7 @@ class GitHubComments(MarkedAccessor[R], _RepositoryAccessor[R]):
 
 
 class GitHubMilestones(MarkedAccessor[R], _RepositoryAccessor[R]):
-    """Milestones. Removing a record deletes the milestone; its issues stay."""
+    """Milestones. Removing a record deletes the milestone, but not its issues."""
 
     shape = Milestone
     where = Resource(
@@ -158,7 +162,7 @@ class GitHubMilestones(MarkedAccessor[R], _RepositoryAccessor[R]):
         "due": Slot(
             at="due_on",
             read=day,
-            # GitHub stores a day. Noon in UTC is on that day in nearly all time zones.
+            # GitHub keeps only the date. Noon in UTC has the same date in nearly all time zones.
             write=lambda date: f"{date}T12:00:00Z",
             kept="cannot remove the date of a milestone; set another date",
         ),
@@ -166,7 +170,7 @@ class GitHubMilestones(MarkedAccessor[R], _RepositoryAccessor[R]):
 
 
 class GitHubLabels(_RepositoryAccessor[R]):
-    """Labels. GitHub considers names that differ only in case the same."""
+    """Labels. GitHub treats two names as the same if they differ only in case."""
 
     shape = Label
     where = Resource(

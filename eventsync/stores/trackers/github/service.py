@@ -1,4 +1,4 @@
-"""The REST API of GitHub, and the base of its accessors."""
+"""The REST API of GitHub, and the base class of all accessors of GitHub."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PAGES: Final = Links(size=100)
 class GitHubService(Service):
     """The REST API of GitHub or of a GitHub Enterprise Server.
 
-    ``token``: a token with the right to write issues, or a function that returns one. ``url``: for
-    a server of your own, as in ``https://github.example.org/api/v3``. ``options``: as for
-    ``Service``.
+    ``token``: a token with the right to write issues, or a function that returns one. ``url``: the
+    URL of the API of your own server, for example ``https://github.example.org/api/v3``.
+    ``options``: further parameters of ``Service``.
     """
 
     forbidden_hint: ClassVar[str] = "give the token the right to write issues; the work waits"
@@ -49,7 +49,10 @@ class GitHubAccessor(TrackerAccessor[R]):
 
 
 def repository_path(repository: str) -> str:
-    """Return the path of the repository ``owner/name``. Raises ``ConfigError``."""
+    """Return the path in the API of a repository.
+
+    Raises ``ConfigError`` if ``repository`` does not have the form ``owner/name``.
+    """
     owner, slash, name = repository.partition("/")
     if not owner or not slash or not name or "/" in name:
         raise ConfigError(

@@ -1,12 +1,14 @@
-"""GitLab as a store: what is in a project, and the groups, projects and users around it.
+"""GitLab as a store: the issues, comments, milestones and labels of a project, and more.
 
 Written against the documentation of GitLab's REST API, version 4.
 
-GitLab assigns the ids of issues, comments and milestones. Each one that eventsync creates has a
-marker with the key of the record at the end of its text, so that it is found again. GitLab has no
-conditional writes: if somebody edits a field between our read and our write of the same field, that
-edit is overwritten. GitLab executes commands in texts (``/close`` on a line of its own), so
-eventsync escapes them.
+There are also accessors of the groups, their members and projects, and the users.
+
+GitLab assigns the ids of issues, comments and milestones. When eventsync creates such an object, it
+puts a marker with the key of the record at the end of the text, by which it finds the object again.
+GitLab has no conditional writes: if somebody edits a field after eventsync has read the object and
+before it writes the same field, that edit is lost. GitLab executes commands in texts (for example
+``/close`` on a line of its own), so eventsync escapes these commands.
 """
 
 from __future__ import annotations

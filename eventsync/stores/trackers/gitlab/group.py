@@ -1,4 +1,4 @@
-"""The objects around the projects of GitLab: groups, their members and projects, and users."""
+"""The groups of GitLab, their members and projects, and the users."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NAMES: Final = {level: role for role, level in _ROLES.items()}
 
 
 class _GroupAccessor(GitLabAccessor[R]):
-    """The base of accessors of a group. ``group``: its path."""
+    """The base of accessors of a group. ``group``: the path of the group."""
 
     def __init__(
         self, record_type: type[R], service: GitLabService, group: str, *, view: View | None = None
@@ -103,7 +103,10 @@ class GitLabProjects(_GroupAccessor[R]):
 
 
 class GitLabGroupAccounts(_GroupAccessor[R]):
-    """The users in a group and its parent groups. The key is the user name. Read only."""
+    """The members of a group and of its parent groups as accounts, read-only.
+
+    The key is the user name.
+    """
 
     shape = Account
     where = Resource(items="./members/all", item="/users/{id}", pages=PAGES, etags=False)
@@ -126,7 +129,7 @@ class GitLabGroupAccounts(_GroupAccessor[R]):
 
 
 class GitLabMembers(_InstanceAccessor[R]):
-    """The direct members of the groups.
+    """The memberships in groups, without the memberships inherited from parent groups.
 
     The role is ``minimal``, ``guest``, ``planner``, ``reporter``, ``developer``, ``maintainer`` or
     ``owner``.
@@ -163,9 +166,9 @@ class GitLabMembers(_InstanceAccessor[R]):
 
 
 class GitLabGroups(_InstanceAccessor[R]):
-    """The groups of the owner of the token. The key is the path.
+    """The groups to which the owner of the token belongs. The key is the full path of the group.
 
-    A record without a name gets the last part of its path as the name of the group.
+    If the name of a new record is empty, the group gets the last part of the path as its name.
     """
 
     shape = Group
@@ -202,8 +205,8 @@ class GitLabGroups(_InstanceAccessor[R]):
 class GitLabAccounts(_InstanceAccessor[R]):
     """The users of a GitLab instance of your own. The token must belong to an administrator.
 
-    A new user gets a mail to choose a password. Removing a record blocks the user, and adding it
-    again unblocks the user.
+    A new user gets a mail to choose a password. Removing a record blocks the user, and adding the
+    record again unblocks the user.
     """
 
     shape = Account
@@ -256,7 +259,7 @@ class GitLabAccounts(_InstanceAccessor[R]):
 
 
 def _group_id(service: Service, path: str) -> int:
-    """Return the id of a group. Raises ``DependencyError`` if the group does not exist yet."""
+    """Return the id of the group at a path. Raises ``DependencyError`` if there is none yet."""
     query = {"with_projects": "false"}
     found = service.request(
         "GET", filled("/groups/{path}", {"path": path}), query=query, allow=(404,)

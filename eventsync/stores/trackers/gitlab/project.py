@@ -22,7 +22,7 @@ __all__ = ["GitLabComments", "GitLabIssues", "GitLabLabels", "GitLabMilestones"]
 
 R = TypeVar("R", bound=Record)
 _NO_COLOR: Final = "#6699cc"
-"""The color that GitLab gives a label without one."""
+"""The color that eventsync gives to a label with an empty color, because GitLab requires one."""
 _ALL: Final = {"state": "all", "order_by": "created_at", "sort": "asc"}
 _COMMAND: Final = re.compile(r"^([ \t]*)(\\*/[a-z_]+(?=\s|\Z))", re.MULTILINE)
 _ESCAPED_COMMAND: Final = re.compile(r"^([ \t]*)\\(\\*/[a-z_]+(?=\s|\Z))", re.MULTILINE)
@@ -43,7 +43,10 @@ def _unescaped(value: Any) -> str:
 
 
 def _status(open_event: str) -> Slot:
-    """Return the slot of a status, which is written as an event: ``open_event`` or ``close``."""
+    """Return the slot of a status.
+
+    GitLab changes a status by an event in the request: ``open_event`` to open, ``close`` to close.
+    """
     return Slot(
         at="state",
         to="state_event",
@@ -54,7 +57,7 @@ def _status(open_event: str) -> Slot:
 
 
 class _GitLabProjectAccessor(GitLabAccessor[R]):
-    """The base of accessors of a project. ``project``: its path, as in ``group/name``."""
+    """The base of accessors of a project. ``project``: the path of the project, ``group/name``."""
 
     def __init__(
         self,
@@ -70,9 +73,10 @@ class _GitLabProjectAccessor(GitLabAccessor[R]):
 
 
 class GitLabIssues(MarkedAccessor[R], _GitLabProjectAccessor[R]):
-    """Issues. Removing a record deletes the issue, which requires an owner of the project.
+    """Issues. Removing a record deletes the issue, which only an owner of the project may do.
 
-    A record has one assignee: the first one at GitLab. Writing it removes the other assignees.
+    A record has one assignee: the first assignee of the issue at GitLab. A write of this field
+    removes the other assignees.
     """
 
     shape = Issue
@@ -119,7 +123,7 @@ class GitLabIssues(MarkedAccessor[R], _GitLabProjectAccessor[R]):
 class GitLabComments(MarkedAccessor[R], _GitLabProjectAccessor[R]):
     """Comments on issues, without the notes that GitLab itself adds.
 
-    The author is the owner of the token.
+    The author of a new comment is the owner of the token.
     """
 
     shape = Comment
@@ -144,9 +148,9 @@ class GitLabComments(MarkedAccessor[R], _GitLabProjectAccessor[R]):
 
 
 class GitLabMilestones(MarkedAccessor[R], _GitLabProjectAccessor[R]):
-    """Milestones of the project, without those of its groups.
+    """Milestones of the project, without the milestones of the groups above the project.
 
-    Removing a record deletes the milestone; its issues stay.
+    Removing a record deletes the milestone, but not its issues.
     """
 
     shape = Milestone
@@ -168,7 +172,7 @@ class GitLabMilestones(MarkedAccessor[R], _GitLabProjectAccessor[R]):
 
 
 class GitLabLabels(_GitLabProjectAccessor[R]):
-    """Labels of the project, without those of its groups."""
+    """Labels of the project, without the labels of the groups above the project."""
 
     shape = Label
     where = Resource(
@@ -195,5 +199,5 @@ class GitLabLabels(_GitLabProjectAccessor[R]):
         return super().post(key, {"color": _NO_COLOR, **body})
 
     def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
-        # GitLab refuses a change without a color.
+        # GitLab refuses a request that changes a label and does not name a color.
         return super().send(key, found, {"color": found.data["color"], **body})

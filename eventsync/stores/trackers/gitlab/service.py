@@ -1,4 +1,4 @@
-"""The REST API of GitLab, and the base of its accessors."""
+"""The REST API of GitLab, and the base class of all accessors of GitLab."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["PAGES", "GitLabAccessor", "GitLabService"]
 
 R = TypeVar("R", bound=Record)
 PAGES: Final = Links(size=100)
-"""The paging of its lists."""
+"""The paging of GitLab's lists: 100 objects a page."""
 
 
 class GitLabService(Service):
     """The REST API of gitlab.com or, with ``url``, of a GitLab instance of your own.
 
-    ``token``: a token with the scope ``api``, or a function that returns one. ``options``: as for
-    ``Service``.
+    ``token``: a token with the scope ``api``, or a function that returns one. ``options``: further
+    parameters of ``Service``.
     """
 
     forbidden_hint: ClassVar[str] = "give the token the scope api and a role; the work waits"
@@ -31,7 +31,7 @@ class GitLabService(Service):
         super().__init__(f"{url.rstrip('/')}/api/v4", auth=Token(token), **options)
 
     def user(self, name: str) -> dict[str, Any] | None:
-        """Return the user with this name, also a blocked one, or ``None`` if there is none."""
+        """Return the user with this user name, even if blocked; ``None`` if there is none."""
         for found in self.request("GET", "/users", query={"username": name}).json():
             if found["username"].lower() == name.lower():
                 return dict(found)
@@ -48,7 +48,7 @@ class GitLabAccessor(TrackerAccessor[R]):
         known = super().reference(name, value)
         if known is None or self.view_slots[name].of != "Account":
             return known
-        # GitLab lists users by their names, but requests name them by their ids.
+        # Answers of GitLab hold the name of a user, but a write request must hold the id.
         user = self.service.user(known)
         if user is None:
             raise self.missing(name, known)

@@ -1,13 +1,15 @@
-"""Jira as a store: what is in a project, and the projects, users and groups of the site.
+"""Jira as a store: the issues, comments and versions of a project, and more.
 
-Written against the published description of Jira Cloud's REST API, version 2. In that version texts
-are plain texts; in version 3 they are structured documents, which a text field cannot represent.
+There are also accessors of the projects, users, groups and labels of a site.
 
-Jira assigns the ids of issues, comments and versions. Each one that eventsync creates has a marker
-with the key of its record, so that it is found again. Issues and comments have it in a property,
-which nobody sees; versions have it in an HTML comment at the end of the description, which people
-do see. Jira has no conditional writes: if somebody edits a field between our read and our write of
-the same field, that edit is overwritten.
+Written against the published description of Jira Cloud's REST API, version 2. In version 2 texts
+are plain texts. In version 3 texts are structured documents, which a text field cannot represent.
+
+Jira assigns the ids of issues, comments and versions. When eventsync creates such an object, it
+adds a marker with the key of the record, by which it finds the object again. The marker of an issue
+or comment is a property, which Jira does not show. The marker of a version is an HTML comment at
+the end of the description, which Jira shows. Jira has no conditional writes: if somebody edits a
+field after eventsync has read the object and before it writes the same field, that edit is lost.
 """
 
 from __future__ import annotations

@@ -34,18 +34,21 @@ _FIELDS: Final = "summary,description,status,priority,assignee,fixVersions,label
 
 
 def _ago(moment: dt.datetime) -> str:
-    """Return a time as minutes ago, the only form in Jira's search that needs no time zone."""
+    """Return a time for Jira's search, as a negative number of minutes before now: ``-5m``.
+
+    This is the only form of a time in a search that does not depend on a time zone.
+    """
     passed = dt.datetime.now(dt.UTC) - moment
     return f"-{max(1, math.ceil(passed.total_seconds() / 60) + 1)}m"
 
 
 def _since(updated: str) -> Since:
-    # Minutes ago by our clock are not minutes ago by Jira's: the overlap covers the difference.
+    # Our clock and Jira's clock may differ. The overlap covers differences up to five minutes.
     return Since(updated=updated, query={"updated": "{since}"}, show=_ago, overlap=300.0)
 
 
 class _JiraProjectAccessor(JiraAccessor[R]):
-    """The base of accessors of a project. ``project``: its key, as in ``SHOP``."""
+    """The base of accessors of a project. ``project``: the key of the project, such as ``SHOP``."""
 
     def __init__(
         self,
@@ -69,16 +72,16 @@ class _JiraProjectAccessor(JiraAccessor[R]):
         self.service.request("GET", f"/project/{self.project}")
 
     def searched(self, query: Mapping[str, str]) -> dict[str, str]:
-        """Return the query of a search for the issues of the project.
+        """Return the query parameters of a search for the issues of the project.
 
-        ``query``: from ``Since``, to select those that changed recently; otherwise empty.
+        ``query``: the query of ``Since``, to find only issues that changed recently, or empty.
         """
         since = f" AND updated >= {query['updated']}" if "updated" in query else ""
         return {"jql": f'project = "{self.project}"{since} ORDER BY created ASC, key ASC'}
 
 
 class _PropertyAccessor(_JiraProjectAccessor[R]):
-    """The base of accessors of objects that have their marker in a property."""
+    """The base of accessors whose objects have their marker in a property of the object."""
 
     def mark(self, body: dict[str, Any], key: str) -> None:
         marker = {"type": self.type.name, "key": key}
@@ -97,13 +100,15 @@ class _PropertyAccessor(_JiraProjectAccessor[R]):
 class JiraIssues(_PropertyAccessor[R]):
     """Issues. Removing a record deletes the issue, which requires a right of its own.
 
-    ``issue_type``: the type of new issues. ``settle``: how many seconds after its creation an issue
-    may be missing from Jira's search. If the answer to a creation is lost, the issue is searched
-    for again after this time, before it is created again.
+    ``issue_type``: the name of the type of new issues. ``settle``: for how many seconds
+    after its creation an issue may be missing from Jira's search. If the answer to a creation is
+    lost, eventsync searches for the issue, searches again after this time, and only then creates
+    the issue again.
 
-    A status is closed if Jira has it in the category *done*. A status is written by the first
-    transition of the workflow that leads to a closed or an open status. A record has one milestone:
-    the first *fix version* of the issue. Writing it removes the other fix versions.
+    The status of a record is closed if Jira has the status of the issue in the category *done*. To
+    change the status, eventsync uses the first transition of the workflow that leads to a status of
+    the other kind. A record has one milestone: the first *fix version* of the issue. A write of
+    this field removes the other fix versions.
     """
 
     shape = Issue
@@ -167,7 +172,7 @@ class JiraIssues(_PropertyAccessor[R]):
         return super().objects(self.searched(query))
 
     def present(self, data: Mapping[str, Any]) -> bool:
-        # An issue that was moved to another project keeps its id.
+        # An issue keeps its id when it is moved to another project, so check the project.
         return bool(at(data, "fields.project.key") == self.project)
 
     def find_marked(self, key: str) -> str | None:
@@ -196,13 +201,17 @@ class JiraIssues(_PropertyAccessor[R]):
         requests = [] if status is None else [self._transition(key, status)]
         rest = {name: value for name, value in members.items() if name != "status"}
         if rest:
-            # Jira may refuse to edit a closed issue: edit it before it closes or after it opens.
+            # Jira may refuse to edit a closed issue. So edit before closing, and after opening.
             position = 1 if status == "open" else 0
             requests.insert(position, partial(super().modify, key, found, rest))
         return [send() for send in requests][-1]
 
     def _transition(self, key: str, status: str) -> Callable[[], Answer]:
-        """Return the request that moves an issue to an open or a closed status."""
+        """Return a function that sends the request to move an issue to another status.
+
+        ``status``: ``open`` or ``closed``. Raises ``RejectedError`` if the workflow has no
+        transition from the present status to such a status.
+        """
         path = f"{self.known_path(key)}/transitions"
         for transition in self.service.request("GET", path).json()["transitions"]:
             done = transition["to"]["statusCategory"]["key"] == "done"
@@ -217,7 +226,7 @@ class JiraIssues(_PropertyAccessor[R]):
 
 
 class JiraComments(_PropertyAccessor[R]):
-    """Comments. The author is the owner of the token."""
+    """Comments. The author of a new comment is the owner of the token."""
 
     shape = Comment
     where = Resource(
@@ -241,7 +250,7 @@ class JiraComments(_PropertyAccessor[R]):
 
 
 class JiraMilestones(MarkedAccessor[R], _JiraProjectAccessor[R]):
-    """Versions of the project. A milestone is closed if its version is released."""
+    """Milestones: the versions of the project. A milestone is closed if the version is released."""
 
     shape = Milestone
     where = Resource(

@@ -1,4 +1,4 @@
-"""The REST API of Jira, and the base of its accessors."""
+"""The REST API of Jira, and the base class of all accessors of Jira."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["SIZE", "JiraAccessor", "JiraService", "pages"]
 
 R = TypeVar("R", bound=Record)
 SIZE: Final = 100
-"""How many objects each page has."""
+"""How many objects a page of a list has at most."""
 
 
 def pages(items: str) -> Pages:
-    """Return the paging of a list with the path ``items`` in an answer."""
+    """Return the paging of a list of Jira. ``items``: the path of the list in an answer."""
     return Numbers(
         items=items,
         name="startAt",
@@ -31,8 +31,9 @@ def pages(items: str) -> Pages:
 class JiraService(Service):
     """The REST API of a Jira Cloud site.
 
-    ``url``: of the site, as in ``https://acme.atlassian.net``. ``user``: the mail address of a
-    user. ``token``: an API token of this user. ``options``: as for ``Service``.
+    ``url``: the URL of the site, for example ``https://acme.atlassian.net``. ``user``: the mail
+    address of a user. ``token``: an API token of this user. ``options``: further parameters of
+    ``Service``.
     """
 
     forbidden_hint: ClassVar[str] = "give the token's user the rights in Jira; the work waits"

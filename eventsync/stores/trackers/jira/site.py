@@ -1,4 +1,4 @@
-"""The objects of a Jira site beside issues: projects, accounts, groups and labels."""
+"""The objects of a Jira site outside projects: projects, accounts, groups, members and labels."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class _SiteAccessor(JiraAccessor[R]):
 
 
 class JiraLabels(_SiteAccessor[R]):
-    """The labels of the issues of the site. They can only be read.
+    """The labels of all issues of the site, read-only.
 
-    A label exists as long as an issue has it.
+    A label exists as long as an issue has this label.
     """
 
     shape = Label
@@ -57,8 +57,8 @@ class JiraLabels(_SiteAccessor[R]):
 class JiraProjects(_SiteAccessor[R]):
     """Projects. The key of a record is the key of the project.
 
-    ``project_type``: the type of new projects, whose lead is the owner of the token. Removing a
-    record moves the project to the trash, where it stays for 60 days.
+    ``project_type``: the type of new projects. The lead of a new project is the owner of the token.
+    Removing a record moves the project to the trash, where Jira keeps it for 60 days.
     """
 
     shape = Project
@@ -100,9 +100,9 @@ class JiraProjects(_SiteAccessor[R]):
 
 
 class JiraAccounts(_SiteAccessor[R]):
-    """The people on the site. The key is the account id. They can only be read.
+    """The people on the site as accounts, read-only. The key is the account id.
 
-    The address is empty for people who do not show it.
+    The address is ``None`` for people who do not show their address.
     """
 
     shape = Account
@@ -133,7 +133,7 @@ class JiraAccounts(_SiteAccessor[R]):
 
 
 class JiraGroups(_SiteAccessor[R]):
-    """Groups. They have a name and no other field."""
+    """Groups. A group has only its name, which is the key of the record."""
 
     shape = Group
     where = Resource(
@@ -152,7 +152,10 @@ class JiraGroups(_SiteAccessor[R]):
 
 
 class JiraMembers(_SiteAccessor[R]):
-    """The members of the groups. They have no roles."""
+    """The memberships of accounts in groups.
+
+    Jira keeps no role for a membership, so the default view omits the field.
+    """
 
     shape = Member
     where = Resource(

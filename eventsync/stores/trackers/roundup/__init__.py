@@ -2,9 +2,9 @@
 
 Written against Roundup 2.6 with its classic schema.
 
-The description of an issue is the content of its first message; the other messages are its
-comments. Each message that eventsync writes has the key of the record in its ``messageid``, so that
-it is found again.
+The description of an issue is the content of the first message of the issue. The other messages are
+the comments. eventsync puts the key of the record into the ``messageid`` of each message that it
+writes, and finds the message by this id again.
 """
 
 from __future__ import annotations

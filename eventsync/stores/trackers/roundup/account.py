@@ -1,4 +1,4 @@
-"""The users of a Roundup tracker, and their roles."""
+"""The users of a Roundup tracker, and the roles of the users."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class RoundupAccounts(NamedItems[R]):
 
 
 class RoundupMembers(NamedItems[R]):
-    """The roles of the users: a role counts as a group, and its users as members.
+    """The roles of users as memberships: a role is a group, and users with this role are members.
 
-    The schema of the tracker defines the roles. The rights of the user that eventsync logs in as
-    come from a role too, so removing that membership locks eventsync out.
+    The schema of the tracker defines the roles. The Roundup account that eventsync logs in with has
+    its rights from a role too. If you remove the record of this membership, eventsync loses access.
     """
 
     shape = Member

@@ -21,8 +21,9 @@ R = TypeVar("R", bound=Record)
 class RoundupComments(Messages[R]):
     """Comments: the messages of an issue except the first. They cannot move to another issue.
 
-    A comment without an author is written with the user of the service as its author, and a comment
-    of that user is read as one without an author. So give eventsync a user of its own.
+    A comment without an author is written under the Roundup account that eventsync logs in with. A
+    comment under this account is read as a comment without an author. Therefore give eventsync an
+    account that no person uses.
     """
 
     shape = Comment
@@ -90,7 +91,7 @@ class RoundupComments(Messages[R]):
         self.forget(key)
 
     def referred(self, name: str, id: str) -> str | None:
-        # The user of the service stands for no author.
+        # A comment under the account of eventsync has no author.
         if name == "author" and id == self.service.user:
             return None
         return super().referred(name, id)

@@ -21,12 +21,11 @@ R = TypeVar("R", bound=Record)
 
 
 class RoundupIssues(Messages[R]):
-    """Issues.
+    """Issues. Removing a record retires the issue.
 
-    ``open``: the name of the status that is written for an open issue. ``closed``: the names of the
-    statuses of closed issues; the first is written. Every other status is read as open. A label
-    that is not a keyword of the tracker yet is added to the keywords. Removing a record retires the
-    issue.
+    ``open``: the name of the status that is written to open an issue. ``closed``: the names of the
+    statuses that mean closed; the first of them is written to close an issue. Every other status is
+    read as open. A label that is not a keyword of the tracker yet is added to the keywords.
     """
 
     shape = Issue
@@ -126,7 +125,7 @@ class RoundupIssues(Messages[R]):
         known = {data["name"] for data in self.select("keyword", "name", {})}
         for name in names:
             if name not in known:
-                # 409: another worker has added the keyword since.
+                # 409: another worker has added the keyword in the meantime.
                 self.service.request("POST", "/keyword", body={"name": name}, allow=(409,))
 
     def _id(self, key: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The items of a Roundup tracker's database: lists, reads and writes."""
+"""The REST API of Roundup, and the base classes of its accessors, which read and write items."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["NOTHING", "Items", "NamedItems", "RoundupService", "resource_of", "s
 
 R = TypeVar("R", bound=Record)
 NOTHING: Final = ""
-"""The value that removes a link. Roundup ignores a null."""
+"""The value to write to remove a link. Roundup ignores null."""
 _TIME: Final = "%Y-%m-%d.%H:%M:%S"
 _MISSING: Final = re.compile(r"property \w+: .* is not a \w+")
 
@@ -26,9 +26,9 @@ _MISSING: Final = re.compile(r"property \w+: .* is not a \w+")
 class RoundupService(Service):
     """The REST API of a Roundup tracker.
 
-    ``url``: of the tracker's pages, as in ``https://example.org/tracker``. ``user``: a user with
-    the rights to edit issues, messages, keywords and, for accounts, users. ``options``: as for
-    ``Service``.
+    ``url``: the URL of the tracker, for example ``https://example.org/tracker``. ``user``: the
+    login name of a user with the rights to edit issues, messages, keywords and, to write accounts,
+    users. ``options``: further parameters of ``Service``.
     """
 
     def __init__(self, url: str, user: str, password: str, **options: Any) -> None:
@@ -54,9 +54,10 @@ class RoundupService(Service):
 
 
 class Items(TrackerAccessor[R]):
-    """The base of accessors of one class of the tracker's database.
+    """The base of accessors of the items of one class in the database of the tracker.
 
-    ``item_class``: the name of the class. ``fields``: the properties that a list returns.
+    ``item_class``: the name of the class. ``fields``: the properties that a list request asks for,
+    separated by commas.
     """
 
     tracker = "Roundup"
@@ -67,7 +68,10 @@ class Items(TrackerAccessor[R]):
     def select(
         self, item_class: str, fields: str, query: Mapping[str, str]
     ) -> list[dict[str, Any]]:
-        """Return the items of a class that ``query`` selects, without the retired ones."""
+        """Return the items of a class that ``query`` selects, without retired items.
+
+        ``fields``: the properties to return, separated by commas.
+        """
         pages = self.resource.pages
         full = {"@fields": fields, "@verbose": "3", "@sort": "id", **query}
         return [data for page in pages.walk(self.service, f"/{item_class}", full) for data in page]
@@ -79,23 +83,29 @@ class Items(TrackerAccessor[R]):
         return Object({**found["attributes"], "id": found["id"]}, answer.etag)
 
     def write(self, item_class: str, found: Object, body: Mapping[str, Any]) -> Answer:
-        """Change an item. Raises ``OvertakenError`` if it has changed since it was read."""
+        """Change the properties in ``body`` of an item, and return the answer.
+
+        Raises ``OvertakenError`` if somebody has changed the item since ``found`` was read.
+        """
         return self.sent(
             "PATCH", f"/{item_class}/{found.data['id']}", body, {"If-Match": found.etag or ""}
         )
 
     def retire(self, item_class: str, found: Object) -> None:
-        """Retire an item. Raises ``OvertakenError`` if it has changed since it was read."""
-        # Roundup expects a body, although there is nothing to send.
+        """Retire an item, which is Roundup's way to delete.
+
+        Raises ``OvertakenError`` if somebody has changed the item since ``found`` was read.
+        """
+        # Roundup requires a body, although the request needs none.
         self.sent("DELETE", f"/{item_class}/{found.data['id']}", {}, {"If-Match": found.etag or ""})
 
     def added(self, item_class: str, body: Mapping[str, Any]) -> Answer:
-        """Create an item and return the answer."""
+        """Create an item of a class in Roundup, and return the answer, which holds the new id."""
         return self.service.request("POST", f"/{item_class}", body=body)
 
 
 class NamedItems(Items[R]):
-    """The base of accessors of items with a name, in the property of the last key slot."""
+    """The base of accessors of items with a name. The last slot of ``keys`` says where it is."""
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         yield from self.select(self.item_class, self.fields, query)
@@ -105,7 +115,7 @@ class NamedItems(Items[R]):
         return self.found(name)
 
     def found(self, name: str) -> Object | None:
-        """Return the item with this name, or ``None`` if there is none or it is retired."""
+        """Return the item with this name; ``None`` if there is no such item or it is retired."""
         property = self.keys[-1].at
         for data in self.select(self.item_class, property, {f"{property}:": name}):
             return self.item(self.item_class, data["id"])
@@ -119,7 +129,11 @@ class NamedItems(Items[R]):
 
 
 def resource_of(item_class: str, *, by: str = "id", since: Since | None = None) -> Resource:
-    """Return the paths of a class. ``by``: the key field or, for assigned ids, ``id``."""
+    """Return the description of the REST paths of a class of items.
+
+    ``by``: the name of the key field, or ``id`` if Roundup assigns ids as keys. ``since``: how to
+    ask for recent changes, if that is possible.
+    """
     return Resource(
         items=f"/{item_class}",
         item=f"/{item_class}/{{{by}}}",
@@ -132,7 +146,7 @@ def resource_of(item_class: str, *, by: str = "id", since: Since | None = None) 
 
 
 def since() -> Since:
-    """Return the way to ask for recent changes."""
+    """Return how to ask Roundup for items that changed at or after a time."""
     return Since(
         updated="activity",
         query={"activity": "{since};"},

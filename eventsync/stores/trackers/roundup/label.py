@@ -1,4 +1,4 @@
-"""The keywords of a Roundup tracker, which are its labels."""
+"""The labels of a Roundup tracker, called keywords in Roundup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R", bound=Record)
 
 
 class RoundupLabels(NamedItems[R]):
-    """Keywords. They have a name and no other field. Removing a record retires the keyword."""
+    """Labels: keywords, which have only a name. Removing a record retires the keyword."""
 
     shape = Label
     item_class = "keyword"

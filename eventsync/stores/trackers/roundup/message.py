@@ -18,7 +18,7 @@ __all__ = ["EMPTY", "Messages", "message_ids"]
 
 R = TypeVar("R", bound=Record)
 EMPTY: Final = "(no text)"
-"""Stands for an empty text, which a message of Roundup cannot have."""
+"""The content of a message whose text is empty, because Roundup requires a content."""
 _MESSAGE_ID: Final = re.compile(r"<eventsync\.([\w.-]+)\.([\w.%~]+)@eventsync>", re.ASCII)
 
 
@@ -28,9 +28,9 @@ def message_ids(issue: Mapping[str, Any]) -> list[str]:
 
 
 class Messages(Items[R]):
-    """The base of accessors of issues and comments, whose texts are messages."""
+    """The base of the accessors of issues and comments. The text of each record is a message."""
 
-    leaves = True  # the message
+    leaves = True  # a failed creation may leave a message that belongs to no issue
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Messages(Items[R]):
         self._unattached: dict[str, str] = {}
 
     def message_id(self, key: str) -> str:
-        """Return the ``messageid`` of the message of a record, by which it is found."""
+        """Return the ``messageid`` for the message of a record; it contains the key."""
         return f"<eventsync.{self.type.name}.{quoted(key)}@eventsync>"
 
     def marker_in(self, data: dict[str, Any]) -> str | None:
@@ -64,11 +64,18 @@ class Messages(Items[R]):
         return None
 
     def id_of_marked(self, issue: Mapping[str, Any], message: str) -> str:
-        """Return the id of the object that has a message of an issue as its marker."""
+        """Return the id of the object of a record, given the message with the marker.
+
+        ``issue``: the issue to which the message belongs. ``message``: the id of the message.
+        """
         raise NotImplementedError
 
     def write_message(self, key: str, text: str, author: str) -> str:
-        """Write a message that belongs to no issue yet, and return its id."""
+        """Write a message that belongs to no issue yet, and return the id of the message.
+
+        ``author``: the login name of the author. If an earlier attempt to create the record has
+        left a message, that message gets the new text, and no other is written.
+        """
         content = text or EMPTY
         unattached = self._unattached.pop(key, None)
         if unattached is not None:
@@ -83,7 +90,7 @@ class Messages(Items[R]):
         return str(self.added("msg", body).json()["data"]["id"])
 
     def rewrite(self, message: str, content: str) -> Answer:
-        """Replace the content of a message."""
+        """Replace the content of the message with this id, and return the answer."""
         return self.write("msg", self.item("msg", message), {"content": content or EMPTY})
 
     def contents(self, messages: Sequence[str] | None) -> dict[str, dict[str, Any]]:
