@@ -291,7 +291,7 @@ class DatabaseFile:
         if self._identity is not None and self._identity != self._identify():
             raise self._unavailable(
                 f"the {self._kind} {self.path} was removed or replaced while it was open",
-                hint="restart this process; before you move the file, stop all programs that use it",
+                hint="restart this process; stop all programs that use the file before you move it",
             )
         connection = connections.get(suffix)
         if connection is not None and connection.is_usable(self._generation):
@@ -408,7 +408,7 @@ class DatabaseFile:
         def read_at_once() -> tuple[int, int, list[str]]:
             if connection.in_transaction:
                 return read()
-            # In a transaction: while another process creates the tables, see all of them or none.
+            # In a transaction: while another process creates the tables, see all or none.
             connection.execute("BEGIN")
             try:
                 return read()

@@ -91,7 +91,7 @@ class ExchangeDeclaration(NamedTuple):
 
 
 class Binding(NamedTuple):
-    """A rule: messages of ``exchange`` whose routing key matches ``routing_key`` go to ``queue``."""
+    """A rule: ``queue`` receives the messages of ``exchange`` that match ``routing_key``."""
 
     queue: str
     exchange: str
@@ -186,10 +186,10 @@ class Backend(ABC):
 
     @abstractmethod
     def release(self, handles: Sequence[Any], *, attempted: bool) -> None:
-        """Make the messages of ``handles`` ready again, at their old place in the queue. Idempotent.
+        """Make the messages of ``handles`` ready again, at their old place in the queue.
 
-        Messages that this consumer no longer holds are ignored. ``attempted``: whether the lease
-        counts as a delivery.
+        Idempotent. Messages that this consumer no longer holds are ignored. ``attempted``: whether
+        the lease counts as a delivery.
         """
 
     @abstractmethod

@@ -83,7 +83,7 @@ class LeasedMessage(NamedTuple):
 
 
 class ChannelMessage(message.Message):
-    """A leased message as kombu's consumers receive it. ``body``: the published bytes, unchanged."""
+    """A leased message as kombu's consumers receive it. ``body``: the bytes as published."""
 
     def __init__(
         self,

@@ -96,7 +96,10 @@ class PublishingChannel(virtual.Channel):
         self.publish_many([outbound])
 
     def create_publish_batch(self, max_size: int) -> _PublishBatch:
-        """Return an empty batch for kombu's ``Producer.batch()``, of at most ``max_size`` messages."""
+        """Return an empty batch for kombu's ``Producer.batch()``.
+
+        ``max_size``: the number of messages at which the batch publishes them by itself.
+        """
         return _PublishBatch(self, max_size)
 
     def _route(self, routing: Routing, message: OutboundMessage) -> tuple[str, ...]:
@@ -286,10 +289,13 @@ class _PublishBatch:
 
 
 def not_found(kind: str, name: str) -> ChannelError:
-    """Return kombu's error for a missing queue or exchange (AMQP reply code 404).
+    """Return kombu's error for a queue or exchange that does not exist.
 
     ``kind``: "queue" or "exchange".
     """
     return ChannelError(
-        f"NOT_FOUND - no {kind} {name!r} at this broker: declare the {kind} first", (50, 10), None, "404"
+        f"NOT_FOUND - no {kind} {name!r} at this broker: declare the {kind} first",
+        (50, 10),
+        None,
+        "404",
     )

@@ -49,7 +49,7 @@ class LeasedTransport(virtual.Transport):
         raise NotImplementedError
 
     def drain_events(self, connection: Any, timeout: float | None = None, **_kwargs: Any) -> None:
-        """Deliver the ready messages that the prefetch counts allow; wait if no message is ready.
+        """Deliver the ready messages that the prefetch counts allow; wait if none is ready.
 
         Waits for at most ``timeout`` seconds; 0 means no wait, ``None`` no limit. Raises
         ``TimeoutError`` if no message arrived.
@@ -71,7 +71,7 @@ class LeasedTransport(virtual.Transport):
                 time.sleep(left)
 
     def close_connection(self, connection: Any) -> None:
-        """Close all channels. If closing a channel raises, close the others, then raise the error."""
+        """Close all channels. An error is raised only after all channels were tried."""
         self._avail_channels.clear()
         with ExitStack() as stack:
             for channel in list(self.channels):
