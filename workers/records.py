@@ -1,4 +1,4 @@
-"""The record types of the shipped deployment, independent of the stores that hold them."""
+"""The record types of the example deployment. They do not depend on the stores."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class State(StrEnum):
 
 
 class Customer(Record, rule="field"):
-    """A customer. Merged per field, because only the CRM holds all fields."""
+    """A customer. Changes are merged per field, because only the store ``crm`` holds all fields."""
 
     id: int = Field(key=True)
     name: str = Field(length=120)

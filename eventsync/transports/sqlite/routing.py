@@ -48,7 +48,7 @@ _TABLES = (
         attempts INTEGER NOT NULL DEFAULT 0, redelivered INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (queue, id), CHECK (typeof(queue) = 'integer' AND typeof(id) = 'integer')
     ) WITHOUT ROWID""",
-    # The queues of each message that is in several queues. The payload is removed with the last row.
+    # The queues of each message that is in several queues. Removing the last removes the payload.
     "CREATE TABLE copy (id INTEGER, queue INTEGER, PRIMARY KEY (id, queue)) WITHOUT ROWID",
     # ``seen``: when the consumer last renewed its lease, on the monotonic clock. ``last_id``: the
     # newest message that it has leased.

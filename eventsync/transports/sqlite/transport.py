@@ -58,8 +58,8 @@ class SQLiteSettings(LeaseSettings):
         if path in ("", ":memory:") or path.endswith("/"):
             raise ConfigError(
                 f"the broker URL {url!r} names no file",
-                hint="write sqlite:///relative/path or sqlite:////absolute/path; processes share the "
-                "broker, so it cannot be in memory",
+                hint="write sqlite:///relative/path or sqlite:////absolute/path, because processes "
+                "share the broker by its file",
             )
         settings = cls.read(
             query=dict(parse_qsl(query, keep_blank_values=True)),
