@@ -1,4 +1,4 @@
-"""The example deployment of eventsync: defines the stores for ``eventsync --app``."""
+"""The deployment shipped with eventsync: defines the stores for ``eventsync --app``."""
 
 from __future__ import annotations
 

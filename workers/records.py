@@ -1,4 +1,4 @@
-"""The record types of the example deployment. They do not depend on the stores."""
+"""The record types of the shipped deployment. They do not depend on the stores."""
 
 from __future__ import annotations
 

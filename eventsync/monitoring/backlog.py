@@ -69,7 +69,7 @@ class Poller(Generic[T]):
 
     @property
     def answer(self) -> T | None:
-        """The latest result of ``ask``; ``None`` if the last poll failed or the result is too old."""
+        """The latest result of ``ask``; ``None`` if the last poll failed or is too old."""
         latest = self._latest
         if latest is None or self._monotonic() - latest[0] > 3 * self._every + 1.0:
             return None

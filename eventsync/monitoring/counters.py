@@ -58,7 +58,7 @@ class Counters:
         self.spread(metric, Spread(counts, value), *labels)
 
     def spread(self, metric: Metric, values: Spread, *labels: str) -> None:
-        """Add the values of another histogram to the histogram ``metric`` with these label values."""
+        """Add a batch of values to the histogram ``metric`` with these label values."""
         series = (metric.name, labels)
         with self._lock:
             known = self._spreads.get(series)

@@ -53,8 +53,8 @@ class Applier:
     def apply(self, changes: Sequence[Change]) -> list[Settled]:
         """Apply changes and return the outcome of each change, in the same order.
 
-        Idempotent, blocks. Raises the last retryable error when the retry budget is spent. No outcome is decided then;
-        the caller must apply all changes again.
+        Idempotent, blocks. Raises the last retryable error when the retry budget is spent. No
+        outcome is decided then; the caller must apply all changes again.
         """
         if not self._suspects_one:
             return self._traced(changes, self._apply_retrying)

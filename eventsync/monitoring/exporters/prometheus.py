@@ -43,7 +43,7 @@ class Exporter:
     def __init__(self, workers: WorkerGroup, backlog: BacklogMonitor) -> None:
         self._workers = workers
         self._backlog = backlog
-        # Not the global registry of prometheus_client, which would mix the metrics of several groups.
+        # A separate registry: the global one would mix the metrics of several worker groups.
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
