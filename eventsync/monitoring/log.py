@@ -20,8 +20,8 @@ _ARGUMENT: Final = re.compile(
     r"(\"[^\"]*\"|'[^']*'|[^\s&;,'\"]+)"
 )
 _NAME: Final = re.compile(r"(?i)(password|passwd|secret|token|api_?key|authorization|credential)")
-# Shorter secrets are not searched for, because they occur in ordinary words. In URLs they are hidden
-# in any case.
+# Shorter secrets are not searched for, because they occur in ordinary words. In URLs they are
+# hidden in any case.
 _SHORTEST: Final = 4
 
 
