@@ -422,7 +422,7 @@ class DatabaseFile:
             raise self._invalid(
                 f"{self.path} is a database of another application, not a {self._kind} "
                 f"(application id {application_id}, tables {', '.join(tables) or 'none'})",
-                hint=f"name another file for the {self._kind}; this one was left unchanged",
+                hint=f"name another file for the {self._kind}; {self.path} was left unchanged",
             )
         if version > self._schema_version:
             raise self._invalid(
@@ -483,7 +483,7 @@ class DatabaseFile:
             case sqlite3.SQLITE_NOTADB:
                 return self._invalid(
                     f"{self.path} is not an SQLite database, so it is not a {self._kind}",
-                    hint=f"name another file for the {self._kind}; this one was left unchanged",
+                    hint=f"name another file for the {self._kind}; {self.path} was left unchanged",
                 )
             case sqlite3.SQLITE_CORRUPT:
                 return self._invalid(f"{named} is damaged: {error}", hint=self._repair)

@@ -12,7 +12,7 @@ __all__ = ["Customer", "Order", "Standing", "State"]
 
 
 class Standing(StrEnum):
-    """The relation of a customer to the company."""
+    """The relation of a customer to the company: not yet, currently, or no longer a customer."""
 
     LEAD = "lead"
     ACTIVE = "active"
@@ -41,7 +41,7 @@ class Customer(Record, rule="field"):
 
 
 class Order(Record, rule="field"):
-    """An order of a customer."""
+    """An order of a customer. Changes are merged per field."""
 
     number: int = Field(key=True)
     customer: int = Field(description="The id of the customer")

@@ -94,7 +94,10 @@ class BatchPublisher:
         self.close()
 
     def encode(self, change: Change) -> bytes:
-        """Return the envelope of ``change``, signed if keys are configured."""
+        """Return the envelope of ``change`` as bytes, signed if keys are configured.
+
+        Raises ``ValueRefusedError`` if the change cannot be encoded.
+        """
         return self._target.encode(change)
 
     def send(self, change: Change) -> Future[None]:

@@ -121,7 +121,10 @@ class Bus:
     # -- publishing --------------------------------------------------------------------------------
 
     def encode(self, change: Change) -> bytes:
-        """Return the envelope of ``change``, signed if keys are configured."""
+        """Return the envelope of ``change`` as bytes, signed if keys are configured.
+
+        Raises ``ValueRefusedError`` if the change cannot be encoded.
+        """
         if self.tracing is not None:
             change = self.tracing.published(change)
         return codec.encode(change, keys=self.keys, max_bytes=self.max_envelope)
@@ -343,17 +346,17 @@ class QueueBrowser:
 
 
 def store_queue(store: str) -> str:
-    """Return the name of the queue that a store's workers consume."""
+    """Return the name of the main queue of a store, which the store's workers consume."""
     return f"{EXCHANGE}.{store}"
 
 
 def held_queue(store: str) -> str:
-    """Return the name of the queue of a store's held changes."""
+    """Return the name of the held queue of a store."""
     return f"{EXCHANGE}.{store}.held"
 
 
 def dead_queue(store: str) -> str:
-    """Return the name of the queue of a store's dead letters."""
+    """Return the name of the dead-letter queue of a store."""
     return f"{EXCHANGE}.{store}.dead"
 
 

@@ -29,7 +29,7 @@ def bus_errors(what: str, link: Callable[[], Link | None]) -> Iterator[None]:
     except (OSError, KombuOperationalError) as error:
         raise BusUnavailableError(f"{what} cannot be reached: {error}") from error
     except BatchPublishError as error:
-        raise BusUnavailableError(f"{what} did not take all messages: {error}") from error
+        raise BusUnavailableError(f"{what} did not store all messages: {error}") from error
     except KeyError as error:
         # kombu raises a KeyError for an unknown transport. Its argument is a readable text.
         raise ConfigError(

@@ -44,11 +44,11 @@ class SpoolState:
     """The numbers of envelopes in a spool, and the size of the file."""
 
     waiting: int
-    """Envelopes that are not published yet."""
+    """The number of envelopes that are not published yet."""
     oldest: float | None
-    """Age of the oldest waiting envelope, in seconds."""
+    """The age of the oldest unpublished envelope, in seconds; ``None`` if there is none."""
     kept: int
-    """Published envelopes that stay in the spool in case the broker loses them."""
+    """The number of published envelopes that stay in the spool in case the broker loses them."""
     bytes: int
     """The size of the used part of the file, in bytes."""
 
@@ -116,7 +116,10 @@ class Spool:
         self.close()
 
     def encode(self, change: Change) -> bytes:
-        """Return the envelope of ``change``, signed if keys are configured."""
+        """Return the envelope of ``change`` as bytes, signed if keys are configured.
+
+        Raises ``ValueRefusedError`` if the change cannot be encoded.
+        """
         if self._tracing is not None:
             change = self._tracing.published(change)
         return codec.encode(change, keys=self._keys, max_bytes=self._max_envelope)
@@ -154,7 +157,7 @@ class Spool:
                 )
 
     def relay(self, publisher: Broker) -> SpoolRelay:
-        """Return a relay that publishes the envelopes of this spool."""
+        """Return a relay that publishes the envelopes of this spool through ``publisher``."""
         return SpoolRelay(self, publisher)
 
     def state(self) -> SpoolState:

@@ -102,7 +102,7 @@ COUNTED: Final = {
         STARTS,
     )
 }
-"""The metrics that ``Counters`` counts, by name."""
+"""The counters and histograms whose values ``Counters`` keeps, by name."""
 
 CURRENT_LAG: Final = Metric(
     "eventsync_current_lag_seconds",

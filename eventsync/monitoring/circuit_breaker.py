@@ -15,7 +15,7 @@ class CircuitState(StrEnum):
     """The state of a circuit breaker."""
 
     CLOSED = "closed"
-    """The store is in use: changes are taken from the broker and applied."""
+    """The store is in use: the worker takes changes from the broker and applies them."""
     OPEN = "open"
     """The store is unreachable: the worker takes no messages, and messages wait in the broker."""
     HALF_OPEN = "half-open"

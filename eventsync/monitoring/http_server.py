@@ -118,6 +118,6 @@ def _handler(routes: Mapping[str, Callable[[str], HttpResponse]]) -> type[BaseHT
         do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Do not log requests."""
+            """Do nothing, so that requests are not logged."""
 
     return Handler

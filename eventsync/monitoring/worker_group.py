@@ -92,7 +92,10 @@ class WorkerGroup:
                 self._settled_at[state["store"]] = max(before, state["applied_at"])
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """Return the state of each running worker, in the form of ``WorkerStatus.to_json``."""
+        """Return the state of each running worker by worker name.
+
+        A state has the form of ``WorkerStatus.to_json``.
+        """
         with self._lock:
             states = {worker: status.to_json() for worker, status in self._local.items()}
             now = self._monotonic()

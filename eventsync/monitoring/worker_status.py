@@ -43,8 +43,8 @@ class WorkerStatus:
         self.messages = 0
         """The number of messages that the worker has settled."""
         self.doing = "starting"
-        """What the worker does: ``starting``, ``waiting`` for messages, ``applying`` a batch, or the
-        name of a maintenance task."""
+        """The activity: ``starting``, ``waiting`` for messages, ``applying``, or the name of a
+        maintenance task."""
         self.in_hand = 0
         """The number of messages that the worker has received and not settled yet."""
         self.applied_at: float | None = None
@@ -148,8 +148,8 @@ def read_states(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the status of each running worker that has a state file in ``folder``."""
     for path in sorted(folder.glob("worker-*.json")):
         with contextlib.suppress(FileNotFoundError, ValueError):
-            # Suppressed: a worker may remove its file meanwhile, and another program may have written
-            # a file with such a name.
+            # Suppressed: a worker may remove its file meanwhile, and another program may have
+            # written a file with such a name.
             state = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(state, dict) and _is_running(state.get("pid")):
                 yield state

@@ -44,7 +44,7 @@ class Delivery:
 
     @property
     def is_whole(self) -> bool:
-        """Whether ``body`` is the entire message."""
+        """Whether ``body`` is the entire message, and not only its beginning."""
         return self.size == len(self.body)
 
 
@@ -53,11 +53,11 @@ class QueueState:
     """The state of a queue. A value is ``None`` if the transport does not report it."""
 
     ready: int
-    """Messages that wait for a consumer."""
+    """The number of messages that wait for a consumer."""
     leased: int | None
-    """Messages that consumers have received and not settled yet."""
+    """The number of messages that consumers have received and not settled yet."""
     oldest: float | None
-    """Age of the oldest message, in seconds."""
+    """The age of the oldest message, in seconds; ``None`` also if the queue is empty."""
 
 
 class RawMessage(virtual.Message):

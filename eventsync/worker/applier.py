@@ -1,4 +1,4 @@
-"""The applier: applies changes to one store, retries, and isolates the change that fails."""
+"""The applier: applies changes to one store, retries them, and isolates failing changes."""
 
 from __future__ import annotations
 

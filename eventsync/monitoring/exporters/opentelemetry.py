@@ -1,6 +1,7 @@
-"""OpenTelemetry spans for published changes and applied batches. Needs the extra ``otel``.
+"""Records OpenTelemetry spans for published changes and applied batches.
 
-Envelopes carry the W3C trace context of their change in ``ext``.
+Needs the extra ``otel``. The field ``ext`` of an envelope carries the W3C trace context of the
+change.
 """
 
 from __future__ import annotations

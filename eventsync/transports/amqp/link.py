@@ -1,4 +1,4 @@
-"""The link to RabbitMQ: quorum queues, pipelined confirms, and heartbeats from a thread."""
+"""The link to RabbitMQ: uses quorum queues, pipelined confirms and a heartbeat thread."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def connect(url: str, *, max_message: int) -> AmqpLink:
 
 
 class AmqpLink(Link):
-    """A link to RabbitMQ. Methods are thread-safe.
+    """A connection to RabbitMQ, which implements ``Link``. All methods are thread-safe.
 
     After a ``BusUnavailableError`` the link is unusable.
     """

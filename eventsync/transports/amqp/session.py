@@ -137,7 +137,9 @@ class Session:
                         hint="the broker is short of memory or disk space; look at the output of "
                         "`rabbitmq-diagnostics alarms`",
                     ) from error
-                raise BusUnavailableError(f"{what}: {error}") from error
+                raise BusUnavailableError(
+                    f"{what}: the connection to RabbitMQ failed: {error}"
+                ) from error
 
     def _read_reason(self) -> None:
         """Handle the frames that have arrived while this process only wrote.
@@ -164,4 +166,4 @@ def _refusal(what: str, error: Exception) -> BusError:
     hint = ""
     if isinstance(error, amqp.PreconditionFailed):
         hint = "the queue or exchange exists with other properties; delete it when it is empty"
-    return BusError(f"{what}: {error}", hint=hint)
+    return BusError(f"{what}: RabbitMQ refuses the request: {error}", hint=hint)

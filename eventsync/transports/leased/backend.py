@@ -154,7 +154,7 @@ class Backend(ABC):
 
     @abstractmethod
     def unbind(self, binding: Binding) -> None:
-        """Remove a binding. Idempotent."""
+        """Remove a binding; its arguments are not compared. Idempotent."""
 
     @abstractmethod
     def store(self, routed: Sequence[tuple[OutboundMessage, Sequence[str]]], epoch: int) -> bool:

@@ -1,4 +1,4 @@
-"""The identity of a process on its host, and the test whether that process has ended."""
+"""Identifies processes on a host, and tests whether a process has ended."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ def _scope() -> str:
 
 
 def _process_state(pid: int) -> tuple[str, str] | None:
-    """Return (state letter, start time in clock ticks since boot), or None if unreadable."""
+    """Read the state letter and the start time of a process from ``/proc``.
+
+    The start time is in clock ticks since the boot. Returns ``None`` if ``/proc`` is not readable.
+    """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             # The second field is the command in brackets, which may contain spaces and brackets.

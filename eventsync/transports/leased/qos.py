@@ -66,6 +66,6 @@ class LeasedQoS:
                 return handles
 
     def clear(self) -> None:
-        """Forget all messages without settling them."""
+        """Forget all handles, without acknowledging or releasing the messages."""
         self.in_flight.clear()
         self.acknowledged.clear()

@@ -79,7 +79,11 @@ class RedisBackend(RedisRouting):
     # -- storing -------------------------------------------------------------------------------
 
     def store(self, routed: Sequence[tuple[OutboundMessage, Sequence[str]]], epoch: int) -> bool:
-        """Store messages durably, all or none; return False if ``epoch`` is outdated."""
+        """Store messages durably, all or none, and return True.
+
+        ``routed``: each message with the queues that receive it. If the routing has changed since
+        ``epoch``, stores nothing and returns False.
+        """
         key_numbers: dict[str, str] = {}
         words: list[Any] = [epoch]
         labels: dict[_Labels, str] = {}
@@ -122,7 +126,7 @@ class RedisBackend(RedisRouting):
     def lease(
         self, queues: Sequence[str], limit: int, acknowledged: Sequence[Any]
     ) -> list[LeasedMessage]:
-        """Acknowledge messages, then lease up to ``limit`` ready messages and return them."""
+        """Lease up to ``limit`` ready messages; first acknowledge those of ``acknowledged``."""
         while True:
             consumer, registered = self._consumer, self._registered
             groups = _grouped(acknowledged)
@@ -221,7 +225,10 @@ class RedisBackend(RedisRouting):
     # -- settling ------------------------------------------------------------------------------
 
     def acknowledge(self, handles: Sequence[Any]) -> int:
-        """Remove messages that this consumer holds and return how many were removed."""
+        """Remove the messages of ``handles`` and return how many were removed.
+
+        Messages that this consumer no longer holds are not removed. Idempotent.
+        """
         return sum(self._acknowledge(*group) for group in _grouped(handles).items())
 
     def _acknowledge(self, consumer: str, by_queue: dict[str, list[_Handle]]) -> int:
@@ -233,7 +240,10 @@ class RedisBackend(RedisRouting):
         return removed
 
     def release(self, handles: Sequence[Any], *, attempted: bool) -> None:
-        """Make messages that this consumer holds ready again, at their old place."""
+        """Make the messages of ``handles`` ready again, at their old place in the queue.
+
+        ``attempted``: whether the lease counts as a delivery. Idempotent.
+        """
         for consumer, by_queue in _grouped(handles).items():
             keys = [self._consumers_key]
             words: list[Any] = [consumer]
@@ -420,7 +430,7 @@ def _decode_headers(raw: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _grouped(handles: Iterable[_Handle]) -> dict[str, dict[str, list[_Handle]]]:
-    """Return the handles grouped by consumer, then by queue."""
+    """Group handles: return a dict by consumer name of dicts by queue name."""
     groups: dict[str, dict[str, list[_Handle]]] = {}
     for handle in handles:
         groups.setdefault(handle.consumer, {}).setdefault(handle.queue, []).append(handle)

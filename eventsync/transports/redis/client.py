@@ -152,12 +152,17 @@ def _bus_error(place: str, error: Exception) -> BusError:
     for word, kind, meaning in _TEMPORARY:
         # An error that occurs within a script has no class of its own, only the word in its text.
         if isinstance(error, kind) or word in text:
-            return BusUnavailableError(f"the Redis server {place}: {text or word}", hint=meaning)
+            return BusUnavailableError(
+                f"the Redis server {place} refuses a command for now: {text or word}", hint=meaning
+            )
     if isinstance(
         error,
         redis.ConnectionError | redis.TimeoutError | exceptions.RedisClusterException | OSError,
     ):
-        return BusUnavailableError(f"the Redis server {place} cannot be reached: {text}")
+        return BusUnavailableError(
+            f"the Redis server {place} cannot be reached: {text}",
+            hint="check that the server runs and that the broker URL is correct",
+        )
     if "WRONGTYPE" in text:
         return BusError(
             f"the Redis server {place} holds data of another program under the broker's keys: "

@@ -1,6 +1,6 @@
 """The URL of a Redis server and the settings in it.
 
-This module does not import the client library, so that showing a URL does not require it.
+This module does not import the client library. So a URL can be masked without that library.
 """
 
 from __future__ import annotations

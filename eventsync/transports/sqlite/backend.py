@@ -67,7 +67,11 @@ class SQLiteBackend(SQLiteRouting):
     # -- storing -------------------------------------------------------------------------------
 
     def store(self, routed: Sequence[tuple[OutboundMessage, Sequence[str]]], epoch: int) -> bool:
-        """Store messages durably, all or none; return False if ``epoch`` is outdated."""
+        """Store messages durably, all or none, and return True.
+
+        ``routed``: each message with the queues that receive it. If the routing has changed since
+        ``epoch``, stores nothing and returns False.
+        """
         queue_ids = self._queue_ids.get(epoch)
         if queue_ids is None:
             return False
@@ -113,7 +117,7 @@ class SQLiteBackend(SQLiteRouting):
     def lease(
         self, queues: Sequence[str], limit: int, acknowledged: Sequence[Any]
     ) -> list[LeasedMessage]:
-        """Acknowledge messages, then lease up to ``limit`` ready messages and return them."""
+        """Lease up to ``limit`` ready messages; first acknowledge those of ``acknowledged``."""
         if not acknowledged and not self._any_ready(queues):
             return []
         leased: list[LeasedMessage] = []
@@ -204,12 +208,18 @@ class SQLiteBackend(SQLiteRouting):
     # -- settling ------------------------------------------------------------------------------
 
     def acknowledge(self, handles: Sequence[Any]) -> int:
-        """Remove messages that this consumer holds and return how many were removed."""
+        """Remove the messages of ``handles`` and return how many were removed.
+
+        Messages that this consumer no longer holds are not removed. Idempotent.
+        """
         with self._file.transaction(durable=False) as db:
             return _remove(db, handles)
 
     def release(self, handles: Sequence[Any], *, attempted: bool) -> None:
-        """Make messages that this consumer holds ready again, at their old place."""
+        """Make the messages of ``handles`` ready again, at their old place in the queue.
+
+        ``attempted``: whether the lease counts as a delivery. Idempotent.
+        """
         with self._file.transaction(durable=False) as db:
             for (queue, owner), ids in _grouped(handles).items():
                 db.execute(
