@@ -36,16 +36,15 @@ class BrokerLife:
         self._current: str | None = None
         self._was_interrupted = False
         self.seen_at: float | None = None
-        """When ``confirm`` was last called, in seconds since the epoch; ``None`` if never.
-
-        Messages that the broker confirmed well before this time are not lost."""
+        """When ``confirm`` was last called, in seconds since the epoch; ``None`` if never, or after
+        ``forget``."""
 
     def interrupted(self) -> None:
         """Record that the connection to the broker was lost."""
         self._was_interrupted = True
 
     def forget(self) -> None:
-        """Set ``seen_at`` to ``None``, because restarts from now on may stay undetected."""
+        """Set ``seen_at`` to ``None``. Call this if later restarts cannot be detected."""
         self.seen_at = None
 
     def may_have_forgotten(self) -> bool:

@@ -284,8 +284,8 @@ class Subscription:
     def fetch(self, *, timeout: float, limit: int) -> list[Delivery]:
         """Return received messages; wait up to ``timeout`` seconds for the first one.
 
-        Returns an empty list if no message arrives. Returns ``limit`` messages at most, or a few
-        more if the transport delivers messages in batches. Raises ``BusUnavailableError`` if the
+        Returns an empty list if no message arrives. ``limit``: about how many messages to return; a
+        transport that delivers messages in batches may return more. Raises ``BusUnavailableError`` if the
         broker cannot be reached.
         """
         with self._errors():
@@ -326,9 +326,9 @@ class QueueBrowser:
         self._subscription = subscription
 
     def read(self, limit: int | None = None) -> list[tuple[DeadLetter, Delivery]]:
-        """Return up to ``limit`` letters with their deliveries, oldest first.
+        """Return letters with their deliveries, oldest first.
 
-        Letters that another process has received and not settled are not returned. A message that
+        ``limit``: about how many letters to return; ``None`` for all. Letters that another process has received and not settled are not returned. A message that
         is not a letter is converted to a letter. Its reason is "foreign", or the broker's reason if
         the broker itself moved the message to the dead letters.
         """

@@ -62,7 +62,7 @@ class Outlet(Protocol):
 
 
 class Lease:
-    """A lease among the processes that share a version index. One process at a time holds it.
+    """A lease that one of the processes sharing a version index holds at a time.
 
     The lease is a mark in the index, and its holder renews the mark. If the mark has not changed
     for ``lifetime`` seconds, the holder is considered dead. Each process measures this by its own

@@ -186,8 +186,8 @@ class Link:
     def receive(self, *, timeout: float, limit: int) -> list[Delivery]:
         """Return received messages; wait up to ``timeout`` seconds for the first one.
 
-        Returns an empty list if no message arrives. Returns ``limit`` messages at most, or a few
-        more if the transport delivers messages in batches.
+        Returns an empty list if no message arrives. ``limit``: about how many messages to return; a
+        transport that delivers messages in batches may return more.
         """
         deadline = time.monotonic() + timeout
         while len(self._received) < limit:

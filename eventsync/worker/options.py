@@ -25,8 +25,8 @@ class Options:
     - ``recycle_messages``: after how many messages the worker stops, so that a new process replaces
       it; 0 for never. ``recycle_growth``: the same, after how many bytes of memory growth.
     - ``letter_retention``: how long dead letters are kept.
-    - ``republish_window``: when the broker was restarted, the changes that the store published up
-      to so many seconds before the restart are published again; 0 for none.
+    - ``republish_window``: after a restart of the broker, the store publishes its changes of the
+      last seconds before the restart again. This is the number of these seconds; 0 for none.
     """
 
     prefetch: int = 64

@@ -190,7 +190,7 @@ class SQLiteBackend(SQLiteRouting):
         return labels
 
     def wait(self, timeout: float) -> None:
-        """Block until another connection commits to the file, for at most ``timeout`` seconds.
+        """Block until any process commits to the file, for at most ``timeout`` seconds.
 
         The checks for commits become rarer the longer the last lease is ago.
         """

@@ -101,9 +101,9 @@ class BrokerFile(DatabaseFile):
     def compact(self, *, quiet: bool) -> bool:
         """Return unused space to the file system; return whether more remains to be done.
 
-        Does nothing unless more than half of the file is unused, and does a bounded amount of work.
-        ``quiet``: nobody works on the file, so compact it even if little space is unused. Cheap if
-        there is nothing to do. Idempotent.
+        Compacts the file if more than half of it is unused. Each call does a bounded amount of
+        work. ``quiet``: nobody works on the file, so also compact a file with little unused space,
+        and truncate a large write-ahead log. Cheap if there is nothing to do. Idempotent.
         """
         enough = _UNUSED_PAGES_WHEN_QUIET if quiet else _UNUSED_PAGES_WHEN_BUSY
         with self.connection() as connection:
