@@ -100,8 +100,8 @@ class _Uses:
 class DatabaseFile:
     """An SQLite file in WAL mode that only eventsync writes.
 
-    The first use opens the file. A file of another application or of a newer eventsync is refused
-    and left unchanged. Each thread has its own connection, unless ``shared`` is true. All
+    The first use opens the file. A file of another application or with another schema version is
+    refused and left unchanged. Each thread has its own connection, unless ``shared`` is true. All
     connections are closed before a fork; parent and child open new ones at their next use.
     Thread-safe and process-safe on a local disk. Times are in seconds.
 
@@ -218,10 +218,11 @@ class DatabaseFile:
 
     @contextmanager
     def exclusive(self, suffix: str) -> Iterator[None]:
-        """Hold an exclusive lock during the block; wait while another thread or process holds it.
+        """Hold an exclusive lock during the block.
 
-        The lock is a lock on a second file, whose name ends with ``suffix``. The operating system
-        frees the lock when the process dies. Errors that the block raises are not converted.
+        Waits up to ``timeout`` seconds while another thread or process holds the lock, then raises
+        ``unavailable``. The lock is on a second file, whose name ends with ``suffix``. The operating
+        system frees the lock when the process dies. Errors that the block raises pass unchanged.
         """
         with self._uses:
             try:

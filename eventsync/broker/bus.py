@@ -285,8 +285,8 @@ class Subscription:
         """Return received messages; wait up to ``timeout`` seconds for the first one.
 
         Returns an empty list if no message arrives. ``limit``: about how many messages to return; a
-        transport that delivers messages in batches may return more. Raises ``BusUnavailableError`` if the
-        broker cannot be reached.
+        transport that delivers messages in batches may return more. Raises ``BusUnavailableError``
+        if the broker cannot be reached.
         """
         with self._errors():
             return self._link.receive(timeout=timeout, limit=limit)
@@ -328,9 +328,10 @@ class QueueBrowser:
     def read(self, limit: int | None = None) -> list[tuple[DeadLetter, Delivery]]:
         """Return letters with their deliveries, oldest first.
 
-        ``limit``: about how many letters to return; ``None`` for all. Letters that another process has received and not settled are not returned. A message that
-        is not a letter is converted to a letter. Its reason is "foreign", or the broker's reason if
-        the broker itself moved the message to the dead letters.
+        ``limit``: about how many letters to return; ``None`` for all. Letters that another process
+        has received and not settled are not returned. A message that is not a letter is converted
+        to a letter. Its reason is "foreign", or the broker's reason if the broker itself moved the
+        message to the dead letters.
         """
         found: list[tuple[DeadLetter, Delivery]] = []
         while limit is None or len(found) < limit:

@@ -170,7 +170,11 @@ class AmqpLink(Link):
     # -- consuming -------------------------------------------------------------------------------
 
     def consume(self, queue: str, *, prefetch: int) -> None:
-        """Start to consume ``queue``; with a ``prefetch`` of 0, only browse it."""
+        """Start to consume ``queue``; ``receive`` then returns its messages.
+
+        ``prefetch``: how many messages may be received but not settled at a time. 0 means no limit;
+        ``receive`` then fetches messages one by one, to browse the queue.
+        """
         self._queue = queue
         # Without a prefetch limit RabbitMQ would push the whole queue. So `receive` then fetches
         # messages one by one.
