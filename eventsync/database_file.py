@@ -221,8 +221,8 @@ class DatabaseFile:
         """Hold an exclusive lock during the block.
 
         Waits up to ``timeout`` seconds while another thread or process holds the lock, then raises
-        ``unavailable``. The lock is on a second file, whose name ends with ``suffix``. The operating
-        system frees the lock when the process dies. Errors that the block raises pass unchanged.
+        ``unavailable``. The lock is on a second file, whose name ends with ``suffix``. The system
+        frees the lock when the process dies. Errors that the block raises pass unchanged.
         """
         with self._uses:
             try:
