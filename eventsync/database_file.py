@@ -1,4 +1,4 @@
-"""A small SQLite database that eventsync keeps for itself: version index, spool, broker file."""
+"""The base of eventsync's own SQLite files: version index, spool and broker file."""
 
 from __future__ import annotations
 
@@ -20,25 +20,30 @@ __all__ = ["DatabaseFile"]
 
 _T = TypeVar("_T")
 
-# How many seconds SQLite itself waits for a lock. It doubles its pauses up to 0.1 s, so among many
-# processes that write for a millisecond each, an unlucky one would starve. We wait beyond this.
+# How many seconds SQLite itself waits for a lock. SQLite doubles its pauses up to 0.1 s. If many
+# processes each write for a millisecond, a process in such a pause could miss every free moment.
+# Therefore ``patiently`` does the longer waiting.
 _SQLITE_WAIT = 0.005
+# The longest pause of ``patiently`` between two attempts, in seconds.
 _LONGEST_PAUSE = 0.004
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that knows which process opened it, and since which ``close`` of its file."""
+    """A connection that records the process that opened it and the generation of its file.
 
-    process = 0  # that opened it; 0 once it is closed
+    ``DatabaseFile.close`` begins a new generation. Connections of older generations are not used.
+    """
+
+    process = 0  # id of the process that opened the connection; 0 if it is closed
     generation = 0
-    synchronous = ""
+    synchronous = ""  # the last value set for the pragma
 
     def is_usable(self, generation: int) -> bool:
-        """Return whether it is open, of this process and of that generation."""
+        """Return whether this process opened the connection, in ``generation``, and it is open."""
         return self.generation == generation and self.process == os.getpid()
 
     def close_in_own_process(self) -> None:
-        """Close, unless a parent process opened it. Idempotent."""
+        """Close the connection if this process opened it, else do nothing. Idempotent."""
         if self.process == os.getpid():
             self.process = 0
             self.close()
@@ -48,7 +53,10 @@ class _Connection(sqlite3.Connection):
 
 
 class _Uses:
-    """Counts the threads that use a database file, and makes a fork wait until none does."""
+    """Counts the threads that use a database file. A fork waits until this count is 0.
+
+    A thread uses a file within a ``with`` block of this object; blocks may be nested.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -71,7 +79,7 @@ class _Uses:
                 self._changed.notify_all()
 
     def stop(self) -> None:
-        """Wait until no other thread uses a file, then let none begin before ``resume``."""
+        """Wait until no other thread uses a file. Then block new uses until ``resume``."""
         self._changed.acquire()
         own = 1 if getattr(self._this_thread, "depth", 0) else 0
         while self._threads > own:
@@ -79,7 +87,11 @@ class _Uses:
         self._stopped = True
 
     def resume(self) -> None:
-        """Let other threads use files again. Does nothing without ``stop``, as in uWSGI's forks."""
+        """Let other threads use files again.
+
+        Does nothing if ``stop`` was not called: uWSGI, for example, calls only the hook after a
+        fork.
+        """
         if self._stopped:
             self._stopped = False
             self._changed.release()
@@ -88,19 +100,21 @@ class _Uses:
 class DatabaseFile:
     """An SQLite file in WAL mode that only eventsync writes.
 
-    It is opened on first use, and checked: a file of another application or of a newer eventsync is
-    refused and left unchanged. Each thread has a connection of its own. All connections are closed
-    before a fork and opened again on the next use, in both processes. Thread-safe and process-safe
-    on a local disk. Times are in seconds.
+    The first use opens the file. A file of another application or with another schema version is
+    refused and left unchanged. Each thread has its own connection, unless ``shared`` is true. All
+    connections are closed before a fork; parent and child open new ones at their next use.
+    Thread-safe and process-safe on a local disk. Times are in seconds.
 
-    Raises ``unavailable`` when trying again can help: the file is locked, the disk is full, the
-    file was replaced. Raises ``invalid`` when somebody has to correct something first.
+    Every method raises the exception class ``unavailable`` if trying again can help: the file is
+    locked, the disk is full, or the file was replaced. It raises the class ``invalid`` if a person
+    must correct something first.
     """
 
-    # SQLite keeps the locks of a file in a table of the process. A forked child inherits that table
-    # but not the locks, so even a connection that the child opens itself would hold no lock. Once
-    # the parent closed its own, SQLite would delete the write-ahead log under the child, and what
-    # the child commits would be lost. So all connections are closed before a fork.
+    # SQLite keeps a table of the file locks of the process. A forked child inherits this table, but
+    # not the locks themselves. A connection that the child opens would therefore hold no lock. When
+    # the parent closed its last connection, SQLite would delete the write-ahead log that the child
+    # still writes, and the commits of the child would be lost. So all connections are closed before
+    # a fork.
     _files: ClassVar[weakref.WeakSet[DatabaseFile]] = weakref.WeakSet()
     _uses: ClassVar[_Uses] = _Uses()
 
@@ -122,16 +136,20 @@ class DatabaseFile:
         shared: bool = False,
         text_as_bytes: bool = False,
     ) -> None:
-        """Set what differs between kinds of files; nothing is opened yet.
+        """Keep the settings; do not open the file yet.
 
-        ``kind`` names the file in errors ("version index"). ``schema`` makes the tables of a new
-        file: statements that end with semicolons, or a function. ``repair`` says in errors what to
-        do with a damaged file. ``timeout``: how long to wait for another writer. ``layout``:
-        pragmas of a new file; ``settings``: pragmas of each connection. ``shared``: all threads use
-        one connection in turn. ``text_as_bytes``: return text columns undecoded.
+        ``kind``: the name of this kind of file in errors, such as "version index".
+        ``application_id`` and ``schema_version``: written into a new file, and required of an
+        existing file. ``schema``: creates the tables of a new file; SQL statements separated by
+        semicolons, or a function. ``unavailable`` and ``invalid``: the exception classes to raise.
+        ``repair``: the hint of the error for a damaged file. ``timeout``: how many seconds to wait
+        while another connection locks the file. ``synchronous``: SQLite's pragma of that name, for
+        durable transactions. ``layout``: pragmas set once, in a new file. ``settings``: pragmas set
+        in each connection. ``shared``: all threads use one connection, one thread at a time.
+        ``text_as_bytes``: return text columns as bytes.
         """
         self.path = Path(path)
-        self._name = str(self.path)  # looked at on each use
+        self._name = str(self.path)  # kept as a text, because each use needs it
         self._kind = kind
         self._application_id = application_id
         self._schema_version = schema_version
@@ -156,7 +174,7 @@ class DatabaseFile:
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection of this thread; raise the block's SQLite errors as eventsync's."""
+        """Yield this thread's connection; raise the block's SQLite errors as eventsync errors."""
         with self._uses, self._turn:
             try:
                 yield self._connection("")
@@ -165,10 +183,11 @@ class DatabaseFile:
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """Hold the file's write lock for the block; commit, or roll back if the block raises.
+        """Run the block in a transaction with the file's write lock.
 
-        With ``durable`` false the operating system writes to the disk when it likes. Such a commit
-        survives the death of the process, but a power failure may undo the last of them.
+        Commits at the end of the block, or rolls back if the block raises. Yields the connection.
+        ``durable``: wait until the commit is on disk. Otherwise the commit survives a crash of the
+        process, but a power failure may undo it.
         """
         with self.connection() as connection:
             self.begin(connection, durable=durable)
@@ -176,12 +195,15 @@ class DatabaseFile:
                 yield connection
                 connection.execute("COMMIT")
             finally:
-                # Not after the commit, nor where SQLite itself has rolled back.
+                # False after the commit, and after SQLite itself has rolled back.
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
 
     def begin(self, connection: sqlite3.Connection, *, durable: bool = True) -> None:
-        """Begin a transaction with the file's write lock; wait for other writers."""
+        """Begin a transaction that holds the file's write lock; wait while others hold the lock.
+
+        ``durable``: the commit waits until the data are on disk.
+        """
         assert isinstance(connection, _Connection)
         synchronous = self._synchronous if durable else "NORMAL"
         if connection.synchronous != synchronous:
@@ -190,16 +212,17 @@ class DatabaseFile:
         self.patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
 
     def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        """Return the rows of one query."""
+        """Run one query and return all its rows."""
         with self.connection() as connection:
             return self.patiently(lambda: connection.execute(sql, parameters).fetchall())
 
     @contextmanager
     def exclusive(self, suffix: str) -> Iterator[None]:
-        """Hold a lock for the block that only one thread of one process can hold.
+        """Hold an exclusive lock during the block.
 
-        The lock is a second file, named with ``suffix``. The operating system frees it when the
-        process dies. The block's own errors pass unchanged.
+        Waits up to ``timeout`` seconds while another thread or process holds the lock, then raises
+        ``unavailable``. The lock is on a second file, whose name ends with ``suffix``. The system
+        frees the lock when the process dies. Errors that the block raises pass unchanged.
         """
         with self._uses:
             try:
@@ -214,9 +237,9 @@ class DatabaseFile:
                     connection.rollback()
 
     def try_lock(self, suffix: str) -> sqlite3.Connection | None:
-        """Return a lock, held until it is closed or the process dies; ``None`` if it is taken.
+        """Take the lock of ``exclusive`` without waiting; return ``None`` if somebody holds it.
 
-        The lock is a second file, as for ``exclusive``.
+        The returned connection holds the lock until it is closed or the process dies.
         """
         with self._uses:
             lock = self._open_lock(suffix)
@@ -230,7 +253,10 @@ class DatabaseFile:
             return lock
 
     def patiently(self, operation: Callable[[], _T]) -> _T:
-        """Call ``operation`` until no other connection locks the file, at most ``timeout``."""
+        """Call ``operation`` and return its result; repeat the call while the file is locked.
+
+        Raises SQLite's error if another connection still locks the file after ``timeout`` seconds.
+        """
         deadline = time.monotonic() + self._timeout
         while True:
             try:
@@ -243,9 +269,10 @@ class DatabaseFile:
             time.sleep(random.uniform(0.0, _LONGEST_PAUSE))
 
     def close(self) -> None:
-        """Close this thread's connections, and those of other threads at their next use.
+        """Close the connections of this thread.
 
-        Idempotent. A later use opens the file again.
+        Each other thread closes its connections when it next uses the file. Any later use opens the
+        file again. Idempotent.
         """
         with self._uses, self._turn:
             connections = self._local.__dict__.pop("connections", {})
@@ -257,12 +284,15 @@ class DatabaseFile:
     # -- opening -----------------------------------------------------------------------------------
 
     def _connection(self, suffix: str) -> _Connection:
-        """Return this thread's connection to the file, or to the lock file of that suffix."""
+        """Return this thread's connection, opened if necessary.
+
+        ``suffix``: empty for the database itself, else the suffix of a lock file.
+        """
         connections: dict[str, _Connection] = self._local.__dict__.setdefault("connections", {})
         if self._identity is not None and self._identity != self._identify():
             raise self._unavailable(
                 f"the {self._kind} {self.path} was removed or replaced while it was open",
-                hint="restart this process; stop all that use the file before you move it",
+                hint="restart this process; stop all programs that use the file before you move it",
             )
         connection = connections.get(suffix)
         if connection is not None and connection.is_usable(self._generation):
@@ -283,10 +313,11 @@ class DatabaseFile:
         self._check_directory()
         if self.path.is_dir():
             raise self._invalid(
-                f"{self.path} is a directory, not a {self._kind}", hint="name a file"
+                f"{self.path} is a directory, not a {self._kind}", hint="give the path of a file"
             )
         if self.path.exists() and not os.access(self.path, os.W_OK):
-            # Before SQLite looks: it would leave files that the right user cannot write either.
+            # Checked before SQLite opens the file: it would create side files owned by this user,
+            # to which the right user could not write.
             raise self._unwritable("permission denied, or a read-only file system")
         connection = self._connect(self.path)
         try:
@@ -317,13 +348,14 @@ class DatabaseFile:
             raise self._invalid(
                 f"the directory {directory} of the {self._kind} {self.path.name} does not exist or "
                 "cannot be entered",
-                hint="create it, or correct the path",
+                hint="create the directory, give this user access to it, or correct the path",
             )
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        """Refuse a file that is not ours before anything is written; make the tables of a new one.
+        """Prepare the file: create the tables of a new file, set the pragmas of ``connection``.
 
-        Several processes may do this at once.
+        Raises ``invalid``, before anything is written, if the file belongs to another application
+        or another version. Several processes may call this for one file at the same time.
         """
 
         def pragma(setting: str) -> Any:
@@ -343,7 +375,7 @@ class DatabaseFile:
             return
         self.begin(connection)
         try:
-            if self._is_new(connection):  # another process may have been faster
+            if self._is_new(connection):  # another process may have created the tables meanwhile
                 self._create_tables(connection)
                 connection.execute(f"PRAGMA application_id={self._application_id}")
                 connection.execute(f"PRAGMA user_version={self._schema_version}")
@@ -360,12 +392,15 @@ class DatabaseFile:
             connection.execute(statement)
 
     def _is_new(self, connection: sqlite3.Connection) -> bool:
-        """Return whether the file is empty. Raise if it is not, and not of this kind."""
+        """Return whether the file is empty.
+
+        Raises ``invalid`` if the file belongs to another application or has another schema version.
+        """
 
         def read() -> tuple[int, int, list[str]]:
             (application_id,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            # As bytes: another application's names need not be UTF-8.
+            # Read as bytes, because the names in another application's file need not be UTF-8.
             tables = connection.execute(
                 "SELECT CAST(name AS BLOB) FROM sqlite_master WHERE type = 'table' LIMIT 3"
             )
@@ -374,7 +409,7 @@ class DatabaseFile:
         def read_at_once() -> tuple[int, int, list[str]]:
             if connection.in_transaction:
                 return read()
-            # Another process may just be making the tables: see all of that or nothing.
+            # In a transaction: while another process creates the tables, see all or none.
             connection.execute("BEGIN")
             try:
                 return read()
@@ -388,19 +423,19 @@ class DatabaseFile:
             raise self._invalid(
                 f"{self.path} is a database of another application, not a {self._kind} "
                 f"(application id {application_id}, tables {', '.join(tables) or 'none'})",
-                hint=f"name another file for the {self._kind}; this one was left unchanged",
+                hint=f"name another file for the {self._kind}; {self.path} was left unchanged",
             )
         if version > self._schema_version:
             raise self._invalid(
                 f"the {self._kind} {self.path} was written by a newer eventsync (schema {version}; "
-                f"this one knows {self._schema_version})",
+                f"this eventsync knows schema {self._schema_version})",
                 hint="upgrade eventsync on this machine",
             )
         if version < self._schema_version:
             raise self._invalid(
                 f"the {self._kind} {self.path} has schema {version}; this eventsync needs schema "
                 f"{self._schema_version}",
-                hint="open it with the eventsync that wrote it",
+                hint="open the file with the version of eventsync that wrote it",
             )
         return False
 
@@ -419,17 +454,17 @@ class DatabaseFile:
         if "closed database" in str(error):
             return self._unavailable(
                 f"{named} was closed in the middle of a transaction",
-                hint="do not close it, and do not fork, inside a transaction",
+                hint="do not close the file, and do not fork, inside a transaction",
             )
         match code:
             case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
                 return self._unavailable(
                     f"{named} was locked for {self._timeout:g} s",
-                    hint="look for a program that keeps a transaction open on it",
+                    hint="look for a program that keeps a transaction on this file open",
                 )
             case sqlite3.SQLITE_FULL:
                 return self._unavailable(
-                    f"no room left for {named}; nothing was stored",
+                    f"the disk has no room left for {named}; nothing was stored",
                     hint=f"free space on the disk of {self.path.parent}, then try again",
                 )
             case sqlite3.SQLITE_IOERR:
@@ -440,13 +475,16 @@ class DatabaseFile:
                 )
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
                 if all(os.access(path, os.W_OK) for path in (self.path, self.path.parent)):
-                    # As when the process has too many files open.
-                    return self._unavailable(f"{named} cannot be opened now: {error}")
+                    # For example, the process has too many files open.
+                    return self._unavailable(
+                        f"{named} cannot be opened now: {error}",
+                        hint="check whether this process has too many files open",
+                    )
                 return self._unwritable(str(error))
             case sqlite3.SQLITE_NOTADB:
                 return self._invalid(
                     f"{self.path} is not an SQLite database, so it is not a {self._kind}",
-                    hint=f"name another file for the {self._kind}; this one was left unchanged",
+                    hint=f"name another file for the {self._kind}; {self.path} was left unchanged",
                 )
             case sqlite3.SQLITE_CORRUPT:
                 return self._invalid(f"{named} is damaged: {error}", hint=self._repair)
@@ -456,8 +494,8 @@ class DatabaseFile:
     def _unwritable(self, why: str) -> EventSyncError:
         return self._invalid(
             f"the {self._kind} {self.path} cannot be opened for writing: {why}",
-            hint="this user needs to write to it and to its directory, where SQLite keeps two "
-            "more files",
+            hint="give this user permission to write to the file and to its directory, where "
+            "SQLite keeps two more files",
         )
 
     # -- forks -------------------------------------------------------------------------------------
@@ -474,7 +512,7 @@ class DatabaseFile:
         cls._uses.resume()
 
 
-if hasattr(os, "register_at_fork"):  # not where there is no fork
+if hasattr(os, "register_at_fork"):  # missing on Windows, which has no fork
     os.register_at_fork(
         before=DatabaseFile._before_fork,
         after_in_parent=DatabaseFile._after_fork,

@@ -1,4 +1,4 @@
-"""Retries: how long to pause between attempts, and when to give up."""
+"""Retries: the pauses between attempts, and the point at which to give up."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 @dataclass(slots=True, frozen=True)
 class Backoff:
-    """Exponential backoff: each pause is twice the one before, up to ``longest`` seconds.
+    """Exponential backoff: each pause is twice the previous pause, up to ``longest`` seconds.
 
-    ``first``: the pause after the first failure, in seconds. ``jitter``: the share of a pause that
-    is drawn at random, from 0 (none of it) to 1 (all of it).
+    ``first``: the pause after the first failure, in seconds. ``jitter``: how much a pause may be
+    shortened at random, from 0 (not at all) to 1 (down to 0 seconds).
     """
 
     first: float
@@ -29,7 +29,7 @@ class Backoff:
     jitter: float = 0.0
 
     def pause(self, failures: int) -> float:
-        """Return the pause in seconds after so many failures in a row, counted from 1."""
+        """Return the pause, in seconds, after ``failures`` failures in a row (1 or more)."""
         seconds = min(self.longest, self.first * 2.0 ** min(failures - 1, 60))
         return seconds * (1.0 - self.jitter * random.random()) if self.jitter else seconds
 
@@ -45,12 +45,15 @@ def retrying(
     give_up: Callable[[], bool] = lambda: False,
     before_wait: Callable[[BaseException, int, float], None] = lambda error, attempt, seconds: None,
 ) -> T:
-    """Return the result of ``call``, retried while it fails retryably, for ``budget`` seconds.
+    """Call ``call``, repeat it after each retryable error, and return its result.
 
-    ``wait`` sleeps for so many seconds, and may return early. ``give_up`` is asked before each new
-    attempt. ``before_wait`` is given the error, the number of the attempt and the coming pause. A
-    store's ``retry_after`` lengthens the pause. Raises the last error when the budget is spent, and
-    at once an error that is not retryable.
+    Gives up if the next pause would end more than ``budget`` seconds after the first attempt, or
+    if ``give_up()`` returns True after a failed attempt. The last error is then raised. An error
+    that is not retryable is raised at once.
+
+    ``wait``: sleeps for the given number of seconds; it may return early. ``before_wait``: called
+    before each pause with the error, the number of the failed attempt (from 1) and the pause in
+    seconds. If the error has a longer ``retry_after``, the pause is that long.
     """
 
     def report(state: tenacity.RetryCallState) -> None:

@@ -1,4 +1,4 @@
-"""The shipped deployment: puts the stores together for ``eventsync --app``."""
+"""The deployment shipped with eventsync: defines the stores for ``eventsync --app``."""
 
 from __future__ import annotations
 
@@ -9,5 +9,8 @@ __all__ = ["registry"]
 
 
 def registry() -> StoreRegistry:
-    """Return the stores of the deployment, not yet opened. Raises ``ConfigError``."""
+    """Return a registry of the three stores. Does not open the stores.
+
+    Raises ``ConfigError`` if the location of a store is not configured.
+    """
     return StoreRegistry(crm.store(), cache.store(), documents.store())

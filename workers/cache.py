@@ -1,4 +1,4 @@
-"""The Redis cache that the website reads."""
+"""The store ``cache``: the Redis cache that the website reads."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ __all__ = ["store"]
 
 
 def store() -> Store:
-    """Return a store of hashes ``customer:7`` and ``order:1042`` with the fields that a page shows.
+    """Return a store that keeps customers and orders as Redis hashes, without opening it.
 
-    Orders can also be found by customer.
+    The hashes have keys such as ``customer:7`` and ``order:1042``, and only the fields that the
+    website shows. An index allows a search for the orders of a customer.
     """
     server = location("cache")
     customers = RedisAccessor(

@@ -1,4 +1,4 @@
-"""The database of the CRM."""
+"""The store ``crm``: the database of the CRM (customer relationship management)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["store"]
 
 
 def store() -> Store:
-    """Return a store of all customers and orders, in the CRM's tables and under its names.
+    """Return a store that keeps customers and orders in the tables of the CRM, without opening it.
 
-    ``create`` creates the tables if they are missing; existing tables are used as they are. Every
-    ten seconds a worker captures the edits that the CRM, or a person at an SQL prompt, made.
+    The views map the fields to the column names of the CRM. Missing tables are created; existing
+    tables are used unchanged. Every ten seconds a worker captures the foreign writes to the tables.
     """
     database = location("crm")
     customer = View(rename={"id": "customer_id", "name": "full_name", "since": "customer_since"})

@@ -1,4 +1,4 @@
-"""The JSON documents that other programs read and people edit."""
+"""The store ``documents``: JSON documents that other programs read and that people edit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __all__ = ["store"]
 
 
 def store() -> Store:
-    """Return a store of active customers without their balance, one JSON document each.
+    """Return a store that keeps each active customer as one JSON document, without opening it.
 
-    Every five seconds the worker captures the edits that people made to the documents.
+    The field ``balance`` is left out. Every five seconds a worker captures the edits that people
+    have made to the documents.
     """
     customers = JsonFolderAccessor(
         Customer,

@@ -1,4 +1,4 @@
-"""The record types of the shipped deployment, independent of the stores that hold them."""
+"""The record types of the shipped deployment. They do not depend on the stores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Customer", "Order", "Standing", "State"]
 
 
 class Standing(StrEnum):
-    """The relation of a customer to the company."""
+    """The relation of a customer to the company: not yet, currently, or no longer a customer."""
 
     LEAD = "lead"
     ACTIVE = "active"
@@ -29,7 +29,7 @@ class State(StrEnum):
 
 
 class Customer(Record, rule="field"):
-    """A customer. Merged per field, because only the CRM holds all fields."""
+    """A customer. Changes are merged per field, because only the store ``crm`` holds all fields."""
 
     id: int = Field(key=True)
     name: str = Field(length=120)
@@ -41,7 +41,7 @@ class Customer(Record, rule="field"):
 
 
 class Order(Record, rule="field"):
-    """An order of a customer."""
+    """An order of a customer. Changes are merged per field."""
 
     number: int = Field(key=True)
     customer: int = Field(description="The id of the customer")

@@ -1,1 +1,1 @@
-"""Queues and publishing: bus, batch publisher, outbox relay, spool."""
+"""Queues and publishing: the bus, the batch publisher, the relay and the spool."""

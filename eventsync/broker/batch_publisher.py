@@ -1,4 +1,4 @@
-"""The batching publisher, which joins many small publishes into few large ones."""
+"""The batch publisher: combines many small publishes into a few large ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _BACKOFF: Final = Backoff(0.05, 2.0)
 
 @dataclass(slots=True)
 class _Call:
-    """The envelopes of one call, which are published together and have one future."""
+    """The envelopes of one call of ``send`` or ``publish``, and the future of this call.
+
+    ``size``: their bytes. ``deadline``: when to give up, on the monotonic clock.
+    """
 
     type: str
     bodies: Sequence[bytes]
@@ -38,15 +41,18 @@ class _Call:
 
 
 class BatchPublisher:
-    """A ``Publisher`` that collects envelopes and publishes them in batches from a thread.
+    """A ``Publisher`` that collects envelopes and publishes them in batches from its own thread.
 
     A batch is published when it has ``max_count`` envelopes or ``max_bytes`` bytes, or when its
-    first envelope has waited for ``linger`` seconds. The envelopes of one ``publish`` stay
-    together. While the broker is unreachable each envelope is retried for ``timeout`` seconds and
-    then fails with ``BusUnavailableError``. If the broker refuses an envelope, only the call that
-    gave it fails. At most ``buffer_bytes`` wait; beyond that ``send`` blocks, for at most
-    ``timeout`` seconds. Thread-safe. Usable as a context manager. At the end of the process the
-    waiting envelopes are published within ``timeout``. A forked child starts empty.
+    first envelope has waited for ``linger`` seconds. The envelopes of one ``publish`` call are in
+    one batch. While the broker is unreachable, a batch is retried. A call fails with
+    ``BusUnavailableError`` if the broker has not stored its envelopes after ``timeout`` seconds. If
+    the broker refuses an envelope, only the call with that envelope fails.
+
+    ``target``: publishes the batches. ``buffer_bytes``: the size of the buffer. While the buffer is
+    full, ``send`` blocks, for ``timeout`` seconds at most. At the end of the process the waiting
+    envelopes are published. In a forked child the buffer is empty. Thread-safe. Usable as a context
+    manager.
     """
 
     def __init__(
@@ -72,9 +78,9 @@ class BatchPublisher:
         self._incarnation = incarnation()
         self._changed = threading.Condition()
         self._waiting: deque[_Call] = deque()
-        # The bytes of all calls that wait or are being published.
+        # The number of bytes of all calls that wait or are being published.
         self._size = 0
-        # The envelopes of all calls that wait.
+        # The number of envelopes of all calls that wait.
         self._count = 0
         # Whether to publish at once, without waiting for more envelopes.
         self._hurry = False
@@ -88,25 +94,31 @@ class BatchPublisher:
         self.close()
 
     def encode(self, change: Change) -> bytes:
-        """Return the envelope of ``change``, signed if keys are configured."""
+        """Return the envelope of ``change`` as bytes, signed if keys are configured.
+
+        Raises ``ValueRefusedError`` if the change cannot be encoded.
+        """
         return self._target.encode(change)
 
     def send(self, change: Change) -> Future[None]:
-        """Publish a change later; the future is done once the broker has stored it or has failed.
+        """Add a change to the buffer and return a future.
 
-        Blocks while the buffer is full. A change whose future is cancelled before its batch is
-        published is not sent. Raises ``BusUnavailableError`` if the buffer stays full, and
-        ``ValueRefusedError`` if the change cannot be encoded.
+        The result of the future is ``None`` when the broker has stored the change; if publishing
+        fails, the future has the exception. Cancelling the future before its batch is published
+        withdraws the change. Blocks while the buffer is full. Raises ``BusUnavailableError`` if the
+        buffer stays full for ``timeout`` seconds, and ``ValueRefusedError`` if the change cannot be
+        encoded.
         """
         future = self._put(change.type, [self.encode(change)], wait=True)
         assert future is not None
         return future
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        """Publish envelopes and block until the broker has stored them.
+        """Publish envelopes of one record type. Blocks until the broker has stored them.
 
-        Raises ``UnroutableError`` and ``BusUnavailableError``. After the latter the broker may have
-        stored some of them; it does no harm to publish them again.
+        Raises ``UnroutableError`` if no queue receives the type, and ``BusUnavailableError`` if the
+        broker has not stored the envelopes after ``timeout`` seconds. The broker may then have
+        stored some envelopes; publishing them again does no harm.
         """
         if not envelopes:
             return
@@ -122,9 +134,11 @@ class BatchPublisher:
             raise self._unconfirmed() from None
 
     async def apublish(self, change: Change) -> None:
-        """Publish a change and wait until the broker has stored it; the event loop runs on.
+        """Publish a change; return when the broker has stored it. Does not block the event loop.
 
-        Raises ``BusUnavailableError``, ``UnroutableError``, ``ValueRefusedError``.
+        Raises ``BusUnavailableError`` if the broker has not stored the change after ``timeout``
+        seconds, ``UnroutableError`` if no queue receives the record type, and
+        ``ValueRefusedError`` if the change cannot be encoded.
         """
         body = self.encode(change)
         deadline = time.monotonic() + self._timeout
@@ -140,7 +154,7 @@ class BatchPublisher:
     def flush(self) -> None:
         """Publish all waiting envelopes. Blocks until the broker has stored them.
 
-        Raises ``BusUnavailableError`` if that takes longer than ``timeout``.
+        Raises ``BusUnavailableError`` if this takes longer than ``timeout`` seconds.
         """
         with self._changed:
             self._hurry = True
@@ -151,7 +165,8 @@ class BatchPublisher:
     def close(self) -> None:
         """Publish all waiting envelopes and end the thread. Idempotent.
 
-        Raises ``BusUnavailableError``.
+        Raises ``BusUnavailableError`` if the broker does not store the envelopes within ``timeout``
+        seconds.
         """
         if self._incarnation != incarnation():
             return
@@ -170,10 +185,13 @@ class BatchPublisher:
         size = sum(map(len, bodies))
         with self._changed:
             if self._closed:
-                raise BusUnavailableError("the publisher is closed")
+                raise BusUnavailableError(
+                    "the batch publisher is closed and publishes no more changes",
+                    hint="create a new BatchPublisher",
+                )
 
             def has_room() -> bool:
-                # A call larger than the whole buffer is accepted when nothing else waits.
+                # A call larger than the whole buffer is accepted if the buffer is empty.
                 return not self._size or self._size + size <= self._buffer_bytes
 
             if not has_room():
@@ -192,8 +210,8 @@ class BatchPublisher:
                     target=self._run, name="eventsync-publisher", daemon=True
                 )
                 self._thread.start()
-            # Wake the thread only for the first call or a full batch. Otherwise it has nothing to
-            # do, and waking it costs more than the rest of this method.
+            # Wake the thread only for the first call or a full batch. At other times the thread has
+            # nothing to do, and waking it costs more than the rest of this method.
             if len(self._waiting) == 1 or self._is_full():
                 self._changed.notify_all()
         return future
@@ -206,7 +224,11 @@ class BatchPublisher:
                 self._changed.notify_all()
 
     def _take(self) -> list[_Call]:
-        """Wait for the next batch, of one record type, and remove it; empty when closed."""
+        """Wait for the next batch, remove its calls from the buffer and return them.
+
+        All calls of a batch have one record type. Returns an empty list when the publisher is
+        closed and the buffer is empty.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if not self._waiting:
@@ -238,7 +260,10 @@ class BatchPublisher:
         )
 
     def _publish_batch(self, batch: list[_Call]) -> None:
-        """Publish calls and complete their futures; retry while the broker is unreachable."""
+        """Publish the calls of a batch and complete their futures.
+
+        While the broker is unreachable, each call is retried until its deadline.
+        """
         failures = 0
         while batch:
             try:
@@ -258,7 +283,7 @@ class BatchPublisher:
                 batch = [call for call in batch if call.deadline > now]
                 failures += 1
                 time.sleep(_BACKOFF.pause(failures))
-            except Exception as error:  # the callers raise it
+            except Exception as error:  # the callers get the error from their futures
                 for call in batch:
                     if not call.future.done():
                         call.future.set_exception(error)
@@ -272,14 +297,15 @@ class BatchPublisher:
         return BusUnavailableError(
             f"{self._size:,} bytes wait for the broker, and the buffer stayed full for "
             f"{self._timeout:g} s",
-            hint="the broker is slow or unreachable; publish less, or through a store with an "
-            "outbox",
+            hint="the broker is slow or unreachable; publish fewer changes, or publish through a "
+            "store with an outbox",
         )
 
     def _unconfirmed(self) -> BusUnavailableError:
         return BusUnavailableError(
             f"the broker did not confirm the envelopes within {self._timeout:g} s",
-            hint="publish them again when the broker is back; those it has already do no harm",
+            hint="publish the envelopes again when the broker answers; publishing them twice does "
+            "no harm",
         )
 
 

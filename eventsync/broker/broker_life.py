@@ -1,4 +1,4 @@
-"""The life of the broker: whether it may have forgotten what it confirmed."""
+"""Detects restarts of a broker after which confirmed messages may be lost."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ __all__ = ["Broker", "BrokerLife"]
 
 
 class Broker(Publisher, Protocol):
-    """A publisher that identifies the lives of its broker, as ``Bus`` does."""
+    """A publisher with a method ``life``, which shows restarts of the broker, such as ``Bus``."""
 
     def life(self) -> str | None:
-        """Return the identifier of the broker's life, see ``Bus.life``."""
+        """Return an id that changes when a restart of the broker may have lost messages.
+
+        Returns ``None`` if the transport has no such id.
+        """
 
 
 class BrokerLife:
-    """Notices that a broker was restarted and may have lost messages that it had confirmed.
+    """Detects that a broker was restarted and may have lost confirmed messages.
 
-    A broker that can tell has an identifier for each life. Of one that cannot, a lost connection is
-    taken for a restart. Call ``confirm`` when everything that may be lost is published again. For
-    one thread.
+    A restart is detected by a new value of ``Broker.life``. If that is ``None``, a lost connection
+    counts as a restart. After a detected restart, publish the messages that may be lost again, then
+    call ``confirm``. Not thread-safe.
     """
 
     def __init__(self, broker: Broker, *, now: Callable[[], float] = time.time) -> None:
@@ -33,21 +36,22 @@ class BrokerLife:
         self._current: str | None = None
         self._was_interrupted = False
         self.seen_at: float | None = None
-        """When the broker was last seen in its confirmed life, in seconds since the epoch; ``None``
-        before the first look."""
+        """When ``confirm`` was last called, in seconds since the epoch; ``None`` if never, or after
+        ``forget``."""
 
     def interrupted(self) -> None:
-        """Note that the connection to the broker was lost."""
+        """Record that the connection to the broker was lost."""
         self._was_interrupted = True
 
     def forget(self) -> None:
-        """Return to the state before the first look."""
+        """Set ``seen_at`` to ``None``. Call this if later restarts cannot be detected."""
         self.seen_at = None
 
     def may_have_forgotten(self) -> bool:
-        """Return whether the broker may have lost messages that it confirmed around ``seen_at``.
+        """Ask the broker for its life; return whether it may have lost confirmed messages.
 
-        False at the first look. Raises ``BusUnavailableError``.
+        Returns False as long as ``seen_at`` is ``None``. Raises ``BusUnavailableError`` if the
+        broker cannot be reached.
         """
         self._current = self._broker.life()
         if self.seen_at is None:
@@ -56,5 +60,8 @@ class BrokerLife:
         return is_unknown or self._current != self._life
 
     def confirm(self) -> None:
-        """Note that the broker now has everything, in the life that the last look found."""
+        """Record that the broker has all messages in its current life.
+
+        The current life is the one that ``may_have_forgotten`` found last.
+        """
         self._life, self.seen_at, self._was_interrupted = self._current, self._now(), False

@@ -1,4 +1,4 @@
-"""The bus: the exchange, and for each store its queue, its held queue and its dead-letter queue."""
+"""The bus: the exchange, and the queue, held queue and dead-letter queue of each store."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ __all__ = ["Bus", "Delivery", "QueueBrowser", "QueueState", "Subscription"]
 
 EXCHANGE: Final = "eventsync"
 _DEAD_TYPE: Final = "application/x-eventsync-dead-letter"
-# Reasons of dead letters that RabbitMQ made itself, by its word for the reason. Workers reject only
+# RabbitMQ's words for why it made a dead letter, and eventsync's reasons. Workers reject only
 # messages that are too large.
 _REASONS: Final = {"rejected": "too-large", "delivery_limit": "crashes"}
 
 
 class Bus:
-    """Publishes envelopes to the queues of stores, consumes those queues, and keeps dead letters.
+    """Publishes envelopes, consumes the queues of stores, and stores held changes and dead letters.
 
-    ``url``: of the broker, as for kombu; ``sqlite:////path`` is the embedded broker. ``keys``: sign
-    the published envelopes and require signatures of the received ones. ``message_envelopes`` and
-    ``message_bytes``: the largest number and size of envelopes in one message. ``max_message``: the
-    size above which a received message is not read, in bytes. ``lease``: how long a silent consumer
-    keeps its messages, in seconds. ``tracing``: traces changes from here to where they are applied.
-    Connects at first use. After a ``BusUnavailableError`` the next call connects again. Publishing
+    ``url``: the broker's URL in kombu's form; ``sqlite:////path`` is the embedded broker. ``keys``:
+    sign published envelopes with these keys, and reject received envelopes without a valid
+    signature. ``max_envelope``: the largest size of an envelope, in bytes. ``message_envelopes``
+    and ``message_bytes``: the largest number of envelopes in one message, and of their bytes.
+    ``max_message``: a received message of more bytes is not read. ``lease``: after so many seconds
+    without a sign of life, other consumers take over a consumer's messages. ``tracing``: records
+    traces of the published changes.
+
+    The first use connects. After a ``BusUnavailableError`` the next call connects again. Publishing
     is thread-safe.
     """
 
@@ -68,24 +71,28 @@ class Bus:
 
     @property
     def shown_url(self) -> str:
-        """The broker's URL without its password."""
+        """The broker's URL with the password replaced by ``**``."""
         return schemes.masked(self._url)
 
     @property
     def transport(self) -> str:
-        """The URL's scheme."""
+        """The scheme of the broker's URL, such as ``redis``."""
         return schemes.scheme_of(self._url)
 
     # -- lifecycle -------------------------------------------------------------------------------
 
     def open(self) -> Bus:
-        """Connect. Idempotent. Raises ``BusUnavailableError``, ``ConfigError``."""
+        """Connect to the broker and return this bus. Idempotent.
+
+        Raises ``BusUnavailableError`` if the broker cannot be reached, and ``ConfigError`` if its
+        URL is wrong.
+        """
         with self._lock, self._errors():
             self._connected()
         return self
 
     def close(self) -> None:
-        """Disconnect. Idempotent; the next use connects again."""
+        """Disconnect from the broker. Idempotent. The next use connects again."""
         with self._lock:
             link, self._link = self._link, None
             if link is not None:
@@ -98,10 +105,13 @@ class Bus:
         self.close()
 
     def declare(self, store: str, types: Iterable[str]) -> None:
-        """Create a store's queues, and route its record types to them. Idempotent."""
+        """Create the three queues of ``store`` and route changes of ``types`` to its main queue.
+
+        Idempotent.
+        """
         with self._lock, self._errors():
             link = self._connected()
-            # First the queue of dead letters, because the others may send messages to it.
+            # The dead-letter queue comes first, because the other queues may move messages to it.
             link.declare_queue(dead_queue(store))
             link.declare_queue(held_queue(store), dead=dead_queue(store))
             link.declare_queue(
@@ -111,25 +121,29 @@ class Bus:
     # -- publishing --------------------------------------------------------------------------------
 
     def encode(self, change: Change) -> bytes:
-        """Return the envelope of ``change``, signed if keys are configured."""
+        """Return the envelope of ``change`` as bytes, signed if keys are configured.
+
+        Raises ``ValueRefusedError`` if the change cannot be encoded.
+        """
         if self.tracing is not None:
             change = self.tracing.published(change)
         return codec.encode(change, keys=self.keys, max_bytes=self.max_envelope)
 
     def encode_all(self, changes: Iterable[Change]) -> list[bytes]:
-        """Return the envelopes of ``changes`` in their order.
+        """Return the envelopes of ``changes``, in the same order.
 
-        Faster than ``encode`` for each where consecutive changes are alike.
+        If consecutive changes are similar, this is faster than calling ``encode`` for each change.
         """
         if self.tracing is not None:
             changes = map(self.tracing.published, changes)
         return codec.encode_all(list(changes), keys=self.keys, max_bytes=self.max_envelope)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        """Send envelopes of one record type to every store that takes the type.
+        """Send envelopes of the record type ``type`` to every store that holds this type.
 
-        Blocks until the broker has stored them safely. Thread-safe. Raises ``UnroutableError`` if
-        no store's queue takes the type, and ``BusUnavailableError``.
+        Blocks until the broker has stored the envelopes. Thread-safe. Raises ``UnroutableError`` if
+        no store's queue receives the type, and ``BusUnavailableError`` if the broker cannot be
+        reached or refuses the envelopes for now.
         """
         bodies = batch.batches(
             envelopes, max_count=self._message_envelopes, max_bytes=self._message_bytes
@@ -137,17 +151,20 @@ class Bus:
         self._send(bodies, exchange=EXCHANGE, key=type)
 
     def dead_letter(self, store: str, letters: Sequence[DeadLetter]) -> None:
-        """Add letters to a store's dead letters. Blocks until the broker has stored them."""
+        """Add letters to a store's dead-letter queue. Blocks until the broker has stored them."""
         bodies = [letter.encode() for letter in letters]
         self._send(bodies, key=dead_queue(store), content_type=_DEAD_TYPE)
 
     def hold(self, store: str, letters: Sequence[DeadLetter]) -> None:
-        """Add changes to a store's held queue. Blocks until the broker has stored them."""
+        """Add held changes to a store's held queue. Blocks until the broker has stored them.
+
+        ``letters``: the held changes, in the form of dead letters.
+        """
         bodies = [letter.encode() for letter in letters]
         self._send(bodies, key=held_queue(store), content_type=_DEAD_TYPE)
 
     def send_to(self, store: str, envelopes: Sequence[bytes]) -> None:
-        """Send envelopes to one store only. Blocks until the broker has stored them."""
+        """Send envelopes to the queue of one store. Blocks until the broker has stored them."""
         bodies = batch.batches(
             envelopes, max_count=self._message_envelopes, max_bytes=self._message_bytes
         )
@@ -167,9 +184,9 @@ class Bus:
     # -- consuming ---------------------------------------------------------------------------------
 
     def subscribe(self, store: str, types: Iterable[str], *, prefetch: int) -> Subscription:
-        """Declare a store's queues and consume its queue, on a connection of its own.
+        """Declare the queues of a store and consume its main queue through a new connection.
 
-        ``prefetch``: how many messages may be received and not settled.
+        ``prefetch``: how many messages may be received but not settled at a time.
         """
         self.declare(store, types)
         with self._errors():
@@ -177,9 +194,9 @@ class Bus:
 
     @contextmanager
     def letters(self, store: str, *, held: bool = False) -> Iterator[QueueBrowser]:
-        """Open the dead letters of a store, or its held changes, for the block.
+        """Open the dead-letter queue of a store, or with ``held`` its held queue, for the block.
 
-        Letters that are not settled in the block stay in the queue.
+        Yields a browser of the queue. Letters that are not settled in the block stay in the queue.
         """
         queue = held_queue(store) if held else dead_queue(store)
         with self._errors():
@@ -193,14 +210,18 @@ class Bus:
             disconnect(link)
 
     def state(self, queue: str) -> QueueState:
-        """Return the counts of a queue. Raises ``BusError`` if there is no such queue."""
+        """Return the numbers of messages in a queue, by the queue's full name.
+
+        Raises ``BusError`` if the queue does not exist, and ``BusUnavailableError`` if the broker
+        cannot be reached.
+        """
         with self._lock, self._errors():
             return self._connected().state(queue)
 
     def states(self, store: str) -> dict[str, QueueState]:
-        """Return the counts of a store's queues: ``queue``, ``held`` and ``dead``.
+        """Return the state of each queue of a store, under ``queue``, ``held`` and ``dead``.
 
-        Does not declare them.
+        Raises ``BusError`` if a queue does not exist, because this method declares no queues.
         """
         return {
             "queue": self.state(store_queue(store)),
@@ -209,11 +230,11 @@ class Bus:
         }
 
     def life(self) -> str | None:
-        """Return an id of the broker's present run, or ``None`` if the transport has none.
+        """Return the life id of the broker, or ``None`` if the transport has no such id.
 
-        It changes with each restart in which the broker may have lost the latest messages it had
-        confirmed. For a broker that never loses them it is always the same. Thread-safe. Raises
-        ``BusUnavailableError``.
+        The id changes when the broker restarts and may have lost confirmed messages. A broker that
+        never loses confirmed messages always has the same id. Thread-safe. Raises
+        ``BusUnavailableError`` if the broker cannot be reached.
         """
         with self._lock, self._errors():
             return self._connected().life()
@@ -224,7 +245,7 @@ class Bus:
         return schemes.connect(self._url, lease=self._lease, max_message=self.max_message)
 
     def _connected(self) -> Link:
-        """Return the link for publishing; connect if there is none in this process."""
+        """Return the link for publishing; connect if this process has no link yet."""
         if self._link is None or self._link.is_inherited:
             self._link = self._connect()
             self._link.declare_exchange(EXCHANGE)
@@ -232,7 +253,10 @@ class Bus:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Translate errors; disconnect after one, except for an ``UnroutableError``."""
+        """Raise the transport's errors of the block as eventsync errors, and then disconnect.
+
+        An ``UnroutableError`` keeps the connection.
+        """
         try:
             with bus_errors(f"the broker {self.shown_url}", lambda: self._link):
                 yield
@@ -243,7 +267,10 @@ class Bus:
 
 
 class Subscription:
-    """A consumer of one queue, for one thread. The transport renews the leases of its messages."""
+    """A consumer of one queue. Not thread-safe.
+
+    The transport renews the leases of received messages until they are settled.
+    """
 
     def __init__(self, link: Link, queue: str, prefetch: int) -> None:
         self._link = link
@@ -255,35 +282,36 @@ class Subscription:
             raise
 
     def fetch(self, *, timeout: float, limit: int) -> list[Delivery]:
-        """Return about ``limit`` messages; wait up to ``timeout`` seconds for the first.
+        """Return received messages; wait up to ``timeout`` seconds for the first one.
 
-        They may be more than ``limit``, if the transport delivers many at once. The list is empty
-        if none arrived in time. Raises ``BusUnavailableError``.
+        Returns an empty list if no message arrives. ``limit``: about how many messages to return; a
+        transport that delivers messages in batches may return more. Raises ``BusUnavailableError``
+        if the broker cannot be reached.
         """
         with self._errors():
             return self._link.receive(timeout=timeout, limit=limit)
 
     def acknowledge(self, deliveries: Iterable[Delivery]) -> None:
-        """Acknowledge messages. Raises ``BusUnavailableError``.
+        """Send the acknowledgements of messages; do not wait until the broker confirms them.
 
-        On return the acknowledgements are sent, but not confirmed: if the connection breaks, some
-        of the messages may be delivered again.
+        If the connection breaks, some of the messages may be delivered again. Raises
+        ``BusUnavailableError`` if the broker cannot be reached.
         """
         with self._errors():
             self._link.acknowledge(list(deliveries))
 
     def release(self, deliveries: Iterable[Delivery]) -> None:
-        """Make messages ready again, for any consumer."""
+        """Give messages back to the queue, so that any consumer can receive them again."""
         with self._errors():
             self._link.release(deliveries)
 
     def refuse(self, deliveries: Iterable[Delivery]) -> None:
-        """Let the broker move messages that were too large to be read to the dead letters."""
+        """Make the broker move messages that were too large to be read to the dead-letter queue."""
         with self._errors():
             self._link.refuse(deliveries)
 
     def close(self) -> None:
-        """Stop consuming; messages that are not settled become ready at once. Idempotent."""
+        """Stop consuming and disconnect. Unsettled messages become ready at once. Idempotent."""
         with self._errors():
             self._link.close()
 
@@ -292,16 +320,18 @@ class Subscription:
 
 
 class QueueBrowser:
-    """The letters of an open dead-letter or held queue. For one thread."""
+    """Reads and removes the letters of an open dead-letter or held queue. Not thread-safe."""
 
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
 
     def read(self, limit: int | None = None) -> list[tuple[DeadLetter, Delivery]]:
-        """Return the letters that no other process has received, oldest first.
+        """Return letters with their deliveries, oldest first.
 
-        A message that is not a letter is returned as a letter with the reason "foreign", or with
-        the broker's reason if the broker itself moved it to the dead letters.
+        ``limit``: about how many letters to return; ``None`` for all. Letters that another process
+        has received and not settled are not returned. A message that is not a letter is converted
+        to a letter. Its reason is "foreign", or the broker's reason if the broker itself moved the
+        message to the dead letters.
         """
         found: list[tuple[DeadLetter, Delivery]] = []
         while limit is None or len(found) < limit:
@@ -312,22 +342,22 @@ class QueueBrowser:
         return found
 
     def settle(self, deliveries: Iterable[Delivery]) -> None:
-        """Remove letters from the queue."""
+        """Remove the letters of ``deliveries`` from the queue."""
         self._subscription.acknowledge(deliveries)
 
 
 def store_queue(store: str) -> str:
-    """Return the name of the queue that a store's workers consume."""
+    """Return the name of the main queue of a store, which the store's workers consume."""
     return f"{EXCHANGE}.{store}"
 
 
 def held_queue(store: str) -> str:
-    """Return the name of the queue of a store's held changes."""
+    """Return the name of the held queue of a store."""
     return f"{EXCHANGE}.{store}.held"
 
 
 def dead_queue(store: str) -> str:
-    """Return the name of the queue of a store's dead letters."""
+    """Return the name of the dead-letter queue of a store."""
     return f"{EXCHANGE}.{store}.dead"
 
 
@@ -347,7 +377,7 @@ def _letter(delivery: Delivery) -> DeadLetter:
             last_time=now,
             raw=delivery.body,
             content_type=delivery.content_type,
-            # The same id at each reading.
+            # A digest, so that the message gets the same id each time it is read.
             id=hashlib.sha256(delivery.body).digest()[:16],
         )
 
@@ -356,4 +386,4 @@ def _broker_reason(delivery: Delivery) -> str:
     if not delivery.aside:
         return ""
     cut = "" if delivery.is_whole else f"; only the first of its {delivery.size:,} bytes are kept"
-    return f"the broker itself moved it to the dead letters: {delivery.aside}{cut}"
+    return f"the broker itself moved the message to the dead letters: {delivery.aside}{cut}"

@@ -1,4 +1,4 @@
-"""Publishing of many items of one record type, where a refused item does not stop the others."""
+"""Publishes many items of one record type; one refused item does not stop the others."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ __all__ = ["publish_isolated"]
 
 T = TypeVar("T")
 
-# After so many refused items and none published, the broker is considered to refuse everything.
+# If the first so many items are all refused, the broker is considered to refuse every item.
 _MAX_REFUSED: Final = 10
 
 
 def publish_isolated(
     items: Sequence[T], publish: Callable[[Sequence[T]], None]
 ) -> Iterator[Done[T, None] | Failed[T]]:
-    """Publish items with ``publish``; yield the published and the refused items, in their order.
+    """Publish items; yield the published items as ``Done`` and each refused item as ``Failed``.
 
-    ``publish`` may be repeated with items that it has published, which does no harm. An error that
-    concerns all items is raised: an unreachable broker, a wrong setting, a record type that no
-    queue takes, or a broker that refuses ten items and has published none.
+    The order of the items is kept. ``publish``: publishes a sequence of items; it may be called
+    again with items that are already published. An error that concerns all items is raised: the
+    broker is unreachable, a setting is wrong, no queue receives the record type, or the broker has
+    refused ten items and stored no item.
     """
     refused = 0
     published = False

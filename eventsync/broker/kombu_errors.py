@@ -1,4 +1,4 @@
-"""The errors of kombu and its drivers, translated to eventsync's."""
+"""Translates the errors of kombu and its drivers to eventsync's errors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["bus_errors", "disconnect"]
 
 @contextmanager
 def bus_errors(what: str, link: Callable[[], Link | None]) -> Iterator[None]:
-    """Raise the errors of kombu and the driver, within the block, as eventsync's.
+    """Raise the errors of kombu and of the driver in the block as eventsync's errors.
 
-    ``what``: the subject of their messages, as in "the broker redis://host/0". ``link``: returns
-    the link in use, if any; its driver decides which exceptions mean a lost connection.
+    ``what``: the subject of the error texts, such as "the broker redis://host/0". ``link``: returns
+    the link in use, or ``None``; the link knows which exceptions of its driver mean a lost
+    connection.
     """
     try:
         yield
@@ -28,9 +29,9 @@ def bus_errors(what: str, link: Callable[[], Link | None]) -> Iterator[None]:
     except (OSError, KombuOperationalError) as error:
         raise BusUnavailableError(f"{what} cannot be reached: {error}") from error
     except BatchPublishError as error:
-        raise BusUnavailableError(f"{what} did not take all messages: {error}") from error
+        raise BusUnavailableError(f"{what} did not store all messages: {error}") from error
     except KeyError as error:
-        # kombu raises it for an unknown transport, with the message as its argument.
+        # kombu raises a KeyError for an unknown transport. Its argument is a readable text.
         raise ConfigError(
             f"{what} cannot be used: {error.args[0] if error.args else error}",
             hint="write a URL like sqlite:///broker.db, redis://host/0 or amqp://user@host//",
@@ -50,6 +51,6 @@ def bus_errors(what: str, link: Callable[[], Link | None]) -> Iterator[None]:
 
 
 def disconnect(link: Link) -> None:
-    """Close a link; do nothing if its broker is unreachable."""
+    """Close a link; ignore the error if the broker is unreachable."""
     with suppress(OSError, KombuError, BusUnavailableError, *link.connection_errors):
         link.close()

@@ -1,4 +1,4 @@
-"""The relay, which publishes the outbox of a store while it holds the lease of that outbox."""
+"""The relay: publishes the outbox of a store while it holds the lease of the outbox."""
 
 from __future__ import annotations
 
@@ -30,42 +30,49 @@ from eventsync.retry import Backoff
 
 __all__ = ["Lease", "Outlet", "Relay", "serve"]
 
+# How many envelopes are read from the outbox at a time.
 _CHUNK: Final = 1000
-# So many envelopes are published in one call.
+# About how many envelopes one call of `run_once` publishes at most.
 _MAX_PER_CALL: Final = 10_000
-# Published envelopes leave the outbox when there are so many of them, or after so many seconds.
+# Published envelopes are removed from the outbox together: when there are _MAX_KEPT of them, or
+# after _KEPT_FOR seconds.
 _MAX_KEPT: Final = 200
 _KEPT_FOR: Final = 1.0
 _MARK: Final = "relay"
 _BACKOFF: Final = Backoff(0.5, 30.0)
-# The pause of `serve` between two looks: a share of the idle time, in seconds at least.
+# The pause of `serve` between two checks of the outbox: this share of the time since the last
+# published envelope, but at least _SHORTEST_PAUSE seconds.
 _PAUSE_SHARE: Final = 0.1
 _SHORTEST_PAUSE: Final = 0.01
 _LOG_INTERVAL: Final = 1.0
 
 
 class Outlet(Protocol):
-    """A place with waiting envelopes that it can publish: an outbox or a spool."""
+    """Publishes the waiting envelopes of an outbox or of a spool."""
 
     name: str
 
     def run_once(self) -> int:
-        """Publish waiting envelopes, unless another process does; return how many.
+        """Publish waiting envelopes and return how many were published.
 
-        Raises ``BusUnavailableError``, ``UnroutableError``, ``StoreUnavailableError``.
+        Publishes nothing while another process publishes them. Raises ``BusUnavailableError`` if
+        the broker cannot be reached, ``StoreUnavailableError`` if the store cannot be reached, and
+        ``UnroutableError`` if no queue receives a record type.
         """
 
 
 class Lease:
-    """A lease that one of the processes that share an index holds; it ends when its holder dies.
+    """A lease that one of the processes sharing a version index holds at a time.
 
-    The lease is a mark in the index that its holder renews. If the mark has not changed for
-    ``lifetime`` seconds, by the observer's own clock, its holder is considered dead; so the clocks
-    of the processes need not agree. To take the lease, a process writes a name, waits ``settle``
-    seconds, and reads the mark again (Fischer's algorithm). Its one requirement is an index that
-    reads and writes a text, and therefore it is not exact: after a pause longer than ``settle`` at
-    the wrong moment, two processes may hold the lease until the first calls ``keep``. Use it where
-    two holders do no harm. For one thread.
+    The lease is a mark in the index, and its holder renews the mark. If the mark has not changed
+    for ``lifetime`` seconds, the holder is considered dead. Each process measures this by its own
+    clock, so clocks need not agree. To take the lease, a process writes its own mark, waits
+    ``settle`` seconds, and reads the mark again (Fischer's algorithm).
+
+    The index needs to support only reading and writing a text. Therefore exclusion is not
+    guaranteed: if a process is suspended for longer than ``settle`` while it takes the lease, two
+    processes may hold the lease until one of them calls ``keep``. Use the lease only where two
+    holders do no harm. Not thread-safe.
     """
 
     def __init__(
@@ -87,13 +94,14 @@ class Lease:
         self._count = 0
         self._own_mark = ""
         self._written_at = 0.0
-        # The last mark that was read, and when it was first read.
+        # The mark that was read last, and when this mark was first read.
         self._seen: tuple[str, float] = ("", 0.0)
 
     def take(self) -> bool:
         """Try to take the lease; return whether this process holds it now.
 
-        Blocks for ``settle`` seconds if the lease is free. Raises ``StoreUnavailableError``.
+        Blocks for ``settle`` seconds if the lease is free. Raises ``StoreUnavailableError`` if the
+        index cannot be reached.
         """
         mark = self._index.load_mark(self._name)
         now = self._monotonic()
@@ -107,13 +115,14 @@ class Lease:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to renew the lease."""
+        """Whether a quarter of the lifetime has passed, so that ``keep`` will renew the lease."""
         return self._monotonic() - self._written_at >= self._lifetime / 4
 
     def keep(self) -> bool:
-        """Renew the lease if due; return whether this process still holds it.
+        """Renew the lease if a quarter of its lifetime has passed.
 
-        Raises ``StoreUnavailableError``.
+        Returns whether this process still holds the lease. Raises ``StoreUnavailableError`` if the
+        index cannot be reached.
         """
         if self._index.load_mark(self._name) != self._own_mark:
             return False
@@ -122,32 +131,36 @@ class Lease:
         return True
 
     def release(self) -> None:
-        """Give up the lease if it is still held. Idempotent. Raises ``StoreUnavailableError``."""
+        """Give up the lease if this process still holds it. Idempotent.
+
+        Raises ``StoreUnavailableError`` if the index cannot be reached.
+        """
         if self._own_mark and self._index.load_mark(self._name) == self._own_mark:
             self._index.save_mark(self._name, "")
         self._own_mark = ""
 
     def _write(self) -> None:
         self._count += 1
-        # Random, so that neither a fork nor a reused process id leads to two equal marks.
+        # Random, so that two processes never write the same mark, even after a fork or if a process
+        # id is reused.
         self._own_mark = f"{os.getpid()} {secrets.token_hex(8)} {self._count}"
         self._index.save_mark(self._name, self._own_mark)
         self._written_at = self._monotonic()
 
 
 class Relay:
-    """Publishes the outbox of one store while it holds the lease of the outbox. For one thread.
+    """Publishes the outbox of one store while it holds the lease of the outbox. Not thread-safe.
 
-    Any number of relays and workers of a store may run at once. One of them publishes, in the order
-    in which the envelopes were stored, until it is closed, dies or loses the broker. If it dies,
-    another continues ``lifetime`` seconds later; at most a thousand envelopes are then published
-    twice. Usable as a context manager.
+    Any number of relays and workers may serve one store. One of them publishes the envelopes, in
+    the order in which they were stored, until it is closed, dies, or loses the broker. If it dies,
+    another one continues ``lifetime`` seconds later. It may publish up to about a thousand
+    envelopes for the second time, which does no harm. Usable as a context manager.
 
-    An envelope that the broker refuses stays in the outbox and does not stop the others, unless a
-    thousand of them wait before the others.
+    An envelope that the broker refuses stays in the outbox, and the later envelopes are published.
+    Only when a thousand refused envelopes wait, later envelopes wait, too.
 
-    A few published envelopes stay in the outbox for up to a second and are then removed together,
-    because a write for each envelope would delay the edits of the store.
+    Published envelopes stay in the outbox for up to a second and are then removed together, because
+    a separate write for each envelope would slow down the edits of the store.
     """
 
     def __init__(
@@ -164,7 +177,8 @@ class Relay:
         self._lease = Lease(store.index, lifetime=lifetime, monotonic=monotonic)
         self._monotonic = monotonic
         self._has_lease = False
-        # The numbers of envelopes that are published and still in the outbox, and since when.
+        # The numbers of envelopes that are published but still in the outbox, and when the first of
+        # these was published.
         self._published: set[int] = set()
         self._published_at = 0.0
 
@@ -175,7 +189,7 @@ class Relay:
         self.close()
 
     def close(self) -> None:
-        """Give up the lease, so that another relay may publish. Idempotent."""
+        """Remove published envelopes from the outbox and give up the lease. Idempotent."""
         self._has_lease = False
         # If the store is unreachable, the lease expires by itself.
         with suppress(StoreUnavailableError):
@@ -183,15 +197,18 @@ class Relay:
             self._lease.release()
 
     def run_once(self) -> int:
-        """Publish waiting envelopes, unless another relay does; return how many.
+        """Publish waiting envelopes and return how many were published.
 
-        One call publishes about ten thousand envelopes at most. The relay keeps the lease
-        afterwards. Raises ``BusUnavailableError`` and ``StoreUnavailableError``. If the broker
-        refuses envelopes, raises the first such error (``UnroutableError`` if no queue takes a
-        record type), after it has published the others. Unpublished envelopes stay in the outbox.
+        Returns 0 if another relay holds the lease. One call publishes about ten thousand envelopes
+        at most. The relay keeps the lease afterwards.
+
+        Raises ``BusUnavailableError`` if the broker cannot be reached, and
+        ``StoreUnavailableError`` if the store cannot be reached. If the broker refuses envelopes,
+        publishes the others and then raises the first error: ``UnroutableError`` if no queue
+        receives the record type. Unpublished envelopes stay in the outbox.
         """
         if not self._has_lease:
-            # One envelope is enough to see whether there is work.
+            # Read only one envelope, to see whether the outbox is empty.
             self._has_lease = bool(self._store.index.outgoing(1)) and self._lease.take()
         try:
             return self._publish()
@@ -211,7 +228,7 @@ class Relay:
                 for outgoing in waiting
                 if outgoing.number not in self._published and outgoing.number not in refused
             ]
-            # With nothing to publish it is enough to renew the lease when that is due.
+            # If there is nothing to publish, check the lease only when its renewal is due.
             if fresh or self._lease.is_due:
                 self._has_lease = self._lease.keep()
             if self._has_lease and fresh:
@@ -225,7 +242,10 @@ class Relay:
         return published
 
     def _send(self, waiting: Sequence[Outgoing], refused: dict[int, Exception]) -> int:
-        """Publish envelopes, note those that are refused, and return how many were published."""
+        """Publish envelopes and return how many were published.
+
+        Adds the number and the error of each refused envelope to ``refused``.
+        """
         by_type: dict[str, list[Outgoing]] = {}
         for outgoing in waiting:
             by_type.setdefault(outgoing.type, []).append(outgoing)
@@ -251,7 +271,7 @@ class Relay:
         self._published.update(outgoing.number for outgoing in envelopes)
 
     def _remove_published(self) -> None:
-        """Remove published envelopes from the outbox."""
+        """Remove the envelopes that are published from the outbox."""
         if self._published:
             self._store.index.sent(sorted(self._published))
             self._published.clear()
@@ -269,14 +289,14 @@ def serve(
 ) -> None:
     """Publish the envelopes of an outlet until ``stopping`` is set. Blocks.
 
-    The pause between two looks is a tenth of the time since the last envelope, but at least 10 ms,
-    in which several envelopes gather, and at most ``poll`` seconds. So envelopes wait shortly
-    compared with the time between them, and an idle store is rarely queried.
+    The pause between two checks for envelopes is a tenth of the time since the last published
+    envelope, but at least 10 ms and at most ``poll`` seconds. So a busy outlet publishes quickly,
+    and an idle store is rarely queried.
 
-    ``connect`` is called at the start, and before the next attempt after each failure. Failures are
-    logged and retried with a backoff of up to 30 seconds. The number of published envelopes is
-    logged once a second. ``describe``: returns further fields for each log line. Raises
-    ``ConfigError``.
+    ``connect``: called at the start, and before the next attempt after each failure. ``describe``:
+    returns further fields for each log line. A failure is logged and retried after a pause of up to
+    30 seconds. The number of published envelopes is logged once a second. Raises ``ConfigError`` if
+    a setting is wrong.
     """
     log = log or structlog.get_logger("eventsync.relay").bind(outbox=outlet.name)
     failures = 0

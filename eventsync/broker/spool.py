@@ -1,4 +1,4 @@
-"""The spool: a local file that stores envelopes durably for producers without a database."""
+"""The spool: a local file in which programs without a database store envelopes durably."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError
 
 __all__ = ["Spool", "SpoolState"]
 
+# How many envelopes are read and published at a time.
 _CHUNK: Final = 1000
+# The shortest time between two removals of confirmed envelopes, in seconds.
 _DROP_EVERY: Final = 1.0
 _APPLICATION_ID: Final = 0x65737370  # "essp": eventsync spool
 _SCHEMA_VERSION: Final = 1
-# ``made`` and ``sent``: when the envelope was stored and when the broker confirmed it, in seconds
-# since the epoch. ``sent`` is null until then.
+# ``made``: when the envelope was stored. ``sent``: when the broker confirmed it; null before that.
+# Both in seconds since the epoch.
 _SCHEMA: Final = """
 CREATE TABLE spool (
     number INTEGER PRIMARY KEY AUTOINCREMENT, type TEXT NOT NULL, body BLOB NOT NULL,
@@ -39,31 +41,32 @@ CREATE INDEX spool_sent ON spool (sent) WHERE sent IS NOT NULL;
 
 @dataclass(slots=True, frozen=True)
 class SpoolState:
-    """Counts of the envelopes in a spool, and the size of its file."""
+    """The numbers of envelopes in a spool, and the size of the file."""
 
     waiting: int
-    """Envelopes that are not published yet."""
+    """The number of envelopes that are not published yet."""
     oldest: float | None
-    """Age of the oldest waiting envelope, in seconds."""
+    """The age of the oldest unpublished envelope, in seconds; ``None`` if there is none."""
     kept: int
-    """Published envelopes that are kept in case the broker loses them."""
+    """The number of published envelopes that stay in the spool in case the broker loses them."""
     bytes: int
-    """Bytes of the file in use."""
+    """The size of the used part of the file, in bytes."""
 
 
 class Spool:
-    """A ``Publisher`` that stores envelopes in a file, from which a ``SpoolRelay`` publishes them.
+    """A ``Publisher`` that stores envelopes in a file. A ``SpoolRelay`` publishes them later.
 
-    When ``publish`` returns, the envelopes are on the disk, whether or not a broker answers.
-    Envelopes that the broker has confirmed are kept for ``republish_window`` seconds and until a
-    later publish has succeeded. They are published again if the broker was lost or restarted
-    meanwhile, or when another relay starts, because the broker may have lost the latest of them.
-    Workers apply an envelope once, however often it is published.
+    When ``publish`` returns, the envelopes are on the disk; no broker is needed. A confirmed
+    envelope stays in the spool for at least ``republish_window`` seconds, and until a later publish
+    has succeeded. The relay publishes these envelopes again when it starts and when the connection
+    was lost or the broker was restarted, because the broker may have lost them. This does no harm:
+    workers apply an envelope once, however often it is published.
 
-    ``keys``: sign the envelopes that ``encode`` makes. ``tracing``: as for a ``Bus``.
-    ``max_bytes``: the size at which ``publish`` refuses envelopes; the log that SQLite keeps beside
-    the file does not count. Thread-safe and process-safe: any number of producers and relays may
-    use one file on a local disk. Usable as a context manager.
+    ``keys``: sign the envelopes with these keys. ``max_envelope``: the largest size of an envelope,
+    in bytes. ``max_bytes``: the largest size of the file; when it is reached, ``publish`` raises an
+    error. SQLite's log beside the file does not count. ``tracing``: records traces of the encoded
+    changes. Any number of threads and processes may use one file on a local disk. Usable as a
+    context manager.
     """
 
     def __init__(
@@ -78,9 +81,9 @@ class Spool:
         tracing: Tracing | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Name the file, which is opened at its first use.
+        """Keep the settings; the first use opens the file.
 
-        ``timeout``: how long to wait for another writer, in seconds.
+        ``timeout``: how long to wait while another process locks the file, in seconds.
         """
         self.path = Path(path)
         self.name = self.path.name
@@ -98,7 +101,8 @@ class Spool:
             schema=_SCHEMA,
             unavailable=BusUnavailableError,
             invalid=ConfigError,
-            repair="stop its relay, move it away, and try the `.recover` command of sqlite3 on it",
+            repair="stop the spool's relay, move the file away, and try the `.recover` command of "
+            "sqlite3 on the file",
             timeout=timeout,
         )
 
@@ -112,24 +116,28 @@ class Spool:
         self.close()
 
     def encode(self, change: Change) -> bytes:
-        """Return the envelope of ``change``, signed if keys are configured."""
+        """Return the envelope of ``change`` as bytes, signed if keys are configured.
+
+        Raises ``ValueRefusedError`` if the change cannot be encoded.
+        """
         if self._tracing is not None:
             change = self._tracing.published(change)
         return codec.encode(change, keys=self._keys, max_bytes=self._max_envelope)
 
     def encode_all(self, changes: Iterable[Change]) -> list[bytes]:
-        """Return the envelopes of ``changes`` in their order.
+        """Return the envelopes of ``changes``, in the same order.
 
-        Faster than ``encode`` for each where consecutive changes are alike.
+        If consecutive changes are similar, this is faster than calling ``encode`` for each change.
         """
         if self._tracing is not None:
             changes = map(self._tracing.published, changes)
         return codec.encode_all(list(changes), keys=self._keys, max_bytes=self._max_envelope)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        """Store envelopes of one record type: all of them are on the disk on return, or none.
+        """Store envelopes of one record type in the file, all or none.
 
-        Raises ``BusUnavailableError`` if the spool is full or cannot be written now.
+        When this returns, the envelopes are on the disk. Raises ``BusUnavailableError`` if the
+        spool is full or cannot be written at the moment.
         """
         now = self._now()
         with self._file.transaction() as connection:
@@ -138,7 +146,8 @@ class Spool:
                 "INSERT INTO spool (type, body, made) VALUES (?, ?, ?)",
                 [(type, body, now) for body in envelopes],
             )
-            # Checked after the insert, when the size is known. The error rolls the insert back.
+            # Checked after the insert, because only then the size is known. The error makes the
+            # transaction roll back.
             if _bytes(connection) > self._max_bytes:
                 raise BusUnavailableError(
                     f"the spool {self.path} is full: {used:,} of {self._max_bytes:,} bytes are in "
@@ -148,11 +157,14 @@ class Spool:
                 )
 
     def relay(self, publisher: Broker) -> SpoolRelay:
-        """Return a relay that publishes the envelopes of this spool."""
+        """Return a relay that publishes the envelopes of this spool through ``publisher``."""
         return SpoolRelay(self, publisher)
 
     def state(self) -> SpoolState:
-        """Return the counts and the size of the spool. Raises ``BusUnavailableError``."""
+        """Return the numbers of envelopes in the spool and the size of the file.
+
+        Raises ``BusUnavailableError`` if the file cannot be read at the moment.
+        """
         with self._file.connection() as connection:
             waiting, made = connection.execute(
                 "SELECT count(*), min(made) FROM spool WHERE sent IS NULL"
@@ -164,23 +176,24 @@ class Spool:
             return SpoolState(waiting, age, kept, _bytes(connection))
 
     def close(self) -> None:
-        """Close this thread's connection to the file. Idempotent; the next use opens it again."""
+        """Close this thread's connection to the file. Idempotent. The next use opens a new one."""
         self._file.close()
 
     # -- for the relay -----------------------------------------------------------------------------
 
     def lock(self) -> sqlite3.Connection | None:
-        """Return the lock of the relay, or ``None`` if another relay has it.
+        """Take the lock that allows a relay to publish; return ``None`` if another relay has it.
 
-        The lock is free again when the returned connection is closed or its process dies.
+        The returned connection holds the lock until it is closed or its process dies.
         """
         return self._file.try_lock("relay")
 
     def send(self, publisher: Publisher, where: str, arguments: Sequence[object] = ()) -> int:
-        """Publish the rows that the SQL condition ``where`` selects, in their order.
+        """Publish the envelopes that the SQL condition ``where`` selects, and mark them as sent.
 
-        Mark them as sent, and return how many were published. A record type that no queue takes
-        keeps waiting; the other types are published before ``UnroutableError`` is raised for it.
+        Returns how many were published. ``arguments``: the parameters of the condition. If no queue
+        receives a record type, its envelopes stay unpublished; the other types are published, then
+        ``UnroutableError`` is raised.
         """
         sent = 0
         rows = self._file.read(f"SELECT DISTINCT type FROM spool WHERE {where}", arguments)
@@ -218,28 +231,38 @@ class Spool:
             yield len(rows)
 
     def last_kept(self, before: float) -> tuple[str, bytes] | None:
-        """Return type and bytes of the latest envelope confirmed at ``before`` or earlier."""
+        """Return the latest envelope that was confirmed at ``before`` or earlier, with its type.
+
+        Returns (record type, envelope), or ``None`` if there is none. ``before``: in seconds since
+        the epoch.
+        """
         rows = self._file.read(
             "SELECT type, body FROM spool WHERE sent <= ? ORDER BY sent DESC LIMIT 1", [before]
         )
         return rows[0] if rows else None
 
     def drop(self, before: float) -> None:
-        """Delete envelopes confirmed at ``before`` or earlier, in seconds since the epoch."""
+        """Delete the envelopes that were confirmed at ``before`` or earlier.
+
+        ``before``: in seconds since the epoch.
+        """
         with self._file.transaction() as connection:
             connection.execute("DELETE FROM spool WHERE sent <= ?", [before])
 
     @property
     def window_start(self) -> float:
-        """The time before which confirmed envelopes are safe if the broker still answers."""
+        """The time ``republish_window`` seconds ago, in seconds since the epoch.
+
+        Envelopes confirmed before this time are safe if the broker has not been lost since.
+        """
         return self._now() - self._window
 
 
 class SpoolRelay:
-    """Publishes the envelopes of a spool. For one thread. Usable as a context manager.
+    """Publishes the envelopes of a spool. Not thread-safe. Usable as a context manager.
 
-    Of several relays of one spool only one publishes at a time. When it is closed, dies or loses
-    the broker, another continues from where it stopped.
+    Several relays may serve one spool, but only one of them publishes at a time. When this relay is
+    closed, dies or loses the broker, another relay continues.
     """
 
     def __init__(self, spool: Spool, publisher: Broker) -> None:
@@ -257,21 +280,22 @@ class SpoolRelay:
         self.close()
 
     def close(self) -> None:
-        """Release the lock, so that another relay may publish. Idempotent."""
+        """Release the spool's lock, so that another relay can publish. Idempotent."""
         lock, self._lock = self._lock, None
-        # A restart of the broker while this relay does not look would go unnoticed.
+        # While this relay is closed, it cannot detect a restart of the broker.
         self._broker_life.forget()
         if lock is not None:
             lock.close()
 
     def run_once(self) -> int:
-        """Publish waiting envelopes, unless another relay does; return how many were published.
+        """Publish waiting envelopes and return how many were published.
 
-        Raises ``BusUnavailableError`` and ``UnroutableError``. Envelopes that were not published
-        stay in the spool.
+        Returns 0 if another relay of the spool publishes. Raises ``BusUnavailableError`` if the
+        broker cannot be reached or the file cannot be used at the moment, and ``UnroutableError``
+        if no queue receives a record type. Unpublished envelopes stay in the spool.
         """
         if self._lock is None:
-            self._spool.state()  # refuses a wrong file before the lock file is created beside it
+            self._spool.state()  # raises if the file is wrong, before the lock file is created
             self._lock = self._spool.lock()
         if self._lock is None:
             return 0
@@ -289,11 +313,11 @@ class SpoolRelay:
             spool.send(publisher, "sent IS NOT NULL")
             life.confirm()
         elif (
-            # Rarely, because it costs a publish and a write.
+            # Done rarely, because it costs a publish and a write.
             abs(window_start - self._dropped) >= _DROP_EVERY
             and (last := spool.last_kept(window_start)) is not None
         ):
-            # A confirmed publish shows that the broker has not been lost since.
+            # If the broker confirms this publish, it has not been lost meanwhile.
             publisher.publish(last[0], [last[1]])
             spool.drop(window_start)
             self._dropped = window_start
@@ -301,7 +325,7 @@ class SpoolRelay:
 
 
 def _bytes(connection: sqlite3.Connection) -> int:
-    """Return the bytes of the file in use."""
+    """Return the size of the used pages of the file, in bytes."""
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     (free,) = connection.execute("PRAGMA freelist_count").fetchone()
     (size,) = connection.execute("PRAGMA page_size").fetchone()

@@ -1,4 +1,4 @@
-"""Tracing: follows changes from where they are published to where they are applied."""
+"""The interface of tracing: records when changes are published and applied."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ __all__ = ["Tracing"]
 
 
 class Tracing(Protocol):
-    """A recorder of traces. Thread-safe. Its failures must not affect the traced work."""
+    """Records traces of changes. Thread-safe. Implementations must not raise."""
 
     def published(self, change: Change) -> Change:
-        """Record that a change is published; return it with its trace context in ``ext``."""
+        """Record that a change is published; return a copy with its trace context in ``ext``.
+
+        May return the change itself if it is not traced.
+        """
 
     def applying(
         self, store: str, changes: Sequence[Change]
     ) -> AbstractContextManager[Callable[[Sequence[Settled]], None]]:
-        """Record the applying of a batch in the block.
+        """Record that the store applies a batch of changes during the block.
 
-        The block's value is a function to call with the outcomes of the changes.
+        Yields a function; call this function with the outcomes of the changes.
         """

@@ -1,1 +1,1 @@
-"""Metrics, worker status, health, HTTP endpoint, exporters and logging."""
+"""Monitoring: metrics, worker status, health, the HTTP server, exporters and the log."""

@@ -1,4 +1,4 @@
-"""The backlog: what waits in queues, outboxes and spools, polled from threads."""
+"""The backlog: how many messages and changes wait in queues, outboxes and spools."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from eventsync.errors import BusUnavailableError, EventSyncError
 __all__ = ["BacklogMonitor", "OutboxBacklog", "Poller", "QueueBacklog"]
 
 T = TypeVar("T")
+# The pause between two polls, in seconds.
 _EVERY: Final = 5.0
-_TOLERANCE: Final = 0.5  # seconds by which two measurements of one moment may differ
+# Two measured times that differ by less than this, in seconds, count as the same time.
+_TOLERANCE: Final = 0.5
 
 
 class Poller(Generic[T]):
-    """Keeps the latest answer to one question, asked every ``every`` seconds. Thread-safe.
+    """Calls ``ask`` every ``every`` seconds and keeps the latest result. Thread-safe.
 
-    ``what``: who is asked, for error texts. ``ask`` may block: an answer that is older than three
-    rounds counts as unknown.
+    ``what``: the name of what is polled, for error texts. ``ask``: may block. A result that is more
+    than three intervals old is no longer returned.
     """
 
     def __init__(
@@ -44,17 +46,17 @@ class Poller(Generic[T]):
         self._error = ""
 
     def poll(self) -> None:
-        """Ask once, now. Blocks."""
+        """Call ``ask`` once and keep its result or its error. Blocks; does not raise."""
         try:
             self._latest = (self._monotonic(), self._ask())
             self._error = ""
         except (EventSyncError, OSError) as error:
             self._latest, self._error = None, str(error)
-        except Exception as error:  # a fault in an accessor must not end the polling
+        except Exception as error:  # a programming error in an accessor must not end the polling
             self._latest, self._error = None, f"{type(error).__name__}: {error}"
 
     def run(self, stopping: threading.Event) -> None:
-        """Ask again and again until ``stopping`` is set. Blocks."""
+        """Poll every ``every`` seconds until ``stopping`` is set. Blocks."""
         while True:
             self.poll()
             if stopping.wait(self._every):
@@ -62,12 +64,12 @@ class Poller(Generic[T]):
 
     @property
     def is_known(self) -> bool:
-        """Whether there has been an answer or an error yet."""
+        """Whether the first poll has ended, with a result or an error."""
         return self._latest is not None or bool(self._error)
 
     @property
     def answer(self) -> T | None:
-        """The latest answer; ``None`` if the last poll failed or the answer is too old."""
+        """The latest result of ``ask``; ``None`` if the last poll failed or is too old."""
         latest = self._latest
         if latest is None or self._monotonic() - latest[0] > 3 * self._every + 1.0:
             return None
@@ -75,7 +77,7 @@ class Poller(Generic[T]):
 
     @property
     def error(self) -> str:
-        """Why there is no answer; empty if there is an answer."""
+        """The reason why ``answer`` is ``None``; an empty text if there is an answer."""
         if self.answer is not None:
             return ""
         silence = "has not answered yet" if self._latest is None else "no longer answers"
@@ -84,11 +86,14 @@ class Poller(Generic[T]):
 
 @dataclass(slots=True, frozen=True)
 class QueueBacklog:
-    """The queues of a store: waiting messages, messages in hand, held changes, dead letters.
+    """The numbers of messages in the queues of one store.
 
-    ``oldest``: when the oldest waiting message was published. ``since``: since when the queue has
-    not been seen empty. Both in seconds since the epoch; ``None`` when nothing waits, or if the
-    transport cannot tell.
+    ``work``: messages that wait in the store's queue. ``in_hand``: messages that workers have
+    received and not settled; ``None`` if the transport does not report it. ``held``: held changes.
+    ``dead``: dead letters. ``oldest``: when the oldest waiting message was published. ``since``:
+    when messages were first seen in the queue after it was last seen empty. Both times are in
+    seconds since the epoch; they are ``None`` if no message waits. ``oldest`` is also ``None`` if
+    the transport does not report it.
     """
 
     work: int
@@ -101,10 +106,11 @@ class QueueBacklog:
 
 @dataclass(slots=True, frozen=True)
 class OutboxBacklog:
-    """An outbox or spool: waiting changes, and the bytes in use if they are known.
+    """The number of unpublished changes in an outbox or spool.
 
-    ``oldest``: when the oldest change was made. ``since``: since when it has been the oldest. Both
-    in seconds since the epoch; ``None`` when nothing waits.
+    ``oldest``: when the oldest waiting change was made. ``since``: when this change was first seen
+    as the oldest one. Both in seconds since the epoch; ``None`` if no change waits. ``bytes``: the
+    bytes in use in a spool; ``None`` for an outbox.
     """
 
     waiting: int
@@ -114,10 +120,11 @@ class OutboxBacklog:
 
 
 class BacklogMonitor:
-    """Knows the backlog of queues, outboxes and spools, a few seconds old at most. Thread-safe.
+    """Polls the sizes of queues, outboxes and spools every few seconds. Thread-safe.
 
-    ``bus``: a bus of its own, because a broker that hangs blocks it. ``stores`` are only asked for
-    their outboxes. Usable as a context manager: within the block it polls from threads.
+    Use it as a context manager: within the block, threads poll. ``bus``: a bus that nothing else
+    uses, because a broker that hangs blocks it; it is closed at the end of the block. ``stores``:
+    the stores whose queues and outboxes are polled.
     """
 
     def __init__(
@@ -145,17 +152,17 @@ class BacklogMonitor:
             return lambda: self._outbox(spool.name, spool.state())
 
         self.broker = Poller("the broker", ask_broker, every=every)
-        """The queues of each store, by its name; ``None`` for a store without queues."""
+        """The queues of each store, by store name; ``None`` for a store without queues."""
         self.stores = {s.name: Poller("the store", of_store(s), every=every) for s in stores}
-        """The outbox of each store, by its name."""
+        """The outbox of each store, by store name."""
         self.spools = {s.name: Poller("the spool", of_spool(s), every=every) for s in spools}
-        """Each spool, by the name of its file."""
+        """The spools, by file name."""
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
     @property
     def outboxes(self) -> Mapping[str, Poller[OutboxBacklog]]:
-        """The outboxes of the stores, and the spools."""
+        """The pollers of all outboxes and spools, by store name or file name."""
         return {**self.stores, **self.spools}
 
     def __enter__(self) -> BacklogMonitor:
@@ -171,7 +178,7 @@ class BacklogMonitor:
     def __exit__(self, *exc_info: object) -> None:
         self._stopping.set()
         for thread in self._threads:
-            thread.join(1.0)  # a thread that hangs is abandoned
+            thread.join(1.0)  # do not wait longer for a thread that hangs
         if not any(thread.is_alive() for thread in self._threads):
             self._bus.close()
 

@@ -1,4 +1,7 @@
-"""The metric catalogue: name, kind, labels and help text; docs/metrics.md explains each metric."""
+"""The metric catalogue: all metrics with their names, kinds, labels and help texts.
+
+``docs/metrics.md`` explains each metric.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,19 @@ from typing import Final, Literal
 __all__ = ["OTHER", "Metric"]
 
 OTHER: Final = "other"
-"""The label ``type`` for record types that the store does not hold. Such names come from outside;
-as labels they would let any sender create any number of series."""
+"""The value of the label ``type`` for record types that the store does not hold.
+
+Such names come from senders. As label values they would allow a sender to create any number of
+time series."""
 
 
 @dataclass(slots=True, frozen=True)
 class Metric:
-    """One metric. Counters and histograms only grow. ``bounds``: of a histogram, ascending."""
+    """The declaration of one metric. The values of counters and histograms only grow.
+
+    ``labels``: the names of the labels. ``bounds``: the upper bounds of a histogram's buckets, in
+    ascending order.
+    """
 
     name: str
     kind: Literal["counter", "histogram", "gauge"]
@@ -93,7 +102,7 @@ COUNTED: Final = {
         STARTS,
     )
 }
-"""The metrics that ``Counters`` counts, by name."""
+"""The counters and histograms whose values ``Counters`` keeps, by name."""
 
 CURRENT_LAG: Final = Metric(
     "eventsync_current_lag_seconds",

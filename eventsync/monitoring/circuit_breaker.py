@@ -1,4 +1,4 @@
-"""The circuit breaker of one store: whether its worker may use it, and since when."""
+"""The circuit breaker of one store: whether the worker may use the store, and since when."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ class CircuitState(StrEnum):
     """The state of a circuit breaker."""
 
     CLOSED = "closed"
-    """The store is in use: changes are taken from the broker and applied."""
+    """The store is in use: the worker takes changes from the broker and applies them."""
     OPEN = "open"
-    """The store is unreachable: nothing is taken, and messages wait in the broker."""
+    """The store is unreachable: the worker takes no messages, and messages wait in the broker."""
     HALF_OPEN = "half-open"
-    """The store is being probed."""
+    """The worker checks whether the store is reachable again."""
 
 
 class CircuitBreaker:
     """Records the failures and recoveries of one store. Thread-safe.
 
-    ``since``: when the circuit opened or closed, in seconds since the epoch. ``opened``: how often
-    it opened. ``error``: the error that opened it or of the last probe; empty when it is closed.
+    ``since``: when the circuit last opened or closed, in seconds since the epoch. ``opened``: how
+    often the circuit has opened. ``error``: the store's last error while the circuit is open; empty
+    while it is closed.
     """
 
     def __init__(self, *, now: Callable[[], float] = time.time) -> None:
@@ -39,11 +40,14 @@ class CircuitBreaker:
 
     @property
     def state(self) -> CircuitState:
-        """The current state."""
+        """The current state of the circuit."""
         return self._state
 
     def open(self, error: BaseException) -> None:
-        """Open the circuit: the store failed beyond the retry budget, or a probe failed."""
+        """Open the circuit and keep the text of ``error``.
+
+        Call this when the store failed for longer than the retry budget, or when a probe failed.
+        """
         with self._lock:
             if self._state is CircuitState.CLOSED:
                 self.opened += 1
@@ -51,19 +55,19 @@ class CircuitBreaker:
             self.error = str(error)
 
     def probe(self) -> None:
-        """Note that the store is being probed. Does nothing when the circuit is closed."""
+        """Change an open circuit to half-open, because the worker probes the store."""
         with self._lock:
             if self._state is CircuitState.OPEN:
                 self._enter(CircuitState.HALF_OPEN)
 
     def close(self) -> None:
-        """Close the circuit: the store answered."""
+        """Close the circuit, because the store answered."""
         with self._lock:
             self._enter(CircuitState.CLOSED)
             self.error = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return its attributes, ready for ``json.dumps``."""
+        """Return the state, ``since``, ``opened`` and ``error`` as a dict for ``json.dumps``."""
         with self._lock:
             return {
                 "state": str(self._state),
@@ -75,7 +79,7 @@ class CircuitBreaker:
     def _enter(self, state: CircuitState) -> None:
         if state is self._state:
             return
-        # Probes in between do not change since when the store is unreachable.
+        # A probe does not change the time since which the store is unreachable.
         if CircuitState.CLOSED in (state, self._state):
             self.since = self._now()
         self._state = state

@@ -1,4 +1,4 @@
-"""Counters: totals and distributions that only grow, and can be sent to another process."""
+"""Counters and histograms of a process, which can be sent to another process and added there."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ _Series = tuple[str, tuple[str, ...]]
 
 @dataclass(slots=True)
 class Spread:
-    """A histogram: how many values lie up to each bound and beyond the last, and their sum."""
+    """The content of a histogram.
+
+    ``counts``: the number of values in each bucket; the last bucket has the values above the
+    largest bound. ``sum``: the sum of all values.
+    """
 
     counts: list[int]
     sum: float = 0.0
 
     def add(self, other: Spread) -> None:
-        """Add the values of another histogram with the same bounds."""
+        """Add the counts of another histogram with the same bounds to this one."""
         self.counts = [
             ours + theirs for ours, theirs in zip(self.counts, other.counts, strict=True)
         ]
@@ -31,9 +35,9 @@ class Spread:
 
 
 class Counters:
-    """The counts so far, by metric and label values. Thread-safe.
+    """The current values of counters and histograms, by metric and label values. Thread-safe.
 
-    Meant for batches: each call takes a lock, so callers add up first.
+    Each call takes a lock, so callers should add up the values of a batch first.
     """
 
     def __init__(self) -> None:
@@ -42,19 +46,19 @@ class Counters:
         self._spreads: dict[_Series, Spread] = {}
 
     def add(self, metric: Metric, count: float, *labels: str) -> None:
-        """Add ``count`` to a counter."""
+        """Add ``count`` to the counter ``metric`` with these label values."""
         series = (metric.name, labels)
         with self._lock:
             self._totals[series] = self._totals.get(series, 0) + count
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
-        """Add one value to a histogram."""
+        """Add one value to the histogram ``metric`` with these label values."""
         counts = [0] * (len(metric.bounds) + 1)
         counts[bisect_left(metric.bounds, value)] = 1
         self.spread(metric, Spread(counts, value), *labels)
 
     def spread(self, metric: Metric, values: Spread, *labels: str) -> None:
-        """Add many values to a histogram."""
+        """Add a batch of values to the histogram ``metric`` with these label values."""
         series = (metric.name, labels)
         with self._lock:
             known = self._spreads.get(series)
@@ -64,7 +68,7 @@ class Counters:
                 known.add(values)
 
     def take(self) -> dict[str, Any]:
-        """Return all counts, ready for ``json.dumps``, and start again at zero."""
+        """Return all values as a dict for ``json.dumps``, and reset them to zero."""
         with self._lock:
             totals, self._totals = self._totals, {}
             spreads, self._spreads = self._spreads, {}
@@ -76,21 +80,21 @@ class Counters:
         }
 
     def merge(self, taken: Mapping[str, Any]) -> None:
-        """Add counts that ``take`` returned, of these or of other counters."""
+        """Add the values that ``take`` returned, in this or in another process."""
         for name, labels, count in taken["totals"]:
             self.add(COUNTED[name], count, *labels)
         for name, labels, counts, total in taken["spreads"]:
             self.spread(COUNTED[name], Spread(counts, total), *labels)
 
     def totals(self) -> Iterator[tuple[Metric, Sequence[str], float]]:
-        """Yield every counter with its label values and its total."""
+        """Yield (metric, label values, total) of each counter."""
         with self._lock:
             totals = list(self._totals.items())
         for (name, labels), count in totals:
             yield COUNTED[name], labels, count
 
     def spreads(self) -> Iterator[tuple[Metric, Sequence[str], Spread]]:
-        """Yield every histogram with its label values and a copy of its counts."""
+        """Yield (metric, label values, copy of the content) of each histogram."""
         with self._lock:
             spreads = [(s, Spread(list(one.counts), one.sum)) for s, one in self._spreads.items()]
         for (name, labels), one in spreads:

@@ -1,4 +1,4 @@
-"""A publisher that counts what it publishes."""
+"""A publisher that counts the published changes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ __all__ = ["CountingPublisher"]
 
 
 class CountingPublisher:
-    """Passes everything on to a broker, and counts published envelopes as those of one store.
+    """A ``Broker`` that passes all calls on to ``broker`` and counts the published envelopes.
 
-    ``status``: the worker whose progress a publish is, if there is one.
+    ``store``: the value of the counter's label ``store``. ``status``: the status of a worker, in
+    which each publish is recorded as progress; ``None`` if there is no worker.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The health of a group of workers: whether they are alive, ready, and make progress."""
+"""The health of a group of workers: whether the workers are alive, ready and make progress."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Health"]
 
 
 class Health:
-    """Judges a group of workers by their status and by the backlog. Thread-safe.
+    """Checks the health of a group of workers by their status and the backlog. Thread-safe.
 
-    ``stores``: the stores that need workers; empty for a relay. ``stall_after``: for how many
-    seconds messages may wait while none is settled.
+    ``stores``: the names of the stores that need workers; empty for a relay. ``stall_after``: after
+    how many seconds without a settled message, while messages wait, a store counts as stalled.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Health:
         self._now = now
 
     def live(self) -> list[str]:
-        """Return why the process should be restarted: never, because it answers."""
+        """Return the reasons to restart the process: always none, because the process answers."""
         return []
 
     def ready(self) -> list[str]:
-        """Return the reasons why changes could not be applied now; empty if they could."""
+        """Return the reasons why changes cannot be applied now; an empty list if they can."""
         reasons = self._unreachable()
         for store in self._stores:
             states = self._states_of(store)
@@ -50,12 +50,16 @@ class Health:
         return reasons
 
     def progress(self) -> list[str]:
-        """Return the reasons why there is no progress; empty if all is well."""
+        """Return the reasons why workers or relays make no progress; an empty list if they do.
+
+        The reasons are an unreachable broker or store, open circuits, and messages or changes that
+        have waited for more than ``stall_after`` seconds.
+        """
         reasons = self._unreachable()
         queues, now = self._backlog.broker.answer or {}, self._now()
         for store in self._stores:
             queue, states = queues.get(store), self._states_of(store)
-            # Not every broker tells how many messages are in hand; the workers that hold them do.
+            # Not every broker reports the messages in hand. The workers' status reports them, too.
             busy = [now - state["silence"] for state in states if state["in_hand"]]
             since = min(busy, default=None) if queue is None or queue.since is None else queue.since
             if since is None:
@@ -71,7 +75,7 @@ class Health:
                 doing = ", ".join(dict.fromkeys(s["doing"] for s in states)) or "none is running"
                 reasons.append(
                     f"{store}: {waiting:,} messages wait or are in hand, and none was settled for "
-                    f"{stalled_for:.0f} s; its workers: {doing}"
+                    f"{stalled_for:.0f} s; state of the workers: {doing}"
                 )
         for name, poller in self._backlog.outboxes.items():
             outbox = poller.answer
@@ -85,7 +89,10 @@ class Health:
         return reasons
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything that is known, ready for ``json.dumps``; ages in seconds."""
+        """Return the state of broker, queues, outboxes and workers as a dict for ``json.dumps``.
+
+        Ages are in seconds.
+        """
         backlog, now = self._backlog, self._now()
         queues = backlog.broker.answer or {}
 

@@ -1,4 +1,4 @@
-"""A small HTTP server for metrics and health, which answers from threads."""
+"""A small HTTP server for metrics and health checks. It answers each request in a thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TIMEOUT: Final = 10.0
 
 @dataclass(slots=True, frozen=True)
 class HttpResponse:
-    """The body of a response, its content type and its status code."""
+    """An HTTP response: body, content type and status code."""
 
     body: bytes
     content_type: str
@@ -26,25 +26,27 @@ class HttpResponse:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return the host and port of ``HOST:PORT``. Raise ``ConfigError`` for anything else.
+    """Split ``HOST:PORT`` and return the host and the port.
 
-    An IPv6 address stands in brackets, as in ``[::1]:9464``.
+    An IPv6 address must be in brackets, as in ``[::1]:9464``. Raises ``ConfigError`` if the text
+    does not have this form.
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isdecimal() or int(port) > 65_535:
         raise ConfigError(
-            f"cannot listen at {text!r}: expected HOST:PORT", hint="for example 127.0.0.1:9464"
+            f"cannot listen at {text!r}: expected HOST:PORT",
+            hint="write an address like 127.0.0.1:9464",
         )
     return host, int(port)
 
 
 class HttpServer:
-    """Answers GET and HEAD requests. Usable as a context manager: it serves within the block.
+    """Answers GET and HEAD requests. Use it as a context manager: it serves within the block.
 
-    ``address``: ``HOST:PORT``; port 0 for any free port. ``routes``: by path, the function that
-    answers; it takes the request's ``Accept`` header and must be thread-safe. Raises
-    ``ConfigError`` when the address cannot be used.
+    ``address``: ``HOST:PORT``; port 0 means any free port. ``routes``: for each path, a function
+    that gets the ``Accept`` header of a request and returns the response; it must be thread-safe.
+    The constructor raises ``ConfigError`` if the address is wrong or cannot be used.
     """
 
     def __init__(self, address: str, routes: Mapping[str, Callable[[str], HttpResponse]]) -> None:
@@ -63,7 +65,7 @@ class HttpServer:
 
     @property
     def port(self) -> int:
-        """The port where it listens."""
+        """The port on which the server listens."""
         return int(self._server.server_address[1])
 
     def __enter__(self) -> HttpServer:
@@ -79,11 +81,11 @@ def _server(family: socket.AddressFamily) -> type[ThreadingHTTPServer]:
     class Server(ThreadingHTTPServer):
         address_family = family
         daemon_threads = True
-        # A client that hangs must not keep the process from ending.
+        # Do not wait for hanging clients when the server closes.
         block_on_close = False
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """Ignore clients that disconnect before they have read their response."""
+            """Ignore the error of a client that disconnects before it has read its response."""
 
     return Server
 
@@ -94,7 +96,7 @@ def _handler(routes: Mapping[str, Callable[[str], HttpResponse]]) -> type[BaseHT
         server_version = "eventsync"
         sys_version = ""
 
-        def do_GET(self) -> None:  # the name that http.server calls
+        def do_GET(self) -> None:  # http.server requires this name
             route = routes.get(self.path.partition("?")[0])
             if route is None:
                 paths = " ".join(routes)
@@ -103,7 +105,7 @@ def _handler(routes: Mapping[str, Callable[[str], HttpResponse]]) -> type[BaseHT
                 try:
                     found = route(self.headers.get("Accept", ""))
                 except Exception as error:
-                    # Only its type: the text of an error may contain confidential data.
+                    # Send only the type of the error: its text may contain confidential data.
                     found = HttpResponse(f"{type(error).__name__}\n".encode(), "text/plain", 500)
             self.send_response(found.status)
             self.send_header("Content-Type", found.content_type)
@@ -116,6 +118,6 @@ def _handler(routes: Mapping[str, Callable[[str], HttpResponse]]) -> type[BaseHT
         do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Do not log requests."""
+            """Do nothing, so that requests are not logged."""
 
     return Handler

@@ -1,4 +1,4 @@
-"""The lag of changes: how long ago they were made, computed for many at once."""
+"""The lag of changes: how long ago each change was made, computed for whole batches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["oldest", "spread", "times"]
 
 
 def times(changes: Iterable[Change]) -> list[bytes]:
-    """Return when each change was made, in milliseconds since the epoch, as 6 bytes.
+    """Return when each change was made, as milliseconds since the epoch in 6 big-endian bytes.
 
-    The time is taken from the id of the change, a UUIDv7. A version may be much older, because
-    ``eventsync sync`` publishes changes with the versions that they have. The version counts only
-    if the id is no UUIDv7 or its time lies before the version or in the future.
+    The time is that of the change's id, a UUIDv7. The time of the version is used only if the id is
+    not a UUIDv7, or if its time is before the version or in the future. Versions may be much older
+    than changes, because ``eventsync sync`` publishes changes with existing versions.
     """
     latest = int(time.time() * 1000).to_bytes(6)
     return [
@@ -27,19 +27,21 @@ def times(changes: Iterable[Change]) -> list[bytes]:
 
 
 def oldest(times: Iterable[bytes]) -> float | None:
-    """Return the oldest of ``times`` in seconds since the epoch; ``None`` if there are none."""
+    """Return the oldest of ``times`` in seconds since the epoch; ``None`` if ``times`` is empty."""
     first = min(times, default=None)
     return None if first is None else int.from_bytes(first) / 1000
 
 
 def spread(times: Iterable[bytes], bounds: Sequence[float], *, now: float | None = None) -> Spread:
-    """Return the histogram of the ages of ``times``; ``bounds`` in seconds.
+    """Return a histogram of the ages of ``times``, in seconds.
 
-    A time in the future, from a clock that is ahead, counts as age 0.
+    ``times``: in the form that ``times()`` returns. ``bounds``: the upper bounds of the buckets, in
+    seconds. ``now``: the time to compute the ages, in seconds since the epoch; by default the
+    current time. A time in the future counts as age 0.
     """
     moment = int((time.time() if now is None else now) * 1000)
     latest = moment.to_bytes(6)
-    # Sorted and searched as bytes, because to make numbers of them takes longer.
+    # Sorted and searched as bytes, because converting them to numbers would be slower.
     made = sorted(times)
     ahead = bisect_left(made, latest)
     made[ahead:] = [latest] * (len(made) - ahead)

@@ -14,21 +14,23 @@ __all__ = ["Redaction", "configure"]
 _HIDDEN: Final = "***"
 # The user and password of a URL, up to the last @ before its path.
 _URL: Final = re.compile(r"(?<=://)([^\s/?#:]*):([^\s/?#]*)(?=@)")
-# A password as an argument in a URL or a connection string.
+# A password or token as a parameter in a URL or in a connection string.
 _ARGUMENT: Final = re.compile(
     r"(?i)\b((?:[a-z_]*password|passwd|pwd|secret|token|api_?key)\s*=\s*)"
     r"(\"[^\"]*\"|'[^']*'|[^\s&;,'\"]+)"
 )
 _NAME: Final = re.compile(r"(?i)(password|passwd|secret|token|api_?key|authorization|credential)")
-# Shorter secrets occur in ordinary words. In a URL they are hidden all the same.
+# Shorter secrets are not searched for, because they occur in ordinary words. In URLs they are
+# hidden in any case.
 _SHORTEST: Final = 4
 
 
 class Redaction:
     """A structlog processor that hides secrets in log lines. Thread-safe.
 
-    It hides passwords in URLs, values under names like ``password`` or ``token``, and each of
-    ``secrets`` wherever it occurs, in nested values and in tracebacks too.
+    It hides passwords in URLs, the values of fields with names like ``password`` or ``token``, and
+    every occurrence of each text in ``secrets``, also in nested values and tracebacks. Texts of
+    fewer than four characters in ``secrets`` are ignored.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -44,7 +46,7 @@ class Redaction:
         return {self.text(str(name)): self._value(name, value) for name, value in event.items()}
 
     def text(self, text: str) -> str:
-        """Return a text with its secrets hidden."""
+        """Return ``text`` with each secret replaced by ``***``."""
         text = _URL.sub(rf"\1:{_HIDDEN}", text)
         text = _ARGUMENT.sub(rf"\1{_HIDDEN}", text)
         return self._known.sub(_HIDDEN, text) if self._known else text
@@ -62,12 +64,12 @@ class Redaction:
 
 
 def configure(level: str, stream: TextIO, *, secrets: Iterable[str] = ()) -> None:
-    """Make this process log to ``stream``: readable text on a terminal, JSON lines elsewhere.
+    """Configure the log of this process: readable text on a terminal, else JSON lines.
 
-    ``level``: ``debug``, ``info``, ``warning`` or ``error``. ``secrets``: texts that are hidden
-    wherever they occur. The records of other libraries and Python's warnings are written in the
-    same format. Of those only warnings and errors are written, or only errors if ``level`` says so;
-    with ``debug`` their information too. Idempotent; the last call counts.
+    ``stream``: where the log is written. ``level``: ``debug``, ``info``, ``warning`` or ``error``.
+    ``secrets``: texts to hide in all log lines. The log records of other libraries, and Python's
+    warnings, are written in the same format. Their level is ``info`` if ``level`` is ``debug``,
+    ``error`` if ``level`` is ``error``, else ``warning``. A later call replaces the configuration.
     """
     terminal = stream.isatty()
     redaction = Redaction(secrets)

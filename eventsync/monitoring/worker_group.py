@@ -1,4 +1,4 @@
-"""The worker group: the counters and states of the workers of one command."""
+"""The worker group: the counters and states of all workers that one command runs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["StatusReporter", "WorkerGroup"]
 
 
 class WorkerGroup:
-    """The workers of one command, in this process or in others, by name. Thread-safe.
+    """Collects the counters and states of workers in this and other processes. Thread-safe.
 
-    When a worker ends, its state is removed and its counts stay. It observes the processes of a
-    ``Supervisor``. ``counters``: the counts of all workers, past ones included.
+    It is an observer of a ``Supervisor``: worker processes report to it. When a worker ends, its
+    state is removed, but its counts stay in ``counters``.
     """
 
     def __init__(
@@ -34,20 +34,21 @@ class WorkerGroup:
         self._lock = threading.Lock()
         self._stores: list[str] = []
         self._local: dict[str, WorkerStatus] = {}
-        # The last report of each worker of another process, and when it arrived.
+        # The last report of each worker in another process, with the monotonic time of its arrival.
         self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
-        # By store, when a worker that has ended last settled a message.
+        # When an ended worker of each store last settled a message, by store name.
         self._settled_at: dict[str, float] = {}
 
     @property
     def stores(self) -> list[str]:
-        """The stores that are expected to have workers."""
+        """The names of the stores that should have workers."""
         return list(self._stores)
 
     def expect(self, store: str, types: Iterable[str]) -> None:
-        """Expect workers of a store, and start its counters at zero.
+        """Add a store that should have workers, and set its counters to zero.
 
-        A counter that appears with its first count shows no increase to whoever watches it.
+        ``types``: the record types of the store. The counters must exist from the start: if a
+        counter appeared with its first count, a monitoring system would not see an increase.
         """
         self._stores.append(store)
         self.counters.add(catalogue.MESSAGES, 0, store)
@@ -57,27 +58,33 @@ class WorkerGroup:
                 self.counters.add(catalogue.CHANGES, 0, store, type, str(outcome))
 
     def counted(self, store: str, broker: Broker) -> Broker:
-        """Return a broker whose publishes are counted as those of a store or spool."""
+        """Return a broker that passes all calls on to ``broker`` and counts published envelopes.
+
+        ``store``: the name of the store or spool under which the envelopes are counted.
+        """
         return CountingPublisher(broker, self.counters, store)
 
     def join(self, worker: str, status: WorkerStatus) -> None:
-        """Add a worker of this process."""
+        """Add a worker that runs in this process."""
         with self._lock:
             self._local[worker] = status
 
     def started(self, worker: str) -> None:
-        """Count the start of a process for a worker."""
+        """Count the start of a worker process."""
         self.counters.add(catalogue.STARTS, 1, worker.rpartition("-")[0], worker)
 
     def reported(self, worker: str, report: bytes) -> None:
-        """Take in what the ``StatusReporter`` of a worker in another process sent."""
+        """Add the counts of a report to ``counters``, and keep the state of the worker.
+
+        ``report``: the JSON text that a ``StatusReporter`` in another process has sent.
+        """
         content = json.loads(report)
         self.counters.merge(content["tally"])
         with self._lock:
             self._reports[worker] = (self._monotonic(), content["state"])
 
     def ended(self, worker: str) -> None:
-        """Remove the state of a worker that has ended; its counts stay. Idempotent."""
+        """Remove the state of a worker that has ended, but keep its counts. Idempotent."""
         with self._lock:
             _, state = self._reports.pop(worker, (0.0, None))
             if state is not None and state["applied_at"] is not None:
@@ -85,18 +92,24 @@ class WorkerGroup:
                 self._settled_at[state["store"]] = max(before, state["applied_at"])
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """Return the state of each running worker, in the form of ``WorkerStatus.to_json``."""
+        """Return the state of each running worker by worker name.
+
+        A state has the form of ``WorkerStatus.to_json``.
+        """
         with self._lock:
             states = {worker: status.to_json() for worker, status in self._local.items()}
             now = self._monotonic()
             for worker, (reported_at, state) in self._reports.items():
-                # A process that is suspended sends no reports, so its silence grows here.
+                # A suspended process sends no reports. Therefore add the age of the last report.
                 silence = round(state["silence"] + max(0.0, now - reported_at - 1.0), 3)
                 states[worker] = {**state, "silence": silence}
         return states
 
     def settled_at(self, store: str) -> float | None:
-        """Return when a worker of a store last settled a message, in seconds since the epoch."""
+        """Return when any worker of a store last settled a message, in seconds since the epoch.
+
+        Returns ``None`` if no worker has settled a message.
+        """
         with self._lock:
             times = [self._settled_at.get(store)]
         times += [s["applied_at"] for s in self.states().values() if s["store"] == store]
@@ -104,9 +117,9 @@ class WorkerGroup:
 
 
 class StatusReporter:
-    """Reports a worker of this process to a ``WorkerGroup`` in another one. Thread-safe.
+    """Sends the counts and the status of a worker to a ``WorkerGroup`` in another process.
 
-    ``transmit``: sends bytes and returns ``True``, or returns ``False`` and sends none of them.
+    ``transmit``: sends bytes and returns True, or sends nothing and returns False. Thread-safe.
     """
 
     def __init__(
@@ -117,7 +130,10 @@ class StatusReporter:
         self._transmit = transmit
 
     def report(self) -> None:
-        """Send the state, and what was counted since the last report that could be sent."""
+        """Send the worker's state and the counts since the last report that was sent.
+
+        If the report cannot be sent, the counts are kept for the next report.
+        """
         taken = self._counters.take()
         was_sent = False
         try:
@@ -128,6 +144,6 @@ class StatusReporter:
                 self._counters.merge(taken)
 
     def report_if_possible(self) -> None:
-        """Do the same as ``report``, and ignore that the other process is gone."""
+        """Do the same as ``report``, but ignore an ``OSError``: the other process may be dead."""
         with contextlib.suppress(OSError):
             self.report()

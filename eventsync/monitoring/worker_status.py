@@ -1,4 +1,4 @@
-"""The status of one worker: what it does, what it has done, and when it last made progress."""
+"""The status of one worker: its activity, its counts, and the time of its last progress."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class WorkerStatus:
-    """The status of one worker: the worker writes it, any thread reads it.
+    """The status of one worker. The worker changes it, and any thread may read it.
 
-    The worker calls ``beat`` whenever it makes progress: it settled a message, found the queue
-    empty, or retried the store. ``silence`` is the time since. ``circuit``: the circuit breaker of
-    its store. ``outcomes``: how many changes had each outcome. Points in time are in seconds since
-    the epoch, spans in seconds.
+    The worker calls ``beat`` whenever it makes progress: it has settled a message, found the queue
+    empty, or retried the store. ``silence`` is the time since the last progress. ``circuit``: the
+    circuit breaker of the worker's store. ``outcomes``: the number of changes by outcome. Points in
+    time are in seconds since the epoch, durations in seconds.
     """
 
     def __init__(
@@ -41,31 +41,36 @@ class WorkerStatus:
         self.circuit = circuit or CircuitBreaker(now=now)
         self.outcomes: Counter[Any] = Counter()
         self.messages = 0
-        """How many messages were settled."""
+        """The number of messages that the worker has settled."""
         self.doing = "starting"
-        """``starting``, ``waiting``, ``applying``, or the name of a maintenance task."""
+        """The activity: ``starting``, ``waiting`` for messages, ``applying``, or the name of a
+        maintenance task."""
         self.in_hand = 0
-        """How many messages it has taken and not settled yet."""
+        """The number of messages that the worker has received and not settled yet."""
         self.applied_at: float | None = None
-        """When a message was last settled; ``None`` before the first."""
+        """When the worker last settled a message; ``None`` if it has settled none."""
         self.oldest: float | None = None
-        """When the oldest change in hand, or last applied, was made; ``None`` when the queue was
-        found empty."""
+        """When the oldest change of the current or last batch was made; ``None`` if the queue was
+        empty."""
         self.error = ""
-        """The last error of its store or broker; empty after the next settled message."""
+        """The last error of the store or the broker; cleared when a message is settled."""
         self._now = now
         self._monotonic = monotonic
         self.started = now()
         self._beat = monotonic()
 
     def beat(self, doing: str | None = None, *, pause: float = 0.0) -> None:
-        """Note progress. ``pause``: how many seconds the worker is about to wait on purpose."""
+        """Record progress.
+
+        ``doing``: the new activity, if it has changed. ``pause``: for how many seconds the worker
+        now waits on purpose; this time does not count as silence.
+        """
         if doing is not None:
             self.doing = doing
         self._beat = self._monotonic() + pause
 
     def settled(self, messages: int) -> None:
-        """Note that so many messages were settled."""
+        """Record that ``messages`` more messages were settled and no message is in hand."""
         self.messages += messages
         self.in_hand = 0
         self.applied_at = self._now()
@@ -74,17 +79,20 @@ class WorkerStatus:
 
     @property
     def silence(self) -> float:
-        """The seconds since the last progress; not positive while the worker waits on purpose."""
+        """Seconds since the last progress; 0 or less while the worker waits on purpose."""
         return self._monotonic() - self._beat
 
     @property
     def lag(self) -> float:
-        """The age in seconds of the oldest change in hand or last applied; 0 if there is none."""
+        """The age, in seconds, of the oldest change of the current or last batch.
+
+        It is 0 if the queue was empty.
+        """
         oldest = self.oldest
         return 0.0 if oldest is None else max(0.0, self._now() - oldest)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it, ready for ``json.dumps``."""
+        """Return the status, the process id and the memory in use as a dict for ``json.dumps``."""
         return {
             "pid": os.getpid(),
             "store": self.store,
@@ -104,10 +112,16 @@ class WorkerStatus:
 
 
 class StateFile:
-    """A file with the status of one worker, ``worker-STORE-PID.json``, replaced atomically."""
+    """The file ``worker-STORE-PID.json`` with the status of one worker.
+
+    Each write replaces the file atomically.
+    """
 
     def __init__(self, folder: Path, status: WorkerStatus) -> None:
-        """Create the folder if it is missing. Raise ``ConfigError`` when that fails."""
+        """Create ``folder`` if it does not exist.
+
+        Raises ``ConfigError`` if the folder cannot be created.
+        """
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -119,29 +133,30 @@ class StateFile:
         self.path = folder / f"worker-{status.store}-{os.getpid()}.json"
 
     def write(self) -> None:
-        """Write the status now. Raises ``OSError``."""
+        """Write the current status. Raises ``OSError`` if the file cannot be written."""
         partial = self.path.with_suffix(f".{threading.get_ident()}.tmp")
         partial.write_text(json.dumps(self._status.to_json()), encoding="utf-8")
         os.replace(partial, self.path)
 
     def remove(self) -> None:
-        """Remove the file, and the files that killed workers left in its folder. Idempotent."""
+        """Remove this file, and the files of killed workers in the same folder. Idempotent."""
         self.path.unlink(missing_ok=True)
         remove_dead(self.path.parent)
 
 
 def read_states(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the status of every running worker on this host that has a state file."""
+    """Yield the status of each running worker that has a state file in ``folder``."""
     for path in sorted(folder.glob("worker-*.json")):
         with contextlib.suppress(FileNotFoundError, ValueError):
-            # A worker may remove its file meanwhile; other programs may have written other files.
+            # Suppressed: a worker may remove its file meanwhile, and another program may have
+            # written a file with such a name.
             state = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(state, dict) and _is_running(state.get("pid")):
                 yield state
 
 
 def remove_dead(folder: Path) -> None:
-    """Remove the state files of processes that no longer run. Idempotent."""
+    """Remove the state files in ``folder`` whose processes have ended. Idempotent."""
     for path in folder.glob("worker-*.json"):
         pid = path.stem.rpartition("-")[2]
         if pid.isdecimal() and not _is_running(int(pid)):
@@ -149,7 +164,10 @@ def remove_dead(folder: Path) -> None:
 
 
 def resident_bytes() -> int:
-    """Return the memory in use by this process, or its maximum so far if that is not known."""
+    """Return the resident memory of this process, in bytes.
+
+    Without ``/proc``, returns the maximum so far instead.
+    """
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * _PAGE

@@ -1,1 +1,1 @@
-"""The transports: how the bus reaches each kind of broker."""
+"""The transports: connect the bus to the different kinds of brokers."""

@@ -1,4 +1,4 @@
-"""What each transport may lose, and why: eventsync's own transports and those of kombu."""
+"""The messages that each transport may lose, and why, for eventsync's and kombu's transports."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ TRANSPORTS: Final = {
     "librabbitmq": "publishing does not wait for the broker's confirmation, so published messages "
     "may be lost when the broker crashes or the connection breaks; use amqp://",
     "sqs": "a message that is processed for longer than its visibility timeout is delivered twice, "
-    "which does no harm; its size is limited to 256 KiB",
+    "which does no harm; a message is limited to 256 KiB",
     "filesystem": "a worker that is killed loses all messages that it has received; a power "
     "failure loses messages that were just published, and a message may be read half written",
     "sqlalchemy": _SQLALCHEMY,
     "sqla": _SQLALCHEMY,
     "confluentkafka": _KAFKA,
-    "memory": "its queues exist in one process and end with it; other processes do not see them",
+    "memory": "the queues exist in one process only and are lost when that process ends; other "
+    "processes do not see them",
 }
-"""What a transport may lose, by the scheme of its URL; an empty text if nothing."""
+"""By URL scheme: a sentence that says what the transport may lose, or "" if it loses nothing."""
 
 
 def weakness(scheme: str) -> str | None:
-    """Return what the transport of a scheme may lose.
+    """Return a sentence that says which messages the transport of ``scheme`` may lose.
 
-    An empty text means that it loses nothing, ``None`` that this is not known.
+    Returns an empty text if the transport loses no message, and ``None`` if eventsync does not know
+    the transport.
     """
     scheme = scheme.lower()
     return TRANSPORTS.get(scheme, TRANSPORTS.get(scheme.partition("+")[0]))

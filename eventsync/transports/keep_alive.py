@@ -12,11 +12,11 @@ __all__ = ["KeepAliveThread"]
 
 
 class KeepAliveThread(threading.Thread):
-    """Calls the bound method ``keep_alive`` every ``interval`` seconds until stopped.
+    """Calls the bound method ``keep_alive`` every ``interval`` seconds until ``stop`` is called.
 
-    The method's object is held weakly: the thread ends when nothing else refers to the object.
-    ``error`` is the exception of the last call, or ``None`` if it succeeded; the consumer must look
-    at it. After an error other than ``BusUnavailableError`` the thread ends.
+    The thread refers to the method's object only weakly, and ends when the object is collected.
+    ``error`` is the exception of the last call, or ``None`` if that call succeeded; the owner of
+    the thread must check it. After an error other than ``BusUnavailableError`` the thread ends.
     """
 
     def __init__(self, keep_alive: Callable[[], None], interval: float) -> None:
@@ -27,7 +27,7 @@ class KeepAliveThread(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Call the method until stopped; only the thread itself calls this."""
+        """Call the method repeatedly until ``stop``. Do not call this: ``start`` runs it."""
         while not self._stopped.wait(self._interval):
             keep_alive = self._keep_alive()
             if keep_alive is None:
@@ -37,11 +37,11 @@ class KeepAliveThread(threading.Thread):
                 self.error = None
             except BusUnavailableError as error:
                 self.error = error
-            except Exception as error:  # the consumer, in another thread, raises it
+            except Exception as error:  # the owner, in another thread, raises the error
                 self.error = error
                 return
             del keep_alive  # a reference here would keep the object alive during the wait
 
     def stop(self) -> None:
-        """End the thread after its current call. Idempotent, thread-safe, does not wait."""
+        """Make the thread end after its current call, without waiting. Idempotent, thread-safe."""
         self._stopped.set()

@@ -1,4 +1,4 @@
-"""The link: one connection to a broker, with everything in which brokers differ for the bus."""
+"""The link: one connection to a broker. It hides the differences between brokers from the bus."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ _ATTEMPTS: Final = "x-delivery-count"
 
 @dataclass(slots=True)
 class Delivery:
-    """A message as received, with the number of its earlier deliveries.
+    """A received message.
 
-    ``aside``: if the broker itself moved the message to the dead letters, its word for the reason,
-    else empty. ``size``: of the message in bytes; greater than the length of ``body`` if the
-    message was too large to be read.
+    ``attempts``: how often the message was delivered before. ``queue``: the queue from which it was
+    received. ``message``: the driver's message. ``aside``: if the broker itself moved the message
+    to the dead letters, the broker's word for the reason, else empty. ``size``: the length of the
+    message in bytes. If the message was too large to be read, ``body`` is only its beginning, and
+    shorter than ``size``.
     """
 
     body: bytes
@@ -42,24 +44,24 @@ class Delivery:
 
     @property
     def is_whole(self) -> bool:
-        """Whether ``body`` is the entire message."""
+        """Whether ``body`` is the entire message, and not only its beginning."""
         return self.size == len(self.body)
 
 
 @dataclass(slots=True, frozen=True)
 class QueueState:
-    """The counts of a queue; ``None`` where the transport does not report them."""
+    """The state of a queue. A value is ``None`` if the transport does not report it."""
 
     ready: int
-    """Messages that wait for a consumer."""
+    """The number of messages that wait for a consumer."""
     leased: int | None
-    """Messages that consumers have received and not settled yet."""
+    """The number of messages that consumers have received and not settled yet."""
     oldest: float | None
-    """Age of the oldest message, in seconds."""
+    """The age of the oldest message, in seconds; ``None`` also if the queue is empty."""
 
 
 class RawMessage(virtual.Message):
-    """A message of one of kombu's virtual transports, with its body as it was received."""
+    """A message of one of kombu's virtual transports. Its body is not decompressed or decoded."""
 
     def __init__(self, payload: Any, channel: Any = None, **_ignored: Any) -> None:
         # kombu's constructor is not called on purpose: it decompresses the body if the sender sets
@@ -71,7 +73,7 @@ class RawMessage(virtual.Message):
             try:
                 body = channel.decode_body(body, properties["body_encoding"])
             except (KeyError, ValueError):
-                properties = {**properties, "body_encoding": None}  # the body stays as it is
+                properties = {**properties, "body_encoding": None}  # keep the body as received
         self._raw = payload
         self.body = body
         self.channel = channel
@@ -88,10 +90,10 @@ class RawMessage(virtual.Message):
 
 
 class Link:
-    """A connection to a broker over any kombu transport; the constructor connects and blocks.
+    """A connection to a broker through any kombu transport. The constructor connects and blocks.
 
-    For one thread at a time. Every method raises the errors of kombu and its driver, or eventsync's
-    errors where the transport is eventsync's own.
+    Only one thread at a time may use a link. With eventsync's own transports every method raises
+    eventsync's errors; with kombu's transports, the errors of kombu and of the driver.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -115,9 +117,10 @@ class Link:
     def declare_queue(
         self, queue: str, *, exchange: str = "", keys: Iterable[str] = (), dead: str = ""
     ) -> None:
-        """Create a durable queue that receives the routing ``keys`` of ``exchange``. Idempotent.
+        """Create a durable queue and bind it to ``exchange`` with each of ``keys``. Idempotent.
 
-        ``dead``: the queue to which the broker moves messages that it removes from this one.
+        ``dead``: the name of the dead-letter queue, to which the broker moves the messages that it
+        removes from this queue. Transports without dead-letter support ignore it.
         """
         source = _kombu.Exchange(exchange, type="topic", durable=True)
         bindings = [_kombu.binding(source, routing_key=key) for key in keys]
@@ -126,10 +129,10 @@ class Link:
     def publish(
         self, bodies: Iterable[bytes], *, exchange: str, key: str, content_type: str
     ) -> None:
-        """Send messages; on return they are as safe as the transport can make them.
+        """Publish messages; return once the transport has stored them as safely as it can.
 
-        One atomic step if the transport supports it, else one message at a time. Raises
-        ``UnroutableError`` if no queue takes them and the transport notices that.
+        Publishes all messages in one atomic step if the transport supports that, else one by one.
+        Raises ``UnroutableError`` if no queue receives a message and the transport reports that.
         """
         with self._producer.batch():
             for body in bodies:
@@ -145,13 +148,17 @@ class Link:
                 )
 
     def state(self, queue: str) -> QueueState:
-        """Return the counts of a queue. Raises if it is missing, unless the broker hides that."""
+        """Return the numbers of messages in a queue.
+
+        Raises the transport's error if the queue does not exist. Some of kombu's transports report
+        a missing queue as an empty one.
+        """
         if hasattr(self._channel, "queue_stats"):
             stats = self._channel.queue_stats(queue)
             return QueueState(stats.ready, stats.leased, stats.oldest_age)
         if isinstance(self._channel, virtual.Channel):
-            # Asked for the size, because some transports do not remember an empty queue and would
-            # report it as missing.
+            # `_size` is used, because some transports forget an empty queue. For such a queue
+            # `queue_declare` would report that it is missing.
             channel: Any = self._channel
             return QueueState(channel._size(queue), None, None)
         declared = self._channel.queue_declare(queue, passive=True)
@@ -162,7 +169,8 @@ class Link:
     def consume(self, queue: str, *, prefetch: int) -> None:
         """Start to consume ``queue``; ``receive`` then returns its messages.
 
-        ``prefetch``: how many may be received and not settled; 0 for no limit, to browse a queue.
+        ``prefetch``: how many messages may be received but not settled at a time. 0 means no limit,
+        which is for browsing a queue.
         """
         self._queue = queue
         if prefetch:
@@ -176,7 +184,11 @@ class Link:
         consumer.consume()
 
     def receive(self, *, timeout: float, limit: int) -> list[Delivery]:
-        """Return about ``limit`` messages; wait up to ``timeout`` seconds for the first."""
+        """Return received messages; wait up to ``timeout`` seconds for the first one.
+
+        Returns an empty list if no message arrives. ``limit``: about how many messages to return; a
+        transport that delivers messages in batches may return more.
+        """
         deadline = time.monotonic() + timeout
         while len(self._received) < limit:
             wait = 0.0 if self._received else max(0.0, deadline - time.monotonic())
@@ -185,12 +197,12 @@ class Link:
             except TimeoutError:
                 break
             if isinstance(self._channel, LeasedChannel):
-                break  # it has delivered all ready messages at once
+                break  # drain_events has delivered all ready messages at once
         received, self._received = self._received, []
         return received
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        """Acknowledge messages; on return the acknowledgements are sent, but not confirmed."""
+        """Send the acknowledgements of messages; do not wait until the broker confirms them."""
         for delivery in deliveries:
             delivery.message.ack()
         flush = getattr(self._channel, "flush", None)
@@ -198,45 +210,51 @@ class Link:
             flush()
 
     def release(self, deliveries: Iterable[Delivery]) -> None:
-        """Make messages ready again, for any consumer."""
+        """Give messages back to the queue, so that any consumer can receive them again."""
         for delivery in deliveries:
             delivery.message.requeue()
 
     def refuse(self, deliveries: Iterable[Delivery]) -> None:
-        """Let the broker move messages to the queue's dead letters, if it supports that."""
-        raise NotImplementedError(f"{type(self).__name__} receives every message in full")
+        """Make the broker move messages to the queue's dead-letter queue.
+
+        Only for messages that were too large to be read. Raises ``NotImplementedError`` here,
+        because this link reads every message in full; ``AmqpLink`` overrides it.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} reads every message in full and cannot refuse messages"
+        )
 
     def life(self) -> str | None:
-        """Return an id of the broker's present run, or ``None`` if the transport has none.
+        """Return the life id of the broker, or ``None`` if the transport has no such id.
 
-        It changes with each restart in which the broker may have lost the latest messages it had
-        confirmed. For a broker that never loses them it is always the same.
+        The id changes when the broker restarts and may have lost confirmed messages. A broker that
+        never loses confirmed messages always has the same id.
         """
         return self._channel.life() if isinstance(self._channel, LeasedChannel) else None
 
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
-        """The exceptions, besides ``OSError``, that the driver raises for a lost connection."""
+        """The exceptions that the driver raises for a lost connection, besides ``OSError``."""
         return tuple(self._connection.connection_errors)
 
     @property
     def is_inherited(self) -> bool:
-        """Whether the connection is a parent process's, so that this process must not use it.
+        """Whether a parent process opened the connection; this process must then not use it.
 
-        Always false here; ``AmqpLink`` overrides it.
+        Always False in this class; ``AmqpLink`` overrides it.
         """
         return False
 
     def close(self) -> None:
-        """Disconnect; messages that are not settled become ready again. Idempotent."""
+        """Disconnect. Received messages that are not settled become ready again. Idempotent."""
         channel, self._channel = self._channel, None
         if isinstance(channel, virtual.Channel) and not isinstance(channel, LeasedChannel):
-            # Some of kombu's transports would lose these messages with the channel.
+            # With some of kombu's transports, closing the channel would lose unsettled messages.
             channel.qos.restore_unacked()
         self._connection.close()
 
     def drop(self) -> None:
-        """Disconnect after a failure, without notice to the broker. Idempotent."""
+        """Disconnect after a failure, without a message to the broker. Idempotent."""
         self._connection.close()
 
     def _on_message(self, message: message.Message) -> None:
@@ -244,7 +262,10 @@ class Link:
 
 
 def delivery_of(message: Any, queue: str) -> Delivery:
-    """Return a message as a ``Delivery``, whatever values its sender has put into it."""
+    """Return a ``Delivery`` for a driver's message. Never raises, even for malformed headers.
+
+    ``queue``: the queue from which the message was received.
+    """
     body, content_type = message.body, message.content_type
     if isinstance(body, str):
         body = body.encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""The transports by the scheme of the broker's URL: how to connect, and how to show the URL."""
+"""Chooses the transport by the scheme of the broker URL, and masks passwords in URLs."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ __all__ = ["OWN_SCHEMES", "connect", "masked", "scheme_of"]
 def connect(url: str, *, lease: float, max_message: int) -> Link:
     """Return a link to the broker of ``url``; blocks until it is connected.
 
-    ``lease``: how long a silent consumer keeps its messages, in seconds. ``max_message``: the size
-    above which a message is not read, in bytes. Each is used by the transports that support it.
-    Raises the errors of ``Link``, ``ConfigError`` for a wrong URL, and ``KeyError`` or
-    ``ImportError`` if kombu does not know the scheme or lacks a package for it.
+    ``lease``: after so many seconds without a sign of life, other consumers take over a consumer's
+    messages; used by SQLite and Redis. ``max_message``: a message of more bytes is not read in
+    full; used by RabbitMQ. Raises ``ConfigError`` if the URL is wrong, ``BusUnavailableError`` or
+    the driver's error if the broker cannot be reached, ``KeyError`` if kombu does not know the
+    scheme, and ``ImportError`` if a package for the scheme is not installed.
     """
     return _CONNECT.get(scheme_of(url), _kombu)(url, lease, max_message)
 
 
 def scheme_of(url: str) -> str:
-    """Return the scheme of a URL."""
+    """Return the text of ``url`` before the first colon."""
     return url.partition(":")[0]
 
 
 def masked(url: str) -> str:
-    """Return a URL without its password. Accepts any text and never raises."""
+    """Return ``url`` with its password replaced by ``**``. Accepts any text and never raises."""
     scheme = scheme_of(url)
     if scheme == "sqlite":
-        return url  # it has no password
+        return url  # the path of a file, without a password
     if scheme in redis_url.SCHEMES:
         return redis_url.masked(url)
     return ";".join(str(maybe_sanitize_url(part)) for part in url.split(";"))
@@ -62,7 +63,7 @@ def _kombu(url: str, lease: float, max_message: int) -> Link:
     return Link(untyped(url))
 
 
-# A new transport of eventsync adds a line here. All other schemes are left to kombu.
+# Add a line here for a new transport of eventsync. kombu connects to all other schemes.
 _CONNECT: Final[dict[str, Callable[[str, float, int], Link]]] = {
     "sqlite": _sqlite,
     **dict.fromkeys(redis_url.SCHEMES, _redis),
@@ -70,4 +71,4 @@ _CONNECT: Final[dict[str, Callable[[str, float, int], Link]]] = {
 }
 
 OWN_SCHEMES: Final = frozenset(_CONNECT)
-"""The schemes of eventsync's own transports."""
+"""The URL schemes of eventsync's own transports."""

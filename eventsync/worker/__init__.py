@@ -1,1 +1,1 @@
-"""The worker process: loop, settlement, maintenance, retries, supervision."""
+"""The worker process: its loop, settlement, maintenance, retries and supervision."""

@@ -1,4 +1,4 @@
-"""The applier: applies changes to one store, retries, and isolates the change that fails."""
+"""The applier: applies changes to one store, retries them, and isolates failing changes."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from eventsync.worker.context import WorkerContext
 
 __all__ = ["Applier"]
 
-# So many changes that fail one after the other are more likely the store's failure than their own.
+# If so many changes fail and none is applied, the cause is taken to be the store, not the changes.
 _TOO_MANY_FAILURES: Final = 50
-# Outcomes that only a store that works can give.
+# The outcomes that show that the store works.
 _REACHED: Final = frozenset(Outcome) - {Outcome.HELD, Outcome.REJECTED}
 
 
 class Applier:
-    """Applies changes to one store. For one thread.
+    """Applies changes to one store, counts retries and records traces. Not thread-safe.
 
-    It captures foreign writes of the same records first where the store is captured, and reports to
-    metrics and traces. A change that raises anything by itself is rejected; the others are applied.
+    If the store is captured, foreign writes to the same records are captured first. If one change
+    raises an error that is not retryable, this change is rejected and the others are applied.
 
-    While the store is unreachable all changes are retried together. A store that answers and still
-    fails may fail for one change only. After ``suspect_one_change`` the changes are therefore
-    isolated: one that fails retryably by itself is held, provided that the store works otherwise.
+    If an error is retryable, all changes are retried together. However, a store that answers may
+    fail because of a single change. Therefore, after ``suspect_one_change``, the failing changes
+    are found one by one: a change with a retryable error is held if the store takes other changes.
     """
 
     def __init__(self, context: WorkerContext) -> None:
         self._context = context
         self._store = context.store
         self._suspects_one = False
-        # Whether the store has taken a change since it was suspected to fail for one change only.
+        # Whether the store has taken a change since `suspect_one_change`.
         self._took_one = False
         self._applied_types: set[str] = set()
 
     def apply(self, changes: Sequence[Change]) -> list[Settled]:
-        """Return the outcome of each change, in their order. Idempotent, blocks on the store.
+        """Apply changes and return the outcome of each change, in the same order.
 
-        Raises retryable errors when the retry budget is spent. Nothing is decided then, and all of
-        the changes are to be applied again.
+        Idempotent, blocks. Raises the last retryable error when the retry budget is spent. No
+        outcome is decided then; the caller must apply all changes again.
         """
         if not self._suspects_one:
             return self._traced(changes, self._apply_retrying)
@@ -63,37 +63,37 @@ class Applier:
         return settled
 
     def apply_held(self, changes: Sequence[Change]) -> list[Settled]:
-        """Do the same as ``apply`` with held changes, each of which may fail again by itself.
+        """Apply held changes and return the outcome of each change, in the same order.
 
-        They are not retried at once, because they stay held. Raises retryable errors, also when the
-        store does not answer at all.
+        A change that fails again with a retryable error has the outcome ``HELD``; there is no
+        immediate retry. Raises a retryable error if the store does not answer.
         """
         self.ping()
-        # The store answers, and it has taken other changes while these were held.
+        # The store answers, and it has taken other changes while these changes were held.
         return self._traced(changes, partial(self._apply_apart, store_works=True))
 
     def suspect_one_change(self) -> None:
-        """Isolate changes from now on, until a batch is applied of which none is held.
+        """Look for a single failing change in the next batches, until a batch has no held change.
 
-        Call this when the store answers after it has failed for longer than the retry budget.
+        Call this when a store has failed for longer than the retry budget and then answers again.
         """
         self._suspects_one = True
         self._took_one = False
 
     def ping(self) -> None:
-        """Raise a retryable error unless the store and its index can be used."""
+        """Check that the store and its index answer; raise a retryable error if they do not."""
         for accessor in self._store.accessors.values():
             accessor.ping()
         for type in self._store.accessors:
             self._store.index.counts(type)[Presence.PENDING]
 
     def take_applied_types(self) -> set[str]:
-        """Return the record types of which changes were applied since the last call."""
+        """Return the types of the records to which changes were applied since the last call."""
         taken, self._applied_types = self._applied_types, set()
         return taken
 
     def _apply_retrying(self, changes: Sequence[Change]) -> list[Settled]:
-        """Apply changes, all of them again while the store is unreachable."""
+        """Apply changes; after a retryable error, apply all again within the retry budget."""
         context = self._context
 
         def attempt() -> list[Settled]:
@@ -117,10 +117,10 @@ class Applier:
     def _apply_apart(
         self, changes: Sequence[Change], *, store_works: bool = False
     ) -> list[Settled]:
-        """Apply changes; hold each that fails retryably by itself while the store works.
+        """Apply changes; a change that alone raises a retryable error gets the outcome ``HELD``.
 
-        Unless ``store_works`` says so, the store is known to work once it has taken any change. As
-        long as it has not, the error of the first failing change is raised.
+        ``store_works``: whether the store is known to work. Otherwise, if it takes no change, the
+        error of the first failing change is raised.
         """
         settled: list[Settled] = []
         failures: list[Exception] = []
@@ -176,12 +176,12 @@ def _rejected(failed: Failed[Change]) -> Settled:
 
 
 def _concerns_all_but_store(error: Exception) -> bool:
-    """Return whether an error is the broker's or the configuration's, not a change's."""
+    """Return whether an error comes from the broker or the configuration, not from a change."""
     return isinstance(error, BusUnavailableError | ConfigError)
 
 
 def _as_unavailable(error: Exception) -> EventSyncError:
-    """Return a retryable error as one of eventsync's."""
+    """Return a retryable error as an ``EventSyncError``."""
     if isinstance(error, EventSyncError):
         return error
     unavailable = StoreUnavailableError(str(error) or type(error).__name__)

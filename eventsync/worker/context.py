@@ -1,4 +1,4 @@
-"""The context of a worker: what its parts share."""
+"""The context of a worker: the objects that its parts share."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["WorkerContext"]
 
 
 class WorkerContext:
-    """The store, bus, options, status, counters and log of one worker, and the request to stop.
+    """The objects that the parts of one worker share.
 
-    ``publisher``: publishes to the bus and counts it. ``broker_life``: the broker's restarts.
-    ``stopping``: set when the worker is to stop.
+    ``publisher``: publishes to the bus and counts the published changes. ``broker_life``: detects
+    restarts of the broker. ``stopping``: is set when the worker shall stop.
     """
 
     def __init__(
@@ -37,11 +37,14 @@ class WorkerContext:
         self.stopping = threading.Event()
 
     def wait(self, seconds: float) -> None:
-        """Pause for so many seconds, or until the worker is to stop."""
+        """Pause for ``seconds``, or until the worker shall stop."""
         self.status.beat(pause=seconds)
         self.stopping.wait(seconds)
         self.status.beat()
 
     def log_retry(self, event: str, error: BaseException, attempt: int, pause: float) -> None:
-        """Log that an attempt failed and is repeated after a pause."""
+        """Log that an attempt failed and will be repeated after ``pause`` seconds.
+
+        ``event``: the text of the log line. ``attempt``: the number of the failed attempt.
+        """
         self.log.warning(event, error=str(error), attempt=attempt, wait=round(pause, 2))

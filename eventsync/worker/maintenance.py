@@ -1,4 +1,4 @@
-"""The maintenance of one store: what its worker does between deliveries."""
+"""The maintenance of one store: the periodic tasks that its worker runs between deliveries."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ _HELD_BACKOFF: Final = Backoff(2.0, 60.0)
 
 
 class Maintenance:
-    """The periodic tasks of one store's worker. For one thread.
+    """Runs the periodic tasks of one store's worker. Not thread-safe.
 
-    It republishes after a restart of the broker, retries held changes, publishes the outbox,
-    completes pending records, captures foreign writes, and drops old tombstones and dead letters.
-    ``peers``: the stores that complete pending records; tombstones are kept until they caught up.
+    The tasks: republish changes after a restart of the broker, retry held changes, publish the
+    outbox, complete pending records, capture foreign writes, and remove old tombstones and old dead
+    letters. ``peers``: the other stores, from which pending records are completed. A tombstone is
+    kept while messages as old as the tombstone wait in a queue of any of these stores.
     """
 
     def __init__(
@@ -59,19 +60,20 @@ class Maintenance:
         self._peers = peers
         self._monotonic = monotonic
         self._relay = Relay(context.store, context.publisher)
-        # By task, when it is due next, on the monotonic clock.
+        # When each task is due next, by its name, on the monotonic clock.
         self._due: dict[str, float] = {}
 
     def run(self, *, at_once: bool = False) -> None:
-        """Run the tasks that are due, or all of them ``at_once``.
+        """Run the tasks that are due; with ``at_once``, run all tasks.
 
-        Whatever a task raises is logged, and the other tasks run; the task runs again when it is
-        due. Only ``BusUnavailableError`` and ``ConfigError`` are raised.
+        If a task fails, the error is logged and the other tasks run. Raises only
+        ``BusUnavailableError``, if the broker cannot be reached, and ``ConfigError``, if a setting
+        is wrong.
         """
         tasks: list[tuple[str, float, Callable[[], object]]] = [
             ("broker", 1.0, self.republish_lost),
             ("held", 1.0, self._retry_held),
-            # All at once does not wait for the lease: to publish twice does no harm.
+            # With `at_once`, publish without the lease: publishing twice does no harm.
             ("outbox", 1.0, self._flush_outbox if at_once else self._relay_outbox),
             ("pending", 2.0, self._complete_pending),
             ("tombstones", 3600.0, self._collect_tombstones),
@@ -81,7 +83,7 @@ class Maintenance:
             tasks.append(("capture", self._store.capture_every, self._capture))
         for number, (name, every, task) in enumerate(tasks):
             now = self._monotonic()
-            # The tasks are spread over the second: a message that arrives waits for one of them.
+            # Spread the tasks over a second, so that an arriving message waits for one task only.
             due = self._due.setdefault(name, now + number / len(tasks))
             if at_once or now >= due:
                 self._due[name] = now + every - max(0.0, now - due) % every
@@ -100,7 +102,11 @@ class Maintenance:
             self._log.error("maintenance task failed", task=name, error=shown, exc_info=True)
 
     def republish_lost(self) -> None:
-        """Republish the changes of the last seconds if the broker may have forgotten them."""
+        """Publish recent changes again if the broker was restarted and may have lost them.
+
+        These are the changes that the store published from ``Options.republish_window`` seconds
+        before the broker was last seen.
+        """
         life, window = self._broker_life, self._options.republish_window
         if life.may_have_forgotten() and life.seen_at is not None and window:
             count = self._store.republish(self._publisher, since=life.seen_at - window)
@@ -111,7 +117,7 @@ class Maintenance:
         self._store.flush(self._publisher)
 
     def _relay_outbox(self) -> None:
-        # The lease is released each time: a worker looks too rarely to keep it from a relay.
+        # Release the lease each time, so that a relay, which checks more often, can take it.
         with self._relay:
             self._relay.run_once()
 
@@ -119,7 +125,7 @@ class Maintenance:
         complete(self._store, self._peers)
 
     def _retry_held(self) -> None:
-        """Retry the held changes whose time has come, or whose dependency may have arrived."""
+        """Retry the held changes that are due or whose missing record may have arrived."""
         states = self._bus.states(self._store.name)
         ready = states["held"].ready
         if not ready:
@@ -129,7 +135,7 @@ class Maintenance:
         freed = self._freed_types()
         began = self._monotonic()
         with self._bus.letters(self._store.name, held=True) as letters:
-            # Once through the queue: changes that are held again come after the others.
+            # Read each letter once: changes that are held again are put at the end of the queue.
             while ready > 0 and (chunk := letters.read(min(ready, self._options.batch))):
                 ready -= len(chunk)
                 due = [
@@ -142,15 +148,15 @@ class Maintenance:
                     self._settlement.settle_held(due, queue_oldest=queue_oldest)
                     letters.settle(delivery for _, delivery in due)
                     self._status.beat("held")
-        # However many are held, most of the time is left for new messages.
+        # Even with many held changes, most of the time remains for new messages.
         pause = max(1.0, 4.0 * (self._monotonic() - began))
         self._due["held"] = self._monotonic() + pause
 
     def _freed_types(self) -> Mapping[str, Container[str]]:
-        """Return, by the reason why changes are held, the record types to retry at once.
+        """Return the record types whose held changes are retried at once, by reason for holding.
 
-        These are the types that depend on a type to which something was applied since the last
-        call, and the types that such a type depends on.
+        Only changes held for a missing dependency are retried at once. Their types depend on a type
+        to which changes were applied since the last call, or the reverse.
         """
         accessors, applied = self._store.accessors, self._applier.take_applied_types()
         freed = {
@@ -162,7 +168,10 @@ class Maintenance:
         return defaultdict(tuple, {DependencyError.reason: freed})
 
     def _due_at(self, letter: DeadLetter, queue_oldest: float) -> float:
-        """Return when a held change is retried in any case, in seconds since the epoch."""
+        """Return when a held change is due for its next attempt, in seconds since the epoch.
+
+        ``queue_oldest``: when the oldest message in the store's queue was published.
+        """
         if letter.reason == ClockDriftError.reason and letter.version is not None:
             due = letter.version.millis / 1000 - self._options.limits.drift
         else:
@@ -199,7 +208,11 @@ class Maintenance:
                 self._log.info("captured foreign writes", count=len(changes))
 
     def _collect_tombstones(self) -> None:
-        """Forget old tombstones, unless messages that are as old still wait for a store."""
+        """Remove old tombstones, but keep those that a waiting message may still need.
+
+        A message may need a tombstone if it is as old as the tombstone. If the age of the waiting
+        messages is unknown, all tombstones are kept.
+        """
         ages = [0.0]
         for store in [self._store, *self._peers]:
             try:

@@ -1,4 +1,4 @@
-"""Messages as a worker reads them: deliveries and held changes, with their envelopes decoded."""
+"""Decodes the envelopes of the messages and of the held changes that a worker settles."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ __all__ = ["Message", "MessageReader"]
 
 @dataclass(slots=True)
 class Message:
-    """One message, or one held change, and what its envelopes contain.
+    """One message or one held change, with its envelopes decoded.
 
-    ``contents`` has for each of ``envelopes`` its change, or why it cannot be read. A message that
-    cannot be read is its own only envelope. ``first_time``: when it was first tried, in seconds
-    since the epoch; ``attempts``: how often it has been, this time included.
+    ``contents``: for each of ``envelopes``, the change, or the error if the envelope cannot be
+    decoded. If the message cannot be split into envelopes, its whole body counts as one envelope.
+    ``first_time``: the time of the first attempt, in seconds since the epoch. ``attempts``: the
+    number of attempts, including the current one.
     """
 
     delivery: Delivery
@@ -33,9 +34,10 @@ class Message:
 
 
 class MessageReader:
-    """Reads messages. Whatever is raised for one envelope or message is the failure of that one.
+    """Decodes messages. An error in one envelope or message does not affect the others.
 
-    ``max_deliveries``: a message that workers have taken so often without settling it is not read.
+    ``max_deliveries``: a message that was delivered so often without being settled is not decoded,
+    because it may be the cause of crashes.
     """
 
     def __init__(self, bus: Bus, *, max_deliveries: int) -> None:
@@ -43,12 +45,15 @@ class MessageReader:
         self._max_deliveries = max_deliveries
 
     def read(self, deliveries: Iterable[Delivery]) -> list[Message]:
-        """Return messages with their envelopes decoded."""
+        """Return a ``Message`` with decoded envelopes for each delivery. Does not raise."""
         now = time.time()
         return [self._read(delivery, now) for delivery in deliveries]
 
     def read_held(self, letters: Iterable[tuple[DeadLetter, Delivery]]) -> list[Message]:
-        """Return held changes as messages of one envelope each."""
+        """Return a ``Message`` with one decoded envelope for each held change. Does not raise.
+
+        ``letters``: the held changes in the form of dead letters, with their deliveries.
+        """
         messages = []
         for letter, delivery in letters:
             envelopes = [letter.raw]
@@ -69,18 +74,23 @@ class MessageReader:
         return Message(delivery, now, delivery.attempts + 1, envelopes, contents)
 
     def _split(self, delivery: Delivery) -> list[bytes]:
-        """Return the envelopes of a message. Raise ``EventSyncError`` if it may not be read."""
+        """Return the encoded envelopes of a message.
+
+        Raises ``EventSyncError`` if the message was delivered ``max_deliveries`` times, is too
+        large, has another content type, or is malformed.
+        """
         if delivery.attempts >= self._max_deliveries:
             raise EventSyncError(
                 f"workers have taken this message {delivery.attempts} times and died before they "
                 "settled it",
                 reason="crashes",
-                hint="find out why before you replay it: it may end workers again",
+                hint="find the cause before you replay the message, which may end workers again",
             )
         if delivery.size > self._bus.max_message:
             raise EnvelopeError(
                 f"the message has {delivery.size:,} bytes; {self._bus.max_message:,} is the limit",
                 reason="too-large",
+                hint="publish fewer envelopes in one message, or raise max_message of the bus",
             )
         if delivery.content_type != codec.CONTENT_TYPE:
             raise EnvelopeError(
@@ -102,9 +112,11 @@ class MessageReader:
 
 
 def _unreadable(error: Exception) -> EventSyncError:
-    """Return an error as one of eventsync's. An unexpected one is a fault of the decoder."""
+    """Return an error as an ``EventSyncError``. Other errors come from faults in the decoder."""
     if isinstance(error, EventSyncError):
         return error
-    unexpected = EnvelopeError(f"cannot be read: unexpected {type(error).__name__}: {error}")
+    unexpected = EnvelopeError(
+        f"the message cannot be read: unexpected {type(error).__name__}: {error}"
+    )
     unexpected.__cause__ = error
     return unexpected

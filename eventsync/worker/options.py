@@ -14,18 +14,19 @@ __all__ = ["DEFAULT_OPTIONS", "Options"]
 class Options:
     """The options of a worker. Times are in seconds.
 
-    - ``prefetch``: how many messages it takes from the broker at a time.
-    - ``batch``: about how many changes it applies at a time.
-    - ``retry_for``: how long it retries a store that fails before its circuit opens.
+    - ``prefetch``: how many messages the worker takes from the broker at a time.
+    - ``batch``: about how many changes the worker applies at a time.
+    - ``retry_for``: how long the worker retries a failing store before the circuit opens.
     - ``hold_for``: how long a held change is retried before it becomes a dead letter.
-    - ``max_deliveries``: how often workers may take a message without settling it.
-    - ``limits``: which changes the store refuses.
-    - ``rate``: how many changes a second at most; ``None`` for no limit.
-    - ``recycle_messages``, ``recycle_growth``: after how many messages, or bytes of memory growth,
-      the worker stops so that a new process replaces it; 0 for never.
+    - ``max_deliveries``: how often a message may be delivered without being settled. After that the
+      message becomes a dead letter.
+    - ``limits``: by which limits changes are refused or held; see ``Limits``.
+    - ``rate``: the largest number of changes applied per second; ``None`` for no limit.
+    - ``recycle_messages``: after how many messages the worker stops, so that a new process replaces
+      it; 0 for never. ``recycle_growth``: the same, after how many bytes of memory growth.
     - ``letter_retention``: how long dead letters are kept.
-    - ``republish_window``: after a restart of the broker, the changes that the store published
-      since so long before the restart are published again; 0 for none.
+    - ``republish_window``: after a restart of the broker, the store publishes its changes of the
+      last seconds before the restart again. This is the number of these seconds; 0 for none.
     """
 
     prefetch: int = 64

@@ -1,4 +1,4 @@
-"""The outcome reporter: logs and counts what became of changes."""
+"""The outcome reporter: logs and counts the outcomes of changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["OutcomeReporter", "describe_letter"]
 
 
 class OutcomeReporter:
-    """Reports the outcomes of one worker's changes to its log, counters and status."""
+    """Reports the outcomes of changes to the log, the counters and the status of one worker."""
 
     def __init__(self, context: WorkerContext) -> None:
         self._store = context.store.name
@@ -29,29 +29,32 @@ class OutcomeReporter:
         self._counters = context.counters
         self._log = context.log
         self.collisions = 0
-        """How many changes had the version of another, different change."""
+        """The number of changes that had the same version as another, different change."""
 
     @property
     def logs_every_change(self) -> bool:
-        """Whether the log level asks for a line about each change."""
+        """Whether the log level is debug, so that each change is logged."""
         return bool(self._log.is_enabled_for(logging.DEBUG))
 
     def log_outcome(self, settled: Settled, attempts: int) -> None:
-        """Log the outcome of a change that needs nothing more, at debug level."""
+        """Log, at debug level, the outcome of a change that is neither held nor a dead letter."""
         self._log.debug(str(settled.outcome), **_describe(settled.change), attempt=attempts)
 
     def log_dead_letter(self, change: Change | None, error: EventSyncError | None) -> None:
-        """Log that a change, or an envelope that holds none, became a dead letter."""
+        """Log that a change became a dead letter.
+
+        ``change``: ``None`` if the envelope could not be decoded.
+        """
         self._log.error(
             "dead letter", **_describe(change), reason=reason_of(error), error=str(error)
         )
 
     def log_held(self, change: Change | None, error: EventSyncError | None, attempts: int) -> None:
-        """Log that a change is held."""
+        """Log that a change is held. ``attempts``: how often it was tried."""
         self._log.warning("change held", **_describe(change), attempt=attempts, error=str(error))
 
     def count_collisions(self, settled: Iterable[Settled]) -> None:
-        """Count and log the changes that have the version of another, different change."""
+        """Count and log the changes that have the same version as another, different change."""
         for item in settled:
             if item.collision:
                 change = item.change
@@ -61,7 +64,10 @@ class OutcomeReporter:
                 self._log.error("two changes have one version", **_describe(change), id=change.id)
 
     def count_dead_letter(self, change: Change | None, reason: str) -> None:
-        """Count a change, or an envelope that holds none, that became a dead letter."""
+        """Count a change that became a dead letter.
+
+        ``change``: ``None`` if the envelope could not be decoded.
+        """
         label = catalogue.OTHER if change is None else self._label(change.type)
         if change is None:
             self._count(label, Outcome.REJECTED, 1)
@@ -70,10 +76,10 @@ class OutcomeReporter:
     def count_batch(
         self, settled: Sequence[Settled], times: Sequence[bytes], *, seconds: float
     ) -> None:
-        """Count the changes of a batch by outcome, and how long after ``times`` they were applied.
+        """Count the changes of a batch by outcome, and record how old the applied changes are.
 
-        ``times``: when each change was made, see ``lag.times``. ``seconds``: what the batch took.
-        Totals are added up first, because this is done for every change.
+        ``times``: when each change was made, in the form of ``lag.times``. ``seconds``: how long
+        the batch took.
         """
         if not settled:
             return
@@ -82,7 +88,7 @@ class OutcomeReporter:
         applied = Outcome.APPLIED
         for item, moment in zip(settled, times, strict=True):
             type, outcome = item.change.type, item.outcome
-            # By name: hashing an enum member calls Python code each time.
+            # Use the name as a key, because hashing an enum member is slow.
             names[type].append(outcome._name_)
             if outcome is applied:
                 made[type].append(moment)
@@ -96,7 +102,10 @@ class OutcomeReporter:
         self._counters.observe(catalogue.BATCH_DURATION, seconds, self._store)
 
     def report_oversized(self, size: int) -> None:
-        """Log and count a message that was too large to be received, and became a dead letter."""
+        """Log and count a message that became a dead letter because it was too large to be read.
+
+        ``size``: the size of the message, in bytes.
+        """
         self._log.error("dead letter", reason="too-large", size=size)
         self.count_dead_letter(None, "too-large")
 
@@ -105,17 +114,17 @@ class OutcomeReporter:
         self._counters.add(catalogue.CHANGES, count, self._store, label, str(outcome))
 
     def _label(self, type: str) -> str:
-        """Return the label of a record type; a name that the store does not know is no label."""
+        """Return the metric label of a record type: ``type``, or ``OTHER`` for an unknown type."""
         return type if type in self._types else catalogue.OTHER
 
 
 def reason_of(error: EventSyncError | None) -> str:
-    """Return the reason word of a dead letter or a held change."""
+    """Return the reason of a dead letter or held change: ``error.reason``, or "error"."""
     return "error" if error is None else error.reason
 
 
 def describe_letter(letter: DeadLetter) -> dict[str, Any]:
-    """Return what the log says of a dead letter: enough to find it, and none of its content."""
+    """Return the log fields that identify a dead letter, without any of its field values."""
     return {
         "reason": letter.reason,
         "type": letter.type,
@@ -126,7 +135,7 @@ def describe_letter(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _describe(change: Change | None) -> dict[str, Any]:
-    """Return what the log says of a change: enough to find it, and none of its content."""
+    """Return the log fields that identify a change, without its key and field values."""
     if change is None:
         return {}
     return {
@@ -138,5 +147,5 @@ def _describe(change: Change | None) -> dict[str, Any]:
 
 
 def _digest(key: str) -> str:
-    """Return the digest of a key: the key itself may be personal, an email address for example."""
+    """Return a digest of a key, because a key may be personal data, such as an email address."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The settlement of messages: decides the outcome of every change and stores what failed."""
+"""The settlement of messages: applies changes; stores held changes and dead letters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _FAILED: Final = frozenset({Outcome.REJECTED, Outcome.HELD})
 class FailedEnvelope:
     """An envelope, or an unparseable message, that could not be applied.
 
-    ``outcome``: ``HELD`` if it is to be retried later, ``REJECTED`` if it becomes a dead letter.
+    ``outcome``: ``HELD`` if the change will be retried later, ``REJECTED`` if the envelope becomes
+    a dead letter. ``change``: ``None`` if the envelope could not be decoded.
     """
 
     raw: bytes
@@ -40,11 +41,11 @@ class FailedEnvelope:
 
 
 class Settlement:
-    """Settles messages and held changes for one store. For one thread.
+    """Settles messages and held changes for one store. Not thread-safe.
 
-    When a method returns, every change is applied, known to be superseded, held, or a dead letter,
-    and its delivery may be acknowledged. When one raises a retryable error nothing is settled, and
-    everything may be settled again.
+    When a method returns, each change is applied, superseded, stored as held, or stored as a dead
+    letter. The caller may then acknowledge the deliveries. If a method raises a retryable error,
+    the caller must not acknowledge the deliveries, and may settle them again.
     """
 
     def __init__(self, context: WorkerContext, applier: Applier) -> None:
@@ -58,25 +59,28 @@ class Settlement:
 
     @property
     def collisions(self) -> int:
-        """How many changes had the version of another, different change."""
+        """The number of changes that had the same version as another, different change."""
         return self._reporter.collisions
 
     def settle(self, deliveries: Iterable[Delivery]) -> None:
-        """Settle messages of the store's queue."""
+        """Settle messages that were received from the store's queue."""
         self._settle(self._reader.read(deliveries), retried=False)
 
     def settle_held(
         self, letters: Iterable[tuple[DeadLetter, Delivery]], *, queue_oldest: float
     ) -> None:
-        """Retry held changes. Those that fail again are held again, or become dead letters.
+        """Retry held changes. A change that fails again is held again or becomes a dead letter.
 
-        ``queue_oldest``: when the oldest message of the store's queue was published, in seconds
-        since the epoch.
+        ``letters``: the held changes, with their deliveries. ``queue_oldest``: when the oldest
+        message of the store's queue was published, in seconds since the epoch.
         """
         self._settle(self._reader.read_held(letters), retried=True, queue_oldest=queue_oldest)
 
     def refuse(self, delivery: Delivery) -> None:
-        """Report a message that is too large to be read; the broker makes it a dead letter."""
+        """Log and count a message that is too large to be read.
+
+        The caller then refuses the delivery, so that the broker makes it a dead letter.
+        """
         self._reporter.report_oversized(delivery.size)
 
     def _settle(
@@ -98,7 +102,11 @@ class Settlement:
     def _failed(
         self, messages: Sequence[Message], settled: Sequence[Settled], queue_oldest: float
     ) -> list[FailedEnvelope]:
-        """Return what was not applied and has to be kept."""
+        """Return the envelopes that are to be stored as held changes or dead letters.
+
+        Changes the outcome of a change that has been held for too long to ``REJECTED``, also in
+        ``settled``.
+        """
         total = sum(len(message.envelopes) for message in messages)
         if len(settled) == total and _FAILED.isdisjoint({item.outcome for item in settled}):
             return []
@@ -114,14 +122,14 @@ class Settlement:
         return failed
 
     def _is_over(self, item: FailedEnvelope, now: float, queue_oldest: float) -> bool:
-        """Return whether a held change has been retried for as long as is allowed."""
+        """Return whether a held change has been retried for too long and becomes a dead letter."""
         first_time = item.message.first_time
         if dependency_may_arrive(reason_of(item.error), first_time, queue_oldest):
             return False
         return now - first_time > self._hold_for
 
     def _store_failed(self, failed: Sequence[FailedEnvelope]) -> None:
-        """Put dead letters and held changes into their queues."""
+        """Send dead letters to the dead-letter queue, and held changes to the held queue."""
         dead = [self._letter(item) for item in failed if item.outcome is Outcome.REJECTED]
         held = [self._letter(item) for item in failed if item.outcome is Outcome.HELD]
         if dead:
@@ -168,9 +176,11 @@ class Settlement:
 
 
 def dependency_may_arrive(reason: str, first_time: float, queue_oldest: float) -> bool:
-    """Return whether the record that a held change depends on may still wait in the queue.
+    """Return whether the record that a held change depends on may still arrive from the queue.
 
-    That is so while the queue holds messages from before the change was first tried.
+    This is possible if the change is held for a missing dependency (``reason``) and the queue has
+    messages that are older than the first attempt. ``first_time``: the time of the first attempt.
+    ``queue_oldest``: the time of the oldest message. Both in seconds since the epoch.
     """
     return reason == DependencyError.reason and queue_oldest < first_time
 
@@ -178,7 +188,10 @@ def dependency_may_arrive(reason: str, first_time: float, queue_oldest: float) -
 def _results(
     messages: Sequence[Message], settled: Iterable[Settled]
 ) -> Iterator[tuple[Message, bytes, Settled | EventSyncError]]:
-    """Yield each envelope with its message, and its outcome or why it could not be read."""
+    """Yield (message, envelope, result) for each envelope.
+
+    The result is the outcome of the change, or the error if the envelope could not be decoded.
+    """
     outcomes = iter(settled)
     for message in messages:
         for raw, content in zip(message.envelopes, message.contents, strict=True):

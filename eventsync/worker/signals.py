@@ -1,4 +1,4 @@
-"""Signals: runs a worker as the work of its process, until the process gets a signal."""
+"""Runs a worker in the main thread until the process gets SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from eventsync.worker.worker import Worker
 
 __all__ = ["run"]
 
-_ABORTED: Final = 70  # EX_SOFTWARE: ended with messages in hand; the broker redelivers them
+_ABORTED: Final = 70  # EX_SOFTWARE: ended with unsettled messages, which the broker redelivers
 
 
 def run(worker: Worker, *, grace: float, watchdog: Watchdog | None = None) -> None:
-    """Run a worker until SIGTERM or SIGINT; it then settles the batch in hand and returns.
+    """Run a worker until SIGTERM or SIGINT. The worker then settles its current batch, and ends.
 
-    After ``grace`` more seconds, or at a second signal, the process ends at once; messages that
-    were not settled are redelivered to other workers. ``watchdog`` runs as long as the worker. Must
-    be called from the main thread.
+    If the worker has not ended ``grace`` seconds after the signal, or if a second signal arrives,
+    the process exits at once; unsettled messages are redelivered to other workers. ``watchdog``:
+    runs as long as the worker. Call this function only in the main thread. Blocks.
     """
 
     def abort() -> None:
@@ -34,7 +34,7 @@ def run(worker: Worker, *, grace: float, watchdog: Watchdog | None = None) -> No
         if signalled:
             abort()
         signalled = True
-        # In a thread: the interrupted code may hold the lock that ``stop`` needs.
+        # Called in a thread, because the interrupted code may hold a lock that ``stop`` needs.
         threading.Thread(target=worker.stop, daemon=True).start()
         deadline = threading.Timer(grace, abort)
         deadline.daemon = True

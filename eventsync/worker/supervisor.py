@@ -1,4 +1,4 @@
-"""The supervisor: runs worker processes, and restarts each when it ends or hangs."""
+"""The supervisor: runs worker processes, and restarts each process that ends or hangs."""
 
 from __future__ import annotations
 
@@ -27,21 +27,29 @@ _FAILED: Final = 70
 
 
 class ProcessObserver(Protocol):
-    """Takes what happens to the processes, each under the name of its command."""
+    """Receives events about the processes of a ``Supervisor``.
+
+    ``name``: the name of the command that the process runs.
+    """
 
     def started(self, name: str, /) -> None:
-        """Take note that a process was started."""
+        """Handle that a process was started."""
 
     def reported(self, name: str, report: bytes, /) -> None:
-        """Take one report that a process sent over its lifeline."""
+        """Handle one report that a process has sent over its lifeline."""
 
     def ended(self, name: str, /) -> None:
-        """Take note that a process has ended and that there are no more reports of it."""
+        """Handle that a process has ended. No more reports of this process follow."""
 
 
 @dataclass(slots=True)
 class _Child:
-    """One command, and the process that runs it at the moment."""
+    """One command, and the process that currently runs it, if any.
+
+    ``started``, ``heard``: when the process was started and when it last sent something.
+    ``start_at``: when to start the next process. These times are on the monotonic clock.
+    ``failures``: the number of recent exits with an error. ``unread``: an incomplete report.
+    """
 
     name: str
     command: Sequence[str]
@@ -55,17 +63,19 @@ class _Child:
 
 
 class Supervisor:
-    """Runs commands, each in a process of its own, until SIGTERM or SIGINT.
+    """Runs each command in its own process until SIGTERM or SIGINT, and restarts ended processes.
 
-    ``commands``: by name. In each, ``{lifeline}`` stands for the file number of its lifeline. A
-    process that ends with code 0 (it was recycled) is restarted at once; any other with exponential
-    backoff up to 30 seconds, which starts over after a minute of life. A process that sends nothing
-    for ``silence`` seconds is killed and restarted.
+    ``commands``: the argument lists by name. The text ``{lifeline}`` in an argument is replaced by
+    the file descriptor of the process's ``Lifeline``. A process that ends with exit code 0 is
+    restarted at once. After another exit code there is a pause, which doubles with each failure up
+    to 30 seconds; a process that has run for a minute resets the pause. A process that sends
+    nothing over its lifeline for ``silence`` seconds is killed and restarted.
 
-    A signal is passed on to the processes. Those that are left after ``grace`` seconds, or after
-    some more signals, are killed. Should the supervisor die, its processes notice it by their
-    lifelines and stop. ``observer`` is called when something happens to a process. For the main
-    thread.
+    After SIGTERM or SIGINT, the supervisor sends SIGTERM to the processes. It kills those that
+    still run five seconds after ``grace`` seconds, or at the fourth signal. If the supervisor dies,
+    the processes detect this by their lifelines and stop. ``environment``: the environment of the
+    processes; by default that of the supervisor. ``observer``: called when a process starts,
+    reports or ends. Use this class only in the main thread.
     """
 
     def __init__(
@@ -88,7 +98,10 @@ class Supervisor:
         self._passed_on = 0
 
     def run(self) -> int:
-        """Run until a signal. Return the exit code: 0 if all processes ended without an error."""
+        """Run the commands until a signal; return the exit code.
+
+        The exit code is 0 if all processes ended without an error after the signal.
+        """
         handlers = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGTERM, signal.SIGINT)
@@ -148,7 +161,8 @@ class Supervisor:
                 env=None if self._environment is None else dict(self._environment),
                 stdin=subprocess.DEVNULL,
                 pass_fds=(number,),
-                # Ctrl-C on a terminal reaches only the supervisor, which passes it on once.
+                # In a new session, so that Ctrl-C on a terminal signals only the supervisor, which
+                # then sends SIGTERM to each process once.
                 start_new_session=True,
             )
         child.lifeline = ours
@@ -158,7 +172,10 @@ class Supervisor:
         self._log.info("worker process started", worker=child.name, pid=child.process.pid)
 
     def _receive(self, child: _Child) -> bool:
-        """Read all that a child has sent until now. Return whether it has sent anything."""
+        """Read all data that a process has sent, and pass complete reports to the observer.
+
+        Returns whether the process has sent anything. Does not block.
+        """
         assert child.lifeline is not None
         heard = False
         with contextlib.suppress(BlockingIOError, ConnectionResetError):
@@ -189,12 +206,12 @@ class Supervisor:
             time.sleep(_POLL)
         codes = [process.returncode for process in running]
         self._log.info("workers stopped", codes=codes)
-        # A process that SIGTERM ended had not installed its handler yet, and had taken nothing.
+        # A process killed by SIGTERM had not installed its handler yet, and had taken no messages.
         return _FAILED if set(codes) - {0, -signal.SIGTERM} else 0
 
     def _close_lifeline(self, child: _Child) -> None:
         if child.lifeline is not None:
-            # What a process sent before it died can still be read.
+            # Data that the process sent before it ended can still be read.
             self._receive(child)
             child.lifeline.close()
             child.lifeline, child.unread = None, b""
@@ -203,9 +220,10 @@ class Supervisor:
 
 
 class Lifeline:
-    """The end of a supervised process's lifeline: reports, and notices when the supervisor died.
+    """The connection of a supervised process to its supervisor.
 
-    ``number``: the file number of its socket.
+    The process sends reports over the lifeline, and detects by it that the supervisor has died.
+    ``number``: the file descriptor of the socket.
     """
 
     def __init__(self, number: int) -> None:
@@ -216,10 +234,11 @@ class Lifeline:
         self._unsent = b""
 
     def send(self, report: bytes) -> bool:
-        """Send one line to the supervisor. Return ``False`` and send nothing if it is busy.
+        """Send one report, without line breaks, to the supervisor and return True.
 
-        The supervisor reads what was sent even if this process dies at once. Thread-safe, does not
-        block. Raises ``OSError`` when the supervisor is gone.
+        If the supervisor is too busy to read, sends nothing and returns False. The supervisor
+        receives a sent report even if this process dies right after. Thread-safe, does not block.
+        Raises ``OSError`` if the supervisor has died.
         """
         with self._lock:
             try:
@@ -234,9 +253,10 @@ class Lifeline:
             return True
 
     def watch(self, beat: Callable[[], object] | None = None) -> None:
-        """Call ``beat`` every second from a thread; end the process when the supervisor is gone.
+        """Start a thread that calls ``beat`` every second and detects that the supervisor has died.
 
-        ``beat``: sends something by ``send``; an empty line by default.
+        The thread then sends SIGTERM to this process. ``beat``: must call ``send``; by default it
+        sends an empty report.
         """
         beat = beat or (lambda: self.send(b""))
 

@@ -1,4 +1,4 @@
-"""The watchdog: ends a worker process that hangs, so that another one replaces it."""
+"""The watchdog: ends a worker process that hangs, so that a new process replaces it."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from eventsync.monitoring.worker_status import WorkerStatus
 
 __all__ = ["STUCK", "Watchdog"]
 
-STUCK: Final = 71  # EX_OSERR: the worker hung; the broker redelivers its messages
+STUCK: Final = 71  # EX_OSERR: the exit code after a hang; the broker redelivers the messages
 _INTERVAL: Final = 1.0
 _SLOW_FACTOR: Final = 20
 
 
 class Watchdog:
-    """Checks the status of one worker every second, from a thread.
+    """Checks the status of one worker every second, from its own thread.
 
-    It writes the stacks of all threads to standard error and ends the process with ``STUCK`` when
-    the worker's thread made no progress for ``stall_after`` seconds and was in one and the same
-    call all that time. A thread that is found in different calls (a slow store, one request after
-    another) may go without progress twenty times as long. While the circuit is open, or the worker
-    pauses on purpose, the process is not ended. A call that blocks the whole interpreter is ended
-    by the interpreter's own timer (``faulthandler``).
+    The watchdog ends the process with exit code ``STUCK`` if the worker has made no progress for
+    ``stall_after`` seconds and its thread was in the same call during all this time. If the thread
+    is seen in different calls, for example in several requests to a slow store, the limit is twenty
+    times as long. The process is not ended while the circuit is open or the worker pauses on
+    purpose. Before the end, the stacks of all threads are written to standard error. If a call
+    blocks the whole interpreter, the timer of ``faulthandler`` ends the process.
 
-    ``each``: called every second from the thread, also while the worker is busy, for example to
-    write a state file. An ``OSError`` that it raises is logged.
+    ``each``: called every second from the watchdog's thread, even while the worker is busy, for
+    example to write a state file. If it raises an ``OSError``, the error is logged.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="eventsync-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Start to watch the calling thread."""
+        """Start to watch the calling thread, which must be the worker's thread."""
         self._watched = threading.get_ident()
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop watching. Idempotent, does not block."""
+        """Stop watching the worker. Idempotent, does not block."""
         self._stopped.set()
         faulthandler.cancel_dump_traceback_later()
 
@@ -98,10 +98,10 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def is_stuck(self, now: float) -> bool:
-        """Return whether the worker hangs at ``now``, on the monotonic clock."""
+        """Return whether the worker hangs. ``now``: the time on the monotonic clock."""
         frame = sys._current_frames().get(self._watched)
         at = frame.f_lasti if frame is not None else -1
-        # The frame is kept alive, so that a new frame is never mistaken for it.
+        # A reference keeps the frame alive. Otherwise a new frame could get the same identity.
         if frame is not self._frame or at != self._at:
             self._frame, self._at, self._same_since = frame, at, now
         silence = self._status.silence

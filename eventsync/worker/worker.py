@@ -1,4 +1,4 @@
-"""The worker: applies the messages of one store's queue, and maintains the store in between."""
+"""The worker: applies the messages of one store's queue, and runs maintenance in between."""
 
 from __future__ import annotations
 
@@ -30,23 +30,26 @@ from eventsync.worker.settlement import Settlement
 
 __all__ = ["Worker"]
 
+# The longest wait for a message, in seconds, before maintenance runs.
 _POLL: Final = 0.5
+# The pause before the next attempt to reach the broker, in seconds.
 _BROKER_PAUSE: Final = 1.0
-# A message that has been taken so often is settled alone: it may be what ends the workers.
+# A message that was delivered so often before is settled alone, because it may crash workers.
 _SUSPECT_DELIVERIES: Final = 3
-# The number of envelopes in a message is not known before it is read. This is a usual size.
+# The number of envelopes in a message is not known before it is decoded. It is estimated by this
+# usual size of an envelope.
 _ENVELOPE_BYTES: Final = 512
-# Between two failures of a store that answers a ping each time.
+# The pauses while a store fails again and again, although it answers each ping.
 _REOPEN_BACKOFF: Final = Backoff(0.05, 30.0)
 
 
 class Worker:
-    """Applies the messages of a store's queue until it is stopped.
+    """Applies the messages of a store's queue until ``stop`` is called.
 
-    Between messages it maintains the store: see ``Maintenance``. Pending records are completed from
-    ``peers``. ``counters``: where it counts, by default counters of its own. Any number of workers
-    may serve one store. For one thread; ``stop`` may be called from any thread and from signal
-    handlers.
+    Between messages, the worker runs the tasks of ``Maintenance``. Any number of workers may serve
+    one store. ``peers``: the other stores, from which pending records are completed. ``counters``:
+    counts messages and outcomes; by default new counters. Only one thread may use a worker, but any
+    thread and any signal handler may call ``stop``.
     """
 
     def __init__(
@@ -63,36 +66,40 @@ class Worker:
         self.bus = bus
         self.options = options
         self.counters = counters or Counters()
-        """What it counted; docs/metrics.md lists the metrics."""
+        """The counters of this worker; docs/metrics.md lists the metrics."""
         self.before_acknowledge: Callable[[], object] = lambda: None
-        """Called when messages are settled and counted, before they are acknowledged. Counts that
-        it reports survive the end of this process."""
+        """Called after messages are settled and counted, and before they are acknowledged.
+
+        Counts that this function reports are not lost if the process then ends."""
         self._peers = list(peers)
         self._log = log or structlog.get_logger("eventsync.worker").bind(store=store.name)
         self._context = WorkerContext(
             store, bus, options=options, counters=self.counters, log=self._log
         )
         self.progress: WorkerStatus = self._context.status
-        """What it is doing, for health checks and metrics."""
+        """The status of this worker, for health checks and metrics."""
         self.outcomes: Counter[Outcome] = self.progress.outcomes
-        """How many changes had each outcome."""
+        """The number of changes by outcome."""
         self._applier = Applier(self._context)
         self._settlement = Settlement(self._context, self._applier)
         self.maintenance = Maintenance(
             self._context, self._applier, self._settlement, peers=self._peers
         )
-        """The tasks that it runs between messages."""
+        """The periodic tasks that run between messages."""
         rate = options.rate or store.rate
         self._rate_limit = RateLimit(rate) if rate else None
-        # Under a rate limit one message at a time is taken, so that bursts are small.
+        # With a rate limit, take one message at a time, so that bursts are small.
         self._prefetch = 1 if rate else options.prefetch
         self._memory_at_first: int | None = None
-        # How often the circuit opened since messages were settled.
+        # How often the circuit has opened since the last settled message.
         self._reopened = 0
 
     @property
     def collisions(self) -> int:
-        """How many changes had the version of another, different change: a bug or a forgery."""
+        """The number of changes that had the same version as another, different change.
+
+        The cause is a bug or a forged change.
+        """
         return self._settlement.collisions
 
     def stop(self) -> None:
@@ -100,7 +107,10 @@ class Worker:
         self._context.stopping.set()
 
     def run(self) -> None:
-        """Work until ``stop``. Blocks. Waits for a broker or store that is unreachable."""
+        """Settle messages and run maintenance until ``stop`` is called. Blocks.
+
+        While the broker or the store is unreachable, the worker waits and tries again.
+        """
         context = self._context
         self._log.info("worker started", pid=os.getpid(), broker=self.bus.shown_url)
         while not context.stopping.is_set():
@@ -126,10 +136,10 @@ class Worker:
         self._log.info("worker stopped", **{str(k): n for k, n in self.outcomes.items()})
 
     def drain(self, *, timeout: float = _POLL) -> int:
-        """Settle messages until none has arrived for ``timeout`` seconds; return how many.
+        """Settle messages until no message arrives for ``timeout`` seconds, then run maintenance.
 
-        Runs all maintenance at the end. Raises retryable errors when the retry budget is spent;
-        the messages then stay in the queue.
+        Returns the number of settled messages. Raises a retryable error when the retry budget is
+        spent; unsettled messages then stay in the queue.
         """
         subscription = self._subscribe()
         settled = 0
@@ -145,13 +155,14 @@ class Worker:
     # -- messages --------------------------------------------------
 
     def _subscribe(self) -> Subscription:
-        # The changes of this store must wait also for stores whose workers have never run.
+        # Declare the queues of all peers, so that changes also wait for stores whose workers have
+        # never run.
         for peer in self._peers:
             self.bus.declare(peer.name, peer.accessors)
         return self.bus.subscribe(self.store.name, self.store.accessors, prefetch=self._prefetch)
 
     def _consume(self) -> None:
-        """Take and settle messages, and run maintenance, until the worker is to stop."""
+        """Receive and settle messages, and run maintenance, until the worker shall stop."""
         subscription = self._subscribe()
         try:
             self.maintenance.republish_lost()
@@ -172,7 +183,7 @@ class Worker:
             subscription.close()
 
     def _take(self, deliveries: Sequence[Delivery], subscription: Subscription) -> None:
-        """Settle messages, then wait as the rate limit asks."""
+        """Settle messages, then pause as long as the rate limit requires."""
         self.progress.in_hand = len(deliveries)
         self.progress.beat("applying")
         before = self.outcomes.total()
@@ -182,20 +193,20 @@ class Worker:
             self._context.wait(self._rate_limit.take(self.outcomes.total() - before))
 
     def _is_spent(self) -> bool:
-        """Return whether a new process should replace this one."""
+        """Return whether the worker has reached a recycling limit of its options."""
         options, progress = self.options, self.progress
         if options.recycle_messages and progress.messages >= options.recycle_messages:
             return True
         if not options.recycle_growth or progress.messages == 0:
             return False
-        # Measured from the first settled message on, because until then modules are imported.
+        # Measured since the first settled message, because modules are imported before.
         memory = resident_bytes()
         if self._memory_at_first is None:
             self._memory_at_first = memory
         return memory - self._memory_at_first >= options.recycle_growth
 
     def _handle(self, deliveries: Sequence[Delivery], subscription: Subscription) -> None:
-        """Settle messages in batches. When the worker is to stop, leave the rest in the queue."""
+        """Settle messages in batches; if the worker shall stop, leave the rest in the queue."""
         for group in self._grouped(deliveries):
             if self._context.stopping.is_set():
                 return
@@ -216,7 +227,11 @@ class Worker:
             subscription.refuse(truncated)
 
     def _grouped(self, deliveries: Sequence[Delivery]) -> Iterator[list[Delivery]]:
-        """Yield the messages to settle together; one that workers have died over is alone."""
+        """Yield groups of messages to settle together.
+
+        A message that was delivered several times before is alone in its group, because it may
+        crash the worker.
+        """
         group: list[Delivery] = []
         size = 0
         for delivery in deliveries:
@@ -234,7 +249,10 @@ class Worker:
     # -- the circuit --------------------------------------------------
 
     def _await_store(self, cause: EventSyncError | OSError) -> None:
-        """Open the circuit: take no messages until the store answers or the worker is to stop."""
+        """Open the circuit and wait until the store answers or the worker shall stop.
+
+        ``cause``: the error of the store.
+        """
         context, circuit = self._context, self.progress.circuit
         circuit.open(cause)
         self.progress.error = str(cause)
@@ -254,7 +272,7 @@ class Worker:
                 return
             raise
         circuit.close()
-        # If the store fails again although it answers, one change may be the cause.
+        # If the store answers but fails again, a single change may be the cause.
         self._applier.suspect_one_change()
         self._log.info("circuit closed: store reachable")
 
@@ -265,10 +283,11 @@ class Worker:
 
 @contextmanager
 def _garbage_collection_paused() -> Iterator[None]:
-    """Pause the cyclic garbage collector, which would cost as much as the work itself.
+    """Pause the cyclic garbage collector during the block.
 
-    A batch is many objects that live until it is settled, without cycles. The collector would
-    search them again and again and find nothing.
+    A batch consists of many objects without reference cycles, which live until the batch is
+    settled. The collector would search these objects again and again without finding garbage. That
+    would take as much time as the work itself.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -117,7 +117,9 @@ def test_durability_is_chosen_for_each_transaction(file):
 
 def test_a_missing_directory_is_named(tmp_path):
     """The error names the directory that is missing, and says to create it."""
-    with pytest.raises(ConfigError, match=rf"{tmp_path}/none of the test file.*create it"):
+    with pytest.raises(
+        ConfigError, match=rf"{tmp_path}/none of the test file.*create the directory"
+    ):
         numbers(open_file(tmp_path / "none" / "test.db"))
 
 

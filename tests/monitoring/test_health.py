@@ -40,7 +40,8 @@ def test_progress_is_judged_by_what_is_settled(bus, store, monkeypatch):
     assert look(after=200.0) == []
     (reason,) = look(after=301.0)
     assert reason == (
-        "crm: 1 messages wait or are in hand, and none was settled for 301 s; its workers: applying"
+        "crm: 1 messages wait or are in hand, and none was settled for 301 s; "
+        "state of the workers: applying"
     )
     status.settled(1)
     assert look(after=200.0) == []

@@ -1,6 +1,7 @@
-"""OpenTelemetry spans for published changes and applied batches. Needs the extra ``otel``.
+"""Records OpenTelemetry spans for published changes and applied batches.
 
-Envelopes carry the W3C trace context of their change in ``ext``.
+Needs the extra ``otel``. The field ``ext`` of an envelope carries the W3C trace context of the
+change.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ _FIELDS: Final = ("traceparent", "tracestate")
 
 
 class Tracer:
-    """Traces changes with OpenTelemetry; for ``Bus(tracing=)``. Thread-safe.
+    """Records traces of changes with OpenTelemetry. Pass it as ``Bus(tracing=)``. Thread-safe.
 
-    A published change gets a span ``publish TYPE`` under the caller's span. If it is sampled, its
-    context travels in the envelope. An applied batch gets a span ``apply STORE`` with links to the
-    publish spans of its changes. Each sampled change gets a span ``apply TYPE`` with its outcome in
-    its own trace. Spans contain neither keys nor field values.
+    A published change gets a span ``publish TYPE`` under the caller's current span. If this span is
+    sampled, the envelope carries the trace context. An applied batch gets a span ``apply STORE``
+    with links to the publish spans of its changes. In addition, each sampled change gets a span
+    ``apply TYPE`` with its outcome, in the trace of its publish span. Spans contain neither keys
+    nor field values.
 
-    ``provider``: by default OpenTelemetry's global tracer provider.
+    ``provider``: the tracer provider; by default OpenTelemetry's global provider.
     """
 
     def __init__(self, provider: trace.TracerProvider | None = None) -> None:
@@ -49,10 +51,11 @@ class Tracer:
 
     @classmethod
     def exporting(cls) -> Tracer:
-        """Return a tracer that exports by OTLP over HTTP, configured by OpenTelemetry's variables.
+        """Return a tracer that exports spans by OTLP over HTTP.
 
-        If the program has set a global provider already (``opentelemetry-instrument`` does), that
-        provider is used. Raises ``ConfigError``.
+        OpenTelemetry's environment variables configure the export. If the program has already set a
+        global tracer provider, as ``opentelemetry-instrument`` does, that provider is used. Raises
+        ``ConfigError`` if the extra ``otel`` is not installed.
         """
         if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             return cls()
@@ -74,13 +77,17 @@ class Tracer:
         return cls(provider)
 
     def close(self) -> None:
-        """Export the remaining spans and shut down. Idempotent; may block for some seconds."""
+        """Export the remaining spans and stop exporting. Idempotent; may block for some seconds."""
         shutdown = getattr(self._provider, "shutdown", None)
         if shutdown is not None:
             shutdown()
 
     def published(self, change: Change) -> Change:
-        """See ``Tracing``. A change that already carries a trace context keeps it."""
+        """Record a publish span; return a copy of the change with the trace context in ``ext``.
+
+        Returns the change itself if it already carries a trace context, or if the span is not
+        sampled.
+        """
         if _FIELDS[0] in change.ext:
             return change
         attributes = {
@@ -95,7 +102,7 @@ class Tracer:
         kind = trace.SpanKind.PRODUCER
         span = self._tracer.start_span(f"publish {change.type}", kind=kind, attributes=attributes)
         span.end()
-        # A context that is not sampled would only cost readers of the envelope time.
+        # Readers of the envelope have no use for a context that is not sampled.
         if not span.get_span_context().trace_flags.sampled:
             return change
         carried: dict[str, str] = {}
@@ -106,12 +113,15 @@ class Tracer:
     def applying(
         self, store: str, changes: Sequence[Change]
     ) -> Iterator[Callable[[Sequence[Settled]], None]]:
-        """See ``Tracing``."""
+        """Record that the store applies a batch of changes during the block.
+
+        Yields a function; call this function with the outcomes of the changes.
+        """
         origins = [self._origin(change) for change in changes]
         started = time.time_ns()
         with self._tracer.start_as_current_span(
             f"apply {store}",
-            context=Context(),  # the batch has changes of many traces and belongs to none of them
+            context=Context(),  # a new trace, because the changes of a batch belong to many traces
             kind=trace.SpanKind.CONSUMER,
             links=[trace.Link(trace.get_current_span(o).get_span_context()) for o in origins if o],
             attributes={
@@ -135,7 +145,11 @@ class Tracer:
     def _trace_outcome(
         self, store: str, item: Settled, origin: Context, batch: trace.Link, started: int
     ) -> None:
-        """Add a span with the outcome of a change at a store to the trace of that change."""
+        """Add a span with the outcome of a change to the trace of its publish span.
+
+        ``origin``: the context of the publish span. ``batch``: a link to the span of the batch.
+        ``started``: the start of the batch, in nanoseconds since the epoch.
+        """
         span = self._tracer.start_span(
             f"apply {item.change.type}",
             context=origin,
@@ -154,7 +168,10 @@ class Tracer:
         span.end()
 
     def _origin(self, change: Change) -> Context | None:
-        """Return the sampled trace context that a change carries, if any; ``ext`` is untrusted."""
+        """Return the trace context that a change carries in ``ext``; ``None`` if not sampled.
+
+        ``ext`` comes from the sender and may contain anything.
+        """
         if not change.ext:
             return None
         carried: dict[str, Any] = {

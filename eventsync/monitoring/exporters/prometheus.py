@@ -1,4 +1,4 @@
-"""The metrics of a worker group in the text format of Prometheus. Needs the extra ``metrics``."""
+"""Exports metrics in the text format of Prometheus. Needs the extra ``metrics``."""
 
 from __future__ import annotations
 
@@ -38,22 +38,25 @@ _FAMILIES: Final[Mapping[str, Any]] = {
 
 
 class Exporter:
-    """Exports the metrics of a worker group and of the backlog. Thread-safe."""
+    """Exports the metrics of a worker group and of the backlog to Prometheus. Thread-safe."""
 
     def __init__(self, workers: WorkerGroup, backlog: BacklogMonitor) -> None:
         self._workers = workers
         self._backlog = backlog
-        # The library's global registry would mix the metrics of several groups.
+        # A separate registry: the global one would mix the metrics of several worker groups.
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
     def answer(self, accept: str) -> HttpResponse:
-        """Return the current metrics in the format that ``accept`` asks for."""
+        """Return a response with the current metrics, in a format that ``accept`` allows.
+
+        ``accept``: the ``Accept`` header of the request.
+        """
         encode, content_type = choose_encoder(accept)
         return HttpResponse(encode(self._registry), content_type)
 
     def collect(self) -> Iterator[Any]:
-        """Yield all metric families, for ``prometheus_client``."""
+        """Yield the current metric families. ``prometheus_client`` calls this method."""
         families: dict[str, Any] = {}
 
         def family(one: Metric) -> Any:

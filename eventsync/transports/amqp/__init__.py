@@ -1,1 +1,1 @@
-"""RabbitMQ: quorum queues and pipelined publisher confirms."""
+"""The RabbitMQ transport: quorum queues and pipelined publisher confirms."""

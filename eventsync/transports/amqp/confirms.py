@@ -1,4 +1,4 @@
-"""Publishing with confirms: what RabbitMQ has stored, refused or returned."""
+"""Publishing with confirms: RabbitMQ reports for each message whether it was stored."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from eventsync.transports.amqp.session import Session
 
 __all__ = ["ConfirmedPublisher", "Confirms"]
 
-# So many messages may be unconfirmed at a time.
+# The largest number of messages that may be unconfirmed at a time.
 _WINDOW: Final = 1000
 
 
 class Confirms:
-    """Counts published messages and their confirms, in any order. For one thread.
+    """Counts published messages and the broker's confirms, which may arrive in any order.
 
-    Its length is the number of unconfirmed messages. ``refused``: how many the broker refused.
+    ``len()`` is the number of messages neither confirmed nor refused yet. ``refused``: how many
+    messages the broker refused. Not thread-safe.
     """
 
     def __init__(self) -> None:
@@ -33,16 +34,22 @@ class Confirms:
         return len(self._waiting)
 
     def published(self) -> None:
-        """Count one more published message; the broker numbers them from 1."""
+        """Count one more published message. Its tag is its number, from 1, as in the broker."""
         self._published += 1
         self._waiting[self._published] = None
 
     def confirm(self, tag: int, multiple: bool) -> None:
-        """Note that the broker stored a message; with ``multiple``, and all before it."""
+        """Record that the broker stored the message ``tag``.
+
+        ``multiple``: also all earlier messages that are not confirmed yet.
+        """
         self._remove(tag, multiple)
 
     def refuse(self, tag: int, multiple: bool) -> None:
-        """Note that the broker refused a message; with ``multiple``, and all waiting before it."""
+        """Record that the broker refused the message ``tag``.
+
+        ``multiple``: also all earlier messages that are not confirmed yet.
+        """
         self.refused += self._remove(tag, multiple)
 
     def _remove(self, tag: int, multiple: bool) -> int:
@@ -51,10 +58,10 @@ class Confirms:
 
 
 class ConfirmedPublisher:
-    """Publishes on a channel of its own and waits for confirms, within ``Session.errors``.
+    """Publishes messages on its own channel and waits until the broker has confirmed them.
 
-    After ``publish``, ``refused`` is the number of messages that the broker refused, and
-    ``unroutable`` the routing key of a message that no queue took, or empty.
+    ``unroutable``: the routing key of a message of the last ``publish`` that no queue received, or
+    empty. Use this object only within a block of ``Session.errors``.
     """
 
     def __init__(self, session: Session) -> None:
@@ -75,9 +82,11 @@ class ConfirmedPublisher:
     def publish(
         self, messages: Iterable[tuple[bytes, Mapping[str, Any]]], *, exchange: str, key: str
     ) -> None:
-        """Send messages, given as bodies and properties; return once none is unconfirmed.
+        """Send messages and return when the broker has confirmed or refused each of them.
 
-        Raises ``TimeoutError`` if the broker confirms none for the publish timeout.
+        ``messages``: pairs of body and properties. ``key``: the routing key. Raises
+        ``TimeoutError`` if no confirm arrives for ``Session.publish_timeout`` seconds. Check
+        ``refused`` and ``unroutable`` afterwards.
         """
         self.unroutable, self._confirms.refused = "", 0
         for body, properties in messages:
@@ -90,7 +99,7 @@ class ConfirmedPublisher:
         self._await_confirms(0)
 
     def _await_confirms(self, most: int) -> None:
-        """Wait until at most so many messages are unconfirmed."""
+        """Wait until at most ``most`` messages are unconfirmed."""
         timeout = self._session.publish_timeout
         deadline = time.monotonic() + timeout
         while (before := len(self._confirms)) > most:
@@ -98,7 +107,10 @@ class ConfirmedPublisher:
             if len(self._confirms) < before:
                 deadline = time.monotonic() + timeout
             elif time.monotonic() >= deadline:
-                raise TimeoutError(f"{before} messages not confirmed within the publish timeout")
+                raise TimeoutError(
+                    f"{before} messages wait for the broker's confirm, and none arrived within the "
+                    f"publish timeout of {timeout:g} s"
+                )
 
     def _on_return(self, error: Any, exchange: str, key: str, message: Any) -> None:
         self.unroutable = key

@@ -1,4 +1,4 @@
-"""The driver's connection to RabbitMQ, made fit for forks and slow brokers, and its errors."""
+"""The driver's connection to RabbitMQ, adapted to forks and slow brokers, and its errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from eventsync.transports.amqp.url import Endpoint
 
 __all__ = ["LOST", "REFUSED", "connection"]
 
-# The system's timeout is longer than the publish timeout by this, so that the latter ends a wait.
+# The operating system's timeout is longer than the publish timeout by this, in seconds. So a wait
+# ends by the publish timeout.
 _MARGIN: Final = 0.25
 
 # The driver's errors for a lost connection, and for a request that the broker refuses.
@@ -38,10 +39,10 @@ class _ForkSafeConnection(pyamqp.Connection):
     Channel = TolerantChannel
 
     def Transport(self, *arguments: Any, **options: Any) -> Any:  # noqa: N802  # the driver's name
-        """Return the object that reads and writes the socket, which only its process closes."""
+        """Return the driver's socket object. Only the process that opened the socket closes it."""
         transport = super().Transport(*arguments, **options)
         close, owner = transport.close, os.getpid()
-        # When a child's copy is collected, the driver would shut down the parent's connection.
+        # Otherwise, garbage collection in a forked child would shut down the parent's connection.
         transport.close = lambda: close() if os.getpid() == owner else None
         return transport
 
@@ -57,9 +58,11 @@ def connection(
     on_blocked: Callable[[str], None],
     on_unblocked: Callable[[], None],
 ) -> Any:
-    """Return a kombu connection that opens at its first use.
+    """Return a kombu connection to RabbitMQ. The first use connects.
 
-    It reads messages of up to ``max_message`` bytes, and only the beginning of longer ones.
+    Of a message longer than ``max_message`` bytes, only the beginning is kept. ``on_blocked``:
+    called with the reason when the broker blocks publishing; ``on_unblocked``: called when the
+    broker allows publishing again.
     """
     settings: dict[int, int] = {}
     if hasattr(socket, "TCP_USER_TIMEOUT"):

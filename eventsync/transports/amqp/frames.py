@@ -1,7 +1,7 @@
-"""The reading of AMQP frames: tolerant of malformed content, and limited in size.
+"""Reads AMQP frames; tolerates malformed content and limits the size of messages.
 
-The driver's own reader raises on texts that are not UTF-8 and on malformed header tables. The
-broker would then deliver such a message again and again.
+The driver's own reader raises an error for texts that are not UTF-8 and for malformed header
+tables. The message would then stay unsettled, and the broker would deliver it again and again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from kombu.transport import pyamqp
 
 __all__ = ["TolerantChannel", "frame_handler"]
 
-# So many bytes are kept of a message that is too large.
+# How many bytes of a message that is too large are kept.
 _KEPT_BYTES = 4096
 
 
-class _InboundMessage(amqp.Message):  # type: ignore[misc]  # it has no types
-    """A message that is being received; if it is too large, only its beginning is kept."""
+class _InboundMessage(amqp.Message):  # type: ignore[misc]  # py-amqp has no annotations
+    """A message that is being received. If it has over ``largest`` bytes, its end is dropped."""
 
     largest = 0
     properties: dict[str, Any]
@@ -35,7 +35,7 @@ class _InboundMessage(amqp.Message):  # type: ignore[misc]  # it has no types
         return loaded
 
     def inbound_body(self, buf: bytes) -> None:
-        """Add one frame of the body."""
+        """Add the content ``buf`` of one body frame to the message."""
         if self.body_size > self.largest and self.body_received:
             self.body_received += len(buf)
             self.ready = self.body_received >= self.body_size
@@ -49,17 +49,20 @@ class _InboundMessage(amqp.Message):  # type: ignore[misc]  # it has no types
 
     @property
     def content_type(self) -> Any:
-        """The content type, as the sender set it."""
+        """The content type as the sender set it, or ``None``."""
         return self.properties.get("content_type")
 
     @property
     def headers(self) -> Any:
-        """The headers that the sender and the broker set."""
+        """The headers that the sender and the broker set, or ``None``."""
         return self.properties.get("application_headers")
 
 
 def frame_handler(largest: int) -> Callable[..., Callable[[Any], bool]]:
-    """Return py-amqp's factory of frame readers; bodies over ``largest`` bytes are truncated."""
+    """Return a factory of frame readers for py-amqp's option ``frame_handler``.
+
+    The readers truncate message bodies of more than ``largest`` bytes.
+    """
 
     class LimitedMessage(_InboundMessage):
         pass
@@ -80,7 +83,10 @@ def frame_handler(largest: int) -> Callable[..., Callable[[Any], bool]]:
             if kind == 8:
                 return False
             if (kind == 1) == (channel in partial):
-                raise amqp.UnexpectedFrame(f"a frame of type {kind} is out of order")
+                raise amqp.UnexpectedFrame(
+                    f"the broker sent an AMQP frame of type {kind} where a frame of another type "
+                    "must follow"
+                )
             if kind == 1:
                 method = unpack_from(">HH", buf, 0)
                 if method in method_framing._CONTENT_METHODS:
@@ -101,14 +107,14 @@ def frame_handler(largest: int) -> Callable[..., Callable[[Any], bool]]:
 
 
 class TolerantChannel(pyamqp.Channel):
-    """A channel that does not decode bodies and accepts routing keys that are not UTF-8."""
+    """A kombu channel that does not decode bodies and accepts routing keys that are not UTF-8."""
 
     def __init__(self, connection: Any, channel_id: Any = None, **options: Any) -> None:
-        # The driver would decode the body with whichever codec the sender names.
+        # Without this, the driver would decode the body with any codec that the sender names.
         super().__init__(connection, channel_id, **{**options, "auto_decode": False})
 
     def dispatch_method(self, method_sig: tuple[int, int], payload: bytes, content: Any) -> None:
-        """Handle one method from the broker."""
+        """Handle one AMQP method from the broker. Text that is not UTF-8 does not raise."""
         if method_sig == spec.Basic.Deliver and not self.is_closing:
             tag, at = _text(payload, 4)
             delivery_tag, redelivered = unpack_from(">QB", payload, at)
@@ -117,7 +123,8 @@ class TolerantChannel(pyamqp.Channel):
             self._on_basic_deliver(tag, delivery_tag, bool(redelivered), exchange, key, content)
             return
         if method_sig == spec.Basic.GetOk:
-            # Replace bytes above ASCII in the two texts by "?"; their length bytes stay.
+            # Replace the non-ASCII bytes of the two texts (exchange, routing key) by "?". The bytes
+            # that give the lengths of the texts stay.
             second = 14 + payload[13]
             end = second + 1 + payload[second]
             texts = bytearray(byte if byte < 0x80 else 0x3F for byte in payload[14:end])

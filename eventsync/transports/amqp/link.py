@@ -1,4 +1,4 @@
-"""The link to RabbitMQ: quorum queues, pipelined confirms, and heartbeats from a thread."""
+"""The link to RabbitMQ: uses quorum queues, pipelined confirms and a heartbeat thread."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ from eventsync.transports.link import Delivery, Link, QueueState, delivery_of
 
 __all__ = ["SCHEMES", "AmqpLink", "connect"]
 
-# More deliveries than the worker ever allows. Set explicitly, because the default differs between
-# versions of RabbitMQ, and the later ones drop a message after 20 deliveries.
+# More deliveries than a worker ever allows. Set explicitly, because newer versions of RabbitMQ drop
+# a message after 20 deliveries by default.
 _DELIVERY_LIMIT: Final = 1_000_000
 # The longest wait, in seconds, during which the connection is locked.
 _LONGEST_WAIT: Final = 0.25
-# The header with the deliveries of a message before it was released by sending it again.
+# The header of a message that `release` has sent again: the number of deliveries before that.
 _EARLIER: Final = "x-eventsync-attempts"
+# The longest wait for the broker, in seconds, while the link closes.
 _LONGEST_CLOSE: Final = 3.0
 
 
 def connect(url: str, *, max_message: int) -> AmqpLink:
-    """Return a link to the first broker of ``url`` that answers; semicolons separate several.
+    """Connect to the first broker that answers and return the link. Blocks.
 
-    In the query of a URL: ``heartbeat``, ``publish_timeout``, ``connect_timeout`` and ``settle`` in
-    seconds; ``ca``, ``cert`` and ``key``, files in PEM format, for ``amqps``. Without ``ca`` the
-    system's authorities are trusted; the server's certificate and name are always verified.
-    Messages longer than ``max_message`` bytes are not read. Raises ``ConfigError``,
-    ``BusUnavailableError``, and ``BusError`` if the broker refuses the login.
+    ``url``: one URL, or several URLs separated by semicolons. The query may set ``heartbeat``,
+    ``publish_timeout``, ``connect_timeout`` and ``settle``, in seconds (see ``Endpoint``), and for
+    ``amqps`` the PEM files ``ca``, ``cert`` and ``key``. Without ``ca``, the certificate
+    authorities of the system are trusted. The server's certificate and host name are always
+    verified. ``max_message``: of longer messages, in bytes, only the beginning is kept.
+
+    Raises ``ConfigError`` if a URL is wrong, ``BusUnavailableError`` if no broker answers, and
+    ``BusError`` if a broker refuses the login.
     """
     error: BusUnavailableError | None = None
     for endpoint in [Endpoint.parse(part) for part in url.split(";")]:
@@ -48,7 +52,7 @@ def connect(url: str, *, max_message: int) -> AmqpLink:
 
 
 class AmqpLink(Link):
-    """A link to RabbitMQ. Methods are thread-safe.
+    """A connection to RabbitMQ, which implements ``Link``. All methods are thread-safe.
 
     After a ``BusUnavailableError`` the link is unusable.
     """
@@ -70,14 +74,18 @@ class AmqpLink(Link):
     # -- declaring -------------------------------------------------------------------------------
 
     def declare_exchange(self, exchange: str) -> None:
-        """See ``Link``."""
+        """Create a durable topic exchange. Idempotent."""
         with self.session.errors(f"exchange {exchange}"):
             self._channel.exchange_declare(exchange, "topic", durable=True, auto_delete=False)
 
     def declare_queue(
         self, queue: str, *, exchange: str = "", keys: Iterable[str] = (), dead: str = ""
     ) -> None:
-        """See ``Link``. Raises ``BusError`` if the queue exists with other properties."""
+        """Create a durable quorum queue and bind it to ``exchange`` with each of ``keys``.
+
+        ``dead``: the queue to which RabbitMQ moves rejected messages. Idempotent. Raises
+        ``BusError`` if the queue exists with other properties.
+        """
         arguments: dict[str, Any] = {
             "x-queue-type": "quorum",
             "x-delivery-limit": _DELIVERY_LIMIT,
@@ -96,13 +104,14 @@ class AmqpLink(Link):
                 self._settled_at = time.monotonic() + self._settle
             keys = list(keys)
             if keys:
-                # Before the first binding, so that nothing is published to it and confirmed early.
+                # Wait before the first binding, so that no message can reach the queue, and be
+                # confirmed, before RabbitMQ has saved the queue.
                 self._await_settled()
             for key in keys:
                 self._channel.queue_bind(queue, exchange, key)
 
     def _exists(self, queue: str) -> bool:
-        # On its own channel, because RabbitMQ closes the channel if there is no such queue.
+        # Uses a separate channel, because RabbitMQ closes the channel if the queue does not exist.
         channel = self.session.channel()
         try:
             channel.queue_declare(queue, passive=True)
@@ -112,17 +121,20 @@ class AmqpLink(Link):
         return True
 
     def _await_settled(self) -> None:
-        """Wait until RabbitMQ has saved the names of new queues.
+        """Wait until ``Endpoint.settle`` seconds have passed since the last queue was created.
 
-        It saves them about a second after it has declared a quorum queue. If it is killed before
-        that, it recreates the queue with another identity: without the messages it had confirmed,
-        and without ever electing a leader.
+        RabbitMQ saves the name of a new quorum queue about a second after the declaration. If the
+        server is killed earlier, it recreates the queue with another internal name when it starts.
+        The confirmed messages of that queue are lost, and the queue never elects a leader.
         """
         while (left := self._settled_at - time.monotonic()) > 0:
             self.session.wait(min(left, _LONGEST_WAIT))
 
     def state(self, queue: str) -> QueueState:
-        """See ``Link``. RabbitMQ does not tell clients the leased messages and the oldest age."""
+        """Return the number of ready messages in a queue.
+
+        RabbitMQ reports neither the number of leased messages nor the age of the oldest message.
+        """
         with self.session.errors(f"queue {queue}"):
             declared = self._channel.queue_declare(queue, passive=True)
         return QueueState(declared.message_count, None, None)
@@ -132,10 +144,11 @@ class AmqpLink(Link):
     def publish(
         self, bodies: Iterable[bytes], *, exchange: str, key: str, content_type: str
     ) -> None:
-        """See ``Link``. Pipelined: up to 1,000 messages may be unconfirmed at a time.
+        """Publish messages and return when the broker has confirmed all of them.
 
-        If some messages are unroutable, the others are stored nevertheless. Raises
-        ``BusUnavailableError`` if the broker refuses a message, or confirms none for
+        Up to 1,000 messages may be unconfirmed at a time. Raises ``UnroutableError`` if no queue
+        receives a message; the other messages are stored nevertheless. Raises
+        ``BusUnavailableError`` if the broker refuses a message, or if no confirm arrives for
         ``publish_timeout`` seconds.
         """
         properties = {"content_type": content_type}
@@ -146,20 +159,25 @@ class AmqpLink(Link):
             if publisher.refused:
                 raise BusUnavailableError(
                     f"the broker refused {publisher.refused} messages",
-                    hint="look for full queues, or quorum queues without a majority",
+                    hint="look for full queues, and for quorum queues without a majority",
                 )
             if publisher.unroutable:
                 raise UnroutableError(
-                    f"no queue takes a message under routing key {publisher.unroutable!r}",
+                    f"no queue receives messages with routing key {publisher.unroutable!r}",
                     hint="declare the store's queues first: start its worker once",
                 )
 
     # -- consuming -------------------------------------------------------------------------------
 
     def consume(self, queue: str, *, prefetch: int) -> None:
-        """See ``Link``."""
+        """Start to consume ``queue``; ``receive`` then returns its messages.
+
+        ``prefetch``: how many messages may be received but not settled at a time. 0 means no limit;
+        ``receive`` then fetches messages one by one, to browse the queue.
+        """
         self._queue = queue
-        # A whole queue is fetched message by message, because RabbitMQ would push all of it.
+        # Without a prefetch limit RabbitMQ would push the whole queue. So `receive` then fetches
+        # messages one by one.
         self._browsing = not prefetch
         if self._browsing:
             return
@@ -168,7 +186,10 @@ class AmqpLink(Link):
             self._consumer = self._channel.basic_consume(queue, callback=self._on_message)
 
     def receive(self, *, timeout: float, limit: int) -> list[Delivery]:
-        """See ``Link``. Raises ``BusUnavailableError`` also if the queue was deleted."""
+        """Return about ``limit`` messages; wait up to ``timeout`` seconds for the first one.
+
+        Raises ``BusUnavailableError`` if the connection is lost or the queue was deleted.
+        """
         what = f"queue {self._queue}"
         deadline = time.monotonic() + timeout
         with self.session.errors(what):
@@ -179,7 +200,7 @@ class AmqpLink(Link):
                 self._on_message(message)
         while not self._browsing and len(self._received) < limit:
             left = 0.0 if self._received else max(0.0, deadline - time.monotonic())
-            # Short waits, so that publishers and the keep-alive thread can lock the session, too.
+            # Each wait is short, so that publishers and the keep-alive thread can lock the session.
             with self.session.errors(what):
                 arrived = self.session.wait(min(_LONGEST_WAIT, left))
             if not arrived and (self._received or time.monotonic() >= deadline):
@@ -197,7 +218,10 @@ class AmqpLink(Link):
         self._received.append(delivery)
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
-        """See ``Link``. The oldest unsettled messages are acknowledged together in one frame."""
+        """Send the acknowledgements of messages; do not wait until the broker confirms them.
+
+        One frame acknowledges the oldest unsettled messages together.
+        """
         tags = {delivery.message.delivery_tag for delivery in deliveries}
         with self.session.errors(f"queue {self._queue}"):
             last = 0
@@ -213,11 +237,11 @@ class AmqpLink(Link):
                 self._channel.basic_ack(tag)
 
     def release(self, deliveries: Iterable[Delivery]) -> None:
-        """See ``Link``. All releases of a message together count as one delivery.
+        """Give messages back to the queue; all releases of one message count as one delivery.
 
-        RabbitMQ counts each release. A store that is down for long would then look like workers
-        that crash. Therefore a message that is released for the second time is sent again, with its
-        count in a header.
+        RabbitMQ counts each release as a delivery. During a long outage of a store, messages would
+        then look as if workers crashed over them. Therefore the second release of a message
+        publishes it again, with the number of deliveries in a header.
         """
         with self.session.errors(f"queue {self._queue}"):
             unsettled = [one for one in deliveries if one.message.delivery_tag in self._unsettled]
@@ -226,12 +250,12 @@ class AmqpLink(Link):
                 ((one.body, _properties(one)) for one in resent), exchange="", key=self._queue
             )
             if self._publisher.unroutable or self._publisher.refused:
-                resent = []  # some were not stored again, so none is acknowledged
+                resent = []  # some were not stored again, so requeue all of them instead
         self.acknowledge(resent)
         self._reject(unsettled, requeue=True)
 
     def refuse(self, deliveries: Iterable[Delivery]) -> None:
-        """See ``Link``."""
+        """Make RabbitMQ move messages to the queue's dead-letter queue."""
         self._reject(deliveries, requeue=False)
 
     def _reject(self, deliveries: Iterable[Delivery], *, requeue: bool) -> None:
@@ -244,7 +268,7 @@ class AmqpLink(Link):
     # -- lifetime --------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """See ``Link``. Blocks for a few seconds at most."""
+        """Release unsettled messages and disconnect. Idempotent. Blocks a few seconds at most."""
         session = self.session
         if session.is_inherited:
             return
@@ -259,12 +283,12 @@ class AmqpLink(Link):
             session.drop()
 
     def _stop_consuming(self) -> None:
-        """Cancel the consumer, after receiving all messages that are on their way.
+        """Receive all messages that RabbitMQ has already sent, then cancel the consumer.
 
-        RabbitMQ counts it as a delivery if it has to take such a message back itself. A get is the
-        one call that it answers only after it has handled the acknowledgements before it. By then
-        it has also sent the messages for which these made room, so they arrive before the answer
-        to the next call.
+        If RabbitMQ takes back a sent message by itself, it counts a delivery. RabbitMQ answers a
+        ``basic_get`` only after it has handled the earlier acknowledgements. These may have made
+        room for more messages. RabbitMQ has then sent these messages, too, and they arrive before
+        the answer to the next call.
         """
         message = self._channel.basic_get(self._queue)
         if message is not None:
@@ -273,26 +297,26 @@ class AmqpLink(Link):
         self._channel.basic_cancel(self._consumer)
 
     def drop(self) -> None:
-        """See ``Link``."""
+        """Disconnect after a failure, without a message to the broker. Idempotent."""
         self.session.drop()
 
     def life(self) -> str | None:
-        """Return a constant, because quorum queues never lose confirmed messages."""
+        """Return always the same id, because quorum queues never lose confirmed messages."""
         return ""
 
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
-        """None, because all errors of the driver are translated already."""
+        """An empty tuple, because this link raises only eventsync's errors."""
         return ()
 
     @property
     def is_inherited(self) -> bool:
-        """Whether the connection belongs to a parent process, which still uses it."""
+        """Whether a parent process opened the connection; this process must then not use it."""
         return self.session.is_inherited
 
 
 def _properties(delivery: Delivery) -> dict[str, Any]:
-    """Return the properties with which a message is sent again."""
+    """Return the properties for publishing ``delivery`` again, with its number of deliveries."""
     properties: dict[str, Any] = {"application_headers": {_EARLIER: delivery.attempts}}
     if 0 < len(delivery.content_type) < 128 and delivery.content_type.isascii():
         properties["content_type"] = delivery.content_type
@@ -300,7 +324,7 @@ def _properties(delivery: Delivery) -> dict[str, Any]:
 
 
 def _dead_letter_reason(headers: Any) -> str:
-    """Return RabbitMQ's word for why it dead-lettered a message; empty if it did not."""
+    """Return RabbitMQ's reason for dead-lettering a message; empty if it did not do so."""
     word = headers.get("x-first-death-reason") if isinstance(headers, dict) else None
     return word if isinstance(word, str) else ""
 

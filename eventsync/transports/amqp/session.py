@@ -1,4 +1,4 @@
-"""A connection to RabbitMQ that threads share, with eventsync's errors."""
+"""A connection to RabbitMQ that several threads share and that raises eventsync's errors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Session"]
 
 
 class Session:
-    """A connection to RabbitMQ, which the constructor opens. A background thread sends heartbeats.
+    """A connection to RabbitMQ. The constructor connects. A background thread sends heartbeats.
 
-    Use the connection and its channels only within a block of ``errors``, which locks it. After a
-    ``BusUnavailableError`` the session is unusable; so it is in a forked child.
+    Use the connection and its channels only within a block of ``errors``, which holds a lock. The
+    session is unusable after a ``BusUnavailableError``, and in a forked child.
     """
 
     def __init__(self, endpoint: Endpoint, *, max_message: int) -> None:
@@ -40,22 +40,22 @@ class Session:
         )
         with self.errors(f"RabbitMQ at {endpoint.address}"):
             self.wire = self._connection.connection
-            # A write must not block without limit, whatever the broker does.
+            # Limit every write, so that a broker that stops reading cannot block it for ever.
             self.wire.sock.settimeout(self.publish_timeout)
 
     @property
     def is_inherited(self) -> bool:
-        """Whether the connection belongs to a parent process, which still uses it."""
+        """Whether a parent process opened the connection; this process must then not use it."""
         return self._pid != os.getpid()
 
     def channel(self) -> Any:
-        """Return a new channel."""
+        """Open a new channel and return it."""
         return self._connection.channel()
 
     def wait(self, timeout: float) -> bool:
-        """Handle one frame from the broker; return whether one arrived in ``timeout`` seconds.
+        """Wait for the broker's next frame and handle it; return whether a frame arrived.
 
-        If none arrived, send a heartbeat if it is due.
+        If no frame arrives within ``timeout`` seconds, send a heartbeat if one is due.
         """
         try:
             self.wire.drain_events(timeout=timeout)
@@ -65,7 +65,10 @@ class Session:
         return True
 
     def start_keep_alive(self, interval: float) -> None:
-        """Start the thread that handles the broker's heartbeats and sends ours."""
+        """Start a thread that handles received frames and sends heartbeats.
+
+        ``interval``: the pause between two rounds of the thread, in seconds.
+        """
         self._keep_alive = KeepAliveThread(self._exchange_heartbeats, interval)
         self._keep_alive.start()
 
@@ -75,12 +78,12 @@ class Session:
                 pass
 
     def limit_waits(self, seconds: float) -> None:
-        """Limit each later write and wait for confirms to so many seconds."""
+        """Limit each later write, and each wait for a confirm, to ``seconds``."""
         self.wire.sock.settimeout(seconds)
         self.publish_timeout = min(self.publish_timeout, seconds)
 
     def drop(self) -> None:
-        """Disconnect without notice to the broker. Idempotent."""
+        """Close the socket without a message to the broker. Idempotent."""
         if self.is_inherited:
             return
         with self.lock:
@@ -89,25 +92,30 @@ class Session:
             driver = self.wire._transport if self.wire is not None else None
             if driver is not None:
                 if driver.sock is not None:
-                    # A broker that does not read must not delay this for long.
+                    # Limits the delay if the broker does not read.
                     driver.sock.settimeout(0.5)
                 self.wire.collect()
 
     @contextmanager
     def errors(self, what: str) -> Iterator[None]:
-        """Hold the connection for the block, and raise the driver's errors as eventsync's.
+        """Lock the connection during the block, and raise the driver's errors as eventsync errors.
 
-        ``what``: the subject of their messages. All errors but a ``ConfigError`` and those of the
-        bus drop the connection.
+        ``what``: the subject of the error messages, such as "queue orders". After an error of the
+        driver the connection is dropped. ``BusError`` and ``ConfigError`` pass unchanged and do not
+        drop the connection.
         """
         if self.is_inherited:
-            # Checked before the lock, which a thread of the parent may hold for ever in this copy.
-            raise BusUnavailableError(f"{what}: the connection belongs to the parent process")
+            # Checked before the lock is taken: if another thread of the parent held the lock during
+            # the fork, nobody ever frees it in this process.
+            raise BusUnavailableError(
+                f"{what}: the connection to RabbitMQ belongs to the parent process",
+                hint="connect again in this process",
+            )
         with self.lock:
-            wire = self.wire  # None until it has connected
+            wire = self.wire  # None until the session is connected
             if wire is not None and not wire.connected:
-                # The driver would reconnect by itself, without channels and confirms.
-                raise BusUnavailableError(f"{what}: the connection is lost")
+                # Otherwise the driver would reconnect by itself, without channels and confirms.
+                raise BusUnavailableError(f"{what}: the connection to RabbitMQ is lost")
             try:
                 yield
             except (BusError, ConfigError):
@@ -117,8 +125,8 @@ class Session:
                 raise _refusal(what, error) from error
             except AttributeError as error:
                 if wire is None or wire.connected:
-                    raise  # a fault of the code; the driver raises it only after losing its socket
-                raise BusUnavailableError(f"{what}: the connection is lost") from error
+                    raise  # a programming error; the driver raises it only after losing its socket
+                raise BusUnavailableError(f"{what}: the connection to RabbitMQ is lost") from error
             except LOST as error:
                 if isinstance(error, TimeoutError):
                     self._read_reason()
@@ -126,14 +134,17 @@ class Session:
                 if self._blocked:
                     raise BusUnavailableError(
                         f"{what}: the broker has blocked publishing: {error}",
-                        hint="it is short of memory or disk; look at its alarms",
+                        hint="the broker is short of memory or disk space; look at the output of "
+                        "`rabbitmq-diagnostics alarms`",
                     ) from error
-                raise BusUnavailableError(f"{what}: {error}") from error
+                raise BusUnavailableError(
+                    f"{what}: the connection to RabbitMQ failed: {error}"
+                ) from error
 
     def _read_reason(self) -> None:
-        """Handle the frames that the broker sent while this side only wrote.
+        """Handle the frames that have arrived while this process only wrote.
 
-        One of them may say that the broker blocks publishing.
+        One of these frames may say that the broker blocks publishing, and why.
         """
         with suppress(*LOST, *REFUSED, AttributeError):  # raised when nothing more has arrived
             while True:
@@ -154,5 +165,5 @@ def _refusal(what: str, error: Exception) -> BusError:
         )
     hint = ""
     if isinstance(error, amqp.PreconditionFailed):
-        hint = "it exists with other properties; delete it once it is empty"
-    return BusError(f"{what}: {error}", hint=hint)
+        hint = "the queue or exchange exists with other properties; delete it when it is empty"
+    return BusError(f"{what}: RabbitMQ refuses the request: {error}", hint=hint)

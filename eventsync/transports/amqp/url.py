@@ -23,10 +23,12 @@ _FILES: Final = {"ca": "ca_certs", "cert": "certfile", "key": "keyfile"}
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Endpoint:
-    """The address of a broker and the settings of the connection; times are in seconds.
+    """The address of a RabbitMQ server and the settings of the connection; times are in seconds.
 
-    ``arguments``: of kombu's connection, including the password. ``settle``: how long to wait
-    before the first publish to a new queue, until RabbitMQ has saved the queue.
+    ``arguments``: the keyword arguments of kombu's ``Connection``, including the password.
+    ``heartbeat``: the interval that is agreed with the server. ``publish_timeout``: how long to
+    wait for a confirm, and for each write. ``connect_timeout``: how long to wait for a connection.
+    ``settle``: how long to wait after creating a queue, until RabbitMQ has saved the queue.
     """
 
     arguments: dict[str, Any] = field(repr=False)
@@ -37,12 +39,15 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        """Host and port, for errors."""
+        """The host and port, as errors show them."""
         return f"{self.arguments['hostname']}:{self.arguments['port']}"
 
     @classmethod
     def parse(cls, url: str) -> Endpoint:
-        """Return the endpoint of a URL. Raises ``ConfigError`` that names a wrong setting."""
+        """Return the endpoint of an AMQP URL.
+
+        Raises ``ConfigError`` if a setting in the query is unknown or has a wrong value.
+        """
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         times = {
@@ -53,7 +58,7 @@ class Endpoint:
         if query or (files and not secure):
             name = next(iter(query), None) or "ca, cert or key"
             raise ConfigError(
-                f"the broker URL has a setting that does not belong there: {name}",
+                f"the broker URL has a setting that is unknown for {parts.scheme}: {name}",
                 hint=f"known settings are {', '.join(_SETTINGS)}, and for amqps: "
                 f"{', '.join(_FILES)}",
             )

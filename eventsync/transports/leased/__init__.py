@@ -1,1 +1,1 @@
-"""The leased-queue channel, which the Redis and SQLite transports share."""
+"""The base of the Redis and SQLite transports: a kombu channel whose queues lease messages."""

@@ -1,4 +1,4 @@
-"""The contract between the leased-queue channel and the backend that keeps its messages."""
+"""The contract between the leased-queue channel and the backend that stores the messages."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class LeaseSettings:
     """The settings of leases; times are in seconds.
 
     ``lease``: how long a consumer keeps its messages without renewing their lease.
-    ``reclaim_interval``: the pause between two searches for dead consumers. ``lease_limit`` and
-    ``lease_bytes``: how many messages, and how many bytes of bodies, are leased at once. A single
-    message may be larger.
+    ``reclaim_interval``: the pause between two searches for dead consumers. ``lease_limit``: the
+    largest number of messages leased in one step. ``lease_bytes``: about how many bytes of bodies
+    are leased in one step; a single message may be larger.
     """
 
     lease: float = 30.0
@@ -37,10 +37,11 @@ class LeaseSettings:
 
     @classmethod
     def read(cls, *, query: Mapping[str, str], options: Mapping[str, Any], **fixed: Any) -> Self:
-        """Return settings from the query of a URL and, with lower priority, transport options.
+        """Return settings made from the query of the broker URL and from kombu's transport options.
 
-        Options with unknown names are kombu's and ignored; in a query they are an error.
-        Raises: ConfigError for an unknown name or an invalid value.
+        The query overrides ``options``. Unknown names in ``options`` belong to kombu and are
+        ignored. ``fixed``: the values of further fields. Raises ``ConfigError`` if the query has an
+        unknown name, or if a value is invalid.
         """
         kinds = {field.name: field.type for field in fields(cls) if field.name not in fixed}
         unknown = sorted(set(query) - set(kinds))
@@ -69,7 +70,10 @@ class LeaseSettings:
 
 
 class QueueStats(NamedTuple):
-    """The state of a queue; ``oldest_age`` is in seconds, or None if the queue is empty."""
+    """The numbers of ready and leased messages in a queue, and the age of the oldest message.
+
+    ``oldest_age`` is in seconds, or ``None`` if the queue is empty.
+    """
 
     ready: int
     leased: int
@@ -77,7 +81,7 @@ class QueueStats(NamedTuple):
 
 
 class ExchangeDeclaration(NamedTuple):
-    """A declared exchange."""
+    """An exchange and the properties with which it was declared."""
 
     name: str
     type: str
@@ -87,7 +91,7 @@ class ExchangeDeclaration(NamedTuple):
 
 
 class Binding(NamedTuple):
-    """A rule that a queue receives the messages of an exchange with a routing key or pattern."""
+    """A rule: ``queue`` receives the messages of ``exchange`` that match ``routing_key``."""
 
     queue: str
     exchange: str
@@ -96,7 +100,10 @@ class Binding(NamedTuple):
 
 
 class RoutingTables(NamedTuple):
-    """All queues, exchanges and bindings of a broker; every change of them changes ``epoch``."""
+    """All queues, exchanges and bindings of a broker.
+
+    ``epoch``: a number that changes whenever a queue, exchange or binding is added or removed.
+    """
 
     epoch: int
     queues: Sequence[str]
@@ -105,25 +112,25 @@ class RoutingTables(NamedTuple):
 
 
 class Backend(ABC):
-    """One consumer and publisher at the server or file that keeps the messages.
+    """A connection that publishes and consumes messages. A server or a file stores the messages.
 
     The backends of all processes together guarantee:
 
-    * A leased message belongs to one consumer until that consumer acknowledges or releases it, or
-      until it is taken over.
-    * A message is taken over if its consumer is known to be dead, or has neither leased nor
-      extended for ``LeaseSettings.lease`` seconds. A late acknowledgement then has no effect.
+    * A leased message belongs to one consumer until that consumer acknowledges or releases the
+      message, or another consumer takes the message over.
+    * A consumer takes a message over only if the consumer that holds the message is known to be
+      dead, or has not called ``lease`` or ``extend`` during the lease time. A later acknowledgement
+      by the former holder has no effect.
     * A stored message is removed only by an acknowledgement, or by purging or deleting its queue.
 
-    Every method is thread-safe (the consumer's thread, publishers and the keep-alive thread share
-    one backend) and blocks while it reaches the server or file, unless it says otherwise.
-
-    Raises, from every method: BusUnavailableError if a retry can help, BusError if not.
+    Every method is thread-safe, because the consumer's thread, publishers and the keep-alive thread
+    share one backend. Unless stated otherwise, every method blocks on the server or file. Every
+    method raises ``BusUnavailableError`` if a retry can help, else ``BusError``.
     """
 
     @abstractmethod
     def load_routing(self) -> RoutingTables:
-        """Return the current queues, exchanges and bindings, in one consistent read."""
+        """Read all queues, exchanges and bindings in one consistent step and return them."""
 
     @abstractmethod
     def declare_queue(self, queue: str) -> None:
@@ -131,104 +138,112 @@ class Backend(ABC):
 
     @abstractmethod
     def delete_queue(self, queue: str) -> None:
-        """Remove a queue with its bindings and messages. Idempotent."""
+        """Remove a queue, its bindings and its messages. Idempotent."""
 
     @abstractmethod
     def declare_exchange(self, exchange: ExchangeDeclaration) -> None:
-        """Create a durable exchange; do not change an existing one of that name. Idempotent."""
+        """Create a durable exchange, unless an exchange of that name exists. Idempotent."""
 
     @abstractmethod
     def delete_exchange(self, exchange: str) -> None:
-        """Remove an exchange with its bindings. Idempotent."""
+        """Remove an exchange and its bindings. Idempotent."""
 
     @abstractmethod
     def bind(self, binding: Binding) -> None:
-        """Create a durable binding between an existing queue and exchange. Idempotent."""
+        """Create a durable binding. Idempotent. Does nothing if queue or exchange do not exist."""
 
     @abstractmethod
     def unbind(self, binding: Binding) -> None:
-        """Remove a binding. Idempotent."""
+        """Remove a binding; its arguments are not compared. Idempotent."""
 
     @abstractmethod
     def store(self, routed: Sequence[tuple[OutboundMessage, Sequence[str]]], epoch: int) -> bool:
-        """Store each message for each of its queues, all or none, if ``epoch`` is current.
+        """Store messages durably, all or none, and return True.
 
-        Returns True once everything is durable. Returns False, with nothing stored, if the routing
-        has changed since ``epoch``; the caller then routes again. Not idempotent.
+        ``routed``: each message with the names of the queues that receive it. ``epoch``: the epoch
+        of the routing tables by which the caller chose the queues. If the routing has changed since
+        then, nothing is stored and False is returned; the caller must choose the queues again. Not
+        idempotent.
         """
 
     @abstractmethod
     def lease(
         self, queues: Sequence[str], limit: int, acknowledged: Sequence[Any]
     ) -> list[LeasedMessage]:
-        """Acknowledge, then lease up to ``limit`` ready messages, in one atomic round trip.
+        """Lease up to ``limit`` ready messages and return them, without waiting for messages.
 
-        Never waits for messages. Divides ``limit`` among the queues in their order, and takes the
-        oldest messages of each. After an error nothing was acknowledged.
+        First acknowledges the messages of the handles ``acknowledged``, in the same round trip.
+        ``limit`` is divided among the queues; the oldest messages of each queue are leased. If an
+        error is raised, the caller must acknowledge the messages again.
         """
 
     @abstractmethod
     def acknowledge(self, handles: Sequence[Any]) -> int:
-        """Remove those of the messages that this consumer still holds. Idempotent.
+        """Remove the messages of ``handles`` and return how many were removed. Idempotent.
 
-        Returns how many were removed.
+        Messages that this consumer no longer holds are not removed.
         """
 
     @abstractmethod
     def release(self, handles: Sequence[Any], *, attempted: bool) -> None:
-        """Make those of the messages that this consumer still holds ready, at their old place.
+        """Make the messages of ``handles`` ready again, at their old place in the queue.
 
-        With ``attempted`` false, this lease does not count as a delivery. Idempotent.
+        Idempotent. Messages that this consumer no longer holds are ignored. ``attempted``: whether
+        the lease counts as a delivery.
         """
 
     @abstractmethod
     def extend(self) -> bool:
-        """Restart the lease time of everything that this consumer holds. Idempotent.
+        """Restart the lease time of all messages that this consumer holds. Idempotent.
 
-        Returns False if its messages have been taken over.
+        Returns False if another consumer has taken messages over, else True.
         """
 
     @abstractmethod
     def reclaim(self) -> None:
-        """Take over the messages of dead and silent consumers, which makes them ready.
+        """Make the messages of dead consumers ready again, and unregister these consumers.
 
-        Atomic for each consumer. Idempotent.
+        A consumer is dead if its process has ended or its lease time is over. All messages of a
+        consumer become ready in one atomic step or in none. Idempotent.
         """
 
     @abstractmethod
     def tidy(self) -> None:
-        """Free unused space, in a step of bounded size. Idempotent; cheap if there is none."""
+        """Free a bounded amount of unused space. Idempotent; cheap if there is nothing to free."""
 
     @abstractmethod
     def wait(self, timeout: float) -> None:
-        """Block until messages may have arrived, for at most ``timeout`` seconds.
+        """Block until messages may be ready, for at most ``timeout`` seconds.
 
-        May return early without cause. Only the consuming thread calls this.
+        May return early although no message is ready. Only the consuming thread calls this method.
         """
 
     @abstractmethod
     def size(self, queue: str) -> int:
-        """Return the number of ready messages; 0 if there is no such queue."""
+        """Return the number of ready messages in a queue; 0 if the queue does not exist."""
 
     @abstractmethod
     def purge(self, queue: str) -> int:
-        """Remove the ready messages, but not leased ones; return their number. Idempotent."""
+        """Remove the ready messages of a queue and return their number. Idempotent.
+
+        Leased messages are not removed.
+        """
 
     @abstractmethod
     def queue_stats(self, queue: str) -> QueueStats:
-        """Return the state of a queue. Raises: BusError if there is no such queue."""
+        """Return the numbers of messages in a queue. Raises ``BusError`` if it does not exist."""
 
     def life(self) -> str:
-        """Return the id of the server's present run; see ``Link.life``.
+        """Return an id that changes when the server restarts and may have lost confirmed messages.
 
-        The default is for places that never lose confirmed messages.
+        The default, a constant, is for servers and files that never lose confirmed messages.
         """
         return ""
 
     @abstractmethod
     def forget_consumer(self) -> None:
-        """Lease as a new consumer from now on, because this is a forked child. Does not block."""
+        """Become a new consumer without messages. Call this in a forked child. Does not block."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release what this consumer holds, unregister it, and disconnect. Idempotent."""
+        """Release all messages of this consumer, unregister it, and disconnect. Idempotent."""

@@ -27,22 +27,21 @@ class _Consumer(NamedTuple):
 
 
 class LeasedChannel(PublishingChannel):
-    """A kombu channel over queues that lease messages in batches.
+    """A kombu channel that leases messages in batches from the queues of a ``Backend``.
 
-    One thread consumes; publishing, acknowledging, ``flush`` and ``extend_leases`` may be called
-    from others. After a fork the child starts empty: messages in flight stay with the parent.
+    Only one thread may consume. Other threads may publish, acknowledge, ``flush`` and call
+    ``extend_leases``. After a fork, the parent keeps its messages in flight and the child has none.
 
-    Raises, from every method that reaches the backend: BusUnavailableError if a retry can help,
-    BusError if not.
+    Every method that blocks raises ``BusUnavailableError`` if a retry can help, else ``BusError``.
     """
 
-    # kombu's annotations are narrower than its behaviour.
+    # Annotated as Any, because kombu accepts more types here than its annotations say.
     Message: Any = ChannelMessage
     QoS: Any = LeasedQoS
     do_restore = False
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
-        """Open a backend of ``connection``, which is a ``LeasedTransport``."""
+        """Open a backend. ``connection`` is the ``LeasedTransport`` that creates this channel."""
         self.settings = connection.settings
         self._consumers_of: dict[str, list[_Consumer]] = {}
         self._undelivered: deque[tuple[int, LeasedMessage]] = deque()
@@ -54,7 +53,7 @@ class LeasedChannel(PublishingChannel):
 
     @property
     def backend(self) -> Backend:
-        """The place where the messages are kept; a forked child is a consumer of its own there."""
+        """The backend of this channel. In a forked child, the first access makes a new consumer."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._keep_alive = None  # a fork does not copy threads
@@ -67,12 +66,12 @@ class LeasedChannel(PublishingChannel):
 
     @property
     def in_flight(self) -> int:
-        """The number of messages leased by this channel and neither acknowledged nor released."""
+        """The number of messages that this channel has leased and not yet settled."""
         return len(self.qos.in_flight)
 
     @property
     def wants_messages(self) -> bool:
-        """Whether there is a consumer and the prefetch count has room for another message."""
+        """Whether the channel has a consumer and its prefetch count allows another message."""
         return bool(self._active_queues) and self.qos.can_consume()
 
     def basic_consume(
@@ -85,8 +84,8 @@ class LeasedChannel(PublishingChannel):
     ) -> None:
         """Start a consumer: ``drain_events`` then calls ``callback`` for the messages of ``queue``.
 
-        Consumers of one queue on one channel share its messages evenly. Raises: ChannelError if
-        there is no such queue.
+        ``no_ack``: acknowledge each message when it is delivered. Several consumers of one queue on
+        this channel share the messages evenly. Raises ``ChannelError`` if the queue does not exist.
         """
         if not self._has_queue(queue):
             raise not_found("queue", queue)
@@ -99,7 +98,11 @@ class LeasedChannel(PublishingChannel):
             self._active_queues.append(queue)
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """Stop a consumer and release its messages that are not delivered yet. Idempotent."""
+        """Stop a consumer. Idempotent.
+
+        If no other consumer of the queue remains on this channel, release the messages of the queue
+        that are leased and not yet delivered.
+        """
         queue = self._tag_to_queue.pop(consumer_tag, None)
         if queue is None:
             return
@@ -117,10 +120,11 @@ class LeasedChannel(PublishingChannel):
             self.release(undelivered, attempted=False)
 
     def deliver(self) -> int:
-        """Flush acknowledgements, lease up to the prefetch count, and call the consumers.
+        """Flush acknowledgements, lease ready messages and deliver them to the consumers.
 
-        Never waits for messages. Returns how many were delivered. If a consumer raises, the next
-        call delivers the remaining leased messages.
+        Leases as many messages as the prefetch count allows, without waiting for messages. Returns
+        how many messages were delivered. If a consumer raises, the next call delivers the remaining
+        leased messages.
         """
         if not self._undelivered:
             self._fetch()
@@ -141,15 +145,18 @@ class LeasedChannel(PublishingChannel):
         return delivered
 
     def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
-        """Deliver the messages that are ready, without waiting.
+        """Deliver the messages that are ready; do not wait for messages.
 
-        Raises: queue.Empty if there are none.
+        Raises ``queue.Empty`` if no message is ready.
         """
         if not self.deliver():
             raise Empty
 
     def basic_get(self, queue: str, no_ack: bool = False, **_kwargs: Any) -> ChannelMessage | None:
-        """Lease one message, or return None if none is ready; flush acknowledgements."""
+        """Flush acknowledgements, lease one message and return it; ``None`` if none is ready.
+
+        ``no_ack``: acknowledge the message at once.
+        """
         tagged = self._lease([queue], 1)
         if not tagged:
             self.backend.reclaim()
@@ -168,11 +175,11 @@ class LeasedChannel(PublishingChannel):
         self._ensure_keep_alive()
         free = self.qos.free(self.settings.lease_limit)
         self._undelivered.extend(self._lease(self._active_queues, free))
-        # The next lease begins with another queue, so that none starves.
+        # The next lease begins with another queue, so that every queue gets its turn.
         self._active_queues.append(self._active_queues.pop(0))
 
     def _lease(self, queues: Sequence[str], limit: int) -> list[tuple[int, LeasedMessage]]:
-        """Flush acknowledgements, lease messages and return them with their delivery tags."""
+        """Flush acknowledgements, lease messages, and return (delivery tag, message) pairs."""
         backend = self.backend
         acknowledged = self.qos.take_acknowledged()
         try:
@@ -189,35 +196,39 @@ class LeasedChannel(PublishingChannel):
     # -- settling ------------------------------------------------------------------------------
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
-        """Acknowledge a message, or with ``multiple`` all up to it, from the next flush on.
+        """Acknowledge a message; with ``multiple``, also all messages with smaller tags.
 
-        ``deliver`` and ``close`` flush. Thread-safe, does not block. Idempotent: tags that are
-        settled already are ignored.
+        The next ``flush``, ``deliver`` or ``close`` sends the acknowledgement. Thread-safe, does
+        not block. Idempotent: the tag of a settled message is ignored.
         """
         self.qos.ack(delivery_tag, multiple)
 
     def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:
-        """Release a message if ``requeue``, else drop it, which is the same as ``basic_ack``."""
+        """Release a message if ``requeue`` is true; else remove it, as ``basic_ack`` does."""
         if requeue:
             self.release([delivery_tag])
         else:
             self.qos.ack(delivery_tag)
 
     def basic_recover(self, requeue: bool = False) -> None:
-        """Release all messages in flight, delivered or not.
+        """Release all messages that this channel has leased and not settled.
 
-        Raises: BusError unless ``requeue`` is true.
+        Raises ``BusError`` if ``requeue`` is false, because that is not supported.
         """
         if not requeue:
-            raise BusError("basic_recover(requeue=False) is not supported")
+            raise BusError(
+                "basic_recover(requeue=False) is not supported",
+                hint="call basic_recover(requeue=True)",
+            )
         self._undelivered.clear()
         self.release(list(self.qos.in_flight))
 
     def release(self, delivery_tags: Iterable[int], *, attempted: bool = True) -> None:
-        """Make messages ready again, for any consumer, at their old place in the queue.
+        """Flush acknowledgements, then make messages ready again for any consumer.
 
-        ``attempted``: whether the consumer tried them; if not, this delivery does not count.
-        Flushes acknowledgements. Blocks. Idempotent: tags that are settled already are ignored.
+        Each message returns to its old place in the queue. ``attempted``: whether this delivery
+        counts in the message's number of deliveries. Blocks. Idempotent: the tags of settled
+        messages are ignored.
         """
         self.flush()
         handles = self.qos.take(delivery_tags)
@@ -225,11 +236,10 @@ class LeasedChannel(PublishingChannel):
             self.backend.release(handles, attempted=attempted)
 
     def flush(self) -> int:
-        """Send all acknowledgements so far to the backend, in one round trip.
+        """Send all pending acknowledgements to the backend; return how many messages it removed.
 
-        Thread-safe, blocks. Returns how many messages were removed, which are fewer than were
-        acknowledged if other consumers have taken some over. After an error the acknowledgements
-        wait for the next flush.
+        A message that another consumer has taken over is not removed. If an error is raised, the
+        acknowledgements stay pending for the next flush. Thread-safe, blocks.
         """
         backend = self.backend
         handles = self.qos.take_acknowledged()
@@ -244,31 +254,35 @@ class LeasedChannel(PublishingChannel):
     # -- leases --------------------------------------------------------------------------------
 
     def queue_stats(self, queue: str) -> QueueStats:
-        """Return the numbers of ready and leased messages, and the age of the oldest in seconds.
+        """Return the numbers of ready and leased messages, and the age of the oldest message.
 
-        Thread-safe, blocks. Raises: BusError if there is no such queue.
+        Thread-safe, blocks. Raises ``BusError`` if the queue does not exist.
         """
         return self.backend.queue_stats(queue)
 
     def life(self) -> str:
-        """Return the id of the broker's present run; see ``Link.life``. Thread-safe, blocks."""
+        """Return an id that changes when the broker restarts and may have lost confirmed messages.
+
+        Thread-safe, blocks.
+        """
         return self.backend.life()
 
     def extend_leases(self) -> bool:
-        """Restart the lease time of all messages in flight.
+        """Restart the lease time of all messages in flight; return whether all are still leased.
 
-        A background thread does this every third of the lease time. Call it only to learn whether
-        the leases still hold: returns False if another consumer has taken messages over.
-        Acknowledging those has no effect. Thread-safe, blocks, idempotent.
+        Returns False if another consumer has taken messages over; acknowledging these messages has
+        no effect. A background thread renews leases in time, so call this method only to learn
+        whether they still hold. Thread-safe, blocks, idempotent.
         """
         still_leased = self.backend.extend()
         self._extended_at = time.monotonic()
         return still_leased
 
     def keep_leases(self) -> None:
-        """Extend leases if due, reclaim the messages of dead consumers, and free space.
+        """Renew leases if a third of the lease time has passed; reclaim messages; free space.
 
-        The background thread calls this. Thread-safe, blocks, idempotent.
+        Reclaiming makes the messages of dead consumers ready again. The background thread calls
+        this method. Thread-safe, blocks, idempotent.
         """
         if self.closed:
             return
@@ -278,7 +292,7 @@ class LeasedChannel(PublishingChannel):
         self.backend.tidy()
 
     def close(self) -> None:
-        """Flush acknowledgements, release messages in flight, and disconnect.
+        """Flush acknowledgements, release all unsettled messages, and disconnect.
 
         Idempotent, blocks.
         """
@@ -298,8 +312,8 @@ class LeasedChannel(PublishingChannel):
             self.release(list(self.qos.in_flight), attempted=False)
 
     def _ensure_keep_alive(self) -> None:
-        """Start the background thread if needed; raise the error of its last round."""
-        backend = self.backend  # in a forked child, this forgets the parent's thread
+        """Start the background thread if it does not run; raise its last error, if any."""
+        backend = self.backend  # in a forked child, this access forgets the parent's thread
         if self._keep_alive is None:
             interval = min(self.settings.reclaim_interval, self.settings.lease / 3)
             self._keep_alive = KeepAliveThread(self.keep_leases, interval)

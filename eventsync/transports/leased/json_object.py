@@ -1,4 +1,4 @@
-"""JSON objects as backends store them: headers, properties and arguments."""
+"""Encodes the headers, properties and arguments that backends store as JSON."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ __all__ = ["decode_object", "encode_object"]
 
 
 def encode_object(what: str, value: Mapping[str, Any] | Sequence[Any]) -> str:
-    """Return a value as JSON.
+    """Return ``value`` as JSON text.
 
-    Raises: BusError that names ``what`` if the value holds anything but JSON values.
+    ``what``: the name of the value in errors. Raises ``BusError`` if ``value`` contains something
+    that JSON cannot express.
     """
     try:
         return json.dumps(value, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise BusError(
             f"the {what} of a message cannot be stored as JSON: {error}",
-            hint="use JSON values only",
+            hint="use only texts, numbers, booleans, None, lists and dicts with text keys",
         ) from error
 
 
 def decode_object(raw: Any) -> dict[str, Any]:
-    """Return the object in ``raw``; never raise.
+    """Decode a JSON object from text or bytes; never raise.
 
-    ``None`` is an empty object. The beginning of any other content is returned as ``x-malformed``.
+    Returns an empty dict for ``None``. If ``raw`` is not a JSON object, returns a dict with its
+    first 1,000 characters under the name ``x-malformed``.
     """
     if raw is None:
         return {}

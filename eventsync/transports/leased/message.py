@@ -1,4 +1,4 @@
-"""The messages of the leased-queue transports: published, leased, and as kombu sees them."""
+"""The messages of the leased-queue transports: to publish, as leased, and for kombu."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from kombu.transport import virtual
 
 __all__ = ["DELIVERY_COUNT", "ChannelMessage", "LeasedMessage", "OutboundMessage"]
 
-#: The header with the number of earlier deliveries that were not settled. Name and meaning are
-#: those of RabbitMQ's quorum queues.
+#: The header with the number of earlier deliveries that were not settled. RabbitMQ's quorum queues
+#: use the same header.
 DELIVERY_COUNT = "x-delivery-count"
 
-# What kombu's producer adds to every message, and what holds for every message of a durable queue
-# without priorities. These need not be stored.
+# Properties that kombu's producer adds to every message, with their usual values. These values need
+# not be stored, because they hold for every message of a durable queue without priorities.
 _IMPLIED_PROPERTIES = {"delivery_info": None, "delivery_mode": 2, "priority": 0}
 
 
 class OutboundMessage(NamedTuple):
-    """A message to publish; ``headers`` and ``properties`` hold JSON values only.
+    """A message to publish. ``headers`` and ``properties`` may contain only JSON values.
 
-    An empty ``exchange`` is AMQP's default exchange: the routing key is the name of the queue.
+    With an empty ``exchange``, ``routing_key`` is the name of the queue (AMQP's default exchange).
+    ``mandatory``: publishing raises an error if no queue receives the message.
     """
 
     body: bytes
@@ -38,7 +39,10 @@ class OutboundMessage(NamedTuple):
     def from_kombu(
         cls, prepared: Mapping[str, Any], *, exchange: str, routing_key: str, mandatory: bool
     ) -> OutboundMessage:
-        """Return the result of ``Channel.prepare_message`` without the implied properties."""
+        """Convert the result of kombu's ``Channel.prepare_message``.
+
+        Properties with the values that kombu gives to every message are left out.
+        """
         body = prepared["body"]
         properties = {
             name: value
@@ -58,10 +62,11 @@ class OutboundMessage(NamedTuple):
 
 
 class LeasedMessage(NamedTuple):
-    """A message as its backend leased it; the backend settles it by its ``handle``.
+    """A message that a backend has leased to its consumer.
 
-    ``attempts`` counts the earlier leases that ended neither with an acknowledgement nor with a
-    release that took them out of the count. ``redelivered``: a consumer may have seen it before.
+    ``handle``: identifies the message when the backend acknowledges or releases it. ``attempts``:
+    the number of earlier deliveries, without those released as not attempted. ``redelivered``:
+    whether a consumer may have received the message before.
     """
 
     queue: str
@@ -78,7 +83,7 @@ class LeasedMessage(NamedTuple):
 
 
 class ChannelMessage(message.Message):
-    """A leased message for kombu's consumers; ``body`` is always the bytes that were published."""
+    """A leased message as kombu's consumers receive it. ``body``: the bytes as published."""
 
     def __init__(
         self,
@@ -88,8 +93,8 @@ class ChannelMessage(message.Message):
         delivery_tag: int,
         consumer_tag: str | None = None,
     ) -> None:
-        # kombu's constructor is not called on purpose: it decompresses the body, unchecked, if the
-        # sender sets a `compression` header. Here that header is data.
+        # kombu's constructor is not called, because it would decompress the body, without a limit,
+        # if the sender sets a `compression` header. Here that header has no effect.
         self.channel = channel
         self.delivery_tag = delivery_tag
         self.body = leased.body

@@ -1,4 +1,4 @@
-"""The identity of a process on its host, and the test whether that process has ended."""
+"""Identifies processes on a host, and tests whether a process has ended."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 __all__ = ["ProcessIdentity", "current_process", "is_dead"]
 
-# States of processes that have ended although their parent has not collected them yet.
+# The state letters in /proc of processes that have ended but still have an entry there.
 _ENDED_STATES = frozenset("ZXx")
 
 
 class ProcessIdentity(NamedTuple):
-    """A process, distinguished from a later one with the same process id.
+    """Identifies a process, even if a later process gets the same process id.
 
-    ``scope`` names the host, its boot and the process-id namespace. Process ids are comparable only
-    within one scope, because each container has a process 1. ``scope`` is empty if the platform
-    does not tell it; ``started`` is empty if the start time is unknown.
+    ``scope``: the host, its boot and the process-id namespace; empty if unknown. Process ids are
+    comparable only within one scope, because each container has a process 1. ``started``: the start
+    time in clock ticks since the boot; empty if unknown.
     """
 
     scope: str
@@ -33,9 +33,10 @@ def current_process() -> ProcessIdentity:
 
 
 def is_dead(other: ProcessIdentity, *, seen_from: ProcessIdentity) -> bool:
-    """Return whether ``other`` is known to have ended. Idempotent, thread-safe, does not block.
+    """Return whether the process ``other`` is known to have ended.
 
-    False means that it is alive or that this cannot be known; then wait until its lease expires.
+    False means that the process is alive or that its state cannot be known. ``seen_from``: the
+    calling process. Thread-safe, does not block.
     """
     if not other.scope or other.scope != seen_from.scope:
         return False
@@ -44,27 +45,30 @@ def is_dead(other: ProcessIdentity, *, seen_from: ProcessIdentity) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # it exists and belongs to another user
+        pass  # the process exists and belongs to another user
     state = _process_state(other.pid)
     if state is None:
-        return False  # hidden from this user (hidepid), or no /proc on this platform
+        return False  # the process is hidden from this user (hidepid), or there is no /proc
     return state[0] in _ENDED_STATES or (bool(other.started) and state[1] != other.started)
 
 
 def _scope() -> str:
     if os.name != "posix":
-        return ""  # os.kill(pid, 0) does not test a process there: it sends a console event
+        return ""  # on Windows os.kill(pid, 0) sends a console event instead of testing a process
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return f"{file.read().strip()}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        # No /proc: use the host name. Not on Linux: a process in another container could not be
-        # recognised as such there, and a living consumer would be taken for dead.
+        # There is no /proc: use the host name, except on Linux. There the host name does not tell
+        # containers apart, so a living consumer in another container could be taken for dead.
         return "" if platform.system() == "Linux" else platform.node()
 
 
 def _process_state(pid: int) -> tuple[str, str] | None:
-    """Return (state letter, start time in clock ticks since boot), or None if unreadable."""
+    """Read the state letter and the start time of a process from ``/proc``.
+
+    The start time is in clock ticks since the boot. Returns ``None`` if ``/proc`` is not readable.
+    """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             # The second field is the command in brackets, which may contain spaces and brackets.

@@ -17,13 +17,14 @@ __all__ = ["PublishingChannel", "not_found"]
 
 
 class PublishingChannel(virtual.Channel):
-    """A kombu channel whose queues, exchanges and bindings are those of a ``Backend``.
+    """A kombu channel that keeps its queues, exchanges and bindings in a ``Backend``.
 
-    When a declaration returns, it holds in all processes. Declaring is idempotent and blocks.
+    A declaration takes effect in all processes before its call returns. Declarations are
+    idempotent and block.
     """
 
     supports_fanout = True
-    # kombu's annotations are narrower than its behaviour.
+    # Annotated as Any, because kombu accepts more types here than its annotations say.
     from_transport_options: Any = ("deadletter_queue",)
 
     def __init__(self, connection: Any, backend: Backend, **kwargs: Any) -> None:
@@ -34,35 +35,32 @@ class PublishingChannel(virtual.Channel):
 
     @property
     def backend(self) -> Backend:
-        """The place where the messages are kept."""
+        """The backend that stores the messages of this channel."""
         return self._backend
 
     @property
     def state(self) -> Any:
-        """Kombu's routing tables, as this channel last read them."""
+        """The routing tables in kombu's form, as this channel last read them."""
         return self.current_routing().state
 
     def current_routing(self) -> Routing:
-        """Return the routing as this channel last read it."""
+        """Return the routing as this channel last read it; read it if it was never read."""
         return self._routing or self.refresh_routing()
 
     def refresh_routing(self) -> Routing:
-        """Read the routing again and return it."""
+        """Read the routing from the backend, keep it, and return it."""
         self._routing = Routing(self.backend.load_routing(), self.exchange_types)
         return self._routing
 
     # -- publishing ----------------------------------------------------------------------------
 
     def publish_many(self, messages: Iterable[OutboundMessage]) -> None:
-        """Publish messages in one atomic step; they are durable when this returns.
+        """Publish messages durably, in one atomic step. Thread-safe, blocks, not idempotent.
 
-        Thread-safe, blocking, not idempotent.
-
-        A message that no queue takes is dropped, as by kombu's virtual transports, unless it is
-        ``mandatory`` or the transport option ``deadletter_queue`` names a queue for it. A message
-        to the default exchange that is not ``mandatory`` creates its queue if there is none.
-
-        Raises: UnroutableError, with nothing published, if no queue takes a mandatory message.
+        If no queue receives a ``mandatory`` message, raises ``UnroutableError`` and publishes
+        nothing. If no queue receives another message, the message goes to the queue that the
+        transport option ``deadletter_queue`` names; without that option it is dropped, as in kombu.
+        A message to the default exchange that is not ``mandatory`` creates a missing queue.
         """
         batch = list(messages)
         routing = self.current_routing()
@@ -77,7 +75,7 @@ class PublishingChannel(virtual.Channel):
             fresh = self.refresh_routing()
             if fresh.epoch == routing.epoch:
                 raise UnroutableError(
-                    f"no queue takes a message of exchange {unroutable.exchange!r} under routing "
+                    f"no queue receives messages of exchange {unroutable.exchange!r} with routing "
                     f"key {unroutable.routing_key!r}",
                     hint="declare the queue and its binding before publishing",
                 )
@@ -91,14 +89,17 @@ class PublishingChannel(virtual.Channel):
         mandatory: bool = False,
         **_kwargs: Any,
     ) -> None:
-        """Publish one prepared message; see ``publish_many``."""
+        """Publish one message that ``prepare_message`` returned, as ``publish_many`` does."""
         outbound = OutboundMessage.from_kombu(
             message, exchange=exchange, routing_key=routing_key, mandatory=mandatory
         )
         self.publish_many([outbound])
 
     def create_publish_batch(self, max_size: int) -> _PublishBatch:
-        """Return a batch for kombu's ``Producer.batch()``."""
+        """Return an empty batch for kombu's ``Producer.batch()``.
+
+        ``max_size``: the number of messages at which the batch publishes them by itself.
+        """
         return _PublishBatch(self, max_size)
 
     def _route(self, routing: Routing, message: OutboundMessage) -> tuple[str, ...]:
@@ -108,7 +109,8 @@ class PublishingChannel(virtual.Channel):
         fallback = self.deadletter_queue if message.exchange else message.routing_key
         if not fallback:
             return ()
-        # A new queue changes the epoch. The backend then refuses the batch, which is routed again.
+        # A new queue changes the epoch. The backend then refuses the batch, and the caller routes
+        # all messages again.
         self._new_queue(fallback)
         return (fallback,)
 
@@ -124,10 +126,10 @@ class PublishingChannel(virtual.Channel):
         nowait: bool = False,
         passive: bool = False,
     ) -> None:
-        """Declare an exchange.
+        """Create an exchange; with ``passive``, only check that it exists.
 
-        Raises: BusError if it exists with other properties or its type is not supported;
-        ChannelError if ``passive`` and it does not exist.
+        Raises ``BusError`` if the exchange exists with other properties or if its type is not
+        supported, and ``ChannelError`` if ``passive`` is true and the exchange does not exist.
         """
         name = exchange or f"amq.{type}"
         if not passive and type not in self.exchange_types:
@@ -149,20 +151,20 @@ class PublishingChannel(virtual.Channel):
         except virtual.NotEquivalentError as error:
             raise BusError(
                 f"exchange {name!r} exists with another type, durability or arguments",
-                hint="declare it with the same properties, or delete the existing one first",
+                hint="declare the exchange with its existing properties, or delete it first",
             ) from error
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        """Delete an exchange with its bindings; with ``if_unused`` only if it has none."""
+        """Delete an exchange and its bindings; with ``if_unused``, only if it has no bindings."""
         known = self.refresh_routing().state.exchanges.get(exchange)
         if known is not None and not (if_unused and known["table"]):
             self.backend.delete_exchange(exchange)
             self.refresh_routing()
 
     def queue_declare(self, queue: str | None = None, passive: bool = False, **kwargs: Any) -> Any:
-        """Declare a queue and return (name, ready messages, 0).
+        """Create a queue and return (name, number of ready messages, 0).
 
-        Raises: ChannelError if ``passive`` and it does not exist.
+        With ``passive``, do not create the queue: raise ``ChannelError`` if it does not exist.
         """
         self.refresh_routing()
         channel: Any = super()
@@ -171,9 +173,10 @@ class PublishingChannel(virtual.Channel):
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any
     ) -> None:
-        """Delete a queue with its bindings and messages.
+        """Delete a queue, its bindings and its messages.
 
-        ``if_unused`` considers only the consumers of this channel.
+        ``if_unused``: only if this channel has no consumer of the queue. ``if_empty``: only if the
+        queue has no ready messages.
         """
         if not (if_empty and self._size(queue)) and not (
             if_unused and queue in self._active_queues
@@ -188,7 +191,10 @@ class PublishingChannel(virtual.Channel):
         arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Bind a queue to an exchange. Raises: ChannelError if either does not exist."""
+        """Bind a queue to an exchange.
+
+        Raises ``ChannelError`` if the queue or the exchange does not exist.
+        """
         binding = Binding(queue, exchange or "amq.direct", routing_key, arguments or {})
         routing = self.refresh_routing()
         if queue not in routing.queues:
@@ -207,12 +213,12 @@ class PublishingChannel(virtual.Channel):
         arguments: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Remove a binding."""
+        """Remove the binding of a queue to an exchange with ``routing_key``. Idempotent."""
         self.backend.unbind(Binding(queue, exchange or "amq.direct", routing_key, arguments or {}))
         self.refresh_routing()
 
     def list_bindings(self) -> Any:
-        """Return (queue, exchange, routing key) of every current binding."""
+        """Read all bindings and return them as (queue, exchange, routing key)."""
         self.refresh_routing()
         channel: Any = super()
         return channel.list_bindings()
@@ -237,9 +243,9 @@ class PublishingChannel(virtual.Channel):
 
 
 class _PublishBatch:
-    """The messages of kombu's ``Producer.batch()``; each flush is one atomic publish.
+    """Collects the messages of kombu's ``Producer.batch()`` and publishes them in atomic steps.
 
-    Not thread-safe; kombu keeps one per thread.
+    Not thread-safe; kombu keeps one batch per thread.
     """
 
     def __init__(self, channel: PublishingChannel, max_size: int) -> None:
@@ -256,7 +262,7 @@ class _PublishBatch:
         mandatory: bool = False,
         **_ignored: Any,
     ) -> None:
-        """Add one prepared message; flush if the batch is full."""
+        """Add a message that ``prepare_message`` returned; flush the batch if it is full."""
         self._pending.append(
             OutboundMessage.from_kombu(
                 prepared, exchange=exchange, routing_key=routing_key, mandatory=mandatory
@@ -268,7 +274,7 @@ class _PublishBatch:
     def flush(self) -> None:
         """Publish the pending messages, all or none. Blocks until they are durable.
 
-        Raises: the errors of ``publish_many``; the messages then stay pending.
+        If ``publish_many`` raises an error, the messages stay pending.
         """
         self.channel.publish_many(self._pending)
         self._pending = []
@@ -283,7 +289,13 @@ class _PublishBatch:
 
 
 def not_found(kind: str, name: str) -> ChannelError:
-    """Return AMQP's error for a queue or exchange that does not exist."""
+    """Return kombu's error for a queue or exchange that does not exist.
+
+    ``kind``: "queue" or "exchange".
+    """
     return ChannelError(
-        f"NOT_FOUND - no {kind} {name!r} at this broker: declare it first", (50, 10), None, "404"
+        f"NOT_FOUND - no {kind} {name!r} at this broker: declare the {kind} first",
+        (50, 10),
+        None,
+        "404",
     )

@@ -1,4 +1,4 @@
-"""What one channel holds: messages in flight, and acknowledgements that are not flushed yet."""
+"""The unsettled messages of one channel, and its acknowledgements that are not sent yet."""
 
 from __future__ import annotations
 
@@ -10,37 +10,41 @@ __all__ = ["LeasedQoS"]
 
 
 class LeasedQoS:
-    """The handles of a channel's messages in flight and of its acknowledged messages.
+    """Keeps the handles of a channel's messages in flight and of its acknowledged messages.
 
-    It stands where kombu's channel expects its ``QoS``, and only keeps books: the channel itself
-    flushes and releases. ``ack`` and ``take_acknowledged`` are thread-safe; the other methods are
-    for the consuming thread. No method blocks.
+    Replaces kombu's ``QoS``. It only records: the channel itself sends acknowledgements and
+    releases messages. ``ack`` and ``take_acknowledged`` are thread-safe; only the consuming thread
+    may call the other methods. No method blocks.
     """
 
     def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
-        """Start empty; ``channel`` is passed by kombu and not used."""
+        """Start without messages. ``channel`` is not used; kombu passes it."""
         self.prefetch_count = prefetch_count or 0
         self.in_flight: dict[int, Any] = {}
         self.acknowledged: deque[Any] = deque()
 
     def free(self, limit: int) -> int:
-        """Return how many more messages may be leased, at most ``limit``."""
+        """Return how many more messages the prefetch count allows, at most ``limit``."""
         if not self.prefetch_count:
             return limit
         return max(0, min(limit, self.prefetch_count - len(self.in_flight)))
 
     def can_consume(self) -> bool:
-        """Return whether the prefetch count leaves room for another message."""
+        """Return whether the prefetch count allows another message."""
         return self.free(1) > 0
 
     def append(self, handle: Any, delivery_tag: int) -> None:
-        """Keep ``handle`` until the message with this tag is settled."""
+        """Record ``handle`` as in flight until the message with ``delivery_tag`` is settled."""
         self.in_flight[delivery_tag] = handle
 
     def ack(self, delivery_tag: int, multiple: bool = False) -> None:
-        """Note an acknowledgement for the next flush. Idempotent: unknown tags are ignored."""
+        """Move a message from those in flight to those to acknowledge at the next flush.
+
+        ``multiple``: also all messages with smaller tags, or all messages if the tag is 0.
+        Idempotent: unknown tags are ignored.
+        """
         if multiple:
-            # Tags grow. Tag 0 stands for all, as in AMQP.
+            # Later messages have greater tags. Tag 0 means all messages, as in AMQP.
             for tag in list(self.in_flight):
                 if not delivery_tag or tag <= delivery_tag:
                     self.ack(tag)
@@ -48,12 +52,12 @@ class LeasedQoS:
             self.acknowledged.append(handle)
 
     def take(self, delivery_tags: Iterable[int]) -> list[Any]:
-        """Remove messages from those in flight and return their handles."""
+        """Remove messages from those in flight and return their handles; ignore unknown tags."""
         handles = (self.in_flight.pop(tag, None) for tag in delivery_tags)
         return [handle for handle in handles if handle is not None]
 
     def take_acknowledged(self) -> list[Any]:
-        """Remove and return the handles to acknowledge."""
+        """Remove and return the handles of all messages that are to be acknowledged."""
         handles = []
         while True:
             try:
@@ -62,6 +66,6 @@ class LeasedQoS:
                 return handles
 
     def clear(self) -> None:
-        """Forget all messages without settling them."""
+        """Forget all handles, without acknowledging or releasing the messages."""
         self.in_flight.clear()
         self.acknowledged.clear()

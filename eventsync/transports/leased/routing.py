@@ -1,4 +1,4 @@
-"""The match of messages to queues, by kombu's rules for exchanges and bindings."""
+"""Chooses the queues of a message by kombu's rules for exchanges and bindings."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from eventsync.transports.leased.backend import RoutingTables
 
 __all__ = ["Routing"]
 
-# Routing keys are names of record types, so they are few. The limit is for foreign publishers.
+# eventsync uses few routing keys, the names of record types. Other publishers may use many.
 _MAX_CACHED_ROUTES = 4096
 
 _kombu: Any = virtual  # annotated in part only
 
 
 class Routing:
-    """A broker's queues, exchanges and bindings at one epoch. Thread-safe.
+    """The queues, exchanges and bindings of a broker at one epoch. Thread-safe.
 
-    Patterns match as in kombu: unlike in AMQP, ``a.#`` does not match ``a``.
+    Patterns are matched by kombu's rules: ``a.#`` does not match ``a``, although it does in AMQP.
     """
 
     def __init__(self, tables: RoutingTables, exchange_types: Mapping[str, Any]) -> None:
@@ -45,7 +45,10 @@ class Routing:
             exchange["table"].append(exchange_types[exchange["type"]].prepare_bind(*binding))
 
     def match(self, exchange: str, routing_key: str) -> tuple[str, ...]:
-        """Return the sorted names of the queues that take such a message, possibly none."""
+        """Return the sorted names of the queues that receive messages with ``routing_key``.
+
+        An empty ``exchange`` is AMQP's default exchange: the routing key is the name of the queue.
+        """
         if not exchange:
             return (routing_key,) if routing_key in self.queues else ()
         route = self._routes.get((exchange, routing_key))

@@ -1,4 +1,4 @@
-"""The kombu transport of a leased-queue channel."""
+"""The base class of the kombu transports with leased queues."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from eventsync.transports.leased.channel import LeasedChannel
 
 __all__ = ["LeasedTransport"]
 
-# A wait without a timeout is cut into waits of this many seconds.
+# The longest single wait, in seconds. A wait without a timeout is a series of such waits.
 _LONGEST_WAIT = 1.0
 
 
 class LeasedTransport(virtual.Transport):
-    """A kombu transport whose channels are leased; subclasses provide ``settings`` and a backend.
+    """A kombu transport whose channels lease messages from a ``Backend``.
 
-    Only one thread at a time may call ``drain_events``.
+    Subclasses set ``settings`` and implement ``open_backend``. Only one thread at a time may call
+    ``drain_events``.
     """
 
     Channel = LeasedChannel
     settings: LeaseSettings
-    #: Longest pause, in seconds, between two looks, if there are several channels. A single channel
-    #: waits for messages itself.
+    #: The longest pause, in seconds, between two checks for messages, if there are several
+    #: channels. With a single channel, its backend waits for messages instead.
     polling_interval = 0.02
     connection_errors: Any = (*virtual.Transport.connection_errors, BusUnavailableError)
     channel_errors: Any = (*virtual.Transport.channel_errors, BusError)
-    # Errors after which kombu's retries may repeat a call. Another BusError would occur again.
+    # The errors after which kombu repeats a call. Any other BusError would occur again.
     recoverable_connection_errors = (BusUnavailableError,)
     recoverable_channel_errors = ()
     implements = virtual.Transport.implements.extend(
@@ -41,14 +42,17 @@ class LeasedTransport(virtual.Transport):
 
     @abstractmethod
     def open_backend(self) -> Backend:
-        """Return a new backend, connected and checked. Blocking."""
+        """Connect a new backend, check that the server or file can be used, and return the backend.
+
+        Blocks. Raises ``BusUnavailableError`` if a retry can help, else ``BusError``.
+        """
         raise NotImplementedError
 
     def drain_events(self, connection: Any, timeout: float | None = None, **_kwargs: Any) -> None:
-        """Deliver all ready messages within the prefetch counts; if there are none, wait for one.
+        """Deliver the ready messages that the prefetch counts allow; wait if none is ready.
 
-        Blocks for at most ``timeout`` seconds: 0 does not wait, None waits without limit.
-        Raises: TimeoutError (an alias of socket.timeout) if none arrived.
+        Waits for at most ``timeout`` seconds; 0 means no wait, ``None`` no limit. Raises
+        ``TimeoutError`` if no message arrived.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -67,7 +71,7 @@ class LeasedTransport(virtual.Transport):
                 time.sleep(left)
 
     def close_connection(self, connection: Any) -> None:
-        """Close every channel, even if closing one fails; then raise that failure."""
+        """Close all channels. An error is raised only after all channels were tried."""
         self._avail_channels.clear()
         with ExitStack() as stack:
             for channel in list(self.channels):

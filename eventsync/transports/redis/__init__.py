@@ -1,1 +1,1 @@
-"""Queues in Redis Streams."""
+"""The Redis transport: keeps queues in Redis Streams."""

@@ -1,8 +1,9 @@
 """The backend of the Redis transport: messages and leases in Redis Streams.
 
-A consumer registers under a name that is used only once, and renews its registration. A consumer
-that is taken over loses the name, and with it the right to settle its messages. The name contains
-the identity of the process, so that other processes on the same host notice its death at once.
+A consumer registers under a name that is used only once, and renews its registration. When another
+consumer takes over its messages, the name is unregistered, and acknowledgements under this name
+have no effect. The name contains the identity of the process, so that other processes on the same
+host notice at once that the process has died.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from eventsync.transports.redis.url import RedisSettings
 
 __all__ = ["RedisBackend"]
 
-# A blocking read ends after this time, in seconds, because it does not notice messages that other
-# consumers release.
+# The longest blocking read, in seconds. It is short, because a blocking read does not notice
+# messages that other consumers release.
 _LONGEST_BLOCK = 0.25
 _MAX_CACHED_LABELS = 1024
 _Labels = tuple[str | None, str | None, str, str]
 
 
 class _Handle(NamedTuple):
-    """The handle of a leased message. Valid only while the server knows the consumer."""
+    """The handle of a leased message. Valid only while the consumer's name is registered."""
 
     consumer: str
     queue: str
@@ -46,7 +47,7 @@ class _Handle(NamedTuple):
 
 
 class RedisBackend(RedisRouting):
-    """A consumer and publisher on a Redis server; ``Backend`` states the contract."""
+    """The ``Backend`` that stores messages on a Redis server."""
 
     def __init__(self, client: RedisClient, *, settings: RedisSettings) -> None:
         super().__init__(client, prefix=settings.prefix)
@@ -56,16 +57,17 @@ class RedisBackend(RedisRouting):
         self.forget_consumer()
 
     def forget_consumer(self) -> None:
-        """See ``Backend``."""
+        """Become a new consumer without messages, after a fork. Does not block."""
         self._lock = threading.Lock()
         process = current_process()
         scope = hashlib.sha256(process.scope.encode()).hexdigest()[:16] if process.scope else ""
         self._process = process._replace(scope=scope)
         self._consumer = self._new_name()
         self._registered = False  # until the first lease
-        # The leased messages by the consumer name. This consumer has several names after it lost
-        # the answer to a lease: it does not know which messages that answer leased. They become
-        # ready again once everything else under the name is settled and the name is given up.
+        # The leased messages by consumer name. If the answer to a lease is lost, this consumer does
+        # not know which messages the server leased to it. It then uses a new name for later leases.
+        # When all known messages of the old name are settled, the name is unregistered, and the
+        # unknown messages become ready again.
         self._leased: dict[str, set[_Handle]] = {}
         self._last_ids: dict[str, bytes] = {}
         self._started_at = time.monotonic()
@@ -77,7 +79,11 @@ class RedisBackend(RedisRouting):
     # -- storing -------------------------------------------------------------------------------
 
     def store(self, routed: Sequence[tuple[OutboundMessage, Sequence[str]]], epoch: int) -> bool:
-        """See ``Backend``."""
+        """Store messages durably, all or none, and return True.
+
+        ``routed``: each message with the queues that receive it. If the routing has changed since
+        ``epoch``, stores nothing and returns False.
+        """
         key_numbers: dict[str, str] = {}
         words: list[Any] = [epoch]
         labels: dict[_Labels, str] = {}
@@ -110,7 +116,7 @@ class RedisBackend(RedisRouting):
         return bool(self._client.run(script.STORE, keys, words))
 
     def life(self) -> str:
-        """See ``Backend``. The server makes a new ``run_id`` each time it starts."""
+        """Return the server's ``run_id``, which is different after each start of the server."""
         info = self._client.run(script.LIFE, [self._epoch_key], [])
         lines = bytes(info).decode().splitlines()
         return next(line for line in lines if line.startswith("run_id:"))
@@ -120,7 +126,7 @@ class RedisBackend(RedisRouting):
     def lease(
         self, queues: Sequence[str], limit: int, acknowledged: Sequence[Any]
     ) -> list[LeasedMessage]:
-        """See ``Backend``."""
+        """Lease up to ``limit`` ready messages; first acknowledge those of ``acknowledged``."""
         while True:
             consumer, registered = self._consumer, self._registered
             groups = _grouped(acknowledged)
@@ -146,7 +152,8 @@ class RedisBackend(RedisRouting):
             if status == b"missing":
                 raise BusUnavailableError(
                     f"the Redis server {self._client.place} has lost queue {answer[0].decode()!r}",
-                    hint="the queue was deleted or the server emptied; declare the queue again",
+                    hint="the queue, or all data of the server, was deleted; declare the queue "
+                    "again",
                 )
             if status == b"ok":
                 break
@@ -170,7 +177,7 @@ class RedisBackend(RedisRouting):
     def _messages(
         self, queue: str, consumer: str, counts: Sequence[int], entries: Sequence[Any]
     ) -> Iterator[LeasedMessage]:
-        # The hot path of consuming: inlined, and with positional arguments.
+        # This code runs for every message: helpers are inlined, and arguments are positional.
         redelivered = bool(counts)
         labels_of = self._labels
         for (id_, fields), attempts in zip(entries, counts or repeat(0), strict=False):
@@ -191,19 +198,22 @@ class RedisBackend(RedisRouting):
             )
 
     def _read_labels(self, raw: bytes) -> _Labels:
-        """Decode the labels of a message and cache them, because few combinations occur."""
+        """Decode the labels of a message: content type, content encoding, exchange, routing key.
+
+        The result is cached, because few combinations occur.
+        """
         try:
             content_type, content_encoding, exchange, routing_key = json.loads(raw)
             labels = (content_type, content_encoding, str(exchange), str(routing_key))
         except (TypeError, ValueError):
-            labels = (None, None, "", "")  # written by another program
+            labels = (None, None, "", "")  # the labels were written by another program
         if len(self._labels) >= _MAX_CACHED_LABELS:
             self._labels.clear()
         self._labels[raw] = labels
         return labels
 
     def wait(self, timeout: float) -> None:
-        """See ``Backend``. Blocks in a read on the server, for a short time."""
+        """Block in a read on the server until messages may be ready, for ``timeout`` or 0.25 s."""
         last = self._last_ids
         if not last:
             return
@@ -215,7 +225,10 @@ class RedisBackend(RedisRouting):
     # -- settling ------------------------------------------------------------------------------
 
     def acknowledge(self, handles: Sequence[Any]) -> int:
-        """See ``Backend``."""
+        """Remove the messages of ``handles`` and return how many were removed.
+
+        Messages that this consumer no longer holds are not removed. Idempotent.
+        """
         return sum(self._acknowledge(*group) for group in _grouped(handles).items())
 
     def _acknowledge(self, consumer: str, by_queue: dict[str, list[_Handle]]) -> int:
@@ -227,7 +240,10 @@ class RedisBackend(RedisRouting):
         return removed
 
     def release(self, handles: Sequence[Any], *, attempted: bool) -> None:
-        """See ``Backend``."""
+        """Make the messages of ``handles`` ready again, at their old place in the queue.
+
+        ``attempted``: whether the lease counts as a delivery. Idempotent.
+        """
         for consumer, by_queue in _grouped(handles).items():
             keys = [self._consumers_key]
             words: list[Any] = [consumer]
@@ -241,7 +257,7 @@ class RedisBackend(RedisRouting):
             try:
                 self._client.run(script.RELEASE, keys, words)
             except BusError:
-                # The caller considers them released, so they must not stay under this name.
+                # The server may not have released the messages. Retiring the name releases them.
                 self._retire(consumer)
                 raise
             finally:
@@ -264,14 +280,14 @@ class RedisBackend(RedisRouting):
     # -- consumers -----------------------------------------------------------------------------
 
     def extend(self) -> bool:
-        """See ``Backend``. One round trip, however many messages this consumer holds."""
+        """Renew the registration of this consumer, which restarts the time of all its leases."""
         return self._renew(list_others=False)[0]
 
     def reclaim(self) -> None:
-        """See ``Backend``."""
+        """Make the messages of dead consumers ready again. Idempotent."""
         _, now, others = self._renew(list_others=True)
         client = self._client
-        # After the server was unreachable all consumers look expired until they had time to renew.
+        # After an outage of the server all consumers look expired, until they had time to renew.
         reachable_for = time.monotonic() - max(
             client.failed_at, self._started_at - self._silence / 2
         )
@@ -282,11 +298,11 @@ class RedisBackend(RedisRouting):
                 client.run(script.TAKE_OVER, keys, [self._streams, name, expiry])
 
     def _renew(self, *, list_others: bool) -> tuple[bool, float, list[tuple[str, bytes]]]:
-        """Renew the registration of this consumer's names, if that is due.
+        """Renew the registration of this consumer's names.
 
-        Return whether all names were still registered, the server's time in milliseconds, and the
-        other consumers with their times of expiry, if ``list_others``. Without ``list_others`` a
-        renewal is always due.
+        With ``list_others``, renews only if a fifth of the lease time has passed. Returns whether
+        all names were still registered, the server's time in milliseconds, and, with
+        ``list_others``, the names and times of expiry of the other consumers.
         """
         own = self._registered_names()
         now = time.monotonic()
@@ -311,21 +327,21 @@ class RedisBackend(RedisRouting):
             return names
 
     def _retire(self, consumer: str) -> None:
-        """Use another name for later leases: this one may have messages that are unknown here."""
+        """Stop using a name for leases, because messages unknown here may be leased under it."""
         with self._lock:
             self._leased.setdefault(consumer, set())
             if self._consumer == consumer:
                 self._consumer, self._registered = self._new_name(), False
 
     def _forget(self, consumer: str) -> None:
-        """Forget a name that was taken over, with the messages leased under it."""
+        """Forget a name that is no longer registered, and the messages leased under that name."""
         with self._lock:
             self._leased.pop(consumer, None)
             if self._consumer == consumer:
                 self._consumer, self._registered = self._new_name(), False
 
     def _empty_names(self) -> list[str]:
-        """Return the retired names under which nothing known is leased."""
+        """Return the retired names under which no known message is leased."""
         with self._lock:
             return [
                 name
@@ -334,7 +350,7 @@ class RedisBackend(RedisRouting):
             ]
 
     def _leave(self, names: Sequence[str]) -> None:
-        """Unregister names; messages that are still leased under them become ready."""
+        """Unregister names; messages that are still leased under these names become ready."""
         if not names:
             return
         keys = [self._consumers_key, self._queues_key]
@@ -343,10 +359,10 @@ class RedisBackend(RedisRouting):
             self._forget(name)
 
     def tidy(self) -> None:
-        """Do nothing, because the server itself frees the space of removed messages."""
+        """Do nothing, because the Redis server itself frees the space of removed messages."""
 
     def close(self) -> None:
-        """See ``Backend``."""
+        """Release all messages of this consumer, unregister it, and disconnect. Idempotent."""
         try:
             self._leave(self._registered_names())
         finally:
@@ -355,12 +371,15 @@ class RedisBackend(RedisRouting):
     # -- whole queues --------------------------------------------------------------------------
 
     def size(self, queue: str) -> int:
-        """See ``Backend``."""
+        """Return the number of ready messages in a queue; 0 if the queue does not exist."""
         state = self._state(queue)
         return int(state[0]) if state else 0
 
     def purge(self, queue: str) -> int:
-        """See ``Backend``. Purges in several steps, up to the newest message at the start."""
+        """Remove the ready messages of a queue in several steps and return their number.
+
+        Messages published after the call began are not removed.
+        """
         stream = self._stream(queue)
         newest = self._client.command("XREVRANGE", stream, "+", "-", "COUNT", 1)
         if not newest:
@@ -373,7 +392,10 @@ class RedisBackend(RedisRouting):
         return removed
 
     def queue_stats(self, queue: str) -> QueueStats:
-        """See ``Backend``. The age is that of the oldest id, by the server's clock."""
+        """Return the numbers of messages in a queue, and the oldest age by the server's clock.
+
+        Raises ``BusError`` if the queue does not exist.
+        """
         state = self._state(queue)
         if not state:
             raise BusError(
@@ -394,7 +416,7 @@ class RedisBackend(RedisRouting):
 def _process_of(name: str) -> ProcessIdentity:
     parts = name.split(".")
     if len(parts) != 4 or not parts[1].isdecimal():
-        # The name of another program: only its time of expiry tells whether it is dead.
+        # The name was made by another program. Only its time of expiry shows whether it is dead.
         return ProcessIdentity("", 0, "")
     return ProcessIdentity(parts[0], int(parts[1]), parts[2])
 
@@ -408,7 +430,7 @@ def _decode_headers(raw: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _grouped(handles: Iterable[_Handle]) -> dict[str, dict[str, list[_Handle]]]:
-    """Return the handles grouped by consumer, then by queue."""
+    """Group handles: return a dict by consumer name of dicts by queue name."""
     groups: dict[str, dict[str, list[_Handle]]] = {}
     for handle in handles:
         groups.setdefault(handle.consumer, {}).setdefault(handle.queue, []).append(handle)

@@ -1,4 +1,4 @@
-"""The client of a Redis server, which raises eventsync's errors."""
+"""A client of a Redis server that raises eventsync's errors."""
 
 from __future__ import annotations
 
@@ -22,55 +22,66 @@ from eventsync.transports.redis.url import RedisSettings
 
 __all__ = ["RedisClient"]
 
-# Errors of a server after which the same command may succeed later: the word in their text, the
-# client's class if it has one, and what the error means.
+# Errors after which the same command may succeed later: a word in the error's text, the class in
+# the client library (an empty tuple if there is none), and what the error means.
 _TEMPORARY: tuple[tuple[str, type[Exception] | tuple[()], str], ...] = (
     (
         "OOM",
         exceptions.OutOfMemoryError,
-        "its memory is full and nothing was stored; raise maxmemory, or let the workers drain it",
+        "the server's memory is full and nothing was stored; raise maxmemory, or start workers "
+        "that consume the messages",
     ),
     (
         "READONLY",
         exceptions.ReadOnlyError,
-        "it is a replica; name the primary in the broker URL, or use a sentinel:// URL",
+        "the server is a replica; name the primary in the broker URL, or use a sentinel:// URL",
     ),
-    ("MASTERDOWN", exceptions.MasterDownError, "it is a replica that has lost its primary"),
-    ("LOADING", exceptions.BusyLoadingError, "it is still loading its data"),
-    ("MISCONF", (), "it cannot save its data; look at its log and its disk"),
-    ("NOREPLICAS", (), "it has fewer replicas than its min-replicas-to-write"),
-    ("CLUSTERDOWN", exceptions.ClusterDownError, "its cluster is not complete"),
-    ("TRYAGAIN", exceptions.TryAgainError, "its cluster is moving keys to another node"),
-    ("BUSY Redis", (), "it is busy running a script"),
+    (
+        "MASTERDOWN",
+        exceptions.MasterDownError,
+        "the server is a replica that has lost its primary",
+    ),
+    ("LOADING", exceptions.BusyLoadingError, "the server is still loading its data"),
+    ("MISCONF", (), "the server cannot save its data; look at the server's log and disk"),
+    ("NOREPLICAS", (), "the server has fewer replicas than its setting min-replicas-to-write"),
+    ("CLUSTERDOWN", exceptions.ClusterDownError, "a node of the Redis cluster is missing"),
+    ("TRYAGAIN", exceptions.TryAgainError, "the Redis cluster is moving keys to another node"),
+    ("BUSY Redis", (), "the server is busy running a script"),
 )
 
 
 class RedisClient:
     """A client that runs scripts and raises eventsync's errors. Thread-safe, usable after a fork.
 
-    It repeats no command, because a publish whose answer was lost may have been stored. After an
-    error the next call connects again. ``failed_at``: when the server was last unreachable, by the
-    monotonic clock.
+    The client never repeats a command: if an answer was lost, the command may have been executed.
+    After an error the next call connects again. ``place``: the server's address for errors.
+    ``failed_at``: the time of the last call that did not reach the server, on the monotonic clock.
     """
 
     def __init__(self, settings: RedisSettings) -> None:
         self.place = settings.place
         self.failed_at = -math.inf
         with self.errors():  # the client of a cluster connects in its constructor
-            self._client: Any = _client(settings)  # annotated in part only
+            self._client: Any = _client(settings)  # Any, because redis-py is annotated only in part
 
     def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """Run a script. Raises: BusUnavailableError, BusError."""
+        """Run a Lua script and return its result.
+
+        Raises ``BusUnavailableError`` if a retry can help, else ``BusError``.
+        """
         rest = (len(keys), *keys, *arguments)
         with self.errors():
             try:
                 return self._client.execute_command("EVALSHA", script.sha, *rest)
             except exceptions.NoScriptError:
-                # The server did not run it. EVAL runs it and loads it for the next EVALSHA.
+                # The server does not know the script. EVAL runs it and loads it for later EVALSHAs.
                 return self._client.execute_command("EVAL", script.text, *rest)
 
     def command(self, *words: Any) -> Any:
-        """Run a command. Raises: BusUnavailableError, BusError."""
+        """Run a Redis command and return the reply.
+
+        Raises ``BusUnavailableError`` if a retry can help, else ``BusError``.
+        """
         with self.errors():
             return self._client.execute_command(*words)
 
@@ -80,7 +91,7 @@ class RedisClient:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn the driver's errors into eventsync's."""
+        """Raise the Redis driver's errors of the block as eventsync's errors."""
         try:
             yield
         except (redis.RedisError, exceptions.RedisClusterException, OSError) as error:
@@ -139,17 +150,23 @@ def _bus_error(place: str, error: Exception) -> BusError:
             hint="correct the user and password in the broker URL",
         )
     for word, kind, meaning in _TEMPORARY:
-        # An error raised within a script contains these words, but has no class of its own.
+        # An error that occurs within a script has no class of its own, only the word in its text.
         if isinstance(error, kind) or word in text:
-            return BusUnavailableError(f"the Redis server {place}: {text or word}", hint=meaning)
+            return BusUnavailableError(
+                f"the Redis server {place} refuses a command for now: {text or word}", hint=meaning
+            )
     if isinstance(
         error,
         redis.ConnectionError | redis.TimeoutError | exceptions.RedisClusterException | OSError,
     ):
-        return BusUnavailableError(f"the Redis server {place} cannot be reached: {text}")
+        return BusUnavailableError(
+            f"the Redis server {place} cannot be reached: {text}",
+            hint="check that the server runs and that the broker URL is correct",
+        )
     if "WRONGTYPE" in text:
         return BusError(
-            f"the Redis server {place} holds other data under the broker's keys: {text}",
+            f"the Redis server {place} holds data of another program under the broker's keys: "
+            f"{text}",
             hint="choose another prefix in the broker URL",
         )
     return BusError(f"the Redis server {place} refuses a command: {text}")

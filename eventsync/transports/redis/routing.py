@@ -1,4 +1,4 @@
-"""The keys on a Redis server, and the part of the backend that keeps the routing under them."""
+"""The names of the Redis keys, and the part of the backend that stores the routing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Command = tuple[str, ...]
 
 
 class RedisRouting(Backend):
-    """The part of ``Backend`` for queues, exchanges and bindings, on a Redis server."""
+    """The part of ``Backend`` that stores queues, exchanges and bindings on a Redis server."""
 
     def __init__(self, client: RedisClient, *, prefix: str) -> None:
         self._client = client
@@ -29,7 +29,7 @@ class RedisRouting(Backend):
         self._streams = f"{prefix}queue:"
 
     def load_routing(self) -> RoutingTables:
-        """See ``Backend``."""
+        """Read all queues, exchanges and bindings in one consistent step and return them."""
         epoch, queues, exchanges, bindings = self._client.run(LOAD, self._routing_keys(), ())
         declared = []
         for name, raw in zip(exchanges[::2], exchanges[1::2], strict=True):
@@ -50,13 +50,13 @@ class RedisRouting(Backend):
         return RoutingTables(int(epoch), [queue.decode() for queue in queues], declared, bound)
 
     def declare_queue(self, queue: str) -> None:
-        """See ``Backend``. The first message creates the stream."""
+        """Create a durable queue. Idempotent. The first message creates the queue's stream."""
         self._alter(
             lambda tables: [] if queue in tables.queues else [("SADD", self._queues_key, queue)]
         )
 
     def delete_queue(self, queue: str) -> None:
-        """See ``Backend``."""
+        """Remove a queue, its bindings and its messages. Idempotent."""
 
         def commands(tables: RoutingTables) -> list[_Command]:
             if queue not in tables.queues:
@@ -70,7 +70,7 @@ class RedisRouting(Backend):
         self._alter(commands)
 
     def declare_exchange(self, exchange: ExchangeDeclaration) -> None:
-        """See ``Backend``."""
+        """Create a durable exchange, unless an exchange of that name exists. Idempotent."""
         about = exchange._asdict()
         name = about.pop("name")
         value = encode_object("arguments", {**about, "arguments": dict(exchange.arguments)})
@@ -83,7 +83,7 @@ class RedisRouting(Backend):
         self._alter(commands)
 
     def delete_exchange(self, exchange: str) -> None:
-        """See ``Backend``."""
+        """Remove an exchange and its bindings. Idempotent."""
 
         def commands(tables: RoutingTables) -> list[_Command]:
             if all(known.name != exchange for known in tables.exchanges):
@@ -96,11 +96,11 @@ class RedisRouting(Backend):
         self._alter(commands)
 
     def bind(self, binding: Binding) -> None:
-        """See ``Backend``."""
+        """Create a durable binding. Does nothing if queue or exchange do not exist."""
         value = encode_object("arguments", binding.arguments)
 
         def commands(tables: RoutingTables) -> list[_Command]:
-            # Check both again here, so that a queue deleted a moment ago gets no binding.
+            # Check queue and exchange again: they may have been deleted since the caller checked.
             if (
                 any(bound[:3] == binding[:3] for bound in tables.bindings)
                 or binding.queue not in tables.queues
@@ -112,7 +112,7 @@ class RedisRouting(Backend):
         self._alter(commands)
 
     def unbind(self, binding: Binding) -> None:
-        """See ``Backend``."""
+        """Remove a binding. Idempotent."""
         self._alter(
             lambda tables: self._unbound(
                 bound for bound in tables.bindings if bound[:3] == binding[:3]
@@ -120,7 +120,11 @@ class RedisRouting(Backend):
         )
 
     def _alter(self, commands_for: Callable[[RoutingTables], list[_Command]]) -> None:
-        """Run the commands for the current routing, atomically; repeat if it has just changed."""
+        """Change the routing atomically.
+
+        ``commands_for``: returns the Redis commands that change the given routing. It is called
+        again if the routing has changed before the commands could run.
+        """
         while True:
             tables = self.load_routing()
             commands = commands_for(tables)

@@ -1,12 +1,12 @@
-"""The Lua scripts of the Redis transport; each is one atomic step on the server.
+"""The Lua scripts of the Redis transport. Each script is one atomic step on the server.
 
-All keys have the same hash tag, so that a cluster keeps them on one node. Therefore a script may
-access the streams of all queues, although these are not among the keys it is given.
+All keys have the same hash tag, so a cluster keeps all of them on one node. Therefore a script may
+access the stream of any queue, even if the stream is not among the keys passed to the script.
 
 A queue is a stream with one consumer group. The messages that a consumer has leased are in the
 group's list of pending entries under the name of that consumer. Released messages are in that list
-under the name ``RELEASED``, which no consumer uses. They are older than all messages that were
-never leased, so they are leased first.
+under the name ``RELEASED``, which no consumer uses. Released messages are older than all messages
+that were never leased, so they are leased first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RELEASED = "released"
 
 @dataclass(frozen=True)
 class Script:
-    """A Lua script, and the SHA-1 digest by which a server runs a script that it has loaded."""
+    """A Lua script, and the SHA-1 digest that identifies the script in EVALSHA."""
 
     text: str
     sha: str = field(init=False)
@@ -54,14 +54,14 @@ local function milliseconds()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 -- A server whose memory is full refuses commands that need memory, unless the script has already
--- written something. This write allows consumers to drain the server.
+-- written something. This write therefore allows consumers to remove messages.
 local function despite_full_memory(consumers)
   redis.call('ZREM', consumers, '')
 end
 local function expire_in(consumers, consumer, ttl)
   redis.call('ZADD', consumers, string.format('%.0f', milliseconds() + ttl), consumer)
 end
--- Return the reply of a command, or nil if the stream has no such group.
+-- Return the reply of a command, or nil if the stream or its consumer group does not exist.
 local function unless_no_group(...)
   local reply = redis.pcall(...)
   if type(reply) == 'table' and reply.err then
@@ -81,7 +81,8 @@ end
 """
 
 _REMOVE = """
--- ARGV from `at`: index of the stream in KEYS, number of ids, ids; and so on.
+-- Remove messages; return their number. ARGV from `at`, for each stream: index of the stream in
+-- KEYS, number of ids, ids.
 local function remove(at)
   local removed = 0
   while at <= #ARGV do
@@ -98,8 +99,8 @@ end
 """
 
 _RELEASE_ALL = """
--- Release all messages that a consumer has leased, and delete the consumer from the group. With
--- `clean`, these leases do not count as deliveries.
+-- Release all messages that a consumer has leased, and delete the consumer from the group. `clean`:
+-- do not count these leases as deliveries.
 local function release_all(stream, consumer, clean)
   local from = '-'
   while true do
@@ -120,17 +121,17 @@ local function release_all(stream, consumer, clean)
     end
     from = '(' .. held[#held][1]
   end
-  -- Deleting a consumer would also delete its pending entries.
+  -- Checked, because deleting a consumer also deletes its pending entries.
   if #redis.call('XPENDING', stream, GROUP, '-', '+', 1, consumer) == 0 then
     redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, consumer)
   end
 end
 """
 
-#: KEYS: epoch, streams. ARGV: the expected epoch, then for each message: the indices of its streams
-#: in KEYS, labels, body, and headers with properties or an empty text. Returns 1, or 0 with nothing
-#: stored if the epoch differs. The labels are the name of the body's field, because a stream stores
-#: field names that repeat only once.
+#: Store messages. KEYS: epoch, streams. ARGV: the expected epoch, then for each message the indices
+#: of its streams in KEYS, its labels, its body, and its headers with properties or an empty text.
+#: Returns 1. Returns 0 and stores nothing if the epoch differs. The labels serve as the name of the
+#: body's field, because a stream stores repeated field names only once.
 STORE = Script(
     """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -148,14 +149,14 @@ return 1
 """
 )
 
-#: KEYS: consumers, queues, streams; the streams of the queues to lease from come first. ARGV:
-#: consumer, its time to live in ms, 1 if it is new, the largest number of messages, the largest
-#: number of bytes of their bodies, the number of queues to lease from, their names, then the
-#: messages to acknowledge, as `remove` reads them. Returns {'gone'} if the consumer was taken over,
-#: {'missing', queue} if there is no such queue, or {'ok', last, parts of each queue ...}. `last`
-#: has the last delivered id of each queue if no message is ready, else it is empty. A part is
-#: {counts, entries}: `counts` has the number of earlier leases of each entry, or is empty if all
-#: are 0.
+#: Acknowledge messages, then lease ready messages. KEYS: consumers, queues, then the streams of the
+#: queues to lease from, then other streams. ARGV: consumer, its time to live in ms, 1 if the
+#: consumer is new, the largest number of messages, about the largest number of bytes of bodies, the
+#: number of queues to lease from, the names of these queues, then the messages to acknowledge as
+#: `remove` reads them. Returns {'gone'} if the consumer is no longer registered, {'missing', queue}
+#: if a queue does not exist, else {'ok', last, parts of each queue ...}. If no message is ready,
+#: `last` has the last delivered id of each queue; else it is empty. A part is {counts, entries}:
+#: `counts` has the number of earlier leases of each entry, or is empty if all numbers are 0.
 LEASE = Script(
     _SHARED
     + _REMOVE
@@ -167,8 +168,8 @@ for i = 1, queues do
   if redis.call('SISMEMBER', KEYS[2], ARGV[6 + i]) == 0 then return {'missing', ARGV[6 + i]} end
 end
 despite_full_memory(consumers)
--- A lease that finds no message writes nothing, because each write may wait for the disk. Renew the
--- time of expiry no more often than consumers renew it anyway.
+-- Each write may wait for the disk. Therefore renew the time of expiry only if a fifth of the time
+-- to live has passed; consumers renew it that often anyway.
 if not expiry or expiry - milliseconds() < 0.8 * ttl then expire_in(consumers, me, ttl) end
 remove(7 + queues)
 
@@ -206,7 +207,7 @@ local function lease_released(stream, into, share)
       end
     end
     share = share - add(into, counts, entries)
-    -- Entries that another program has deleted from the stream.
+    -- Remove pending entries whose messages another program has deleted from the stream.
     for id in pairs(leases) do redis.call('XACK', stream, GROUP, id) end
   end
   return share
@@ -217,7 +218,7 @@ local function lease_new(stream, into, share)
     local command = {'XREADGROUP', 'GROUP', GROUP, me, 'COUNT', count, 'STREAMS', stream, '>'}
     local reply = unless_no_group(unpack(command))
     if reply == nil then
-      -- No consumer has leased yet, or the group was removed. All stored messages are ready.
+      -- The group does not exist: nobody has leased yet, or it was removed. All messages are ready.
       redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
       reply = redis.call(unpack(command))
     end
@@ -243,8 +244,8 @@ return {'ok', last, unpack(leased)}
 """
 )
 
-#: KEYS: consumers, streams. ARGV: consumer, then the messages to acknowledge, as `remove` reads
-#: them. Returns how many were removed.
+#: Remove acknowledged messages. KEYS: consumers, streams. ARGV: consumer, then the messages in the
+#: format of `remove`. Returns how many messages were removed.
 ACKNOWLEDGE = Script(
     _SHARED
     + _REMOVE
@@ -254,8 +255,8 @@ return remove(2)
 """
 )
 
-#: KEYS: consumers, streams. ARGV: consumer, then for each part: index of the stream in KEYS, the
-#: number of leases to record for its messages, number of ids, ids.
+#: Release messages. KEYS: consumers, streams. ARGV: consumer, then for each group of messages index
+#: of the stream in KEYS, the number of leases to record for each message, number of ids, ids.
 RELEASE = Script(
     _SHARED
     + """
@@ -276,9 +277,10 @@ end
 """
 )
 
-#: KEYS: consumers. ARGV: time to live in ms, 1 to list all consumers, the consumers to renew.
-#: Returns {server's time in ms, {consumers to renew that are not registered}, {consumer, time of
-#: expiry in ms, ...}}. The last list is empty unless it was asked for.
+#: Renew the registration of consumers. KEYS: consumers. ARGV: time to live in ms, 1 to list all
+#: consumers, the consumers to renew. Returns {server's time in ms, {those consumers to renew that
+#: are no longer registered}, {consumer, time of expiry in ms, ...}}. The last list is empty unless
+#: the second argument is 1.
 BEAT = Script(
     _SHARED
     + """
@@ -297,8 +299,9 @@ return {string.format('%.0f', milliseconds()), gone, others}
 """
 )
 
-#: KEYS: consumers, queues. ARGV: the prefix of the names of streams, consumer, the time of expiry
-#: for which it was judged dead. Has no effect if the consumer has renewed that since.
+#: Release all messages of a dead consumer and unregister it. KEYS: consumers, queues. ARGV: the
+#: prefix of the names of streams, the consumer, and its time of expiry when the caller found it
+#: dead. Has no effect if the consumer has renewed its registration since then.
 TAKE_OVER = Script(
     _SHARED
     + _RELEASE_ALL
@@ -311,13 +314,14 @@ redis.call('ZREM', KEYS[1], ARGV[2])
 """
 )
 
-#: KEYS: consumers, queues. ARGV: the prefix of the names of streams, consumers to unregister.
+#: Unregister consumers and release their messages. KEYS: consumers, queues. ARGV: the prefix of the
+#: names of streams, then the consumers.
 LEAVE = Script(
     _SHARED
     + _RELEASE_ALL
     + """
 for i = 2, #ARGV do
-  -- A consumer that is not registered was taken over, so its messages are no longer its own.
+  -- If the consumer is not registered, another consumer has already released its messages.
   if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
     for _, queue in ipairs(redis.call('SMEMBERS', KEYS[2])) do
       release_all(ARGV[1] .. queue, ARGV[i], true)
@@ -327,11 +331,12 @@ end
 """
 )
 
-#: KEYS: any of them, which selects the node of a cluster. Returns the server section of INFO.
+#: Return the server section of INFO. KEYS: any key of the transport; it selects the cluster node.
 LIFE = Script("return redis.call('INFO', 'server')")
 
-#: KEYS: queues, stream. ARGV: queue. Returns {ready, leased, id of the oldest message or '',
-#: server's time in ms}, or nil if there is no such queue.
+#: Return the state of a queue. KEYS: queues, stream. ARGV: queue. Returns nil if the queue does not
+#: exist, else {number of ready messages, number of leased messages, id of the oldest message or '',
+#: server's time in ms}.
 STATE = Script(
     _SHARED
     + """
@@ -349,8 +354,8 @@ return {
 """
 )
 
-#: KEYS: stream. ARGV: the last id to remove. Removes ready messages: all if no message is leased,
-#: else a part of them. Returns {number of removed messages, 1 if there may be more or 0}.
+#: Remove ready messages: all of them if no message is leased, else a limited number. KEYS: stream.
+#: ARGV: the last id to remove. Returns {number of removed messages, 1 if more may remain, else 0}.
 PURGE = Script(
     _SHARED
     + """
@@ -377,11 +382,13 @@ return {removed, #ids == 50 and 1 or 0}
 """
 )
 
-#: KEYS: epoch, queues, exchanges, bindings. Returns {epoch, queues, exchanges, bindings}.
+#: Return the routing. KEYS: epoch, queues, exchanges, bindings. Returns the values of these keys in
+#: this order.
 LOAD = Script(
     """
 if redis.call('EXISTS', KEYS[1]) == 0 then
-  -- An epoch that no earlier routing on this server had, because a publisher may remember one.
+  -- A publisher may remember the epoch of an earlier routing on this server. An epoch made from the
+  -- server's time differs from all of these.
   local time = redis.call('TIME')
   redis.call('SET', KEYS[1], time[1] .. string.format('%06d', time[2]))
 end
@@ -392,8 +399,9 @@ return {
 """
 )
 
-#: KEYS: epoch, and the keys to change. ARGV: the expected epoch, then commands, each preceded by
-#: the number of its words. Returns 1, or 0 with nothing done if the epoch differs.
+#: Change the routing. KEYS: epoch, and the keys to change. ARGV: the expected epoch, then Redis
+#: commands, each preceded by the number of its words. Returns 1. Returns 0 and does nothing if the
+#: epoch differs.
 ALTER = Script(
     """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end

@@ -20,7 +20,7 @@ _OLDEST = (6, 2)
 
 
 class RedisTransport(LeasedTransport):
-    """A Redis server for kombu: ``kombu.Connection(url, transport=RedisTransport)``."""
+    """The kombu transport for Redis. Use ``kombu.Connection(url, transport=RedisTransport)``."""
 
     can_parse_url = True
     driver_type = "redis"
@@ -35,7 +35,10 @@ class RedisTransport(LeasedTransport):
         transport.__init__(client, **kwargs)
 
     def open_backend(self) -> Backend:
-        """See ``LeasedTransport``."""
+        """Connect to the Redis server and return a new backend.
+
+        Blocks. Raises ``BusUnavailableError`` if a retry can help, else ``BusError``.
+        """
         client = RedisClient(self.settings)
         try:
             client.command("PING")
@@ -45,19 +48,19 @@ class RedisTransport(LeasedTransport):
         return RedisBackend(client, settings=self.settings)
 
     def driver_version(self) -> str:
-        """Return the version of the client library."""
+        """Return the version of the Python package ``redis``."""
         return str(redis.__version__)
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """Return the URL, with its password replaced unless ``include_password``."""
+        """Return ``uri`` with its password replaced by ``mask``, unless ``include_password``."""
         return uri if include_password else masked(uri, mask)
 
 
 def connect(url: str, **options: Any) -> Connection:
-    """Return a kombu connection to the Redis server of ``url``, which opens at its first use.
+    """Return a kombu connection to the Redis server of ``url``. The first use connects.
 
-    ``options`` are those of ``RedisSettings``, and kombu's transport options. Does not block.
-    Raises: ConfigError if the URL or an option is wrong.
+    ``options``: fields of ``RedisSettings`` and transport options of kombu. Does not block. Raises
+    ``ConfigError`` if the URL or an option is wrong.
     """
     RedisSettings.from_url(url, **options)
     scheme, _, rest = url.partition(":")
@@ -68,9 +71,10 @@ def connect(url: str, **options: Any) -> Connection:
 
 
 def advice(url: str) -> list[str]:
-    """Return a sentence for each setting of the server that may lose messages. Blocks.
+    """Return one sentence for each setting of the Redis server that may lose messages. Blocks.
 
-    Raises: ConfigError, BusUnavailableError, BusError.
+    Raises ``ConfigError`` if the URL is wrong, ``BusUnavailableError`` if the server cannot be
+    reached, and ``BusError`` if the server refuses the login or a command.
     """
     client = RedisClient(RedisSettings.from_url(url))
     try:
@@ -99,8 +103,8 @@ def _weaknesses(client: RedisClient) -> list[str]:
         )
     elif not fsync:
         found.append(
-            "the server does not tell its appendfsync: unless it is `always`, a crash of its "
-            "host may lose messages that were just published"
+            "the server does not report its setting appendfsync: unless the setting is `always`, a "
+            "crash of the server's host may lose messages that were just published"
         )
     elif fsync != "always":
         lost = "in the last second" if fsync == "everysec" else "since the system's last write"
@@ -110,9 +114,9 @@ def _weaknesses(client: RedisClient) -> list[str]:
         )
     if info.get("aof_enabled") == "1" and not _reads_its_log(client):
         found.append(
-            "its default user may not run all commands: when the server starts, it reads its "
-            "append-only file as that user and skips the commands that the user may not run; give "
-            "that user `~* +@all` and a password"
+            "the server's default user may not run all commands: when the server starts, it reads "
+            "its append-only file as that user and skips the commands that the user may not run; "
+            "give that user `~* +@all` and a password"
         )
     policy = info.get("maxmemory_policy", "")
     if policy != "noeviction":
@@ -124,7 +128,10 @@ def _weaknesses(client: RedisClient) -> list[str]:
 
 
 def _reads_its_log(client: RedisClient) -> bool:
-    """Return whether the default user may run all commands; True if the server does not tell."""
+    """Return whether the default user may run all commands on all keys.
+
+    Returns True if the server does not report this.
+    """
     try:
         reply = client.command("ACL", "GETUSER", "default")
     except BusUnavailableError:

@@ -1,6 +1,6 @@
 """The URL of a Redis server and the settings in it.
 
-This module does not import the client library, so that showing a URL does not require it.
+This module does not import the client library. So a URL can be masked without that library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from eventsync.transports.leased.backend import LeaseSettings
 
 __all__ = ["ALIASES", "SCHEMES", "RedisSettings", "masked"]
 
-# kombu takes the text before a plus sign for the name of a transport, so it gets these aliases.
+# URL schemes, and the schemes that kombu gets instead. kombu would take the part before a plus sign
+# for the name of a transport.
 ALIASES = {"redis+socket": "unix", "redis+cluster": "rediscluster"}
 SCHEMES = frozenset({"redis", "rediss", "sentinel", *ALIASES, *ALIASES.values()})
 
@@ -24,12 +25,13 @@ _SENTINEL_PORT = 26379
 
 @dataclass(frozen=True, kw_only=True)
 class RedisSettings(LeaseSettings):
-    """The address of the server and the settings of its use; times are in seconds.
+    """The address of a Redis server and the settings of the transport; times are in seconds.
 
     ``dead_after``: a consumer counts as dead if it has not renewed its registration for this time,
-    or for the lease time if that is shorter. Consumers renew it five times as often. ``timeout``:
-    for connecting and for each answer. ``prefix``: the beginning of the names of all keys; each
-    deployment on a server needs its own. ``ca_file``, ``cert_file``, ``key_file``: for ``rediss``.
+    or for the lease time if that is shorter. ``timeout``: how long to wait for a connection and for
+    each reply. ``prefix``: the beginning of the names of all Redis keys; each deployment that
+    shares a server needs its own prefix. ``service``: the name of the primary that sentinels watch.
+    ``path``: the path of a Unix socket. ``ca_file``, ``cert_file``, ``key_file``: for ``rediss``.
     """
 
     scheme: str
@@ -48,16 +50,16 @@ class RedisSettings(LeaseSettings):
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> RedisSettings:
-        """Return the settings of a URL.
+        """Return the settings of a Redis URL.
 
-        These are its forms; each may be followed by ``?name=value``::
+        The URL has one of these forms, each optionally followed by ``?name=value``::
 
             redis://user:password@host:6379/0         rediss://... the same with TLS
             redis+socket://user:password@/path?db=0   sentinel://host:26379,host:26379/service/0
             redis+cluster://user:password@host:6379,host:6379
 
-        Settings in the URL override ``options``. Raises: ConfigError, which does not show the
-        password.
+        Settings in the URL override ``options``. Raises ``ConfigError`` if the URL or a setting is
+        wrong; the error does not show the password.
         """
         scheme, separator, rest = url.partition("://")
         if not separator or scheme not in SCHEMES:
@@ -77,7 +79,7 @@ class RedisSettings(LeaseSettings):
         try:
             if scheme == "unix":
                 if location or not path:
-                    raise ValueError("it names no socket; write redis+socket:///path")
+                    raise ValueError("the URL names no socket; write redis+socket:///path")
                 db = int(values.pop("db", "0"))
                 path = f"/{unquote(path)}"
             else:
@@ -86,12 +88,12 @@ class RedisSettings(LeaseSettings):
                 if scheme == "sentinel":
                     service, _, path = path.partition("/")
                     if not service:
-                        raise ValueError("it names no service; write sentinel://host/service")
+                        raise ValueError("the URL names no service; write sentinel://host/service")
                 elif len(hosts) > 1 and scheme != "rediscluster":
                     raise ValueError("only sentinels and clusters may have several hosts")
                 db, path = int(values.pop("db", "") or path or "0"), ""
             if db < 0:
-                raise ValueError("the number of the database is negative")
+                raise ValueError("the number of the database is negative; write 0 or more")
         except ValueError as error:
             raise ConfigError(f"the broker URL {masked(url)!r} is wrong: {error}") from None
         settings = cls.read(
@@ -116,7 +118,7 @@ class RedisSettings(LeaseSettings):
 
     @property
     def place(self) -> str:
-        """The address of the server for messages, without credentials."""
+        """The address of the server, without user and password, as errors and logs show it."""
         if self.path:
             return self.path
         hosts = ",".join(f"{host}:{port}" for host, port in self.hosts)
@@ -124,7 +126,7 @@ class RedisSettings(LeaseSettings):
 
 
 def masked(url: str, mask: str = "**") -> str:
-    """Return a URL with its password replaced. Accepts any text and never raises."""
+    """Return ``url`` with its password replaced by ``mask``. Accepts any text and never raises."""
     scheme, separator, rest = url.partition("://")
     # The last `@`, so that a password that contains an unencoded `@` is hidden, too.
     credentials, at, place = rest.rpartition("@")

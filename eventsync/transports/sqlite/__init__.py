@@ -1,1 +1,1 @@
-"""The embedded broker: queues in one SQLite file."""
+"""The embedded broker: a transport that keeps its queues in one SQLite file."""

@@ -1,8 +1,9 @@
 """The backend of the embedded broker: messages and leases in an SQLite file.
 
-Leasing and acknowledging write only the small rows of ``delivery``, not the payload. Publishing is
-durable. Leases and acknowledgements are not synchronised to the disk one by one: a power failure
-may undo the latest of them, which only causes another delivery.
+Leasing and acknowledging write only the small rows of the table ``delivery``, not the payload. A
+published message is on disk when the call returns. Leases and acknowledgements are not written to
+the disk at once: a power failure may undo the latest of these, and the messages are then delivered
+again.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ _READY = """
     WHERE d.queue = ? AND d.owner = 0 ORDER BY d.id LIMIT ?
 """
 _QUEUE_ID = "(SELECT id FROM queue WHERE name = ?)"
-# The pause between two looks for messages is this share of the time for which the queue has been
-# idle, and at least so many seconds. A busy queue so answers at once, and an idle one costs little.
+# The pause between two checks for messages is this share of the time since the last message, but at
+# least ``_SHORTEST_PAUSE`` seconds. A busy queue answers at once, and an idle queue costs little.
 _PAUSE_SHARE = 0.05
 _SHORTEST_PAUSE = 0.001
 _MAX_CACHED_LABELS = 1024
-# How long a consumer that closes may take to compact the file, in seconds.
+# The longest time, in seconds, that `close` spends on compacting the file.
 _LONGEST_COMPACTION = 1.0
 
 
-# (queue id, owner, message id). Valid only while the owner holds the message.
+# (queue id, consumer id, message id). Valid only while this consumer holds the message.
 _Handle = tuple[int, int, int]
 
 
 class SQLiteBackend(SQLiteRouting):
-    """A consumer and publisher on a broker file; ``Backend`` states the contract.
+    """The ``Backend`` that stores messages in a broker file.
 
-    ``polling_interval``: the longest pause between two looks at an idle queue, in seconds.
+    ``polling_interval``: the longest pause between two checks of an idle queue, in seconds.
     """
 
     def __init__(
@@ -66,11 +67,17 @@ class SQLiteBackend(SQLiteRouting):
     # -- storing -------------------------------------------------------------------------------
 
     def store(self, routed: Sequence[tuple[OutboundMessage, Sequence[str]]], epoch: int) -> bool:
-        """See ``Backend``."""
+        """Store messages durably, all or none, and return True.
+
+        ``routed``: each message with the queues that receive it. If the routing has changed since
+        ``epoch``, stores nothing and returns False.
+        """
         queue_ids = self._queue_ids.get(epoch)
         if queue_ids is None:
             return False
-        now = time.time()  # not monotonic, because it must stay valid after a restart of the host
+        now = (
+            time.time()
+        )  # not the monotonic clock, because the time must stay valid after a reboot
         rows = [
             (
                 now,
@@ -110,7 +117,7 @@ class SQLiteBackend(SQLiteRouting):
     def lease(
         self, queues: Sequence[str], limit: int, acknowledged: Sequence[Any]
     ) -> list[LeasedMessage]:
-        """See ``Backend``."""
+        """Lease up to ``limit`` ready messages; first acknowledge those of ``acknowledged``."""
         if not acknowledged and not self._any_ready(queues):
             return []
         leased: list[LeasedMessage] = []
@@ -132,7 +139,7 @@ class SQLiteBackend(SQLiteRouting):
                 )
                 leased += self._messages(queue, queue_id, consumer, rows)
         if leased:
-            # Only after the commit, because a rollback frees the id for another consumer.
+            # Assigned only after the commit: after a rollback another consumer could get this id.
             self._consumer = consumer
             self._last_lease = time.monotonic()
         return leased
@@ -155,7 +162,7 @@ class SQLiteBackend(SQLiteRouting):
     def _messages(
         self, queue: str, queue_id: int, owner: int, rows: Iterable[Any]
     ) -> Iterator[LeasedMessage]:
-        # The hot path of consuming: inlined, and with positional arguments.
+        # This code runs for every message: helpers are inlined, and arguments are positional.
         for row in rows:
             id_, attempts, redelivered, headers, properties, body = row[:6]
             content_type, content_encoding, exchange, routing_key = self._labels(row[6:])
@@ -174,7 +181,7 @@ class SQLiteBackend(SQLiteRouting):
             )
 
     def _labels(self, raw: tuple[Any, ...]) -> tuple[str, ...]:
-        """Return text columns as text, from a cache, because few combinations occur."""
+        """Decode the text columns of a row. Results are cached, because few combinations occur."""
         labels = self._known_labels.get(raw)
         if labels is None:
             if len(self._known_labels) >= _MAX_CACHED_LABELS:
@@ -183,12 +190,15 @@ class SQLiteBackend(SQLiteRouting):
         return labels
 
     def wait(self, timeout: float) -> None:
-        """See ``Backend``. Looks for commits of others, less often the longer there are none."""
+        """Block until any process commits to the file, for at most ``timeout`` seconds.
+
+        The checks for commits become rarer the longer the last lease is ago.
+        """
         deadline = time.monotonic() + timeout
         while (now := time.monotonic()) < deadline:
             pause = max(_SHORTEST_PAUSE, (now - self._last_lease) * _PAUSE_SHARE)
-            # Pause before the look. While other queues are busy every look finds a commit, and each
-            # commit makes the caller query its own queue.
+            # Pause before the check. While other queues are busy, every check finds a commit, and
+            # after each commit the caller queries its own queue.
             time.sleep(min(pause, self._polling_interval, deadline - now))
             version = self._file.version()
             if version != self._version:
@@ -198,12 +208,18 @@ class SQLiteBackend(SQLiteRouting):
     # -- settling ------------------------------------------------------------------------------
 
     def acknowledge(self, handles: Sequence[Any]) -> int:
-        """See ``Backend``."""
+        """Remove the messages of ``handles`` and return how many were removed.
+
+        Messages that this consumer no longer holds are not removed. Idempotent.
+        """
         with self._file.transaction(durable=False) as db:
             return _remove(db, handles)
 
     def release(self, handles: Sequence[Any], *, attempted: bool) -> None:
-        """See ``Backend``."""
+        """Make the messages of ``handles`` ready again, at their old place in the queue.
+
+        ``attempted``: whether the lease counts as a delivery. Idempotent.
+        """
         with self._file.transaction(durable=False) as db:
             for (queue, owner), ids in _grouped(handles).items():
                 db.execute(
@@ -215,22 +231,25 @@ class SQLiteBackend(SQLiteRouting):
     # -- consumers -----------------------------------------------------------------------------
 
     def extend(self) -> bool:
-        """See ``Backend``. Writes one row, however many messages this consumer holds."""
+        """Restart the lease time of all messages of this consumer, by writing one row.
+
+        Returns False if another consumer has taken the messages over, else True.
+        """
         if not self._consumer:
             return True
         with self._file.transaction(durable=False) as db:
             return self._refresh(db, self._consumer, 0)
 
     def reclaim(self) -> None:
-        """See ``Backend``."""
+        """Make the messages of dead consumers ready again. Idempotent."""
         me = self._me()
         for row in self._file.read("SELECT id, scope, pid, started, lease, seen FROM consumer"):
             consumer, scope, pid, started, lease, seen = row
             if consumer == self._consumer:
                 continue
             process = ProcessIdentity(decode_text(scope), pid, decode_text(started))
-            # The monotonic clock is the same for all processes of the host and restarts with it. A
-            # time in the future is from before the restart.
+            # All processes of a host have the same monotonic clock, which starts again at a reboot.
+            # A time in the future was therefore written before the last reboot.
             if not 0 <= time.monotonic() - seen < lease or is_dead(process, seen_from=me):
                 self._take_over(consumer, seen)
 
@@ -239,7 +258,7 @@ class SQLiteBackend(SQLiteRouting):
             still = db.execute(
                 "SELECT last_id FROM consumer WHERE id = ? AND seen = ?", (consumer, seen)
             ).fetchone()
-            if still is not None:  # else it has refreshed, or another process took over
+            if still is not None:  # else it has renewed its lease, or another process took over
                 db.execute(
                     "UPDATE delivery SET owner = 0 "
                     "WHERE queue IN (SELECT id FROM queue) AND id <= ? AND owner = ?",
@@ -248,9 +267,10 @@ class SQLiteBackend(SQLiteRouting):
                 db.execute("DELETE FROM consumer WHERE id = ?", (consumer,))
 
     def _register(self, db: sqlite3.Connection, consumer: int, last_id: int) -> int:
-        """Refresh the row of this consumer, or insert it; return its id.
+        """Renew the lease of ``consumer``, or insert a new consumer; return the consumer's id.
 
-        ``last_id``: the latest message that it leases.
+        ``consumer``: 0 if this consumer has no id yet. ``last_id``: the id of the newest message
+        that the consumer leases now.
         """
         if consumer and self._refresh(db, consumer, last_id):
             return consumer
@@ -273,25 +293,25 @@ class SQLiteBackend(SQLiteRouting):
         return self._process
 
     def forget_consumer(self) -> None:
-        """See ``Backend``."""
+        """Become a new consumer without messages, after a fork. Does not block."""
         self._process = None
         self._consumer = 0
 
     # -- whole queues --------------------------------------------------------------------------
 
     def size(self, queue: str) -> int:
-        """See ``Backend``."""
+        """Return the number of ready messages in a queue; 0 if the queue does not exist."""
         sql = f"SELECT count(*) FROM delivery WHERE queue = {_QUEUE_ID} AND owner = 0"
         return int(self._file.read(sql, (queue,))[0][0])
 
     def purge(self, queue: str) -> int:
-        """See ``Backend``."""
+        """Remove the ready messages of a queue and return their number. Idempotent."""
         with self._file.transaction(durable=True) as db:
             counts = [db.execute(*s).rowcount for s in removal(queue, only_ready=True)]
         return counts[-1]
 
     def queue_stats(self, queue: str) -> QueueStats:
-        """See ``Backend``."""
+        """Return the numbers of messages in a queue. Raises ``BusError`` if it does not exist."""
         with self._file.snapshot() as db:
             (queue_id,) = db.execute(f"SELECT {_QUEUE_ID}", (queue,)).fetchone()
             if queue_id is None:
@@ -313,13 +333,13 @@ class SQLiteBackend(SQLiteRouting):
         return QueueStats(ready, total - ready, age)
 
     def tidy(self) -> None:
-        """See ``Backend``."""
+        """Free a bounded amount of unused space in the file. Idempotent."""
         version = self._file.version()
         self._file.compact(quiet=version == self._tidied_version)
         self._tidied_version = version
 
     def close(self) -> None:
-        """See ``Backend``."""
+        """Release all messages of this consumer, unregister it, compact and close the file."""
         consumer, self._consumer = self._consumer, 0
         try:
             if consumer:
@@ -338,7 +358,7 @@ class SQLiteBackend(SQLiteRouting):
 
 
 def _grouped(handles: Iterable[_Handle]) -> dict[tuple[int, int], list[int]]:
-    """Return the ids grouped by queue and owner, each group in ascending order."""
+    """Return the message ids by (queue id, consumer id), each list in ascending order."""
     groups: dict[tuple[int, int], list[int]] = {}
     for queue, owner, id_ in handles:
         groups.setdefault((queue, owner), []).append(id_)
@@ -348,9 +368,9 @@ def _grouped(handles: Iterable[_Handle]) -> dict[tuple[int, int], list[int]]:
 
 
 def _matching(ids: Sequence[int]) -> tuple[str, tuple[Any, ...]]:
-    """Return a condition on an id and its parameters.
+    """Return an SQL condition that selects ``ids``, and the parameters of the condition.
 
-    Consecutive ids, the usual case, become a range, which is fastest.
+    Consecutive ids, the usual case, become a range, which is the fastest condition.
     """
     if ids[-1] - ids[0] == len(ids) - 1:
         return "BETWEEN ? AND ?", (ids[0], ids[-1])
@@ -358,7 +378,10 @@ def _matching(ids: Sequence[int]) -> tuple[str, tuple[Any, ...]]:
 
 
 def _remove(db: sqlite3.Connection, handles: Iterable[_Handle]) -> int:
-    """Remove the messages that the owner in their handle still holds; return their number."""
+    """Remove the messages of ``handles`` and return how many were removed.
+
+    A message that its consumer no longer holds is not removed.
+    """
     total = 0
     for (queue, owner), ids in _grouped(handles).items():
         matching, values = _matching(ids)
@@ -367,7 +390,7 @@ def _remove(db: sqlite3.Connection, handles: Iterable[_Handle]) -> int:
             (queue, owner, *values),
         ).rowcount
         total += removed
-        if removed < len(ids):  # others were taken over; their new owner needs the payload
+        if removed < len(ids):  # some were taken over; the new holder needs their payload
             rows = db.execute(
                 f"SELECT id FROM delivery WHERE queue = ? AND id {matching}", (queue, *values)
             )

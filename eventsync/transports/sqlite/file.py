@@ -14,25 +14,27 @@ from eventsync.errors import BusError, BusUnavailableError
 __all__ = ["BrokerFile"]
 
 _PAGE_SIZE = 8192
-# Size to which SQLite truncates its write-ahead log. A smaller log costs the next writer time.
+# The size to which SQLite truncates its write-ahead log. With a smaller log, the next writer would
+# have to extend the log again.
 _LOG_BYTES = 16 * 1024 * 1024
-# While nobody works on the file, a log larger than this is truncated. The same holds for space at
-# the end of the file that no page uses.
+# While nobody works on the file, a log larger than this is truncated. Unused space at the end of
+# the file is cut off if it is larger than this.
 _KEPT_BYTES = 4 * 1024 * 1024
-# The file is compacted when more than half of its pages, and more than this many, are unused.
+# The file is compacted when more than this number of pages, and more than half of all, are unused.
 _UNUSED_PAGES_WHEN_QUIET = 128
 _UNUSED_PAGES_WHEN_BUSY = 2048
 _COMPACT_STEP = 1024  # pages
-# With at most this many used pages, VACUUM is cheaper than incremental steps.
+# Up to this number of used pages, VACUUM is cheaper than incremental steps.
 _FEW_USED_PAGES = 512
 
 
 class BrokerFile(DatabaseFile):
-    """A ``DatabaseFile`` with one connection that all threads share, one transaction at a time.
+    """A ``DatabaseFile`` for queues. All threads share one connection, one transaction at a time.
 
-    It is opened at once. Every method raises ``BusUnavailableError`` when trying again can help
-    (locked for ``busy_timeout``, disk full, file replaced), ``BusError`` when it cannot. Text comes
-    as bytes, because a stranger's text need not be UTF-8.
+    The constructor opens the file. Every method raises ``BusUnavailableError`` if trying again can
+    help: the file was locked for ``busy_timeout`` seconds, the disk is full, or the file was
+    replaced. Else it raises ``BusError``. Text columns are returned as bytes, because other
+    programs may have written text that is not UTF-8.
     """
 
     def __init__(
@@ -72,14 +74,18 @@ class BrokerFile(DatabaseFile):
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """Hold the file's write lock for the block; commit, or roll back if the block raises."""
+        """Run the block in a transaction with the file's write lock.
+
+        Commits at the end of the block, or rolls back if the block raises. ``durable``: wait until
+        the commit is on disk; otherwise a power failure may undo it.
+        """
         with super().transaction(durable=durable) as connection:
             yield connection
         self._commits += 1
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
-        """Give all queries of the block the same state of the file."""
+        """Run the block in a read transaction, so that all its queries see the same state."""
         with self.connection() as connection:
             self.patiently(lambda: _begin_reading(connection))
             try:
@@ -88,58 +94,62 @@ class BrokerFile(DatabaseFile):
                 connection.execute("ROLLBACK")
 
     def version(self) -> tuple[int, int]:
-        """Return a value that differs once anybody has committed to the file."""
+        """Return a value that changes with each commit to the file by any process."""
         # SQLite's data_version does not count the commits of this connection.
         return self.read("PRAGMA data_version")[0][0], self._commits
 
     def compact(self, *, quiet: bool) -> bool:
-        """Return unused space to the file system, if more than half of the file is unused.
+        """Return unused space to the file system; return whether more remains to be done.
 
-        Each call does a bounded amount of work; return whether more remains. ``quiet``: nobody
-        works on the file, so compact it for less unused space, too. Cheap when there is nothing to
-        do. Idempotent.
+        Compacts the file if more than half of it is unused. Each call does a bounded amount of
+        work. ``quiet``: nobody works on the file, so also compact a file with little unused space,
+        and truncate a large write-ahead log. Cheap if there is nothing to do. Idempotent.
         """
         enough = _UNUSED_PAGES_WHEN_QUIET if quiet else _UNUSED_PAGES_WHEN_BUSY
         with self.connection() as connection:
             unused, total = self.patiently(lambda: _pages(connection))
             if unused > enough and unused > total // 2:
                 if total - unused <= _FEW_USED_PAGES:
-                    # VACUUM costs what stays, the steps below cost what goes.
+                    # The cost of VACUUM grows with the used pages, that of the steps below with the
+                    # unused pages.
                     self.patiently(lambda: connection.execute("VACUUM"))
                 else:
-                    # As a script, because `execute` stops after the first page.
+                    # Run as a script, because `execute` would stop after the first page.
                     script = f"PRAGMA incremental_vacuum({_COMPACT_STEP})"
                     self.patiently(lambda: connection.executescript(script))
                 unused, total = _pages(connection)
             excess = _file_size(str(self.path)) - total * _PAGE_SIZE
             if quiet and max(excess, _file_size(f"{self.path}-wal")) > _KEPT_BYTES:
-                # Has no effect while others read or write; a later call tries again.
+                # Has no effect while another connection reads or writes; a later call tries again.
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             return unused > enough and unused > total // 2
 
     def close(self) -> None:
-        """Close; any later use raises ``BusError``. Idempotent."""
+        """Close the file for good: any later use raises ``BusError``. Idempotent."""
         self._closed = True
         super().close()
 
     def _connection(self, suffix: str) -> Any:
         if self._closed:
-            raise BusError(f"the connection to the broker file {self.path} is closed")
+            raise BusError(
+                f"the connection to the broker file {self.path} is closed",
+                hint="open a new connection",
+            )
         return super()._connection(suffix)
 
 
 def _pages(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return how many pages are unused, and how many there are."""
+    """Return the number of unused pages and the number of all pages of the file."""
     (unused,) = connection.execute("PRAGMA freelist_count").fetchone()
     (total,) = connection.execute("PRAGMA page_count").fetchone()
     return unused, total
 
 
 def _begin_reading(connection: sqlite3.Connection) -> None:
-    """Begin a transaction that sees the file as it is now; leave none open on failure."""
+    """Begin a read transaction. If this fails, no transaction stays open."""
     connection.execute("BEGIN")
     try:
-        # BEGIN alone takes no lock. This query takes it, and fails if another connection has it.
+        # BEGIN alone takes no lock. This query takes a read lock, or fails if that is not possible.
         connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
     except BaseException:
         connection.execute("ROLLBACK")

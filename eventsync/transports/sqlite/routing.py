@@ -1,4 +1,4 @@
-"""The tables of a broker file, and the part of the backend that keeps the routing in them."""
+"""The tables of a broker file, and the part of the backend that stores the routing."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ APPLICATION_ID = 0x65767371  # "evsq"
 SCHEMA_VERSION = 1
 
 _TABLES = (
-    # One row: the epoch of the routing, the id of the next message.
+    # One row: the epoch of the routing, and the id of the next message.
     """CREATE TABLE broker (
         one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, next_id INTEGER NOT NULL
     )""",
-    # The ids of queues and consumers are never reused, because a process may still know an old one.
+    # Ids of queues and consumers are never reused, because a process may still use a deleted id.
     "CREATE TABLE queue (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE)",
     """CREATE TABLE exchange (
         name TEXT PRIMARY KEY, type TEXT NOT NULL, durable INTEGER NOT NULL,
@@ -42,15 +42,16 @@ _TABLES = (
         id INTEGER PRIMARY KEY, published REAL, exchange TEXT, routing_key TEXT,
         content_type TEXT, content_encoding TEXT, headers TEXT, properties TEXT, body BLOB
     )""",
-    # A row for each queue of a message. Owner 0 means ready, else it is the leasing consumer.
+    # One row for each queue of a message. ``owner``: the consumer that leases it; 0 if it is ready.
     """CREATE TABLE delivery (
         queue INTEGER NOT NULL, id INTEGER NOT NULL, owner INTEGER NOT NULL DEFAULT 0,
         attempts INTEGER NOT NULL DEFAULT 0, redelivered INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (queue, id), CHECK (typeof(queue) = 'integer' AND typeof(id) = 'integer')
     ) WITHOUT ROWID""",
-    # Only for messages in several queues. The last acknowledgement removes the payload.
+    # The queues of each message that is in several queues. Removing the last removes the payload.
     "CREATE TABLE copy (id INTEGER, queue INTEGER, PRIMARY KEY (id, queue)) WITHOUT ROWID",
-    # A consumer, when it last refreshed (monotonic clock), and the latest message it leased.
+    # ``seen``: when the consumer last renewed its lease, on the monotonic clock. ``last_id``: the
+    # newest message that it has leased.
     """CREATE TABLE consumer (
         id INTEGER PRIMARY KEY AUTOINCREMENT, scope TEXT NOT NULL, pid INTEGER NOT NULL,
         started TEXT NOT NULL, lease REAL NOT NULL, seen REAL NOT NULL, last_id INTEGER NOT NULL
@@ -62,27 +63,30 @@ def create_tables(db: sqlite3.Connection) -> None:
     """Create the tables of an empty broker file, within the caller's transaction."""
     for statement in _TABLES:
         db.execute(statement)
-    # An epoch that no earlier file at this path had, because a publisher may remember one of those.
+    # A publisher may remember the epoch of an earlier file at this path. The time differs from it.
     db.execute("INSERT INTO broker VALUES (1, ?, 1)", (time.time_ns() // 1000,))
 
 
 def decode_text(raw: Any) -> str:
-    """Return the value of a text column, which is read as bytes, as text; never raise."""
+    """Return the value of a text column, read as bytes, as ``str``; never raise.
+
+    Bytes that are not UTF-8 are replaced; ``None`` becomes an empty text.
+    """
     if isinstance(raw, bytes):
         return raw.decode("utf-8", "replace")
     return "" if raw is None else str(raw)
 
 
 class SQLiteRouting(Backend):
-    """The part of ``Backend`` for queues, exchanges and bindings, on a broker file."""
+    """The part of ``Backend`` that stores queues, exchanges and bindings in a broker file."""
 
     def __init__(self, file: BrokerFile) -> None:
         self._file = file
-        # By epoch of the routing: the ids of the queues by name. Valid only for that epoch.
+        # The ids of the queues by name, for the epoch of the routing that was read last.
         self._queue_ids: dict[int, dict[str, int]] = {}
 
     def load_routing(self) -> RoutingTables:
-        """See ``Backend``."""
+        """Read all queues, exchanges and bindings in one consistent step and return them."""
         text = decode_text
         with self._file.snapshot() as db:
             (epoch,) = db.execute("SELECT epoch FROM broker").fetchone()
@@ -105,11 +109,11 @@ class SQLiteRouting(Backend):
         return RoutingTables(epoch, tuple(queues), exchanges, bindings)
 
     def declare_queue(self, queue: str) -> None:
-        """See ``Backend``."""
+        """Create a durable queue. Idempotent."""
         self._change([("INSERT OR IGNORE INTO queue (name) VALUES (?)", (queue,))])
 
     def delete_queue(self, queue: str) -> None:
-        """See ``Backend``."""
+        """Remove a queue, its bindings and its messages. Idempotent."""
         self._change(
             [
                 *removal(queue, only_ready=False),
@@ -119,12 +123,12 @@ class SQLiteRouting(Backend):
         )
 
     def declare_exchange(self, exchange: ExchangeDeclaration) -> None:
-        """See ``Backend``."""
+        """Create a durable exchange, unless an exchange of that name exists. Idempotent."""
         row = (*exchange[:4], encode_object("arguments", exchange.arguments))
         self._change([("INSERT OR IGNORE INTO exchange VALUES (?, ?, ?, ?, ?)", row)])
 
     def delete_exchange(self, exchange: str) -> None:
-        """See ``Backend``."""
+        """Remove an exchange and its bindings. Idempotent."""
         self._change(
             [
                 ("DELETE FROM binding WHERE exchange = ?", (exchange,)),
@@ -133,8 +137,8 @@ class SQLiteRouting(Backend):
         )
 
     def bind(self, binding: Binding) -> None:
-        """See ``Backend``."""
-        # Select from the tables, so that a queue deleted a moment ago gets no binding.
+        """Create a durable binding. Does nothing if queue or exchange do not exist."""
+        # Selects from the tables, so that a queue or exchange deleted meanwhile gets no binding.
         sql = """INSERT OR IGNORE INTO binding
             SELECT exchange.name, ?, queue.name, ? FROM exchange, queue
             WHERE exchange.name = ? AND queue.name = ?"""
@@ -143,7 +147,7 @@ class SQLiteRouting(Backend):
         self._change([(sql, row)])
 
     def unbind(self, binding: Binding) -> None:
-        """See ``Backend``."""
+        """Remove a binding. Idempotent."""
         sql = "DELETE FROM binding WHERE exchange = ? AND routing_key = ? AND queue = ?"
         self._change([(sql, (binding.exchange, binding.routing_key, binding.queue))])
 
@@ -154,7 +158,11 @@ class SQLiteRouting(Backend):
 
 
 def removal(queue: str, *, only_ready: bool) -> list[tuple[str, Sequence[Any]]]:
-    """Return statements that remove the messages of a queue; the last one's row count is theirs."""
+    """Return SQL statements, with parameters, that remove the messages of a queue.
+
+    The row count of the last statement is the number of removed messages. ``only_ready``: keep
+    leased messages.
+    """
     number = "(SELECT id FROM queue WHERE name = ?)"
     rows = f"FROM delivery WHERE queue = {number}" + (" AND owner = 0" if only_ready else "")
     return [

@@ -1,7 +1,7 @@
 """The embedded broker: a kombu transport that keeps its queues in one SQLite file.
 
-Any number of processes and threads of one host may share the file, containers included, but not
-over a network file system.
+Any number of processes and threads of one host may share the file, also from several containers.
+The file must not be on a network file system.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ _SCHEME = "sqlite://"
 
 @dataclass(frozen=True, kw_only=True)
 class SQLiteSettings(LeaseSettings):
-    """The path of the broker file and the settings of its use; times are in seconds.
+    """The path of the broker file and the settings of the transport; times are in seconds.
 
-    ``synchronous``: with ``full`` a publish survives a power failure, with ``normal`` only the
-    death of processes. ``busy_timeout``: how long to wait for the file while others write to it.
-    ``polling_interval``: the longest pause between two looks at an idle queue.
+    ``synchronous``: with ``full``, published messages survive a power failure; with ``normal``,
+    they survive only crashes of processes. ``busy_timeout``: how long to wait while other
+    connections lock the file. ``polling_interval``: the longest pause between two checks of an idle
+    queue for new messages.
     """
 
     path: str
@@ -45,7 +46,7 @@ class SQLiteSettings(LeaseSettings):
         """Return the settings of ``sqlite:///relative?name=value`` or ``sqlite:////absolute``.
 
         In a path ``?``, ``;`` and ``%`` must be percent-encoded. Settings in the URL override
-        ``options``. Raises: ConfigError.
+        ``options``. Raises ``ConfigError`` if the URL or a setting is wrong.
         """
         location, _, query = url.removeprefix(_SCHEME).partition("?")
         if not url.startswith(_SCHEME) or not location.startswith("/"):
@@ -58,7 +59,7 @@ class SQLiteSettings(LeaseSettings):
             raise ConfigError(
                 f"the broker URL {url!r} names no file",
                 hint="write sqlite:///relative/path or sqlite:////absolute/path, because processes "
-                "share the broker",
+                "share the broker by its file",
             )
         settings = cls.read(
             query=dict(parse_qsl(query, keep_blank_values=True)),
@@ -74,7 +75,10 @@ class SQLiteSettings(LeaseSettings):
 
 
 class SQLiteTransport(LeasedTransport):
-    """A broker file for kombu: ``kombu.Connection(url, transport=SQLiteTransport)``."""
+    """The kombu transport for broker files.
+
+    Use ``kombu.Connection(url, transport=SQLiteTransport)``.
+    """
 
     # kombu's own parser drops the slash that distinguishes an absolute path from a relative one.
     can_parse_url = True
@@ -90,7 +94,10 @@ class SQLiteTransport(LeasedTransport):
         transport.__init__(client, **kwargs)
 
     def open_backend(self) -> Backend:
-        """See ``LeasedTransport``."""
+        """Open the broker file, creating it if necessary, and return a new backend.
+
+        Blocks. Raises ``BusUnavailableError`` if a retry can help, else ``BusError``.
+        """
         file = BrokerFile(
             self.settings.path,
             application_id=APPLICATION_ID,
@@ -108,15 +115,15 @@ class SQLiteTransport(LeasedTransport):
         return sqlite3.sqlite_version
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """Return the URL unchanged, because it contains no password."""
+        """Return ``uri`` unchanged, because the URL of a broker file contains no password."""
         return uri
 
 
 def connect(url: str, **options: Any) -> Connection:
-    """Return a kombu connection to the broker file of ``url``, which opens at its first use.
+    """Return a kombu connection to the broker file of ``url``. The first use opens the file.
 
-    ``options`` are those of ``SQLiteSettings``, and kombu's transport options. Does not block.
-    Raises: ConfigError if the URL or an option is wrong.
+    ``options``: fields of ``SQLiteSettings`` and transport options of kombu. Does not block. Raises
+    ``ConfigError`` if the URL or an option is wrong.
     """
     SQLiteSettings.from_url(url, **options)
     untyped: Any = Connection  # kombu does not annotate its constructor
