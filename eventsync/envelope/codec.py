@@ -203,7 +203,7 @@ def _change_of(entries: dict[Any, Any]) -> Change:
         type=type_,
         key=entries.pop("key"),
         op=op,
-        version=Version(bytes_of("ver", entries.pop("ver"), 16)),
+        version=Version(bytes_of("the entry ver", entries.pop("ver"), 16)),
         data=data,
         source=source,
         id=entries.pop("id"),

@@ -81,7 +81,7 @@ class DeadLetter:
         wrong = _wrong(known)
         if wrong:
             raise EnvelopeError(
-                f"entries of the dead letter are missing or malformed: {', '.join(wrong)}"
+                f"the dead letter has missing or malformed entries: {', '.join(wrong)}"
             )
         if known.get("version") is not None:
             known["version"] = Version(known["version"])

@@ -37,8 +37,8 @@ def check_head(source: Any, type_: Any, op: Any, schema: Any, hops: Any) -> None
 
     Many changes have these entries in common, so callers may check them once.
     """
-    check_text("src", source, MAX_NAME)
-    check_text("type", type_, MAX_NAME)
+    check_text("the entry src", source, MAX_NAME)
+    check_text("the entry type", type_, MAX_NAME)
     if not type_:
         raise ValueRefusedError("the entry type is empty; it must name a record type")
     if op not in _OPS:
@@ -61,7 +61,7 @@ def check_body(change: Change) -> None:
         raise ValueRefusedError(f"the entry ver is {shown(change.version)}, not 16 bytes")
     key = change.key
     if type(key) is not str or not 0 < len(key) <= MAX_KEY:
-        check_text("key", key, MAX_KEY)
+        check_text("the entry key", key, MAX_KEY)
         raise ValueRefusedError("the entry key is empty; it must be the key of a record")
     if (change.data is None) != (change.op == DELETE):
         kind = "nil" if change.data is None else "a map"
@@ -90,7 +90,7 @@ def known_of(entries: Any) -> BaseState:
     if type(values) is not dict or type(versions) is not dict:
         raise ValueRefusedError("the entries known.values and known.versions must both be maps")
     known = BaseState(
-        Stamp(bytes_of("known.stamp", entries["stamp"], 49)),
+        Stamp(bytes_of("the entry known.stamp", entries["stamp"], 49)),
         values,
         {
             name: Version(bytes_of("a version in known.versions", version, 16))

@@ -188,4 +188,4 @@ def test_which_type(cli: Cli) -> None:
     """A store of several types requires ``--type``, and the type has to be one of them."""
     assert "--type Person|Line" in cli("publish", "crm", input="").check(78).err
     ran = cli("publish", "report", "--type", "Line", input="").check(78)
-    assert "it holds Person" in ran.err
+    assert "the store holds Person" in ran.err
