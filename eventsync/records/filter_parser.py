@@ -112,8 +112,8 @@ def _parse_filter(tree: Any, type: RecordType, depth: int) -> Node:
         else:
             raise FilterError(
                 f"{type.name} has no field {name!r}",
-                hint=f"the fields are {', '.join(type.fields)}; use {', '.join(_LOGIC)} to "
-                "combine filters",
+                hint=f"the fields are {', '.join(type.fields)}; filters are combined with "
+                f"{', '.join(_LOGIC)}",
             )
     return _all(parts)
 
