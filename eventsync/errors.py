@@ -146,7 +146,7 @@ class ChangeRefusedError(EventSyncError):
 
 
 class EnvelopeError(EventSyncError):
-    """Bytes are not an envelope, or not one that this version of eventsync can read."""
+    """Bytes are not an envelope, or are an envelope that this version of eventsync cannot read."""
 
     reason = "envelope"
 
@@ -209,7 +209,7 @@ class StoreUnavailableError(StoreError):
 
 
 class SuspiciousReadError(StoreError):
-    """So many known records are missing from a read that the read itself has probably failed."""
+    """A read returned so few of the known records that the read itself has probably failed."""
 
     reason = "suspicious-read"
 

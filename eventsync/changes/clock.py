@@ -162,7 +162,7 @@ class Clock:
         self._lock = threading.Lock()
         self._counter = -1
         self._reserved = mark.load() if mark else 0
-        # An earlier incarnation may have issued any version below the mark.
+        # An earlier process with this mark may have issued any version below the mark.
         self._millis = self._reserved
         self._incarnation = incarnation()
         self._fixed = node is not None

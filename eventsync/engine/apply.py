@@ -375,7 +375,7 @@ def _load(accessor: Accessor[Any], item: Settled) -> bool:
     if item.loaded is None:
         change = item.change
         try:
-            # A row that was read in bulk is known to fit.
+            # If the change has a row, its values are known to fit (see ``read_rows``).
             item.loaded = change if change.row is not None else _loaded(accessor, change)
         except (ChangeRefusedError, RecordError) as error:
             _set_aside([item], error)

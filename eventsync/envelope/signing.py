@@ -79,7 +79,7 @@ class Keyring:
         for position, part in enumerate(text.split(","), 1):
             kid, colon, encoded = part.strip().partition(":")
             if not colon or not _KID.fullmatch(kid):
-                # The part is not shown, because without a colon it may be the key itself.
+                # The error does not show the text: a text without a colon may be the key itself.
                 raise ConfigError(
                     f"signing key {position} is not of the form id:base64",
                     hint="an id has 1 to 31 letters, digits, dots, dashes or underscores",

@@ -24,7 +24,7 @@ Class: TypeAlias = type[Any]
 
 
 class Missing:
-    """The class of ``MISSING``."""
+    """The class of the marker ``MISSING``."""
 
     def __repr__(self) -> str:
         return "MISSING"
@@ -34,7 +34,7 @@ class Missing:
 
 
 MISSING: Final = Missing()
-"""The default of a field that has no default."""
+"""The value of ``Field.default`` if the field has no default."""
 
 
 class Secret:

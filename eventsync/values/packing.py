@@ -80,7 +80,7 @@ MAX_ENTRIES: Final = 1024
 NO_BODY: Final = bytes(32)
 """The digest that the stamp of a delete has, because a delete has no body."""
 
-# Limits that stop a few bytes on the wire from becoming gigabytes of digits.
+# Without these limits, a few bytes on the wire could become a number with gigabytes of digits.
 MAX_DECIMAL: Final = 1024
 """The limit on the characters of a decimal, and on the places from its first digit to its point."""
 
@@ -151,7 +151,7 @@ def _unknown(kind: type) -> ValueRefusedError:
 
 
 def _decimal_text(number: Decimal) -> str:
-    """Return the text of a decimal. Raise ``ValueRefusedError`` if it may not travel."""
+    """Return the text of a decimal. Raises ``ValueRefusedError`` if the decimal may not travel."""
     if not number.is_finite():
         raise refused(f"Decimal {number} cannot travel: only finite decimals can")
     if abs(number.adjusted()) <= MAX_DECIMAL and len(text := str(number)) <= MAX_DECIMAL:
@@ -226,7 +226,10 @@ def _encode_special(value: Any) -> Any:
 
 
 def _encode_canonical(value: Any) -> Any:
-    """Encode as ``_encode_special`` does, but give equal decimals (1.10 and 1.1) equal bytes."""
+    """Encode a value as ``_encode_special`` does, but give equal decimals equal bytes.
+
+    For example, 1.10 and 1.1 get the same bytes.
+    """
     if type(value) is Decimal:
         plain = value.normalize(_EXACT)
         # Stores lose the sign and the exponent of a zero, so every zero gets the same bytes.
