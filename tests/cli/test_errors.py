@@ -63,7 +63,7 @@ def test_missing_import_in_project(bare: Cli) -> None:
 
 def test_unknown_names(cli: Cli) -> None:
     """An error for an unknown store or record type names the known ones."""
-    assert "there are crm, documents, report" in cli("worker", "cmr", "--drain").check(78).err
+    assert "the stores are crm, documents, report" in cli("worker", "cmr", "--drain").check(78).err
     assert "known types: Person, Line" in cli("find", "Preson").check(78).err
 
 

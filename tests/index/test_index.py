@@ -399,7 +399,7 @@ def test_foreign_file_is_refused(tmp_path):
     connection.close()
     with pytest.raises(ConfigError, match="newer"):
         FileIndex(tmp_path / "new.db").scan("T")
-    with pytest.raises(ConfigError, match="folder"):
+    with pytest.raises(ConfigError, match="missing"):
         FileIndex(tmp_path / "missing" / "v.db").scan("T")
 
 
