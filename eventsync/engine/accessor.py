@@ -165,7 +165,7 @@ class Accessor(ABC, Generic[R]):
                 raise StoreUnavailableError(
                     f"{self.type.name} {write.key!r} was removed from the store while eventsync "
                     "updated the record",
-                    hint="eventsync tries the update again",
+                    hint="repeat the update; a worker repeats it by itself",
                 )
         for key in removals:
             self.remove(key)

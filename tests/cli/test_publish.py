@@ -156,7 +156,7 @@ def test_deletes(cli: Cli) -> None:
     ran = cli(
         "publish", "crm", "--type", "Person", "--delete", input='{"id": 1, "x": 0}\n{"id": 5}\n'
     )
-    assert "standard input:2: Person '5' does not exist in this store" in ran.check(1).err
+    assert "standard input:2: Person '5' does not exist in store 'crm'" in ran.check(1).err
     cli.drain()
     assert sorted(people(cli)) == ["2"]
     cli("get", "Person", "1").check(1)
