@@ -109,8 +109,8 @@ class Change:
         "version",
     )
 
-    # In a put or patch, ``_data`` or ``_body`` is set, or both. A delete has no data and the body
-    # b"".
+    # In a put or patch, ``_data`` or ``_body`` is set, or both are. In a delete, ``_data`` is None
+    # and ``_body`` is empty.
     _data: Mapping[str, Any] | None
     _body: bytes | None
     _digest: bytes | None
@@ -273,7 +273,7 @@ class Change:
 def read_rows(changes: Iterable[Change], reader: BodyReader) -> None:
     """Set the ``row`` of every put among ``changes``, which must all have one record type.
 
-    The row of a put stays ``None`` if ``reader`` cannot read its body. Altered in place: the puts.
+    The row of a put stays ``None`` if ``reader`` cannot read the body. Alters the puts in place.
     """
     names = reader.names
     puts = [c for c in changes if c._body and c.op == PUT and c.exact]

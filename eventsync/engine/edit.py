@@ -24,8 +24,8 @@ __all__ = ["ChangeFactory", "Edit"]
 class Edit:
     """A request of a program to change one record.
 
-    - ``op``: ``add`` requires that the record does not exist, ``update`` and ``remove`` that it
-      does; ``upsert`` accepts both cases.
+    - ``op``: ``add`` fails if the record exists. ``update`` and ``remove`` fail if the record does
+      not exist. ``upsert`` adds or updates the record.
     - ``key``: the canonical key of the record.
     - ``values``: the record's field values; ``None`` for ``remove``.
     - ``touched``: the names of the fields that the program changed; ``None`` for all in ``values``.
@@ -166,9 +166,9 @@ class ChangeFactory:
     def _first(self, key: str, row: Mapping[str, Any]) -> Change:
         """Return the first change of a record that the store held before eventsync knew it.
 
-        Under the per-record rule it is a put. Under the per-field rule, a put would erase the
-        fields that other stores hold and this store lacks. There it is a patch of all non-empty
-        fields, with a base state whose stamp is smaller than every other stamp.
+        Under the per-record rule, the change is a put of the row. Under the per-field rule, a put
+        would erase the fields that other stores hold and this store lacks. Therefore the change is
+        a patch of all non-empty fields, with a base state whose stamp is smaller than all others.
         """
         type = self.view.record_type
         if type.rule == "record":

@@ -30,7 +30,10 @@ T = TypeVar("T")
 
 
 def _until_done(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """Return ``method``, repeated while conflicts undo its transaction (``Index.until_done``)."""
+    """Decorate ``method``: call it again if a conflict undid its transaction.
+
+    See ``Index.until_done``.
+    """
 
     @wraps(method)
     def until_done(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -242,8 +245,8 @@ class Replica:
         """Complete pending records with the values of other stores. Return how many were completed.
 
         ``states``: for each key, the changes that ``Replica.states`` of the other stores returned.
-        A field that no store holds gets its default. If it has no default, the record stays
-        pending. Idempotent.
+        A field that no store holds gets its default. A record stays pending if one of these fields
+        has no default. Idempotent.
         """
         with self._begin() as work:
             entries, rows = self.accessor.read_with_entries(list(states), work.transaction)

@@ -14,7 +14,7 @@ class Write(NamedTuple):
     """The field values to write to the record with the canonical key ``key``.
 
     ``whole``: if true, ``values`` contain all fields that the store holds, and the store may lack
-    the record. If false, ``values`` contain only the changed fields of a record that it holds.
+    the record. If false, ``values`` contain only the changed fields, and the store has the record.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""CloudEvents 1.0 in JSON: conversion of changes to events and back, structured or binary mode.
+"""CloudEvents 1.0 in JSON: converts changes to events and back, in structured or binary mode.
 
 The mapping is described in docs/envelope.md.
 """

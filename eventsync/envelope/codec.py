@@ -50,8 +50,8 @@ CONTENT_TYPE: Final = "application/x-eventsync"
 MAX_BYTES: Final = 256 * 1024
 """The default limit on the bytes of one envelope."""
 
-# How many envelopes are encoded together: few enough for the processor's cache. One change that
-# differs from the others makes encoding slower, but only for the changes of its chunk.
+# How many changes are encoded together: few enough for the processor's cache. If one change differs
+# from the others, all changes encoded together with it take the slow path.
 _TOGETHER: Final = 500
 
 

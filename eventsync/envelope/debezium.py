@@ -1,4 +1,4 @@
-"""Debezium: conversion of the events of its connectors for relational databases to changes.
+"""Debezium: converts events of the Debezium connectors for relational databases to changes.
 
 The mapping is described in docs/envelope.md.
 """

@@ -120,8 +120,8 @@ class Entry:
 class Outgoing:
     """An envelope in a store's outbox. It is removed after the broker has confirmed it.
 
-    ``number``: its place in the outbox; greater numbers are newer. ``type``: the record type.
-    ``body``: the envelope.
+    ``number``: identifies the envelope in the outbox; greater numbers are newer. ``type``: the
+    record type. ``body``: the envelope.
     """
 
     number: int

@@ -1,8 +1,8 @@
 """The column reader: decodes the packed bodies of many puts or patches of one record type.
 
 The reader decodes column by column, which is faster than record by record. For each body it returns
-the same values as ``unpack_body`` and ``RecordType.load``, or it leaves the body out. It leaves out
-malformed bodies and bodies whose values must be converted.
+the same values as ``unpack_body`` and ``RecordType.load``, or no result. A body has no result if it
+is malformed, or if its values must be converted.
 """
 
 from __future__ import annotations

@@ -163,8 +163,8 @@ class RecordType:
     def fits(self, data: Mapping[str, Any]) -> bool:
         """Return whether ``load`` would return ``data`` without converting a value. Thread-safe.
 
-        ``data``: values of all fields or of some fields. A result of ``False`` is not certain:
-        ``data`` with lists or dicts always give ``False``.
+        ``data``: values of all fields or of some fields, by name. Always returns ``False`` if
+        ``data`` contain a list or a dict, because checking these is as slow as loading them.
         """
         checks = self._checks_of(data)
         if checks is None:

@@ -131,7 +131,7 @@ class BoundView:
         return self.where is None or self.where.matches(values)
 
     def to_store(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values that the store holds, by the store's names and converted for it.
+        """Return those of ``values`` that the store holds, converted and by the store's names.
 
         ``values``: field values by name. Constants are not included, because only adding a record
         writes them. Raises ``RejectedError`` if a conversion fails.
@@ -149,7 +149,7 @@ class BoundView:
         return stored
 
     def to_record(self, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the plain field values by name for the values that the store holds.
+        """Return the plain field values that the store's values stand for, by field name.
 
         ``stored``: values by the store's names; other names are ignored. Raises ``RejectedError``
         if a conversion fails, and ``FieldError`` if a value does not fit its field.

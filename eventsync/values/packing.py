@@ -1,4 +1,4 @@
-"""Packing: the values that a record may carry are encoded as msgpack bytes, or as digests.
+"""Packing: encodes the values that a record may carry as msgpack bytes, and computes digests.
 
 A value *may travel* if it has one of the types below and is within the limits of this module.
 ``unpacking`` decodes the bytes.

@@ -1,4 +1,4 @@
-"""Unpacking: values are decoded from msgpack bytes. The bytes may come from an attacker.
+"""Unpacking: decodes values from msgpack bytes. The bytes may come from an attacker.
 
 The encoding is described in ``packing``.
 """
@@ -107,7 +107,7 @@ _READERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
     BIGINT_CODE: _read_bigint,
 }
 
-# For some codes: the function that decodes the text of a payload when ``_lines`` has checked it.
+# For some codes: a function that decodes the text of a payload, after the checks in ``_lines``.
 _OF_LINES: Final[Mapping[int, Callable[[str], Any]]] = {
     DECIMAL_CODE: Decimal,
     DATE_CODE: dt.date.fromisoformat,
