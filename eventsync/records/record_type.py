@@ -164,7 +164,7 @@ class RecordType:
         """Return whether ``load`` would return ``data`` without converting a value. Thread-safe.
 
         ``data``: values of all fields or of some fields, by name. Always returns ``False`` if
-        ``data`` contain a list or a dict, because checking these is as slow as loading them.
+        ``data`` contain a field that is not scalar (``Field.scalar``), such as a list.
         """
         checks = self._checks_of(data)
         if checks is None:
