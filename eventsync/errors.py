@@ -12,16 +12,16 @@ The hierarchy::
     ├── ChangeRefusedError       a well-formed change must not be applied
     ├── EnvelopeError            bytes are not an envelope that this version reads
     │   └── SignatureError       the signature of an envelope is missing or wrong
-    ├── StoreError               a store could not do what was asked
+    ├── StoreError               a store could not carry out a read or a write
     │   ├── NotFoundError        the record does not exist
     │   ├── AlreadyExistsError   a record with this key exists already
-    │   ├── RejectedError        the store will never take this record
+    │   ├── RejectedError        the store will never accept the record as it is
     │   ├── DependencyError      another record must be written or removed first  (retryable)
     │   ├── StoreUnavailableError  the store is unreachable or busy               (retryable)
     │   └── SuspiciousReadError  too many records are missing from a read
-    └── BusError                 the broker could not do what was asked
-        ├── BusUnavailableError  the broker is unreachable or takes no messages   (retryable)
-        └── UnroutableError      no queue takes the message
+    └── BusError                 the broker could not carry out an operation
+        ├── BusUnavailableError  the broker is unreachable or accepts no messages (retryable)
+        └── UnroutableError      no queue receives the message
 """
 
 from __future__ import annotations
@@ -58,16 +58,17 @@ __all__ = [
 class EventSyncError(Exception):
     """The base class of the errors that eventsync raises.
 
-    - ``retryable``: whether the same call may succeed later although nothing is changed.
-    - ``reason``: a stable, machine-readable word. Dead letters and ``--json`` output carry it.
-    - ``hint``: what an operator can do. It is part of ``str(error)``.
+    - ``retryable``: whether the same call may succeed later without a change to code, data or
+      configuration.
+    - ``reason``: a stable, machine-readable word. Dead letters and ``--json`` output contain it.
+    - ``hint``: what an operator can do. ``str(error)`` contains the hint.
     """
 
     retryable: ClassVar[bool] = False
     reason: str = "error"
 
     def __init__(self, message: str, *, reason: str | None = None, hint: str = "") -> None:
-        """Set message and hint. ``reason`` replaces the one of the class."""
+        """Set message and hint. ``reason`` replaces the reason of the error class."""
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -79,7 +80,7 @@ class EventSyncError(Exception):
 
 
 class ConfigError(EventSyncError):
-    """The configuration contradicts itself, or names something that does not exist."""
+    """A setting is wrong, contradicts another setting, or names something that does not exist."""
 
     reason = "configuration"
 
@@ -91,14 +92,20 @@ class RecordError(EventSyncError):
 
 
 class FieldError(RecordError):
-    """A value does not fit its field. The message names record type, field, value and rule."""
+    """A value does not fit its field.
+
+    The message names the record type, the field, the value and the expected form.
+    """
 
     reason = "field"
 
     def __init__(
         self, record: str, field: str, value: Any, expected: str, *, hint: str = ""
     ) -> None:
-        """Report that ``value`` is not ``expected``, a noun phrase as in "is not an integer"."""
+        """Make the message "``record``.``field``: ``value`` is not ``expected``".
+
+        ``expected``: a noun phrase such as "an integer". Long values are shortened.
+        """
         text = repr(value)
         if len(text) > 120:
             text = f"{text[:117]}..."
@@ -134,12 +141,12 @@ class ChangeRefusedError(EventSyncError):
     """A well-formed change must not be applied. ``reason`` says which rule refuses it."""
 
     def __init__(self, message: str, *, reason: str, hint: str = "") -> None:
-        """Set message, hint and ``reason``, which this class requires."""
+        """Set message, hint and ``reason``. In this class ``reason`` has no default."""
         super().__init__(message, reason=reason, hint=hint)
 
 
 class EnvelopeError(EventSyncError):
-    """Bytes are not an envelope, or not one that this version of eventsync can read."""
+    """Bytes are not an envelope, or are an envelope that this version of eventsync cannot read."""
 
     reason = "envelope"
 
@@ -151,7 +158,7 @@ class SignatureError(EnvelopeError):
 
 
 class StoreError(EventSyncError):
-    """A store could not do what was asked."""
+    """A store could not carry out a read or a write."""
 
     reason = "store"
 
@@ -169,13 +176,13 @@ class AlreadyExistsError(StoreError):
 
 
 class RejectedError(StoreError):
-    """The store will never take this record as it is: a constraint, a type or a size forbids it."""
+    """The store will never accept the record as it is, because of a constraint, type or size."""
 
     reason = "rejected"
 
 
 class DependencyError(StoreError):
-    """Another record must be written (a parent) or removed (a child) before this one."""
+    """A parent record must be written, or a child record removed, before this record."""
 
     retryable = True
     reason = "dependency"
@@ -184,8 +191,9 @@ class DependencyError(StoreError):
 class StoreUnavailableError(StoreError):
     """The store is unreachable, busy or timed out. The same call may succeed later.
 
-    ``retry_after``: the store asks to wait this many seconds before the next call. ``uncertain``:
-    the store may have done what was asked, because only its answer is missing.
+    ``retry_after``: seconds to wait before the next call, as the store requested; 0 if the store
+    requested nothing. ``uncertain``: whether the store may have carried out the call, because only
+    the response was lost.
     """
 
     retryable = True
@@ -194,54 +202,55 @@ class StoreUnavailableError(StoreError):
     def __init__(
         self, message: str, *, hint: str = "", retry_after: float = 0.0, uncertain: bool = False
     ) -> None:
-        """Set message and hint, and what is known about the failed call."""
+        """Set message, hint, ``retry_after`` and ``uncertain``; see the class."""
         super().__init__(message, hint=hint)
         self.retry_after = retry_after
         self.uncertain = uncertain
 
 
 class SuspiciousReadError(StoreError):
-    """So many known records are missing from a read that the read itself has probably failed."""
+    """A read returned so few of the known records that the read itself has probably failed."""
 
     reason = "suspicious-read"
 
 
 class BusError(EventSyncError):
-    """The broker could not do what was asked."""
+    """The broker could not carry out an operation."""
 
     reason = "bus"
 
 
 class BusUnavailableError(BusError):
-    """The broker is unreachable, or takes no messages now."""
+    """The broker is unreachable, or accepts no messages at the moment."""
 
     retryable = True
     reason = "bus-unavailable"
 
 
 class UnroutableError(BusError):
-    """No queue takes the message, because no store of its record type has declared a queue."""
+    """No queue receives the message: no store that holds its record type has declared a queue."""
 
     reason = "unroutable"
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Return whether the same call may succeed later although nothing is changed."""
+    """Return whether the call that raised ``error`` may succeed when it is repeated unchanged."""
     if isinstance(error, EventSyncError):
         return error.retryable
-    # A refused connection, a full disk or a timeout may pass.
+    # An OSError can be temporary: a refused connection, a full disk, a timeout.
     return isinstance(error, OSError)
 
 
 def malformed(message: str, *, reason: str = "malformed", hint: str = "") -> EnvelopeError:
-    """Return an ``EnvelopeError`` for foreign content that is not of the expected form."""
+    """Return, but do not raise, an ``EnvelopeError`` for content that has an unexpected form."""
     return EnvelopeError(message, reason=reason, hint=hint)
 
 
 def shown(item: Any) -> str:
-    """Return ``item`` as text for an error message. Limited, because the sender may be hostile.
+    """Return ``item`` as a short text for an error message. ``item`` may come from an attacker.
 
-    Strings and bytes are cut to 40. Of other values than plain scalars only the type is shown.
+    Strings are cut to 40 characters, bytes to 40 bytes. ``None``, bools and integers up to 2^64 are
+    shown whole. For any other value the text names only the type.
     """
     kind = type(item)
     if kind is str or kind is bytes:

@@ -26,11 +26,11 @@ _RESERVE_MILLIS: Final = 1000
 
 
 class Version(bytes):
-    """A point in the total order of changes: 16 bytes, ``(l, c, n)`` big-endian.
+    """A point in the total order of changes: 16 bytes that consist of three big-endian numbers.
 
-    ``l``: 48 bits of milliseconds since the epoch; ``c``: a 16-bit counter; ``n``: a 64-bit node.
-    Byte order is version order. A store may compare versions as bytes, or as ``hex()`` text under a
-    binary collation.
+    The numbers are milliseconds since the epoch (48 bits), a counter (16 bits) and the id of a node
+    (64 bits). Byte order is version order: a store may compare versions as bytes, or as ``hex()``
+    text with a binary collation. Raises ``ValueError`` if the argument does not have 16 bytes.
     """
 
     __slots__ = ()
@@ -42,32 +42,44 @@ class Version(bytes):
 
     @classmethod
     def of(cls, millis: int, counter: int = 0, node: int = 0) -> Version:
-        """Make a version of its parts. Raises ``OverflowError`` if one is out of range."""
+        """Return the version with these three numbers.
+
+        Raises ``OverflowError`` if a number is negative or has too many bits.
+        """
         return cls(millis.to_bytes(6, "big") + counter.to_bytes(2, "big") + node.to_bytes(8, "big"))
 
     @classmethod
     def parse(cls, text: str) -> Version:
-        """Read a version from 32 hexadecimal digits. Raises ``ValueError``."""
+        """Return the version that 32 hexadecimal digits describe.
+
+        Raises ``ValueError`` if ``text`` is not 32 hexadecimal digits.
+        """
         return cls(bytes.fromhex(text))
 
     @property
     def millis(self) -> int:
-        """Milliseconds since the epoch."""
+        """The time in this version, in milliseconds since the epoch.
+
+        It is the physical time of the issuer, or later if the issuer had observed a later version.
+        """
         return int.from_bytes(self[:6], "big")
 
     @property
     def counter(self) -> int:
-        """The number of this version among the versions of its node and millisecond."""
+        """The counter that orders the versions that a node issues in one millisecond."""
         return int.from_bytes(self[6:8], "big")
 
     @property
     def node(self) -> int:
-        """The id of the process incarnation that issued this version."""
+        """The id of the node that issued this version. A forked child is a node of its own."""
         return int.from_bytes(self[8:], "big")
 
     @property
     def time(self) -> dt.datetime:
-        """The time of issue by the issuer's clock, in UTC; at most the end of the year 9999."""
+        """The value of ``millis`` as a datetime in UTC.
+
+        A time after the year 9999 is given as the last second of that year.
+        """
         seconds = min(self.millis / 1000, 253_402_300_799.0)
         return dt.datetime.fromtimestamp(seconds, dt.UTC)
 
@@ -80,17 +92,20 @@ class Version(bytes):
 
 
 class HighWaterMark(Protocol):
-    """The durable upper bound of every ``l`` that a clock has issued; it survives restarts."""
+    """The storage of a clock's mark: a time that none of its versions reaches.
+
+    A clock that loads the mark after a restart issues only versions at or after this time.
+    """
 
     def load(self) -> int:
-        """Return the last saved bound in milliseconds, or 0 if there is none."""
+        """Return the mark that was saved last, in milliseconds since the epoch; 0 without one."""
 
     def save(self, millis: int) -> None:
-        """Store ``millis`` durably before returning."""
+        """Save the mark, in milliseconds since the epoch. Return when the mark is durable."""
 
 
 class MarkFile:
-    """A ``HighWaterMark`` in a file, which is replaced atomically."""
+    """A ``HighWaterMark`` in a file. ``save`` replaces the file atomically."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
@@ -104,9 +119,10 @@ class MarkFile:
             return int(text)
         except ValueError as error:
             raise ConfigError(
-                f"the file of the clock's high-water mark, {self._path}, holds {text[:40]!r}, not "
+                f"the file {self._path} of the clock's high-water mark contains {text[:40]!r}, not "
                 "a number of milliseconds",
-                hint="restore the file; if the system clock is right, you can delete it instead",
+                hint="restore the file from a backup, or delete the file if the system clock is "
+                "right",
             ) from error
 
     def save(self, millis: int) -> None:
@@ -119,11 +135,10 @@ class MarkFile:
 
 
 class Clock:
-    """A hybrid logical clock: each version is greater than all it has issued or observed.
+    """A hybrid logical clock: issues versions that are greater than all it has issued or observed.
 
-    Thread-safe. The node is drawn at random for each process incarnation, and again in a child
-    after ``fork``. Versions grow even if the system clock steps back; with a ``mark`` they do so
-    across restarts, too.
+    Thread-safe. The node id is random; a forked child draws a new one. Versions grow even if the
+    system clock is set back. With a ``mark``, versions also grow across restarts of the process.
     """
 
     def __init__(
@@ -136,8 +151,10 @@ class Clock:
     ) -> None:
         """Start a clock.
 
-        ``now``: a function that returns seconds since the epoch. ``max_drift``: in seconds.
-        ``node``: a fixed node id, only for tests: two clocks of one node issue equal versions.
+        ``now``: a function that returns seconds since the epoch. ``max_drift``: how many seconds an
+        observed version may lie in the future. ``mark``: the storage of the high-water mark.
+        ``node``: a fixed node id, only for tests: two clocks with the same node id can issue equal
+        versions.
         """
         self._now = now
         self._max_drift = max_drift
@@ -145,7 +162,7 @@ class Clock:
         self._lock = threading.Lock()
         self._counter = -1
         self._reserved = mark.load() if mark else 0
-        # An earlier incarnation may have issued any version below the mark.
+        # An earlier process with this mark may have issued any version below the mark.
         self._millis = self._reserved
         self._incarnation = incarnation()
         self._fixed = node is not None
@@ -153,16 +170,19 @@ class Clock:
 
     @property
     def node(self) -> int:
-        """The node id of this process incarnation."""
+        """The node id in the versions that this clock issues. A forked child gets another id."""
         self._after_fork()
         return int.from_bytes(self._node, "big")
 
     def now(self) -> float:
-        """Return the physical time of this clock, in seconds since the epoch."""
+        """Return the physical time, which ignores observed versions, in seconds since the epoch."""
         return self._now()
 
     def tick(self) -> Version:
-        """Issue the next version. With a mark it blocks on its storage about once a second."""
+        """Issue the next version. With a ``mark``, about one call a second blocks to save the mark.
+
+        Raises ``OverflowError`` if the time no longer fits into 48 bits of milliseconds.
+        """
         self._after_fork()
         with self._lock:
             millis = int(self._now() * 1000)
@@ -171,14 +191,14 @@ class Clock:
             else:
                 self._advance(self._millis, self._counter + 1)
             issued = (self._millis << 16 | self._counter).to_bytes(8, "big") + self._node
-            # Like ``Version(issued)``, without the check of its length.
+            # Like ``Version(issued)``, but without the check of the length.
             return bytes.__new__(Version, issued)
 
     def observe(self, version: Version, *, max_drift: float | None = None) -> None:
-        """Move the clock past ``version``, so that the next version it issues is greater.
+        """Advance the clock: every version that it issues later is greater than ``version``.
 
-        Idempotent. Raises ``ClockDriftError`` and changes nothing if ``version`` lies too far in
-        the future.
+        Idempotent. Raises ``ClockDriftError``, without advancing the clock, if ``version`` lies
+        more than ``max_drift`` seconds in the future. ``max_drift``: as in ``check_drift``.
         """
         self.check_drift(version, max_drift=max_drift)
         self._after_fork()
@@ -187,9 +207,9 @@ class Clock:
                 self._advance(version.millis, version.counter)
 
     def check_drift(self, version: Version, *, max_drift: float | None = None) -> None:
-        """Raise ``ClockDriftError`` if ``version`` lies more than ``max_drift`` seconds ahead.
+        """Raise ``ClockDriftError`` if ``version`` lies too far in the future.
 
-        ``max_drift``: by default that of the clock.
+        ``max_drift``: the allowed seconds; by default the ``max_drift`` of the clock.
         """
         ahead = version.millis / 1000 - self._now()
         allowed = self._max_drift if max_drift is None else max_drift
@@ -197,16 +217,21 @@ class Clock:
             raise ClockDriftError(
                 f"version {version.hex()} lies {ahead:.1f} s in the future; "
                 f"{allowed:g} s is allowed",
-                hint="correct the clock of the machine that issued it, or raise max_clock_drift",
+                hint="correct the system clock of the machine that issued the version, or raise "
+                "max_clock_drift",
             )
 
     def _advance(self, millis: int, counter: int) -> None:
         if counter >= _COUNTER_LIMIT:
             millis, counter = millis + 1, 0
         if millis >= _MILLIS_LIMIT:
-            raise OverflowError("the time of the clock no longer fits into 48 bits of milliseconds")
+            raise OverflowError(
+                "the time of the version clock does not fit into 48 bits of milliseconds; correct "
+                "the system clock"
+            )
         if self._mark is not None and millis >= self._reserved:
-            # The reserve is counted from physical time, so that quick restarts do not add up.
+            # The reserve starts at physical time. If it started at the last mark, every restart
+            # would move the clock further into the future.
             bound = max(int(self._now() * 1000) + _RESERVE_MILLIS, millis + 1)
             self._mark.save(bound)
             self._reserved = bound
@@ -214,7 +239,8 @@ class Clock:
 
     def _after_fork(self) -> None:
         if self._incarnation != incarnation():
-            # Another thread of the parent may have held the lock; it does not exist here.
+            # If another thread of the parent held the lock during the fork, nobody in the child
+            # would release the lock. So the child makes a new one.
             self._lock = threading.Lock()
             self._incarnation = incarnation()
             if not self._fixed:
@@ -222,11 +248,12 @@ class Clock:
 
 
 def version_at(micros: int, node: int) -> Version:
-    """Return the version of a change that another system made at a time.
+    """Return a version for a change that a system other than eventsync made.
 
-    ``micros``: microseconds since the epoch. The parts of the version are the milliseconds, the
-    remaining microseconds as the counter, and ``node``. Raises ``EnvelopeError`` for a time before
-    the epoch or beyond 48 bits of milliseconds.
+    ``micros``: the time of the change, in microseconds since the epoch. The whole milliseconds
+    become the time of the version and the remaining microseconds its counter. ``node``: the node id
+    of the version. Raises ``EnvelopeError`` if the time lies before the epoch or does not fit into
+    48 bits of milliseconds.
     """
     try:
         return Version.of(micros // 1000, micros % 1000, node)

@@ -1,6 +1,7 @@
-"""The number of forks behind this process, which tells a forked child from its parent.
+"""A fork counter. A forked child has another count than its parent.
 
-``os.getpid()`` would tell as well, but it is a system call, and the clock asks for every version.
+Comparing ``os.getpid()`` would work too. But that is a system call, and the clock compares for
+every version.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ _count = 0
 
 
 def incarnation() -> int:
-    """Return how many forks lie between this process and the first to import this module.
+    """Return the number of forks between this process and the one that imported this module.
 
-    Thread-safe.
+    A process stores the number and compares it later: another number means that it runs in a forked
+    child. Thread-safe.
     """
     return _count
 

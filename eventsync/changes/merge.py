@@ -1,9 +1,10 @@
 """The last-write-wins merge: the state of a record, and the join of two states.
 
-A ``State`` has the greatest put or delete seen (its *stamp*) and the fields patched after it.
-``join`` keeps the greater stamp and, for each field, the greatest version above that stamp. It is
-commutative, associative and idempotent, so stores converge whatever the order, duplication or
-delay of changes. Both merge rules use it: per record there are no patches.
+A ``State`` contains the stamp of the greatest put or delete that was seen, and the fields that were
+patched after this put. ``join`` keeps the greater stamp and, for each field, the greatest version
+above this stamp. ``join`` is commutative, associative and idempotent. Therefore stores converge,
+even if changes arrive late, twice or in another order. Both merge rules use ``join``; under the
+per-record rule there are no patches.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ __all__ = ["State", "join"]
 
 @dataclass(slots=True)
 class State:
-    """Everything that a store or a change knows of one record.
+    """What a store, or a change, knows about one record.
 
-    ``stamp``: the greatest put or delete seen. ``versions``: the versions of the fields patched
-    after it; every other field has the version of the stamp. ``values``: the known field values; a
-    field may have a version without a value if the value was not kept. ``whole``: whether all
-    values of the put are known, so that a field without a value has none anywhere at that version.
+    ``stamp``: the stamp of the greatest put or delete that was seen. ``versions``: the versions of
+    the fields that were patched after this put; every other field has the version of the stamp.
+    ``values``: the known field values. A field may have a version without a value, if the value was
+    not kept. ``whole``: whether all values of the put are known. If true, a field without a value
+    was not part of the put.
     """
 
     stamp: Stamp = UNSTAMPED
@@ -36,25 +38,28 @@ class State:
 
     @property
     def live(self) -> bool:
-        """Whether the record exists: a put was seen, and no later delete."""
+        """Whether the record exists: a put was seen, and no delete after this put."""
         return bool(self.stamp) and not self.stamp.deleted
 
     @property
     def version(self) -> bytes:
-        """The greatest version in this state; empty if nothing is known."""
+        """The greatest version in this state; ``b""`` if no change was seen."""
         return max((bytes(self.stamp[:16]), *map(bytes, self.versions.values())))
 
     def version_of(self, name: str) -> bytes:
-        """Return the version of one field; empty if nothing is known of it."""
+        """Return the version of the field ``name``; ``b""`` if no change of the field was seen."""
         return self.versions.get(name) or self.stamp[:16]
 
     def visible(self) -> dict[str, Any]:
-        """Return the values that a reader sees; none if the record is not live."""
+        """Return the field values that a reader sees: ``values``, or ``{}`` if not ``live``."""
         return self.values if self.live else {}
 
     @classmethod
     def of(cls, change: Change) -> State:
-        """Return the state that ``change`` describes, without its base state."""
+        """Return the state that ``change`` describes. The base state of a patch is left out.
+
+        Raises ``ValueRefusedError`` if the values of the change may not travel.
+        """
         if change.op == PATCH:
             assert change.data is not None
             return cls(
@@ -64,15 +69,16 @@ class State:
 
     @classmethod
     def of_known(cls, known: BaseState) -> State:
-        """Return the state that a base state describes."""
+        """Return the state that ``known``, the base state of a patch, describes."""
         return cls(stamp=known.stamp, versions=dict(known.versions), values=dict(known.values))
 
 
 def join(a: State, b: State) -> State:
-    """Return the merge of two states. Neither is altered.
+    """Return a new state that merges ``a`` and ``b``. Does not alter ``a`` and ``b``.
 
-    Commutative, associative and idempotent. The values of the older stamp are dropped, and so are
-    patches at or below the greater stamp: no later merge could make them visible again.
+    Commutative, associative and idempotent. The result leaves out the values of the smaller stamp
+    and the patches at or below the greater stamp, because no later merge can make them visible
+    again.
     """
     if a.stamp < b.stamp:
         a, b = b, a
@@ -80,7 +86,7 @@ def join(a: State, b: State) -> State:
     floor = a.stamp[:16]
     joined = State(stamp=a.stamp, whole=a.whole or (same and b.whole))
     if not b.stamp and all(version > floor for version in a.versions.values()):
-        # ``b`` has only patches: every field that it does not name stays as it is in ``a``.
+        # ``b`` has only patches, so the fields that ``b`` does not name stay as they are in ``a``.
         names = b.versions.keys() | b.values.keys()
         joined.versions = {n: v for n, v in a.versions.items() if n not in names}
         joined.values = {n: v for n, v in a.values.items() if n not in names}
@@ -109,9 +115,9 @@ def join(a: State, b: State) -> State:
 
 
 def _greater(one: Any, other: Any) -> Any:
-    """Return the winner of two values of one version: that with the greater digest.
+    """Return the value with the greater digest, of two values with the same version.
 
-    Any order would do, as long as every store uses the same one.
+    Any other order would work too, if every store used it.
     """
     if type(one) is type(other) and one == other:
         return one

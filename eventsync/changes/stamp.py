@@ -1,4 +1,4 @@
-"""The stamp: the place of a put or delete in the total order of the changes of a record."""
+"""The stamp: the place of a put or delete in the total order of a record's puts and deletes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ RANK: Final[Mapping[str, bytes]] = {PATCH: b"\x00", PUT: b"\x01", DELETE: b"\x02
 
 
 class Stamp(bytes):
-    """The place of a put or delete in the total order: 49 bytes, compared as bytes.
+    """The place of a put or delete in the total order: 49 bytes that are compared as bytes.
 
-    It consists of the version (16 bytes), the kind (1 byte; a delete is above a put) and the
-    SHA-256 of the canonical body (32 bytes). Only a bug or a forgery gives two changes the same
-    version; kind and digest make stores converge even then.
+    A stamp consists of the version (16 bytes), the kind (1 byte, greater for a delete than for a
+    put) and the SHA-256 digest of the body (32 bytes). Only a bug or a forgery gives two changes
+    the same version. Kind and digest make stores converge even in this case.
     """
 
     __slots__ = ()
@@ -39,9 +39,9 @@ class Stamp(bytes):
 
     @property
     def digest(self) -> bytes:
-        """The SHA-256 of the canonical body; zeros for a delete."""
+        """The SHA-256 digest of the body of the put; zeros for a delete."""
         return bytes(self[17:])
 
 
 UNSTAMPED: Final = Stamp(b"")
-"""The stamp of a record of which no put and no delete has been seen; below every other stamp."""
+"""The stamp of a record of which no put and no delete was seen. Smaller than every other stamp."""

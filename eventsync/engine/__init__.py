@@ -1,1 +1,1 @@
-"""A store and its accessors: decide, write, capture, apply, synchronize."""
+"""The engine: stores and accessors, and how they apply, edit, capture and synchronize records."""

@@ -23,23 +23,26 @@ R = TypeVar("R", bound=Record)
 class Accessor(ABC, Generic[R]):
     """Reads and writes the records of one type in one store.
 
-    To support a new kind of store, implement ``add``, ``update``, ``get``, ``find`` and ``remove``,
-    and ``count`` if the store can count faster than it can read. Override ``record_to_data`` and
-    ``data_to_record`` if your store does not keep records as dicts. Override ``read_rows`` and
-    ``write_rows`` if it can read or write many records at once. ``Replica`` does the rest: the
-    version gate, batches, edits, capture and recovery.
+    To support a new kind of store, implement ``add``, ``update``, ``get``, ``find`` and ``remove``.
+    Implement ``count``, too, if the store can count without reading. Override ``record_to_data``
+    and ``data_to_record`` if the store does not keep records as dicts. Override ``read_rows`` and
+    ``write_rows`` if the store can read or write many records in one call. ``Replica`` does the
+    rest: the version gate, batches, edits, capture and recovery.
 
-    In each process one thread at a time calls the methods that write. It holds the lock of the
-    version index. Raise ``RejectedError`` for a record that the store will never take, and
-    ``StoreUnavailableError`` or any ``OSError`` if the same call may succeed later.
+    Methods that write are called while the lock of the version index is held, so only one thread
+    of a process calls them at a time. Raise ``RejectedError`` for a record that the store will
+    never accept. Raise ``StoreUnavailableError`` or an ``OSError`` if the same call may succeed
+    later.
     """
 
     atomic: ClassVar[bool] = False
-    """Whether ``write_rows`` writes all or nothing, even if the process dies while it runs."""
+    """Whether ``write_rows`` writes either all records or none, even if the process dies."""
 
     replica_class: type[Any] | None = None
-    """A subclass of ``eventsync.engine.replica.Replica`` for a store whose transactions need steps
-    of their own. ``None``: ``Replica`` itself."""
+    """The subclass of ``eventsync.engine.replica.Replica`` to use for this accessor.
+
+    For a store whose transactions need additional steps. ``None`` means ``Replica`` itself.
+    """
 
     def __init__(self, record_type: type[R], *, view: View | None = None) -> None:
         self.record_class = record_type
@@ -47,24 +50,23 @@ class Accessor(ABC, Generic[R]):
         self.view = (view or View()).bind(self.type)
         self.reader = ColumnReader(self.type)
         self.forgets = False
-        """Whether records may expire in the store. A missing record then counts as expired, not as
-        deleted."""
+        """Whether records may expire in the store. If so, a missing record is not a delete."""
         self._index: Index | None = None
 
     @property
     def index(self) -> Index:
-        """The version index of the store. Raises ``ConfigError`` before ``bind``."""
+        """The version index of the store. Raises ``ConfigError`` before ``bind`` was called."""
         if self._index is None:
             raise ConfigError(
                 f"the accessor of {self.type.name} does not belong to a store yet",
-                hint="pass it to Store(...)",
+                hint="pass the accessor to Store(...)",
             )
         return self._index
 
     def bind(self, index: Index) -> None:
-        """Attach the accessor to a store with this version index. ``Store`` calls it once.
+        """Set the version index. ``Store`` calls this method once.
 
-        Override it to raise ``ConfigError`` for an index that does not fit your store.
+        Override the method to raise ``ConfigError`` if the accessor cannot work with ``index``.
         """
         self._index = index
 
@@ -72,48 +74,52 @@ class Accessor(ABC, Generic[R]):
 
     @abstractmethod
     def add(self, record: R) -> None:
-        """Write a record that the store does not hold. It may replace one that it does hold."""
+        """Write ``record``, which the store does not hold.
+
+        If the store holds a record with the same key nevertheless, this method may replace it.
+        """
 
     @abstractmethod
     def update(self, record: R) -> None:
-        """Write the changed fields, ``record.dirty``, of a record that the store holds.
+        """Write the changed fields (``record.dirty``) of ``record``, which the store holds.
 
-        Writing all fields is allowed too.
+        An implementation may also write all fields.
         """
 
     @abstractmethod
     def get(self, key: str) -> R | None:
-        """Return the record with this key, or ``None``.
+        """Return the record with the canonical key ``key``, or ``None`` if there is none.
 
         ``self.type.key_values(key)`` returns the values of the key fields.
         """
 
     @abstractmethod
     def find(self, query: Query) -> Iterable[R]:
-        """Return the records that match, sorted and sliced.
+        """Return the records that ``query`` selects, in its order and within its limits.
 
-        ``query.select(records)`` filters, sorts and slices in Python.
+        ``query.select(records)`` filters, sorts and limits any records in Python.
         """
 
     def count(self, query: Query) -> int:
-        """Return how many records match."""
+        """Return how many records ``query`` selects."""
         return sum(1 for _ in self.find(query))
 
     @abstractmethod
     def remove(self, key: str) -> None:
-        """Remove the record with this key. Idempotent."""
+        """Remove the record with the canonical key ``key``, if there is one. Idempotent."""
 
     def record_to_data(self, record: R) -> Any:
-        """Return what the store keeps of ``record``: by default a dict by the store's own names.
+        """Return ``record`` in the form in which the store keeps it.
 
-        It includes the view's constants.
+        By default this is a dict of values by the store's field names, with the view's constants.
         """
         return dict(self.view.constant) | self.view.to_store(record.raw())
 
     def data_to_record(self, data: Any) -> R:
-        """Return the record in the store's ``data``; the inverse of ``record_to_data``.
+        """Return the record that ``data`` describes: the inverse of ``record_to_data``.
 
-        Optional fields that ``data`` does not contain become ``None``.
+        Optional fields that ``data`` does not contain become ``None``. Raises ``FieldError`` or
+        ``RejectedError`` if a value cannot be converted.
         """
         values = self.view.to_record(data)
         for name in self.view.optional:
@@ -125,7 +131,10 @@ class Accessor(ABC, Generic[R]):
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> dict[str, Mapping[str, Any]]:
-        """Return the field values of the records that the store holds, by key."""
+        """Return the field values of the records with these keys, by key.
+
+        Keys that the store does not hold are left out.
+        """
         found = {}
         for key in keys:
             record = self.get(key)
@@ -136,13 +145,13 @@ class Accessor(ABC, Generic[R]):
     def read_with_entries(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> tuple[dict[str, Entry], dict[str, Mapping[str, Any]]]:
-        """Return the index entries and the field values of records, each by key."""
+        """Return the index entries by key, and the field values by key, of the given ``keys``."""
         return transaction.read(self.type.name, keys), self.read_rows(keys, transaction)
 
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
-        """Write and remove records. Idempotent: a repeated call leaves the same data."""
+        """Make ``writes``, and remove the records whose keys are in ``removals``. Idempotent."""
         for write in writes:
             record = self.get(write.key)
             if record is not None:
@@ -154,7 +163,9 @@ class Accessor(ABC, Generic[R]):
                 self.add(self.make(write.values))
             else:
                 raise StoreUnavailableError(
-                    f"{self.type.name} {write.key!r} vanished while it was being updated"
+                    f"{self.type.name} {write.key!r} was removed from the store while eventsync "
+                    "updated the record",
+                    hint="repeat the update; a worker repeats it by itself",
                 )
         for key in removals:
             self.remove(key)
@@ -162,37 +173,36 @@ class Accessor(ABC, Generic[R]):
     def update_rows(
         self, writes: Sequence[Write], transaction: IndexTransaction
     ) -> Collection[str]:
-        """Write changed fields of the records that the store holds, and return their keys.
+        """Write the changed fields of those records that the store holds. Return their keys.
 
-        Called only if the accessor is ``patchable``.
+        Called only if ``patchable`` is true.
         """
         raise NotImplementedError
 
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
-        """Return the rows that were just written, as the store returns them, by key.
+        """Read rows that were just written. Return the field values by key.
 
-        ``writes``: the values that were written, by key. The result may leave out rows that the
-        store returns with the values that were written.
+        ``writes``: the values that were written, by key. The result may leave out each row that the
+        store returns exactly as it was written.
         """
         return self.read_rows(list(writes), transaction)
 
     @property
     def verbatim(self) -> bool:
-        """Whether the store keeps decimals as written, in rows that ``read_back`` leaves out.
+        """Whether the store keeps the trailing zeros of decimals in rows left out by ``read_back``.
 
-        Otherwise they are equal but may have more or fewer trailing zeros.
+        If false, the store may return such a decimal with more or fewer trailing zeros.
         """
         return True
 
     @property
     def plain(self) -> bool:
-        """Whether a put or delete that is newer can be written without reading anything else.
+        """Whether a put or delete with the newest version can be written without any read.
 
-        That needs three things: the per-record rule; data and index in one transaction; and a
-        ``read_back`` that leaves out every row of a put. ``write_rows`` then receives changes that
-        were read in bulk as ``Puts``.
+        This requires the per-record rule, data and index in one transaction, and a ``read_back``
+        that leaves out every row of a put. If true, ``write_rows`` may receive ``Puts``.
         """
         return False
 
@@ -200,23 +210,26 @@ class Accessor(ABC, Generic[R]):
     def patchable(self) -> bool:
         """Whether a patch that is newer in all its fields can be written without reading the row.
 
-        That needs three things: data and index in one transaction; a view with all fields of every
-        record; and an ``update_rows`` that stores just the values given and changes no other
-        record.
+        This requires data and index in one transaction, a view with all fields of all records, and
+        an ``update_rows`` that stores exactly the given values and changes no other record.
         """
         return False
 
     def default_index(self) -> Index:
-        """Return the version index for a store that was given none."""
+        """Return the version index for a store that was created without the argument ``index``.
+
+        Raises ``ConfigError`` if this kind of store has no default index.
+        """
         raise ConfigError(
             f"the store of {self.type.name} needs a version index",
-            hint='pass one: Store(..., index=FileIndex("versions.db"))',
+            hint='pass a version index: Store(..., index=FileIndex("versions.db"))',
         )
 
     def depends_on(self, other: Accessor[Any]) -> bool:
-        """Return whether records here may refer to records of ``other``, which must come first.
+        """Return whether records of this type may refer to records of ``other``.
 
-        A write that comes too early raises ``DependencyError``.
+        The records of ``other`` are then written first. A store raises ``DependencyError`` if a
+        record is written before the record that it refers to.
         """
         return False
 
@@ -226,11 +239,12 @@ class Accessor(ABC, Generic[R]):
         removals: Sequence[str],
         transaction: IndexTransaction,
     ) -> Mapping[str, DependencyError]:
-        """Return why records cannot be written or removed yet, by key.
+        """Return, by key, the error of each record that cannot be written or removed yet.
 
         Called after ``write_rows`` raised ``DependencyError`` for a batch. ``rows``: all values
-        that each record would have. Records that the store cannot judge may be left out: they are
-        then written one by one.
+        that each record would have after the write, by key. ``removals``: the keys of the records
+        to remove. The result may be incomplete: if the batch fails again, eventsync finds the other
+        records by trying smaller batches.
         """
         return {}
 
@@ -238,7 +252,11 @@ class Accessor(ABC, Generic[R]):
         """Create what the accessor needs in its store, for example a folder. Idempotent."""
 
     def ping(self) -> None:
-        """Raise ``StoreUnavailableError`` or ``ConfigError`` if the store cannot be used now."""
+        """Check that the store can be used.
+
+        Raises ``StoreUnavailableError`` if the store does not answer, and ``ConfigError`` if its
+        configuration is wrong.
+        """
 
     def close(self) -> None:
         """Close connections and files. Idempotent."""
@@ -246,23 +264,28 @@ class Accessor(ABC, Generic[R]):
     def changed_since(
         self, mark: str, unreadable: Callable[[RecordError], None] | None
     ) -> tuple[list[str], str] | None:
-        """Return the keys of all records that may have changed since ``mark``, and the next mark.
+        """Return the keys of all records that may have changed since ``mark``, and a new mark.
 
-        ``mark``: what the last call returned. An empty mark means all records. ``unreadable``: as
-        in ``Query``. Deleted records may be left out. Return ``None`` if the store cannot tell.
+        ``mark``: the mark that the last call returned; empty for all records. ``unreadable``: as in
+        ``Query``. Deleted records may be left out. Returns ``None`` if the store does not know
+        which records changed.
         """
         return None
 
     # -- what every accessor inherits ------------------------------------------------------------
 
     def make(self, values: Mapping[str, Any]) -> R:
-        """Return a record with these values, which need not include every field."""
+        """Return a record with these field values. Fields without a value are absent.
+
+        Raises ``FieldError`` if a value does not fit its field.
+        """
         return self.record_class.load(values, partial=True)
 
     def read(self, data: Iterable[Any], query: Query) -> Iterator[R]:
-        """Yield the records in the store's ``data``, for ``find`` to select from.
+        """Yield a record for each item of ``data``, converted by ``data_to_record``.
 
-        An unreadable record is treated as ``pass_over`` says.
+        Does not filter or sort. If an item cannot be converted, call ``pass_over``, which reports
+        or raises the error.
         """
         for item in data:
             try:
@@ -273,10 +296,10 @@ class Accessor(ABC, Generic[R]):
                 yield record
 
     def pass_over(self, error: Exception, query: Query) -> None:
-        """Report one unreadable record to ``query.unreadable``.
+        """Call ``query.unreadable`` with ``error``, the error of one record that cannot be read.
 
-        Raise ``error`` if there is no ``query.unreadable``, or if the error concerns the whole
-        store.
+        Raises ``error`` instead if ``query.unreadable`` is ``None``, or if the error concerns the
+        whole store.
         """
         if query.unreadable is None or concerns_all(error):
             raise error

@@ -1,8 +1,9 @@
 """The application of a batch of changes to a store.
 
-``apply`` refuses or holds what must not reach the gate, groups the rest by record, lets each
-replica apply its records in one transaction, and isolates the changes that fail. It does not
-retry: a retryable error is raised, and the caller applies the whole batch again.
+``apply`` first rejects or holds the changes that break a limit. It groups the other changes by
+record and passes them to the replica of each record type. If a change fails, ``apply`` isolates it,
+so that the others succeed. ``apply`` does not retry: it raises retryable errors, and the caller
+applies the whole batch again.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ __all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply", "complete"]
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Limits:
-    """The limits beyond which a store does not apply a change. Times are in seconds.
+    """The limits beyond which a store does not apply a change.
 
-    - ``retention``: how long tombstones are kept. A change older than that, less ``drift``, is
-      rejected, because the tombstone that would stop it may be gone.
-    - ``drift``: how far in the future a version may lie. A change beyond that is held.
-    - ``hops``: how often a change may have been passed on from store to store.
+    - ``retention``: how many seconds tombstones are kept. A change older than ``retention`` minus
+      ``drift`` is rejected, because the tombstone of its record may be gone already.
+    - ``drift``: how many seconds a version may lie in the future. A later change is held.
+    - ``hops``: how often a change may have been passed on from one synchronizer to another. A
+      change with more hops is rejected.
     """
 
     retention: float = 10 * 86_400.0
@@ -57,26 +59,32 @@ _version: Final = attrgetter("change.version")
 
 @dataclass(slots=True)
 class Settled:
-    """What became of one change. ``error`` says why it was rejected or held."""
+    """The result of applying one change.
+
+    ``error``: why the change was rejected or held, else ``None``. ``collision``: whether a
+    different change has the same version.
+    """
 
     change: Change
     outcome: Outcome = Outcome.HELD
     error: EventSyncError | None = None
     collision: bool = False
     loaded: Change | None = None
-    """The change with its values coerced to the store's record type, once they were read."""
+    """The change with values of the record type's types; ``None`` if they were not read."""
 
 
 def apply(
     store: Store, changes: Sequence[Change], *, clock: Clock, limits: Limits = DEFAULT_LIMITS
 ) -> list[Settled]:
-    """Apply ``changes`` to ``store``. Return what became of each, in their order.
+    """Apply ``changes`` to ``store``. Return the result of each change, in the given order.
 
-    Idempotent. The order of the changes does not matter, and one that cannot be applied does not
-    stop the others. The values of superseded changes are not read. Blocks on the store.
+    Idempotent. Changes may be given in any order. A change that cannot be applied does not stop the
+    others. The values of superseded changes are not read. ``clock``: checks how far versions lie in
+    the future, and observes the applied versions. Blocks on the store.
 
-    Raises retryable errors (``StoreUnavailableError``, ``OSError``) and ``ConfigError``. Part of
-    the changes may be applied by then; apply all of them again.
+    Raises ``StoreUnavailableError`` or an ``OSError`` if the store is unreachable, and
+    ``ConfigError`` if its configuration is wrong. Some changes may be applied already; call
+    ``apply`` again with all of them.
     """
     settled = [Settled(change) for change in changes]
     by_type: dict[str, dict[str, list[Settled]]] = {type: {} for type in store.accessors}
@@ -104,10 +112,10 @@ def apply(
 def _in_order(
     store: Store, by_type: Mapping[str, dict[str, list[Settled]]]
 ) -> Iterator[tuple[Replica, dict[str, list[Settled]]]]:
-    """Yield the batches of the types in the order in which records depend on each other.
+    """Yield one replica and its batch after the other, in the order of dependencies.
 
-    Records to write come first, parents before children. Records to delete follow, children before
-    parents.
+    ``by_type``: the batches by record type and key. Records to write come first, parents before
+    children. Records to delete come second, children before parents.
     """
     replicas = [store.replicas[type] for type in by_type]
     above = {
@@ -121,7 +129,7 @@ def _in_order(
     def place(replica: Replica, below: frozenset[str]) -> None:
         name = replica.type.name
         if name in ordered or name in below:
-            return  # types that depend on each other have no order: what comes too early is held
+            return  # types that depend on each other have no order: some changes will be held
         for parent in above[name]:
             place(parent, below | {name})
         ordered[name] = replica
@@ -135,17 +143,18 @@ def _in_order(
 
 
 def _deletes(items: Sequence[Settled]) -> bool:
-    """Return whether the greatest put or delete among the changes of a record is a delete."""
+    """Return whether the greatest put or delete among ``items``, of one record, is a delete."""
     changes = [item.change for item in items if item.change.op != PATCH]
     return bool(changes) and max(changes, key=lambda change: change.stamp).op == DELETE
 
 
 def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict[str, int]:
-    """Fill the pending records of ``store`` with the missing fields from ``peers``.
+    """Fill the missing fields of the pending records of ``store`` from ``peers``.
 
-    Return how many records of each type became complete, at most ``limit`` a type. A field for
-    which no peer holds a value takes its default. Idempotent. Raises whatever reading a peer
-    raises; the records then stay pending, because that peer may hold the missing values.
+    Returns, by record type, how many records were completed. A field that no peer holds gets its
+    default. ``limit``: how many records of each type to complete at most. Idempotent. If a peer
+    cannot be read, its error is raised and the records stay pending, because this peer may hold the
+    missing values.
     """
     peers = [peer for peer in peers if peer is not store]
     completed: dict[str, int] = {}
@@ -163,20 +172,20 @@ def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict
 
 
 class _Admission:
-    """The checks before the gate. They do not look at the values of a change."""
+    """The checks of changes before the gate: record type, hops, and time. Reads no field values."""
 
     def __init__(self, store: Store, clock: Clock, limits: Limits) -> None:
         self._store = store
         self._clock = clock
         self._limits = limits
         now = clock.now()
-        # A version between these two is neither too old nor in the future.
+        # A version from ``_oldest`` to ``_newest`` is neither too old nor too far in the future.
         oldest = max(0.0, now - limits.retention + limits.drift)
         self._oldest = Version.of(math.ceil(oldest * 1000))
         self._newest = Version.of(int((now + limits.drift) * 1000))
 
     def admitted(self, items: Iterable[Settled]) -> Iterator[Settled]:
-        """Yield the items that may go to the gate. Set outcome and error of the others."""
+        """Yield the items that pass all checks. Set ``outcome`` and ``error`` of the others."""
         accessors, hops = self._store.accessors, self._limits.hops
         oldest, newest = self._oldest, self._newest
         for item in items:
@@ -190,7 +199,7 @@ class _Admission:
                 yield item
 
     def _admits(self, item: Settled) -> bool:
-        """Check one item with all rules, and name the one that it breaks."""
+        """Return whether ``item`` passes all checks. If not, set its ``outcome`` and ``error``."""
         change = item.change
         try:
             if change.type not in self._store.accessors:
@@ -198,7 +207,7 @@ class _Admission:
             if change.hops > self._limits.hops:
                 raise self._too_many_hops(change)
             self._check_time(change)
-            change.digest  # noqa: B018  # raises if the values cannot travel
+            change.digest  # noqa: B018  # raises if the values may not travel
         except ClockDriftError as error:
             item.error = error
         except (ChangeRefusedError, RecordError) as error:
@@ -213,9 +222,9 @@ class _Admission:
         age = self._clock.now() - change.version.millis / 1000
         if age > limits.retention - limits.drift:
             raise ChangeRefusedError(
-                f"{change.type} {change.key!r} was changed {age / 86_400:.1f} days ago; tombstones "
-                f"are kept for {limits.retention / 86_400:g} days, so a later delete of the record "
-                "may be forgotten",
+                f"the change of {change.type} {change.key!r} is {age / 86_400:.1f} days old, but "
+                f"tombstones are kept for {limits.retention / 86_400:g} days; the change might "
+                "bring a deleted record back",
                 reason="too-old",
                 hint="bring the store up to date with eventsync sync",
             )
@@ -225,23 +234,23 @@ class _Admission:
         return ChangeRefusedError(
             f"store {self._store.name!r} holds no records of type {change.type!r}",
             reason="unknown-type",
-            hint=f"it holds {types}; add an accessor, or correct the producer",
+            hint=f"the store holds {types}; add an accessor for the type, or correct the producer",
         )
 
     def _too_many_hops(self, change: Change) -> ChangeRefusedError:
         return ChangeRefusedError(
-            f"{change.type} {change.key!r} was passed on {change.hops} times; "
+            f"the change of {change.type} {change.key!r} was passed on {change.hops} times; "
             f"the limit is {self._limits.hops}",
             reason="hops",
-            hint="two synchronized systems answer each other's changes; "
+            hint="probably two synchronizers send each other's changes back; "
             "see 'Echo' in docs/concepts.md",
         )
 
 
 def _apply_greatest(replica: Replica, batch: Mapping[str, list[Settled]]) -> None:
-    """Apply the greatest change of each record that its store accepts (the per-record rule).
+    """Apply the greatest change of each record, under the per-record rule.
 
-    If the greatest is rejected, the next greatest is tried.
+    If the store rejects the greatest change, try the next greatest. Set the outcomes in ``batch``.
     """
     while batch:
         greatest = _greatest(replica.accessor, batch)
@@ -262,9 +271,10 @@ def _apply_greatest(replica: Replica, batch: Mapping[str, list[Settled]]) -> Non
 def _greatest(
     accessor: Accessor[Any], batch: Mapping[str, list[Settled]]
 ) -> dict[str, Sequence[Settled]]:
-    """Return the greatest change of each record whose values fit the record type.
+    """Return, by key, the greatest change of each record whose values fit the record type.
 
-    Set the outcome of the others: those that do not fit are rejected, smaller ones superseded.
+    Set the outcome of every other change: rejected if its values do not fit, duplicate if it equals
+    the greatest change, otherwise superseded.
     """
     for items in batch.values():
         if len(items) > 1:
@@ -272,7 +282,8 @@ def _greatest(
     firsts = [items[0].change for items in batch.values()]
     read_rows(firsts, accessor.reader)
     deletes = _sound_deletes(accessor, firsts)
-    duplicate, superseded = Outcome.DUPLICATE, Outcome.SUPERSEDED  # looked up once: see ``gate``
+    # Looked up once, because Python 3.11 looks up members of an enumeration slowly.
+    duplicate, superseded = Outcome.DUPLICATE, Outcome.SUPERSEDED
     found: dict[str, Sequence[Settled]] = {}
     for key, items in batch.items():
         greatest = items[0]
@@ -293,13 +304,19 @@ def _greatest(
 
 
 def _sound_deletes(accessor: Accessor[Any], changes: Iterable[Change]) -> Container[str]:
-    """Return the keys of the deletes, or none if any of them is no key of the record type."""
+    """Return the keys of the deletes among ``changes`` if all are valid keys of the record type.
+
+    Returns no keys if one is invalid. The caller then checks each delete by itself.
+    """
     keys = [change.key for change in changes if change.op == DELETE]
     return set() if accessor.type.key_columns(keys) is None else set(keys)
 
 
 def _sort(items: list[Settled]) -> None:
-    """Sort the greatest change first. Digests are only computed where versions are equal."""
+    """Sort ``items`` in place, the greatest change first.
+
+    Compares versions, and compares stamps, which need a digest, only if two versions are equal.
+    """
     items.sort(key=_version, reverse=True)
     if any(one.change.version == other.change.version for one, other in pairwise(items)):
         items.sort(key=lambda item: item.change.stamp, reverse=True)
@@ -312,7 +329,10 @@ def _is_same(one: Settled, other: Settled) -> bool:
 def _plain_apart(
     replica: Replica, batch: dict[str, Sequence[Settled]]
 ) -> Iterable[dict[str, Sequence[Settled]]]:
-    """Split a batch into plain records and others, because plain ones alone are much faster."""
+    """Split ``batch`` into the plain changes (``Replica.is_plain``) and the others.
+
+    A batch that contains only plain changes is applied much faster.
+    """
     plain = {
         key: items
         for key, items in batch.items()
@@ -324,9 +344,10 @@ def _plain_apart(
 
 
 def _apply_all(replica: Replica, batch: Mapping[str, list[Settled]]) -> None:
-    """Apply all changes of each record together (the per-field rule).
+    """Apply all changes of each record together, under the per-field rule.
 
-    If a record's changes are rejected together, each is tried alone.
+    If the changes of a record are rejected, apply each of them alone. Set the outcomes in
+    ``batch``.
     """
     changes = [item.change for items in batch.values() for item in items]
     read_rows(changes, replica.accessor.reader)
@@ -347,11 +368,14 @@ def _apply_all(replica: Replica, batch: Mapping[str, list[Settled]]) -> None:
 
 
 def _load(accessor: Accessor[Any], item: Settled) -> bool:
-    """Set ``loaded``. Return ``False``, and reject the item, if its values do not fit."""
+    """Set ``item.loaded``. Return whether the values of the change fit the record type.
+
+    If they do not fit, reject the item.
+    """
     if item.loaded is None:
         change = item.change
         try:
-            # A row that was read in bulk is known to fit.
+            # If the change has a row, its values are known to fit (see ``read_rows``).
             item.loaded = change if change.row is not None else _loaded(accessor, change)
         except (ChangeRefusedError, RecordError) as error:
             _set_aside([item], error)
@@ -359,7 +383,11 @@ def _load(accessor: Accessor[Any], item: Settled) -> bool:
 
 
 def _loaded(accessor: Accessor[Any], change: Change) -> Change:
-    """Return ``change`` with its values coerced to the record type."""
+    """Return ``change`` with its values converted to the types of the record type.
+
+    Raises ``RecordError`` if a value does not fit or the key is invalid. Raises
+    ``ChangeRefusedError`` if the key fields in the data belong to another record.
+    """
     type = accessor.type
     if change.op == DELETE:
         type.key_values(change.key)  # raises if this is not a key of the type
@@ -384,22 +412,23 @@ def _loaded(accessor: Accessor[Any], change: Change) -> Change:
         foreign = type.key_text(loaded) != change.key
     if foreign:
         raise ChangeRefusedError(
-            f"the key fields in the data of {type.name} {change.key!r} name another record",
+            f"the change of {type.name} {change.key!r} contains the key fields of another record",
             reason="key-mismatch",
-            hint="a record's key never changes: delete it and add another",
+            hint="the key of a record cannot change: delete the record, and add one with the new "
+            "key",
         )
     if loaded is data and known is change.known:
         return change
     if len(loaded) == len(data) and known is change.known and same(dict(loaded), dict(data)):
-        return change  # lists and dicts were coerced, and are equal to what they were
+        return change  # lists and dicts were copied, but no value has changed
     return change.adapted(loaded, known)
 
 
 def _submit(replica: Replica, batch: Mapping[str, Sequence[Settled]]) -> dict[str, EventSyncError]:
-    """Apply loaded changes, given by key. Set the outcome of those that the gate decided on.
+    """Apply loaded changes, given by record key. Set the outcome of each change that succeeded.
 
-    Return the errors of the records that failed, by key. A ``DependencyError`` means that the
-    record must wait for another; any other, that the store refuses it.
+    Returns the errors of the records that failed, by key. A ``DependencyError`` means that the
+    record must wait for another record. Any other error means that the store refuses the record.
     """
 
     def apply_part(keys: Sequence[str]) -> dict[str, Sequence[Verdict]]:
@@ -409,7 +438,7 @@ def _submit(replica: Replica, batch: Mapping[str, Sequence[Settled]]) -> dict[st
         except DependencyError:
             if not replica.accessor.atomic:
                 raise
-            # Nothing was written. The store may be able to leave out the records that must wait.
+            # Nothing was written. Try again without the records that must wait for others.
             return replica.apply(changes, hold=True)
 
     errors: dict[str, EventSyncError] = {}
@@ -428,7 +457,10 @@ def _submit(replica: Replica, batch: Mapping[str, Sequence[Settled]]) -> dict[st
 
 
 def _set_aside(items: Iterable[Settled], error: EventSyncError) -> None:
-    """Hold items that wait for another record. Reject items for any other error."""
+    """Set ``error`` and ``outcome`` of items that failed.
+
+    The outcome is held after a ``DependencyError`` and rejected after any other error.
+    """
     outcome = Outcome.HELD if isinstance(error, DependencyError) else Outcome.REJECTED
     for item in items:
         item.outcome, item.error = outcome, error

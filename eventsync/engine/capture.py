@@ -1,4 +1,4 @@
-"""The search for foreign writes in one store: which records are compared, and when."""
+"""The search for foreign writes in one store: decides which records to compare, and when."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ ALLOWED_DELETES: Final = 0.5
 """The share of the known records of a type that may be missing by default."""
 
 Unreadable: TypeAlias = Callable[[RecordError], None] | None
-"""Receives the error of each record that cannot be read. ``None``: the first error is raised."""
+"""A function that is called with the error of each record that cannot be read.
+
+``None`` means that the first such error is raised.
+"""
 
 _CHUNK: Final = 1000
 
@@ -29,7 +32,8 @@ _CHUNK: Final = 1000
 class Capture:
     """Finds the foreign writes in one store.
 
-    ``name``: the name of the store. ``monotonic``: a clock in seconds.
+    ``index``: the version index of the store. ``name``: the name of the store, for errors.
+    ``monotonic``: a function that returns seconds and never goes back.
     """
 
     def __init__(
@@ -49,10 +53,12 @@ class Capture:
         deletes: float,
         unreadable: Unreadable,
     ) -> Iterator[list[Change]]:
-        """Yield the changes found among the records of one type, chunk by chunk.
+        """Capture the foreign writes to the records of one type. Yield the changes in chunks.
 
-        If all records were read within the last ``whole_every`` seconds, read only those that
-        changed since, if the store can tell them. ``deletes``: see ``Store.capture``.
+        ``encode``: makes the envelopes for the outbox; ``None`` to put nothing there.
+        ``whole_every``: if all records were read during the last ``whole_every`` seconds, read only
+        the records that changed since, provided that the store knows them. ``deletes``: as in
+        ``Store.capture``. Raises ``SuspiciousReadError`` if too many records are missing.
         """
         name = replica.type.name
         started = self._monotonic()
@@ -75,10 +81,11 @@ class Capture:
     def before(
         self, changes: Iterable[Change], replicas: Mapping[str, Replica], encode: Encode
     ) -> list[Change]:
-        """Return the foreign writes to the records of ``changes``, given a version.
+        """Capture foreign writes to the records that ``changes`` are about. Return them as changes.
 
-        Leave out records that cannot be read: applying their changes reports that. If the store
-        lacks suspiciously many records, leave out the missing ones, too: ``search`` reports that.
+        Records that cannot be read are left out, because applying their changes will raise the
+        error anyway. If the store lacks suspiciously many records, the missing ones are left out,
+        too: ``search`` reports that. ``encode``: as in ``search``.
         """
         keys: dict[str, dict[str, None]] = {}
         for change in changes:
@@ -101,7 +108,10 @@ class Capture:
         *,
         deletes: float,
     ) -> list[Change]:
-        """Capture these records. Report those that cannot be read."""
+        """Capture foreign writes to the records with these keys, and return them as changes.
+
+        Call ``unreadable`` for each record that cannot be read.
+        """
         if unreadable is None:
             return replica.capture(keys, encode, deletes=deletes)
         changes: list[Change] = []
@@ -115,10 +125,10 @@ class Capture:
     def _search_recent(
         self, replica: Replica, encode: Encode | None, unreadable: Unreadable, deletes: float
     ) -> Iterator[list[Change]] | None:
-        """Yield the changes among the records that changed since the last search.
+        """Return an iterator that captures the records that changed since the last search.
 
-        Return ``None`` if the store cannot tell them. The mark moves on only after all of them were
-        read, so that an unreadable record is read again.
+        Returns ``None`` if the store does not know which records changed. The store's mark is saved
+        only after all these records were read, so an unreadable record is read again next time.
         """
         mark_name = f"capture/{replica.type.name}"
         errors: list[RecordError] = []
@@ -144,12 +154,18 @@ class Capture:
         return captured()
 
     def _missing(self, replica: Replica, seen: set[str]) -> list[str]:
-        """Return the keys of records that are in the index and no longer in the store."""
+        """Return the keys of the records that the index has and the store no longer has.
+
+        ``seen``: the keys that were found in the store.
+        """
         entries = self._index.entries(replica.type.name, presence=Presence.PRESENT)
         return [key for key, _ in entries if key not in seen and not _exists(replica, key)]
 
     def _check_deletes(self, replica: Replica, missing: int, deletes: float) -> None:
-        """Raise ``SuspiciousReadError`` if more records are missing than ``deletes`` allows."""
+        """Raise ``SuspiciousReadError`` if more records are missing than ``deletes`` allows.
+
+        ``missing``: the number of missing records. ``deletes``: as in ``Store.capture``.
+        """
         if max(missing, replica.lacking) <= replica.allowed_deletes(deletes) or not missing:
             replica.lacking = 0
             return
@@ -158,19 +174,20 @@ class Capture:
         known = self._index.counts(type)[Presence.PRESENT]
         raise SuspiciousReadError(
             f"store {self._name!r}: {missing} of {known} known records of type {type} are "
-            "missing, so none was deleted",
-            hint="if they were really deleted, allow it: --allow-deletes, or deletes=1.0",
+            "missing; this looks like a failed read, so none of them was deleted elsewhere",
+            hint="if the records were really deleted, repeat the command with --allow-deletes, "
+            "or the call with deletes=1.0; to fill the store again, run eventsync sync",
         )
 
 
 def _keys(replica: Replica, unreadable: Unreadable) -> Iterator[str]:
-    """Yield the keys of all records that can be read."""
+    """Yield the keys of all records in the store. Call ``unreadable`` for unreadable records."""
     query = Query.parse(replica.type, None, unreadable=unreadable)
     return (record.key for record in replica.accessor.find(query))
 
 
 def _exists(replica: Replica, key: str) -> bool:
-    """Return whether a record is in the store: it was added meanwhile, or cannot be read."""
+    """Return whether the store holds the record with this key. An unreadable record counts."""
     try:
         return replica.accessor.get(key) is not None
     except Exception as error:

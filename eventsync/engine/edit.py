@@ -1,4 +1,4 @@
-"""The changes that edits, foreign writes and whole records make."""
+"""Changes made in a store: from edits, from foreign writes, and from whole records."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ __all__ = ["ChangeFactory", "Edit"]
 
 @dataclass(slots=True, frozen=True)
 class Edit:
-    """An edit of one record: what a program wants to happen to it.
+    """A request of a program to change one record.
 
-    - ``op``: ``add`` fails if the record exists, ``update`` and ``remove`` fail if it does not,
-      ``upsert`` never fails.
+    - ``op``: ``add`` fails if the record exists. ``update`` and ``remove`` fail if the record does
+      not exist. ``upsert`` adds or updates the record.
+    - ``key``: the canonical key of the record.
     - ``values``: the record's field values; ``None`` for ``remove``.
-    - ``touched``: the fields that an update is about; ``None`` for all of ``values``.
+    - ``touched``: the names of the fields that the program changed; ``None`` for all in ``values``.
     """
 
     op: str
@@ -38,8 +39,9 @@ class Edit:
 
 @dataclass(slots=True, frozen=True)
 class ChangeFactory:
-    """Makes the changes of the records of one type in one store.
+    """Makes changes for the records of one type in one store.
 
+    ``view``: the store's view of the record type. ``clock``: issues the versions of the changes.
     ``source``: the name of the store, which is the origin of the changes.
     """
 
@@ -50,18 +52,20 @@ class ChangeFactory:
     def from_edit(
         self, edit: Edit, entry: Entry | None, row: Mapping[str, Any] | None
     ) -> Change | None:
-        """Return the change that an edit makes at a new version; ``None`` if it changes nothing.
+        """Return ``edit`` as a change with a new version, or ``None`` if it would change nothing.
 
-        ``entry`` and ``row``: what the store holds of the record now. Raises
-        ``AlreadyExistsError`` and ``NotFoundError``.
+        ``entry``: the record's index entry; ``None`` if there is none. ``row``: the field values
+        that the store holds; ``None`` if it does not hold the record. Raises ``AlreadyExistsError``
+        if ``add`` finds a record, and ``NotFoundError`` if ``update`` or ``remove`` finds none.
         """
         type, key = self.view.record_type, edit.key
         if edit.op == "add" and row is not None:
             raise AlreadyExistsError(
-                f"{type.name} {key!r} cannot be added: it exists already", hint="update it instead"
+                f"{type.name} {key!r} cannot be added, because the record exists already",
+                hint="update the record instead",
             )
         if edit.op in ("update", "remove") and row is None:
-            raise NotFoundError(f"{type.name} {key!r} does not exist in this store")
+            raise NotFoundError(f"{type.name} {key!r} does not exist in store {self.source!r}")
         if edit.values is None:
             return self._new(key, DELETE, None, entry)
         values = {n: edit.values[n] for n in self.view.fields if n in edit.values}
@@ -82,7 +86,8 @@ class ChangeFactory:
             entry = decide_one(None, row, first, self.view).entry
             assert entry is not None
         change = self._new(key, PATCH, changed, entry)
-        # Foreign writes since the last capture have no version yet. Capture will give them one.
+        # Foreign writes since the last capture have no version yet, so they cannot be part of the
+        # base state. The next capture gives them a version.
         foreign = changed_fields(entry, row, self.view)
         change.known = self._base_state(entry, row, without=[*changed, *foreign])
         return change
@@ -90,9 +95,11 @@ class ChangeFactory:
     def from_foreign_write(
         self, key: str, entry: Entry | None, row: Mapping[str, Any] | None, *, forgets: bool
     ) -> Change | None:
-        """Return a foreign write as a change at a new version; ``None`` if there was none.
+        """Return a foreign write as a change with a new version; ``None`` if there is none.
 
-        ``forgets``: whether records may expire in the store.
+        ``entry`` and ``row``: as in ``from_edit``; a foreign write is a difference between these
+        two. ``forgets``: whether records may expire in the store. A missing record is then not a
+        delete.
         """
         if row is None:
             if entry is None or entry.presence is not Presence.PRESENT or forgets:
@@ -103,7 +110,7 @@ class ChangeFactory:
         if entry is None:
             return self._first(key, row)
         if entry.presence is not Presence.PRESENT:
-            # The record was absent when eventsync last wrote it, and was added since.
+            # The store did not hold the record at the last write of eventsync, and holds it now.
             return self._new(key, PUT, dict(row), entry)
         changed = changed_fields(entry, row, self.view)
         if not changed:
@@ -115,9 +122,11 @@ class ChangeFactory:
         return change
 
     def from_state(self, key: str, entry: Entry, row: Mapping[str, Any] | None) -> Change | None:
-        """Return a whole record as a change at its own version.
+        """Return a record as a change that contains all its fields, with its current version.
 
-        Return ``None`` for a record that is filtered out, pending or no longer in the store.
+        ``entry``: the record's index entry. ``row``: the field values that the store holds;
+        ``None`` if it does not hold the record. Returns a delete if the record is deleted. Returns
+        ``None`` if the record is filtered out, pending or missing in the store.
         """
         type = self.view.record_type
         common: dict[str, Any] = {
@@ -131,7 +140,7 @@ class ChangeFactory:
         if entry.presence is not Presence.PRESENT or row is None:
             return None
         if type.rule == "record":
-            # The store may have altered the values, but the digest in the stamp must stay.
+            # The store may have altered the values, but the change must keep the record's stamp.
             return Change(
                 op=PUT,
                 version=entry.stamp.version,
@@ -148,18 +157,18 @@ class ChangeFactory:
         )
 
     def _is_outside(self, row: Mapping[str, Any]) -> bool:
-        """Return whether the view's filter excludes a row that eventsync did not write.
+        """Return whether the view's filter excludes ``row``, which eventsync did not write.
 
-        An existing table may contain other rows than the filter selects. They are left alone.
+        An existing table may contain rows that do not match the filter. Capture ignores such rows.
         """
         return self.view.judged <= self.view.names.keys() and not self.view.matches(row)
 
     def _first(self, key: str, row: Mapping[str, Any]) -> Change:
         """Return the first change of a record that the store held before eventsync knew it.
 
-        Under the per-field rule a put would override the values that other stores hold in fields
-        which this store lacks. So every field gets a version of its own, above a put that is older
-        than every other.
+        Under the per-record rule, the change is a put of the row. Under the per-field rule, a put
+        would erase the fields that other stores hold and this store lacks. Therefore the change is
+        a patch of all non-empty fields, with a base state whose stamp is smaller than all others.
         """
         type = self.view.record_type
         if type.rule == "record":
@@ -173,9 +182,9 @@ class ChangeFactory:
         return change
 
     def _new(self, key: str, op: Op, data: dict[str, Any] | None, entry: Entry | None) -> Change:
-        """Return a change at a version above all versions that the store has seen of the record."""
+        """Return a change with a new version, greater than every version in ``entry``."""
         if entry is not None and entry.version:
-            # The gate accepted this version, so it counts however far in the future it is.
+            # The store has accepted this version already, so the drift limit does not apply.
             self.clock.observe(Version(entry.version), max_drift=math.inf)
         return Change(
             type=self.view.record_type.name,
@@ -190,7 +199,10 @@ class ChangeFactory:
     def _base_state(
         self, entry: Entry, row: Mapping[str, Any], *, without: Iterable[str] = ()
     ) -> BaseState:
-        """Return what the store holds in all other fields, with their versions."""
+        """Return the base state for a patch: the values and the versions that the store holds.
+
+        ``without``: the names of the fields to leave out. Key fields are always left out.
+        """
         left_out = {*self.view.record_type.keys, *without}
         values = {n: value for n, value in row.items() if n not in left_out}
         versions = {n: v for n, v in entry.versions.items() if n in values}

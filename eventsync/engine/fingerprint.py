@@ -1,4 +1,7 @@
-"""Fingerprints: digests of a row by which capture recognises what eventsync itself wrote."""
+"""Fingerprints: digests of a record that show whether its data changed since eventsync wrote them.
+
+A *row* is the mapping of field names to values that a store holds for one record.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ __all__ = ["changed_fields", "fingerprint_after", "fingerprint_of", "patched_fin
 
 
 def fingerprint_of(entry: Entry, row: Mapping[str, Any], view: BoundView) -> bytes | None:
-    """Return the fingerprint of ``row``, which the store holds now.
+    """Return the fingerprint of ``row``, the field values that the store holds now.
 
-    Under the per-record rule it is one digest of the row, or ``None`` if the digest in the stamp is
-    that of the row. Under the per-field rule it is a packed map with a short digest of each field.
+    Under the per-record rule, the fingerprint is one digest of the row, or ``None`` if the stamp of
+    ``entry`` contains the digest of the row already. Under the per-field rule, the fingerprint is a
+    packed map of field names to short digests.
     """
     if view.record_type.rule == "record":
         digest = packing.digest_of_body(packing.pack_body(row))
@@ -32,23 +36,23 @@ def fingerprint_after(
     read: Mapping[str, Any],
     written: Mapping[str, Any],
 ) -> bytes:
-    """Return the fingerprint after a write, under the per-field rule.
+    """Return the fingerprint of a record after eventsync wrote some of its fields.
 
-    It keeps the old digest of a field that a foreign write changed before and that was not written
-    now. So capture still finds that foreign write.
+    For records under the per-field rule. The fields that were not written keep their old digests.
+    Therefore capture still finds an earlier foreign write to one of these fields.
 
-    - ``before``: the fingerprint until now.
+    - ``before``: the fingerprint before the write; ``None`` if there was none.
     - ``row``: the row after the write.
     - ``read``: the row before the write.
-    - ``written``: the values that were written.
+    - ``written``: the field values that were written.
     """
     digests_before = unpacking.unpack_own(before) if before is not None else {}
     digests: dict[str, bytes | None] = {}
     for name, value in row.items():
         digest = digests_before.get(name) if name in read and name not in written else None
         if digest is not None and not same(read[name], value):
-            # The write altered this field too. If its value before the write was eventsync's own,
-            # the store did it, and that is no foreign write.
+            # The store altered this field as a consequence of the write, for example by a trigger.
+            # If the old value was eventsync's own, this is not a foreign write: take a new digest.
             digest = digest if digest != packing.short_digest(read[name]) else None
         digests[name] = digest
     missing = [name for name, digest in digests.items() if digest is None]
@@ -59,11 +63,12 @@ def fingerprint_after(
 def patched_fingerprints(
     before: Iterable[bytes | None], names: tuple[str, ...], written: Sequence[Mapping[str, Any]]
 ) -> list[bytes | None]:
-    """Return the fingerprint of each row after some fields of it were written.
+    """Return the new fingerprint of each of many records, of which some fields were written.
 
-    The result is that of ``fingerprint_after``, but the row is not needed. ``names``: all fields of
-    a row, in its order. The result for a row is ``None`` if ``before`` is not a fingerprint of
-    just these fields.
+    Each result equals that of ``fingerprint_after``, but the rows are not needed. ``before``: the
+    old fingerprint of each record. ``names``: all fields of a row, in the order of the row.
+    ``written``: the field values that were written to each record. A result is ``None`` if the old
+    fingerprint does not cover exactly the fields in ``names``.
     """
     digests = iter(packing.short_digests(value for values in written for value in values.values()))
     patched: list[bytes | None] = []
@@ -75,7 +80,11 @@ def patched_fingerprints(
 
 
 def changed_fields(entry: Entry, row: Mapping[str, Any], view: BoundView) -> dict[str, Any]:
-    """Return the fields of ``row`` that foreign writes have changed since the fingerprint."""
+    """Return the fields of ``row``, with values, that foreign writes have changed.
+
+    Compares ``row`` with the fingerprint in ``entry``. Under the per-record rule the result is the
+    whole row, or ``{}`` if nothing changed.
+    """
     if view.record_type.rule == "record":
         if entry.echo is None:
             unchanged = packing.digest_of_body(packing.pack_body(row)) == entry.stamp.digest
@@ -88,6 +97,6 @@ def changed_fields(entry: Entry, row: Mapping[str, Any], view: BoundView) -> dic
     return {
         name: value
         for name, value in row.items()
-        # A field without a digest was added to the view later: that is no foreign write.
+        # A field without a digest was added to the view later. That is not a foreign write.
         if name in digests and digests[name] != packing.short_digest(value)
     }

@@ -1,7 +1,8 @@
 """The gate: the pure functions that decide what changes do to one record of a store.
 
-Input is what the store holds of the record and the changes that arrived. Output is a ``Decision``:
-an outcome for each change, and what to write. Nothing here reads or writes a store.
+The input is what the store and its index hold of the record, and the changes that arrived. The
+output is a ``Decision``: an outcome for each change, and what to write. No function of this module
+reads or writes a store.
 """
 
 from __future__ import annotations
@@ -32,36 +33,37 @@ __all__ = [
 ]
 
 UNVERSIONED: Final = Stamp(bytes(16) + b"\x01" + bytes(32))
-"""The stamp of a record that eventsync finds in a store for the first time.
+"""The stamp of a record that the store held before eventsync knew it.
 
-It is older than the stamp of every change.
+This stamp is smaller than the stamp of every change.
 """
 
 
 class Outcome(StrEnum):
-    """What became of one change at one store."""
+    """The result of applying one change to one store."""
 
     APPLIED = "applied"
-    """It won. The store now holds its values, as far as its view covers them."""
+    """The change won. The store now holds those of its values that the store's view covers."""
     SUPERSEDED = "superseded"
-    """A later change of the same record came in the same batch."""
+    """The same batch contained a later change of the same record."""
     STALE = "stale"
-    """The store already holds a later change of the record."""
+    """The store has already applied a later change of the record."""
     DUPLICATE = "duplicate"
-    """The store already holds this change."""
+    """The store has already applied this change."""
     PENDING = "pending"
-    """Its values are kept in the index. The record is not written until the rest is known."""
+    """The index keeps the values. The record is written when its other fields are known."""
     HELD = "held"
-    """It is retried later: its version lies in the future, or it depends on another record."""
+    """The change is retried later: its version is in the future, or another record is missing."""
     REJECTED = "rejected"
-    """It cannot be applied. It becomes a dead letter with its reason."""
+    """The change can never be applied. It becomes a dead letter with a reason."""
 
 
 @dataclass(slots=True, frozen=True)
 class Verdict:
-    """The outcome of one change.
+    """The outcome of one change, with details.
 
-    ``collision``: another change has the same version. ``error``: why the change is held.
+    ``collision``: whether a different change has the same version. ``error``: the reason why the
+    change is held; ``None`` for any other outcome.
     """
 
     outcome: Outcome
@@ -73,14 +75,14 @@ class Verdict:
 class Decision:
     """What to do with one record.
 
-    - ``verdicts``: one for each change, in their order.
-    - ``entry``: the new index entry; ``None`` leaves record and entry as they are.
-    - ``write``: the field values to write. Those that change if the store has the record,
-      otherwise all.
+    - ``verdicts``: one verdict for each change, in the order of the changes.
+    - ``entry``: the new index entry; ``None`` to leave record and entry unchanged.
+    - ``write``: the field values to write; ``None`` to write nothing. If the store holds the
+      record, only the values that differ; otherwise all values.
     - ``remove``: whether to remove the record from the store.
     - ``altered``: whether ``write`` differs from the body of the change that won.
-    - ``row``: the field values that the store held before, ``None`` if none or if they were not
-      read.
+    - ``row``: the field values that the store held before; ``None`` if the store held no record, or
+      if the record was not read.
     """
 
     verdicts: list[Verdict]
@@ -91,31 +93,33 @@ class Decision:
     row: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
-# Looking up a member of an enumeration is slow in Python 3.11. The hot path uses these constants.
+# Python 3.11 looks up members of an enumeration slowly, so frequent code uses these constants.
 _WON: Final = Outcome.APPLIED
 _PRESENT: Final = Presence.PRESENT
 _LOST: Final = (Outcome.STALE, Outcome.DUPLICATE)
 _STALE: Final = Verdict(Outcome.STALE)
 _DUPLICATE: Final = Verdict(Outcome.DUPLICATE)
 APPLIED: Final = Verdict(_WON)
-"""The verdict on a change that won without a collision."""
+"""The verdict for a change that won without a collision."""
 
 
 # -- the per-record rule --------------------------------------------------------------------------
 
 
 def decide_put_or_delete(current: Stamp | None, change: Change, view: BoundView) -> Decision:
-    """Decide under the per-record rule: the greatest stamp wins. The row is not needed.
+    """Decide about one change under the per-record rule: the greatest stamp wins.
 
-    ``current``: the stamp in the record's index entry, ``None`` if there is no entry. Raises
-    ``ChangeRefusedError`` for a patch, and for a put that lacks a field without default.
+    ``current``: the stamp in the record's index entry; ``None`` if there is no entry. Raises
+    ``ChangeRefusedError`` if ``change`` is a patch, or a put without a value for a field that has
+    no default.
     """
     if change.op == PATCH:
         raise ChangeRefusedError(
-            f"a patch of {change.type} {change.key!r} was refused, because {change.type} is "
-            "merged per record",
+            f"the patch of {change.type} {change.key!r} was refused, because records of type "
+            f"{change.type} merge per record and take only puts and deletes",
             reason="patch-refused",
-            hint='declare the record type with rule="field", or publish whole records',
+            hint='declare the record type with rule="field" everywhere, or publish puts of whole '
+            "records",
         )
     stamp = change.stamp
     verdict = _compare_stamps(stamp, current)
@@ -133,22 +137,28 @@ def decide_put_or_delete(current: Stamp | None, change: Change, view: BoundView)
 
 
 def _compare_stamps(stamp: Stamp, current: Stamp | None) -> Verdict:
-    """Return the verdict on a put or delete by its place in the total order of stamps."""
+    """Return the verdict for a put or delete.
+
+    ``stamp``: the stamp of the change. ``current``: the stamp that the store has; ``None`` if none.
+    """
     if current is None:
         return APPLIED
     if stamp[:16] != current[:16]:
         return APPLIED if stamp > current else _STALE
     if stamp == current:
         return _DUPLICATE
-    # Two different changes have one version. The rest of the stamp makes every store pick the same.
+    # Two different changes have the same version. Kind and digest decide, the same in every store.
     return Verdict(Outcome.APPLIED if stamp > current else Outcome.STALE, collision=True)
 
 
 def _whole_record(data: Mapping[str, Any], view: BoundView, key: str) -> Mapping[str, Any]:
-    """Return the values of a put with the key fields, and defaults for the fields it lacks."""
+    """Return the values of a put, completed with the key fields and with defaults.
+
+    Raises ``ChangeRefusedError`` if a missing field has no default.
+    """
     record_type = view.record_type
     if len(data) == len(record_type.fields):
-        return data  # undeclared fields were dropped before, so these are all fields
+        return data  # the data contain no undeclared fields here, so no field is missing
     values = {**data, **record_type.key_values(key)}
     for name in view.needed:
         if name not in values:
@@ -168,13 +178,14 @@ def decide(
     *,
     final: bool = False,
 ) -> Decision:
-    """Decide under the per-field rule on all ``changes`` of one record at once.
+    """Decide under the per-field rule about all ``changes`` of one record together.
 
-    ``entry``: the record's index entry. ``row``: the field values that the store holds of it.
-    Either is ``None`` if there is none. ``final``: no other store knows more than ``changes``, so a
-    field that is still missing takes its default.
+    ``entry``: the record's index entry; ``None`` if it has none. ``row``: the field values that the
+    store holds; ``None`` if it does not hold the record. ``final``: whether no store knows more
+    about the record than ``changes``; a field that is still missing then gets its default.
 
-    Raises ``ChangeRefusedError`` for a put that lacks a field without default.
+    Raises ``ChangeRefusedError`` if the record's put has no value for a needed field without
+    default.
     """
     before = _state_before(entry, row, view)
     after, verdicts = _merge(before, changes, view, is_present=row is not None)
@@ -182,12 +193,12 @@ def decide(
         after.whole = True
     elif all(verdict.outcome in _LOST for verdict in verdicts):
         pending = entry is not None and entry.presence is Presence.PENDING
-        # A pending record may have gained a value at a version that it had already.
+        # A pending record may have gained a value, although no version has grown.
         if not pending or after == before:
             return Decision(verdicts)
     _drop_unneeded(after, view)
     if entry is None and not after.stamp and not after.versions:
-        return Decision(verdicts)  # the changes name none of this store's fields
+        return Decision(verdicts)  # the store's view covers no field of these changes
     decision = _decide_presence(after, row, verdicts, view, key)
     if entry is not None and row is not None and decision.entry is not None:
         decision.entry.echo = entry.echo
@@ -197,14 +208,14 @@ def decide(
 def decide_patches(
     entry: Entry | None, changes: Sequence[Change], view: BoundView
 ) -> Decision | None:
-    """Return what ``decide`` would, without the row, or ``None`` where that needs the row.
+    """Return the decision of ``decide`` without reading the row, or ``None`` if the row is needed.
 
-    This fast path covers a record that is present, and patches that win in all their fields. The
-    view must be neither partial nor filtered. ``write`` then has all patched values, also those
-    that the row has already.
+    Fast path for a record that is present, and for patches that win in all their fields. The view
+    must be neither partial nor filtered. Unlike in ``decide``, ``Decision.write`` contains every
+    patched value, even if the row contains the same value already.
 
-    A base state is ignored if none of its versions is later than the entry's: then the store has
-    seen those values, even if a foreign write has replaced them since.
+    The base state of a patch is ignored if no version in it is later than in ``entry``. The store
+    has then seen these values, even if a foreign write has replaced them since.
     """
     if entry is None or entry.presence is not _PRESENT or entry.deferred or not entry.whole:
         return None
@@ -233,16 +244,17 @@ def decide_patches(
 def decide_one(
     entry: Entry | None, row: Mapping[str, Any] | None, change: Change, view: BoundView
 ) -> Decision:
-    """Decide on one change that was made in this very store, under the rule of its type."""
+    """Decide about one change that this store itself made, under the merge rule of its type."""
     if view.record_type.rule == "record":
         return decide_put_or_delete(None if entry is None else entry.stamp, change, view)
-    # The first change of a row without entry tells all of it, even if only its key has a value.
+    # The first change of a row without an entry describes the whole row, so no value can arrive
+    # later.
     first = entry is None and row is not None
     return decide(entry, row, [change], view, change.key, final=first)
 
 
 def _state_before(entry: Entry | None, row: Mapping[str, Any] | None, view: BoundView) -> State:
-    """Return what the store knows of the record before the changes."""
+    """Return what the store knew about the record before the changes arrived."""
     values = {} if row is None else _without_key(row, view)
     if entry is None:
         return State() if row is None else State(UNVERSIONED, values=values, whole=True)
@@ -263,7 +275,10 @@ def _without_key(values: Mapping[str, Any], view: BoundView) -> dict[str, Any]:
 def _merge(
     before: State, changes: Sequence[Change], view: BoundView, *, is_present: bool
 ) -> tuple[State, list[Verdict]]:
-    """Merge ``changes`` into ``before``. Return the merged state, and a verdict on each change."""
+    """Return ``before`` merged with ``changes``, and a verdict for each change.
+
+    ``is_present``: whether the store holds the record.
+    """
     state, verdicts = before, []
     for change in changes:
         merged = join(state, State.of(change))
@@ -278,11 +293,11 @@ def _merge(
 
 
 def _with_base_state(state: State, base: State, view: BoundView, is_present: bool) -> State:
-    """Return ``state`` with the base state of a patch, unless fields would then be missing.
+    """Return ``state`` merged with ``base``, the base state of a patch, if that loses no field.
 
-    The base state may name a put that this store has not received. If the origin holds fewer fields
-    than this store, taking it would turn a complete record into a pending one. Then the store waits
-    for the put itself.
+    The base state may contain the stamp of a put that this store has not received. If the origin
+    holds fewer fields than this store, a merge would turn a complete record into a pending one. In
+    this case return ``state`` unchanged; the put itself will arrive later.
     """
     merged = join(state, base)
     is_complete = is_present and not _missing_fields(state, view)
@@ -292,7 +307,11 @@ def _with_base_state(state: State, base: State, view: BoundView, is_present: boo
 
 
 def _verdict_on_patch(patch: Change, before: State, after: State, view: BoundView) -> Verdict:
-    """Return the verdict on a patch by what its merge changed in the fields this store needs."""
+    """Return the verdict for a patch.
+
+    ``before`` and ``after``: the state of the record before and after the merge of the patch. Only
+    the fields that this store needs are compared.
+    """
     needed = view.needed
     if after.stamp > before.stamp or any(
         after.version_of(name) > before.version_of(name) for name in needed
@@ -302,8 +321,8 @@ def _verdict_on_patch(patch: Change, before: State, after: State, view: BoundVie
     if patch.known is not None:
         patched = join(patched, State.of_known(patch.known))
     if patched.versions and patched.values.keys().isdisjoint(needed):
-        return APPLIED  # it names none of this store's fields, so there is nothing to write
-    # No version grew. A value that changed all the same has the same version as the one before.
+        return APPLIED  # the patch changes no field that this store needs: nothing to write
+    # No version has grown. If a value changed nevertheless, two values have the same version.
     replaced = any(
         name in before.values and before.values[name] != after.values.get(name) for name in needed
     )
@@ -319,7 +338,7 @@ def _verdict_on_patch(patch: Change, before: State, after: State, view: BoundVie
 
 
 def _drop_unneeded(state: State, view: BoundView) -> None:
-    """Drop the fields that this store neither holds nor filters by."""
+    """Remove from ``state``, in place, the fields that this store neither holds nor filters by."""
     wanted = view.wanted
     state.values = {name: value for name, value in state.values.items() if name in wanted}
     state.versions = {name: version for name, version in state.versions.items() if name in wanted}
@@ -328,9 +347,12 @@ def _drop_unneeded(state: State, view: BoundView) -> None:
 def _decide_presence(
     state: State, row: Mapping[str, Any] | None, verdicts: list[Verdict], view: BoundView, key: str
 ) -> Decision:
-    """Decide where the record is from now on: deleted, pending, filtered out or present."""
+    """Decide the new presence of the record: deleted, pending, filtered out or present.
+
+    Raises ``ChangeRefusedError`` if a missing field has no default.
+    """
     if not state.live:
-        # A put that is older than these patches may still arrive. Their values then win over it.
+        # A put that is older than these patches may still arrive. The patched values are newer.
         patched = {name: state.values[name] for name in state.versions if name in state.values}
         if not state.stamp:
             return _pending(state, row, verdicts, patched)
@@ -353,7 +375,7 @@ def _pending(
     verdicts: Sequence[Verdict],
     deferred: dict[str, Any],
 ) -> Decision:
-    """Keep the values in the index, because the record cannot be written yet."""
+    """Return a decision to keep ``deferred`` in the index, because fields are still missing."""
     entry = Entry(state.stamp, Presence.PENDING, state.versions, deferred, state.whole)
     pending = [Verdict(Outcome.PENDING) if v.outcome is _WON else v for v in verdicts]
     return Decision(pending, entry, row=row)
@@ -362,7 +384,10 @@ def _pending(
 def _present(
     state: State, row: Mapping[str, Any] | None, verdicts: list[Verdict], view: BoundView, key: str
 ) -> Decision:
-    """Write the record: all its values if the store lacks it, otherwise those that differ."""
+    """Return a decision to write the record.
+
+    Writes all values if ``row`` is ``None``, otherwise only the values that differ from ``row``.
+    """
     values = state.values
     not_in_view = {name: value for name, value in values.items() if name not in view.names}
     entry = Entry(state.stamp, _PRESENT, state.versions, not_in_view, whole=True)
@@ -380,7 +405,10 @@ def _present(
 
 
 def _is_filtered_out(state: State, view: BoundView, key: str) -> bool:
-    """Return whether the view's filter excludes the record. A value it needs may be unknown."""
+    """Return whether the view's filter excludes the record.
+
+    Returns ``False`` if the value of a field that the filter reads is not known.
+    """
     if view.where is None:
         return False
     values = view.record_type.key_values(key) | state.values
@@ -388,19 +416,22 @@ def _is_filtered_out(state: State, view: BoundView, key: str) -> bool:
 
 
 def _missing_fields(state: State, view: BoundView) -> list[str]:
-    """Return the needed fields whose value is unknown and that no default can fill."""
+    """Return the names of the needed fields that have no known value and no usable default."""
     fields = view.record_type.fields
     return [
         name
         for name in view.needed
         if name not in state.values
-        # A field with a version of its own was patched: it has a value in some other store.
+        # A field with a version of its own was patched, so another store has a value for it.
         and (not state.whole or name in state.versions or fields[name].required)
     ]
 
 
 def _fill_defaults(state: State, view: BoundView, key: str) -> None:
-    """Give the fields that nobody ever set their defaults."""
+    """Add to ``state``, in place, the defaults of the fields that no change has ever set.
+
+    Raises ``ChangeRefusedError`` if one of these fields has no default.
+    """
     for name in view.needed:
         if name not in state.values and name not in state.versions:
             state.values[name] = _default_of(name, view, key)
@@ -410,9 +441,10 @@ def _default_of(name: str, view: BoundView, key: str) -> Any:
     record_type = view.record_type
     if record_type.fields[name].required:
         raise ChangeRefusedError(
-            f"a put of {record_type.name} {key!r} lacks the field {name!r}, "
-            "which this store holds and which has no default",
+            f"{record_type.name} {key!r} was put without the field {name!r}, which this store "
+            "needs and which has no default",
             reason="incomplete",
-            hint=f"give {name!r} a default, or publish the record with it",
+            hint=f"declare a default for {name!r}, or publish the record with a value for this "
+            "field",
         )
     return record_type.default_for(name)

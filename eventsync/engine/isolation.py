@@ -1,4 +1,4 @@
-"""Isolation: find the items of a batch that fail, so that one item never stops the others."""
+"""Isolation: finds the failing items of a batch, so that the other items succeed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 @dataclass(slots=True, frozen=True)
 class Done(Generic[T, R]):
-    """Some of the items, in their order, and what the call returned for them."""
+    """A part of the items for which the call succeeded. ``result``: what the call returned."""
 
     items: Sequence[T]
     result: R
@@ -31,17 +31,17 @@ class Done(Generic[T, R]):
 
 @dataclass(slots=True, frozen=True)
 class Failed(Generic[T]):
-    """One item, and the error that the call raised for it alone."""
+    """One item for which the call failed. ``error``: what the call raised for this item alone."""
 
     item: T
     error: Exception
 
 
 def concerns_all(error: Exception) -> bool:
-    """Return whether an error is one of the whole store or broker, or of the configuration.
+    """Return whether ``error`` concerns the whole store, the broker or the configuration.
 
-    Any other error is the failure of the item that raised it. That includes a ``DependencyError``,
-    and whatever a faulty accessor raises.
+    Every other error concerns only the item that was processed. Examples are a ``DependencyError``,
+    and an exception that a faulty accessor raises.
     """
     if isinstance(error, DependencyError):
         return False
@@ -54,12 +54,12 @@ def isolate(
     *,
     shared: Callable[[Exception], bool] = concerns_all,
 ) -> Iterator[Done[T, R] | Failed[T]]:
-    """Call ``call`` with all items. If it fails, halve them until each failing item is alone.
+    """Call ``call`` with all items. If it raises, halve the items until each failing one is alone.
 
-    Yield the parts in the order of their items, each before the next part is tried. ``call`` may
-    get the same item several times, so it must be idempotent, or have no effect when it raises. An
-    error for which ``shared`` returns true is raised at once, because it would meet every other
-    item too. One failing item among n costs about 2 log2(n) calls.
+    Yields a ``Done`` for each part that succeeded and a ``Failed`` for each failing item, in the
+    order of the items. ``call`` may get the same item several times, so it must be idempotent, or
+    have no effect if it raises. ``shared``: returns whether an error concerns all items; such an
+    error is raised at once. One failing item among n items costs about 2 log2(n) calls.
     """
     waiting = [items] if items else []
     while waiting:
@@ -81,8 +81,8 @@ def isolate(
 def item_error(error: Exception, item: str = "") -> EventSyncError:
     """Return ``error`` as an ``EventSyncError``, for a dead letter or a report.
 
-    An unexpected exception, most likely a fault of an accessor, becomes a ``StoreError`` that names
-    it, and the ``item`` if that is given.
+    An ``EventSyncError`` is returned unchanged. Any other exception, most likely a fault of an
+    accessor, is wrapped in a ``StoreError``. ``item``: names the failing item in the message.
     """
     if isinstance(error, EventSyncError):
         return error
@@ -95,7 +95,8 @@ def item_error(error: Exception, item: str = "") -> EventSyncError:
 def record_error(error: Exception, record: str) -> RecordError:
     """Return ``error`` as a ``RecordError``, for a callback that reports unreadable records.
 
-    ``record`` names the record. An error that is a ``RecordError`` already is returned unchanged.
+    A ``RecordError`` is returned unchanged. Any other exception is wrapped. ``record``: names the
+    record in the message.
     """
     if isinstance(error, RecordError):
         return error

@@ -1,4 +1,4 @@
-"""A store inside a transaction of the caller's own."""
+"""A store that makes its edits inside a database transaction of the caller."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ R = TypeVar("R", bound=Record)
 
 
 class JoinedStore:
-    """A store whose edits are part of a transaction of the caller's: see ``Store.using``.
+    """A store whose edits are part of the caller's database transaction. Made by ``Store.using``.
 
-    Edits and their envelopes commit with the transaction, or not at all. Envelopes are published
-    after the commit. An edit that fails leaves nothing behind in the transaction, which may go on.
+    Edits and their envelopes commit or roll back with the transaction. The envelopes are published
+    after the commit. If an edit fails, only that edit is undone; the transaction can continue.
 
-    Use it in the thread of the transaction. Other writers of the database wait while the
-    transaction is open, so keep it short. There is no ``find`` and no ``count``: query the database
-    in your transaction, which sees what it has written. After a rollback read your records again,
+    Not thread-safe: use it in the thread of the transaction. Other writers of the database wait
+    while the transaction is open, so keep it short. There are no methods ``find`` and ``count``:
+    query the database in your transaction instead. After a rollback, read your records again,
     because they count as written.
     """
 
@@ -40,7 +40,7 @@ class JoinedStore:
     ) -> None:
         self._store = store
         self.index = _JoinedIndex(index, transaction)
-        """The store's index. Its transactions are part of the caller's."""
+        """The version index of the store. Its transactions are part of the caller's transaction."""
         self._replicas = replicas.with_index(self.index)
         self._publisher = publisher
 
@@ -48,15 +48,25 @@ class JoinedStore:
         return f"{self._store!r}.using(...)"
 
     def add(self, records: Record | Iterable[Record]) -> None:
-        """Add records, as ``Store.add``. Raises ``AlreadyExistsError``, ``RejectedError``."""
+        """Add records, as ``Store.add`` does.
+
+        Raises ``AlreadyExistsError`` if a record exists, ``RejectedError`` if the store refuses it.
+        """
         self._edit("add", records)
 
     def update(self, records: Record | Iterable[Record], *, upsert: bool = False) -> None:
-        """Update records, as ``Store.update``. Raises ``NotFoundError``, ``RejectedError``."""
+        """Update records, as ``Store.update`` does.
+
+        ``upsert``: add records that do not exist. Otherwise a missing record raises
+        ``NotFoundError``. Raises ``RejectedError`` if the store refuses a record.
+        """
         self._edit("upsert" if upsert else "update", records)
 
     def remove(self, records: Record | Iterable[Record]) -> None:
-        """Remove records, as ``Store.remove`` with records. Raises ``NotFoundError``."""
+        """Remove records, as ``Store.remove`` does.
+
+        Raises ``NotFoundError`` if a record does not exist.
+        """
         self._edit("remove", records)
 
     @overload
@@ -64,7 +74,10 @@ class JoinedStore:
     @overload
     def get(self, record: type[R], key: Any) -> R | None: ...
     def get(self, record: Any, key: Any = None) -> Any:
-        """Return a record, as ``Store.get``, as the transaction has written it."""
+        """Return a record, or ``None`` if it does not exist. Arguments as for ``Store.get``.
+
+        The result contains uncommitted writes of the transaction.
+        """
         accessor = self._replicas.of(record).accessor
         text = record.key if isinstance(record, Record) else accessor.type.key_of(key)
         with self.index.transaction() as transaction:
@@ -76,15 +89,16 @@ class JoinedStore:
         return found
 
     def publish(self, changes: Change | Iterable[Change]) -> None:
-        """Put changes in the outbox without applying them to this store.
+        """Put changes into the outbox, but do not apply them to this store.
 
-        For a producer that writes its tables itself and wants its changes to commit with them.
-        Raises ``ValueRefusedError``, and ``ConfigError`` without a publisher.
+        For a program that writes its tables itself: its changes commit together with the tables.
+        Raises ``ValueRefusedError`` if a value may not travel, and ``ConfigError`` if the store has
+        no publisher.
         """
         if self._publisher is None:
             raise ConfigError(
-                f"{self._store!r} has no publisher, so nothing can be published",
-                hint="Store(..., publisher=Bus(url)); it connects at first use",
+                f"{self._store!r} has no publisher, so it cannot publish changes",
+                hint="create the store with a publisher: Store(..., publisher=Bus(url))",
             )
         by_type: dict[str, list[bytes]] = {}
         for change in [changes] if isinstance(changes, Change) else changes:
@@ -99,7 +113,7 @@ class JoinedStore:
 
 
 class _JoinedIndex(Index):
-    """The index of a store, with transactions that are part of the caller's."""
+    """The index of a store. Its transactions are part of the caller's database transaction."""
 
     def __init__(self, index: Index, transaction: Any) -> None:
         self._index = index

@@ -1,4 +1,4 @@
-"""The publisher: what a store needs of a message bus."""
+"""The publisher: the part of a message bus that a store uses."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __all__ = ["Backlog", "Publisher"]
 
 @dataclass(slots=True, frozen=True)
 class Backlog:
-    """The envelopes that wait to be published: their number, and the oldest one's age in seconds.
+    """How many envelopes wait to be published, and for how long.
 
-    ``oldest`` is ``None`` if none waits.
+    ``waiting``: the number of envelopes. ``oldest``: the age of the oldest one in seconds; ``None``
+    if no envelope waits.
     """
 
     waiting: int
@@ -23,13 +24,17 @@ class Backlog:
 
 
 class Publisher(Protocol):
-    """What a store needs of a message bus."""
+    """The part of a message bus that a store uses."""
 
     def encode(self, change: Change) -> bytes:
-        """Return the envelope of ``change``, signed if keys are configured."""
+        """Return the envelope of ``change``, signed if keys are configured.
+
+        Raises ``ValueRefusedError`` if the change may not travel.
+        """
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
-        """Publish envelopes of one record type. On return the broker has confirmed them.
+        """Publish envelopes of one record type. Return when the broker has confirmed all of them.
 
-        Raises ``BusUnavailableError`` if the broker cannot take them now.
+        ``type``: the record type. Raises ``BusUnavailableError`` if the broker is unreachable or
+        accepts no messages.
         """

@@ -1,4 +1,4 @@
-"""The rate limit: at most so many actions a second."""
+"""The rate limit: limits how many actions are done per second."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["RateLimit"]
 
 
 class RateLimit:
-    """Allows ``rate`` actions a second on average (a token bucket). Thread-safe.
+    """A token bucket: allows ``rate`` actions a second on average. Thread-safe.
 
-    Actions that were not used are kept, up to ``burst`` of them (by default those of one second).
-    ``credit``: the actions that are allowed at once in the beginning. More actions may be taken
-    than there are; the debt is then waited out.
+    Unused actions are saved for later, at most ``burst`` of them (by default ``rate``).
+    ``credit``: how many actions are saved at the start. ``take`` may take more actions than are
+    saved; the caller must then wait. ``now``: a function that returns seconds and never goes back.
     """
 
     def __init__(
@@ -27,11 +27,12 @@ class RateLimit:
         credit: float = 0.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Raise ``ConfigError`` if the rate is not positive."""
+        """Create a limit. Raises ``ConfigError`` if ``rate`` is not greater than 0."""
         if not rate > 0:
             raise ConfigError(
-                f"the rate is {rate!r}; expected a number a second above 0",
-                hint="leave the rate out for no limit",
+                f"the rate limit is {rate!r}; it must be a number of actions a second, greater "
+                "than 0",
+                hint="omit the rate if there is no limit",
             )
         self.rate = rate
         self._burst = rate if burst is None else burst
@@ -41,9 +42,9 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def take(self, count: float = 1.0) -> float:
-        """Take ``count`` actions and return the seconds to wait until they are paid for.
+        """Take ``count`` actions. Return how many seconds to wait to keep the average rate.
 
-        Wait before the actions to limit single requests, or after them to limit batches.
+        The method itself does not wait. The caller may wait before the actions or after them.
         """
         with self._lock:
             now = self._now()

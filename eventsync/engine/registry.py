@@ -1,4 +1,4 @@
-"""The store registry: several stores, edited, read and synchronized together."""
+"""The store registry: edits, reads and synchronizes several stores together."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ __all__ = ["StoreRegistry"]
 class StoreRegistry:
     """Several stores that are edited, read and synchronized together.
 
-    The methods that ``Store`` has too call it on each store that holds the record type, and return
-    a dict of the results by store name. ``stores=`` names the stores to call; default all.
+    A method with the same name as a method of ``Store`` calls that method on each store that holds
+    the record type. It returns a dict of the results by store name. ``stores``: the names of the
+    stores to call; by default all. Raises ``ConfigError`` if two stores have the same name.
     """
 
     def __init__(self, *stores: Store) -> None:
@@ -30,7 +31,7 @@ class StoreRegistry:
         for store in stores:
             if store.name in self.stores:
                 raise ConfigError(
-                    f"two stores are named {store.name!r}", hint="give each store another name"
+                    f"two stores are named {store.name!r}", hint="give each store a different name"
                 )
             self.stores[store.name] = store
 
@@ -56,7 +57,10 @@ class StoreRegistry:
         return f"StoreRegistry({', '.join(self.stores)})"
 
     def open(self, *, publisher: Publisher | None = None) -> StoreRegistry:
-        """Open every store with ``Store.open``. Idempotent."""
+        """Open every store and return this registry. Idempotent.
+
+        ``publisher``: the publisher of all stores from now on; ``None`` to keep their own.
+        """
         for store in self:
             store.open(publisher=publisher)
         return self
@@ -68,7 +72,7 @@ class StoreRegistry:
 
     @property
     def record_types(self) -> dict[str, type[Record]]:
-        """The record types of all stores, by name."""
+        """The record classes that the stores hold, by the name of the record type."""
         return {
             accessor.type.name: accessor.record_class
             for store in self
@@ -80,7 +84,7 @@ class StoreRegistry:
     def add(
         self, records: Record | Iterable[Record], *, stores: Iterable[str] | None = None
     ) -> dict[str, None]:
-        """Call ``Store.add`` on each store that holds the records' type."""
+        """Call ``Store.add`` on each store, with those records whose type the store holds."""
         return self._each("add", records, stores)
 
     def update(
@@ -90,19 +94,19 @@ class StoreRegistry:
         upsert: bool = False,
         stores: Iterable[str] | None = None,
     ) -> dict[str, None]:
-        """Call ``Store.update`` on each store that holds the records' type."""
+        """Call ``Store.update`` on each store, with those records whose type the store holds."""
         return self._each("update", records, stores, upsert=upsert)
 
     def remove(
         self, records: Record | Iterable[Record], *, stores: Iterable[str] | None = None
     ) -> dict[str, int]:
-        """Call ``Store.remove`` on each store that holds the records' type."""
+        """Call ``Store.remove`` on each store, with those records whose type the store holds."""
         return self._each("remove", records, stores)
 
     def get(
         self, record_type: type[Record], key: Any, *, stores: Iterable[str] | None = None
     ) -> dict[str, Record | None]:
-        """Call ``Store.get`` on each store that holds the type."""
+        """Call ``Store.get`` on each store that holds the record type."""
         return {s.name: s.get(record_type, key) for s in self._holding([record_type], stores)}
 
     def find(
@@ -115,7 +119,7 @@ class StoreRegistry:
         limit: int | None = None,
         skip: int = 0,
     ) -> dict[str, list[Record]]:
-        """Call ``Store.find`` on each store that holds the type."""
+        """Call ``Store.find`` on each store that holds the record type. Return lists of records."""
         return {
             store.name: list(store.find(record_type, where, sort=sort, limit=limit, skip=skip))
             for store in self._holding([record_type], stores)
@@ -128,7 +132,7 @@ class StoreRegistry:
         *,
         stores: Iterable[str] | None = None,
     ) -> dict[str, int]:
-        """Call ``Store.count`` on each store that holds the type."""
+        """Call ``Store.count`` on each store that holds the record type."""
         return {s.name: s.count(record_type, where) for s in self._holding([record_type], stores)}
 
     def _each(
@@ -149,7 +153,10 @@ class StoreRegistry:
     def _holding(
         self, record_types: Iterable[type[Record]], stores: Iterable[str] | None
     ) -> list[Store]:
-        """Return the named stores that hold any of these record types."""
+        """Return those of the named stores that hold at least one of ``record_types``.
+
+        ``stores``: store names; ``None`` for all. Raises ``ConfigError`` if a name is unknown.
+        """
         types = {record_type.__record__.name for record_type in record_types}
         return [store for store in self._named(stores) if types & store.accessors.keys()]
 
@@ -159,10 +166,10 @@ class StoreRegistry:
     # -- configuration --------------------------------------------------
 
     def problems(self) -> list[str]:
-        """Return one sentence for each way in which the stores do not fit together.
+        """Return one sentence for each contradiction between the declarations of the stores.
 
-        A record type with a partial view needs the per-field rule. Under the per-record rule, an
-        edit in the store with the partial view would erase the other fields in all stores.
+        For example, a partial view needs the per-field rule. Under the per-record rule, an edit in
+        the store with the partial view would erase the other fields in all stores.
         """
         found = []
         declared: dict[str, type[Record]] = {}
@@ -172,33 +179,38 @@ class StoreRegistry:
                 first = declared.setdefault(name, accessor.record_class)
                 if first is not accessor.record_class:
                     found.append(
-                        f"record type {name} is declared twice: store {store.name!r} uses another "
-                        "class of that name than the stores before it; use one class in all stores"
+                        f"record type {name} is declared twice: store {store.name!r} and an "
+                        "earlier store use different classes of this name; use one class in all "
+                        "stores"
                     )
                 if accessor.view.partial and accessor.type.rule == "record":
                     missing = [n for n in accessor.type.fields if n not in accessor.view.names]
                     found.append(
-                        f"store {store.name!r} does not hold {', '.join(missing)} of {name}, "
-                        f'which is merged per record: declare {name} with rule="field"'
+                        f"store {store.name!r} does not hold the fields {', '.join(missing)} of "
+                        f"{name}, but records of this type merge per record; declare {name} with "
+                        'rule="field"'
                     )
                 found += self._needs_default(store, accessor)
         return list(dict.fromkeys(found))
 
     def _needs_default(self, store: Store, accessor: Accessor[Any]) -> list[str]:
-        """Return one sentence for each field that needs a default: some store does not hold it."""
+        """Return one sentence for each field that must have a default and has none.
+
+        A field that ``store`` needs must have a default if another store does not hold the field.
+        """
         name = accessor.type.name
         views = [other.accessors[name].view for other in self if name in other.accessors]
         return [
-            f"store {store.name!r} needs {name}.{field_name}, which other stores do not hold and "
-            "which has no default: a record created in those could not be written here; "
-            "give the field a default"
+            f"store {store.name!r} needs the field {name}.{field_name}, which other stores do not "
+            "hold and which has no default; records created in the other stores could not be "
+            "written to this store; give the field a default"
             for field_name in accessor.view.needed
             if accessor.type.fields[field_name].required
             and any(field_name not in view.names for view in views)
         ]
 
     def check(self) -> None:
-        """Raise ``ConfigError`` if there are ``problems``."""
+        """Raise ``ConfigError`` with the sentences of ``problems()``, if there are any."""
         found = self.problems()
         if found:
             raise ConfigError("; ".join(found))
@@ -220,23 +232,28 @@ class StoreRegistry:
         limits: Limits = DEFAULT_LIMITS,
         progress: Callable[[SyncProgress], None] = lambda progress: None,
     ) -> SyncReport:
-        """Copy the records of the sources into the targets, deletes included. Block until done.
+        """Copy records and deletes from the sources to the targets. Block until all are copied.
 
-        Foreign writes in the sources are captured first (``Store.capture``). Then each record
-        passes the gate of each target: a target that holds a later version keeps it. So this is
-        idempotent, and safe beside running workers and in both directions. A record that cannot be
-        read or applied is reported, and does not stop the others. An interrupted synchronization
-        continues where it stopped, if it is called again with the same arguments.
+        Foreign writes in the sources are captured first (``Store.capture``). Then the gate of each
+        target decides about each record, so a target keeps a record that has a later version there.
+        Idempotent. Workers may run at the same time. A store may be both source and target. A
+        record that cannot be read or applied is reported and does not stop the others. To continue
+        an interrupted synchronization, call this method with the same arguments again.
 
-        - ``record_types``: default all.
-        - ``data``: copy only records that match this filter, as in ``Store.find``.
-        - ``sources``, ``targets``: store names; default all.
-        - ``count``: how many records to copy at a time.
-        - ``dry_run``: count what would be copied, and write nothing.
-        - ``restart``: start over instead of continuing.
-        - ``deletes``: the share of known records that may have vanished, as in ``Store.capture``.
-        - ``limits``: the limits of ``apply``, except ``retention``.
-        - ``progress``: called after each part.
+        - ``record_types``: the record types to copy; by default all.
+        - ``data``: a filter as in ``Store.find``; copy only records that match.
+        - ``sources``, ``targets``: store names; by default all stores.
+        - ``count``: how many records to copy together.
+        - ``dry_run``: only count what would be copied, and write nothing.
+        - ``restart``: start from the beginning instead of continuing.
+        - ``deletes``: the share of the known records that may be missing, as in ``Store.capture``.
+        - ``clock``: observes the applied versions; by default a new clock.
+        - ``limits``: as in ``apply``; ``retention`` is ignored.
+        - ``progress``: called after each batch of records.
+
+        Raises ``ConfigError`` if there are ``problems()`` or a store name is unknown. Raises
+        ``FilterError`` if ``data`` is not a valid filter, ``SuspiciousReadError`` as
+        ``Store.capture`` does, and ``StoreUnavailableError`` if a store is unreachable.
         """
         self.check()
         wanted = None if record_types is None else {t.__record__.name for t in record_types}

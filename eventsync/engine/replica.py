@@ -27,7 +27,7 @@ MOST_DELETES: Final = 10
 """So many records of a type may always be missing, whatever share of them that is."""
 
 Encode = Callable[[Change], bytes]
-"""Returns the envelope of a change."""
+"""A function that returns the envelope of a change."""
 
 S = TypeVar("S", bound="Replica")
 P = ParamSpec("P")
@@ -35,7 +35,10 @@ T = TypeVar("T")
 
 
 def _until_done(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """Repeat a method while other writers make its transaction fail (``Index.until_done``)."""
+    """Decorate ``method``: call it again if a conflict undid its transaction.
+
+    See ``Index.until_done``.
+    """
 
     @wraps(method)
     def until_done(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -47,15 +50,16 @@ def _until_done(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[
 class Replica:
     """The records of one type in one store, with their versions.
 
-    Its parts are an accessor, which reads and writes the data, and the version index of the store.
-    Each method is one transaction of the index: data and entries are read and written under one
-    lock. Each begins with ``recover``, so it never sees the half-done work of a writer that died.
+    A replica uses an accessor, which reads and writes the data, and the version index of the store.
+    Each method is one transaction of the index: data and entries are read and written under the
+    same lock. Each transaction begins with ``recover``, which finishes or undoes the writes of a
+    writer that died.
 
     ``source``: the name of the store, which is the origin of its changes.
 
-    A store whose transactions need other steps derives a class from this one, and its accessor
-    names the class in ``replica_class``. The methods to override are ``apply``, ``edit``,
-    ``capture``, ``recover`` and ``envelopes``.
+    Derive a class if the transactions of a store need other steps, and set
+    ``Accessor.replica_class`` to that class. It may override ``apply``, ``edit``, ``capture``,
+    ``recover`` and ``envelopes``.
     """
 
     def __init__(self, accessor: Accessor[Any], index: Index, clock: Clock, source: str) -> None:
@@ -67,7 +71,10 @@ class Replica:
         self._changes = ChangeFactory(accessor.view, clock, source)
 
     def with_index(self: S, index: Index) -> S:
-        """Return this replica with another index: one that joins the caller's transactions."""
+        """Return a copy of this replica that uses ``index``.
+
+        ``index``: an index whose transactions are part of a transaction of the caller.
+        """
         other = copy.copy(self)
         other.index = index
         return other
@@ -78,17 +85,20 @@ class Replica:
     def apply(
         self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
     ) -> dict[str, Sequence[Verdict]]:
-        """Pass changes through the gate and write those that win. Return the verdicts by key.
+        """Decide about changes with the gate, and write those that win. Return verdicts by key.
 
-        - ``batch``: the changes of each record by its key, with values of the record type's types.
-          Under the per-record rule only the first of each record is applied: pass the greatest.
-        - ``hold``: do not write records that wait for others (``Accessor.waiting``).
+        - ``batch``: the changes of each record, by key. Their values must have the types of the
+          record type. Under the per-record rule, only the first change of each record is applied;
+          pass the greatest.
+        - ``hold``: do not write the records that ``Accessor.waiting`` returns; their verdict is
+          held.
 
-        Idempotent. Raises ``ChangeRefusedError`` or ``RejectedError`` if any change cannot be
-        applied, and retryable errors. Nothing was written then if the accessor is ``atomic``.
+        Idempotent. Raises ``ChangeRefusedError`` or ``RejectedError`` if a change cannot be
+        applied, ``DependencyError`` if a record must wait for another one, and a retryable error if
+        the store is unreachable. If the accessor is ``atomic``, nothing was written in these cases.
         """
-        # Atomic batches are in key order, so that neighbours are read and written together. Other
-        # batches may stop half way, so they keep the order in which the changes arrived.
+        # Atomic batches are sorted by key, so that neighbouring rows are read and written together.
+        # Other batches may fail in the middle, so they keep the order in which the changes arrived.
         keys = sorted(batch) if self.accessor.atomic else list(batch)
         with self._begin() as work:
             if self.type.rule == "record":
@@ -97,16 +107,19 @@ class Replica:
             return self._apply_per_field(work, {key: batch[key] for key in keys}, hold=hold)
 
     def is_plain(self, change: Change) -> bool:
-        """Return whether the gate only has to find out if this change is newer.
+        """Return whether ``change`` can be applied by comparing versions only.
 
-        A batch of nothing but such changes takes much less time.
+        A batch that contains only such changes is applied much faster.
         """
         return self.accessor.plain and (change.row is not None or change.op == DELETE)
 
     def _apply_per_record(
         self, work: UnitOfWork, changes: Mapping[str, Change], *, hold: bool
     ) -> dict[str, Sequence[Verdict]]:
-        """Apply one put or delete of each record. Stamps decide, so no row is read."""
+        """Apply one put or delete of each record. Reads stamps, but no rows.
+
+        ``hold`` and the result: as in ``apply``.
+        """
         verdicts: dict[str, Sequence[Verdict]] = {}
         if self.accessor.plain and not hold and all(map(self.is_plain, changes.values())):
             verdicts = work.put_newer(changes)
@@ -121,7 +134,10 @@ class Replica:
     def _apply_per_field(
         self, work: UnitOfWork, batch: Mapping[str, Sequence[Change]], *, hold: bool
     ) -> dict[str, Sequence[Verdict]]:
-        """Apply all changes of each record, merged with what the store holds field by field."""
+        """Merge all changes of each record with the fields that the store holds, and write them.
+
+        ``hold`` and the result: as in ``apply``.
+        """
         entries = work.transaction.read(self.type.name, list(batch))
         verdicts: dict[str, Sequence[Verdict]] = {}
         if self.accessor.patchable and not hold:
@@ -138,12 +154,13 @@ class Replica:
 
     @_until_done
     def edit(self, edits: Sequence[Edit], encode: Encode | None) -> None:
-        """Make edits, each at a new version, and put their envelopes in the outbox.
+        """Make edits, each with a new version, and put their envelopes into the outbox.
 
-        An edit that changes nothing makes no change. ``encode``: ``None`` publishes nothing. All
-        edits are one transaction if the accessor is ``atomic``, otherwise each is one. Raises
-        ``AlreadyExistsError``, ``NotFoundError`` and the errors of the store. An edit that fails
-        publishes nothing.
+        An edit that does not alter the record makes no change. ``encode``: makes the envelopes;
+        ``None`` to publish nothing. If the accessor is ``atomic``, all edits are one transaction;
+        otherwise each edit is a transaction. Raises ``AlreadyExistsError`` or ``NotFoundError`` as
+        ``ChangeFactory.from_edit`` does, ``ConfigError`` if a record is edited twice, and the
+        errors of the store. An edit that fails publishes nothing.
         """
         if not self.accessor.atomic and len(edits) > 1:
             for edit in edits:
@@ -158,7 +175,7 @@ class Replica:
                 if edit.key in decisions:
                     raise ConfigError(
                         f"{self.type.name} {edit.key!r} is edited twice in one call",
-                        hint="pass each record once",
+                        hint="pass each record only once",
                     )
                 entry, row = entries.get(edit.key), rows.get(edit.key)
                 change = self._changes.from_edit(edit, entry, row)
@@ -171,16 +188,17 @@ class Replica:
     def capture(
         self, keys: Sequence[str], encode: Encode | None, *, deletes: float = 1.0
     ) -> list[Change]:
-        """Give a version to each foreign write to these records, and return them as changes.
+        """Find the foreign writes to the records with these keys. Return them as changes.
+
+        Each change gets a new version, and its envelope is put into the outbox (see ``encode`` in
+        ``edit``). A foreign write is found by comparing the data with their fingerprint, so writes
+        of eventsync itself are not captured. A record that no longer matches the view's filter is
+        removed from this store; other data are not altered. Idempotent.
 
         ``deletes``: the greatest share of the known records that may be missing. If the store lacks
         more of them, missing records are not captured as deletes, because a store that was emptied
         or restored looks just like that. ``lacking`` is set then. With 1 every missing record
         is captured as a delete.
-
-        A foreign write is found by comparing the data with their fingerprint, so eventsync's own
-        writes are never captured. The data stay as they are, except for a record that no longer
-        matches the view's filter: it is removed from this store. Idempotent.
         """
         changes: list[Change] = []
         updated: dict[str, Entry] = {}
@@ -214,7 +232,7 @@ class Replica:
                 updated[key] = decision.entry
                 if row is not None and decision.entry.presence is Presence.PRESENT:
                     decision.entry.echo = fingerprint_of(decision.entry, row, view)
-            # Removals come first: their intents are durable at once, before anything else is.
+            # Removals must come first, because storing their intents commits at once.
             work.perform(leaving)
             work.transaction.write(self.type.name, updated)
             envelopes = self.envelopes(changes, encode)
@@ -289,16 +307,17 @@ class Replica:
         return self.accessor.count(query) + len(unreadable)
 
     def envelopes(self, changes: Sequence[Change], encode: Encode | None) -> list[bytes]:
-        """Return what the outbox keeps of changes: their envelopes."""
+        """Return the envelopes of ``changes`` for the outbox; none if ``encode`` is ``None``."""
         return [] if encode is None else [encode(change) for change in changes]
 
     # -- whole records -----------------------------------------------------------------------------
 
     @_until_done
     def states(self, keys: Sequence[str]) -> list[Change]:
-        """Return each whole record as a change at its own version, to copy it to other stores.
+        """Return records as changes with their current versions, to copy them to other stores.
 
-        Leave out records that are filtered out or pending: this store does not hold them.
+        Each change contains all fields that the store holds; a deleted record becomes a delete.
+        Records that are unknown, filtered out or pending are left out.
         """
         with self._begin() as work:
             entries = work.transaction.read(self.type.name, keys)
@@ -311,11 +330,11 @@ class Replica:
 
     @_until_done
     def complete(self, states: Mapping[str, Sequence[Change]]) -> int:
-        """Write pending records with what other stores hold. Return how many are whole now.
+        """Complete pending records with the values of other stores. Return how many were completed.
 
-        ``states``: by key, what ``Replica.states`` of each other store returned. A field that no
-        store holds takes its default. A record with such a field and no default stays pending.
-        Idempotent.
+        ``states``: for each key, the changes that ``Replica.states`` of the other stores returned.
+        A field that no store holds gets its default. A record stays pending if one of these fields
+        has no default. Idempotent.
         """
         with self._begin() as work:
             entries, rows = self.accessor.read_with_entries(list(states), work.transaction)
@@ -329,7 +348,7 @@ class Replica:
                         entry, rows.get(key), changes, self.accessor.view, key, final=True
                     )
                 except ChangeRefusedError:
-                    continue  # a field has neither value nor default
+                    continue  # a field has no value and no default
                 assert decision.entry is not None
                 if decision.entry.presence is not Presence.PENDING:
                     decisions[key] = decision
@@ -339,12 +358,15 @@ class Replica:
     # -- transactions ------------------------------------------------------------------------------
 
     def recover(self, transaction: IndexTransaction) -> None:
-        """Finish or undo the writes of a writer that died. Called under the lock of the index."""
+        """Finish or undo the writes of a writer that died.
+
+        ``transaction``: an open transaction, which holds the lock of the index.
+        """
         UnitOfWork(self.accessor, transaction).recover()
 
     @contextmanager
     def _begin(self) -> Iterator[UnitOfWork]:
-        """Begin a transaction, recovered; commit at the end of the block or undo it."""
+        """Begin a transaction and call ``recover``. Commit when the block ends without an error."""
         with self.index.transaction() as transaction:
             self.recover(transaction)
             yield UnitOfWork(self.accessor, transaction)
@@ -353,7 +375,10 @@ class Replica:
 def _perform(
     work: UnitOfWork, decisions: dict[str, Decision], *, hold: bool
 ) -> dict[str, Sequence[Verdict]]:
-    """Write what was decided and return the verdicts. ``hold``: as in ``Replica.apply``."""
+    """Carry out ``decisions`` and return their verdicts by key.
+
+    ``hold``: as in ``Replica.apply``.
+    """
     if hold:
         work.hold_waiting(decisions)
     work.perform(decisions)

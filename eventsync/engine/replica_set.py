@@ -17,8 +17,8 @@ __all__ = ["ReplicaSet"]
 class ReplicaSet(Mapping[str, Replica]):
     """The replicas of one store, by the name of their record type.
 
-    ``store``: the store itself, which records remember as a store that holds them. ``name``: its
-    name, for errors.
+    ``store``: the store object that is added to ``Record.stores`` of the records that it holds.
+    ``name``: the name of the store, for errors.
     """
 
     def __init__(self, store: Any, name: str, replicas: Mapping[str, Replica]) -> None:
@@ -36,25 +36,32 @@ class ReplicaSet(Mapping[str, Replica]):
         return len(self._replicas)
 
     def of(self, record: Record | type[Record] | str) -> Replica:
-        """Return the replica of a record, a record type or its name. Raises ``ConfigError``."""
+        """Return the replica for a record type, given as a record, a record class or a type name.
+
+        Raises ``ConfigError`` if the store does not hold the type.
+        """
         name = record if isinstance(record, str) else record.__record__.name
         try:
             return self._replicas[name]
         except KeyError:
             raise ConfigError(
                 f"store {self._name!r} holds no records of type {name!r}",
-                hint=f"it holds {', '.join(self._replicas)}",
+                hint=f"the store holds {', '.join(self._replicas)}; add an accessor for the type",
             ) from None
 
     def with_index(self, index: Index) -> ReplicaSet:
-        """Return these replicas with another index: one that joins the caller's transactions."""
+        """Return a copy of this set whose replicas use ``index``.
+
+        ``index``: an index whose transactions are part of a transaction of the caller.
+        """
         replicas = {name: replica.with_index(index) for name, replica in self._replicas.items()}
         return ReplicaSet(self._store, self._name, replicas)
 
     def edit(self, op: str, records: Sequence[Record], encode: Encode | None) -> None:
-        """Edit records of any types (``Replica.edit``). ``op``: see ``Edit``.
+        """Make one edit of each record, and mark the records as committed.
 
-        Afterwards the records count as unchanged since they were read from the store.
+        The records may have different types. ``op``: as in ``Edit``. ``encode`` and the errors: as
+        in ``Replica.edit``.
         """
         by_type: dict[str, list[Edit]] = {}
         for record in records:
@@ -70,7 +77,7 @@ class ReplicaSet(Mapping[str, Replica]):
 
     def _edit_of(self, op: str, record: Record) -> Edit:
         values = None if op == "remove" else record.raw()
-        # Fields that were read from this store and not set since are no part of the edit. The store
-        # may have newer values by now.
+        # Fields that were read from this store and not set by the program are not part of the edit,
+        # because the store may have newer values for them.
         touched = record.dirty if self._store in record.stores and op != "add" else None
         return Edit(op, record.key, values, touched)

@@ -1,4 +1,4 @@
-"""The store: a named set of records with CRUD, whose changes are published."""
+"""The store: a named set of records that can be read and edited. Edits are published."""
 
 from __future__ import annotations
 
@@ -29,26 +29,29 @@ _CHUNK = 1000
 
 
 class Store:
-    """A set of records of one or several types.
+    """A named set of records of one or several types.
 
-    Each edit is written at a new version. In the same transaction its envelope is put in the
-    store's outbox. Then it is published. If the broker is unreachable, the edit still succeeds and
-    the envelope waits in the outbox: the next edit, ``flush`` or the store's worker publishes it.
+    Each edit gets a new version. The edit is written, and its envelope is put into the store's
+    outbox in the same transaction. Then the envelope is published. If the broker is unreachable,
+    the edit succeeds nevertheless, and the envelope waits in the outbox until the next edit, a call
+    of ``flush`` or the store's worker publishes it.
 
     - ``name``: the name of the store and of its queue.
-    - ``index``: where record versions are kept. A path makes a ``FileIndex``. By default the first
-      accessor provides one; an SQL store keeps versions beside its data.
-    - ``publisher``: ``None`` publishes nothing.
-    - ``clock``: gives changes their versions.
-    - ``capture_every``: how often the store's worker looks for foreign writes, in seconds;
-      ``None`` for never.
-    - ``capture_whole_every``: how often at least it then reads all records, in seconds. In between
-      it reads only those that changed, if the store can tell. Only reading all records finds
-      deletes.
-    - ``rate``: how many changes a second the workers of one ``eventsync worker`` command apply at
-      most, all together; ``None`` for no limit.
+    - ``accessors``: one accessor for each record type.
+    - ``index``: the version index, or a path for a ``FileIndex``. By default the index that the
+      first accessor provides; an SQL store keeps the index in its own database.
+    - ``publisher``: publishes the envelopes; ``None`` to publish nothing.
+    - ``clock``: issues the versions of changes.
+    - ``capture_every``: seconds between two captures of the store's worker; ``None`` for never.
+    - ``capture_whole_every``: after this many seconds, a capture of the worker reads all records.
+      Other captures read only the records that changed, if the store knows them. Only a capture
+      that reads all records finds deletes.
+    - ``rate``: how many changes a second all workers of one ``eventsync worker`` command together
+      apply at most; ``None`` for no limit.
 
-    A context manager: it opens and closes the store. As thread-safe as its accessors.
+    Use the store as a context manager to open and close it. As thread-safe as its accessors.
+    Raises ``ConfigError`` if the name is invalid, or if there is no accessor, two accessors of one
+    type, or no index.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class Store:
                 hint="use letters, digits, '-' and '_'",
             )
         if not accessors:
-            raise ConfigError(f"store {name!r} has no accessor", hint="Store(name, accessor, ...)")
+            raise ConfigError(
+                f"store {name!r} has no accessor", hint="pass accessors: Store(name, accessor, ...)"
+            )
         self.name = name
         self.publisher = publisher
         self.clock = clock or Clock()
@@ -76,13 +81,13 @@ class Store:
         self.capture_whole_every = capture_whole_every
         self.rate = rate
         self.publish_error: BusUnavailableError | None = None
-        """Why the last attempt to publish failed; ``None`` if it succeeded."""
+        """The error of the last attempt to publish; ``None`` if the attempt succeeded."""
         self.accessors: dict[str, Accessor[Any]] = {}
         for accessor in accessors:
             if accessor.type.name in self.accessors:
                 raise ConfigError(
                     f"store {name!r} has two accessors for records of type {accessor.type.name}",
-                    hint="keep one of them",
+                    hint="pass only one accessor for each record type",
                 )
             self.accessors[accessor.type.name] = accessor
         if index is None:
@@ -99,9 +104,9 @@ class Store:
     # -- lifecycle -------------------------------------------------------------------------------
 
     def open(self, *, publisher: Publisher | None = None) -> Store:
-        """Create what the store needs and check that it can be used. Idempotent.
+        """Create what the accessors need, for example tables. Return this store. Idempotent.
 
-        ``publisher``: publish through this one from now on. A worker opens its store without one.
+        ``publisher``: the publisher of the store from now on; ``None`` to keep the present one.
         """
         if publisher is not None:
             self.publisher = publisher
@@ -126,34 +131,43 @@ class Store:
 
     @property
     def record_types(self) -> list[type[Record]]:
-        """The record types that this store holds."""
+        """The record classes that this store holds."""
         return [accessor.record_class for accessor in self.accessors.values()]
 
     def accessor(self, record: Record | type[Record] | str) -> Accessor[Any]:
-        """Return the accessor of a record, a record type or its name. Raises ``ConfigError``."""
+        """Return the accessor for a record type, given as a record, a record class or a type name.
+
+        Raises ``ConfigError`` if the store does not hold the type.
+        """
         return self.replicas.of(record).accessor
 
     def using(self, transaction: Any) -> JoinedStore:
-        """Return this store inside a transaction of yours: an SQLAlchemy session or connection.
+        """Return a store object whose edits are part of ``transaction``.
 
-        Edits made through it, and their envelopes, commit or roll back with your transaction.
-        After the commit ``flush``, the store's worker or ``eventsync relay`` publishes them. Its
-        methods raise ``ConfigError`` if the store cannot join such a transaction.
+        ``transaction``: an SQLAlchemy session or connection. Edits made through the result, and
+        their envelopes, commit or roll back with this transaction. After the commit, ``flush``, the
+        store's worker or ``eventsync relay`` publishes the envelopes. The methods of the result
+        raise ``ConfigError`` if the store is not an SQL store.
         """
         return JoinedStore(self, self.replicas, self.index, transaction, self.publisher)
 
     # -- CRUD ------------------------------------------------------------------------------------
 
     def add(self, records: Record | Iterable[Record]) -> None:
-        """Add records and publish them. Raises ``AlreadyExistsError``, ``RejectedError``."""
+        """Add records and publish them.
+
+        Raises ``AlreadyExistsError`` if the store holds a record with the same key, and
+        ``RejectedError`` if the store refuses a record.
+        """
         self._edit("add", _listed(records))
 
     def update(self, records: Record | Iterable[Record], *, upsert: bool = False) -> None:
         """Write the changed fields of records and publish them.
 
-        If a record was read from this store, the changed fields are those set since. Otherwise they
-        are all fields that differ from what the store holds. ``upsert``: add records that do not
-        exist. Raises ``RejectedError``, and ``NotFoundError`` without ``upsert``.
+        If a record was read from this store, its changed fields are those that were set after the
+        read. For any other record they are the fields that differ from the store's values.
+        ``upsert``: add records that do not exist; otherwise a missing record raises
+        ``NotFoundError``. Raises ``RejectedError`` if the store refuses a record.
         """
         self._edit("upsert" if upsert else "update", _listed(records))
 
@@ -162,10 +176,12 @@ class Store:
     @overload
     def get(self, record: type[R], key: Any) -> R | None: ...
     def get(self, record: Any, key: Any = None) -> Any:
-        """Return the record with the key of ``record``, or with a type and a key value.
+        """Return a record of this store, or ``None`` if it does not exist.
 
-        A composite key is a tuple in the order of the key fields. Return ``None`` if the record
-        does not exist.
+        Call ``get(record)`` to read the record with the same key as ``record``, or
+        ``get(record_class, key)``. ``key``: the value of the key field; for a composite key, a
+        tuple of values in the order of the key fields. Raises ``ConfigError`` if the store does not
+        hold the record type.
         """
         accessor = self.accessor(record)
         text = record.key if isinstance(record, Record) else accessor.type.key_of(key)
@@ -180,10 +196,12 @@ class Store:
         limit: int | None = None,
         skip: int = 0,
     ) -> Iterator[R]:
-        """Yield the records of one type or of all that match the filter ``where``.
+        """Yield the records that match the filter ``where``.
 
-        ``sort``: field names; a ``-`` before a name sorts descending. ``limit`` and ``skip`` count
-        the records of each type. Raises ``FilterError``.
+        ``record_type``: the type of the records; ``None`` for all types of the store. ``sort``:
+        field names; a ``-`` before a name sorts in descending order. ``skip`` and ``limit``: how
+        many records of each type to leave out at the start, and to return at most. Raises
+        ``FilterError`` if ``where`` or ``sort`` is invalid.
         """
         for type in self._types(record_type):
             accessor = self.accessors[type]
@@ -194,7 +212,11 @@ class Store:
     def count(
         self, record_type: type[Record] | None = None, where: Mapping[str, Any] | None = None
     ) -> int:
-        """Return how many records match. Raises ``FilterError``."""
+        """Return how many records match the filter ``where``.
+
+        ``record_type``: the type of the records; ``None`` for all types of the store. Raises
+        ``FilterError`` if ``where`` is not a valid filter.
+        """
         accessors = [self.accessors[type] for type in self._types(record_type)]
         return sum(accessor.count(Query.parse(accessor.type, where)) for accessor in accessors)
 
@@ -205,16 +227,17 @@ class Store:
         record_type: type[Record] | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> int:
-        """Remove records, or all of a type that match ``where``, and publish the deletes.
+        """Remove records and publish the deletes. Return the number of removed records.
 
-        Return how many. Raises ``NotFoundError`` for a record that does not exist, and
-        ``FilterError``.
+        Pass either ``records``, or ``record_type`` to remove all records of that type that match
+        the filter ``where``. Raises ``NotFoundError`` if a record does not exist, ``FilterError``
+        if ``where`` is not a valid filter, and ``ConfigError`` if no records and no type are given.
         """
         if records is None:
             if record_type is None:
                 raise ConfigError(
                     "remove was called without records",
-                    hint="pass records, or record_type= and where=",
+                    hint="pass records, or the arguments record_type and where",
                 )
             records = list(self.find(record_type, where))
         listed = _listed(records)
@@ -222,11 +245,11 @@ class Store:
         return len(listed)
 
     def record_to_data(self, record: Record) -> Any:
-        """Return what this store keeps of ``record``."""
+        """Return ``record`` in the form in which this store keeps it."""
         return self.accessor(record).record_to_data(record)
 
     def data_to_record(self, record_type: type[R], data: Any) -> R:
-        """Return the record in this store's ``data``."""
+        """Return the record that ``data`` describes, in the form in which this store keeps it."""
         record: R = self.accessor(record_type).data_to_record(data)
         return record
 
@@ -234,39 +257,46 @@ class Store:
         return self.get(record) is not None
 
     def __getitem__(self, record: Any) -> Any:
-        """Support ``store[record]`` and ``store[Customer, 1]``, as ``get``. Raises ``KeyError``."""
+        """Support ``store[record]`` and ``store[Customer, 1]``, with the arguments of ``get``.
+
+        Raises ``KeyError`` if the record does not exist.
+        """
         found = self.get(*record) if isinstance(record, tuple) else self.get(record)
         if found is None:
             raise KeyError(record)
         return found
 
     def __delitem__(self, record: Any) -> None:
-        """Support ``del store[record]`` and ``del store[Customer, 1]``, as ``remove``."""
+        """Support ``del store[record]`` and ``del store[Customer, 1]``: remove the record.
+
+        Raises ``KeyError`` if the record does not exist.
+        """
         self.remove(self[record])
 
     def __iadd__(self, records: Record | Iterable[Record]) -> Store:
-        """Support ``store += records``, as ``add``."""
+        """Support ``store += records``: call ``add`` and return this store."""
         self.add(records)
         return self
 
     def __ior__(self, records: Record | Iterable[Record]) -> Store:
-        """Support ``store |= records``, as ``update`` with ``upsert``."""
+        """Support ``store |= records``: call ``update`` with ``upsert``, and return this store."""
         self.update(records, upsert=True)
         return self
 
     def __isub__(self, records: Record | Iterable[Record]) -> Store:
-        """Support ``store -= records``, as ``remove``."""
+        """Support ``store -= records``: call ``remove`` and return this store."""
         self.remove(records)
         return self
 
     # -- publishing --------------------------------------------------------------------------------
 
     def flush(self, publisher: Publisher | None = None, *, limit: int | None = None) -> int:
-        """Publish the envelopes in the outbox, and return how many.
+        """Publish the envelopes in the outbox. Return the number of published envelopes.
 
-        ``publisher``: use this one instead of the store's own. ``limit``: how many at most;
-        ``None`` for all. A crash can publish an envelope twice, which has no further effect.
-        Raises ``BusUnavailableError`` if the broker does not take them; they stay in the outbox.
+        ``publisher``: the publisher to use; by default the store's own. Without a publisher nothing
+        is published. ``limit``: how many envelopes to publish at most; ``None`` for all. After a
+        crash an envelope may be published again, which is harmless. Raises ``BusUnavailableError``
+        if the broker does not accept the envelopes, which then stay in the outbox.
         """
         publisher = publisher or self.publisher
         if publisher is None:
@@ -283,10 +313,10 @@ class Store:
         return published
 
     def send(self, waiting: Sequence[Outgoing], publisher: Publisher) -> None:
-        """Publish envelopes of the outbox and leave them there.
+        """Publish the envelopes ``waiting``, but do not remove them from the outbox.
 
-        Publishing an envelope twice has no further effect. Raises ``BusUnavailableError`` and
-        ``UnroutableError``.
+        Publishing an envelope twice is harmless. Raises ``BusUnavailableError`` if the broker does
+        not accept the envelopes, and ``UnroutableError`` if no queue receives them.
         """
         by_type: dict[str, list[bytes]] = {}
         for outgoing in waiting:
@@ -295,7 +325,7 @@ class Store:
             publisher.publish(type, bodies)
 
     def backlog(self) -> Backlog:
-        """Return how many envelopes wait in the outbox, and the age of the oldest."""
+        """Return the number of envelopes in the outbox, and the age of the oldest one."""
         oldest = self.index.outgoing(1)
         age = None
         if oldest:
@@ -304,11 +334,11 @@ class Store:
         return Backlog(self.index.waiting() if oldest else 0, age)
 
     def republish(self, publisher: Publisher, *, since: float) -> int:
-        """Publish again every record that changed after a time, and return how many.
+        """Publish every record that changed since a time again. Return the number of records.
 
-        For a broker that lost envelopes which it had confirmed. ``since``: seconds since the epoch.
-        Reads the whole version index. Publishing a record twice has no further effect. Raises
-        ``BusUnavailableError``.
+        Use this method if the broker lost envelopes that it had confirmed. ``since``: the time, in
+        seconds since the epoch. Reads the whole version index. Publishing a record twice is
+        harmless. Raises ``BusUnavailableError`` if the broker does not accept the envelopes.
         """
         published = 0
         for name, replica in self.replicas.items():
@@ -334,17 +364,19 @@ class Store:
         publisher: Publisher | None = None,
         unreadable: Callable[[RecordError], None] | None = None,
     ) -> Iterator[list[Change]]:
-        """Find foreign writes, give each a version and publish it. Yield the changes in chunks.
+        """Find foreign writes, give each a new version and publish it. Yield the changes in chunks.
 
-        - ``whole``: read all records. Otherwise read only those that changed since the last
-          capture, if the store can tell and all were read within ``capture_whole_every`` seconds.
-          That finds no deletes.
-        - ``deletes``: which part of the known records of a type may be missing. If more than that
-          and more than ten are missing, ``SuspiciousReadError`` is raised and nothing is deleted,
-          because a read that failed looks the same. 1 allows any number.
-        - ``publisher``: use this one instead of the store's own.
-        - ``unreadable``: receives the error of each record that cannot be read. Such a record is
-          passed over and does not count as missing. Without it the error is raised.
+        - ``record_type``: the type of the records to read; ``None`` for all types of the store.
+        - ``whole``: whether to read all records. If false, read only the records that changed since
+          the last capture, which finds no deletes. All records are read nevertheless if the store
+          does not know which records changed, or if the last read of all records was more than
+          ``capture_whole_every`` seconds ago.
+        - ``deletes``: the share of the known records of a type that may be missing, from 0 to 1. If
+          more records are missing, and more than ten, ``SuspiciousReadError`` is raised and nothing
+          is deleted, because the read may have failed.
+        - ``publisher``: the publisher to use; by default the store's own.
+        - ``unreadable``: called with the error of each record that cannot be read. Such a record is
+          skipped and does not count as missing. If ``None``, the error is raised.
 
         Idempotent.
         """
@@ -363,19 +395,20 @@ class Store:
                 yield changes
 
     def capture_before(self, changes: Iterable[Change], publisher: Publisher) -> None:
-        """Capture foreign writes to the records of ``changes`` before these are applied.
+        """Capture foreign writes to the records that ``changes`` are about. Idempotent.
 
-        Without this, a foreign write made since the last capture would be overwritten and lost.
-        Records that cannot be read are left out: applying their changes reports that. Idempotent.
+        Call this method before ``changes`` are applied. Otherwise they overwrite foreign writes
+        that were made since the last capture. Records that cannot be read are left out, because
+        applying their changes will raise the error anyway.
         """
         if self._capture.before(changes, self.replicas, publisher.encode):
             self._try_flush(publisher)
 
     def collect(self, before: float) -> int:
-        """Drop the tombstones of deletes made before a time, and return how many.
+        """Remove the tombstones of deletes that were made before a time. Return their number.
 
-        ``before``: seconds since the epoch. Every change that is still on its way to this store
-        must be later than that. Idempotent.
+        ``before``: the time, in seconds since the epoch. Choose a time so long ago that no older
+        change can still arrive at this store. Idempotent.
         """
         forgotten = 0
         for name in self.accessors:
@@ -387,7 +420,8 @@ class Store:
             for chunk in chunked(old, _CHUNK):
                 known = dict(chunk)
                 with self.index.transaction() as transaction:
-                    # Read again under the lock: a record may have been added again meanwhile.
+                    # Read the entries again under the lock, because a record may have been added
+                    # again since the scan.
                     now = transaction.read(name, list(known))
                     unchanged = [
                         key for key, entry in now.items() if entry.stamp == known[key].stamp
@@ -406,7 +440,8 @@ class Store:
         try:
             self.flush(publisher)
         except BusUnavailableError as error:
-            # The envelopes are safe in the outbox. ``eventsync status`` shows how many, and why.
+            # The envelopes stay in the outbox. ``eventsync status`` shows their number and the
+            # error.
             self.publish_error = error
 
     def _replica_of(self, accessor: Accessor[Any]) -> Replica:

@@ -1,4 +1,4 @@
-"""The copying of records from some stores into others; see ``StoreRegistry.synchronize``."""
+"""Synchronization: copies records between stores. See ``StoreRegistry.synchronize``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ __all__ = ["SyncProgress", "SyncReport", "Synchronization"]
 
 @dataclass(slots=True)
 class SyncProgress:
-    """How many records of one type have been copied from one source."""
+    """The progress of copying the records of one type from one source.
+
+    ``source``: the name of the store. ``done``: the number of records that were read so far.
+    ``total``: the number of records to read.
+    """
 
     source: str
     type: str
@@ -36,12 +40,12 @@ class SyncProgress:
 
 @dataclass(slots=True)
 class SyncReport:
-    """What a synchronization did.
+    """The results of a synchronization. Stores are given by name.
 
-    - ``captured``: how many foreign writes were captured in the sources.
-    - ``outcomes``: by target, how many records had each outcome.
-    - ``rejected``: the target and the change, for each change that a target rejected.
-    - ``unreadable``: the store and the error, for each record that could not be read.
+    - ``captured``: the number of foreign writes that were captured in the sources.
+    - ``outcomes``: for each target, the number of records with each outcome.
+    - ``rejected``: a pair of target and change, for each change that a target rejected.
+    - ``unreadable``: a pair of store and error, for each record that could not be read.
     """
 
     captured: int = 0
@@ -52,7 +56,7 @@ class SyncReport:
 
 @dataclass(slots=True, kw_only=True)
 class Synchronization:
-    """One run of ``StoreRegistry.synchronize``, which explains the attributes."""
+    """One run of ``StoreRegistry.synchronize``. The attributes are arguments of that method."""
 
     count: int
     restart: bool
@@ -66,7 +70,11 @@ class Synchronization:
     def copy(
         self, source: Store, accessor: Accessor[Any], targets: Sequence[Store], where: Filter
     ) -> None:
-        """Copy the records of one type from a source into the targets."""
+        """Copy the records of one type that match ``where`` from ``source`` to ``targets``.
+
+        ``accessor``: the accessor of ``source`` for the type. Continues an interrupted copy, unless
+        ``restart`` is set. Writes the results to ``report``.
+        """
         self._capture(source, accessor)
         type, index = accessor.type.name, source.index
         mark = _mark_name(type, [target.name for target in targets], where)
@@ -91,7 +99,10 @@ class Synchronization:
     def compare(
         self, source: Store, accessor: Accessor[Any], targets: Sequence[Store], where: Filter
     ) -> None:
-        """Count what ``copy`` would change in the targets. Write nothing."""
+        """Count in ``report`` how many records ``copy`` would change. Write nothing to the stores.
+
+        Compares field values and ignores versions. ``accessor``: the accessor of ``source``.
+        """
         type = accessor.type.name
         query = Query.parse(
             accessor.type, None, unreadable=lambda error: self._unreadable(source, error)
@@ -116,7 +127,7 @@ class Synchronization:
     def _states(
         self, source: Store, accessor: Accessor[Any], keys: Sequence[str]
     ) -> Iterable[Change]:
-        """Yield the records of ``keys`` as changes. Report those that cannot be read."""
+        """Yield the records with these keys as changes. Report records that cannot be read."""
         for part in isolate(keys, lambda keys: source.replicas[accessor.type.name].states(keys)):
             if isinstance(part, Failed):
                 error = item_error(part.error, f"{accessor.type.name} {part.item!r}")
@@ -125,7 +136,7 @@ class Synchronization:
                 yield from part.result
 
     def _apply(self, target: Store, changes: Sequence[Change]) -> None:
-        # These changes are the present state of the source, so their age does not matter.
+        # These changes are the current state of the source, so an old version is not an old change.
         limits = replace(self.limits, retention=math.inf)
         for settled in apply(target, changes, clock=self.clock, limits=limits):
             self._count(target, settled.outcome)
@@ -133,7 +144,7 @@ class Synchronization:
                 self.report.rejected.append((target.name, settled))
 
     def _count_difference(self, record: Record, target: Store) -> None:
-        """Count one record as a duplicate if the target would not change, else as applied."""
+        """Count ``record`` as applied if copying it would alter ``target``, else as duplicate."""
         accessor, values = target.accessors[record.__record__.name], record.raw()
         try:
             found = accessor.get(record.key)
@@ -154,7 +165,7 @@ class Synchronization:
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
     def _unreadable(self, store: Store, error: EventSyncError) -> None:
-        """Report a record that cannot be read, once, although it is read several times."""
+        """Add ``error`` to the report, unless the same error of this store was added before."""
         if (store.name, str(error)) not in self._reported:
             self._reported.add((store.name, str(error)))
             self.report.unreadable.append((store.name, error))

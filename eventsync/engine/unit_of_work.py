@@ -1,4 +1,4 @@
-"""The unit of work: reads and writes of one accessor in one transaction of the version index."""
+"""The unit of work: the reads and writes of one accessor in one transaction of the index."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _APPLIED: Final = (APPLIED,)
 class UnitOfWork:
     """Reads and writes records of one accessor in one transaction of the version index.
 
-    It writes in a fixed order: intents, data, index entries. For one thread, under the lock of the
-    index.
+    Writes are made in a fixed order: intents, data, index entries. Not thread-safe. Use it only
+    while the transaction holds the lock of the index.
     """
 
     def __init__(self, accessor: Accessor[Any], transaction: IndexTransaction) -> None:
@@ -34,10 +34,10 @@ class UnitOfWork:
         self.type = accessor.type.name
 
     def recover(self) -> None:
-        """Finish or undo the writes of a writer that died.
+        """Finish or undo the writes of a writer that died, by its open intents.
 
-        If the data match an intent, the write was made, so its entry is written. Otherwise the
-        entry stays as it was.
+        If the store's data match an intent, the data were written, so the entry of the intent is
+        written too. Otherwise the record's entry stays as it was.
         """
         transaction = self.transaction
         intents = transaction.open_intents(self.type)
@@ -46,8 +46,8 @@ class UnitOfWork:
         done = {}
         for part in isolate(list(intents), self._read_rows):
             if not isinstance(part, Done):
-                # Whether this write was made is unknown. Its change is delivered again, and then
-                # the unreadable record is refused.
+                # The record cannot be read, so it is unknown whether this write was made. The
+                # store receives its change again, and applying it raises the error of the record.
                 continue
             for key in part.items:
                 if self.matches(intents[key], part.result.get(key)):
@@ -56,9 +56,10 @@ class UnitOfWork:
         transaction.settle(self.type, list(intents), send=True)
 
     def matches(self, intent: Intent, row: Mapping[str, Any] | None) -> bool:
-        """Return whether ``row`` shows that the write of an intent was made.
+        """Return whether ``row`` equals the data that ``intent`` announced.
 
-        If so, set the fingerprint of the intent's entry.
+        If so, set the fingerprint in the entry of the intent. ``row``: the field values that the
+        store holds; ``None`` if it does not hold the record.
         """
         if (None if row is None else packing.digest(row)) != intent.digest:
             return False
@@ -67,12 +68,11 @@ class UnitOfWork:
         return True
 
     def put_newer(self, changes: Mapping[str, Change]) -> dict[str, Sequence[Verdict]]:
-        """Write the puts and deletes that are newer than what the store holds.
+        """Write the puts and deletes that are newer than the entries of their records.
 
-        The result is that of ``decide_put_or_delete`` and ``perform``, for an accessor that is
-        ``plain``. Return the verdicts on what was written. The other changes are not decided.
-
-        It saves a sixth of the processor time of ``apply`` (SQLite, batches of 500).
+        Returns verdicts by key for the changes that were written; nothing is decided about the
+        others. The accessor must be ``plain``. Has the same effect as ``decide_put_or_delete`` and
+        ``perform``, but saves a sixth of the processor time of ``apply`` (SQLite, batches of 500).
         """
         won = self.transaction.claim(self.type, list(changes), stamps(list(changes.values())))
         newer = [change for key, change in changes.items() if key in won]
@@ -85,12 +85,12 @@ class UnitOfWork:
     def patch_newer(
         self, batch: Mapping[str, Sequence[Change]], entries: Mapping[str, Entry]
     ) -> dict[str, Sequence[Verdict]]:
-        """Write the patches that are newer in all their fields than what the store holds.
+        """Write the patches of those records for which every patched field is newer.
 
-        The result is that of ``decide`` and ``perform``, for an accessor that is ``patchable``.
-        Return the verdicts on what was written. The other records are not decided.
-
-        It saves half of the processor time of ``apply`` (SQLite, batches of 500).
+        Returns verdicts by key for the records that were written; nothing is decided about the
+        others. ``entries``: the index entries of the records. The accessor must be ``patchable``.
+        Has the same effect as ``decide`` and ``perform``, but saves half of the processor time of
+        ``apply`` (SQLite, batches of 500).
         """
         decided = {
             key: decision
@@ -118,7 +118,10 @@ class UnitOfWork:
         return {key: decided[key].verdicts for key in patched}
 
     def hold_waiting(self, decisions: dict[str, Decision]) -> None:
-        """Replace the decisions on records that wait for other records: they are held."""
+        """Replace, in place, the decisions about records that must wait for other records.
+
+        ``Accessor.waiting`` names these records. The new decision holds all their changes.
+        """
         rows = {
             key: d.write if d.row is None else {**d.row, **d.write}
             for key, d in decisions.items()
@@ -130,7 +133,11 @@ class UnitOfWork:
             decisions[key] = Decision([verdict] * len(decisions[key].verdicts))
 
     def perform(self, decisions: Mapping[str, Decision], bodies: Sequence[bytes] = ()) -> None:
-        """Write what was decided. ``bodies``: envelopes to send once it is written."""
+        """Write the data and the index entries that ``decisions`` ask for.
+
+        ``bodies``: envelopes to put into the outbox together with the writes. Raises the errors of
+        ``Accessor.write_rows``.
+        """
         transaction = self.transaction
         entries: dict[str, Entry] = {}
         writes: list[Write] = []
@@ -150,11 +157,11 @@ class UnitOfWork:
             if writes or removals:
                 self.accessor.write_rows(writes, removals, transaction)
         except Exception as error:
-            # Some of the data may be written. Then the intents stay open, so that the next
-            # transaction compares them with the data.
+            # If some data may have been written, the intents stay open. The next transaction
+            # compares them with the data.
             uncertain = isinstance(error, StoreUnavailableError) and error.uncertain
             if not uncertain and (self.accessor.atomic or len(decisions) == 1):
-                # Nothing was written, so there is nothing to send or to finish.
+                # Nothing was written, so the intents and their envelopes are dropped.
                 transaction.settle(self.type, list(decisions), send=False)
                 transaction.keep()
             raise
@@ -178,30 +185,34 @@ class UnitOfWork:
         return intents
 
     def _row_after(self, decision: Decision) -> dict[str, Any]:
-        """Return the row after a write, if the store keeps the values as they are."""
+        """Return the row that the write makes, if the store does not alter the written values."""
         values = {**(decision.row or {}), **(decision.write or {})}
         return {name: values[name] for name in self.accessor.view.fields if name in values}
 
     def _set_fingerprints(self, decisions: Mapping[str, Decision]) -> None:
-        """Set the fingerprints of the records that were written, from the form the store keeps."""
+        """Set the fingerprint in the entry of each written record.
+
+        The fingerprint covers the values as the store returns them after the write.
+        """
         writes = {key: d.write for key, d in decisions.items() if d.write is not None}
         read_back = self.accessor.read_back(writes, self.transaction) if writes else {}
         per_field, verbatim = self.accessor.type.rule == "field", self.accessor.verbatim
-        present = Presence.PRESENT  # looked up once, because Python 3.11 is slow at it
+        # Looked up once, because Python 3.11 looks up members of an enumeration slowly.
+        present = Presence.PRESENT
         for key, decision in decisions.items():
             entry = decision.entry
             if entry is None or entry.presence is not present:
                 continue
             as_written = key not in read_back
             if as_written and verbatim and not per_field and not decision.altered:
-                continue  # the stamp already has the digest of the row
+                continue  # the stamp contains the digest of the row already
             row = self._row_after(decision) if as_written else read_back[key]
             if per_field:
                 entry.echo = fingerprint_after(
                     entry.echo, row, read=decision.row or {}, written=decision.write or {}
                 )
             elif as_written and not verbatim:
-                # Only this digest is the same for decimals with other trailing zeros.
+                # This digest ignores trailing zeros of decimals, which the store may have altered.
                 entry.echo = packing.digest(row)
             else:
                 entry.echo = fingerprint_of(entry, row, self.accessor.view)

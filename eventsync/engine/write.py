@@ -1,4 +1,4 @@
-"""The writes that an accessor is asked to make."""
+"""The arguments of ``Accessor.write_rows``: writes of single records, and many puts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Puts", "Write"]
 
 
 class Write(NamedTuple):
-    """The field values to write to one record.
+    """The field values to write to the record with the canonical key ``key``.
 
-    ``whole``: ``values`` are all fields that the store holds, and the record may be new to it.
-    Otherwise they are the changed fields of a record that the store holds.
+    ``whole``: if true, ``values`` contain all fields that the store holds, and the store may lack
+    the record. If false, ``values`` contain only the changed fields, and the store has the record.
     """
 
     key: str
@@ -23,9 +23,9 @@ class Write(NamedTuple):
 
 
 class Puts(Sequence[Write]):
-    """Writes of whole records in the order of their keys, with their values as rows too.
+    """Writes of whole records, in the order of their keys.
 
-    A store that writes columns uses ``rows``. To every other it is a sequence of ``Write``.
+    Each item is a ``Write``. A store that writes tables can use ``rows`` instead, which is faster.
     """
 
     __slots__ = ("_changes",)
@@ -35,7 +35,7 @@ class Puts(Sequence[Write]):
 
     @property
     def rows(self) -> list[Row]:
-        """The values of each record, in the order of ``BodyReader.names``."""
+        """One tuple of field values for each record, in the order of ``BodyReader.names``."""
         return [change.row for change in self._changes if change.row is not None]
 
     def __len__(self) -> int:

@@ -1,1 +1,1 @@
-"""The wire format: codec, batches, signatures, CloudEvents, Debezium, dead letters."""
+"""The wire formats: envelopes, batches, signatures, CloudEvents, Debezium, dead letters."""

@@ -1,4 +1,4 @@
-"""CloudEvents 1.0 in JSON: changes to events and back, in structured or binary mode.
+"""CloudEvents 1.0 in JSON: converts changes to events and back, in structured or binary mode.
 
 The mapping is described in docs/envelope.md.
 """
@@ -30,7 +30,7 @@ CONTENT_TYPE: Final = "application/cloudevents+json"
 _PREFIX: Final = "eventsync."
 _OPS: Final[Mapping[str, Op]] = {PUT: PUT, PATCH: PATCH, DELETE: DELETE}
 _NO_SOURCE: Final = "urn:eventsync:unknown"
-# The name in ``Change.ext`` under which a change keeps the attributes that eventsync does not use.
+# The entry of ``Change.ext`` that keeps the attributes that eventsync does not use.
 _FOREIGN: Final = "cloudevents"
 _OURS: Final = frozenset(
     {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema"}
@@ -42,9 +42,9 @@ _ATTRIBUTE: Final = re.compile(r"[a-z0-9]+")
 
 
 def to_cloudevent(change: Change) -> dict[str, Any]:
-    """Return ``change`` as a CloudEvent in structured mode, ready for ``json.dumps``.
+    """Return ``change`` as a CloudEvent in structured mode: a dict for ``json.dumps``.
 
-    Nothing is lost: ``from_cloudevent`` returns an equal change.
+    No information is lost: ``from_cloudevent`` turns the event into an equal change.
     """
     ext = dict(change.ext)
     foreign = ext.pop(_FOREIGN) if _are_attributes(ext.get(_FOREIGN)) else {}
@@ -82,10 +82,11 @@ def from_cloudevent(
 ) -> Change:
     """Return the change that a CloudEvent in structured mode describes.
 
-    An event of type ``eventsync.<record type>.<op>`` names its record type and operation. For any
-    other event pass ``type`` and ``op``; its data is plain JSON, without tagged values. ``subject``
-    is the record's key. Without ``recordversion`` the version is made of ``time`` and ``source``,
-    so the same event always gives the same version. Raises only ``EnvelopeError``.
+    ``type`` and ``op``: the record type and the operation. They are needed unless the type of the
+    event is ``eventsync.<record type>.<op>``. The data of any other event are read as plain JSON,
+    without tagged values. The ``subject`` of the event is the key of the record. An event without
+    ``recordversion`` gets a version made from its ``time`` and ``source``, so the same event always
+    gives the same version. Raises ``EnvelopeError``, and no other error, if the event is malformed.
     """
     found = event if isinstance(event, Mapping) else loads(event)
     if not isinstance(found, Mapping) or found.get("specversion") != "1.0":
@@ -98,13 +99,14 @@ def from_cloudevent(
         type, op = type or own_type, op or _OPS[own_op]
     if type is None or op is None:
         raise malformed(
-            f"the CloudEvent is of type {event_type[:80]!r}, which names no record type and "
-            "operation",
-            hint="pass both, or use the event type eventsync.<record type>.<put, patch or delete>",
+            f"the record type and the operation cannot be read from the CloudEvent type "
+            f"{event_type[:80]!r}",
+            hint="pass the arguments type and op, or use the event type "
+            "eventsync.<record type>.<put, patch or delete>",
         )
     data = None if op == DELETE else _data(found)
     if op != DELETE and not isinstance(data, Mapping):
-        raise malformed("the data of the CloudEvent is not an object")
+        raise malformed("the data of the CloudEvent is not a JSON object of field values")
     if data is not None and ours:
         data = {name: from_json(value) for name, value in data.items()}
     change = Change(
@@ -121,17 +123,17 @@ def from_cloudevent(
         known=_known(found),
     )
     try:
-        encode(change)  # checks the rules of an envelope
+        encode(change)  # raises if the change breaks a rule of envelopes
     except ValueRefusedError as error:
         raise malformed(f"malformed CloudEvent: {error.message}", hint=error.hint) from error
     return change
 
 
 def to_headers(change: Change, *, prefix: str = "ce-") -> tuple[dict[str, str], bytes]:
-    """Return ``change`` as a CloudEvent in binary mode: headers and body.
+    """Return ``change`` as a CloudEvent in binary mode: the headers and the body of a message.
 
-    ``prefix``: the prefix of header names in the protocol, ``ce-`` for HTTP and ``ce_`` for Kafka.
-    Values are percent-encoded as in the HTTP binding, whatever the protocol.
+    ``prefix``: what the protocol puts before header names: ``ce-`` for HTTP, ``ce_`` for Kafka.
+    Header values are percent-encoded as in the HTTP binding of CloudEvents, for any protocol.
     """
     event = to_cloudevent(change)
     content_type = event.pop("datacontenttype", None)
@@ -150,9 +152,11 @@ def from_headers(
     type: str | None = None,
     op: Op | None = None,
 ) -> Change:
-    """Return the change that a CloudEvent in binary mode describes; see ``from_cloudevent``.
+    """Return the change that a CloudEvent in binary mode describes.
 
-    The names of headers may be in any case. Headers without the prefix are ignored.
+    ``prefix``: as in ``to_headers``. ``type``, ``op`` and the errors: as in ``from_cloudevent``.
+    Header names may be in upper or lower case. Except for ``Content-Type``, headers without the
+    prefix are ignored.
     """
     event: dict[str, Any] = {}
     for name, value in headers.items():
@@ -169,7 +173,7 @@ def from_headers(
 
 def _quoted(value: Any) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    # Escapes everything except printable ASCII, and the space, the double quote and the percent.
+    # Printable ASCII is not escaped, except the space, the double quote and the percent sign.
     return quote(text, safe="!#$&'()*+,/:;<=>?@[\\]^`{|}~")
 
 
@@ -180,7 +184,7 @@ def _rfc3339(moment: dt.datetime) -> str:
 def _text(event: Mapping[str, Any], name: str) -> str:
     found = event.get(name)
     if not isinstance(found, str) or not found:
-        raise malformed(f"the CloudEvent has no {name}, or one that is not text")
+        raise malformed(f"the attribute {name} of the CloudEvent is missing, empty or not text")
     return found
 
 
@@ -190,7 +194,9 @@ def _uint(event: Mapping[str, Any], name: str, default: int) -> int:
         return int(found)
     if isinstance(found, int) and not isinstance(found, bool):
         return found
-    raise malformed(f"{name} of the CloudEvent is {shown(found)}, not a number")
+    raise malformed(
+        f"the attribute {name} of the CloudEvent is {shown(found)}, not an integer of at least 0"
+    )
 
 
 def _check_json(event: Mapping[str, Any]) -> None:
@@ -199,8 +205,8 @@ def _check_json(event: Mapping[str, Any]) -> None:
         isinstance(content_type, str) and _JSON.fullmatch(content_type)
     ):
         raise malformed(
-            f"the data of the CloudEvent has the content type {str(content_type)[:60]!r}, which is "
-            "not JSON"
+            f"the data of the CloudEvent has the content type {str(content_type)[:60]!r}; only "
+            "JSON can be read"
         )
 
 
@@ -212,14 +218,14 @@ def _data(event: Mapping[str, Any]) -> Any:
     try:
         return loads(base64.b64decode(encoded, validate=True))
     except (binascii.Error, ValueError, TypeError) as error:
-        raise malformed("data_base64 of the CloudEvent is not base64") from error
+        raise malformed("the attribute data_base64 of the CloudEvent is not base64") from error
 
 
 def _id(text: str, source: str) -> bytes:
     try:
         return UUID(text).bytes
     except ValueError:
-        # An id of another system: with the source it identifies the event, so ours is their hash.
+        # The event comes from another system. Its source and its id together identify the event.
         return hashlib.sha256(f"{source}\n{text}".encode(errors="replace")).digest()[:16]
 
 
@@ -229,13 +235,17 @@ def _version(event: Mapping[str, Any], source: str) -> Version:
         if text is not None:
             return Version.parse(text)
     except (ValueError, TypeError) as error:
-        raise malformed("recordversion of the CloudEvent is not 32 hexadecimal digits") from error
+        raise malformed(
+            "the attribute recordversion of the CloudEvent is not 32 hexadecimal digits"
+        ) from error
     try:
         moment = dt.datetime.fromisoformat(_text(event, "time").upper())
     except ValueError as error:
-        raise malformed("time of the CloudEvent is not a timestamp of RFC 3339") from error
+        raise malformed(
+            "the attribute time of the CloudEvent is not a timestamp as in RFC 3339"
+        ) from error
     if moment.tzinfo is None:
-        raise malformed("time of the CloudEvent has no offset from UTC")
+        raise malformed("the attribute time of the CloudEvent has no offset from UTC")
     micros = (moment - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1)
     node = hashlib.sha256(source.encode(errors="replace")).digest()[:8]
     return version_at(micros, int.from_bytes(node, "big"))
@@ -246,23 +256,26 @@ def _ext(event: Mapping[str, Any]) -> dict[str, Any]:
     if event.get("recordext") is not None:
         found = from_json(loads(_text(event, "recordext")))
         if not isinstance(found, dict):
-            raise malformed("recordext of the CloudEvent is not an object")
+            raise malformed("the attribute recordext of the CloudEvent is not a JSON object")
         ext = found
     foreign = {n: value for n, value in event.items() if n not in _OURS and value is not None}
     if not foreign:
         return ext
     if not _are_attributes(foreign):
         raise malformed(
-            f"the CloudEvent has an attribute with an invalid name or type among "
+            f"the name or the value of one of these attributes of the CloudEvent is invalid: "
             f"{sorted(foreign)[:9]}",
-            hint="CloudEvents allows lower-case letters and digits in names; text, integers and "
-            "booleans as values",
+            hint="CloudEvents allows only lower-case letters and digits in names, and only text, "
+            "integers and booleans as values",
         )
     return {**ext, _FOREIGN: foreign}
 
 
 def _are_attributes(value: Any) -> bool:
-    """Return whether ``value`` has only valid extension attributes, none of eventsync's own."""
+    """Return whether ``value`` is a map of valid extension attributes of other systems.
+
+    The attributes that eventsync itself uses are not valid here.
+    """
     return isinstance(value, Mapping) and all(
         _ATTRIBUTE.fullmatch(name) and name not in _OURS and isinstance(attribute, str | int)
         for name, attribute in value.items()
@@ -278,4 +291,7 @@ def _known(event: Mapping[str, Any]) -> BaseState | None:
         versions = {name: Version.parse(text) for name, text in found["versions"].items()}
         return BaseState(Stamp(bytes.fromhex(found["stamp"])), values, versions)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise malformed("recordknown of the CloudEvent is malformed") from error
+        raise malformed(
+            "the attribute recordknown of the CloudEvent is not a base state (stamp, values and "
+            "versions)"
+        ) from error

@@ -1,7 +1,7 @@
-"""The codec: changes to envelopes and back, one envelope for each change.
+"""The codec: encodes changes as envelopes and decodes envelopes to changes, one for each change.
 
-docs/envelope.md is the specification of the bytes. ``batch`` puts envelopes into messages and
-``signing`` signs them; this module re-exports both.
+docs/envelope.md specifies the bytes. ``batch`` puts envelopes into messages, and ``signing`` signs
+envelopes; this module exports their public names, too.
 """
 
 from __future__ import annotations
@@ -48,18 +48,19 @@ CONTENT_TYPE: Final = "application/x-eventsync"
 """The content type of a message that carries envelopes."""
 
 MAX_BYTES: Final = 256 * 1024
-"""The default limit on the size of one envelope."""
+"""The default limit on the bytes of one envelope."""
 
-# The number of envelopes made at once. They fit into the processor's cache, and one envelope that
-# differs from the others slows down only this many.
+# How many changes are encoded together: few enough for the processor's cache. If one change differs
+# from the others, all changes encoded together with it take the slow path.
 _TOGETHER: Final = 500
 
 
 def encode(change: Change, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES) -> bytes:
     """Return the envelope of ``change``, signed if ``keys`` are given. Pure, thread-safe.
 
-    Raises ``ValueRefusedError`` for a change that may not travel. ``decode`` reads every envelope
-    that this returns.
+    ``max_bytes``: the limit on the size of the envelope. Raises ``ValueRefusedError`` if the change
+    breaks a rule of docs/envelope.md, a value may not travel, or the envelope is too large.
+    ``decode`` can read every envelope that this function returns.
     """
     check_body(change)
     raw = fast_path.write(change, signed=keys is not None)
@@ -77,10 +78,10 @@ def encode(change: Change, *, keys: Keyring | None = None, max_bytes: int = MAX_
 def encode_all(
     changes: Sequence[Change], *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES
 ) -> list[bytes]:
-    """Return the envelope of each change, as ``encode`` does.
+    """Return the envelope of each change, in the same order.
 
-    It takes less time when the changes are similar, for example puts of one record type. Raises
-    ``ValueRefusedError`` for the first change that may not travel.
+    Faster than ``encode`` for each change if the changes are similar, for example puts of one
+    record type. Raises ``ValueRefusedError`` if ``encode`` would raise it for one of the changes.
     """
     raws: list[bytes] = []
     for chunk in chunked(changes, _TOGETHER):
@@ -99,21 +100,23 @@ def _encode_some(changes: Sequence[Change], keys: Keyring | None, max_bytes: int
 
 
 def decode(raw: bytes, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES) -> Change:
-    """Return the change in an envelope. Pure, thread-safe; safe for bytes from anywhere.
+    """Return the change in an envelope. Pure, thread-safe.
 
-    With ``keys`` the envelope must have a signature, which is verified before anything else is
-    read. Without ``keys`` a signature is ignored. Entries that this version does not know are kept
-    in ``ext`` under the empty name, so that ``encode`` writes them again.
+    ``raw`` may come from an attacker. With ``keys``, the signature is verified before anything else
+    is read; an envelope without a signature is refused. Without ``keys``, a signature is ignored.
+    Entries with names that this version does not know are kept in ``Change.ext`` under the empty
+    name, and ``encode`` writes these entries again.
 
-    Raises only ``EnvelopeError``. Its ``reason`` is ``too-large``, ``signature`` (the error is a
-    ``SignatureError``), ``envelope`` (the bytes are no envelope), ``envelope-version`` (a later
-    major version) or ``malformed`` (an entry breaks its rule).
+    Raises ``EnvelopeError``, and no other error. The ``reason`` of the error is ``too-large`` (more
+    than ``max_bytes`` bytes), ``signature`` (the error is a ``SignatureError``), ``envelope`` (the
+    bytes are not an envelope), ``envelope-version`` (another major version) or ``malformed`` (an
+    entry is missing or invalid).
     """
     change = _decode_lazily(raw, keys, max_bytes)
     try:
         change.data  # noqa: B018  # unpacks the body
     except ValueRefusedError:
-        # This raises the error that says what is wrong.
+        # ``_read_any`` raises an ``EnvelopeError`` that says what is wrong.
         return _read_any(raw, None if keys is None else keys.verify(raw)[0])
     return change
 
@@ -121,11 +124,11 @@ def decode(raw: bytes, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTE
 def decode_all(
     raws: Sequence[bytes], *, keys: Keyring | None = None, max_bytes: int = MAX_BYTES
 ) -> list[Change | EnvelopeError]:
-    """Return for each envelope its change, as ``decode`` does, or the error.
+    """Return for each envelope the change that ``decode`` returns, or the error that it raises.
 
-    The body of a change may stay packed until its ``data`` are first read, because most changes in
-    a busy queue are superseded before anybody needs their values. Reading ``data`` raises
-    ``ValueRefusedError`` if the body is malformed.
+    Unlike ``decode``, this function may leave the body of a change packed until ``Change.data`` is
+    first read: in a busy queue, most changes are superseded before their values are needed. Reading
+    ``data`` then raises ``ValueRefusedError`` if the body is malformed.
     """
     changes: list[Change | EnvelopeError] = []
     for raw in raws:
@@ -146,41 +149,46 @@ def _decode_lazily(raw: bytes, keys: Keyring | None, max_bytes: int) -> Change:
 
 
 def _read_any(raw: bytes, kid: str | None = None) -> Change:
-    """Return the change in an envelope of any layout.
+    """Return the change in an envelope whose entries may be in any order.
 
-    ``kid``: the id of the key by which the signature was verified.
+    ``kid``: the id of the key that verified the signature; ``None`` if signatures are not verified.
+    Raises ``EnvelopeError`` if the envelope is malformed.
     """
     try:
         entries = unpacking.unpack_parts(raw)
     except ValueRefusedError as error:
-        raise EnvelopeError(f"not an envelope: {error.message}") from error
+        raise EnvelopeError(f"the bytes are not an envelope: {error.message}") from error
     if type(entries) is not dict or "v" not in entries:
-        raise EnvelopeError("not an envelope: it is not a map with an entry v")
+        raise EnvelopeError("the bytes are not an envelope: they are not a map with an entry v")
     major = entries.pop("v")
     if type(major) is int and major >= 0 and major != fast_path.MAJOR:
         raise EnvelopeError(
-            f"the envelope is of version {shown(major)}; this eventsync reads version "
+            f"the envelope has version {shown(major)}; this eventsync reads only version "
             f"{fast_path.MAJOR}",
             reason="envelope-version",
             hint="upgrade the workers before the producers, then replay the dead letter",
         )
     signer, signature = entries.pop("kid", None), entries.pop("sig", None)
     if kid is not None and (signer != kid or signature != raw[-32:]):
-        # The verified bytes lie inside another entry and only look like a signature.
+        # The bytes that were verified are part of another entry and only look like a signature.
         raise SignatureError("the signature is not the last entry of the envelope")
     try:
         if type(major) is not int or major != fast_path.MAJOR:
-            raise ValueRefusedError(f"v is {shown(major)}, not an integer of at least 0")
+            raise ValueRefusedError(f"the entry v is {shown(major)}, not an integer of at least 0")
         return _change_of(entries)
     except ValueRefusedError as error:
         raise malformed(f"malformed envelope: {error.message}", hint=error.hint) from error
 
 
 def _change_of(entries: dict[Any, Any]) -> Change:
-    """Return the change that these entries describe, with the entries of unknown names."""
+    """Return the change that the entries of an envelope describe. Removes the known ``entries``.
+
+    Entries with unknown names are kept in ``Change.ext``. Raises ``ValueRefusedError`` if an entry
+    is missing or breaks its rule.
+    """
     for name in ("id", "type", "key", "op", "ver", "data"):
         if name not in entries:
-            raise ValueRefusedError(f"{name} is missing")
+            raise ValueRefusedError(f"the entry {name} is missing")
     source, type_, op = entries.pop("src", ""), entries.pop("type"), entries.pop("op")
     schema, hops = entries.pop("schema", 1), entries.pop("hops", 0)
     check_head(source, type_, op, schema, hops)
@@ -190,12 +198,12 @@ def _change_of(entries: dict[Any, Any]) -> Change:
     ext = entries.pop("ext", {})
     check_map("ext", ext)
     if fast_path.UNKNOWN in ext:
-        raise ValueRefusedError("ext has an entry with the empty name, which is reserved")
+        raise ValueRefusedError("the map ext has an entry with the empty name, which is reserved")
     change = Change(
         type=type_,
         key=entries.pop("key"),
         op=op,
-        version=Version(bytes_of("ver", entries.pop("ver"), 16)),
+        version=Version(bytes_of("the entry ver", entries.pop("ver"), 16)),
         data=data,
         source=source,
         id=entries.pop("id"),

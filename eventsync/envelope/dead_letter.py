@@ -28,10 +28,12 @@ _OPTIONAL_TEXTS: Final = ("type", "key", "op")
 class DeadLetter:
     """An envelope, or an unparseable message, that a store could not apply.
 
-    ``raw``: its bytes as they came. ``reason``: the ``reason`` of the error; ``message``: its text.
-    ``attempts``: how often the store tried. ``first_time`` and ``last_time``: when it first and
-    last tried, in seconds since the epoch. ``type``, ``key``, ``op`` and ``version``: those of the
-    change, or ``None`` if it could not be read.
+    ``raw``: the bytes of the envelope or message, unaltered. ``reason`` and ``message``: the reason
+    and the text of the error. ``store`` and ``queue``: the name of the store, and of the queue that
+    the message came from. ``attempts``: how often the store tried to apply the change.
+    ``first_time`` and ``last_time``: when the store first and last tried, in seconds since the
+    epoch. ``type``, ``key``, ``op`` and ``version``: attributes of the change, or ``None`` if the
+    change could not be read. ``content_type``: the format of ``raw``.
     """
 
     reason: str
@@ -50,9 +52,9 @@ class DeadLetter:
     id: bytes = field(default_factory=new_id)
 
     def encode(self) -> bytes:
-        """Return the dead letter as bytes. It never fails, so that no dead letter is lost.
+        """Return the dead letter as bytes. Does not raise, so that no dead letter is lost.
 
-        Texts are cut at 4,000 characters. Characters that have no UTF-8 form are escaped.
+        Texts are cut to 4,000 characters. Characters without a UTF-8 form are escaped.
         """
         entries: dict[str, Any] = {"v": _MAJOR}
         for part in fields(self):
@@ -64,9 +66,10 @@ class DeadLetter:
 
     @classmethod
     def decode(cls, raw: bytes) -> DeadLetter:
-        """Read a dead letter from bytes from anywhere. Ignore entries of unknown names.
+        """Return the dead letter in ``raw``, the bytes that ``encode`` returned.
 
-        Raises only ``EnvelopeError``.
+        ``raw`` may come from an attacker. Entries with unknown names are ignored. Raises
+        ``EnvelopeError``, and no other error, if ``raw`` is not a valid dead letter.
         """
         try:
             entries = unpacking.unpack(raw)
@@ -87,17 +90,19 @@ class DeadLetter:
     def change(
         self, *, keys: codec.Keyring | None = None, max_bytes: int = codec.MAX_BYTES
     ) -> Change:
-        """Return the change in ``raw``. Raises ``EnvelopeError`` if it cannot be read.
+        """Return the change in ``raw``. Raises ``EnvelopeError`` if ``raw`` cannot be decoded.
 
-        Without ``keys`` a signature is not verified; use that to show the change, not to replay it.
+        ``keys``: the keys that verify the signature. Without ``keys`` the signature is ignored:
+        show such a change, but do not replay it. ``max_bytes``: the limit on the size of ``raw``.
         """
         return codec.decode(self.raw, keys=keys, max_bytes=max_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the dead letter for people and scripts, ready for ``json.dumps``.
+        """Return the dead letter as a dict for ``json.dumps``.
 
-        ``event``: the change as a CloudEvent, its signature not verified; ``None`` if it cannot be
-        read, which is often the reason of the dead letter. ``raw``: in base64.
+        The entry ``event`` is the change as a CloudEvent, or ``None`` if ``raw`` cannot be decoded;
+        its signature is not verified. The entry ``raw`` is base64 text, ``size`` the number of
+        bytes, and times are ISO 8601 text in UTC.
         """
         try:
             event = cloudevents.to_cloudevent(self.change(max_bytes=len(self.raw)))
@@ -124,7 +129,7 @@ class DeadLetter:
 
 
 def _wrong(entries: dict[str, Any]) -> list[str]:
-    """Return the names of the missing and the malformed entries."""
+    """Return the names of the entries that are missing or malformed."""
     checks: dict[str, bool] = {name: type(entries.get(name)) is str for name in _TEXTS}
     checks |= {n: entries.get(n) is None or type(entries[n]) is str for n in _OPTIONAL_TEXTS}
     checks |= {n: _is_time(entries.get(n)) for n in ("first_time", "last_time")}

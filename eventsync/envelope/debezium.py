@@ -1,4 +1,4 @@
-"""Debezium: changes from the events of its connectors for relational databases.
+"""Debezium: converts events of the Debezium connectors for relational databases to changes.
 
 The mapping is described in docs/envelope.md.
 """
@@ -23,7 +23,8 @@ from eventsync.values.tagged_json import loads
 __all__ = ["from_debezium", "version_of"]
 
 _OPS: Final[Mapping[str, Op]] = {"c": PUT, "u": PUT, "r": PUT, "d": DELETE}
-# What a connector sends in place of a large value that did not change, because it did not get it.
+# A connector sends this text for a large column that did not change, if the database's log does not
+# contain the value of the column.
 _UNAVAILABLE: Final = "__debezium_unavailable_value"
 _EPOCH_DAY: Final = dt.date(1970, 1, 1)
 _EPOCH: Final = dt.datetime(1970, 1, 1)
@@ -38,19 +39,20 @@ def from_debezium(
     type: str | None = None,
     version: Callable[[Mapping[str, Any]], Version] | None = None,
 ) -> Change | None:
-    """Return the change that a Debezium event describes, or ``None`` for a tombstone. Idempotent.
+    """Return the change that a Debezium event describes, or ``None`` for a Kafka tombstone.
 
-    ``event`` and ``key``: the value and the key of the message, as JSON, with or without schema.
-    ``key_text``: returns the record's key for the columns of ``key``, or for those of the row if
-    there is no ``key``. ``type``: the record type, by default the name of the table. ``version``:
-    returns the version for the ``source`` block of the event, by default ``version_of``.
+    The same event always gives an equal change. ``event`` and ``key``: the value and the key of the
+    Kafka message, as JSON, with or without schema. ``key_text``: a function that returns the
+    record's key; its argument is the columns of ``key``, or the columns of the row if there is no
+    ``key``. ``type``: the record type; by default the name of the table. ``version``: a function
+    that returns the version for the ``source`` block of the event; by default ``version_of``.
 
-    With a schema, dates, times, decimals, UUIDs and bytes have their types. Without one they are
-    the JSON values of the event, which the record type converts.
+    With a schema, the change contains Python dates, times, decimals, UUIDs and bytes. Without a
+    schema, it contains the JSON values of the event; the record type converts them later.
 
-    Raises ``EnvelopeError`` for a malformed event, and ``ChangeRefusedError`` for an event that is
-    not the change of one record (a truncated table, a row without some of its columns). Errors of
-    eventsync that ``key_text`` or ``version`` raise pass through.
+    Raises ``EnvelopeError`` if the event is malformed. Raises ``ChangeRefusedError`` if the event
+    does not describe one whole record (a truncated table, a row with missing columns). Does not
+    catch the eventsync errors that ``key_text`` or ``version`` raise.
     """
     payload, schema = _unwrapped(event)
     if payload is None:
@@ -64,14 +66,16 @@ def from_debezium(
     if columns is None:
         raise malformed(
             "the Debezium event has neither a key nor a row, so the record's key is unknown",
-            hint="pass the key of the message, or give the table a full replica identity",
+            hint="pass the argument key, or make the database log whole rows (in PostgreSQL: "
+            "REPLICA IDENTITY FULL)",
         )
     name = type if type is not None else source.get("table")
     try:
         text = key_text(columns)
     except (LookupError, ValueError, TypeError) as error:
         raise malformed(
-            f"the columns of the Debezium event give no key of record type {shown(name)}: {error!r}"
+            f"the columns of the Debezium event do not make a key of record type {shown(name)}: "
+            f"{error!r}"
         ) from error
     change = Change(
         type=name if isinstance(name, str) else "",
@@ -84,26 +88,28 @@ def from_debezium(
     seed = f"{change.source}\n{change.version.hex()}\n{change.type}\n{change.key}"
     change.id = hashlib.sha256(seed.encode(errors="replace")).digest()[:16]
     try:
-        encode(change)  # checks the rules of an envelope
+        encode(change)  # raises if the change breaks a rule of envelopes
     except ValueRefusedError as error:
         raise malformed(f"malformed Debezium event: {error.message}", hint=error.hint) from error
     return change
 
 
 def version_of(source: Mapping[str, Any], payload: Mapping[str, Any] | None = None) -> Version:
-    """Return the version for a ``source`` block; ``payload`` is the map around the block.
+    """Return the version of a change, made from the ``source`` block of its Debezium event.
 
-    Milliseconds and counter are the time of the change in its database. The node is made of the
-    position in the database's log (48 bits), so that changes of one instant keep the order of the
-    log, and of the connector's name (16 bits). It works for the connectors for PostgreSQL, MySQL,
-    MariaDB, SQL Server, Db2 and Oracle. Raises ``EnvelopeError`` if time or position is missing.
+    ``payload``: the map that contains the block; its time is used if the block has none. The
+    milliseconds and the counter of the version are the time of the change in the database. The node
+    is the position in the database's log (48 bits) and a hash of the connector's name (16 bits):
+    changes of the same instant keep the order of the log. Supports PostgreSQL, MySQL, MariaDB,
+    SQL Server, Db2 and Oracle. Raises ``EnvelopeError`` if the time or the position is missing.
     """
     micros = _micros(source) or _micros(payload or {})
     place = _place(source)
     if micros is None or place is None:
         raise malformed(
-            "the source block of the Debezium event has no time, or no known position in a log",
-            hint="pass version, a function that returns the version for a source block",
+            "the source block of the Debezium event has no time, or no log position that eventsync "
+            "can read",
+            hint="pass the argument version, a function that returns the version for such a block",
         )
     name = str(source.get("name", "")).encode(errors="replace")
     tag = int.from_bytes(hashlib.sha256(name).digest()[:2], "big")
@@ -114,8 +120,11 @@ def version_of(source: Mapping[str, Any], payload: Mapping[str, Any] | None = No
 
 
 def _unwrapped(event: Mapping[str, Any] | str | bytes | None) -> tuple[Any, Any]:
-    """Return the payload of an event or key, and its schema or ``None``."""
-    # A tombstone of Kafka is ``None`` or no bytes at all; nothing else is one.
+    """Return the payload and the schema of an event or key. A missing one is ``None``.
+
+    Raises ``EnvelopeError`` if the event or key is malformed.
+    """
+    # A Kafka tombstone is ``None`` or empty. Other false values, such as 0, are malformed events.
     found = loads(event) if isinstance(event, str | bytes) and event else event
     if found is None or found in ("", b""):
         return None, None
@@ -138,12 +147,14 @@ def _op(payload: Mapping[str, Any]) -> Op:
         raise ChangeRefusedError(
             f"the Debezium event is {what}, not a change of one record",
             reason="unsupported-operation",
-            hint="skip such events in the connector (skipped.operations), or run eventsync sync",
+            hint="exclude such events with the connector's setting skipped.operations, or compare "
+            "the stores with eventsync sync",
         )
     raise malformed(
         f"the Debezium event has the operation {shown(code)}, not c, u, r or d",
         reason="envelope",
-        hint="do not flatten events with ExtractNewRecordState",
+        hint="if the connector flattens events with ExtractNewRecordState, remove this "
+        "transformation",
     )
 
 
@@ -165,19 +176,20 @@ def _row(row: Any, schema: Any) -> dict[str, Any] | None:
 
 def _whole(row: dict[str, Any] | None, type: Any) -> dict[str, Any]:
     if row is None:
-        raise malformed("the Debezium event is of a put, but has no row in its entry after")
+        raise malformed("the Debezium event creates or updates a row, but its entry after is null")
     missing = [n for n, value in row.items() if value in (_UNAVAILABLE, _UNAVAILABLE.encode())]
     if missing:
         raise ChangeRefusedError(
-            f"the Debezium event of a row of {type} lacks the columns {', '.join(missing)}",
+            f"the Debezium event has no values for the columns {', '.join(missing)} of a row of "
+            f"{type}",
             reason="incomplete-row",
-            hint="in PostgreSQL, give the table a full replica identity",
+            hint="make the database log whole rows (in PostgreSQL: REPLICA IDENTITY FULL)",
         )
     return row
 
 
 def _micros(block: Mapping[str, Any]) -> int | None:
-    """Return the time in a block, in microseconds; ``None`` if it is missing or 0."""
+    """Return the time of a block in microseconds since the epoch; ``None`` if missing or 0."""
     for name, up, down in (("ts_ns", 1, 1000), ("ts_us", 1, 1), ("ts_ms", 1000, 1)):
         found = block.get(name)
         if isinstance(found, int) and not isinstance(found, bool) and found:
@@ -186,7 +198,10 @@ def _micros(block: Mapping[str, Any]) -> int | None:
 
 
 def _place(source: Mapping[str, Any]) -> int | None:
-    """Return the position in the database's log, as a number that grows along it."""
+    """Return the position of a change in the database's log, or ``None`` if it is missing.
+
+    Later changes have greater positions. Raises ``EnvelopeError`` if the position is malformed.
+    """
     found: Any = source.get("lsn")
     if found is None and source.get("pos") is not None:
         try:
@@ -211,7 +226,7 @@ def _place(source: Mapping[str, Any]) -> int | None:
 
 
 def _field(schema: Any, name: str) -> Any:
-    """Return the schema of a field of a struct, or ``None``."""
+    """Return the schema of the field ``name`` of a struct schema, or ``None`` if it has none."""
     fields = schema.get("fields") if isinstance(schema, Mapping) else None
     for field in fields if isinstance(fields, list) else ():
         if isinstance(field, Mapping) and field.get("field") == name:
@@ -225,7 +240,9 @@ def _column(name: str, value: Any, schema: Any) -> Any:
     except EnvelopeError:
         raise
     except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
-        raise malformed(f"column {name[:60]!r} has a value that does not fit its schema") from error
+        raise malformed(
+            f"the value of column {name[:60]!r} does not match the schema of the column"
+        ) from error
 
 
 def _value(value: Any, schema: Any) -> Any:
@@ -249,7 +266,7 @@ def _value(value: Any, schema: Any) -> Any:
 
 def _decimal(encoded: Any, scale: int) -> Decimal:
     unscaled = int.from_bytes(base64.b64decode(encoded, validate=True), "big", signed=True)
-    # Made of text, because arithmetic would round it to the digits of the decimal context.
+    # Arithmetic with decimals would round to the precision of the decimal context; text does not.
     return Decimal(f"{unscaled}E{-scale}")
 
 

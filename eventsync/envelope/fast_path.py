@@ -1,7 +1,7 @@
-"""The layout in which eventsync writes envelopes, and the fast reader of that layout.
+"""The layout in which eventsync writes envelopes, and a fast reader for this layout.
 
-``codec`` reads envelopes of any layout. Reading one of this layout here takes a sixth of the time,
-because it leaves the body packed until its values are asked for.
+``codec`` can read the entries of an envelope in any order. The reader of this module reads only the
+order that ``write`` uses. It takes a sixth of the time, because it leaves the body packed.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from eventsync.values import packing, unpacking
 __all__ = ["MAJOR", "NAMES", "UNKNOWN", "read", "write", "write_alike"]
 
 MAJOR: Final = 1
-"""The version of the envelope that this package reads and writes."""
+"""The version of the envelope format (entry ``v``) that eventsync reads and writes."""
 
 NAMES: Final = frozenset(
     {"v", "src", "type", "op", "schema", "hops", "id", "ver", "key", "ext", "known", "data"}
     | {"kid", "sig"}
 )
-"""The names of the entries that this version knows."""
+"""The names of all envelope entries that this version of eventsync knows."""
 
 UNKNOWN: Final = ""
-"""The name in ``Change.ext`` under which a change carries the entries that are not in ``NAMES``."""
+"""The entry of ``Change.ext`` that keeps the envelope entries whose names are not in ``NAMES``."""
 
 _ENTRIES: Final = 10
 _SIGNATURE_ENTRIES: Final = 2
@@ -52,9 +52,11 @@ _NIL: Final = b"\xc0"
 
 
 def write(change: Change, *, signed: bool) -> bytes:
-    """Return the envelope of ``change``; if it will be ``signed``, all but its signature.
+    """Return the envelope of ``change`` without a signature.
 
-    ``rules.check_body`` must have passed. Raises ``ValueRefusedError`` if another rule is broken.
+    ``signed``: whether the caller will append a signature; the head of the envelope then counts two
+    more entries. Call ``rules.check_body`` first. Raises ``ValueRefusedError`` if the change breaks
+    a rule that ``check_body`` does not check.
     """
     count, extra = _ENTRIES + _SIGNATURE_ENTRIES * signed, b""
     if change.ext or change.known is not None:
@@ -80,11 +82,11 @@ def write(change: Change, *, signed: bool) -> bytes:
 
 
 def write_alike(changes: Sequence[Change], *, signed: bool) -> list[bytes] | None:
-    """Return what ``write`` returns for each of many similar puts or patches, in less time.
+    """Return the result of ``write`` for each of many similar puts or patches. Faster.
 
-    Similar changes differ only in id, version, key and values, and have the same fields. Returns
-    ``None`` if they are not similar, if they are too few to save time, or if one breaks a rule.
-    The packed bodies are not kept.
+    Similar changes have the same fields and differ only in id, version, key and values. Returns
+    ``None`` if the changes are not similar, are fewer than ten, or break a rule. Does not keep the
+    packed bodies in the changes.
     """
     heads = {(c.source, c.type, c.op, c.schema, c.hops) for c in changes}
     if len(heads) != 1 or any(c.ext or c.known is not None or c.op == DELETE for c in changes):
@@ -108,17 +110,23 @@ def write_alike(changes: Sequence[Change], *, signed: bool) -> list[bytes] | Non
     return list(map(b"".join, zip(*parts, strict=False)))
 
 
-# A memo of a pure function.
+# The cache is safe, because the function is pure.
 @lru_cache(maxsize=1024)
 def _write_head(count: int, source: str, type: str, op: str, schema: int, hops: int) -> bytes:
-    """Return the start of a map of ``count`` entries, up to the bytes of its ``id``."""
+    """Return the start of an envelope with ``count`` entries, up to the bytes of the entry ``id``.
+
+    Raises ``ValueRefusedError`` if an argument breaks its rule.
+    """
     check_head(source, type, op, schema, hops)
     head = {"v": MAJOR, "src": source, "type": type, "op": op, "schema": schema, "hops": hops}
     return packing.map_head(count) + packing.pack(head)[1:] + _ID
 
 
 def _write_extra(change: Change) -> tuple[int, bytes]:
-    """Return the number and the bytes of the optional entries."""
+    """Return the number of the optional entries of an envelope, and their bytes.
+
+    Raises ``ValueRefusedError`` if an entry breaks its rule.
+    """
     count, parts = 0, []
     ext = dict(change.ext)
     unknown = ext.pop(UNKNOWN, {})
@@ -127,12 +135,12 @@ def _write_extra(change: Change) -> tuple[int, bytes]:
         parts += [_EXT, packing.pack(ext)]
     if type(unknown) is not dict or not NAMES.isdisjoint(unknown):
         raise ValueRefusedError(
-            "ext[''] is not a map of envelope entries that this version does not know",
-            hint="the empty name is reserved in ext: choose another name",
+            "the entry of ext with the empty name is not a map of unknown envelope entries",
+            hint="eventsync reserves the empty name in ext; choose another name",
         )
     if len(unknown) > packing.MAX_ENTRIES - len(NAMES):
         raise ValueRefusedError(
-            f"the envelope has {len(unknown)} entries of unknown names; "
+            f"the envelope has {len(unknown)} entries with unknown names; "
             f"{packing.MAX_ENTRIES - len(NAMES)} is the limit"
         )
     for name, item in unknown.items():
@@ -155,9 +163,10 @@ _Uint = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class _Layout(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
-    """The entries of an unsigned envelope in the order of writing, with the rules of each.
+    """The entries of an unsigned envelope, in the order in which ``write`` writes them.
 
-    The entries that many envelopes have in common come first, so that ``write`` can reuse them.
+    The annotation of each entry is its rule. The entries that many envelopes have in common come
+    first, and ``write`` reuses their bytes.
     """
 
     v: Literal[1]
@@ -177,22 +186,23 @@ _decode: Final = Decoder(_Layout).decode
 _encode: Final = Encoder().encode
 _received: Final = Change.received
 _new: Final = bytes.__new__
-# What msgspec raises on hostile bytes; they may nest as deep as they like.
+# The errors that msgspec raises for hostile bytes. RecursionError: arrays nest too deep.
 _UNREADABLE: Final = (MsgspecError, ValueError, RecursionError, ValueRefusedError)
 
 
 def read(raw: bytes, end: int) -> Change | None:
-    """Return the change in an envelope of this layout, its body still packed.
+    """Return the change in an envelope, without unpacking the body of the change.
 
-    ``end``: where the entries of the signature begin, or the length of ``raw``. Returns ``None``
-    for an envelope of another layout, and for one that breaks a rule.
+    ``end``: the offset of the entry ``kid`` if the envelope is signed, else the length of ``raw``.
+    Returns ``None`` if the envelope has another layout or breaks a rule. ``raw`` may come from an
+    attacker.
     """
     known = None
     try:
         if end < len(raw):
             raw = bytes((raw[0] - _SIGNATURE_ENTRIES,)) + raw[1:end]
         found = _decode(raw)
-        # The decoder takes entries in any order, and one entry twice. The encoder does not.
+        # The decoder accepts entries in any order and repeated entries. Encoding again finds both.
         if _encode(found) != raw:
             return None
         if found.known is not UNSET:
@@ -209,7 +219,7 @@ def read(raw: bytes, end: int) -> Change | None:
         found.schema,
         found.hops,
         found.key,
-        # Like ``Version(found.ver)``, whose length has been checked already.
+        # Like ``Version(found.ver)``, but the length is checked already.
         _new(Version, found.ver),
         found.id,
         known,

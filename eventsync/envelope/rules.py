@@ -1,6 +1,6 @@
-"""The rules for the entries of an envelope, the same for writing and for reading.
+"""The rules for the entries of an envelope. Writers and readers apply the same rules.
 
-Every check raises ``ValueRefusedError``.
+Every function raises ``ValueRefusedError`` if a rule is broken.
 """
 
 from __future__ import annotations
@@ -26,56 +26,71 @@ __all__ = [
 ]
 
 MAX_NAME: Final = 128
-"""The most characters that ``src`` and ``type`` may have."""
+"""The limit on the characters of the entry ``src`` and of the entry ``type``."""
 
 _OPS: Final = (PUT, PATCH, DELETE)
 _UINT_LIMIT: Final = 1 << 63
 
 
 def check_head(source: Any, type_: Any, op: Any, schema: Any, hops: Any) -> None:
-    """Check the entries that many changes have in common."""
-    check_text("src", source, MAX_NAME)
-    check_text("type", type_, MAX_NAME)
+    """Raise ``ValueRefusedError`` if ``src``, ``type``, ``op``, ``schema`` or ``hops`` is invalid.
+
+    Many changes have these entries in common, so callers may check them once.
+    """
+    check_text("the entry src", source, MAX_NAME)
+    check_text("the entry type", type_, MAX_NAME)
     if not type_:
-        raise ValueRefusedError("type is empty")
+        raise ValueRefusedError("the entry type is empty; it must name a record type")
     if op not in _OPS:
-        raise ValueRefusedError(f"op is {shown(op)}; it must be put, patch or delete")
+        raise ValueRefusedError(f"the entry op is {shown(op)}; it must be put, patch or delete")
     for name, number in (("schema", schema), ("hops", hops)):
         if type(number) is not int or not 0 <= number < _UINT_LIMIT:
-            raise ValueRefusedError(f"{name} is {shown(number)}, not an integer from 0 to 2^63 - 1")
+            raise ValueRefusedError(
+                f"the entry {name} is {shown(number)}, not an integer from 0 to 2^63 - 1"
+            )
 
 
 def check_body(change: Change) -> None:
-    """Check the entries that differ from change to change, except the values in their maps."""
+    """Raise ``ValueRefusedError`` if id, version, key, data or ``known`` of ``change`` is invalid.
+
+    Does not check the field values inside ``data`` and ``known``.
+    """
     if type(change.id) is not bytes or len(change.id) != 16:
-        raise ValueRefusedError(f"id is {shown(change.id)}, not 16 bytes")
+        raise ValueRefusedError(f"the entry id is {shown(change.id)}, not 16 bytes")
     if len(change.version) != 16:
-        raise ValueRefusedError(f"ver is {shown(change.version)}, not 16 bytes")
+        raise ValueRefusedError(f"the entry ver is {shown(change.version)}, not 16 bytes")
     key = change.key
     if type(key) is not str or not 0 < len(key) <= MAX_KEY:
-        check_text("key", key, MAX_KEY)
-        raise ValueRefusedError("key is empty")
+        check_text("the entry key", key, MAX_KEY)
+        raise ValueRefusedError("the entry key is empty; it must be the key of a record")
     if (change.data is None) != (change.op == DELETE):
         kind = "nil" if change.data is None else "a map"
-        raise ValueRefusedError(f"data is {kind} in a {change.op}; only a delete has nil")
+        raise ValueRefusedError(
+            f"the entry data of a {change.op} is {kind}; it must be nil in a delete, else a map"
+        )
     if change.known is not None:
         if change.op != PATCH:
-            raise ValueRefusedError(f"a {change.op} has an entry known; only a patch may have one")
+            raise ValueRefusedError(
+                f"a {change.op} has the entry known, but only a patch may have this entry"
+            )
         _check_known(change.known)
 
 
 def known_of(entries: Any) -> BaseState:
-    """Return the base state that the entry ``known`` of a patch describes, checked."""
-    # The maps in ``known`` may nest as deep as ``data`` may.
+    """Return the base state that ``entries``, the entry ``known`` of a patch, describe.
+
+    Raises ``ValueRefusedError`` if ``entries`` break a rule.
+    """
+    # The maps inside ``known`` may nest as deep as ``data``. A depth of -1 makes up for ``known``.
     check_map("known", entries, depth=-1)
     for name in ("stamp", "values", "versions"):
         if name not in entries:
-            raise ValueRefusedError(f"known.{name} is missing")
+            raise ValueRefusedError(f"the entry known.{name} is missing")
     values, versions = entries["values"], entries["versions"]
     if type(values) is not dict or type(versions) is not dict:
-        raise ValueRefusedError("known.values and known.versions must both be maps")
+        raise ValueRefusedError("the entries known.values and known.versions must both be maps")
     known = BaseState(
-        Stamp(bytes_of("known.stamp", entries["stamp"], 49)),
+        Stamp(bytes_of("the entry known.stamp", entries["stamp"], 49)),
         values,
         {
             name: Version(bytes_of("a version in known.versions", version, 16))
@@ -89,26 +104,37 @@ def known_of(entries: Any) -> BaseState:
 def _check_known(known: BaseState) -> None:
     stamp = known.stamp
     if len(stamp) != 49 or stamp[16] != 1:
-        raise ValueRefusedError(f"known.stamp is {shown(bytes(stamp))}, not the stamp of a put")
+        raise ValueRefusedError(
+            f"the entry known.stamp is {shown(bytes(stamp))}, not the stamp of a put"
+        )
     floor = stamp[:16]
     for name, version in known.versions.items():
         if len(version) != 16:
-            raise ValueRefusedError(f"known.versions: the version of {shown(name)} is not 16 bytes")
+            raise ValueRefusedError(
+                f"in the entry known.versions, the version of {shown(name)} is not 16 bytes"
+            )
         if version <= floor:
             raise ValueRefusedError(
-                f"known.versions: the version of {shown(name)} is not above that of known.stamp"
+                f"in the entry known.versions, the version of {shown(name)} is not greater than "
+                "the version in known.stamp"
             )
 
 
 def check_map(name: str, entries: Any, *, depth: int = 0) -> None:
-    """Check that ``entries`` is a map of values that may travel, inside ``depth`` other maps."""
+    """Raise ``ValueRefusedError`` unless ``entries`` is a map and its values may travel.
+
+    ``name``: the name of the map for the error. ``depth``: as in ``packing.check``.
+    """
     if type(entries) is not dict:
-        raise ValueRefusedError(f"{name} is {shown(entries)}, not a map")
+        raise ValueRefusedError(f"the entry {name} is {shown(entries)}, not a map")
     packing.check(entries, depth=depth)
 
 
 def check_text(name: str, text: Any, limit: int) -> None:
-    """Check that ``text`` is a string of at most ``limit`` characters."""
+    """Raise ``ValueRefusedError`` unless ``text`` is a string of at most ``limit`` characters.
+
+    ``name``: what the error calls ``text``.
+    """
     if type(text) is not str or len(text) > limit:
         raise ValueRefusedError(
             f"{name} is {shown(text)}, not a string of at most {limit} characters"
@@ -116,7 +142,10 @@ def check_text(name: str, text: Any, limit: int) -> None:
 
 
 def bytes_of(name: str, raw: Any, size: int) -> bytes:
-    """Return ``raw`` if it is a byte string of that size."""
+    """Return ``raw``. Raise ``ValueRefusedError`` unless ``raw`` is ``bytes`` of length ``size``.
+
+    ``name``: what the error calls ``raw``.
+    """
     if type(raw) is not bytes or len(raw) != size:
         raise ValueRefusedError(f"{name} is {shown(raw)}, not {size} bytes")
     return raw

@@ -1,6 +1,6 @@
-"""The version index of a store: its contract, an index in an SQLite file, and one in memory.
+"""The version index of a store: the contract, an index in an SQLite file, and one in memory.
 
-SQL, Redis and MongoDB stores have indexes of their own, inside their databases.
+SQL, Redis and MongoDB stores keep their version index inside their own database.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """The contract of a version index, and the data types of its entries.
 
-An index entry and the data of its record change together. There are two ways:
+An index entry and the data of its record must change together. There are two ways:
 
-- A store with transactions keeps its index in its own database. One transaction covers both.
-- Any other store is protected by the index. An ``IndexTransaction`` locks the store's index from
-  before the data are read until after they are written. Before it writes data, it notes a durable
-  *intent*. An open intent tells the next writer that the one before it died. The next writer then
-  reads the data back to learn whether they were written.
+- A store with transactions keeps its index in its own database. One transaction covers the entry
+  and the data.
+- For any other store, an ``IndexTransaction`` locks the index from before the data are read until
+  after the data are written. Before a writer writes data, it stores a durable *intent* in the
+  index. If the next writer finds an open intent, the previous writer died. The next writer then
+  reads the data to learn whether the previous writer wrote them.
 """
 
 from __future__ import annotations
@@ -39,25 +40,25 @@ T = TypeVar("T")
 
 
 class UndoneError(StoreUnavailableError):
-    """A transaction was rolled back because it conflicted with another. Retry the whole of it."""
+    """A transaction was rolled back, because it conflicted with another one. Repeat all of it."""
 
     reason = "undone"
 
 
 class Presence(IntEnum):
-    """Where the record of an entry is."""
+    """Whether the store holds the record of an entry, and if not, why."""
 
     PRESENT = 1
     """The store holds the record."""
     DELETED = 2
-    """The record was deleted. The entry is its tombstone."""
+    """The record was deleted. The entry is the tombstone of the record."""
     FILTERED_OUT = 3
-    """The record exists elsewhere. It does not match this store's filter."""
+    """The record exists in other stores, but does not match the filter of this store."""
     PENDING = 4
-    """Field values are missing, or the put that creates the record. It is not written yet."""
+    """The record is not written yet, because field values or its put have not arrived."""
 
 
-# A dict is many times faster than Presence(number).
+# Looking up a number in a dict is many times faster than Presence(number).
 _PRESENCE: Final = {int(presence): presence for presence in Presence}
 
 
@@ -66,12 +67,12 @@ class Entry:
     """What the index holds for one record.
 
     - ``stamp``: the stamp of the greatest put or delete that the store has seen.
-    - ``versions``: the versions of the fields that were patched after that put.
-    - ``deferred``: field values that the store's data do not hold now.
-    - ``whole``: whether the store has seen the put itself. A field without a value then has no
-      value at that version.
-    - ``echo``: the fingerprint, the digests of the data as eventsync last wrote them. It is
-      ``None`` when the data are exactly the body of the stamp.
+    - ``versions``: the versions of the fields that were patched after this put.
+    - ``deferred``: field values that the index keeps, because the store's data do not hold them.
+    - ``whole``: whether the store has seen the put itself. If true, a field without a value was not
+      part of the put.
+    - ``echo``: the fingerprint of the record; ``None`` if the store's data are exactly the values
+      of the put.
     """
 
     stamp: Stamp
@@ -82,9 +83,10 @@ class Entry:
     echo: bytes | None = None
 
     def pack_detail(self) -> bytes | None:
-        """Return ``versions``, ``deferred`` and ``whole`` as bytes.
+        """Return ``versions``, ``deferred`` and ``whole`` as bytes for one column of an index.
 
-        Return ``None`` when all three have their defaults, as in most entries.
+        Returns ``None`` if all three have their defaults, as in most entries. Raises
+        ``ValueRefusedError`` if a deferred value may not travel.
         """
         if not self.versions and not self.deferred and self.whole:
             return None
@@ -96,7 +98,10 @@ class Entry:
 
     @classmethod
     def unpack(cls, stamp: bytes, presence: int, detail: bytes | None, echo: bytes | None) -> Entry:
-        """Return the entry that an index stores in these columns."""
+        """Return the entry that these columns of an index describe.
+
+        ``presence``: the number of a ``Presence``. ``detail``: the result of ``pack_detail``.
+        """
         entry = cls(Stamp(stamp), _PRESENCE[presence], echo=echo)
         if detail is not None:
             parts = unpacking.unpack_own(detail)
@@ -107,13 +112,17 @@ class Entry:
 
     @property
     def version(self) -> bytes:
-        """The greatest version that this store has seen of the record."""
+        """The greatest version of the record that this store has seen."""
         return max((bytes(self.stamp[:16]), *map(bytes, self.versions.values())))
 
 
 @dataclass(slots=True, frozen=True)
 class Outgoing:
-    """An envelope in a store's outbox. It stays there until the broker has confirmed it."""
+    """An envelope in a store's outbox. It is removed after the broker has confirmed it.
+
+    ``number``: identifies the envelope in the outbox; greater numbers are newer. ``type``: the
+    record type. ``body``: the envelope.
+    """
 
     number: int
     type: str
@@ -122,10 +131,10 @@ class Outgoing:
 
 @dataclass(slots=True, frozen=True)
 class Intent:
-    """What a writer is about to do to one record.
+    """A note of a write that is about to happen to one record.
 
-    ``entry``: the entry of the record after the write. ``digest``: the digest of the record's data
-    after the write; ``None`` if the write removes the record.
+    ``entry``: the index entry that the record will have after the write. ``digest``: the digest
+    that the store's data will have after the write; ``None`` if the write removes the record.
     """
 
     entry: Entry
@@ -133,38 +142,40 @@ class Intent:
 
 
 class IndexTransaction(ABC):
-    """Exclusive access to the entries of one store, until it commits or rolls back.
+    """Exclusive access to the entries of one store. Ends with a commit or a rollback.
 
-    Not thread-safe. Its effects become visible together, when its ``with`` block ends without an
-    error. ``intend`` is the exception: it is durable when it returns.
+    Not thread-safe. All effects become visible together, when the ``with`` block ends without an
+    error. Only the effects of ``intend`` are durable at once.
     """
 
     intents: ClassVar[bool] = True
-    """Whether intents are needed. They are not where the transaction covers the data too."""
+    """Whether writers must store intents. False if the transaction also covers the store's data."""
 
     @abstractmethod
     def read(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
-        """Return the entries of ``keys``. Keys without an entry are left out."""
+        """Return the entries of the given ``keys``, by key. Keys without an entry are left out."""
 
     def stamps(self, type: str, keys: Sequence[str]) -> dict[str, Stamp]:
-        """Return the stamps of ``keys``. Keys without an entry are left out.
+        """Return the stamps of the entries of ``keys``, by key. Keys without an entry are left out.
 
-        The per-record rule needs nothing else. Call it before this transaction writes anything.
+        The per-record rule needs only the stamps, and an index may read them faster than entries.
+        Call this method before the transaction writes anything.
         """
         return {key: entry.stamp for key, entry in self.read(type, keys).items()}
 
     @abstractmethod
     def write(self, type: str, entries: Mapping[str, Entry]) -> None:
-        """Insert these entries, or replace those of the same keys."""
+        """Insert ``entries``. An existing entry of the same key is replaced."""
 
     def claim(self, type: str, keys: Sequence[str], stamps: Sequence[Stamp]) -> Collection[str]:
-        """Write the stamps that have a newer version than the entries of their keys.
+        """Write each stamp whose key has no entry, or an entry whose stamp has an older version.
 
-        Return the keys whose stamps were written. The others have an entry with an equal or a
-        later version; the caller decides about these with the gate.
+        Returns the keys whose stamps were written. Every other key has an entry with the same or a
+        newer version; for these keys the caller must ask the gate.
 
-        ``keys``: distinct and sorted. ``stamps``: of puts of whole records and of deletes, one for
-        each key. An index that can compare and write in one statement overrides this method.
+        ``keys``: distinct and sorted. ``stamps``: one for each key, the stamp of a delete or of a
+        put that the store has completely. An index that can compare and write in one statement
+        overrides this method.
         """
         held = self.stamps(type, keys)
         won = {
@@ -177,61 +188,61 @@ class IndexTransaction(ABC):
 
     @abstractmethod
     def forget(self, type: str, keys: Sequence[str]) -> None:
-        """Remove the entries of ``keys``. Idempotent."""
+        """Remove the entries of the given ``keys``. Idempotent."""
 
     @abstractmethod
     def intend(
         self, type: str, intents: Mapping[str, Intent], bodies: Sequence[bytes] = ()
     ) -> None:
-        """Store intents, and the envelopes that announce the writes, durably and at once.
+        """Store intents and the envelopes of the intended writes (``bodies``), durably and at once.
 
-        The intents stay open until this transaction commits. The envelopes are withheld until then:
-        ``outgoing`` does not return them. Where one transaction covers data and index, ``intents``
-        is empty and the envelopes are stored with the commit.
+        The intents stay open until this transaction commits. Until then ``outgoing`` does not
+        return the envelopes. If one transaction covers data and index, ``intents`` must be empty,
+        and the envelopes are stored when the transaction commits.
         """
 
     @abstractmethod
     def send(self, type: str, bodies: Sequence[bytes]) -> None:
-        """Put envelopes in the outbox when this transaction commits."""
+        """Put the envelopes ``bodies`` into the outbox when this transaction commits."""
 
     @abstractmethod
     def open_intents(self, type: str) -> dict[str, Intent]:
-        """Return the intents of writers that died before they committed, by key."""
+        """Return the open intents of the type, by key. Their writer died before it committed."""
 
     @abstractmethod
     def settle(self, type: str, keys: Sequence[str], *, send: bool) -> None:
-        """Close the open intents of a type, and send or drop the envelopes withheld with them.
+        """Close the open intents of a type. Send or drop the envelopes that came with the intents.
 
-        ``keys``: the keys of all open intents of the type.
-
-        - After a writer died, send them, even if it wrote no data. The store receives its own
-          change through its queue and writes it then.
-        - After a write that failed, drop them.
+        ``keys``: the keys of all open intents of the type. ``send``: whether to put the envelopes
+        into the outbox, or to drop them. Send the envelopes if the writer died, even if it wrote no
+        data: the store then receives the change through its own queue and writes it. Drop the
+        envelopes if the write failed.
         """
 
     @abstractmethod
     def keep(self) -> None:
-        """Commit what ``settle`` did, because the rest is about to be rolled back."""
+        """Commit the effects of ``settle``. Call this method before a rollback undoes the rest."""
 
 
 class Index(ABC):
-    """The version entries and the outbox of one store. Thread-safe and process-safe."""
+    """The version index of one store: entries, outbox and marks. Thread-safe and process-safe."""
 
     attempts: ClassVar[int] = 1
-    """How often ``until_done`` tries a transaction. More than 1 where transactions can conflict."""
+    """How often ``until_done`` tries a transaction. More than 1 if transactions can conflict."""
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[IndexTransaction]:
-        """Return a context manager that commits at its end, or rolls back if its block raises.
+        """Return a context manager that commits when its block ends, or rolls back if it raises.
 
-        Blocks while another writer holds the index. Raises ``StoreUnavailableError`` if that takes
-        too long.
+        Blocks while another writer holds the index. Raises ``StoreUnavailableError`` if the wait
+        exceeds the timeout of the index.
         """
 
     def until_done(self, call: Callable[[], T]) -> T:
-        """Return the result of ``call``, which opens a transaction and finishes it.
+        """Return the result of ``call``, a function that runs one whole transaction.
 
-        Call it again while it raises ``UndoneError``, up to ``attempts`` times in all.
+        If ``call`` raises ``UndoneError``, pause briefly and call it again. After ``attempts``
+        calls the error is raised to the caller.
         """
         for number in range(self.attempts - 1):
             try:
@@ -244,20 +255,21 @@ class Index(ABC):
     def scan(
         self, type: str, *, after: str = "", limit: int = 1000, presence: Presence | None = None
     ) -> list[tuple[str, Entry]]:
-        """Return one page of a type's entries: at most ``limit``, sorted by key.
+        """Return one page of a type's entries as (key, entry) pairs, sorted by key.
 
-        ``after``: return only keys greater than this. ``presence``: return only entries with this
-        presence. ``entries`` iterates over all pages.
+        ``after``: return only entries whose key is greater than this key. ``limit``: the maximal
+        number of entries. ``presence``: return only entries with this presence. The method
+        ``entries`` iterates over all pages.
         """
 
     def entries(
         self, type: str, *, after: str = "", presence: Presence | None = None, page: int = 1000
     ) -> Iterator[tuple[str, Entry]]:
-        """Yield the entries of a type in the order of their keys, reading ``page`` at a time.
+        """Yield the entries of a type as (key, entry) pairs, sorted by key.
 
-        Each page is a separate read, so the caller may write to the index between two entries: an
-        entry written meanwhile is yielded if its key lies behind the pages that were read.
-        ``after`` and ``presence`` as in ``scan``.
+        ``page``: how many entries one read fetches. ``after`` and ``presence``: as in ``scan``. The
+        caller may write to the index between two entries. An entry that is written meanwhile is
+        yielded if its key is greater than all keys that were already fetched.
         """
         while found := self.scan(type, after=after, limit=page, presence=presence):
             yield from found
@@ -265,46 +277,47 @@ class Index(ABC):
 
     @abstractmethod
     def counts(self, type: str) -> dict[Presence, int]:
-        """Return the number of entries of a type by presence, zeros included."""
+        """Return the number of a type's entries for every presence, including zeros."""
 
     @abstractmethod
     def outgoing(self, limit: int = 1000) -> list[Outgoing]:
-        """Return the oldest envelopes in the outbox, at most ``limit``, oldest first."""
+        """Return the oldest envelopes of the outbox, oldest first, at most ``limit`` of them."""
 
     @abstractmethod
     def sent(self, numbers: Sequence[int]) -> None:
-        """Remove envelopes that the broker has confirmed from the outbox. Idempotent.
+        """Remove envelopes from the outbox, because the broker has confirmed them. Idempotent.
 
-        A crash of the store's server may undo this. The envelopes are then published again, which
-        is harmless.
+        ``numbers``: the ``Outgoing.number`` of each envelope. A crash of the store's server may
+        undo the removal. The envelopes are then published again, which is harmless.
         """
 
     def join(self, transaction: Any) -> AbstractContextManager[IndexTransaction]:
-        """Return a context manager as ``transaction`` does, inside a transaction of the caller.
+        """Return a context manager like ``transaction()``, but inside a transaction of the caller.
 
-        ``transaction``: an SQLAlchemy session or connection. The caller commits it or rolls it
+        ``transaction``: an SQLAlchemy session or connection, which the caller commits or rolls
         back. If the block raises, only the effects of the block are undone. Raises ``ConfigError``
-        for a store that cannot share a transaction with its caller.
+        if the store cannot take part in a transaction of the caller.
         """
         raise ConfigError(
             f"{type(self).__name__} cannot take part in a transaction of the caller",
-            hint="only SQL stores can; make this edit with the methods of the store itself",
+            hint="only SQL stores can take part; make this edit with the methods of the store "
+            "itself",
         )
 
     def waiting(self) -> int:
         """Return the number of envelopes in the outbox.
 
-        This default counts no further than 10,001. An index with a cheap exact count overrides it.
+        This implementation returns at most 10,001. An index that can count exactly overrides it.
         """
         return len(self.outgoing(10_001))
 
     @abstractmethod
     def load_mark(self, name: str) -> str:
-        """Return the text saved under ``name``, a checkpoint, or an empty string."""
+        """Return the mark (a checkpoint, as text) that was saved under ``name``, or ``""``."""
 
     @abstractmethod
     def save_mark(self, name: str, text: str) -> None:
-        """Save ``text`` under ``name`` durably. An empty text removes it."""
+        """Save the mark ``text`` durably under ``name``. An empty ``text`` removes the mark."""
 
     def close(self) -> None:  # noqa: B027  # an index in memory has nothing to close
-        """Close connections and files. Idempotent. The index opens them again when it is used."""
+        """Close connections and files. Idempotent. A later use of the index opens them again."""

@@ -36,12 +36,15 @@ _CHUNK = 500
 class FileIndex(Index):
     """A version index in an SQLite file, for stores without transactions of their own.
 
-    One transaction at a time, across threads and processes. The lock is a second SQLite file,
-    beside the first. The operating system releases it when the process that holds it dies.
+    Only one transaction runs at a time, across threads and processes. The lock is a second SQLite
+    file beside the index. The operating system releases the lock when its process dies.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = 60.0) -> None:
-        """Use the file at ``path``. Wait at most ``timeout`` seconds for another writer."""
+        """Use the index in the file ``path``; create the file if it does not exist.
+
+        ``timeout``: how many seconds a transaction waits for another writer.
+        """
         self._file = DatabaseFile(
             path,
             kind="version index",
@@ -74,7 +77,7 @@ class FileIndex(Index):
         if presence is not None:
             extra = f" AND presence = {int(presence)}"
             if presence is not Presence.PRESENT:
-                # SQLite uses the partial index only if its own condition is in the query.
+                # SQLite uses a partial index only if the query contains the index's condition.
                 extra += " AND presence <> 1"
         rows = self._file.read(
             "SELECT key, stamp, presence, detail, echo FROM entry"
@@ -117,7 +120,7 @@ class FileIndex(Index):
 
 
 class _FileTransaction(IndexTransaction):
-    """A transaction of a ``FileIndex``. It commits intents at once, everything else at its end."""
+    """A transaction of a ``FileIndex``. Commits intents at once and everything else at its end."""
 
     def __init__(self, file: DatabaseFile) -> None:
         self._file = file
@@ -194,8 +197,8 @@ class _FileTransaction(IndexTransaction):
         return {key: Intent(Entry.unpack(*entry), digest) for key, *entry, digest in rows}
 
     def settle(self, type: str, keys: Sequence[str], *, send: bool) -> None:
-        # All withheld envelopes of the type are of one writer: the intents of a writer that died
-        # are closed before the next one stores its own.
+        # All withheld envelopes of a type belong to one writer, because the next writer closes the
+        # intents of a dead writer before it stores intents of its own.
         action = "UPDATE outbox SET held = 0" if send else "DELETE FROM outbox"
         with self._writing() as connection:
             connection.executemany(

@@ -12,7 +12,7 @@ __all__ = ["MemoryIndex"]
 
 
 class MemoryIndex(Index):
-    """A version index in memory, for stores in memory and for tests. It ends with the process."""
+    """A version index in memory, for stores in memory and for tests. Lost when the process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -67,7 +67,7 @@ class MemoryIndex(Index):
 
 
 class _MemoryTransaction(IndexTransaction):
-    """A transaction of a ``MemoryIndex``. It collects its effects and applies them at commit."""
+    """A transaction of a ``MemoryIndex``. Collects its effects and applies them when it commits."""
 
     def __init__(self, index: MemoryIndex) -> None:
         self._index = index
@@ -94,7 +94,7 @@ class _MemoryTransaction(IndexTransaction):
     def intend(
         self, type: str, intents: Mapping[str, Intent], bodies: Sequence[bytes] = ()
     ) -> None:
-        # Intents cannot survive the process, but tests that simulate a crash look at them.
+        # Intents in memory do not survive a crash, but tests that simulate a crash read them.
         self._index._intents.setdefault(type, {}).update(intents)
         self._index._withheld.extend((type, body) for body in bodies)
         self._intended.append((type, list(intents)))

@@ -1,4 +1,4 @@
-"""Coercions: for each declared type, the check and the conversion of foreign values."""
+"""Coercions: the check and the conversion of foreign values to the declared type of a field."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ Resolve: TypeAlias = Callable[[type], "Coercion | None"]
 
 
 class MisfitError(Exception):
-    """A value that cannot be converted. ``Field`` turns it into a ``FieldError``.
+    """A value cannot be converted. ``Field`` turns this error into a ``FieldError``.
 
-    ``value``: the innermost wrong value. ``expected``: what it should have been. ``path``: where it
-    stands in its list or dict, as ``[0]['name']``.
+    ``value``: the innermost wrong value. ``expected``: a noun phrase for what was expected instead.
+    ``path``: the place of the value inside lists and dicts, such as ``[0]['name']``; empty if the
+    whole value is wrong.
     """
 
     def __init__(self, value: Any, expected: str) -> None:
@@ -56,19 +57,21 @@ class MisfitError(Exception):
 
 
 class UnsupportedTypeError(Exception):
-    """A declared type that no field can have. The text of the error says why."""
+    """A declared type is not possible for a field. The text of the error says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coercion:
     """The check and the conversion of values of one declared type. Immutable, hence thread-safe.
 
-    ``kind``: the class of the plain values: ``str`` for an enumeration of strings, ``object`` for
-    any value. ``convert``: returns the plain value for a foreign one, or raises ``MisfitError``; it
-    shares no list or dict with its argument. ``expected``: the words for an error. ``verify``:
-    returns whether a value of class ``kind`` is valid as it is; ``None`` if every one is.
-    ``member``: returns the enumeration member for a plain value. ``scalar``: false for types whose
-    values can hold other values.
+    A *plain* value is a value as records store it. ``kind``: the class of the plain values, such as
+    ``str`` for an enumeration of strings, or ``object`` for a field of any type. ``convert``: a
+    function that returns the plain value for a foreign value, without sharing lists or dicts with
+    it, or raises ``MisfitError``. ``expected``: a noun phrase for errors, such as "an integer".
+    ``verify``: a function that returns whether a value of class ``kind`` is valid without
+    conversion; ``None`` if all are. ``member``: a function that returns the enumeration member for
+    a plain value; ``None`` for other types. ``optional``: whether ``None`` is a valid value.
+    ``scalar``: false for lists, dicts and fields of any type.
     """
 
     kind: type[Any]
@@ -81,28 +84,32 @@ class Coercion:
 
 
 def guard(function: Convert, expected: str) -> Convert:
-    """Return ``function`` with its errors about a value turned into ``MisfitError``."""
+    """Return a function that calls ``function`` and raises ``MisfitError`` if the value is wrong.
+
+    ``expected``: a noun phrase for what the value should be.
+    """
 
     def convert(value: Any) -> Any:
         try:
             return function(value)
         except (ValueError, TypeError, ArithmeticError, LookupError, ValueRefusedError):
             pass
-        # Raised outside the handler, because a chained error would show a secret value.
+        # Raised outside the ``except`` block: a chained exception could show a secret value.
         raise MisfitError(value, expected)
 
     return convert
 
 
 def coercion_of(declared: Any, resolve: Resolve) -> Coercion:
-    """Return the coercion of a declared type.
+    """Return the coercion for a declared type, such as ``int``, ``str | None`` or ``list[UUID]``.
 
-    ``resolve``: returns the coercion of a class that is not known here, a reference to a record, or
-    ``None``. Raises ``UnsupportedTypeError``.
+    ``resolve``: a function that is called with a class unknown to this module, such as a record
+    class. It returns the coercion of the class, or ``None``. Raises ``UnsupportedTypeError`` if a
+    field cannot have the type.
     """
     origin, args = get_origin(declared), get_args(declared)
     if declared is Any or declared is object:
-        convert = guard(_plain, "a value that can travel")
+        convert = guard(_plain, "a value that may travel")
         return Coercion(object, convert, "a value", optional=True, scalar=False)
     if origin is Annotated:
         return coercion_of(args[0], resolve)
@@ -114,7 +121,9 @@ def coercion_of(declared: Any, resolve: Resolve) -> Coercion:
         return _list(coercion_of(args[0] if args else Any, resolve))
     if declared is dict or origin is dict:
         if args and args[0] is not str:
-            raise UnsupportedTypeError(f"its type {declared} has keys that are not str")
+            raise UnsupportedTypeError(
+                f"the type {declared} has keys that are not str; the keys of a dict must be str"
+            )
         return _dict(coercion_of(args[1] if args else Any, resolve))
     if isinstance(declared, type) and origin is None:
         if declared in _SCALARS:
@@ -134,7 +143,7 @@ def _union(declared: Any, args: tuple[Any, ...], resolve: Resolve) -> Coercion:
     others = [arg for arg in args if arg is not NoneType]
     if len(others) != 1:
         raise UnsupportedTypeError(
-            f"its type {declared} is a union; a field has one type, or one type and None"
+            f"the type {declared} is a union; a field must have one type, or one type and None"
         )
     return replace(coercion_of(others[0], resolve), optional=True)
 
@@ -166,7 +175,11 @@ _SCALARS: Final[Mapping[type[Any], Coercion]] = {
 
 
 def _choices(values: tuple[Any, ...], enum: type[Enum] | None = None) -> Coercion:
-    """Return the coercion to one of these strings or integers."""
+    """Return the coercion for a ``Literal`` or an enumeration with these values.
+
+    ``enum``: the enumeration; ``None`` for a ``Literal``. Raises ``UnsupportedTypeError`` unless
+    all values are strings, or all are integers.
+    """
     optional = None in values and enum is None
     plain = tuple(value for value in values if value is not None or enum is not None)
     kinds = {type(value) for value in plain}
@@ -200,7 +213,10 @@ def _enum(declared: type[Enum]) -> Coercion:
 
 
 def _within(coercion: Coercion) -> Convert:
-    """Return the conversion of an element, which may be ``None`` if the coercion is optional."""
+    """Return a function that converts one element of a list or dict with ``coercion``.
+
+    It accepts ``None`` if the coercion is optional.
+    """
     convert = coercion.convert
     if not coercion.optional:
         return convert
@@ -248,28 +264,34 @@ def _dict(item: Coercion) -> Coercion:
 
 
 def _never(value: Any) -> bool:
-    """Return false: lists and dicts are always copied, so that a record shares none."""
+    """Return false, so that lists and dicts are always copied. Records must not share them."""
     return False
 
 
 def _travelling(convert: Convert) -> Convert:
-    """Return ``convert`` with a check that the value is not too large or too deep to travel."""
+    """Return a function that calls ``convert`` and checks that the result may travel.
+
+    It raises ``MisfitError`` if the result is too large or nests too deep.
+    """
 
     def checked(value: Any) -> Any:
         made = convert(value)
         try:
-            check(made, depth=1)  # 1, because the map of the record is around it
+            check(made, depth=1)  # 1, because the map of field values contains the value
         except ValueRefusedError as error:
             problem = error.message
         else:
             return made
-        raise MisfitError(value, f"a value that can travel: {problem}")
+        raise MisfitError(value, f"a value that may travel: {problem}")
 
     return checked
 
 
 def _plain(value: Any, depth: int = 1) -> Any:
-    """Return a copy of a value of any type, made of the classes that can travel."""
+    """Return a copy of ``value`` in which every part has a class that may travel.
+
+    For fields of any type. Raises an error that ``guard`` catches if this is not possible.
+    """
     if value is None:
         return None
     kind = type(value)
@@ -293,7 +315,8 @@ def _plain(value: Any, depth: int = 1) -> Any:
     elif isinstance(value, bytearray | memoryview):
         made = bytes(value)
     else:
-        # A subclass becomes its plain class. ``datetime``, a subclass of ``date``, comes first.
+        # An instance of a subclass becomes an instance of the class itself. ``datetime`` is a
+        # subclass of ``date``, so it must come first.
         for base in (int, float, Decimal, str, bytes, dt.datetime, dt.date, dt.time, UUID):
             if isinstance(value, base):
                 return _SCALARS[base].convert(value)

@@ -1,8 +1,8 @@
-"""The column reader: the packed bodies of many puts or patches of one record type, read at once.
+"""The column reader: decodes the packed bodies of many puts or patches of one record type.
 
-It reads one column of values after another, which takes less time than record after record. A body
-that it reads gives the values that ``unpack_body`` and ``RecordType.load`` give; it leaves out
-every body that must be read by itself, the malformed ones among them.
+The reader decodes column by column, which is faster than record by record. For each body it returns
+the same values as ``unpack_body`` and ``RecordType.load``, or no result. A body has no result if it
+is malformed, or if its values must be converted.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ _T = TypeVar("_T")
 _Ext: Final = msgspec.msgpack.Ext
 _code: Final = attrgetter("code")
 _payload: Final = attrgetter("data")
-# The type as which msgspec decodes the values of a field. It converts nothing, not even an integer
-# to a float, so that the values are those whose digest the change has.
+# The class of a field -> the type that msgspec decodes its values to. These types allow no
+# conversion, not even of an integer to a float, because the digest of the change covers the values
+# as they were sent.
 _WIRE_TYPES: Final[dict[type[Any], Any]] = {
     str: str,
     int: int,
@@ -45,19 +46,20 @@ _WIRE_TYPES: Final[dict[type[Any], Any]] = {
     dt.datetime: _Ext,
     UUID: _Ext,
 }
-# Checks that every decoded value passes.
+# These checks can be skipped, because every decoded value passes them.
 _CERTAIN: Final = (is_text, Decimal.is_finite)
-# What msgspec raises on hostile bytes; they may nest as deep as they like.
+# The errors that msgspec raises for hostile bytes. RecursionError: arrays nest too deep.
 _UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 _split: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
-# It stands in place of a value that does not fit its field.
+# A marker in place of a value that is malformed or does not fit its field.
 _UNFIT: Final[Any] = object()
 
 
 class ColumnReader:
-    """Reads the bodies of puts and patches of records of ``type``. Thread-safe.
+    """Decodes the bodies of puts and patches of records of one type. Thread-safe.
 
-    ``names``: the fields in the order that they have in a body, and in the rows.
+    ``type``: the record type. ``names``: the names of its fields, in the order of the values in a
+    body and in the returned rows.
     """
 
     def __init__(self, type: RecordType) -> None:
@@ -67,17 +69,17 @@ class ColumnReader:
             (self.names.index(name), key.CODERS[type.fields[name].type][0]) for name in type.keys
         ]
         self._type = type
-        # The decoder of a value of each field that a patch may name.
+        # For each field that a patch may contain: the decoder of one value.
         self._decoders: dict[str, Callable[[Any], Any]] = {
             field.name: msgspec.msgpack.Decoder(_wire_type(field)).decode
             for field in self._fields
             if field.type in _WIRE_TYPES and not field.key
         }
         self._head = packing.map_head(len(self.names))
-        # The decoder of a whole body; none if a field holds lists or dicts.
+        # The decoder of a whole body. ``None`` if a field can hold lists or dicts.
         self._decode: Callable[[bytes], Any] | None = None
         if all(field.type in _WIRE_TYPES for field in self._fields):
-            # Numbered, because a field's name need not be a valid attribute name.
+            # The attributes are numbered, because a field name may be an invalid attribute name.
             made = msgspec.defstruct(
                 type.name,
                 [(f"f{n}", _wire_type(field)) for n, field in enumerate(self._fields)],
@@ -88,10 +90,11 @@ class ColumnReader:
             self._decode = msgspec.msgpack.Decoder(made).decode
 
     def read(self, bodies: Sequence[bytes], keys: Sequence[str]) -> list[Row | None]:
-        """Return the values in each body of a put, in the order of ``names``.
+        """Return one row of field values for each body of a put, in the order of ``names``.
 
-        Returns ``None`` for a body unless its values are exactly what the record type would load,
-        and belong to the record with the key beside it.
+        ``keys``: the key of the record of each body. The row is ``None`` if the record type would
+        convert a value of the body, if the body is malformed, or if its key fields do not match its
+        key.
         """
         found: list[Row | None] = [None] * len(bodies)
         numbers, rows = self._decoded(bodies)
@@ -116,15 +119,17 @@ class ColumnReader:
     def read_patches(
         self, bodies: Sequence[bytes], keys: Sequence[str]
     ) -> list[tuple[tuple[str, ...], Row] | None]:
-        """Return the names of the fields in each body of a patch, and their values.
+        """Return the field names and the row of values for each body of a patch.
 
-        Returns ``None`` for a body unless its values are exactly what the record type would load.
-        It returns ``None`` for all of them if one of ``keys`` is no key of the record type.
+        ``keys``: the key of the record of each body. The result is ``None`` for a body that is
+        malformed or has a value that the record type would convert. All results are ``None`` if one
+        of ``keys`` is not a valid key of the record type.
         """
         found: list[tuple[tuple[str, ...], Row] | None] = [None] * len(bodies)
         if self._type.key_columns(keys) is None:
             return found
-        # Patches of the same fields are read together: their places, and their packed values.
+        # Patches of the same fields are decoded together. For each group: the places of its bodies,
+        # and their packed values.
         groups: dict[tuple[str, ...], tuple[list[int], list[Iterable[msgspec.Raw]]]] = {}
         for number, body in enumerate(bodies):
             try:
@@ -134,7 +139,7 @@ class ColumnReader:
             names = tuple(parts)
             if names not in groups and not (names and self._decoders.keys() >= parts.keys()):
                 continue
-            if body.startswith(packing.map_head(len(names))):  # no name comes twice
+            if body.startswith(packing.map_head(len(names))):  # no name occurs twice
                 numbers, packed = groups.setdefault(names, ([], []))
                 numbers.append(number)
                 packed.append(parts.values())
@@ -151,14 +156,14 @@ class ColumnReader:
         return found
 
     def fits(self, values: Mapping[str, Any]) -> bool:
-        """Return whether ``values`` are exactly what the record type would load from them."""
+        """Return whether the record type would load ``values`` without converting any of them."""
         return self._type.fits(values)
 
     def _decoded(self, bodies: Sequence[bytes]) -> tuple[Sequence[int], list[Row]]:
-        """Return the places of the bodies that have every field, and their decoded values."""
+        """Return the places of the bodies that contain every field, and their decoded rows."""
         if self._decode is None:
             return (), []
-        # Such a body has as many entries as there are fields, so no name comes twice.
+        # These bodies have as many entries as there are fields, so no name occurs twice.
         numbers = [n for n, body in enumerate(bodies) if body.startswith(self._head)]
         packed = [bodies[n] for n in numbers]
         astuple = msgspec.structs.astuple
@@ -170,7 +175,10 @@ class ColumnReader:
             return _without(unfit, numbers), list(map(astuple, _without(unfit, decoded)))
 
     def _wrong_keys(self, columns: Sequence[Sequence[Any]], keys: Sequence[str]) -> set[int]:
-        """Return the places of the rows whose key fields do not give the key beside them."""
+        """Return the places of the rows whose key fields do not match their key.
+
+        ``columns``: the values of all rows, by field. ``keys``: the key of each row.
+        """
         try:
             parts = [list(map(encode, columns[place])) for place, encode in self._keys]
         except (ValueError, ArithmeticError):
@@ -195,7 +203,7 @@ def _without(places: Container[int], column: Sequence[_T]) -> list[_T]:
 
 
 def _decode_each(decode: Callable[[Any], Any], packed: Sequence[Any]) -> list[Any]:
-    """Return the decoded values, with ``_UNFIT`` in place of one that is malformed."""
+    """Return the decoded values of ``packed``. A malformed value becomes ``_UNFIT``."""
     try:
         return list(map(decode, packed))
     except _UNREADABLE:
@@ -210,7 +218,7 @@ def _decode_one(decode: Callable[[Any], Any], packed: Any) -> Any:
 
 
 def _checked(field: Field, column: Sequence[Any]) -> tuple[Sequence[Any], set[int]]:
-    """Return the values of a column, and the places of those that do not fit the field."""
+    """Return the values of ``column``, and the places of the values that do not fit ``field``."""
     verify = None if field.verify in _CERTAIN else field.verify
     values = _unpacked(column)
     if set(map(type, values)) == {field.type} and (verify is None or all(map(verify, values))):
@@ -220,17 +228,20 @@ def _checked(field: Field, column: Sequence[Any]) -> tuple[Sequence[Any], set[in
 
 
 def _unpacked(column: Sequence[Any]) -> Sequence[Any]:
-    """Return the column with its extension types unpacked, if all are of one code and sound."""
+    """Return ``column`` with its msgpack extension types decoded.
+
+    Returns ``column`` unchanged if it has other values, several codes, or a malformed payload.
+    """
     if set(map(type, column)) == {_Ext} and len(codes := set(map(_code, column))) == 1:
         try:
             return unpacking.unpack_column(codes.pop(), list(map(_payload, column)))
         except ValueRefusedError:
-            pass  # ``_checked_one`` finds the malformed ones
+            pass  # ``_checked_one`` finds the malformed payloads
     return column
 
 
 def _checked_one(field: Field, verify: Callable[[Any], bool] | None, value: Any) -> Any:
-    """Return one value as its field holds it, or ``_UNFIT``."""
+    """Return the decoded value, or ``_UNFIT`` if it is malformed or does not fit ``field``."""
     if value is None and field.optional:
         return None
     if type(value) is _Ext:

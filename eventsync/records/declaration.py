@@ -1,6 +1,6 @@
-"""The declaration of a record type: the fields of a class and its bases, bound to the type.
+"""The declaration of a record type: finds the fields of a class and binds them to the record type.
 
-``Record`` calls these functions and passes itself as ``root``, the base class of all records.
+``Record`` calls these functions. The parameter ``root`` is always the class ``Record`` itself.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from eventsync.records.field import MISSING, Field
 __all__ = ["Declared", "bind", "declared_in", "inherited"]
 
 Declared: TypeAlias = Mapping[str, tuple[Field, Any]]
-"""Fields by name, each with the type of its annotation, or ``None`` without an annotation."""
+"""The declared fields: field name -> field and annotated type (``None`` without annotation)."""
 
 
 def declared_in(cls: type[Any], scope: dict[str, Any], root: type[Any]) -> Declared:
-    """Return the fields that the body of ``cls`` declares, with their types.
+    """Return the fields that the body of ``cls`` itself declares, with their types.
 
-    ``scope``: the names that annotations may use besides those of the module. Raises
-    ``RecordError``.
+    ``scope``: local names that annotations may use besides the names of the module. Raises
+    ``RecordError`` if a field has a reserved name, or if an annotation cannot be evaluated.
     """
     own = cls.__dict__
     declared: dict[str, tuple[Field, Any]] = {}
@@ -40,17 +40,19 @@ def declared_in(cls: type[Any], scope: dict[str, Any], root: type[Any]) -> Decla
     for name in declared:
         if name.startswith("_") or hasattr(root, name):
             raise RecordError(
-                f"{cls.__name__}.{name}: a field cannot have this name: names with a leading "
-                "underscore and the names of Record's own methods are reserved",
-                hint="choose another name, and map it to the store's with View(rename={...})",
+                f"{cls.__name__}.{name}: a field cannot have this name, because names with a "
+                "leading underscore and the names of Record's own methods are reserved",
+                hint="choose another name for the field, and map the field to its name in the "
+                "store with View(rename={...})",
             )
     return declared
 
 
 def inherited(cls: type[Any], scope: dict[str, Any], root: type[Any]) -> Declared:
-    """Return the fields that the bases of ``cls`` declare, whether they are records or not.
+    """Return the fields that the base classes of ``cls`` declare. A base need not be a record.
 
-    Raises ``RecordError``.
+    Raises ``RecordError`` if an attribute of ``cls`` hides an inherited field, or if a declaration
+    in a base is wrong.
     """
     found: dict[str, tuple[Field, Any]] = {}
     for base in reversed(cls.__mro__[1:]):
@@ -60,8 +62,9 @@ def inherited(cls: type[Any], scope: dict[str, Any], root: type[Any]) -> Declare
     for name in found:
         if name in cls.__dict__ and name not in cls.__declared__:
             raise RecordError(
-                f"{cls.__name__}.{name} hides an inherited field of that name",
-                hint="annotate it to declare the field again, or choose another name",
+                f"{cls.__name__}.{name} hides the inherited field {name!r}",
+                hint="add an annotation to declare the field again, or choose another name for the "
+                "attribute",
             )
     return found
 
@@ -74,21 +77,23 @@ def _evaluated(cls: type[Any], name: str, annotation: Any, scope: dict[str, Any]
     except (NameError, AttributeError, TypeError, SyntaxError) as error:
         raise RecordError(
             f"{cls.__name__}.{name}: the annotation {annotation!r} cannot be evaluated: {error}",
-            hint="import or declare what it names before the class, and not under TYPE_CHECKING",
+            hint="import or declare the names in the annotation before the class, outside of "
+            "TYPE_CHECKING",
         ) from error
 
 
 def bind(cls: type[Any], record: str, declared: Declared, root: type[Any]) -> dict[str, Field]:
-    """Return the fields of the record type named ``record``, bound.
+    """Return the declared fields by name, bound to the record type with the name ``record``.
 
-    Raises ``RecordError``, and ``FieldError`` for a default that does not fit its type.
+    ``cls``: the class of the records. Raises ``RecordError`` if a declaration contradicts itself or
+    a type is not supported, and ``FieldError`` if a default does not fit its type.
     """
     keys = [name for name, (field, _) in declared.items() if field.key]
     identifiers = [name for name, (field, _) in declared.items() if field.identifier]
     if len(identifiers) > 1:
         raise RecordError(
             f"{record}: the fields {' and '.join(identifiers)} are all declared as the identifier",
-            hint="keep identifier=True for one of them",
+            hint="keep identifier=True for one of these fields only",
         )
     keys = keys or identifiers
     bound: dict[str, Field] = {}
@@ -109,11 +114,11 @@ def bind(cls: type[Any], record: str, declared: Declared, root: type[Any]) -> di
         if missing:
             raise RecordError(
                 f"{record}.{missing[0]}: a key field cannot refer to its own record type",
-                hint="give the key field a plain type: int or str, for example",
+                hint="declare the key field with a plain type, for example int or str",
             )
         return _reference(target, record, [bound[name] for name in keys], root)
 
-    # Keys first, because another field may refer to a record of this same type.
+    # Key fields come first, because another field may refer to a record of the same type.
     for name in [*keys, *(name for name in declared if name not in keys)]:
         field, annotation = declared[name]
         bound[name] = field.bind(record, name, annotation, resolve, key=name in keys)
@@ -121,7 +126,11 @@ def bind(cls: type[Any], record: str, declared: Declared, root: type[Any]) -> di
 
 
 def _reference(target: type[Any], name: str, keys: list[Field], root: type[Any]) -> Coercion:
-    """Return the coercion of a reference: to the key's value, or to the text of a composite key."""
+    """Return the coercion of a field that refers to a record of the class ``target``.
+
+    It converts a record or a key to the value of the key field. If the key is composite, it
+    converts to the canonical text of the key. ``name``: the record type. ``keys``: its key fields.
+    """
     single = keys[0] if len(keys) == 1 else None
     expected = f"the key of a {name}"
     if single is not None:
@@ -144,7 +153,8 @@ def _reference(target: type[Any], name: str, keys: list[Field], root: type[Any])
         try:
             return convert(value)
         except RecordError:
-            # Its text names the other record type; ``guard`` makes one that names this field.
+            # The text of this error names the referenced record type. ``guard`` raises an error
+            # that names this field instead.
             raise ValueError from None
 
     return Coercion(
@@ -156,5 +166,5 @@ def _reference(target: type[Any], name: str, keys: list[Field], root: type[Any])
 
 
 def _never(value: Any) -> bool:
-    """Return false: the type that a composite key belongs to always checks its text."""
+    """Return false, so that the text of a composite key is always checked by its record type."""
     return False

@@ -24,7 +24,7 @@ Class: TypeAlias = type[Any]
 
 
 class Missing:
-    """The class of ``MISSING``."""
+    """The class of the marker ``MISSING``."""
 
     def __repr__(self) -> str:
         return "MISSING"
@@ -34,11 +34,11 @@ class Missing:
 
 
 MISSING: Final = Missing()
-"""The default of a field that has no default."""
+"""The value of ``Field.default`` if the field has no default."""
 
 
 class Secret:
-    """A stand-in for a secret value in an error."""
+    """An object that errors show as ``***`` in place of a secret value."""
 
     def __repr__(self) -> str:
         return "***"
@@ -47,18 +47,23 @@ class Secret:
 class Field:
     """One field of a record type. Immutable, hence thread-safe.
 
-    In a class, ``Field(...)`` takes the place of the default: ``name: str = Field(length=120)``.
-    The ``fields`` of a ``RecordType`` are *bound*: they have a name and a type, and check values.
+    In a class, write ``Field(...)`` in place of the default: ``name: str = Field(length=120)``.
+    The fields in ``RecordType.fields`` are *bound*: they have a name and a type and check values.
 
     A bound field has the attributes that the constructor takes, with ``default`` checked, and:
 
-    - ``record``, ``name``: the names of its record type and of itself;
-    - ``type``: the class of its values in records and stores: ``str`` for an enumeration of
-      strings, the class of the key for a reference to a record, ``list`` for any list, ``object``
-      for any value;
+    - ``record``: the name of the record type;
+    - ``name``: the name of the field;
+    - ``type``: the class of the field's plain values: ``str`` for an enumeration of strings, the
+      class of the key for a reference to a record, ``list`` for every list type, ``object`` for a
+      field of any type;
     - ``annotation``: the declared type, without ``None``;
     - ``optional``: whether ``None`` is a valid value;
-    - ``scalar``: false for types whose values can hold other values.
+    - ``scalar``: false for lists, dicts and fields of any type;
+    - ``expected``: a noun phrase for errors, such as "a string of at most 120 characters";
+    - ``verify``: a function that returns whether a value of class ``type`` is valid without
+      conversion; ``None`` if all are;
+    - ``member``: a function that returns the enumeration member for a plain value, or ``None``.
     """
 
     __slots__ = (
@@ -109,7 +114,7 @@ class Field:
     member: Callable[[Any], Any] | None
     _convert: Callable[[Any], Any]
 
-    # A type checker sees Any, so that a field can stand as the default of an attribute of any type.
+    # The return type is Any, so that type checkers accept a field as default of any attribute.
     def __new__(
         cls,
         *,
@@ -128,15 +133,19 @@ class Field:
     ) -> Any:
         """Declare a field.
 
-        ``type``: the type, if it is not the annotation. ``default``, ``default_factory``: the value
-        for a new record, or a function that returns it; an optional field without either has
-        ``None``. ``key``: whether the field is part of the record's key. ``identifier``: whether
-        the field is the store's own id; it is the key if no field has ``key=True``. ``unique``:
-        whether no two records of a store may share a value. ``length``: the most characters of a
-        string, or bytes of a byte string. ``minimum``, ``maximum``: the limits of a number.
-        ``zoned``: whether a time or datetime must (``True``) or must not (``False``) have an offset
-        from UTC; by default both are taken, and one with an offset never equals one without.
-        ``secret``: whether ``repr`` and errors hide the value.
+        - ``type``: the type of the field, if the attribute has no annotation.
+        - ``default``: the value for a new record. ``default_factory``: a function that returns this
+          value. An optional field without these two has the default ``None``.
+        - ``description``: a text for people.
+        - ``key``: whether the field is part of the record's key.
+        - ``unique``: whether two records of a store must not have the same value.
+        - ``length``: the maximal characters of a string, or bytes of a byte string.
+        - ``identifier``: whether the field is the id that a store gives to its records. The
+          identifier is the key if no field has ``key=True``.
+        - ``minimum``, ``maximum``: the smallest and the greatest allowed number.
+        - ``zoned``: ``True`` if a time or datetime must have an offset from UTC, ``False`` if it
+          must not. By default both forms are allowed, and are never equal to each other.
+        - ``secret``: whether ``repr`` and errors hide the value.
         """
         field = object.__new__(cls)
         field.record = field.name = ""
@@ -156,12 +165,12 @@ class Field:
 
     @property
     def has_default(self) -> bool:
-        """Whether a new record may leave the field out."""
+        """Whether the field has a default, so that a new record needs no value for it."""
         return self.default is not MISSING or self.default_factory is not None
 
     @property
     def required(self) -> bool:
-        """Whether a new record must have a value of the field."""
+        """Whether the field has no default, so that a new record needs a value for it."""
         return not self.has_default
 
     def __repr__(self) -> str:
@@ -173,11 +182,13 @@ class Field:
     def bind(
         self, record: str, name: str, annotation: Any, resolve: Resolve, *, key: bool | None = None
     ) -> Field:
-        """Return a copy of this field, bound to a name in a record type.
+        """Return a copy of this field that is bound to a name in a record type.
 
-        ``annotation``: the type, unless the field has one. ``resolve``: see ``coercion_of``.
-        Raises ``RecordError`` for a declaration that contradicts itself, and ``FieldError`` for a
-        default that does not fit the type.
+        ``record``: the name of the record type. ``annotation``: the type of the field, used if the
+        field was declared without ``type``. ``resolve``: as in ``coercion_of``. ``key``: replaces
+        the declared ``key``, unless it is ``None``. Raises ``RecordError`` if the declaration
+        contradicts itself or the type is not supported, and ``FieldError`` if the default does not
+        fit the type.
         """
         declared = self.annotation if self.annotation is not None else annotation
         bound = object.__new__(Field)
@@ -188,15 +199,16 @@ class Field:
             bound.key = key
         if declared is None:
             raise bound._wrong(
-                "the field has no type", hint=f"write {name}: str = Field(...), or Field(type=str)"
+                "the field has no type",
+                hint=f"declare the type: {name}: str = Field(...), or Field(type=str)",
             )
         try:
             coercion = coercion_of(declared, resolve)
         except UnsupportedTypeError as error:
             raise bound._wrong(
                 str(error),
-                hint="see 'Types' in docs/concepts.md; a record type must be declared before "
-                "another refers to it",
+                hint="see 'Types' in docs/concepts.md for the possible types; to refer to a record "
+                "type, declare that type first",
             ) from None
         bound.annotation = _without_none(declared, coercion)
         bound.coercion = coercion
@@ -209,9 +221,10 @@ class Field:
         return bound
 
     def coerce(self, value: Any) -> Any:
-        """Return the plain value for ``value``, converted if necessary. Idempotent.
+        """Return ``value``, converted to a plain value of this field if necessary. Idempotent.
 
-        It shares no list or dict with ``value``. Raises ``FieldError``.
+        The result shares no list or dict with ``value``. Raises ``FieldError`` if the value does
+        not fit the field.
         """
         if value is None and self.optional:
             return None
@@ -221,24 +234,32 @@ class Field:
         return self._converted(self._convert, value)
 
     def operand(self, value: Any) -> Any:
-        """Return the plain value for an operand of a filter.
+        """Return ``value``, an operand of a filter, converted to a plain value of this field.
 
-        Unlike ``coerce`` it ignores the limits of length and size. Raises ``FieldError``.
+        Unlike ``coerce``, this method ignores the limits ``length``, ``minimum``, ``maximum`` and
+        ``zoned``. Raises ``FieldError`` if the value cannot be converted.
         """
         return self._converted(self.coercion.convert, value)
 
     def make_default(self) -> Any:
-        """Return the default, a new one each time. Raises ``RecordError`` if there is none."""
+        """Return the default, with new lists and dicts in each call.
+
+        Raises ``RecordError`` if the field has no default, and ``FieldError`` if the value of
+        ``default_factory`` does not fit the field.
+        """
         if self.default_factory is not None:
             return self.coerce(self.default_factory())
         if self.default is MISSING:
             raise RecordError(
-                f"{self.record}.{self.name} has no default", hint="give a value for this field"
+                f"{self.record}.{self.name} has no default", hint="pass a value for this field"
             )
         return self.default if self.scalar else freeze(self.default)
 
     def error(self, value: Any, expected: str, *, path: str = "", hint: str = "") -> FieldError:
-        """Return the error that ``value`` is not ``expected``. It hides a secret value."""
+        """Return, but do not raise, the error that ``value`` is not ``expected``.
+
+        The error hides the value of a secret field. ``path``: as in ``MisfitError``.
+        """
         shown = Secret() if self.secret else value
         return FieldError(self.record, f"{self.name}{path}", shown, expected, hint=hint)
 
@@ -247,9 +268,9 @@ class Field:
             return convert(value)
         except MisfitError as misfit:
             wrong = misfit
-        # Raised outside the handler, because a chained error would show a secret value.
+        # Raised outside the ``except`` block: a chained exception could show a secret value.
         optional = " or None" if self.optional and not wrong.path else ""
-        # The path is hidden as well, because it may contain keys of a dict, which are values.
+        # The path of a secret value is hidden too, because keys of a dict can be secret.
         path = "" if self.secret else wrong.path
         raise self.error(wrong.value, f"{wrong.expected}{optional}", path=path) from None
 
@@ -257,22 +278,28 @@ class Field:
         return RecordError(f"{self.record}.{self.name}: {message}", hint=hint)
 
     def _limit(self) -> None:
-        """Set ``verify``, ``_convert`` and ``expected`` from the coercion and the limits."""
+        """Set ``verify``, ``_convert`` and ``expected`` from the coercion and the limits.
+
+        Raises ``RecordError`` if a limit does not apply to the type of the field.
+        """
         coercion = self.coercion
         fits: list[Callable[[Any], bool]] = []
         expected = coercion.expected
         if self.length is not None:
             limit = self.length
             if coercion.kind not in (str, bytes):
-                raise self._wrong(f"length is for str and bytes, not for {coercion.expected}")
+                raise self._wrong(
+                    f"the argument length is for str and bytes, not for {coercion.expected}"
+                )
             if limit < 1:
-                raise self._wrong(f"length is {limit}; it must be at least 1")
+                raise self._wrong(f"the argument length is {limit}; it must be at least 1")
             fits.append(lambda value: len(value) <= limit)
             expected += f" of at most {limit} {'characters' if coercion.kind is str else 'bytes'}"
         if self.minimum is not None or self.maximum is not None:
             if coercion.kind not in (int, float, Decimal):
                 raise self._wrong(
-                    f"minimum and maximum are for numbers, not for {coercion.expected}"
+                    f"the arguments minimum and maximum are for numbers, not for "
+                    f"{coercion.expected}"
                 )
             low, high = self.minimum, self.maximum
             if low is not None:
@@ -283,7 +310,9 @@ class Field:
                 expected += f"{' and' if low is not None else ' of'} at most {high}"
         if self.zoned is not None:
             if coercion.kind not in (dt.datetime, dt.time):
-                raise self._wrong(f"zoned is for time and datetime, not for {coercion.expected}")
+                raise self._wrong(
+                    f"the argument zoned is for time and datetime, not for {coercion.expected}"
+                )
             zoned = self.zoned
             fits.append(lambda value: (value.utcoffset() is not None) is zoned)
             expected += f" {'with' if zoned else 'without'} an offset from UTC"
@@ -293,21 +322,22 @@ class Field:
             self._convert = _within(coercion.convert, fits, expected)
             self.verify = _all_of([coercion.verify, *fits] if coercion.verify else fits)
             if coercion.kind is str and len(fits) == 1 and coercion.member is None:
-                # By far the most frequent limit takes two calls here instead of five.
+                # Faster for the most frequent limit: two function calls instead of five.
                 limit = self.length or 0
                 self.verify = lambda value: len(value) <= limit and is_text(value)
 
     def _check_default(self) -> None:
         if self.default is not MISSING and self.default_factory is not None:
             raise self._wrong(
-                "the field has both a default and a default_factory", hint="remove one of them"
+                "the field has both a default and a default_factory",
+                hint="remove one of these two arguments",
             )
         if self.default is MISSING and self.default_factory is None and self.optional:
             self.default = None
         if isinstance(self.default, list | dict | set | bytearray):
             raise self._wrong(
                 f"all records would share the default, which is a {type(self.default).__name__}",
-                hint="use Field(default_factory=...) with a function that returns a new one",
+                hint="use Field(default_factory=...) with a function that returns a new object",
             )
         if self.default is not MISSING:
             self.default = self.coerce(self.default)

@@ -1,4 +1,4 @@
-"""The parser of filters: from a mapping, as people write it, to a tree of conditions.
+"""The parser of filters: makes a tree of conditions from a mapping that people write.
 
 The language is described in ``eventsync.records.query``.
 """
@@ -50,14 +50,15 @@ _ORDER: Final = ("$lt", "$lte", "$gt", "$gte")
 _SAME: Final = ("$eq", "$ne", "$in", "$nin")
 _OPERATORS: Final = (*_SAME, *_ORDER, "$like", "$re", "$exists", "$mod", "$len", *_LOGIC)
 
-# A filter may come from anywhere, and its depth must not exhaust the stack.
+# A filter may come from an attacker. This limit keeps a deep filter from exhausting the stack.
 _MAX_DEPTH: Final = 50
 
 
 def parse(tree: Mapping[str, Any] | None, type: RecordType) -> Node:
-    """Return the conditions that ``tree`` describes, in their simplest form.
+    """Return the conditions that the filter ``tree`` describes, simplified.
 
-    ``None`` describes the filter that every record matches. Raises ``FilterError``.
+    ``None`` and an empty mapping match every record. Raises ``FilterError`` if ``tree`` is not a
+    valid filter for the record type.
     """
     return EVERYTHING if tree is None else _parse_filter(tree, type, 0)
 
@@ -111,7 +112,7 @@ def _parse_filter(tree: Any, type: RecordType, depth: int) -> Node:
         else:
             raise FilterError(
                 f"{type.name} has no field {name!r}",
-                hint=f"its fields are {', '.join(type.fields)}; filters are combined with "
+                hint=f"the fields are {', '.join(type.fields)}; filters are combined with "
                 f"{', '.join(_LOGIC)}",
             )
     return _all(parts)
@@ -154,7 +155,7 @@ def _parse_field(field: Field, condition: Any, depth: int) -> Node:
 
 
 def _is_value(field: Field, condition: Mapping[Any, Any]) -> bool:
-    """Return whether a mapping is a value to compare with, and not a set of operators."""
+    """Return whether ``condition`` is a value to compare with, and not a mapping of operators."""
     return field.type in (dict, object) and not any(
         isinstance(name, str) and (name.startswith("$") or name in _ALIASES) for name in condition
     )
@@ -289,12 +290,12 @@ def _operand(field: Field, operand: Any) -> Any:
     except FieldError as error:
         raise FilterError(error.message, hint=error.hint) from None
     if not field.scalar and not _survives(field, plain):
-        raise _wrong(field, "$eq", operand, "a value that survives being written as JSON")
+        raise _wrong(field, "$eq", operand, "a value that JSON can express without loss")
     return plain
 
 
 def _survives(field: Field, plain: Any) -> bool:
-    """Return whether a value is the same again after it was written as JSON."""
+    """Return whether JSON can express ``plain``, a plain value of ``field``, without loss."""
     try:
         return same(field.operand(json_of(plain)), plain)
     except RecordError:

@@ -1,4 +1,4 @@
-"""The conditions of a filter as a typed tree, and their JSON form."""
+"""The conditions of a filter as a tree of typed nodes, and the JSON form of this tree."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Op: TypeAlias = Literal["$eq", "$lt", "$lte", "$gt", "$gte", "$in", "$like", "$r
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """The condition that a field has a value, and that comparing it with the operand holds.
+    """The condition that the value of a field compares true with the operand.
 
-    ``operand``: a plain value of the field's type; for ``$in`` a tuple of such values, for
-    ``$like`` and ``$re`` the pattern, for ``$mod`` the divisor and the remainder. The remainder has
-    the sign of the field's value.
+    False if the field has no value. ``operand``: a plain value of the field's type. For ``$in`` it
+    is a tuple of such values, for ``$like`` and ``$re`` the pattern, for ``$mod`` a tuple of
+    divisor and remainder. The remainder has the sign of the field's value.
     """
 
     field: str
@@ -47,17 +47,18 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Exists:
-    """The condition that a field is there and not ``None``."""
+    """The condition that a field has a value other than ``None``."""
 
     field: str
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """The condition that a field has a value, and that comparing its length with a number holds.
+    """The condition that the length of a field's value compares true with the operand.
 
-    The length of a string is in characters, that of a byte string in bytes. ``op``: ``$eq``,
-    ``$lt``, ``$lte``, ``$gt``, ``$gte``, or ``$in`` with a tuple of numbers.
+    False if the field has no value. The length is the number of characters, bytes, items or
+    entries. ``op``: ``$eq``, ``$lt``, ``$lte``, ``$gt``, ``$gte`` or ``$in``. ``operand``: an
+    integer; for ``$in`` a tuple of integers.
     """
 
     field: str
@@ -67,21 +68,21 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class All:
-    """The condition that every part holds. Without parts it always holds."""
+    """The condition that all of its parts hold. Without parts, it holds for every record."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Either:
-    """The condition that at least one part holds."""
+    """The condition that at least one of its parts holds."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """The condition that its part does not hold."""
+    """The condition that ``part`` does not hold."""
 
     part: Node
 
@@ -89,11 +90,11 @@ class Not:
 Node: TypeAlias = Compare | Exists | Length | All | Either | Not
 
 EVERYTHING: Final = All(())
-"""The condition that every record fulfils."""
+"""The condition that holds for every record."""
 
 
 def fields_of(node: Node) -> Iterator[str]:
-    """Yield the names of the fields that a condition reads, with repetitions."""
+    """Yield the names of the fields that a condition reads. A name may occur several times."""
     if isinstance(node, All | Either):
         for part in node.parts:
             yield from fields_of(part)
@@ -104,10 +105,9 @@ def fields_of(node: Node) -> Iterator[str]:
 
 
 def like_to_regex(pattern: str) -> str:
-    """Return the regular expression for a ``$like`` pattern.
+    """Return a ``$like`` pattern as a regular expression for ``re.fullmatch`` with ``re.DOTALL``.
 
-    Use it with ``re.fullmatch`` and ``re.DOTALL``. Raises ``FilterError`` for a backslash that is
-    not followed by ``%``, ``_`` or another backslash.
+    Raises ``FilterError`` if a backslash is not followed by ``%``, ``_`` or another backslash.
     """
     parts = []
     characters = iter(pattern)
@@ -117,7 +117,7 @@ def like_to_regex(pattern: str) -> str:
             if character not in ("%", "_", "\\"):
                 raise FilterError(
                     "$like: a backslash must be followed by '%', '_' or another backslash",
-                    hint="write two backslashes to match one",
+                    hint="write two backslashes to match one backslash",
                 )
             parts.append(re.escape(character))
         else:
@@ -129,7 +129,7 @@ def like_to_regex(pattern: str) -> str:
 
 
 def to_json(node: Node) -> dict[str, Any]:
-    """Return the condition as a mapping of JSON's types, which ``filter_parser.parse`` reads."""
+    """Return a condition as a dict for ``json.dumps``. ``filter_parser.parse`` can read it."""
     match node:
         case Compare(field, op, operand):
             return {field: {op: json_of(operand)}}
@@ -146,7 +146,7 @@ def to_json(node: Node) -> dict[str, Any]:
 
 
 def json_of(value: Any) -> Any:
-    """Return an operand in JSON's types."""
+    """Return ``value``, an operand of a condition, as a value for ``json.dumps``."""
     if isinstance(value, list | tuple):
         return [json_of(item) for item in value]
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""The canonical text of a key, made from the values of the key fields, and back.
+"""The canonical text of a key: made from the values of the key fields, and split into them again.
 
-The texts of the fields are joined by ``/``. In each of them ``%`` and ``/`` are percent-escaped, so
-that different keys have different texts.
+The texts of the key fields are joined by ``/``. In the text of each field, ``%`` and ``/`` are
+percent-escaped. Therefore different keys have different texts.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from uuid import UUID
 __all__ = ["CODERS", "MAX_LENGTH", "join", "join_all", "split", "split_all"]
 
 MAX_LENGTH: Final = 512
-"""The most characters that a key may have."""
+"""The limit on the characters of a key."""
 
-# Up to this many digits before or after the point, a decimal is written without an exponent.
+# A decimal with at most this many digits before or after the point is written without an exponent.
 _POSITIONAL: Final = 40
 
 
 def _decimal_text(number: Decimal) -> str:
-    """Return the text of a decimal, equal for equal decimals and exact in any decimal context."""
+    """Return the exact text of a decimal. Equal decimals, such as 1.0 and 1.00, have equal texts.
+
+    The result does not depend on the decimal context of the thread.
+    """
     sign, digits, exponent = number.as_tuple()
     assert isinstance(exponent, int), "fields refuse NaN and infinity"
     kept = len(digits)
@@ -40,13 +43,13 @@ def _decimal_text(number: Decimal) -> str:
 def _datetime_text(moment: dt.datetime) -> str:
     if moment.utcoffset() is None:
         return moment.isoformat()
-    # Equal instants have equal texts.
+    # The conversion to UTC gives equal instants equal texts.
     return moment.astimezone(dt.UTC).isoformat()
 
 
 def _time_text(time: dt.time) -> str:
     if time.tzinfo is not None:
-        # Times in different zones can be equal, and no one text stands for all of them.
+        # Equal times in different zones would need the same text, but there is no common form.
         raise ValueError("a time with a zone cannot be a key")
     return time.isoformat()
 
@@ -66,14 +69,14 @@ CODERS: Final[Mapping[type[Any], tuple[Callable[[Any], str], Callable[[str], Any
     dt.datetime: (_datetime_text, dt.datetime.fromisoformat),
     UUID: (str, UUID),
 }
-"""For each class of a key field's values: the functions to its text and back.
+"""Class of a key field's values -> the function to the text, and the function from the text.
 
-Both may raise ``ValueError``, ``ArithmeticError`` or ``KeyError``.
+These functions raise ``ValueError``, ``ArithmeticError`` or ``KeyError`` if they cannot convert.
 """
 
 
 def join(components: Sequence[str]) -> str:
-    """Return the key with these components."""
+    """Return the canonical key. ``components``: the text of each key field, not escaped."""
     return "/".join(
         [
             text.replace("%", "%25").replace("/", "%2F") if "%" in text or "/" in text else text
@@ -83,7 +86,10 @@ def join(components: Sequence[str]) -> str:
 
 
 def join_all(columns: Sequence[Sequence[str]]) -> list[str]:
-    """Return the keys of many records. ``columns``: the texts of each component, of all records."""
+    """Return the canonical keys of many records.
+
+    ``columns``: for each key field, its texts in all records, not escaped.
+    """
     if len(columns) == 1:
         joined = "".join(columns[0])
         if "%" not in joined and "/" not in joined:
@@ -92,9 +98,9 @@ def join_all(columns: Sequence[Sequence[str]]) -> list[str]:
 
 
 def split(key: str) -> list[str]:
-    """Return the components of a key.
+    """Return the texts of the key fields in a canonical key, not escaped.
 
-    ``join`` returns the same key for them, unless ``key`` was not made by ``join``.
+    The inverse of ``join``. Does not check whether ``key`` was made by ``join``.
     """
     parts = key.split("/")
     if "%" in key:
@@ -103,9 +109,9 @@ def split(key: str) -> list[str]:
 
 
 def split_all(keys: Sequence[str]) -> list[Sequence[str]]:
-    """Return the texts of each component of many keys, column by column.
+    """Return, for each key field, its texts in many canonical keys. The inverse of ``join_all``.
 
-    Raises ``ValueError`` if the keys do not have the same number of components.
+    Raises ``ValueError`` if the keys do not all have the same number of fields.
     """
     joined = "".join(keys)
     if "%" not in joined and "/" not in joined:

@@ -1,11 +1,12 @@
-r"""Queries: the filter, the order and the limits by which records of a type are selected.
+r"""Queries: the filter, the order and the limits that select records of one type.
 
-A query selects records in Python. A store that can select by itself reads the tree of the filter.
+``Query.select`` selects records in Python. A store that can filter by itself, such as a database,
+translates the tree of the filter instead.
 
 A filter is a mapping, for example from JSON. ``{"name": "Ann", "balance": {"$gt": "5"}}`` matches
 records for which both conditions hold. Each operand is converted to the type of its field. A
-comparison of ``None`` or of an absent field does not hold. A negation holds exactly if its
-condition does not, so ``{"born": {"$ne": "2000-01-01"}}`` matches a record without ``born``.
+comparison with a field that is ``None`` or absent does not hold. A negation holds if its condition
+does not hold, so ``{"born": {"$ne": "2000-01-01"}}`` matches a record without ``born``.
 
 =========== ============= ===================================================================
 operator    other names   holds when the field's value
@@ -81,9 +82,10 @@ Test: TypeAlias = Callable[[Data], bool]
 class Filter:
     """A condition on the fields of a record type. Immutable, hence thread-safe.
 
-    ``type``: the record type. ``tree``: the condition as typed nodes, for stores that can select by
-    themselves. ``fields``: the names of the fields it reads. ``matches(data)`` returns whether a
-    record with these plain values matches; an absent field counts as ``None``.
+    ``type``: the record type. ``tree``: the condition as a tree of typed nodes, for stores that can
+    filter by themselves. ``fields``: the names of the fields that the condition reads.
+    ``matches(data)`` returns whether a record with the plain values ``data`` matches; an absent
+    field counts as ``None``.
     """
 
     __slots__ = ("fields", "matches", "tree", "type")
@@ -96,14 +98,15 @@ class Filter:
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any] | None, type: RecordType) -> Filter:
-        """Make a filter from a mapping, checked against the fields of ``type``.
+        """Return the filter that a mapping describes.
 
-        ``None`` and an empty mapping match every record. Raises ``FilterError``.
+        ``None`` and an empty mapping match every record. Raises ``FilterError`` if ``tree`` is not
+        a valid filter for the fields of ``type``.
         """
         return cls(parse(tree, type), type)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the filter as a mapping of JSON's types. ``parse`` makes an equal filter of it."""
+        """Return the filter as a dict for ``json.dumps``. ``parse`` returns an equal filter."""
         return to_json(self.tree)
 
     def __eq__(self, other: object) -> bool:
@@ -122,18 +125,20 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Sort:
-    """An order of records: a tuple of field names, each with whether it is descending.
+    """The order of records.
 
-    ``None`` and absent values count as less than every other value.
+    ``fields``: pairs of a field name and whether the order is descending; the first pair is the
+    most important. A value that is ``None`` or absent is less than every other value.
     """
 
     fields: tuple[tuple[str, bool], ...] = ()
 
     @classmethod
     def parse(cls, names: Sequence[str] | str | None, type: RecordType) -> Sort:
-        """Make an order from field names. A ``-`` before a name means descending.
+        """Return the order that field names describe. A ``-`` before a name means descending.
 
-        Raises ``FilterError`` for an unknown field, and for one whose values have no order.
+        Raises ``FilterError`` if a field is unknown, is named twice, or has values without an
+        order, such as lists.
         """
         if isinstance(names, str):
             names = [names]
@@ -145,12 +150,18 @@ class Sort:
             if field is None:
                 raise FilterError(
                     f"{type.name} has no field {name!r} to sort by",
-                    hint=f"its fields are {', '.join(type.fields)}",
+                    hint=f"the fields are {', '.join(type.fields)}",
                 )
             if not field.scalar:
-                raise FilterError(f"{type.name}.{name}: there is no order of {field.expected}")
+                raise FilterError(
+                    f"records cannot be sorted by {type.name}.{name}, because its values are "
+                    f"{field.expected} and have no order"
+                )
             if name in fields:
-                raise FilterError(f"{type.name}.{name} is given twice in the sort order")
+                raise FilterError(
+                    f"the sort order contains the field {type.name}.{name} twice",
+                    hint="name each field only once",
+                )
             fields[name] = descending
         return cls(tuple(fields.items()))
 
@@ -158,7 +169,10 @@ class Sort:
 def sort_records(
     records: Iterable[R], sort: Sort, *, values: Callable[[R], Data] = values_of
 ) -> list[R]:
-    """Return the records in that order. The sort is stable."""
+    """Return a new list of ``records`` in the order ``sort``. The sort is stable.
+
+    ``values``: a function that returns the plain values of a record.
+    """
     ordered = list(records)
     for name, descending in reversed(sort.fields):
 
@@ -170,7 +184,7 @@ def sort_records(
 
 
 def _rank(value: Any) -> tuple[bool, bool, Any]:
-    # Times with a zone cannot be compared with times without, which therefore come first.
+    # Times with a zone cannot be compared with times without a zone, so those without come first.
     return value is not None, getattr(value, "tzinfo", None) is not None, value
 
 
@@ -178,10 +192,10 @@ def _rank(value: Any) -> tuple[bool, bool, Any]:
 class Query:
     """A selection of records of one type; the argument of ``Accessor.find``.
 
-    ``where``: the filter; without conditions it matches every record. ``sort``: the order.
-    ``skip``: the number of records to leave out at the start. ``limit``: the most records to
-    return. ``unreadable``: called with the error of each record whose values do not fit its fields,
-    which is then left out; without it the error is raised.
+    ``where``: the filter. ``sort``: the order. ``skip``: how many records to leave out at the
+    start. ``limit``: how many records to return at most; ``None`` for all. ``unreadable``: called
+    with the error of each record that cannot be read, for example because a value does not fit its
+    field. Such a record is left out. If ``unreadable`` is ``None``, the error is raised.
     """
 
     type: RecordType
@@ -202,7 +216,11 @@ class Query:
         skip: int = 0,
         unreadable: Callable[[RecordError], None] | None = None,
     ) -> Query:
-        """Make a query from a filter and an order in their written form. Raises ``FilterError``."""
+        """Return a query. ``where`` and ``sort``: as in ``Filter.parse`` and ``Sort.parse``.
+
+        The other arguments are attributes of the query. Raises ``FilterError`` if an argument is
+        not valid for the record type.
+        """
         for what, number in (("limit", limit), ("skip", skip)):
             if number is not None and number < 0:
                 raise FilterError(f"{type.name}: {what} is {number!r}; it must not be negative")
@@ -210,9 +228,9 @@ class Query:
         return cls(type, filter, Sort.parse(sort, type), limit, skip, unreadable)
 
     def select(self, records: Iterable[R]) -> Iterator[R]:
-        """Yield the records that the query selects, in its order.
+        """Return an iterator over those of ``records`` that the query selects, in its order.
 
-        Without a sort order it takes records one by one, and none beyond the limit.
+        Without a sort order, ``records`` is read one by one and only up to the limit.
         """
         matches = self.where.matches
         found: Iterable[R] = (record for record in records if matches(values_of(record)))
@@ -268,7 +286,7 @@ def _on(name: str, test: Callable[[Any], bool]) -> Test:
 
 def _length_test(op: Op, operand: Any) -> Callable[[Any], bool]:
     compare = _value_test(op, operand, int)
-    # A value of a field of any type may have no length.
+    # The value of a field of type Any may have no length.
     return lambda value: isinstance(value, Sized) and compare(len(value))
 
 
@@ -303,14 +321,14 @@ def _order_test(
     def compare_times(value: Any) -> bool:
         try:
             return compare(value, operand)
-        except TypeError:  # one has a zone and the other has not: neither is less
+        except TypeError:  # only one of the two has a zone, so they have no order
             return False
 
     return compare_times
 
 
 def _remainder(value: int, divisor: int) -> int:
-    """Return the remainder with the sign of the value, as in SQL."""
-    # Python's own operator gives it the sign of the divisor.
+    """Return the remainder of a division. It has the sign of ``value``, as in SQL."""
+    # The remainder of Python's operator % has the sign of the divisor.
     remainder = abs(value) % abs(divisor)
     return -remainder if value < 0 else remainder

@@ -1,6 +1,6 @@
-"""The record: a key and field values that several stores hold, and what changed since its commit.
+"""The record: a key and field values that several stores hold. It knows its uncommitted changes.
 
-Of a store it knows only the three methods of ``RecordStore``.
+A record calls only the three methods of a store that ``RecordStore`` lists.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ R = TypeVar("R", bound="Record")
 
 
 class AbsentFieldError(RecordError, AttributeError, KeyError):
-    """A read field is absent, because the record's store does not hold it; that is not ``None``."""
+    """A field was read that the record does not have, because its store does not hold the field.
+
+    An absent field is not the same as a field whose value is ``None``.
+    """
 
     reason = "absent"
 
@@ -48,17 +51,17 @@ class RecordStore(Protocol):
     """The methods of a store that a record calls."""
 
     def update(self, record: Record, /, *, upsert: bool) -> object:
-        """Write the record; with ``upsert`` add it if it is not there."""
+        """Write ``record``. ``upsert``: whether to add the record if the store does not hold it."""
 
     def remove(self, record: Record, /) -> object:
-        """Remove the record."""
+        """Remove ``record`` from the store."""
 
     def record_to_data(self, record: Record, /) -> Any:
-        """Return what the store keeps for the record."""
+        """Return ``record`` in the form in which the store keeps it."""
 
 
 class Stores(MutableSet[Any]):
-    """The stores of a record: a set that compares by identity and keeps the order of adding."""
+    """The stores of a record: an ordered set that compares stores by identity."""
 
     __slots__ = ("_stores",)
 
@@ -85,7 +88,10 @@ class Stores(MutableSet[Any]):
 
 
 class _Attribute:
-    """The attribute of a field: on a record its value, on the class the ``Field`` itself."""
+    """The descriptor for a field of a record class.
+
+    On a record it returns the field's value, on the class the ``Field`` itself.
+    """
 
     __slots__ = ("_field", "_member", "_name")
 
@@ -103,27 +109,27 @@ class _Attribute:
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(Field,))
 class Record:
-    """A record that unlike stores hold.
+    """The base class of all records. A record has a key and field values, and may be in stores.
 
-    Declare a record type by extending this class with annotated fields::
+    Declare a record type by deriving a class with annotated fields::
 
         class Customer(Record, rule="field"):
             id: int = Field(key=True)
             name: str = Field(length=120)
             born: date | None = None
 
-    Class keywords: ``name``, the name of the type on the wire (by default the class name);
-    ``rule``, how concurrent edits merge, ``"record"`` (the default) or ``"field"``; ``schema``, the
-    schema number (by default 1); ``abstract``, whether the class only passes its fields on to
-    subclasses.
+    Class keywords: ``name`` is the name of the type on the wire (by default the class name).
+    ``rule`` says how concurrent edits merge: ``"record"`` (the default) or ``"field"``. ``schema``
+    is the schema number (by default 1). ``abstract=True`` declares a class that has no records and
+    only passes its fields on to subclasses.
 
-    The values of a record are plain: checked and converted by its fields, enumerations as their
-    values, references to other records as their keys. ``record["status"]``, ``raw()`` and
-    ``changes()`` return plain values. The attribute ``record.status`` returns the member of an
-    enumeration.
+    A record stores *plain* values: checked and converted by its fields. An enumeration member is
+    stored as its value, and a reference to another record as the key of that record.
+    ``record["status"]``, ``raw()`` and ``changes()`` return plain values. The attribute
+    ``record.status`` returns the enumeration member.
 
-    Records are equal if their type names and values are. Their hash depends on the values too, so
-    do not alter a record that is in a set. Not thread-safe.
+    Two records are equal if their type names and their values are equal. The hash depends on the
+    values, so do not alter a record that is in a set. Not thread-safe.
     """
 
     __slots__ = ("__weakref__", "_base", "_new", "_stores", "_values")
@@ -132,15 +138,17 @@ class Record:
     __declared__: ClassVar[Declared]
 
     _values: dict[str, Any]
-    # The values that ``cancel`` restores: the committed ones, or those of a new record.
+    # The values that ``cancel`` restores: the last committed values, or the first values of a new
+    # record.
     _base: dict[str, Any]
     _new: bool
     _stores: Stores | None
 
     def __init__(self, /, **values: Any) -> None:
-        """Make a new record.
+        """Make a new record from field values. Missing fields get their defaults.
 
-        Raises ``FieldError`` for a wrong or missing value, ``RecordError`` for an unknown field.
+        Raises ``FieldError`` if a value does not fit its field, or is missing without a default.
+        Raises ``RecordError`` if a field is unknown or the class is abstract.
         """
         record_type = _type_of(type(self))
         loaded = record_type.load(values)
@@ -155,9 +163,13 @@ class Record:
         abstract: bool = False,
         _derived: Mapping[str, Field] | None = None,
     ) -> None:
-        """Declare a record type. Raises ``RecordError``; ``FieldError`` for a wrong default."""
+        """Declare a record type. The keywords are explained in the class docstring.
+
+        Raises ``RecordError`` if the declaration is wrong, and ``FieldError`` if a default does not
+        fit its field.
+        """
         super().__init_subclass__()
-        # Annotations may use local names of the function around the class statement.
+        # Annotations may use local names of the function that contains the class statement.
         scope = {**sys._getframe(1).f_locals, cls.__name__: cls}
         if _derived is None:
             cls.__declared__ = declared_in(cls, scope, Record)
@@ -170,7 +182,8 @@ class Record:
         fields = bind(cls, record, declared, Record)
         cls.__record__ = RecordType(cls, record, fields, rule=rule, schema=schema)
         for field in fields.values():
-            # A field of a derived type may have the name of a method; then the method stays.
+            # In a type made by ``derive``, a field may have the name of a method. The attribute
+            # then remains the method.
             existing = getattr(cls, field.name, field)
             if _derived is None or isinstance(existing, Field):
                 setattr(cls, field.name, _Attribute(field))
@@ -179,11 +192,12 @@ class Record:
     def derive(
         cls, name: str, fields: Mapping[str, Field], *, rule: Rule = "record", schema: int = 1
     ) -> type[Self]:
-        """Return a record type made without a class statement, for example for an existing table.
+        """Return a new record class, made without a class statement, for example from a table.
 
-        ``fields``: the fields by name, each with its ``type``. The names need not be identifiers:
-        ``record["name"]`` reaches a field with any name, even the name of a method. Raises
-        ``RecordError``.
+        ``name``, ``rule``, ``schema``: as the class keywords. ``fields``: the fields by name, each
+        with a ``type``. A field name may be any text, even the name of a method;
+        ``record["name"]`` gives access to every field. Raises ``RecordError`` if the declaration is
+        wrong.
         """
         caller = sys._getframe(1).f_globals.get("__name__", __name__)
         keywords = {"name": name, "rule": rule, "schema": schema, "_derived": fields}
@@ -200,11 +214,13 @@ class Record:
         stores: Iterable[RecordStore] = (),
         unknown: Unknown = "refuse",
     ) -> Self:
-        """Return a record as ``stores`` hold it. Nothing in it is dirty.
+        """Return a committed record: a record without uncommitted changes.
 
-        ``partial``: fields that are not in ``data`` are absent; otherwise they get their defaults.
-        ``unknown``: whether data for undeclared fields are refused or ignored. Raises
-        ``FieldError``, ``RecordError``.
+        ``data``: the field values by name. ``partial``: whether fields that are not in ``data`` are
+        absent from the record; otherwise they get their defaults. ``stores``: the stores that hold
+        the record. ``unknown``: whether to refuse or ignore data for undeclared fields. Raises
+        ``FieldError`` if a value does not fit or is missing, and ``RecordError`` for an undeclared
+        field.
         """
         record_type = _type_of(cls)
         loaded = record_type.load(data, partial=partial, unknown=unknown)
@@ -216,7 +232,11 @@ class Record:
     # -- values ----------------------------------------------------------------------------------
 
     def __getitem__(self, name: str) -> Any:
-        """Return the plain value of a field. Raises ``AbsentFieldError``, ``RecordError``."""
+        """Return the plain value of the field ``name``.
+
+        Raises ``AbsentFieldError`` if the record does not have the field, and ``RecordError`` if
+        the record type does not declare it.
+        """
         try:
             return self._values[name]
         except KeyError:
@@ -224,23 +244,23 @@ class Record:
         record_type = self.__record__
         record_type.field(name)
         raise AbsentFieldError(
-            f"the field {record_type.name}.{name} is absent from this record: the store that it "
-            "was read from does not hold the field",
-            hint=f"the record has {', '.join(self._values)}",
+            f"the field {record_type.name}.{name} is absent from this record, because the store "
+            "that the record was read from does not hold the field",
+            hint=f"the record has the fields {', '.join(self._values)}",
         )
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Set a field.
+        """Set the field ``name``; the value is converted if necessary.
 
-        Raises ``FieldError`` for a value that does not fit. Raises ``RecordError`` for an unknown
-        field, and for a new value of a key field of a committed record.
+        Raises ``FieldError`` if the value does not fit. Raises ``RecordError`` if the field is
+        unknown, or if the assignment would change the key of a committed record.
         """
         field = self.__record__.field(name)
         plain = field.coerce(value)
         if field.key and not self._new and not same(plain, self._base.get(name, plain)):
             raise RecordError(
                 f"{field.record}.{name}: the key of a committed record cannot change",
-                hint=f"use copy({name}=...), commit the copy, and delete this record",
+                hint=f"make a copy with copy({name}=...), commit the copy, and delete this record",
             )
         self._values[name] = plain
 
@@ -254,22 +274,25 @@ class Record:
             raise self.__record__.unknown([name])
 
     def __contains__(self, name: object) -> bool:
-        """Return whether the record has a value of that field, which may be ``None``."""
+        """Return whether the record has the field ``name``. The value may be ``None``."""
         return name in self._values
 
     @property
     def key(self) -> str:
-        """The canonical key (``RecordType.key_text``). Raises ``AbsentFieldError``."""
+        """The canonical text of the key (``RecordType.key_text``).
+
+        Raises ``AbsentFieldError`` if the record does not have a key field.
+        """
         for name in self.__record__.keys:
             self[name]
         return self.__record__.key_text(self._values)
 
     def raw(self, dirty: bool = True, store: RecordStore | None = None) -> Any:
-        """Return a copy of the plain values by field, without the absent ones.
+        """Return a copy of the plain values by field name. Absent fields are left out.
 
-        ``dirty``: whether to return the current values; otherwise the last committed ones, none for
-        a new record. ``store``: return what this store keeps for the record instead. Raises
-        ``FieldError`` for an invalid value that was put into a list or dict.
+        ``dirty``: whether to return the current values; otherwise the last committed values, which
+        are none for a new record. ``store``: if given, return the record in the form in which this
+        store keeps it. Raises ``FieldError`` if a program put an invalid value into a list or dict.
         """
         if store is not None:
             return store.record_to_data(self)
@@ -278,7 +301,11 @@ class Record:
         return {} if self._new else self.__record__.copied(self._base)
 
     def copy(self, /, **changes: Any) -> Self:
-        """Return a new record with copies of the values, except for ``changes``, in no store."""
+        """Return a new, uncommitted record with copies of the values. It is in no store.
+
+        ``changes``: field values that replace those of this record. Raises ``FieldError`` or
+        ``RecordError`` as an assignment does.
+        """
         twin = _restored(type(self), self.__record__.copied(self._values), {}, True)
         for name, value in changes.items():
             twin[name] = value
@@ -289,9 +316,9 @@ class Record:
 
     @property
     def dirty(self) -> frozenset[str]:
-        """The fields that changed since the last commit; for a new record, all that it has.
+        """The names of the fields that differ from the last commit; all fields of a new record.
 
-        Changes inside lists and dicts count. A field that was set back is not dirty.
+        Changes inside lists and dicts count.
         """
         if self._new:
             return frozenset(self._values)
@@ -302,47 +329,54 @@ class Record:
 
     @property
     def is_dirty(self) -> bool:
-        """Whether anything changed since the last commit; true for a new record."""
+        """Whether a field differs from the last commit. Always true for a new record."""
         if self._new:
             return True
         base = self._base
         return any(not same(v, base.get(name, MISSING)) for name, v in self._values.items())
 
     def changes(self) -> dict[str, Any]:
-        """Return a copy of the values of the dirty fields. Raises ``FieldError`` like ``raw``."""
+        """Return a copy of the plain values of the dirty fields, by name.
+
+        Raises ``FieldError`` if a program put an invalid value into a list or dict.
+        """
         return self.__record__.checked({name: self._values[name] for name in self.dirty})
 
     def clean(self) -> None:
-        """Mark the values as committed, without writing them. For stores; idempotent."""
+        """Mark the current values as committed. Writes nothing: stores call it after a write.
+
+        Idempotent.
+        """
         self._base = self.__record__.copied(self._values)
         self._new = False
 
     def cancel(self) -> None:
-        """Restore the committed values; in a new record, its first values. Idempotent."""
+        """Restore the last committed values, or the first values of a new record. Idempotent."""
         self._values = self.__record__.copied(self._base)
 
     def commit(self, stores: Iterable[RecordStore] | None = None) -> None:
-        """Write the record to ``stores``, by default its own, and mark it as committed.
+        """Write the record to stores one after the other, and mark it as committed.
 
-        ``stores`` become stores of the record. Blocks on them. Raises the error of the first store
-        that fails; the stores before it have been written, the record stays dirty, and another
-        commit completes the work.
+        ``stores``: by default ``self.stores``; other stores are added to ``self.stores``. Blocks
+        until all stores have answered. If a store raises, its error is raised and the later stores
+        are not written. The record stays dirty, so another commit completes the work.
         """
         base, new = self._base, self._new
         for store in list(self.stores if stores is None else stores):
             try:
                 store.update(self, upsert=True)
             finally:
-                # A store may call ``clean``, but the next store must see the changes too.
+                # A store may call ``clean``, but the next store must still see the changes.
                 self._base, self._new = base, new
             self.stores.add(store)
         self.clean()
 
     def delete(self, stores: Iterable[RecordStore] | None = None) -> None:
-        """Remove the record from ``stores``, by default its own. In no store, it is new again.
+        """Remove the record from stores one after the other.
 
-        Blocks on the stores. Raises the error of the first store that fails; the record's
-        ``stores`` are then those that still hold it.
+        ``stores``: by default ``self.stores``. A record that is in no store any more becomes new
+        again. Blocks until all stores have answered. If a store raises, its error is raised, and
+        ``self.stores`` contains the stores that still hold the record.
         """
         for store in list(self.stores if stores is None else stores):
             store.remove(self)
@@ -352,7 +386,7 @@ class Record:
 
     @property
     def stores(self) -> Stores:
-        """The stores that hold the record. The set may be altered."""
+        """The stores that hold the record. Programs may add and remove stores in this set."""
         if self._stores is None:
             self._stores = Stores()
         return self._stores
@@ -401,12 +435,18 @@ class Record:
 
 
 def values_of(record: Record) -> Mapping[str, Any]:
-    """Return the plain values of a record, not copied. Read them at once; do not alter them."""
+    """Return the plain values of a record by name. Faster than ``raw``, because nothing is copied.
+
+    Do not alter the result, and do not keep it: it changes with the record.
+    """
     return record._values
 
 
 def _restored(cls: type[R], values: dict[str, Any], base: dict[str, Any], new: bool) -> R:
-    """Return a record in that state and in no store: stores are neither copied nor pickled."""
+    """Return a record with these values, in no store. For copying and pickling records.
+
+    ``base``: the values that ``cancel`` restores. ``new``: whether the record is uncommitted.
+    """
     record = cls.__new__(cls)
     record._become(values, base, new, None)
     return record
@@ -417,6 +457,6 @@ def _type_of(cls: type[Record]) -> RecordType:
         return cls.__record__
     except AttributeError:
         raise RecordError(
-            f"the record type {cls.__name__} is abstract, so it has no records",
-            hint="declare a subclass of it",
+            f"the record type {cls.__name__} is abstract, so it cannot have records",
+            hint=f"declare a subclass of {cls.__name__} and use the subclass",
         ) from None

@@ -1,4 +1,4 @@
-"""The record type: its fields and its key, and the check of a record's values."""
+"""The record type: the fields and the key of records, and the check of their values."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from eventsync.values.packing import freeze
 __all__ = ["RecordType", "Rule", "Unknown", "content_hash", "same"]
 
 Rule: TypeAlias = Literal["record", "field"]
-"""How concurrent edits of one record merge: by whole records, or field by field."""
+"""How concurrent edits of one record merge: as whole records, or field by field."""
 
 Unknown: TypeAlias = Literal["refuse", "ignore"]
-"""Whether data for fields that are not declared are refused or ignored."""
+"""What to do with data for undeclared fields."""
 
 
 _Checks: TypeAlias = list[tuple[str, Callable[[Any], bool]]]
-"""For each field whose values need one, the check of a value that has the right class."""
+"""Pairs of a field name and the check of its value, for the fields that need a check.
 
-# The most layouts of data that a record type remembers; hostile ones must not fill the memory.
+A check assumes that the value has the class of the field.
+"""
+
+# The limit on the layouts of data that a record type remembers: hostile data must not fill memory.
 _MAX_LAYOUTS: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 
 
 class RecordType:
-    """The description of a record type; for a class ``Customer`` it is ``Customer.__record__``.
+    """The description of a record type. For a class ``Customer`` it is ``Customer.__record__``.
 
-    Immutable, hence thread-safe. ``name``: the name on the wire. ``cls``: the class of its records.
-    ``fields``: the fields by name, in the order of declaration. ``keys``: the names of the fields
-    that identify a record. ``rule``: how concurrent edits merge. ``schema``: the schema number.
+    Immutable, hence thread-safe. ``name``: the name on the wire. ``cls``: the class of the records.
+    ``fields``: the fields by name, in the order of declaration. ``keys``: the names of the key
+    fields. ``rule``: how concurrent edits merge. ``schema``: the schema number.
     """
 
     __slots__ = (
@@ -60,7 +63,10 @@ class RecordType:
     def __init__(
         self, cls: type[Any], name: str, fields: Mapping[str, Field], *, rule: Rule, schema: int
     ) -> None:
-        """Make a record type of bound fields. Raises ``RecordError`` for a wrong declaration."""
+        """Make a record type. ``fields``: bound fields by name.
+
+        Raises ``RecordError`` if the name, the rule, the schema number or a key field is invalid.
+        """
         self.cls = cls
         self.name = name
         self.fields = MappingProxyType(dict(fields))
@@ -76,19 +82,24 @@ class RecordType:
     def _check(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise RecordError(
-                f"the name {self.name!r} is not valid for a record type",
+                f"a record type cannot have the name {self.name!r}",
                 hint="use up to 128 letters, digits, '_', '.' and '-', the first a letter or '_'",
             )
         if self.rule not in ("record", "field"):
-            raise RecordError(f"{self.name}: rule is {self.rule!r}; it must be 'record' or 'field'")
+            raise RecordError(
+                f"the rule of record type {self.name} is {self.rule!r}; it must be 'record' or "
+                "'field'"
+            )
         if type(self.schema) is not int or self.schema < 0:
             raise RecordError(
-                f"{self.name}: schema is {self.schema!r}; it must be an integer of at least 0"
+                f"the schema number of record type {self.name} is {self.schema!r}; it must be an "
+                "integer of at least 0"
             )
         if not self.keys:
             raise RecordError(
-                f"{self.name} has no key field, so its records cannot be told apart",
-                hint="declare one with Field(key=True), or declare the class with abstract=True",
+                f"the record type {self.name} has no key field, so nothing identifies its records",
+                hint="declare a key field with Field(key=True), or declare the class with "
+                "abstract=True",
             )
         for name in self.keys:
             field = self.fields[name]
@@ -98,9 +109,9 @@ class RecordType:
                 hint = f"use one of {', '.join(kind.__name__ for kind in key.CODERS)}"
             elif field.optional:
                 problem = "a key field cannot be optional"
-                hint = "remove None from its type"
+                hint = "remove None from the type of the field"
             elif field.secret:
-                problem = "a key field cannot be secret: keys are in every envelope and log"
+                problem = "a key field cannot be secret, because envelopes and logs show keys"
                 hint = "remove secret=True, or choose another field as the key"
             if problem:
                 raise RecordError(f"{self.name}.{name}: {problem}", hint=hint)
@@ -111,7 +122,7 @@ class RecordType:
     # -- values ----------------------------------------------------------------------------------
 
     def field(self, name: str) -> Field:
-        """Return the field of that name. Raises ``RecordError`` if there is none."""
+        """Return the field with this name. Raises ``RecordError`` if there is none."""
         try:
             return self.fields[name]
         except KeyError:
@@ -120,12 +131,13 @@ class RecordType:
     def load(
         self, data: Mapping[str, Any], *, partial: bool = False, unknown: Unknown = "refuse"
     ) -> dict[str, Any]:
-        """Return the plain values of ``data``, converted and checked.
+        """Return the field values in ``data`` as plain values: checked, and converted if necessary.
 
-        An absent field gets its default, or stays absent if ``partial``. Idempotent. The result
-        shares no list or dict with ``data``. Raises ``FieldError`` for a value that does not fit
-        and for an absent field without default. Raises ``RecordError`` for an undeclared field,
-        unless ``unknown`` says to ignore it.
+        ``partial``: whether fields that ``data`` lacks are left out; otherwise they get their
+        defaults. ``unknown``: whether to refuse or ignore undeclared fields. Idempotent. The result
+        is a new dict and shares no list or dict with ``data``. Raises ``FieldError`` if a value
+        does not fit, or if a missing field has no default. Raises ``RecordError`` if an undeclared
+        field is refused.
         """
         plan = self._plan
         if (partial or len(data) == len(plan)) and self.fits(data):
@@ -149,9 +161,10 @@ class RecordType:
         return loaded
 
     def fits(self, data: Mapping[str, Any]) -> bool:
-        """Return whether ``load`` would return ``data``, which may be partial, as they are.
+        """Return whether ``load`` would return ``data`` without converting a value. Thread-safe.
 
-        It also returns ``False`` where it cannot tell, as with lists and dicts. Thread-safe.
+        ``data``: values of all fields or of some fields, by name. Always returns ``False`` if
+        ``data`` contain a field that is not scalar (``Field.scalar``), such as a list.
         """
         checks = self._checks_of(data)
         if checks is None:
@@ -162,8 +175,11 @@ class RecordType:
         return True
 
     def _checks_of(self, data: Mapping[Any, Any]) -> _Checks | None:
-        """Return the checks for the values of ``data``; ``None`` if a field or a class is wrong."""
-        # Thousands of bodies have one of a few layouts, so the checks of each are remembered.
+        """Return the checks that the values of ``data`` must pass.
+
+        Returns ``None`` if a field is unknown or not scalar, or if a value has the wrong class.
+        """
+        # Data have few different layouts (names and classes), so their checks are remembered.
         layout = (*data, *map(type, data.values()))
         try:
             return self._layouts[layout]
@@ -188,27 +204,33 @@ class RecordType:
         return checks
 
     def coerce(self, field: Field | str, value: Any) -> Any:
-        """Return the plain value for ``value`` in that field. Raises ``FieldError``."""
+        """Return ``value``, converted to a plain value of ``field`` if necessary.
+
+        ``field``: a field or its name. Raises ``FieldError`` if the value does not fit.
+        """
         return self._of(field).coerce(value)
 
     def default_for(self, field: Field | str) -> Any:
-        """Return the default of a field. Raises ``FieldError`` if it has none."""
+        """Return the default of ``field``, given as a field or its name.
+
+        Raises ``FieldError`` if the field has no default.
+        """
         field = self._of(field)
         if field.required:
             raise field.error(
-                MISSING, field.expected, hint="the field has no default, so give it a value"
+                MISSING, field.expected, hint="the field has no default, so pass a value for it"
             )
         return field.make_default()
 
     def wire(self, record: Any) -> dict[str, Any]:
-        """Return the plain values of ``record``, as ``record.raw()`` does."""
+        """Return a copy of the plain values of ``record`` by field name: ``record.raw()``."""
         plain: dict[str, Any] = record.raw()
         return plain
 
     def checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a deep copy of a record's values, with its lists and dicts checked again.
+        """Return a deep copy of a record's plain values. Lists and dicts are checked again.
 
-        A program may have put invalid values into them. Raises ``FieldError``.
+        Raises ``FieldError`` if a program put an invalid value into a list or dict.
         """
         copied = dict(values)
         for name in self._containers:
@@ -217,7 +239,7 @@ class RecordType:
         return copied
 
     def copied(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a deep copy of a record's values, unchecked."""
+        """Return a deep copy of a record's plain values. Does not check them."""
         copied = dict(values)
         for name in self._containers:
             if name in copied:
@@ -232,13 +254,13 @@ class RecordType:
         stores: Iterable[Any] = (),
         unknown: Unknown = "refuse",
     ) -> Any:
-        """Return a record as ``stores`` hold it; see ``Record.load``."""
+        """Return a committed record of this type. Arguments and errors as in ``Record.load``."""
         return self.cls.load(data, partial=partial, stores=stores, unknown=unknown)
 
     def unknown(self, names: Iterable[Any]) -> RecordError:
-        """Return the error that these fields are not declared."""
+        """Return, but do not raise, the error that this type has no fields with these names."""
         shown = ", ".join(repr(name) for name in names)
-        hint = f"its fields are {', '.join(self.fields)}"
+        hint = f"the fields are {', '.join(self.fields)}"
         return RecordError(f"{self.name} has no field {shown}", hint=hint)
 
     def _of(self, field: Field | str) -> Field:
@@ -247,11 +269,12 @@ class RecordType:
     # -- keys ------------------------------------------------------------------------------------
 
     def key_text(self, values: Mapping[str, Any]) -> str:
-        """Return the canonical key of a record with these values. Equal keys have equal texts.
+        """Return the canonical key of a record. Equal keys have equal texts.
 
-        It joins the texts of the key fields by ``/``; in each of them ``%`` and ``/`` are
-        percent-escaped. Raises ``FieldError`` for a value that is absent or does not fit, and for a
-        key of more than 512 characters.
+        ``values``: field values by name, which must contain the key fields. The key consists of the
+        texts of the key fields, joined by ``/``; in each text, ``%`` and ``/`` are percent-escaped.
+        Raises ``FieldError`` if a key field is missing or does not fit, or if the key has more than
+        512 characters.
         """
         texts = []
         for field, encode, _ in self._coders:
@@ -268,10 +291,11 @@ class RecordType:
         return text
 
     def key_of(self, value: Any) -> str:
-        """Return the canonical key for ``value``.
+        """Return the canonical key that consists of the key field values in ``value``.
 
         ``value``: the value of the only key field, a tuple or list of values in the order of
-        ``keys``, or a mapping by field name. Raises ``FieldError``.
+        ``keys``, or a mapping of field names to values. Raises ``FieldError`` if a value is missing
+        or does not fit.
         """
         if isinstance(value, Mapping):
             return self.key_text(value)
@@ -282,9 +306,9 @@ class RecordType:
         return self.key_text(dict(zip(self.keys, value, strict=True)))
 
     def key_values(self, text: str) -> dict[str, Any]:
-        """Return the values of the key fields for a canonical key: the inverse of ``key_text``.
+        """Return the values of the key fields in a canonical key. The inverse of ``key_text``.
 
-        Raises ``FieldError`` for a text that ``key_text`` never returns.
+        Raises ``FieldError`` if ``text`` is not a canonical key of this record type.
         """
         if type(text) is str and len(text) <= key.MAX_LENGTH:
             parts = key.split(text)
@@ -294,7 +318,8 @@ class RecordType:
                         field.name: field.coerce(decode(part))
                         for part, (field, _, decode) in zip(parts, self._coders, strict=True)
                     }
-                    # Other texts of a key are refused, or one record could have two versions.
+                    # Only the canonical text is accepted. If a record had two keys, the index could
+                    # hold two versions of it.
                     if self.key_text(values) == text:
                         return values
                 except (ValueError, ArithmeticError, LookupError, FieldError):
@@ -303,9 +328,10 @@ class RecordType:
         raise self._key_error(text, f"a key ({expected})")
 
     def key_columns(self, texts: Sequence[str]) -> list[Sequence[Any]] | None:
-        """Return for each key field its values in many keys, in less time than ``key_values``.
+        """Return, for each key field, its values in many keys. Faster than ``key_values``.
 
-        Returns ``None`` if one of ``texts`` is no key, or must be read by itself.
+        Returns ``None`` if ``texts`` is empty or contains a text that is not a canonical key, or
+        that needs ``key_values``.
         """
         columns: list[Sequence[Any]] = []
         try:
@@ -331,7 +357,7 @@ class RecordType:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Return whether two plain values have the same class and are equal; 1 and 1.0 differ."""
+    """Return whether two plain values have the same class and are equal. 1 and 1.0 are not."""
     if one is other:
         return True
     kind = type(one)
@@ -347,7 +373,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def content_hash(value: Any) -> int:
-    """Return a hash of a plain value. Values that are the ``same`` have equal hashes."""
+    """Return a hash of a plain value. Two values for which ``same`` is true have equal hashes."""
     if type(value) is dict:
         return hash(frozenset((name, content_hash(item)) for name, item in value.items()))
     if type(value) is list:

@@ -1,7 +1,8 @@
 """Conversions of foreign values to the scalar classes that fields may have.
 
-Each raises ``ValueError``, ``TypeError``, ``ArithmeticError`` or ``LookupError`` for a value that
-it cannot convert without loss. A subclass of the class becomes a plain value of the class.
+Each function raises ``ValueError``, ``TypeError``, ``ArithmeticError`` or ``LookupError`` if a
+value cannot be converted without loss. An instance of a subclass is converted to an instance of the
+class itself.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ __all__ = [
 ]
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]+")
-# Python refuses to read more digits than this from text. A decimal's exponent must not evade that.
+# Python refuses to convert longer texts to integers. The same limit applies to decimals here, so
+# that a decimal with a large exponent cannot become a huge integer.
 _MAX_DIGITS: Final = 4300
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 def _text(value: Any) -> str | None:
-    """Return text, or UTF-8 bytes as Redis and files give them, as ``str``; else ``None``."""
+    """Return a string, or UTF-8 bytes, as ``str``; ``None`` for any other value.
+
+    Redis and files return texts as bytes.
+    """
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, bytes | bytearray | memoryview):
@@ -44,13 +49,13 @@ def _text(value: Any) -> str | None:
 def _some_text(value: Any) -> str:
     text = _text(value)
     if text is None or "_" in text:
-        # Only Python allows underscores in the text of a number.
+        # Python accepts underscores in the text of a number; eventsync does not.
         raise ValueError
     return text.strip()
 
 
 def to_int(value: Any) -> int:
-    """Convert a number without a fraction, or decimal digits."""
+    """Convert ``value`` to an integer. Accepts numbers without a fraction, and decimal digits."""
     if isinstance(value, bool):
         raise TypeError
     if isinstance(value, int):
@@ -69,7 +74,7 @@ def to_int(value: Any) -> int:
 
 
 def to_float(value: Any) -> float:
-    """Convert a number, or its text; not NaN."""
+    """Convert ``value`` to a float. Accepts numbers and their texts, but not NaN."""
     if isinstance(value, bool):
         raise TypeError
     number = float(value if isinstance(value, float | int | Decimal) else _some_text(value))
@@ -79,11 +84,11 @@ def to_float(value: Any) -> float:
 
 
 def to_decimal(value: Any) -> Decimal:
-    """Convert a finite number, or its text."""
+    """Convert ``value`` to a decimal. Accepts finite numbers and their texts."""
     if isinstance(value, bool):
         raise TypeError
     if isinstance(value, float):
-        # Through its text 0.1 stays 0.1; directly it would get all digits of its binary form.
+        # Converted by way of its text, 0.1 stays 0.1. ``Decimal(0.1)`` has 55 digits.
         value = float.__repr__(value)
     number = Decimal(value if isinstance(value, int | Decimal) else _some_text(value))
     if not number.is_finite():
@@ -92,7 +97,7 @@ def to_decimal(value: Any) -> Decimal:
 
 
 def to_bool(value: Any) -> bool:
-    """Convert a boolean, 0, 1, or the text of one of these."""
+    """Convert ``value`` to a boolean. Accepts booleans, 0, 1, and the texts of these."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -103,7 +108,7 @@ def to_bool(value: Any) -> bool:
 
 
 def to_str(value: Any) -> str:
-    """Convert text that has a UTF-8 form, or bytes in UTF-8."""
+    """Convert ``value`` to a string. Accepts strings that UTF-8 can encode, and UTF-8 bytes."""
     text = _text(value)
     if text is None:
         raise TypeError
@@ -113,7 +118,7 @@ def to_str(value: Any) -> str:
 
 
 def is_text(value: str) -> bool:
-    """Return whether ``value`` has a UTF-8 form: a lone surrogate has none."""
+    """Return whether UTF-8 can encode ``value``. It cannot encode lone surrogates."""
     if value.isascii():
         return True
     try:
@@ -124,14 +129,17 @@ def is_text(value: str) -> bool:
 
 
 def to_bytes(value: Any) -> bytes:
-    """Convert bytes of any class."""
+    """Convert ``value`` to bytes. Accepts ``bytes``, ``bytearray`` and ``memoryview``."""
     if not isinstance(value, bytes | bytearray | memoryview):
         raise TypeError
     return bytes(value)
 
 
 def to_date(value: Any) -> dt.date:
-    """Convert a date, a datetime at midnight without zone, or the ISO 8601 text of one of these."""
+    """Convert ``value`` to a date.
+
+    Accepts dates, datetimes at midnight without a zone, and the ISO 8601 texts of these.
+    """
     if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
         return dt.date(value.year, value.month, value.day)
     moment = to_datetime(value)
@@ -141,7 +149,7 @@ def to_date(value: Any) -> dt.date:
 
 
 def to_time(value: Any) -> dt.time:
-    """Convert a time, or its ISO 8601 text."""
+    """Convert ``value`` to a time. Accepts times and their ISO 8601 texts."""
     if not isinstance(value, dt.time):
         value = dt.time.fromisoformat(_some_text(value))
     return dt.time(
@@ -150,7 +158,7 @@ def to_time(value: Any) -> dt.time:
 
 
 def to_datetime(value: Any) -> dt.datetime:
-    """Convert a datetime, a date, or the ISO 8601 text of one of these."""
+    """Convert ``value`` to a datetime. Accepts datetimes, dates, and their ISO 8601 texts."""
     if isinstance(value, dt.datetime):
         return dt.datetime(
             value.year,
@@ -169,7 +177,7 @@ def to_datetime(value: Any) -> dt.datetime:
 
 
 def to_uuid(value: Any) -> UUID:
-    """Convert a UUID, its text, or its 16 bytes."""
+    """Convert ``value`` to a UUID. Accepts UUIDs, their texts, and their 16 bytes."""
     if isinstance(value, UUID):
         return UUID(int=value.int)
     if isinstance(value, bytes | bytearray | memoryview) and len(bytes(value)) == 16:

@@ -1,4 +1,4 @@
-"""The view: which fields of a record type a store holds, under which names, and which records."""
+"""The view: how a store holds a record type: which fields, under which names, and which records."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["BoundView", "Convert", "View"]
 
 @dataclass(slots=True, frozen=True)
 class Convert:
-    """A conversion of one field's values. Each of its functions must be the other's inverse.
+    """A conversion of the values of one field between the record and the store.
 
-    ``to_store``: returns what the store keeps for a field's value. ``to_record``: returns the
-    field's value for what the store keeps. If the field is optional, both must take ``None``.
+    ``to_store``: a function that returns the store's value for a field value. ``to_record``: the
+    inverse function. If the field is optional, both functions must accept ``None``.
     """
 
     to_store: Callable[[Any], Any]
@@ -27,13 +27,16 @@ class Convert:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class View:
-    """The part of a record type that a store holds. Without arguments: all of every record.
+    """The part of a record type that a store holds. By default all fields of all records.
 
-    ``only``, or ``omit``: the fields that the store holds, or does not hold. ``rename``: the
-    store's name of a field. ``constant``: additional values that every record gets in the store, by
-    the store's names. ``convert``: conversions by field. ``where``: the records that the store
-    holds, as a filter (``eventsync.records.query``). The filter may use fields that the store does
-    not hold. A record that stops matching is removed from this store only.
+    - ``only``: the names of the fields that the store holds. ``omit``: the names of the fields that
+      it does not hold. Give at most one of these two.
+    - ``rename``: field name -> name of the field in the store.
+    - ``constant``: name in the store -> additional value that every new record gets there.
+    - ``convert``: field name -> conversion of its values.
+    - ``where``: a filter (``eventsync.records.query``) for the records that the store holds. It may
+      use fields that the store does not hold. A record that no longer matches is removed from this
+      store, but not from other stores.
     """
 
     only: Iterable[str] | None = None
@@ -44,7 +47,11 @@ class View:
     where: Mapping[str, Any] | None = None
 
     def bind(self, record_type: RecordType) -> BoundView:
-        """Return this view, bound to ``record_type``. Raises ``ConfigError`` if it does not fit."""
+        """Return this view, bound to ``record_type``.
+
+        Raises ``ConfigError`` if the view does not fit the record type, and ``FilterError`` if
+        ``where`` is not a valid filter.
+        """
         return BoundView(self, record_type)
 
 
@@ -67,29 +74,32 @@ class BoundView:
             for name in names:
                 if name not in known:
                     raise self._error(
-                        f"{what} names the field {name!r}, which is not declared",
+                        f"the argument {what} contains the field {name!r}, which is not declared",
                         hint=f"the fields of {record_type.name} are {', '.join(known)}",
                     )
         if only is not None and omit:
-            raise self._error("only and omit are both given", hint="use one of them")
+            raise self._error(
+                "the arguments only and omit are both given", hint="give only one of the two"
+            )
         self.fields: tuple[str, ...] = tuple(
             name for name in known if name not in omit and (only is None or name in only)
         )
-        """The fields that the store holds, in the order of declaration."""
+        """The names of the fields that the store holds, in the order of declaration."""
         for name in record_type.keys:
             if name not in self.fields:
                 raise self._error(
-                    f"the key field {name!r} is left out, so no record could be found",
-                    hint="a view must hold every key field",
+                    f"the key field {name!r} is left out, but a view must contain all key fields",
+                    hint=f"add {name!r} to only, or remove the field from omit",
                 )
         self.names: dict[str, str] = {name: rename.get(name, name) for name in self.fields}
-        """The store's name of each field that it holds."""
+        """Field name -> name of the field in the store, for the fields that the store holds."""
         self.constant: dict[str, Any] = dict(view.constant or {})
         taken: dict[str, str] = {}
         for name, stored in [*self.names.items(), *((f"constant {c}", c) for c in self.constant)]:
             if stored in taken:
                 raise self._error(
-                    f"{taken[stored]!r} and {name!r} have the same name {stored!r} in the store"
+                    f"{taken[stored]!r} and {name!r} have the same name {stored!r} in the store",
+                    hint="give one of them another name with rename",
                 )
             taken[stored] = name
         self.convert: dict[str, Convert] = {n: c for n, c in convert.items() if n in self.fields}
@@ -97,34 +107,34 @@ class BoundView:
             Filter.parse(view.where, record_type) if view.where is not None else None
         )
         self.partial: bool = len(self.fields) < len(known)
-        """Whether the store lacks some fields of the record type."""
+        """Whether the store does not hold all fields of the record type."""
         judged = self.where.fields if self.where else frozenset()
         self.judged: frozenset[str] = judged
-        """The fields that the filter ``where`` reads."""
+        """The names of the fields that the filter ``where`` reads."""
         self.needed: tuple[str, ...] = tuple(
             name
             for name in known
             if name not in record_type.keys and (name in self.names or name in judged)
         )
-        """The fields, except the key's, whose values must be known to write a record."""
+        """The names of the fields whose values must be known to write a record, without the key."""
         self.wanted: frozenset[str] = frozenset(self.needed)
-        """The same as ``needed``, as a set."""
+        """The names in ``needed``, as a set."""
         self.optional: tuple[str, ...] = tuple(n for n in self.fields if known[n].optional)
-        """The fields that the store holds and that may be ``None``."""
+        """The names of the fields that the store holds and whose value may be ``None``."""
         self._plain = not self.convert and all(n == s for n, s in self.names.items())
 
     def _error(self, message: str, *, hint: str = "") -> ConfigError:
-        return ConfigError(f"view of {self.record_type.name}: {message}", hint=hint)
+        return ConfigError(f"the view of {self.record_type.name}: {message}", hint=hint)
 
     def matches(self, values: Mapping[str, Any]) -> bool:
-        """Return whether the store holds a record with these field values."""
+        """Return whether a record with these field values matches the filter of the view."""
         return self.where is None or self.where.matches(values)
 
     def to_store(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part of ``values`` that the store holds, converted, under the store's names.
+        """Return those of ``values`` that the store holds, converted and by the store's names.
 
-        Constants are left out, because they are written when a record is added. Raises
-        ``RejectedError``, which names the field, if a conversion fails.
+        ``values``: field values by name. Constants are not included, because only adding a record
+        writes them. Raises ``RejectedError`` if a conversion fails.
         """
         if self._plain:
             return {name: values[name] for name in self.fields if name in values}
@@ -139,10 +149,10 @@ class BoundView:
         return stored
 
     def to_record(self, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the field values, converted and checked, for what the store holds.
+        """Return the plain field values that the store's values stand for, by field name.
 
-        Other data in ``stored`` are left out. Raises ``RejectedError`` if a conversion fails, and
-        ``FieldError`` if a value does not fit its field.
+        ``stored``: values by the store's names; other names are ignored. Raises ``RejectedError``
+        if a conversion fails, and ``FieldError`` if a value does not fit its field.
         """
         values = {}
         for name, store_name in self.names.items():
@@ -161,7 +171,7 @@ class BoundView:
             raise
         except Exception as error:
             raise RejectedError(
-                f"{self.record_type.name}.{name}: the view's conversion {which} raised "
-                f"{type(error).__name__}: {error}",
-                hint="correct the conversion, then replay the dead letter",
+                f"{self.record_type.name}.{name}: the function {which} of the view's conversion "
+                f"raised {type(error).__name__}: {error}",
+                hint="correct the function; if a change became a dead letter, replay it",
             ) from error

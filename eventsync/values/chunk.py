@@ -1,4 +1,4 @@
-"""Chunks: many items in parts of limited size, as statements and messages can take them."""
+"""Chunks: a long sequence of items, cut into lists of limited length."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield ``items`` in lists of ``size``; the last one may be shorter.
+    """Yield ``items`` in lists of ``size`` items; the last list may be shorter.
 
-    ``itertools.batched`` replaces this from Python 3.12 on.
+    Python 3.12 has ``itertools.batched`` for the same purpose.
     """
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):

@@ -1,7 +1,7 @@
-"""Packing: the values that a record may carry, encoded as msgpack bytes; and their digests.
+"""Packing: encodes the values that a record may carry as msgpack bytes, and computes digests.
 
-A value *may travel* if it is of one of the types below and within the limits. ``unpacking`` decodes
-the bytes.
+A value *may travel* if it has one of the types below and is within the limits of this module.
+``unpacking`` decodes the bytes.
 
 Native msgpack: nil, bool, integers of 64 bits, float 64, str, bin, array, map with string keys.
 Every other type is an extension type with a payload that any language can read:
@@ -72,20 +72,20 @@ __all__ = [
 _T = TypeVar("_T")
 
 MAX_DEPTH: Final = 16
-"""The most levels of maps and arrays."""
+"""The limit on the levels of maps and arrays inside one another."""
 
 MAX_ENTRIES: Final = 1024
-"""The most entries that one map or array may have."""
+"""The limit on the entries of one map or array."""
 
 NO_BODY: Final = bytes(32)
-"""The digest of a delete, which has no body."""
+"""The digest that the stamp of a delete has, because a delete has no body."""
 
-# Limits that stop a few bytes on the wire from becoming gigabytes of digits.
+# Without these limits, a few bytes on the wire could become a number with gigabytes of digits.
 MAX_DECIMAL: Final = 1024
-"""The most characters of a decimal, and the most places between its first digit and its point."""
+"""The limit on the characters of a decimal, and on the places from its first digit to its point."""
 
 MAX_BIGINT: Final = 512
-"""The most bytes that an integer may have."""
+"""The limit on the bytes of an integer."""
 
 # The extension types.
 DECIMAL_CODE: Final = 1
@@ -96,34 +96,35 @@ AWARE_CODE: Final = 5
 UUID_CODE: Final = 6
 BIGINT_CODE: Final = 7
 
-# The types whose values msgpack encodes without our help.
+# The types that msgpack encodes without the hook ``_encode_special``, except integers beyond 64
+# bits.
 _NATIVE: Final = frozenset({str, int, bool, type(None), bytes})
 PLAIN: Final = frozenset({str, int, bool, type(None), bytes, dt.date, UUID})
-"""The types of which every value may travel. ``float`` is not one of them, because of NaN."""
+"""The types whose values need no check. ``float`` is not among them, because NaN may not travel."""
 
 TEXTS: Final = frozenset({str})
-"""The types that a key of a map may have."""
+"""The only type that the keys of a map may have, as a set for ``issuperset``."""
 
 _UTC: Final = dt.UTC
-# The context of the running thread rounds to 28 digits; this one is exact.
+# The default decimal context rounds to 28 digits; this context does not round.
 _EXACT: Final = decimal.Context(
     prec=decimal.MAX_PREC, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX, traps=[]
 )
 
 
 def refused(message: str) -> ValueRefusedError:
-    """Return the error for a value that may not travel, or for bytes that are no value."""
+    """Return, but do not raise, a ``ValueRefusedError`` with a hint at the documentation."""
     return ValueRefusedError(message, hint="see 'Values' in docs/envelope.md for what may travel")
 
 
-# Makes an ``ExtType`` without the checks of its constructor, because our codes are valid.
+# Makes an ``ExtType`` without the checks of its constructor. The codes of this module are valid.
 _ext: Final[Callable[[tuple[int, bytes]], Any]] = partial(tuple.__new__, msgpack.ExtType)
 
 
 def check(value: Any, *, depth: int = 0) -> None:
     """Raise ``ValueRefusedError`` unless ``value`` and everything inside it may travel.
 
-    ``depth``: the number of maps and arrays around it.
+    ``depth``: the number of maps and arrays that contain ``value``.
     """
     kind = type(value)
     if kind in PLAIN:
@@ -131,7 +132,7 @@ def check(value: Any, *, depth: int = 0) -> None:
     if kind is float:
         if value != value:
             raise refused(
-                "NaN cannot travel: it does not equal itself, so stores would never agree on it"
+                "NaN cannot travel: NaN does not equal itself, so stores would never agree on it"
             )
         return
     if kind is dict or kind is list:
@@ -150,7 +151,7 @@ def _unknown(kind: type) -> ValueRefusedError:
 
 
 def _decimal_text(number: Decimal) -> str:
-    """Return the text of a decimal. Raise ``ValueRefusedError`` if it may not travel."""
+    """Return the text of a decimal. Raises ``ValueRefusedError`` if the decimal may not travel."""
     if not number.is_finite():
         raise refused(f"Decimal {number} cannot travel: only finite decimals can")
     if abs(number.adjusted()) <= MAX_DECIMAL and len(text := str(number)) <= MAX_DECIMAL:
@@ -178,7 +179,7 @@ def _check_container(value: dict[Any, Any] | list[Any], depth: int) -> None:
 def _decimal_extension(number: Decimal) -> tuple[int, bytes]:
     text = _decimal_text(number)
     if "E+" in text or (text[0] == "-" and not number):
-        # Even stores that keep every digit write 1E+3 as 1000, and zero without a sign.
+        # Some stores keep every digit, but return 1E+3 as 1000 and -0 as 0.
         text = format(number if number else abs(number), "f")
     return DECIMAL_CODE, text.encode()
 
@@ -201,7 +202,7 @@ def _uuid_extension(uuid: UUID) -> tuple[int, bytes]:
     return UUID_CODE, uuid.int.to_bytes(16, "big")
 
 
-# For each type that is encoded as an extension type, the function that returns code and payload.
+# Python type -> function that returns the code and the payload of the extension type.
 _EXTENSIONS: Final[dict[type, Callable[[Any], tuple[int, bytes]]]] = {
     Decimal: _decimal_extension,
     dt.date: _date_extension,
@@ -212,7 +213,7 @@ _EXTENSIONS: Final[dict[type, Callable[[Any], tuple[int, bytes]]]] = {
 
 
 def _encode_special(value: Any) -> Any:
-    """Encode a value that msgpack cannot encode by itself; the hook of its packer."""
+    """Encode a value that msgpack has no native type for. The packer calls this as its hook."""
     kind = type(value)
     if kind in _EXTENSIONS:
         return _ext(_EXTENSIONS[kind](value))
@@ -225,10 +226,13 @@ def _encode_special(value: Any) -> Any:
 
 
 def _encode_canonical(value: Any) -> Any:
-    """Encode as ``_encode_special`` does, but give equal decimals (1.10 and 1.1) equal bytes."""
+    """Encode a value as ``_encode_special`` does, but give equal decimals equal bytes.
+
+    For example, 1.10 and 1.1 get the same bytes.
+    """
     if type(value) is Decimal:
         plain = value.normalize(_EXACT)
-        # Stores lose the sign and the exponent of a zero, so these must make no difference.
+        # Stores lose the sign and the exponent of a zero, so every zero gets the same bytes.
         return _ext((DECIMAL_CODE, str(plain).encode() if plain else b"0"))
     return _encode_special(value)
 
@@ -236,22 +240,22 @@ def _encode_canonical(value: Any) -> Any:
 def pack(value: Any) -> bytes:
     """Encode ``value`` as msgpack bytes. Thread-safe.
 
-    Raises ``ValueRefusedError`` if it may not travel (see ``check``).
+    Raises ``ValueRefusedError`` if ``value`` may not travel (see ``check``).
     """
     check(value)
     return _packed(_packer.pack, value)
 
 
 def pack_own(value: Any) -> bytes:
-    """Encode a ``value`` that is known to be valid: as ``pack`` does, without ``check``.
+    """Encode ``value`` as ``pack`` does, but without ``check``. Thread-safe.
 
-    Thread-safe.
+    Use this only for a value that is known to be valid.
     """
     return _packed(_packer.pack, value)
 
 
 class _Packer(threading.local):
-    """The msgpack packers of one thread. They keep their buffers from value to value."""
+    """The msgpack packers of one thread. Each packer reuses its buffer for the next value."""
 
     def __init__(self) -> None:
         self.pack: Callable[[Any], bytes] = msgpack.Packer(default=_encode_special).pack
@@ -262,7 +266,7 @@ _packer: Final = _Packer()
 
 
 def _packed(pack: Callable[[Any], _T], value: Any) -> _T:
-    """Call ``pack`` with ``value``. Raises only ``ValueRefusedError``."""
+    """Return ``pack(value)``. Raises ``ValueRefusedError`` if ``value`` cannot be encoded."""
     try:
         return pack(value)
     except UnicodeEncodeError as error:
@@ -272,7 +276,7 @@ def _packed(pack: Callable[[Any], _T], value: Any) -> _T:
 
 
 def _canonical(value: Any) -> Any:
-    """Return ``value`` with the keys of every map in order and no negative zero."""
+    """Return a copy of ``value`` with the keys of every map sorted and every -0.0 made 0.0."""
     if type(value) is dict:
         return {key: _canonical(value[key]) for key in sorted(value)}
     if type(value) is list:
@@ -285,9 +289,8 @@ def _canonical(value: Any) -> Any:
 def pack_body(body: Mapping[str, Any]) -> bytes:
     """Encode the field values of a record in their canonical form. Thread-safe.
 
-    The keys of every map are in order, zeros have no sign, and datetimes with a zone are in UTC.
-    Values that a store returns as it got them have the same bytes again. Raises
-    ``ValueRefusedError`` if a value may not travel.
+    The keys of every map are sorted, zeros have no sign, and datetimes with a zone are in UTC. The
+    same values always give the same bytes. Raises ``ValueRefusedError`` if a value may not travel.
     """
     if len(body) > MAX_ENTRIES or not TEXTS.issuperset(map(type, body)):
         _check_container(dict(body), 1)  # raises the error that says what is wrong
@@ -306,7 +309,10 @@ def _pack_ordered(body: Mapping[str, Any]) -> bytes:
 
 
 def _form(item: Any, kind: type) -> Any:
-    """Return a value of a body, of the type ``kind``, in a form that msgpack can encode."""
+    """Return ``item``, a field value of type ``kind``, in a form that msgpack can encode.
+
+    Raises ``ValueRefusedError`` if ``item`` may not travel.
+    """
     if kind in _EXTENSIONS:
         return _ext(_EXTENSIONS[kind](item))
     if kind is float and item == item:
@@ -316,10 +322,10 @@ def _form(item: Any, kind: type) -> Any:
 
 
 def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[Iterable[bytes]] | None:
-    """Encode many bodies column by column, which takes less time than ``pack_body`` of each.
+    """Encode many bodies column by column. Faster than one ``pack_body`` call for each body.
 
-    Returns columns of parts: the first parts of all columns, joined, are the first body, and so on.
-    Returns ``None`` if the bodies do not have the same names, or if a value may not travel.
+    Returns columns of parts. Joining the n-th part of every column gives the n-th body. Returns
+    ``None`` if the bodies do not all have the same field names, or if a value may not travel.
     Thread-safe.
     """
     if not TEXTS.issuperset(map(type, chain.from_iterable(bodies))):
@@ -327,7 +333,7 @@ def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[Iterable[bytes]] | 
     names = sorted(bodies[0])
     if set(map(len, bodies)) != {len(names)} or len(names) > MAX_ENTRIES:
         return None
-    # Every body starts with the head of a map; then follow each name and the body's value of it.
+    # Every body starts with the head of a map. Each field name and field value follow.
     parts: list[Iterable[bytes]] = [repeat(map_head(len(names)), len(bodies))]
     try:
         for name, packed in zip(names, pack_column(names), strict=True):
@@ -338,9 +344,9 @@ def pack_bodies(bodies: Sequence[Mapping[str, Any]]) -> list[Iterable[bytes]] | 
 
 
 def pack_column(items: Sequence[Any]) -> list[bytes]:
-    """Encode each of ``items`` as a value of a body. Thread-safe.
+    """Encode each of ``items`` as ``pack_body`` encodes a field value. Thread-safe.
 
-    Raises ``ValueRefusedError`` if one of them may not travel.
+    Raises ``ValueRefusedError`` if one of ``items`` may not travel.
     """
     return _packed(_pack_each, items)
 
@@ -348,7 +354,7 @@ def pack_column(items: Sequence[Any]) -> list[bytes]:
 def _pack_each(items: Sequence[Any]) -> list[bytes]:
     kinds = set(map(type, items))
     if len(kinds) == 1 and kinds <= _EXTENSIONS.keys():
-        # Without msgpack: the heads of most extension types are the same.
+        # Faster than msgpack: ``_extension_head`` remembers the head, which is often the same.
         extensions = map(_EXTENSIONS[kinds.pop()], items)
         return [_extension_head(code, len(payload)) + payload for code, payload in extensions]
     if not kinds <= _NATIVE:
@@ -357,32 +363,33 @@ def _pack_each(items: Sequence[Any]) -> list[bytes]:
 
 
 def map_head(count: int) -> bytes:
-    """Return the bytes with which a map of ``count`` entries, at most 65,535, begins."""
+    """Return the first bytes of a msgpack map of ``count`` entries. ``count``: at most 65,535."""
     return b"%c" % (0x80 | count) if count < 16 else b"\xde" + count.to_bytes(2, "big")
 
 
 @lru_cache(maxsize=1024)
 def _extension_head(code: int, size: int) -> bytes:
-    """Return the bytes before the payload of an extension type. A memo of a pure function."""
+    """Return the msgpack bytes that precede a payload of ``size`` bytes. Pure, cached."""
     return _packer.pack(_ext((code, bytes(size))))[:-size]
 
 
 def digest_of_body(packed: bytes) -> bytes:
-    """Return the SHA-256 of the bytes of a body: 32 bytes. Thread-safe."""
+    """Return the SHA-256 digest (32 bytes) of a body that ``pack_body`` made. Thread-safe."""
     return hashlib.sha256(packed).digest()
 
 
 def digests_of_bodies(packed: Iterable[bytes]) -> list[bytes]:
-    """Return what ``digest_of_body`` returns for each of many bodies."""
+    """Return the result of ``digest_of_body`` for each body in ``packed``, in the same order."""
     sha256 = hashlib.sha256
     return [sha256(body).digest() for body in packed]
 
 
 def digest(row: Mapping[str, Any]) -> bytes:
-    """Return the SHA-256 of a row's values: 32 bytes, equal for equal rows. Thread-safe.
+    """Return the SHA-256 digest (32 bytes) of a row. Equal rows have equal digests. Thread-safe.
 
-    Unlike the digest of ``pack_body`` it ignores trailing zeros of decimals, which some stores
-    lose. Values of different types count as different.
+    Unlike the digest of a body, this digest ignores trailing zeros of decimals, because some stores
+    lose them. Values of different types count as different. Raises ``ValueRefusedError`` if a value
+    cannot be encoded.
     """
     ordered = {}
     for key in sorted(row):
@@ -392,14 +399,17 @@ def digest(row: Mapping[str, Any]) -> bytes:
 
 
 def short_digest(value: Any) -> bytes:
-    """Return eight bytes of BLAKE2b of one value. Equality is as for ``digest``. Thread-safe."""
+    """Return the BLAKE2b digest (8 bytes) of one value. Thread-safe.
+
+    Two values have equal digests where ``digest`` would treat the values as equal.
+    """
     value = value if type(value) in PLAIN else _canonical(value)
     packed = _packed(_packer.pack_canonical, value)
     return hashlib.blake2b(packed, digest_size=8).digest()
 
 
 def short_digests(items: Iterable[Any]) -> list[bytes]:
-    """Return what ``short_digest`` returns for each of many values."""
+    """Return the result of ``short_digest`` for each of ``items``, in the same order."""
     canonical = [item if type(item) in PLAIN else _canonical(item) for item in items]
     blake2b = hashlib.blake2b
     packed = _packed(lambda each: list(map(_packer.pack_canonical, each)), canonical)
@@ -407,7 +417,7 @@ def short_digests(items: Iterable[Any]) -> list[bytes]:
 
 
 def freeze(value: Any) -> Any:
-    """Return a deep copy of ``value``: it shares no list or dict with it."""
+    """Return a copy of ``value`` in which every dict and list is a new object."""
     if type(value) is dict:
         return {key: freeze(item) for key, item in value.items()}
     if type(value) is list:

@@ -1,8 +1,8 @@
-"""Tagged JSON: values as JSON and back, without loss.
+"""Tagged JSON: a form of JSON in which every value that may travel is written without loss.
 
-A value that JSON cannot express becomes an object with one entry whose name starts with ``$`` (see
-docs/envelope.md). A map that looks like such an object is wrapped in ``{"$map": ...}``. Everything
-else is plain JSON.
+A value that JSON cannot express becomes an object with one entry, a tag: a name that starts with
+``$``, such as ``$date`` (see docs/envelope.md). A map that looks like such an object is wrapped in
+``{"$map": ...}``. Every other value is plain JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["dumps", "from_json", "loads", "to_json"]
 _MAP: Final = "$map"
 # The largest integer that every JSON reader keeps exact (RFC 7493).
 _EXACT_INT: Final = (1 << 53) - 1
-# Every map of a value may be wrapped once.
+# Each level of a value may take two levels of JSON, because ``$map`` can wrap a map.
 _MAX_DEPTH: Final = 2 * MAX_DEPTH + 2
 
 
@@ -61,9 +61,9 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 
 def to_json(item: Any) -> Any:
-    """Return a copy of ``item``, a value that may travel, made of JSON's types only.
+    """Return ``item`` as tagged JSON: new objects of JSON types, ready for ``json.dumps``.
 
-    Raises ``TypeError`` for a type that may not travel.
+    Raises ``TypeError`` if ``item`` contains a value of a type that may not travel.
     """
     kind = type(item)
     if item is None or kind is str or kind is bool:
@@ -95,9 +95,11 @@ def to_json(item: Any) -> Any:
 
 
 def from_json(item: Any, *, depth: int = 0) -> Any:
-    """Return the value for which ``to_json`` returns ``item``. Plain JSON stays as it is.
+    """Return the value that the tagged JSON ``item`` stands for. The inverse of ``to_json``.
 
-    Raises ``EnvelopeError`` for an object with a tag whose content does not fit the tag.
+    ``item``: parsed JSON, not text. ``depth``: the number of objects and arrays that contain
+    ``item``. Raises ``EnvelopeError`` if the content of a tag is invalid, or if ``item`` nests too
+    deep.
     """
     if depth > _MAX_DEPTH:
         raise malformed(f"objects and arrays nest deeper than {MAX_DEPTH} levels")
@@ -114,25 +116,27 @@ def from_json(item: Any, *, depth: int = 0) -> Any:
                 return _READERS[tag](content)
             except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
                 raise malformed(
-                    f"{tag} has the content {shown(content)}, which does not fit it"
+                    f"the content of the JSON tag {tag} is {shown(content)}, which is not valid "
+                    "for this tag"
                 ) from error
     return {name: from_json(part, depth=depth + 1) for name, part in item.items()}
 
 
 def dumps(item: Any) -> str:
-    """Return the compact JSON text of ``item``, which is made of JSON's types only."""
+    """Return ``item`` as compact JSON text. ``item``: an object of JSON types only."""
     return json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def loads(text: str | bytes) -> Any:
-    """Read a JSON text from anywhere. Refuse duplicate keys and NaN.
+    """Parse an untrusted JSON text and return its value.
 
-    Raises only ``EnvelopeError``.
+    Raises ``EnvelopeError``, and no other error, if the text is not JSON, or if it contains a
+    duplicate key, NaN or Infinity.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        # The text is not shown, because it may hold values that must not be logged.
+        # The message does not quote the text, because it may hold values that must not be logged.
         raise malformed(f"the text is not JSON: {error}", reason="envelope") from error
 
 

@@ -1,4 +1,4 @@
-"""Unpacking: values decoded from msgpack bytes, which may come from anywhere.
+"""Unpacking: decodes values from msgpack bytes. The bytes may come from an attacker.
 
 The encoding is described in ``packing``.
 """
@@ -40,9 +40,9 @@ __all__ = [
     "unpack_parts",
 ]
 
-# The types of values that may stand in a flat map. The decoder has checked the extension types.
+# The types of the values in a flat map. The extension types are checked when they are decoded.
 _FLAT: Final = PLAIN | {Decimal, dt.datetime, dt.time, float}
-# Python accepts more forms of a decimal than the digits, point, sign and exponent of ours.
+# ``Decimal()`` accepts more characters than eventsync does, for example underscores.
 _IN_NUMBERS: Final = b"0123456789.-"
 _OF_EXPONENTS: Final = b"+eE"
 _set_int: Final = vars(UUID)["int"].__set__
@@ -58,32 +58,32 @@ def _text(payload: bytes) -> str:
 
 def _read_decimal(payload: bytes) -> Decimal:
     if len(payload) > MAX_DECIMAL:
-        raise ValueError("not a decimal")
+        raise ValueError(f"the decimal has {len(payload)} characters; {MAX_DECIMAL} is the limit")
     beyond = payload.translate(None, _IN_NUMBERS)
     number = Decimal(payload.decode())
     if beyond and (beyond.translate(None, _OF_EXPONENTS) or abs(number.adjusted()) > MAX_DECIMAL):
-        raise ValueError("it has other characters than a number, or too large an exponent")
+        raise ValueError("the decimal has an invalid character, or too large an exponent")
     return number
 
 
 def _read_naive(payload: bytes) -> dt.datetime:
     moment = dt.datetime.fromisoformat(_text(payload))
     if moment.tzinfo is not None:
-        raise ValueError("it has a zone")
+        raise ValueError("the datetime has a zone, but this type has none")
     return moment
 
 
 def _read_aware(payload: bytes) -> dt.datetime:
     moment = dt.datetime.fromisoformat(_text(payload))
     if moment.tzinfo is None:
-        raise ValueError("it has no zone")
+        raise ValueError("the datetime has no zone, but this type needs one")
     return moment.astimezone(dt.UTC)
 
 
 def _read_uuid(payload: bytes) -> UUID:
     if len(payload) != 16:
-        raise ValueError(f"it has {len(payload)} bytes")
-    # The constructor accepts six kinds of arguments and takes longer than the rest of decoding.
+        raise ValueError(f"the UUID has {len(payload)} bytes, not 16")
+    # Faster than ``UUID(bytes=payload)``, whose constructor takes longer than the other decoding.
     uuid = object.__new__(UUID)
     _set_int(uuid, int.from_bytes(payload, "big"))
     _set_safe(uuid, _SAFE)
@@ -92,13 +92,13 @@ def _read_uuid(payload: bytes) -> UUID:
 
 def _read_bigint(payload: bytes) -> int:
     if not 0 < len(payload) <= MAX_BIGINT:
-        raise ValueError(f"it has {len(payload)} bytes")
+        raise ValueError(f"the integer has {len(payload)} bytes, not 1 to {MAX_BIGINT}")
     return int.from_bytes(payload, "big", signed=True)
 
 
 _READERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
     DECIMAL_CODE: _read_decimal,
-    # Text that is not ASCII is no date, so it need not be checked.
+    # ``date.fromisoformat`` refuses text that is not ASCII, so ``_text`` is not needed.
     DATE_CODE: lambda payload: dt.date.fromisoformat(payload.decode()),
     TIME_CODE: lambda payload: dt.time.fromisoformat(_text(payload)),
     NAIVE_CODE: _read_naive,
@@ -107,7 +107,7 @@ _READERS: Final[Mapping[int, Callable[[bytes], Any]]] = {
     BIGINT_CODE: _read_bigint,
 }
 
-# The readers of payloads by their text alone, for the codes where that is enough.
+# For some codes: a function that decodes the text of a payload, after the checks in ``_lines``.
 _OF_LINES: Final[Mapping[int, Callable[[str], Any]]] = {
     DECIMAL_CODE: Decimal,
     DATE_CODE: dt.date.fromisoformat,
@@ -133,9 +133,9 @@ def _malformed(code: int, error: Exception) -> ValueRefusedError:
 
 
 def unpack_column(code: int, payloads: Sequence[bytes]) -> list[Any]:
-    """Decode the payloads of many extension types of one code. Thread-safe.
+    """Decode many payloads of the extension type ``code``. Thread-safe.
 
-    Raises ``ValueRefusedError`` if one of them is malformed. The error does not say which one.
+    Raises ``ValueRefusedError`` if a payload is malformed. The error does not say which payload.
     """
     try:
         texts = _lines(code, payloads) if code in _OF_LINES else None
@@ -149,7 +149,10 @@ def unpack_column(code: int, payloads: Sequence[bytes]) -> list[Any]:
 
 
 def _lines(code: int, payloads: Sequence[bytes]) -> list[str] | None:
-    """Return the payloads as texts, or ``None`` if one of them must be checked by itself."""
+    """Return the payloads as texts, or ``None`` if they must be decoded one by one.
+
+    The caller decodes one by one if a decimal may be invalid, or if a payload has a line break.
+    """
     lines = b"\n".join(payloads)
     if code == DECIMAL_CODE and (
         lines.translate(None, _IN_NUMBERS + b"\n") or max(map(len, payloads)) > MAX_DECIMAL
@@ -167,9 +170,10 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def unpack(raw: bytes) -> Any:
-    """Decode one value, as ``pack`` encodes it, from bytes from anywhere. Thread-safe.
+    """Return the value in ``raw``, bytes in the form that ``pack`` writes. Thread-safe.
 
-    Raises only ``ValueRefusedError``.
+    ``raw`` may come from an attacker. Raises ``ValueRefusedError``, and no other error, if the
+    bytes are malformed or the value may not travel.
     """
     value = unpack_parts(raw)
     check(value)
@@ -177,11 +181,11 @@ def unpack(raw: bytes) -> Any:
 
 
 def unpack_flat(raw: bytes) -> dict[str, Any] | None:
-    """Decode a map without maps and arrays inside it. Thread-safe.
+    """Decode a flat map: a map that contains no maps or arrays. Thread-safe.
 
-    Returns ``None`` for another value, and for a map that may be invalid: ``unpack`` then says what
-    is wrong. Most records are flat, and this is the fastest way to decode them. Raises only
-    ``ValueRefusedError``.
+    Most records are flat, and this is the fastest way to decode them. Returns ``None`` if the value
+    is not a flat map or may be invalid; call ``unpack`` in this case. Raises ``ValueRefusedError``,
+    and no other error, if the bytes are malformed.
     """
     try:
         value = msgpack.unpackb(
@@ -195,7 +199,7 @@ def unpack_flat(raw: bytes) -> dict[str, Any] | None:
         raise _no_value(error) from error
     if type(value) is not dict:
         return None
-    # If the map has as many entries as it declares, no key came twice.
+    # If the dict has as many entries as the head of the map declares, no key occurred twice.
     declared = raw[0] & 0x0F if raw[0] < 0x90 else int.from_bytes(raw[1:3], "big")
     kinds = set(map(type, value.values()))
     if len(value) != declared or not kinds <= _FLAT or not TEXTS.issuperset(map(type, value)):
@@ -206,9 +210,10 @@ def unpack_flat(raw: bytes) -> dict[str, Any] | None:
 
 
 def unpack_body(raw: bytes) -> dict[str, Any]:
-    """Decode the field values of a record from bytes from anywhere. Thread-safe.
+    """Decode the field values of a record. Thread-safe.
 
-    The keys may be in any order. Raises only ``ValueRefusedError``.
+    ``raw``: the body of a change; it may come from an attacker. The keys may be in any order.
+    Raises ``ValueRefusedError``, and no other error, if the bytes are not a valid map.
     """
     body = unpack_flat(raw)
     if body is None:
@@ -219,10 +224,11 @@ def unpack_body(raw: bytes) -> dict[str, Any]:
 
 
 def unpack_parts(raw: bytes) -> Any:
-    """Decode one value as ``unpack`` does, but without ``check``.
+    """Decode one value as ``unpack`` does, but do not call ``check`` on the value.
 
-    It is for a map in which each value may nest ``MAX_DEPTH`` levels deep. The caller must
-    ``check`` every part. Raises only ``ValueRefusedError``.
+    Use this for a map whose entries may each nest ``MAX_DEPTH`` levels deep: the whole map is then
+    deeper than ``check`` allows. The caller must call ``check`` on each entry. Raises
+    ``ValueRefusedError``, and no other error, if the bytes are malformed.
     """
     try:
         return msgpack.unpackb(
@@ -237,9 +243,10 @@ def unpack_parts(raw: bytes) -> Any:
 
 
 def unpack_own(raw: bytes) -> Any:
-    """Decode a value that this package wrote where nobody else writes. Thread-safe.
+    """Decode a value from a place that only eventsync writes to. Thread-safe.
 
-    It is not checked. Raises only ``ValueRefusedError``.
+    Does not check whether the value may travel. Raises ``ValueRefusedError``, and no other error,
+    if the bytes are malformed.
     """
     try:
         return msgpack.unpackb(raw, ext_hook=_decode_special)

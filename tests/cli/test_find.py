@@ -98,7 +98,7 @@ def test_find_nothing(filled: Cli) -> None:
 
 def test_find_unknown_field(filled: Cli) -> None:
     """An error for an unknown field names the known fields."""
-    assert "its fields are id, name" in filled("find", "Person", "--fields", "nmae").check(1).err
+    assert "the fields are id, name" in filled("find", "Person", "--fields", "nmae").check(1).err
 
 
 def test_verify_finds_what_differs(filled: Cli) -> None:

@@ -109,7 +109,7 @@ def test_a_new_record_that_lacks_a_field(cli: Cli) -> None:
     """A new record without a required field is reported, and the other lines are published."""
     lines = '{"id": 1, "city": "Oslo"}\n{"id": 2, "name": "Bob"}\n'
     ran = cli("publish", "crm", "--type", "Person", input=lines).check(1)
-    assert "standard input:1: a put of Person '1' lacks the field 'name'" in ran.err
+    assert "standard input:1: Person '1' was put without the field 'name'" in ran.err
     assert sorted(people(cli)) == ["2"]
 
 
@@ -156,7 +156,7 @@ def test_deletes(cli: Cli) -> None:
     ran = cli(
         "publish", "crm", "--type", "Person", "--delete", input='{"id": 1, "x": 0}\n{"id": 5}\n'
     )
-    assert "standard input:2: Person '5' does not exist in this store" in ran.check(1).err
+    assert "standard input:2: Person '5' does not exist in store 'crm'" in ran.check(1).err
     cli.drain()
     assert sorted(people(cli)) == ["2"]
     cli("get", "Person", "1").check(1)
@@ -188,4 +188,4 @@ def test_which_type(cli: Cli) -> None:
     """A store of several types requires ``--type``, and the type has to be one of them."""
     assert "--type Person|Line" in cli("publish", "crm", input="").check(78).err
     ran = cli("publish", "report", "--type", "Line", input="").check(78)
-    assert "it holds Person" in ran.err
+    assert "the store holds Person" in ran.err

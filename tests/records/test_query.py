@@ -204,7 +204,7 @@ class TestFilter:
     @pytest.mark.parametrize(
         ("tree", "said"),
         [
-            ({"nmae": 1}, r"no field 'nmae' \(its fields are id, name"),
+            ({"nmae": 1}, r"no field 'nmae' \(the fields are id, name"),
             ({"$nand": []}, "no field '\\$nand'.*filters are combined with"),
             ({3: 1}, "no field 3"),
             ([], "not a mapping"),
@@ -493,7 +493,7 @@ class TestSort:
         [
             (["nmae"], "no field 'nmae' to sort by.*id, name"),
             (["-nmae"], "no field 'nmae'"),
-            (["tags"], "no order of a list"),
+            (["tags"], "a list and have no order"),
             (["free"], "no order"),
             (["name", "-name"], "twice"),
         ],
