@@ -56,7 +56,8 @@ def derive(
     if not found.primary_key.columns:
         raise ConfigError(
             f"table {table!r} has no primary key, so its records cannot be told apart",
-            hint="declare a record type with key=True on the fields that identify one",
+            hint="add a primary key; or declare a record type whose key fields a unique constraint"
+            " of the table covers",
         )
     fields = {}
     for column in found.columns:

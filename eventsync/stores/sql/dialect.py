@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 import sqlalchemy as sa
 
 from eventsync.records.field import Field
+from eventsync.stores.sql.catalogue import Catalogue
 
 __all__ = ["ColumnCodec", "ColumnComparison", "Dialect", "Fault", "Statement", "Target"]
 
@@ -98,6 +99,8 @@ class Dialect(ABC):
     """Whether several transactions can write at once."""
     conditional: ClassVar[bool] = False
     """Whether ``upsert_if`` is implemented."""
+    skipping: ClassVar[bool] = True
+    """Whether a trigger can skip a row, so that it is neither written nor an error."""
     relaxed_commit: ClassVar[tuple[Statement, ...]] = ()
     """Statements for a transaction that a crash of the database may undo without harm."""
     error: type[Exception]
@@ -186,20 +189,18 @@ class Dialect(ABC):
 
         ``rows``: the values of ``target.changed``, then those of ``target.keys``.
         """
-        sets = ", ".join(f"{column} = {self.mark}" for column in target.changed)
-        same_key = " AND ".join(f"{column} = {self.mark}" for column in target.keys)
-        statement = f"UPDATE {target.name} SET {sets} WHERE {same_key}"
+        statement = self.update_sql(target)
         return connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0]).rowcount
 
-    def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
-        """Return whether the column takes different texts for equal, as without case."""
-        return False
+    def update_sql(self, target: Target) -> str:
+        """Return the statement that updates one row."""
+        sets = ", ".join(f"{column} = {self.mark}" for column in target.changed)
+        same_key = " AND ".join(f"{column} = {self.mark}" for column in target.keys)
+        return f"UPDATE {target.name} SET {sets} WHERE {same_key}"
 
-    def hidden_uniques(
-        self, inspector: sa.Inspector, table: str, schema: str | None
-    ) -> list[tuple[str, ...]]:
-        """Return the columns of unique constraints that SQLAlchemy does not find with the table."""
-        return []
+    @abstractmethod
+    def catalogue(self, connection: sa.Connection, table: str, schema: str | None) -> Catalogue:
+        """Return what the database's catalogue says of a table that exists."""
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
         """Return the SQL expression that reads a column."""

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import pymysql
@@ -15,6 +15,7 @@ from sqlalchemy.dialects import mysql
 
 from eventsync.errors import StoreUnavailableError
 from eventsync.records.field import Field
+from eventsync.stores.sql.catalogue import Catalogue, Trigger, UniqueIndex
 from eventsync.stores.sql.dialect import ColumnCodec, ColumnComparison, Dialect, Fault, Target
 from eventsync.stores.sql.value import (
     exact_decimal,
@@ -31,7 +32,7 @@ __all__ = ["Mysql"]
 
 _UNDONE = frozenset({1213, 1205})
 _DEPENDENCY = frozenset({1216, 1217, 1451, 1452})
-_UNIQUE = frozenset({1062, 1586})
+_UNIQUE = frozenset({1062, 1586, 1242})  # 1242: see ``upsert_sql``
 _CONFIG = frozenset({1049, 1054, 1142, 1143, 1146})
 _REJECTED = frozenset(
     {1048, 1118, 1153, 1263, 1264, 1265, 1292, 1364, 1366, 1367, 1406, 3140, 3819, 4025}
@@ -41,9 +42,40 @@ _BYTES = (sa.LargeBinary, sa.VARBINARY, mysql.TINYBLOB, mysql.MEDIUMBLOB, mysql.
 _EXACT = (mysql.TIMESTAMP, mysql.DATETIME, sa.Date, sa.Time, sa.Double, sa.String, *_BYTES)
 
 
+_RELATION = """
+SELECT table_type FROM information_schema.tables
+WHERE table_schema = COALESCE(%s, DATABASE()) AND table_name = %s
+"""
+_COLUMNS = """
+SELECT column_name, collation_name, column_type, extra, is_nullable, column_default
+FROM information_schema.columns
+WHERE table_schema = COALESCE(%s, DATABASE()) AND table_name = %s ORDER BY ordinal_position
+"""
+_UNIQUES = """
+SELECT index_name, column_name, sub_part FROM information_schema.statistics
+WHERE table_schema = COALESCE(%s, DATABASE()) AND table_name = %s AND non_unique = 0
+ORDER BY index_name, seq_in_index
+"""
+_TRIGGERS = """
+SELECT trigger_name, CONCAT(action_timing, ' ', event_manipulation), action_statement
+FROM information_schema.triggers
+WHERE event_object_schema = COALESCE(%s, DATABASE()) AND event_object_table = %s
+ORDER BY trigger_name
+"""
+_MAY_SEE_TRIGGERS = """
+SELECT 1 FROM information_schema.user_privileges WHERE privilege_type = 'TRIGGER'
+UNION SELECT 1 FROM information_schema.schema_privileges
+    WHERE privilege_type = 'TRIGGER' AND COALESCE(%s, DATABASE()) LIKE table_schema
+UNION SELECT 1 FROM information_schema.table_privileges
+    WHERE privilege_type = 'TRIGGER' AND table_schema = COALESCE(%s, DATABASE())
+    AND table_name = %s
+"""
+
+
 class Mysql(Dialect):
     """MySQL or MariaDB, with PyMySQL."""
 
+    skipping: ClassVar[bool] = False
     error = pymysql.err.Error
 
     def __init__(self, *, maria: bool) -> None:
@@ -124,10 +156,46 @@ class Mysql(Dialect):
         # Not the JSON type, which changes numbers.
         return made.get(kind) or mysql.LONGTEXT(charset="utf8mb4", collation=self._exact_text)
 
-    def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
-        if not isinstance(kind, sa.String):
-            return False
-        return not str(getattr(kind, "collation", "") or "").endswith(("nopad_bin", "0900_bin"))
+    def catalogue(self, connection: sa.Connection, table: str, schema: str | None) -> Catalogue:
+        with self.raw(connection).cursor() as cursor:
+
+            def ask(statement: str, *more: str) -> list[tuple[Any, ...]]:
+                cursor.execute(statement, (schema, table, *more))
+                return list(cursor.fetchall())
+
+            kinds = ask(_RELATION)
+            columns = ask(_COLUMNS)
+            indexes: dict[str, list[tuple[str, int | None]]] = {}
+            for index, column, prefix in ask(_UNIQUES):
+                # The column is NULL for an expression.
+                indexes.setdefault(index, []).append((column or "", prefix))
+            triggers = [Trigger(name, when, text) for name, when, text in ask(_TRIGGERS)]
+            cursor.execute(_MAY_SEE_TRIGGERS, (schema, schema, table))
+            seen = bool(triggers) or bool(cursor.fetchall())
+        return Catalogue(
+            kind="view" if kinds and "VIEW" in str(kinds[0][0]) else "table",
+            columns=tuple(tuple(map(str, column)) for column in columns),
+            loose=frozenset(
+                str(name)
+                for name, collation, *_ in columns
+                if collation is not None
+                and not str(collation).endswith(("nopad_bin", "0900_bin"))
+                and str(collation) != "binary"
+            ),
+            uniques=tuple(
+                UniqueIndex(tuple(c for c, _ in parts), prefix=any(p is not None for _, p in parts))
+                for parts in indexes.values()
+                if all(c for c, _ in parts)
+            ),
+            triggers=tuple(triggers) if seen else None,
+            generated=frozenset(
+                str(name)
+                for name, _, kind, extra, nullable, *_ in columns
+                if "on update" in str(extra).lower()
+                or (str(kind).startswith("timestamp") and nullable == "NO")
+                or "auto_increment" in str(extra).lower()
+            ),
+        )
 
     def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         if field is None:
@@ -192,14 +260,24 @@ class Mysql(Dialect):
         if field.type is str and isinstance(kind, sa.String) and not isinstance(kind, _NO_TEXT):
             wide = str(kind.collation or "").startswith("utf8mb4")
             operand = text_operand if wide else _ascii_operand
-            return ColumnComparison(operand, ordered=False, exact=not self.loose(kind))
+            return ColumnComparison(operand, ordered=False, exact=not _is_loose(kind))
         return None
 
     def upsert_sql(self, target: Target) -> str:
         # MySQL's newer way, a row alias, is unknown to MariaDB.
-        changed = target.changed or target.keys[:1]
-        sets = ", ".join(f"{column} = VALUES({column})" for column in changed)
-        return f"{self.insert_sql(target)} ON DUPLICATE KEY UPDATE {sets}"
+        sets = [f"{column} = VALUES({column})" for column in target.changed]
+        # ON DUPLICATE KEY also overwrites a row that has another key and the same value in any
+        # other unique index. The subquery returns two rows, which is an error, and it is evaluated
+        # only if the keys differ. The index may be younger than what is known of the table.
+        first = target.keys[0]
+        same = " AND ".join(f"BINARY {key} <=> BINARY VALUES({key})" for key in target.keys)
+        sets.insert(0, f"{first} = IF({same}, {first}, (SELECT 1 UNION SELECT 2))")
+        return f"{self.insert_sql(target)} ON DUPLICATE KEY UPDATE {', '.join(sets)}"
+
+
+def _is_loose(kind: sa.types.TypeEngine[Any]) -> bool:
+    # A column that does not name its collation has the table's, whichever that is.
+    return not str(getattr(kind, "collation", "") or "").endswith(("nopad_bin", "0900_bin"))
 
 
 def _ascii_operand(value: str) -> str | None:

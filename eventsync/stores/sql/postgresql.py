@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from eventsync.records.field import Field
+from eventsync.stores.sql.catalogue import Catalogue, Trigger, UniqueIndex
 from eventsync.stores.sql.dialect import (
     ColumnCodec,
     ColumnComparison,
@@ -100,6 +101,62 @@ _BINARY: dict[Any, tuple[Any, ...]] = {
 }
 
 
+_RELATION = """
+SELECT relkind::text, relrowsecurity AND row_security_active(oid),
+    relhassubclass AND relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = oid)
+FROM pg_class WHERE oid = %s
+"""
+_COLUMNS = """
+WITH RECURSIVE base(number, type) AS (
+    SELECT attnum, atttypid FROM pg_attribute WHERE attrelid = %(table)s
+    UNION ALL SELECT number, typbasetype FROM base JOIN pg_type t ON t.oid = type
+    WHERE typtype = 'd')
+SELECT attname::text, NOT coalesce(collisdeterministic, true) OR typname IN ('bpchar', 'citext'),
+    format_type(atttypid, atttypmod), attnotnull, attidentity::text, attgenerated::text, atthasdef
+FROM base JOIN pg_type t ON t.oid = type AND typtype <> 'd'
+JOIN pg_attribute a ON attnum = number LEFT JOIN pg_collation c ON c.oid = attcollation
+WHERE attrelid = %(table)s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+_UNIQUES = """
+SELECT array_agg(attname::text ORDER BY place), indpred IS NULL AND indisvalid AND bool_and(
+        p.coll = attcollation
+        OR coalesce(o.collisdeterministic AND c.collisdeterministic, false)),
+    indimmediate
+FROM pg_index i CROSS JOIN LATERAL
+    unnest(indkey::int2[], indcollation::oid[]) WITH ORDINALITY p (number, coll, place)
+LEFT JOIN pg_attribute a ON attrelid = indrelid AND attnum = number AND number <> 0
+LEFT JOIN pg_collation o ON o.oid = p.coll LEFT JOIN pg_collation c ON c.oid = attcollation
+WHERE indrelid = %s AND indisunique AND place <= indnkeyatts
+GROUP BY indexrelid, indpred IS NULL, indisvalid, indimmediate
+HAVING bool_and(attname IS NOT NULL) ORDER BY indexrelid
+"""
+_TRIGGERS = """
+SELECT DISTINCT tgname::text, tgtype, prosrc FROM pg_trigger JOIN pg_proc p ON p.oid = tgfoid
+WHERE NOT tgisinternal AND tgenabled <> 'D'
+    AND tgrelid IN (
+        SELECT inhrelid FROM pg_inherits WHERE inhparent = %(table)s UNION SELECT %(table)s)
+ORDER BY 1
+"""
+_RULES = """
+SELECT rulename::text, pg_get_ruledef(oid) FROM pg_rewrite
+WHERE ev_class = %s AND rulename <> '_RETURN' AND ev_enabled <> 'D' ORDER BY 1
+"""
+_CONSTRAINTS = """
+SELECT conname::text, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %s ORDER BY 1
+"""
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _when(bits: int) -> str:
+    """Return when a trigger runs, of the bits of ``pg_trigger.tgtype``."""
+    moment = "INSTEAD OF" if bits & 64 else "BEFORE" if bits & 2 else "AFTER"
+    events = ((4, "INSERT"), (16, "UPDATE"), (8, "DELETE"), (32, "TRUNCATE"))
+    return f"{moment} {' OR '.join(event for bit, event in events if bits & bit)}"
+
+
 def _base(kind: Any) -> Any:
     """Return the type behind a domain."""
     while isinstance(kind, pg.DOMAIN):
@@ -182,8 +239,32 @@ class Postgresql(Dialect):
         # Not JSONB, which changes numbers: 1e16 would come back as an integer.
         return made.get(kind) or pg.JSON()
 
-    def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
-        return isinstance(kind, pg.CITEXT)
+    def catalogue(self, connection: sa.Connection, table: str, schema: str | None) -> Catalogue:
+        raw = self.raw(connection)
+        name = ".".join(_quoted(part) for part in (schema, table) if part)
+        place = raw.execute("SELECT %s::regclass::oid", (name,)).fetchone()[0]
+        kind, secured, split = raw.execute(_RELATION, (place,)).fetchone()
+        columns = raw.execute(_COLUMNS, {"table": place}).fetchall()
+        uniques = [
+            # Rows of other tables that inherit from this one are not compared with its own.
+            UniqueIndex(tuple(names), sound and not split, sound and not split and immediate)
+            for names, sound, immediate in raw.execute(_UNIQUES, (place,))
+        ]
+        triggers = [
+            Trigger(name, _when(bits), text)
+            for name, bits, text in raw.execute(_TRIGGERS, {"table": place})
+        ]
+        rules = [Trigger(name, "RULE", text) for name, text in raw.execute(_RULES, (place,))]
+        constraints = raw.execute(_CONSTRAINTS, (place,)).fetchall()
+        return Catalogue(
+            kind={"v": "view", "m": "materialized view", "f": "foreign table"}.get(kind, "table"),
+            columns=tuple(tuple(column) for column in columns),
+            loose=frozenset(column[0] for column in columns if column[1]),
+            uniques=tuple(uniques),
+            triggers=(*triggers, *rules),
+            secured=secured,
+            constraints=tuple(constraints),
+        )
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
         # Types unknown to Python (intervals, networks, ranges) are read as text.
