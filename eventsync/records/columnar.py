@@ -8,6 +8,7 @@ nothing of changes or stores.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from operator import attrgetter
@@ -44,6 +45,8 @@ _AS: Final[dict[type[Any], Any]] = {
     dt.datetime: _Ext,
     UUID: _Ext,
 }
+# Signs in a field's name that msgspec does not take; such types are read one by one.
+_ODD: Final = re.compile(r'["\\\x00-\x1f]')
 # True of whatever has just been decoded.
 _SURE: Final = (is_text, Decimal.is_finite)
 
@@ -69,7 +72,8 @@ class Reader:
         }
         self._head = _head(len(self.names))
         self._decode: Callable[[bytes], Any] | None = None
-        if all(field.type in _AS for field in self._fields):
+        odd = any(_ODD.search(name) for name in self.names)
+        if not odd and all(field.type in _AS for field in self._fields):
             # By numbers, for names of fields need not be ones that a class may have.
             made = msgspec.defstruct(
                 type.name,

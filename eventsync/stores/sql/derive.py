@@ -21,13 +21,21 @@ __all__ = ["derive", "reflect"]
 
 def reflect(engine: sa.Engine, table: str, schema: str | None) -> sa.Table:
     """Return the table as the database describes it. Raises ``ConfigError`` if there is none."""
-    with errors(table, dialect_of(engine)), warnings.catch_warnings():
+    dialect = dialect_of(engine)
+    with errors(table, dialect), warnings.catch_warnings():
         # SQLAlchemy warns of types it does not know; their values are read as text.
         warnings.simplefilter("ignore", sa.exc.SAWarning)
         try:
-            return sa.Table(
+            found = sa.Table(
                 table, sa.MetaData(), schema=schema, autoload_with=engine, resolve_fks=False
             )
+            return dialect.reflected(engine, found)
+        except AttributeError:
+            # SQLAlchemy cannot parse the text of CREATE TABLE, as with a line break in a name.
+            raise ConfigError(
+                f"SQLAlchemy cannot read the description of table {table!r}",
+                hint="rename columns with line breaks or backticks in their names",
+            ) from None
         except sa.exc.NoSuchTableError:
             raise ConfigError(
                 f"there is no table {table!r} in {engine.url!r}",

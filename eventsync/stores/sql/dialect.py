@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import sqlalchemy as sa
 
@@ -201,6 +201,17 @@ class Dialect(ABC):
     @abstractmethod
     def catalogue(self, connection: sa.Connection, table: str, schema: str | None) -> Catalogue:
         """Return what the database's catalogue says of a table that exists."""
+
+    def reflected(self, engine: sa.Engine, found: sa.Table) -> sa.Table:
+        """Return a table that SQLAlchemy has described, with what it has read wrongly corrected."""
+        return found
+
+    def foreign_keys(
+        self, engine: sa.Engine, schema: str | None
+    ) -> Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]]:
+        """Return the foreign keys of all tables of a schema, as SQLAlchemy describes them."""
+        found: Any = sa.inspect(engine).get_multi_foreign_keys(schema=schema)
+        return cast(Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]], found)
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
         """Return the SQL expression that reads a column."""

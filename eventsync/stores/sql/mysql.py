@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ import pymysql
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from eventsync.errors import StoreUnavailableError
+from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.records.field import Field
 from eventsync.stores.sql.catalogue import Catalogue, Trigger, UniqueIndex
 from eventsync.stores.sql.dialect import ColumnCodec, ColumnComparison, Dialect, Fault, Target
@@ -61,6 +61,15 @@ SELECT trigger_name, CONCAT(action_timing, ' ', event_manipulation), action_stat
 FROM information_schema.triggers
 WHERE event_object_schema = COALESCE(%s, DATABASE()) AND event_object_table = %s
 ORDER BY trigger_name
+"""
+_FOREIGN_KEYS = """
+SELECT k.table_name, k.constraint_name, k.column_name, k.referenced_table_schema,
+    k.referenced_table_name, k.referenced_column_name, k.table_schema, r.delete_rule
+FROM information_schema.key_column_usage k JOIN information_schema.referential_constraints r
+    ON r.constraint_schema = k.constraint_schema AND r.constraint_name = k.constraint_name
+    AND r.table_name = k.table_name
+WHERE k.table_schema = COALESCE(%s, DATABASE()) AND k.referenced_table_name IS NOT NULL
+ORDER BY k.table_name, k.constraint_name, k.ordinal_position
 """
 _MAY_SEE_TRIGGERS = """
 SELECT 1 FROM information_schema.user_privileges WHERE privilege_type = 'TRIGGER'
@@ -155,6 +164,69 @@ class Mysql(Dialect):
         }
         # Not the JSON type, which changes numbers.
         return made.get(kind) or mysql.LONGTEXT(charset="utf8mb4", collation=self._exact_text)
+
+    def foreign_keys(
+        self, engine: sa.Engine, schema: str | None
+    ) -> Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]]:
+        # SQLAlchemy reads the text of CREATE TABLE, and misses names with signs like ``(``.
+        made: dict[tuple[str, str], dict[str, Any]] = {}
+        with self.connected(engine) as connection:
+            for (
+                table,
+                name,
+                column,
+                other_schema,
+                other,
+                referred,
+                own,
+                rule,
+            ) in connection.exec_driver_sql(_FOREIGN_KEYS, (schema,)):
+                key = made.setdefault(
+                    (table, name),
+                    {
+                        "name": name,
+                        "constrained_columns": [],
+                        "referred_schema": schema if other_schema == own else other_schema,
+                        "referred_table": other,
+                        "referred_columns": [],
+                        "options": {"ondelete": rule},
+                    },
+                )
+                key["constrained_columns"].append(column)
+                key["referred_columns"].append(referred)
+        found: dict[tuple[str | None, str], list[Mapping[str, Any]]] = {}
+        for (table, _), key in made.items():
+            found.setdefault((schema, table), []).append(key)
+        return found
+
+    def reflected(self, engine: sa.Engine, found: sa.Table) -> sa.Table:
+        with self.connected(engine) as connection:
+            place = (found.schema, str(found.name))
+            names = [str(row[0]) for row in connection.exec_driver_sql(_COLUMNS, place) if row[0]]
+            key = [
+                str(column)
+                for index, column, _ in connection.exec_driver_sql(_UNIQUES, place)
+                if index == "PRIMARY"
+            ]
+        if names == list(found.c.keys()) and key == [str(c.name) for c in found.primary_key]:
+            return found
+        if len(names) != len(found.c):
+            raise ConfigError(
+                f"table {found.name!r} has a column whose name SQLAlchemy cannot read on MySQL",
+                hint="rename the column with line breaks or backticks in its name",
+            )
+        columns = [
+            sa.Column(
+                name,
+                column.type,
+                *filter(None, (column.computed, column.identity)),
+                primary_key=name in key,
+                nullable=column.nullable,
+                autoincrement=column.autoincrement,
+            )
+            for name, column in zip(names, found.c, strict=True)
+        ]
+        return sa.Table(found.name, sa.MetaData(), *columns, schema=found.schema)
 
     def catalogue(self, connection: sa.Connection, table: str, schema: str | None) -> Catalogue:
         with self.raw(connection).cursor() as cursor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
@@ -146,6 +146,32 @@ SELECT conname::text, pg_get_constraintdef(oid) FROM pg_constraint WHERE conreli
 """
 
 
+_FOREIGN_KEYS = """
+SELECT r.relname::text,
+    ARRAY(SELECT attname::text FROM unnest(conkey) WITH ORDINALITY k (number, place)
+        JOIN pg_attribute ON attrelid = conrelid AND attnum = number ORDER BY place),
+    CASE WHEN f.relnamespace = r.relnamespace THEN %(schema)s::text
+        WHEN %(schema)s::text IS NULL AND pg_table_is_visible(f.oid) THEN NULL
+        ELSE o.nspname::text END,
+    f.relname::text,
+    ARRAY(SELECT attname::text FROM unnest(confkey) WITH ORDINALITY k (number, place)
+        JOIN pg_attribute ON attrelid = confrelid AND attnum = number ORDER BY place),
+    confdeltype::text
+FROM pg_constraint JOIN pg_class r ON r.oid = conrelid JOIN pg_class f ON f.oid = confrelid
+JOIN pg_namespace n ON n.oid = r.relnamespace JOIN pg_namespace o ON o.oid = f.relnamespace
+WHERE contype = 'f' AND CASE WHEN %(schema)s::text IS NULL THEN pg_table_is_visible(r.oid)
+    ELSE n.nspname = %(schema)s::text END
+ORDER BY conrelid, conname
+"""
+
+
+def _alias(target: Target) -> tuple[str, str]:
+    """Return what to replace in an INSERT into a table that is named like ``excluded``."""
+    clash = target.name.rpartition(".")[2] in ("excluded", '"excluded"')
+    start = f"INSERT INTO {target.name}"
+    return (start, f"{start} AS eventsync_target") if clash else ("", "")
+
+
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
@@ -265,6 +291,29 @@ class Postgresql(Dialect):
             secured=secured,
             constraints=tuple(constraints),
         )
+
+    def foreign_keys(
+        self, engine: sa.Engine, schema: str | None
+    ) -> Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]]:
+        # SQLAlchemy parses their definitions, and fails at names with line breaks.
+        found: dict[tuple[str | None, str], list[Mapping[str, Any]]] = {}
+        with self.connected(engine) as connection:
+            for table, columns, other_schema, other, referred, rule in self.raw(connection).execute(
+                _FOREIGN_KEYS, {"schema": schema}
+            ):
+                found.setdefault((schema, table), []).append(
+                    {
+                        "constrained_columns": columns,
+                        "referred_schema": other_schema,
+                        "referred_table": other,
+                        "referred_columns": referred,
+                        "options": {"ondelete": "" if rule in "ar" else "OTHER"},
+                    }
+                )
+        return found
+
+    def insert_sql(self, target: Target) -> str:
+        return super().insert_sql(target).replace(*_alias(target), 1)
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
         # Types unknown to Python (intervals, networks, ranges) are read as text.
@@ -409,7 +458,8 @@ class Postgresql(Dialect):
 
     def _insert_into(self, target: Target) -> str:
         overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
-        return f"INSERT INTO {target.name} ({', '.join(target.columns)}){overriding}"
+        statement = f"INSERT INTO {target.name} ({', '.join(target.columns)}){overriding}"
+        return statement.replace(*_alias(target), 1)
 
     def _clause(self, target: Target, *, upsert: bool) -> str:
         return f" {self.on_conflict(target)}" if upsert else ""
@@ -434,7 +484,7 @@ class Postgresql(Dialect):
             return
         cursor, names = self.raw(connection).cursor(), ", ".join(target.columns)
         temporary = self._staged(cursor, target, rows)
-        cursor.execute(f"{self._insert_into(target)} SELECT {names} FROM {temporary}{clause}")
+        cursor.execute(f"{self._insert_into(target)} SELECT {names} FROM {temporary}{clause}", ())
 
     def _from_arrays(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
@@ -453,22 +503,27 @@ class Postgresql(Dialect):
         temporary = self._staged(cursor, target, rows)
         sets = ", ".join(f"{column} = i.{column}" for column in target.changed)
         same = " AND ".join(f"t.{column} = i.{column}" for column in target.keys)
-        cursor.execute(f"UPDATE {target.name} t SET {sets} FROM {temporary} i WHERE {same}")
+        cursor.execute(f"UPDATE {target.name} t SET {sets} FROM {temporary} i WHERE {same}", ())
         return int(cursor.rowcount)
 
     def _staged(self, cursor: Any, target: Target, rows: list[tuple[Any, ...]]) -> str:
-        """Fill a temporary table with these rows; return its name."""
+        """Fill a temporary table with these rows; return its name.
+
+        ``%`` is doubled in quoted names, as statements with parameters need it, hence the empty
+        parameters here. COPY takes none.
+        """
         # One table for all sets of columns that patches may change; unused columns stay empty.
         staged = ", ".join(target.staging or target.columns)
         layout = f"{target.name} {staged}".encode()
         temporary = f"pg_temp.eventsync_{zlib.crc32(layout):08x}_{len(layout)}"
         cursor.execute(
             f"CREATE TEMPORARY TABLE IF NOT EXISTS {temporary} ON COMMIT DELETE ROWS AS"
-            f" SELECT {staged} FROM {target.name} WITH NO DATA"
+            f" SELECT {staged} FROM {target.name} WITH NO DATA",
+            (),
         )
         cursor.execute(f"DELETE FROM {temporary}")
         binary = " (FORMAT BINARY)" if target.types else ""
-        columns = ", ".join(target.columns)
+        columns = ", ".join(target.columns).replace("%%", "%")
         with cursor.copy(f"COPY {temporary} ({columns}) FROM STDIN{binary}") as copy:
             if target.types:
                 copy.set_types(target.types)

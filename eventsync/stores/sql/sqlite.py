@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import chain
@@ -167,6 +167,46 @@ class Sqlite(Dialect):
             tuple(uniques),
             tuple(Trigger(name, _moment(text), text) for name, text in triggers),
         )
+
+    def foreign_keys(
+        self, engine: sa.Engine, schema: str | None
+    ) -> Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]]:
+        # SQLAlchemy also parses CREATE TABLE, and misses names with quotes.
+        where = _quoted(schema or "main")
+        found: dict[tuple[str | None, str], list[Mapping[str, Any]]] = {}
+        with self.connected(engine) as connection:
+            raw = self.raw(connection)
+            tables = [
+                str(name)
+                for (name,) in raw.execute(
+                    f"SELECT name FROM {where}.sqlite_master WHERE type = 'table'"
+                )
+            ]
+            for table in tables:
+                keys: dict[int, dict[str, Any]] = {}
+                for number, _, other, column, referred, _, rule, _ in raw.execute(
+                    f"PRAGMA {where}.foreign_key_list({_quoted(table)})"
+                ).fetchall():
+                    if referred is None:  # the other table's primary key
+                        info = raw.execute(
+                            f"PRAGMA {where}.table_info({_quoted(other)})"
+                        ).fetchall()
+                        primary = [one[1] for one in sorted(info, key=lambda one: one[5]) if one[5]]
+                    key = keys.setdefault(
+                        number,
+                        {
+                            "constrained_columns": [],
+                            "referred_schema": schema,
+                            "referred_table": other,
+                            "referred_columns": primary if referred is None else [],
+                            "options": {"ondelete": rule},
+                        },
+                    )
+                    key["constrained_columns"].append(column)
+                    if referred is not None:
+                        key["referred_columns"].append(referred)
+                found[schema, table] = list(keys.values())
+        return found
 
     def _collation(self, raw: Any, table: str, column: str) -> str:
         """Return the collation by which a column compares; empty if it is not known.

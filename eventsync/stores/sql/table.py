@@ -151,10 +151,9 @@ class Table:
         self.guarded = not self.exact_key or (anywhere and others)
         """Whether an upsert could overwrite the row of another record, or not be able to tell
         whether it has written one."""
-        inspector = sa.inspect(engine)
-        self.references = [
-            Reference.of(found) for found in inspector.get_foreign_keys(name, schema=schema)
-        ]
+        self.references = list(
+            map(Reference.of, dialect.foreign_keys(engine, schema).get((schema, name), ()))
+        )
         """The foreign keys of the table."""
 
     def _make_codecs(self, dialect: Dialect) -> None:
