@@ -18,6 +18,7 @@ from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.changes.stamp import DELETE
 from eventsync.engine.edit import Edit, Editor, state_of
+from eventsync.engine.finding import Finding
 from eventsync.engine.fingerprint import echo_of
 from eventsync.engine.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete
 from eventsync.engine.unit_of_work import UnitOfWork
@@ -255,6 +256,13 @@ class Accessor(ABC, Generic[R]):
 
     def ensure(self) -> None:
         """Create what the accessor needs in its store (a folder, a table). Idempotent."""
+
+    def findings(self) -> Iterable[Finding]:
+        """Return what a check should say of the store before it is opened. Creates nothing.
+
+        Raises ``ConfigError`` or ``StoreUnavailableError`` for what keeps it from being opened.
+        """
+        return ()
 
     def ping(self) -> None:
         """Raise ``StoreUnavailableError`` or ``ConfigError`` unless the store can be used now."""

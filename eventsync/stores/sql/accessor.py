@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import sqlalchemy as sa
 
 from eventsync.engine.accessor import Accessor, Puts, Write
+from eventsync.engine.finding import Finding, Level
 from eventsync.errors import (
     ConfigError,
     DependencyError,
@@ -27,6 +28,7 @@ from eventsync.stores.sql.condition import Clause, clause_of
 from eventsync.stores.sql.dialect import Statement
 from eventsync.stores.sql.engine import UniqueError, dialect_of, errors, open_engine
 from eventsync.stores.sql.index import SqlIndex
+from eventsync.stores.sql.inspection import inspect_index, inspect_table, is_reachable
 from eventsync.stores.sql.reference import Dependents
 from eventsync.stores.sql.table import Table, new_table
 from eventsync.stores.sql.transaction import SqlTransaction
@@ -221,6 +223,28 @@ class SqlAccessor(Accessor[R]):
         _ = self._table  # reads the table's description, so that a misfit is found now
         if isinstance(self._index, SqlIndex):
             self._index.prepare()  # now, while no transaction of a caller is open
+
+    def findings(self) -> Iterator[Finding]:
+        about = f"{self.type.name} in {self._table_name}"
+        if not is_reachable(self.engine):
+            text = (
+                f"{self.engine.url.database} does not exist yet; a worker or `eventsync check"
+                " --create` makes it"
+            )
+            yield Finding(Level.OK, about, text, absent=True)
+            return
+        with self._errors():
+            if isinstance(self._index, SqlIndex):
+                yield from inspect_index(self._index.tables, self.engine, self.dialect, about)
+            yield from inspect_table(
+                self.view,
+                self.engine,
+                self.dialect,
+                self._table_name,
+                self._schema,
+                about,
+                create=self._create,
+            )
 
     def ping(self) -> None:
         with self._errors(), self.dialect.connected(self.engine) as connection:

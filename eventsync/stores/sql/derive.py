@@ -16,7 +16,7 @@ from eventsync.errors import ConfigError
 from eventsync.records.record import Field, Record, Rule
 from eventsync.stores.sql.engine import dialect_of, errors, open_engine
 
-__all__ = ["derive", "reflect"]
+__all__ = ["derive", "field_type", "reflect"]
 
 
 def reflect(engine: sa.Engine, table: str, schema: str | None) -> sa.Table:
@@ -74,7 +74,7 @@ def derive(
         if column.computed is not None or (numbered and not key):
             continue
         optional = bool(column.nullable) and not key
-        kind, zoned = _field_type(column.type, engine.dialect.name)
+        kind, zoned = field_type(column.type, engine.dialect.name)
         # SQLAlchemy's names are a subclass of str, which an envelope cannot carry.
         fields[str(column.name)] = Field(
             type=kind | None if optional else kind, key=key, zoned=zoned
@@ -86,7 +86,8 @@ def derive(
     return Record.derive(name or plain, fields, rule=rule)
 
 
-def _field_type(kind: sa.types.TypeEngine[Any], database: str) -> tuple[Any, bool | None]:
+def field_type(kind: sa.types.TypeEngine[Any], database: str) -> tuple[Any, bool | None]:
+    """Return the type of a field for a column, and whether its times have a zone."""
     while isinstance(kind, postgresql.DOMAIN):
         kind = kind.data_type
     if isinstance(kind, mysql.TINYINT) and kind.display_width == 1:

@@ -202,6 +202,26 @@ class Dialect(ABC):
     def catalogue(self, connection: sa.Connection, table: str, schema: str | None) -> Catalogue:
         """Return what the database's catalogue says of a table that exists."""
 
+    def may_create(self, connection: sa.Connection, schema: str | None) -> bool:
+        """Return whether this user may create tables, as far as the database says so."""
+        return True
+
+    def lacking_rights(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[str]:
+        """Return which of SELECT, INSERT, UPDATE and DELETE this user lacks. Changes nothing."""
+        return []
+
+    def lacking_sequences(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[str]:
+        """Return the sequences that number other columns than these and that this user lacks."""
+        return []
+
+    def user(self, connection: sa.Connection) -> str:
+        """Return this user's name as GRANT takes it."""
+        return "CURRENT_USER"
+
     def reflected(self, engine: sa.Engine, found: sa.Table) -> sa.Table:
         """Return a table that SQLAlchemy has described, with what it has read wrongly corrected."""
         return found

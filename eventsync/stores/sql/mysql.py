@@ -37,6 +37,8 @@ _CONFIG = frozenset({1049, 1054, 1142, 1143, 1146})
 _REJECTED = frozenset(
     {1048, 1118, 1153, 1263, 1264, 1265, 1292, 1364, 1366, 1367, 1406, 3140, 3819, 4025}
 )
+_DENIED = frozenset({1044, 1142, 1143, 1227})
+_NO_DEFAULT = 1364
 _NO_TEXT = (sa.CHAR, sa.Enum, mysql.SET, mysql.BINARY)
 _BYTES = (sa.LargeBinary, sa.VARBINARY, mysql.TINYBLOB, mysql.MEDIUMBLOB, mysql.LONGBLOB)
 _EXACT = (mysql.TIMESTAMP, mysql.DATETIME, sa.Date, sa.Time, sa.Double, sa.String, *_BYTES)
@@ -164,6 +166,37 @@ class Mysql(Dialect):
         }
         # Not the JSON type, which changes numbers.
         return made.get(kind) or mysql.LONGTEXT(charset="utf8mb4", collation=self._exact_text)
+
+    def lacking_rights(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[str]:
+        # Statements about no row: rights may come from roles, which no table lists.
+        name = ".".join(_quoted(part) for part in (schema, table) if part)
+        names = ", ".join(map(_quoted, columns))
+        sets = ", ".join(f"{_quoted(column)} = {_quoted(column)}" for column in columns)
+        lacking = []
+        with self.raw(connection).cursor() as cursor:
+            for right, statement in (
+                ("SELECT", f"SELECT {names} FROM {name} LIMIT 0"),
+                ("INSERT", f"INSERT INTO {name} ({names}) SELECT {names} FROM {name} WHERE FALSE"),
+                ("UPDATE", f"UPDATE {name} SET {sets} WHERE FALSE"),
+                ("DELETE", f"DELETE FROM {name} WHERE FALSE"),
+            ):
+                try:
+                    cursor.execute(statement)
+                except pymysql.err.MySQLError as error:
+                    if error.args[0] in _DENIED:
+                        lacking.append(right)
+                    elif error.args[0] != _NO_DEFAULT:  # found after the rights
+                        raise
+        self.raw(connection).rollback()
+        return lacking
+
+    def user(self, connection: sa.Connection) -> str:
+        user, _, host = str(
+            connection.exec_driver_sql("SELECT CURRENT_USER()").scalar_one()
+        ).rpartition("@")
+        return f"'{user}'@'{host}'"
 
     def foreign_keys(
         self, engine: sa.Engine, schema: str | None
@@ -345,6 +378,10 @@ class Mysql(Dialect):
         same = " AND ".join(f"BINARY {key} <=> BINARY VALUES({key})" for key in target.keys)
         sets.insert(0, f"{first} = IF({same}, {first}, (SELECT 1 UNION SELECT 2))")
         return f"{self.insert_sql(target)} ON DUPLICATE KEY UPDATE {', '.join(sets)}"
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _is_loose(kind: sa.types.TypeEngine[Any]) -> bool:

@@ -292,6 +292,50 @@ class Postgresql(Dialect):
             constraints=tuple(constraints),
         )
 
+    def may_create(self, connection: sa.Connection, schema: str | None) -> bool:
+        row = (
+            self.raw(connection)
+            .execute(
+                "SELECT has_schema_privilege(coalesce(%s, current_schema()), 'CREATE')", (schema,)
+            )
+            .fetchone()
+        )
+        return bool(row[0])
+
+    def lacking_rights(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[str]:
+        name = ".".join(_quoted(part) for part in (schema, table) if part)
+        lacking = []
+        for right in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+            statement, parameters = "SELECT has_table_privilege(%s, %s)", [name, right]
+            if right != "DELETE":
+                statement = (
+                    "SELECT bool_and(has_column_privilege(%s, name, %s))"
+                    " FROM unnest(%s::text[]) name"
+                )
+                parameters.append(list(columns))  # type: ignore[arg-type]
+            if not self.raw(connection).execute(statement, parameters).fetchone()[0]:
+                lacking.append(right)
+        return lacking
+
+    def lacking_sequences(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[str]:
+        name = ".".join(_quoted(part) for part in (schema, table) if part)
+        found = self.raw(connection).execute(
+            "SELECT sequence FROM pg_attribute,"
+            " LATERAL pg_get_serial_sequence(%(table)s, attname) sequence"
+            " WHERE attrelid = %(table)s::regclass AND attnum > 0 AND NOT attisdropped"
+            " AND attidentity = '' AND sequence IS NOT NULL AND attname <> ALL(%(columns)s)"
+            " AND NOT has_sequence_privilege(sequence, 'USAGE')",
+            {"table": name, "columns": list(columns)},
+        )
+        return [str(sequence) for (sequence,) in found]
+
+    def user(self, connection: sa.Connection) -> str:
+        return _quoted(self.raw(connection).execute("SELECT current_user").fetchone()[0])
+
     def foreign_keys(
         self, engine: sa.Engine, schema: str | None
     ) -> Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]]:

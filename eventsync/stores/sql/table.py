@@ -83,6 +83,7 @@ class Table:
     ) -> None:
         self.view, self.type = view, view.record_type
         self.found = reflect(engine, name, schema)
+        self.dialect_name = engine.dialect.name
         self.columns = (*view.names.values(), *view.constant)
         self.keys = tuple(view.names[field] for field in self.type.keys)
         for field, column in [*view.names.items(), *((c, c) for c in view.constant)]:
