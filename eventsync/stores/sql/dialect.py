@@ -78,7 +78,8 @@ class Target:
     ``changed``: those that a later row overwrites. ``overriding``: the database numbers the rows
     unless the statement overrides that. ``types``: the database's name for the type of each column,
     if rows can be sent in binary form. ``staging``: the columns of the temporary table that this
-    target shares with others.
+    target shares with others. ``shape``: differs once a column of the table has been altered.
+    ``sole``: the table has no unique index but that of its keys, and nobody adds one.
     """
 
     name: str
@@ -88,6 +89,8 @@ class Target:
     overriding: bool = False
     types: tuple[str, ...] = ()
     staging: tuple[str, ...] = ()
+    shape: int = 0
+    sole: bool = False
 
 
 class Dialect(ABC):

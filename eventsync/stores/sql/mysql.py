@@ -370,13 +370,14 @@ class Mysql(Dialect):
 
     def upsert_sql(self, target: Target) -> str:
         # MySQL's newer way, a row alias, is unknown to MariaDB.
-        sets = [f"{column} = VALUES({column})" for column in target.changed]
+        sets = [f"{column} = VALUES({column})" for column in target.changed or target.keys[:1]]
         # ON DUPLICATE KEY also overwrites a row that has another key and the same value in any
         # other unique index. The subquery returns two rows, which is an error, and it is evaluated
         # only if the keys differ. The index may be younger than what is known of the table.
         first = target.keys[0]
-        same = " AND ".join(f"BINARY {key} <=> BINARY VALUES({key})" for key in target.keys)
-        sets.insert(0, f"{first} = IF({same}, {first}, (SELECT 1 UNION SELECT 2))")
+        if not target.sole:
+            same = " AND ".join(f"BINARY {key} <=> BINARY VALUES({key})" for key in target.keys)
+            sets.insert(0, f"{first} = IF({same}, {first}, (SELECT 1 UNION SELECT 2))")
         return f"{self.insert_sql(target)} ON DUPLICATE KEY UPDATE {', '.join(sets)}"
 
 

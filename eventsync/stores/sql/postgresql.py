@@ -558,7 +558,7 @@ class Postgresql(Dialect):
         """
         # One table for all sets of columns that patches may change; unused columns stay empty.
         staged = ", ".join(target.staging or target.columns)
-        layout = f"{target.name} {staged}".encode()
+        layout = f"{target.name} {staged} {target.shape}".encode()
         temporary = f"pg_temp.eventsync_{zlib.crc32(layout):08x}_{len(layout)}"
         cursor.execute(
             f"CREATE TEMPORARY TABLE IF NOT EXISTS {temporary} ON COMMIT DELETE ROWS AS"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -121,6 +122,8 @@ class Table:
         with dialect.connected(engine) as connection:
             self.catalogue = dialect.catalogue(connection, name, schema)
             """What the database's catalogue said when the table was read."""
+        shape = zlib.crc32(repr(self.catalogue.columns).encode())
+        self.target = replace(self.target, shape=shape)
         self._make_codecs(dialect)
         self._read_constraints(engine, dialect, name, schema)
 
@@ -255,6 +258,7 @@ class Table:
             changed,
             types=kinds if all(kinds) else (),
             staging=self.target.columns,
+            shape=self.target.shape,
         )
         whole = zip(*written, *zip(*self.key_rows(keys), strict=True), strict=True)
         return target, list(whole)
