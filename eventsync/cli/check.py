@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from eventsync.cli.command import FOUND_WRONG, OK, UNAVAILABLE, JsonOption, command
 from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import print_json, print_table
+from eventsync.engine.finding import Finding, Level
 from eventsync.errors import BusUnavailableError, EventSyncError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from eventsync.engine.store import Store
 
 __all__ = ["check"]
-
-
-class Level(StrEnum):
-    """How serious a finding is. JSON output has the values, tables have the names in lower case."""
-
-    OK = "ok"
-    NOTE = "note"
-    RISK = "risk"
-    UNREACHABLE = "away"
-    WRONG = "wrong"
 
 
 _COLOURS: Final = {
@@ -39,22 +29,20 @@ _COLOURS: Final = {
 }
 
 
-@dataclass(slots=True, frozen=True)
-class Finding:
-    """The result of one check: its level, the checked part (``about``), and what was found."""
-
-    level: Level
-    about: str
-    text: str
+CreateOption = Annotated[
+    bool, typer.Option("--create", help="Create missing tables, files and folders.")
+]
 
 
 @command
-def check(deployment: Deployment, as_json: JsonOption = False) -> int:
+def check(deployment: Deployment, create: CreateOption = False, as_json: JsonOption = False) -> int:
     """Check the configuration, the stores and the broker.
 
-    Opens every store, which creates missing tables and files, and checks that its data and its
-    version index can be read and written. No record is changed. Tells which messages the broker may
-    lose in a crash.
+    Compares declared types with the columns of SQL tables, keys with constraints, and the user's
+    rights with the rights that eventsync needs. Creates missing SQL tables only with --create;
+    otherwise prints the statements that a database administrator has to run. Then opens every store
+    and checks that its data and its version index can be read and written. No record is changed.
+    Tells which messages the broker may lose in a crash.
 
     Levels:
       wrong         has to be corrected
@@ -65,20 +53,25 @@ def check(deployment: Deployment, as_json: JsonOption = False) -> int:
 
     Examples:
       eventsync check
+      eventsync check --create
       eventsync check --broker redis://localhost
     """
     findings = [*_registry(deployment)]
     for store in deployment.registry:
-        findings += _store(store)
+        findings += _store(store, create=create)
     findings += _broker(deployment)
     if as_json:
-        print_json([asdict(finding) for finding in findings])
+        # Whether something is absent only decides what is checked next.
+        print_json([{n: v for n, v in asdict(f).items() if n != "absent"} for f in findings])
     else:
         print_table(
             ["level", "about", "finding"],
             [[finding.level.name.lower(), finding.about, finding.text] for finding in findings],
             marked=lambda row, column: _COLOURS[findings[row].level] if not column else None,
         )
+        statements = dict.fromkeys(one for finding in findings for one in finding.statements)
+        if statements:
+            typer.echo("\nFor the database administrator:\n\n" + "\n\n".join(statements))
     levels = [finding.level for finding in findings]
     wrong, unreachable = levels.count(Level.WRONG), levels.count(Level.UNREACHABLE)
     if not as_json and wrong + unreachable:
@@ -99,9 +92,23 @@ def _registry(deployment: Deployment) -> Iterator[Finding]:
         yield Finding(Level.NOTE, "stores", "there is only one store, so nothing is kept in sync")
 
 
-def _store(store: Store) -> Iterator[Finding]:
+def _store(store: Store, *, create: bool) -> Iterator[Finding]:
     about = f"store {store.name}"
+    found: set[tuple[Level, str]] = set()
+    absent = False
     try:
+        for accessor in store.accessors.values():
+            for finding in accessor.findings():
+                absent |= finding.absent
+                # The same tables of the index are looked at for every type.
+                if (finding.level, finding.text) not in found and not (create and finding.absent):
+                    found.add((finding.level, finding.text))
+                    yield replace(finding, about=about)
+        if any(level is Level.WRONG for level, _ in found):
+            return
+        if absent and not create:
+            yield Finding(Level.OK, about, "can be opened, which makes what does not exist yet")
+            return
         store.open()
         for accessor in store.accessors.values():
             accessor.ping()

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
+from eventsync.engine.finding import Finding
 from eventsync.engine.isolation import concerns_all, record_error
 from eventsync.engine.write import Puts, Write
 from eventsync.errors import ConfigError, DependencyError, RecordError, StoreUnavailableError
@@ -250,6 +251,13 @@ class Accessor(ABC, Generic[R]):
 
     def ensure(self) -> None:
         """Create what the accessor needs in its store, for example a folder. Idempotent."""
+
+    def findings(self) -> Iterable[Finding]:
+        """Return what a check should say of the store before it is opened. Creates nothing.
+
+        Raises ``ConfigError`` or ``StoreUnavailableError`` for what keeps it from being opened.
+        """
+        return ()
 
     def ping(self) -> None:
         """Check that the store can be used.

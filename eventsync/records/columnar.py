@@ -8,6 +8,7 @@ is malformed, or if its values must be converted.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from decimal import Decimal
 from operator import attrgetter
@@ -53,6 +54,8 @@ _UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 _split: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 # A marker in place of a value that is malformed or does not fit its field.
 _UNFIT: Final[Any] = object()
+# Signs in a field's name that msgspec refuses. Types with such names are not decoded at once.
+_ODD_NAME: Final = re.compile(r'["\\\x00-\x1f]')
 
 
 class ColumnReader:
@@ -78,7 +81,8 @@ class ColumnReader:
         self._head = packing.map_head(len(self.names))
         # The decoder of a whole body. ``None`` if a field can hold lists or dicts.
         self._decode: Callable[[bytes], Any] | None = None
-        if all(field.type in _WIRE_TYPES for field in self._fields):
+        odd = any(_ODD_NAME.search(name) for name in self.names)
+        if not odd and all(field.type in _WIRE_TYPES for field in self._fields):
             # The attributes are numbered, because a field name may be an invalid attribute name.
             made = msgspec.defstruct(
                 type.name,

@@ -27,7 +27,7 @@ def database(statement: str) -> None:
 @pytest.fixture
 def refused(cli: Cli) -> Cli:
     """Return a project in which ``crm`` refused person 5, Eve, whom ``report`` holds."""
-    cli("check").check()
+    cli("check", "--create").check()
     database(TRIGGER)
     people = '{"id": 4, "name": "Dan"}\n{"id": 5, "name": "Eve", "balance": 3}\n'
     cli("publish", "report", input=people).check()
@@ -164,7 +164,7 @@ def test_edits_that_cannot_be(refused: Cli, setting: str, said: str) -> None:
 
 def test_edit_under_the_per_record_rule(cli: Cli) -> None:
     """In a record type that merges per record, an edit writes the whole record."""
-    cli("check").check()
+    cli("check", "--create").check()
     database(TRIGGER.replace("person", "line").replace("NEW.name", "NEW.text"))
     line = '{"order": 1, "number": 2, "text": "Eve"}'
     cli("publish", "--type", "Line", input=line).check()

@@ -14,7 +14,7 @@ def test_letters_are_listed_and_replayed(cli: Cli, monkeypatch: pytest.MonkeyPat
     """All dead letters are listed each time, and a replay removes them."""
     with RabbitServer() as rabbit:
         monkeypatch.setenv("EVENTSYNC_BROKER", rabbit.url + "?settle=0.01")
-        cli("check").check()
+        cli("check", "--create").check()
         database(TRIGGER)
         people = "".join(f'{{"id": {n}, "name": "Eve"}}\n' for n in range(20))
         with Bus(rabbit.url) as bus:

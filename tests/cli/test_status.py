@@ -136,3 +136,15 @@ def test_check_names_the_broker_that_fails(cli: Cli, broker: str, said: str) -> 
     (finding,) = [one for one in ran.json if one["about"] == "broker"]
     assert said in finding["text"]
     assert "hidden" not in ran.out + ran.err
+
+
+def test_check_creates_nothing_unless_told(cli: Cli) -> None:
+    """Without ``--create`` the check leaves a missing database alone and prints what to do."""
+    database = Path("crm.db")
+    database.unlink(missing_ok=True)
+    assert "--create" in cli("check").check().out.replace("\n", " ")
+    assert not database.exists()
+    found = cli("check", "--create", "--json").check().json
+    assert database.exists()
+    assert {"level": "ok", "about": "store crm", "statements": []}.items() <= found[1].items()
+    assert "can be read and written" in found[1]["text"]

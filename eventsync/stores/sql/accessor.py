@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import cached_property
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, ClassVar, TypeVar
 
 import sqlalchemy as sa
 
 from eventsync.engine.accessor import Accessor, Puts, Write
-from eventsync.errors import ConfigError, DependencyError, EventSyncError
-from eventsync.index import Entry, Index, IndexTransaction
+from eventsync.engine.finding import Finding, Level
+from eventsync.errors import (
+    ConfigError,
+    DependencyError,
+    EventSyncError,
+    RejectedError,
+    StoreUnavailableError,
+)
+from eventsync.index import Entry, Index, IndexTransaction, UndoneError
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
@@ -20,6 +28,7 @@ from eventsync.stores.sql.condition import Clause, clause_of
 from eventsync.stores.sql.dialect import Statement
 from eventsync.stores.sql.engine import UniqueError, dialect_of, errors, open_engine
 from eventsync.stores.sql.index import SqlIndex
+from eventsync.stores.sql.inspection import inspect_index, inspect_table, is_reachable
 from eventsync.stores.sql.reference import Dependents
 from eventsync.stores.sql.table import Table, new_table
 from eventsync.stores.sql.transaction import SqlTransaction
@@ -30,6 +39,19 @@ R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 _PAGE = 1000
 _IN = 500
+_LOOK_EVERY = 10.0
+"""After so many seconds, look whether the table has changed, even if no error says so."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What an accessor knows of its table, and when it last looked, in seconds."""
+
+    table: Table
+    dependents: Dependents
+    plain: bool
+    patchable: bool
+    looked: float = field(default_factory=time.monotonic)
 
 
 class SqlAccessor(Accessor[R]):
@@ -59,6 +81,8 @@ class SqlAccessor(Accessor[R]):
         self._table_name = table or self.type.name
         self._schema = schema
         self._create = create
+        # A list that the accessors of callers' transactions share (``joined``).
+        self._knowledge: list[_Known] = []
 
     def __repr__(self) -> str:
         return f"SqlAccessor({self.type.name}, {self._table_name!r})"
@@ -122,7 +146,7 @@ class SqlAccessor(Accessor[R]):
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> dict[str, Mapping[str, Any]]:
         assert isinstance(transaction, SqlTransaction)
-        with self._errors():
+        with self._watched(transaction.plain_connection):
             return self._found(transaction.ask(self._queries(keys)))
 
     def read_with_entries(
@@ -131,7 +155,7 @@ class SqlAccessor(Accessor[R]):
         assert isinstance(transaction, SqlTransaction)
         name = self.type.name
         queries = transaction.entry_queries(name, keys)
-        with self._errors():
+        with self._watched(transaction.plain_connection):
             answers = transaction.ask([*queries, *self._queries(keys)])
             entries = transaction.entries(name, keys, *answers[: len(queries)])
             return entries, self._found(answers[len(queries) :])
@@ -140,31 +164,27 @@ class SqlAccessor(Accessor[R]):
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
         assert isinstance(transaction, SqlTransaction)
-        with self._conflict_named(transaction.connection, writes), self._errors():
-            self._write(transaction.connection, writes, removals)
+        connection = transaction.connection
+        with self._conflict_named(connection, writes), self._watched(connection):
+            self._write(connection, writes, removals)
 
     def update_rows(
         self, writes: Sequence[Write], transaction: IndexTransaction
     ) -> Collection[str]:
         assert isinstance(transaction, SqlTransaction)
         connection = transaction.connection
-        with self._conflict_named(connection, writes), self._errors():
+        with self._conflict_named(connection, writes), self._watched(connection):
             keys = [write.key for write in writes]
             # An update of a missing row changes nothing, so only its key is left out.
             return keys if self._change(connection, writes) else self._present(connection, keys)
 
-    @cached_property
+    @property
     def plain(self) -> bool:
-        table = self._table
-        return table.faithful and table.verbatim and self._whole and self.type.rule == "record"
+        return self._known.plain
 
-    @cached_property
+    @property
     def patchable(self) -> bool:
-        table = self._table
-        # A subclass that overrides ``write_rows`` must see everything that is written.
-        own = type(self).write_rows is not SqlAccessor.write_rows
-        by_field = self.type.rule == "field" and not own
-        return by_field and table.faithful and table.exact_key and self._whole
+        return self._known.patchable
 
     @property
     def _whole(self) -> bool:
@@ -199,9 +219,32 @@ class SqlAccessor(Accessor[R]):
             ):
                 made = new_table(self.view, self.dialect, self._table_name, self._schema)
                 made.create(connection, checkfirst=True)
+        self._knowledge.clear()
+        _ = self._table  # reads the table's description, so that a misfit is found now
         if isinstance(self._index, SqlIndex):
             self._index.prepare()  # now, while no transaction of a caller is open
-        _ = self._table  # reads the table's description, so that a misfit is found now
+
+    def findings(self) -> Iterator[Finding]:
+        about = f"{self.type.name} in {self._table_name}"
+        if not is_reachable(self.engine):
+            text = (
+                f"{self.engine.url.database} does not exist yet; a worker or `eventsync check"
+                " --create` makes it"
+            )
+            yield Finding(Level.OK, about, text, absent=True)
+            return
+        with self._errors():
+            if isinstance(self._index, SqlIndex):
+                yield from inspect_index(self._index.tables, self.engine, self.dialect, about)
+            yield from inspect_table(
+                self.view,
+                self.engine,
+                self.dialect,
+                self._table_name,
+                self._schema,
+                about,
+                create=self._create,
+            )
 
     def ping(self) -> None:
         with self._errors(), self.dialect.connected(self.engine) as connection:
@@ -212,14 +255,76 @@ class SqlAccessor(Accessor[R]):
 
     # -- rows --------------------------------------------------------------------------------------
 
-    @cached_property
-    def _table(self) -> Table:
-        with self._errors():
-            return Table(self.view, self.engine, self.dialect, self._table_name, self._schema)
+    @property
+    def _known(self) -> _Known:
+        """What is known of the table; read at the first use and after the table has changed."""
+        if not self._knowledge:
+            with self._errors():
+                table = Table(self.view, self.engine, self.dialect, self._table_name, self._schema)
+            exact = table.faithful and self._whole
+            # A subclass that overrides ``write_rows`` must see everything that is written.
+            own = type(self).write_rows is not SqlAccessor.write_rows
+            self._knowledge.append(
+                _Known(
+                    table,
+                    Dependents(table, self.engine, self.dialect),
+                    plain=exact and table.verbatim and self.type.rule == "record",
+                    patchable=exact and table.exact_key and self.type.rule == "field" and not own,
+                )
+            )
+        return self._knowledge[0]
 
-    @cached_property
+    @property
+    def _table(self) -> Table:
+        return self._known.table
+
+    @property
     def _dependents(self) -> Dependents:
-        return Dependents(self._table, self.engine, self.dialect)
+        return self._known.dependents
+
+    def _is_changed(self, connection: sa.Connection, *, failed: bool) -> bool:
+        """Look the table up; if it has changed, forget what was known of it and return true.
+
+        ``failed``: a statement on the connection has failed. Its transaction stays as it is.
+        """
+        if not self._knowledge:
+            return True
+        known = self._known
+        known.looked = time.monotonic()
+        where = self.dialect.beside(self.engine, connection) if failed else nullcontext(connection)
+        # If the look-up fails too, the first error has to do.
+        with suppress(EventSyncError, sa.exc.SQLAlchemyError, self.dialect.error), where as one:
+            found = self.dialect.catalogue(one, self._table_name, self._schema)
+            if found != known.table.catalogue:
+                self._knowledge.clear()
+                return True
+        return False
+
+    @contextmanager
+    def _watched(self, connection: sa.Connection) -> Iterator[None]:
+        """Raise errors as ``_errors`` does, but ``UndoneError`` if the table has been altered.
+
+        The transaction is then repeated with what the table is now.
+        """
+        try:
+            if time.monotonic() - self._known.looked > _LOOK_EVERY:
+                with self._errors():
+                    altered = self._is_changed(connection, failed=False)
+                if altered:
+                    raise self._altered()
+            with self._errors():
+                yield
+        except UndoneError:
+            raise
+        except (RejectedError, ConfigError, StoreUnavailableError) as error:
+            # Servers say what is wrong with a statement; SQLite's errors do not tell that apart.
+            lost = isinstance(error, StoreUnavailableError) and self.dialect.concurrent
+            if lost or not self._is_changed(connection, failed=True):
+                raise
+            raise self._altered() from error
+
+    def _altered(self) -> UndoneError:
+        return UndoneError(f"the table {self._table_name} was altered while the store was open")
 
     def _errors(self) -> Any:
         return errors(self._table_name, self.dialect)
@@ -236,16 +341,73 @@ class SqlAccessor(Accessor[R]):
         if self.dialect.concurrent:
             # All processes lock rows in the same order, so that they do not deadlock.
             writes, removals = sorted(writes, key=lambda write: write.key), sorted(removals)
-        if table.guarded:
-            # An upsert could overwrite another record, so look first which rows are there.
-            present = self._present(connection, [*(write.key for write in writes), *removals])
-            self._insert(connection, [w.values for w in writes if w.whole and w.key not in present])
-            self._change(connection, [write for write in writes if write.key in present])
-            removals = [key for key in removals if key in present]
-        else:
+        if not table.guarded:
             self._upsert(connection, table.rows([w.values for w in writes if w.whole]))
-            self._change(connection, [write for write in writes if not write.whole])
+            self._change_all(connection, [write for write in writes if not write.whole])
+            self._delete(connection, removals)
+            return
+        # An upsert could overwrite another record, so look first which rows are there.
+        present = self._present(connection, [*(write.key for write in writes), *removals])
+        new = [write for write in writes if write.key not in present]
+        if lost := [write.key for write in new if not write.whole]:
+            raise self._vanished(lost[0])
+        self._insert(connection, [write.values for write in new])
+        self._change_all(connection, [write for write in writes if write.key in present])
+        removals = [key for key in removals if key in present]
         self._delete(connection, removals)
+        self._check_written(connection, [write.key for write in new], removals)
+
+    def _change_all(self, connection: sa.Connection, writes: Sequence[Write]) -> None:
+        """Write changed fields. Raise an error if one of the records has no row to change."""
+        if self._change(connection, writes):
+            return
+        keys = [write.key for write in writes]
+        present = self._present(connection, keys)
+        if lost := [key for key in keys if key not in present]:
+            raise self._vanished(lost[0])
+        if self._table.catalogue.alters and self.dialect.skipping:
+            raise RejectedError(
+                f"a trigger of table {self._table_name!r} skipped the update of"
+                f" {self.type.name} {keys[0]!r}",
+                hint=f"the triggers are {self._trigger_names()}",
+            )
+
+    def _vanished(self, key: str) -> UndoneError:
+        return UndoneError(f"{self.type.name} {key!r} vanished while it was being updated")
+
+    def _check_written(
+        self, connection: sa.Connection, written: Sequence[str], removed: Sequence[str]
+    ) -> None:
+        """Raise ``RejectedError`` if a record has no row under its key, or a removed one has."""
+        table = self._table
+        if not table.loose_keys and not table.catalogue.alters:
+            return
+        present = self._present(connection, [*written, *removed])
+        for key in written:
+            if key not in present:
+                cause = (
+                    f"the column {', '.join(table.loose_keys)} gives back another value"
+                    if table.loose_keys
+                    else "a trigger skipped the row or altered its key"
+                )
+                raise RejectedError(
+                    f"{self.type.name} {key!r} is not in table {self._table_name!r} after it was"
+                    f" written: {cause}",
+                    hint=f"write the key as the database keeps it{self._trigger_hint()}",
+                )
+        for key in removed:
+            if key in present:
+                raise RejectedError(
+                    f"{self.type.name} {key!r} is still in table {self._table_name!r} after it was"
+                    " deleted: a trigger kept the row",
+                    hint=f"the triggers are {self._trigger_names()}",
+                )
+
+    def _trigger_names(self) -> str:
+        return ", ".join(one.name for one in self._table.catalogue.triggers or ()) or "not visible"
+
+    def _trigger_hint(self) -> str:
+        return f"; the triggers are {self._trigger_names()}" if self._table.catalogue.alters else ""
 
     def _upsert(self, connection: sa.Connection, rows: list[tuple[Any, ...]]) -> None:
         if rows:
@@ -354,6 +516,9 @@ class SqlAccessor(Accessor[R]):
 
     def _pages(self, clause: Clause | None) -> Iterator[dict[str, Any]]:
         """Yield all rows in key order, page by page, so that nothing is locked between pages."""
+        if time.monotonic() - self._known.looked > _LOOK_EVERY:
+            with self._errors(), self.dialect.connected(self.engine) as connection:
+                self._is_changed(connection, failed=False)
         table, mark = self._table, self.dialect.mark
         keys = ", ".join(table.key_names)
         marks = ", ".join([mark] * len(table.key_names))

@@ -16,18 +16,26 @@ from eventsync.errors import ConfigError
 from eventsync.records.record import Field, Record, Rule
 from eventsync.stores.sql.engine import dialect_of, errors, open_engine
 
-__all__ = ["derive", "reflect"]
+__all__ = ["derive", "field_type", "reflect"]
 
 
 def reflect(engine: sa.Engine, table: str, schema: str | None) -> sa.Table:
     """Return the table as the database describes it. Raises ``ConfigError`` if there is none."""
-    with errors(table, dialect_of(engine)), warnings.catch_warnings():
+    dialect = dialect_of(engine)
+    with errors(table, dialect), warnings.catch_warnings():
         # SQLAlchemy warns of types it does not know; their values are read as text.
         warnings.simplefilter("ignore", sa.exc.SAWarning)
         try:
-            return sa.Table(
+            found = sa.Table(
                 table, sa.MetaData(), schema=schema, autoload_with=engine, resolve_fks=False
             )
+            return dialect.reflected(engine, found)
+        except AttributeError:
+            # SQLAlchemy cannot parse the text of CREATE TABLE, as with a line break in a name.
+            raise ConfigError(
+                f"SQLAlchemy cannot read the description of table {table!r}",
+                hint="rename columns with line breaks or backticks in their names",
+            ) from None
         except sa.exc.NoSuchTableError:
             raise ConfigError(
                 f"there is no table {table!r} in {engine.url!r}",
@@ -56,7 +64,8 @@ def derive(
     if not found.primary_key.columns:
         raise ConfigError(
             f"table {table!r} has no primary key, so its records cannot be told apart",
-            hint="declare a record type with key=True on the fields that identify one",
+            hint="add a primary key; or declare a record type whose key fields a unique constraint"
+            " of the table covers",
         )
     fields = {}
     for column in found.columns:
@@ -65,7 +74,7 @@ def derive(
         if column.computed is not None or (numbered and not key):
             continue
         optional = bool(column.nullable) and not key
-        kind, zoned = _field_type(column.type, engine.dialect.name)
+        kind, zoned = field_type(column.type, engine.dialect.name)
         # SQLAlchemy's names are a subclass of str, which an envelope cannot carry.
         fields[str(column.name)] = Field(
             type=kind | None if optional else kind, key=key, zoned=zoned
@@ -77,7 +86,8 @@ def derive(
     return Record.derive(name or plain, fields, rule=rule)
 
 
-def _field_type(kind: sa.types.TypeEngine[Any], database: str) -> tuple[Any, bool | None]:
+def field_type(kind: sa.types.TypeEngine[Any], database: str) -> tuple[Any, bool | None]:
+    """Return the type of a field for a column, and whether its times have a zone."""
     while isinstance(kind, postgresql.DOMAIN):
         kind = kind.data_type
     if isinstance(kind, mysql.TINYINT) and kind.display_width == 1:

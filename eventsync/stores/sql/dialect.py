@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import sqlalchemy as sa
 
 from eventsync.records.field import Field
+from eventsync.stores.sql.catalogue import Catalogue
 
 __all__ = ["ColumnCodec", "ColumnComparison", "Dialect", "Fault", "Statement", "Target"]
 
@@ -77,7 +78,8 @@ class Target:
     ``changed``: those that a later row overwrites. ``overriding``: the database numbers the rows
     unless the statement overrides that. ``types``: the database's name for the type of each column,
     if rows can be sent in binary form. ``staging``: the columns of the temporary table that this
-    target shares with others.
+    target shares with others. ``shape``: differs once a column of the table has been altered.
+    ``sole``: the table has no unique index but that of its keys, and nobody adds one.
     """
 
     name: str
@@ -87,6 +89,8 @@ class Target:
     overriding: bool = False
     types: tuple[str, ...] = ()
     staging: tuple[str, ...] = ()
+    shape: int = 0
+    sole: bool = False
 
 
 class Dialect(ABC):
@@ -98,6 +102,8 @@ class Dialect(ABC):
     """Whether several transactions can write at once."""
     conditional: ClassVar[bool] = False
     """Whether ``upsert_if`` is implemented."""
+    skipping: ClassVar[bool] = True
+    """Whether a trigger can skip a row, so that it is neither written nor an error."""
     relaxed_commit: ClassVar[tuple[Statement, ...]] = ()
     """Statements for a transaction that a crash of the database may undo without harm."""
     error: type[Exception]
@@ -186,20 +192,49 @@ class Dialect(ABC):
 
         ``rows``: the values of ``target.changed``, then those of ``target.keys``.
         """
-        sets = ", ".join(f"{column} = {self.mark}" for column in target.changed)
-        same_key = " AND ".join(f"{column} = {self.mark}" for column in target.keys)
-        statement = f"UPDATE {target.name} SET {sets} WHERE {same_key}"
+        statement = self.update_sql(target)
         return connection.exec_driver_sql(statement, rows if len(rows) > 1 else rows[0]).rowcount
 
-    def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
-        """Return whether the column takes different texts for equal, as without case."""
-        return False
+    def update_sql(self, target: Target) -> str:
+        """Return the statement that updates one row."""
+        sets = ", ".join(f"{column} = {self.mark}" for column in target.changed)
+        same_key = " AND ".join(f"{column} = {self.mark}" for column in target.keys)
+        return f"UPDATE {target.name} SET {sets} WHERE {same_key}"
 
-    def hidden_uniques(
-        self, inspector: sa.Inspector, table: str, schema: str | None
-    ) -> list[tuple[str, ...]]:
-        """Return the columns of unique constraints that SQLAlchemy does not find with the table."""
+    @abstractmethod
+    def catalogue(self, connection: sa.Connection, table: str, schema: str | None) -> Catalogue:
+        """Return what the database's catalogue says of a table that exists."""
+
+    def may_create(self, connection: sa.Connection, schema: str | None) -> bool:
+        """Return whether this user may create tables, as far as the database says so."""
+        return True
+
+    def lacking_rights(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[str]:
+        """Return which of SELECT, INSERT, UPDATE and DELETE this user lacks. Changes nothing."""
         return []
+
+    def lacking_sequences(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[str]:
+        """Return the sequences that number other columns than these and that this user lacks."""
+        return []
+
+    def user(self, connection: sa.Connection) -> str:
+        """Return this user's name as GRANT takes it."""
+        return "CURRENT_USER"
+
+    def reflected(self, engine: sa.Engine, found: sa.Table) -> sa.Table:
+        """Return a table that SQLAlchemy has described, with what it has read wrongly corrected."""
+        return found
+
+    def foreign_keys(
+        self, engine: sa.Engine, schema: str | None
+    ) -> Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]]:
+        """Return the foreign keys of all tables of a schema, as SQLAlchemy describes them."""
+        found: Any = sa.inspect(engine).get_multi_foreign_keys(schema=schema)
+        return cast(Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]], found)
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
         """Return the SQL expression that reads a column."""

@@ -75,6 +75,7 @@ class IndexTables:
                 self.columns[:2],
                 self.columns[2:],
                 types=kinds[:count],
+                sole=True,
             )
             for count in (_SHORT, len(self.columns))
         )
@@ -87,7 +88,9 @@ class IndexTables:
             types=tuple(dialect.kind(column.type) for column in sent),
         )
         text = quote.quote("text")
-        self.marks = Target(quote.format_table(self.mark), ("name", text), ("name",), (text,))
+        self.marks = Target(
+            quote.format_table(self.mark), ("name", text), ("name",), (text,), sole=True
+        )
         stamp = self.columns[2]
         # The first 16 bytes of a stamp are its version.
         self.newer = f"substr(excluded.{stamp}, 1, 16) > substr({self.name}.{stamp}, 1, 16)"

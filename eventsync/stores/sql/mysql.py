@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import pymysql
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from eventsync.errors import StoreUnavailableError
+from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.records.field import Field
+from eventsync.stores.sql.catalogue import Catalogue, Trigger, UniqueIndex
 from eventsync.stores.sql.dialect import ColumnCodec, ColumnComparison, Dialect, Fault, Target
 from eventsync.stores.sql.value import (
     exact_decimal,
@@ -31,19 +32,61 @@ __all__ = ["Mysql"]
 
 _UNDONE = frozenset({1213, 1205})
 _DEPENDENCY = frozenset({1216, 1217, 1451, 1452})
-_UNIQUE = frozenset({1062, 1586})
+_UNIQUE = frozenset({1062, 1586, 1242})  # 1242: see ``upsert_sql``
 _CONFIG = frozenset({1049, 1054, 1142, 1143, 1146})
 _REJECTED = frozenset(
     {1048, 1118, 1153, 1263, 1264, 1265, 1292, 1364, 1366, 1367, 1406, 3140, 3819, 4025}
 )
+_DENIED = frozenset({1044, 1142, 1143, 1227})
+_NO_DEFAULT = 1364
 _NO_TEXT = (sa.CHAR, sa.Enum, mysql.SET, mysql.BINARY)
 _BYTES = (sa.LargeBinary, sa.VARBINARY, mysql.TINYBLOB, mysql.MEDIUMBLOB, mysql.LONGBLOB)
 _EXACT = (mysql.TIMESTAMP, mysql.DATETIME, sa.Date, sa.Time, sa.Double, sa.String, *_BYTES)
 
 
+_RELATION = """
+SELECT table_type FROM information_schema.tables
+WHERE table_schema = COALESCE(%s, DATABASE()) AND table_name = %s
+"""
+_COLUMNS = """
+SELECT column_name, collation_name, column_type, extra, is_nullable, column_default
+FROM information_schema.columns
+WHERE table_schema = COALESCE(%s, DATABASE()) AND table_name = %s ORDER BY ordinal_position
+"""
+_UNIQUES = """
+SELECT index_name, column_name, sub_part FROM information_schema.statistics
+WHERE table_schema = COALESCE(%s, DATABASE()) AND table_name = %s AND non_unique = 0
+ORDER BY index_name, seq_in_index
+"""
+_TRIGGERS = """
+SELECT trigger_name, CONCAT(action_timing, ' ', event_manipulation), action_statement
+FROM information_schema.triggers
+WHERE event_object_schema = COALESCE(%s, DATABASE()) AND event_object_table = %s
+ORDER BY trigger_name
+"""
+_FOREIGN_KEYS = """
+SELECT k.table_name, k.constraint_name, k.column_name, k.referenced_table_schema,
+    k.referenced_table_name, k.referenced_column_name, k.table_schema, r.delete_rule
+FROM information_schema.key_column_usage k JOIN information_schema.referential_constraints r
+    ON r.constraint_schema = k.constraint_schema AND r.constraint_name = k.constraint_name
+    AND r.table_name = k.table_name
+WHERE k.table_schema = COALESCE(%s, DATABASE()) AND k.referenced_table_name IS NOT NULL
+ORDER BY k.table_name, k.constraint_name, k.ordinal_position
+"""
+_MAY_SEE_TRIGGERS = """
+SELECT 1 FROM information_schema.user_privileges WHERE privilege_type = 'TRIGGER'
+UNION SELECT 1 FROM information_schema.schema_privileges
+    WHERE privilege_type = 'TRIGGER' AND COALESCE(%s, DATABASE()) LIKE table_schema
+UNION SELECT 1 FROM information_schema.table_privileges
+    WHERE privilege_type = 'TRIGGER' AND table_schema = COALESCE(%s, DATABASE())
+    AND table_name = %s
+"""
+
+
 class Mysql(Dialect):
     """MySQL or MariaDB, with PyMySQL."""
 
+    skipping: ClassVar[bool] = False
     error = pymysql.err.Error
 
     def __init__(self, *, maria: bool) -> None:
@@ -124,10 +167,140 @@ class Mysql(Dialect):
         # Not the JSON type, which changes numbers.
         return made.get(kind) or mysql.LONGTEXT(charset="utf8mb4", collation=self._exact_text)
 
-    def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
-        if not isinstance(kind, sa.String):
-            return False
-        return not str(getattr(kind, "collation", "") or "").endswith(("nopad_bin", "0900_bin"))
+    def lacking_rights(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[str]:
+        # Statements about no row: rights may come from roles, which no table lists.
+        name = ".".join(_quoted(part) for part in (schema, table) if part)
+        names = ", ".join(map(_quoted, columns))
+        sets = ", ".join(f"{_quoted(column)} = {_quoted(column)}" for column in columns)
+        lacking = []
+        with self.raw(connection).cursor() as cursor:
+            for right, statement in (
+                ("SELECT", f"SELECT {names} FROM {name} LIMIT 0"),
+                ("INSERT", f"INSERT INTO {name} ({names}) SELECT {names} FROM {name} WHERE FALSE"),
+                ("UPDATE", f"UPDATE {name} SET {sets} WHERE FALSE"),
+                ("DELETE", f"DELETE FROM {name} WHERE FALSE"),
+            ):
+                try:
+                    cursor.execute(statement)
+                except pymysql.err.MySQLError as error:
+                    if error.args[0] in _DENIED:
+                        lacking.append(right)
+                    elif error.args[0] != _NO_DEFAULT:  # found after the rights
+                        raise
+        self.raw(connection).rollback()
+        return lacking
+
+    def user(self, connection: sa.Connection) -> str:
+        user, _, host = str(
+            connection.exec_driver_sql("SELECT CURRENT_USER()").scalar_one()
+        ).rpartition("@")
+        return f"'{user}'@'{host}'"
+
+    def foreign_keys(
+        self, engine: sa.Engine, schema: str | None
+    ) -> Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]]:
+        # SQLAlchemy reads the text of CREATE TABLE, and misses names with signs like ``(``.
+        made: dict[tuple[str, str], dict[str, Any]] = {}
+        with self.connected(engine) as connection:
+            for (
+                table,
+                name,
+                column,
+                other_schema,
+                other,
+                referred,
+                own,
+                rule,
+            ) in connection.exec_driver_sql(_FOREIGN_KEYS, (schema,)):
+                key = made.setdefault(
+                    (table, name),
+                    {
+                        "name": name,
+                        "constrained_columns": [],
+                        "referred_schema": schema if other_schema == own else other_schema,
+                        "referred_table": other,
+                        "referred_columns": [],
+                        "options": {"ondelete": rule},
+                    },
+                )
+                key["constrained_columns"].append(column)
+                key["referred_columns"].append(referred)
+        found: dict[tuple[str | None, str], list[Mapping[str, Any]]] = {}
+        for (table, _), key in made.items():
+            found.setdefault((schema, table), []).append(key)
+        return found
+
+    def reflected(self, engine: sa.Engine, found: sa.Table) -> sa.Table:
+        with self.connected(engine) as connection:
+            place = (found.schema, str(found.name))
+            names = [str(row[0]) for row in connection.exec_driver_sql(_COLUMNS, place) if row[0]]
+            key = [
+                str(column)
+                for index, column, _ in connection.exec_driver_sql(_UNIQUES, place)
+                if index == "PRIMARY"
+            ]
+        if names == list(found.c.keys()) and key == [str(c.name) for c in found.primary_key]:
+            return found
+        if len(names) != len(found.c):
+            raise ConfigError(
+                f"table {found.name!r} has a column whose name SQLAlchemy cannot read on MySQL",
+                hint="rename the column with line breaks or backticks in its name",
+            )
+        columns = [
+            sa.Column(
+                name,
+                column.type,
+                *filter(None, (column.computed, column.identity)),
+                primary_key=name in key,
+                nullable=column.nullable,
+                autoincrement=column.autoincrement,
+            )
+            for name, column in zip(names, found.c, strict=True)
+        ]
+        return sa.Table(found.name, sa.MetaData(), *columns, schema=found.schema)
+
+    def catalogue(self, connection: sa.Connection, table: str, schema: str | None) -> Catalogue:
+        with self.raw(connection).cursor() as cursor:
+
+            def ask(statement: str, *more: str) -> list[tuple[Any, ...]]:
+                cursor.execute(statement, (schema, table, *more))
+                return list(cursor.fetchall())
+
+            kinds = ask(_RELATION)
+            columns = ask(_COLUMNS)
+            indexes: dict[str, list[tuple[str, int | None]]] = {}
+            for index, column, prefix in ask(_UNIQUES):
+                # The column is NULL for an expression.
+                indexes.setdefault(index, []).append((column or "", prefix))
+            triggers = [Trigger(name, when, text) for name, when, text in ask(_TRIGGERS)]
+            cursor.execute(_MAY_SEE_TRIGGERS, (schema, schema, table))
+            seen = bool(triggers) or bool(cursor.fetchall())
+        return Catalogue(
+            kind="view" if kinds and "VIEW" in str(kinds[0][0]) else "table",
+            columns=tuple(tuple(map(str, column)) for column in columns),
+            loose=frozenset(
+                str(name)
+                for name, collation, *_ in columns
+                if collation is not None
+                and not str(collation).endswith(("nopad_bin", "0900_bin"))
+                and str(collation) != "binary"
+            ),
+            uniques=tuple(
+                UniqueIndex(tuple(c for c, _ in parts), prefix=any(p is not None for _, p in parts))
+                for parts in indexes.values()
+                if all(c for c, _ in parts)
+            ),
+            triggers=tuple(triggers) if seen else None,
+            generated=frozenset(
+                str(name)
+                for name, _, kind, extra, nullable, *_ in columns
+                if "on update" in str(extra).lower()
+                or (str(kind).startswith("timestamp") and nullable == "NO")
+                or "auto_increment" in str(extra).lower()
+            ),
+        )
 
     def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         if field is None:
@@ -192,14 +365,29 @@ class Mysql(Dialect):
         if field.type is str and isinstance(kind, sa.String) and not isinstance(kind, _NO_TEXT):
             wide = str(kind.collation or "").startswith("utf8mb4")
             operand = text_operand if wide else _ascii_operand
-            return ColumnComparison(operand, ordered=False, exact=not self.loose(kind))
+            return ColumnComparison(operand, ordered=False, exact=not _is_loose(kind))
         return None
 
     def upsert_sql(self, target: Target) -> str:
         # MySQL's newer way, a row alias, is unknown to MariaDB.
-        changed = target.changed or target.keys[:1]
-        sets = ", ".join(f"{column} = VALUES({column})" for column in changed)
-        return f"{self.insert_sql(target)} ON DUPLICATE KEY UPDATE {sets}"
+        sets = [f"{column} = VALUES({column})" for column in target.changed or target.keys[:1]]
+        # ON DUPLICATE KEY also overwrites a row that has another key and the same value in any
+        # other unique index. The subquery returns two rows, which is an error, and it is evaluated
+        # only if the keys differ. The index may be younger than what is known of the table.
+        first = target.keys[0]
+        if not target.sole:
+            same = " AND ".join(f"BINARY {key} <=> BINARY VALUES({key})" for key in target.keys)
+            sets.insert(0, f"{first} = IF({same}, {first}, (SELECT 1 UNION SELECT 2))")
+        return f"{self.insert_sql(target)} ON DUPLICATE KEY UPDATE {', '.join(sets)}"
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _is_loose(kind: sa.types.TypeEngine[Any]) -> bool:
+    # A column that does not name its collation has the table's, whichever that is.
+    return not str(getattr(kind, "collation", "") or "").endswith(("nopad_bin", "0900_bin"))
 
 
 def _ascii_operand(value: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from eventsync.records.field import Field
+from eventsync.stores.sql.catalogue import Catalogue, Trigger, UniqueIndex
 from eventsync.stores.sql.dialect import (
     ColumnCodec,
     ColumnComparison,
@@ -100,6 +101,88 @@ _BINARY: dict[Any, tuple[Any, ...]] = {
 }
 
 
+_RELATION = """
+SELECT relkind::text, relrowsecurity AND row_security_active(oid),
+    relhassubclass AND relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = oid)
+FROM pg_class WHERE oid = %s
+"""
+_COLUMNS = """
+WITH RECURSIVE base(number, type) AS (
+    SELECT attnum, atttypid FROM pg_attribute WHERE attrelid = %(table)s
+    UNION ALL SELECT number, typbasetype FROM base JOIN pg_type t ON t.oid = type
+    WHERE typtype = 'd')
+SELECT attname::text, NOT coalesce(collisdeterministic, true) OR typname IN ('bpchar', 'citext'),
+    format_type(atttypid, atttypmod), attnotnull, attidentity::text, attgenerated::text, atthasdef
+FROM base JOIN pg_type t ON t.oid = type AND typtype <> 'd'
+JOIN pg_attribute a ON attnum = number LEFT JOIN pg_collation c ON c.oid = attcollation
+WHERE attrelid = %(table)s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+_UNIQUES = """
+SELECT array_agg(attname::text ORDER BY place), indpred IS NULL AND indisvalid AND bool_and(
+        p.coll = attcollation
+        OR coalesce(o.collisdeterministic AND c.collisdeterministic, false)),
+    indimmediate
+FROM pg_index i CROSS JOIN LATERAL
+    unnest(indkey::int2[], indcollation::oid[]) WITH ORDINALITY p (number, coll, place)
+LEFT JOIN pg_attribute a ON attrelid = indrelid AND attnum = number AND number <> 0
+LEFT JOIN pg_collation o ON o.oid = p.coll LEFT JOIN pg_collation c ON c.oid = attcollation
+WHERE indrelid = %s AND indisunique AND place <= indnkeyatts
+GROUP BY indexrelid, indpred IS NULL, indisvalid, indimmediate
+HAVING bool_and(attname IS NOT NULL) ORDER BY indexrelid
+"""
+_TRIGGERS = """
+SELECT DISTINCT tgname::text, tgtype, prosrc FROM pg_trigger JOIN pg_proc p ON p.oid = tgfoid
+WHERE NOT tgisinternal AND tgenabled <> 'D'
+    AND tgrelid IN (
+        SELECT inhrelid FROM pg_inherits WHERE inhparent = %(table)s UNION SELECT %(table)s)
+ORDER BY 1
+"""
+_RULES = """
+SELECT rulename::text, pg_get_ruledef(oid) FROM pg_rewrite
+WHERE ev_class = %s AND rulename <> '_RETURN' AND ev_enabled <> 'D' ORDER BY 1
+"""
+_CONSTRAINTS = """
+SELECT conname::text, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %s ORDER BY 1
+"""
+
+
+_FOREIGN_KEYS = """
+SELECT r.relname::text,
+    ARRAY(SELECT attname::text FROM unnest(conkey) WITH ORDINALITY k (number, place)
+        JOIN pg_attribute ON attrelid = conrelid AND attnum = number ORDER BY place),
+    CASE WHEN f.relnamespace = r.relnamespace THEN %(schema)s::text
+        WHEN %(schema)s::text IS NULL AND pg_table_is_visible(f.oid) THEN NULL
+        ELSE o.nspname::text END,
+    f.relname::text,
+    ARRAY(SELECT attname::text FROM unnest(confkey) WITH ORDINALITY k (number, place)
+        JOIN pg_attribute ON attrelid = confrelid AND attnum = number ORDER BY place),
+    confdeltype::text
+FROM pg_constraint JOIN pg_class r ON r.oid = conrelid JOIN pg_class f ON f.oid = confrelid
+JOIN pg_namespace n ON n.oid = r.relnamespace JOIN pg_namespace o ON o.oid = f.relnamespace
+WHERE contype = 'f' AND CASE WHEN %(schema)s::text IS NULL THEN pg_table_is_visible(r.oid)
+    ELSE n.nspname = %(schema)s::text END
+ORDER BY conrelid, conname
+"""
+
+
+def _alias(target: Target) -> tuple[str, str]:
+    """Return what to replace in an INSERT into a table that is named like ``excluded``."""
+    clash = target.name.rpartition(".")[2] in ("excluded", '"excluded"')
+    start = f"INSERT INTO {target.name}"
+    return (start, f"{start} AS eventsync_target") if clash else ("", "")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _when(bits: int) -> str:
+    """Return when a trigger runs, of the bits of ``pg_trigger.tgtype``."""
+    moment = "INSTEAD OF" if bits & 64 else "BEFORE" if bits & 2 else "AFTER"
+    events = ((4, "INSERT"), (16, "UPDATE"), (8, "DELETE"), (32, "TRUNCATE"))
+    return f"{moment} {' OR '.join(event for bit, event in events if bits & bit)}"
+
+
 def _base(kind: Any) -> Any:
     """Return the type behind a domain."""
     while isinstance(kind, pg.DOMAIN):
@@ -182,8 +265,99 @@ class Postgresql(Dialect):
         # Not JSONB, which changes numbers: 1e16 would come back as an integer.
         return made.get(kind) or pg.JSON()
 
-    def loose(self, kind: sa.types.TypeEngine[Any]) -> bool:
-        return isinstance(kind, pg.CITEXT)
+    def catalogue(self, connection: sa.Connection, table: str, schema: str | None) -> Catalogue:
+        raw = self.raw(connection)
+        name = ".".join(_quoted(part) for part in (schema, table) if part)
+        place = raw.execute("SELECT %s::regclass::oid", (name,)).fetchone()[0]
+        kind, secured, split = raw.execute(_RELATION, (place,)).fetchone()
+        columns = raw.execute(_COLUMNS, {"table": place}).fetchall()
+        uniques = [
+            # Rows of other tables that inherit from this one are not compared with its own.
+            UniqueIndex(tuple(names), sound and not split, sound and not split and immediate)
+            for names, sound, immediate in raw.execute(_UNIQUES, (place,))
+        ]
+        triggers = [
+            Trigger(name, _when(bits), text)
+            for name, bits, text in raw.execute(_TRIGGERS, {"table": place})
+        ]
+        rules = [Trigger(name, "RULE", text) for name, text in raw.execute(_RULES, (place,))]
+        constraints = raw.execute(_CONSTRAINTS, (place,)).fetchall()
+        return Catalogue(
+            kind={"v": "view", "m": "materialized view", "f": "foreign table"}.get(kind, "table"),
+            columns=tuple(tuple(column) for column in columns),
+            loose=frozenset(column[0] for column in columns if column[1]),
+            uniques=tuple(uniques),
+            triggers=(*triggers, *rules),
+            secured=secured,
+            constraints=tuple(constraints),
+        )
+
+    def may_create(self, connection: sa.Connection, schema: str | None) -> bool:
+        row = (
+            self.raw(connection)
+            .execute(
+                "SELECT has_schema_privilege(coalesce(%s, current_schema()), 'CREATE')", (schema,)
+            )
+            .fetchone()
+        )
+        return bool(row[0])
+
+    def lacking_rights(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[str]:
+        name = ".".join(_quoted(part) for part in (schema, table) if part)
+        lacking = []
+        for right in ("SELECT", "INSERT", "UPDATE", "DELETE"):
+            statement, parameters = "SELECT has_table_privilege(%s, %s)", [name, right]
+            if right != "DELETE":
+                statement = (
+                    "SELECT bool_and(has_column_privilege(%s, name, %s))"
+                    " FROM unnest(%s::text[]) name"
+                )
+                parameters.append(list(columns))  # type: ignore[arg-type]
+            if not self.raw(connection).execute(statement, parameters).fetchone()[0]:
+                lacking.append(right)
+        return lacking
+
+    def lacking_sequences(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[str]:
+        name = ".".join(_quoted(part) for part in (schema, table) if part)
+        found = self.raw(connection).execute(
+            "SELECT sequence FROM pg_attribute,"
+            " LATERAL pg_get_serial_sequence(%(table)s, attname) sequence"
+            " WHERE attrelid = %(table)s::regclass AND attnum > 0 AND NOT attisdropped"
+            " AND attidentity = '' AND sequence IS NOT NULL AND attname <> ALL(%(columns)s)"
+            " AND NOT has_sequence_privilege(sequence, 'USAGE')",
+            {"table": name, "columns": list(columns)},
+        )
+        return [str(sequence) for (sequence,) in found]
+
+    def user(self, connection: sa.Connection) -> str:
+        return _quoted(self.raw(connection).execute("SELECT current_user").fetchone()[0])
+
+    def foreign_keys(
+        self, engine: sa.Engine, schema: str | None
+    ) -> Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]]:
+        # SQLAlchemy parses their definitions, and fails at names with line breaks.
+        found: dict[tuple[str | None, str], list[Mapping[str, Any]]] = {}
+        with self.connected(engine) as connection:
+            for table, columns, other_schema, other, referred, rule in self.raw(connection).execute(
+                _FOREIGN_KEYS, {"schema": schema}
+            ):
+                found.setdefault((schema, table), []).append(
+                    {
+                        "constrained_columns": columns,
+                        "referred_schema": other_schema,
+                        "referred_table": other,
+                        "referred_columns": referred,
+                        "options": {"ondelete": "" if rule in "ar" else "OTHER"},
+                    }
+                )
+        return found
+
+    def insert_sql(self, target: Target) -> str:
+        return super().insert_sql(target).replace(*_alias(target), 1)
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
         # Types unknown to Python (intervals, networks, ranges) are read as text.
@@ -328,7 +502,8 @@ class Postgresql(Dialect):
 
     def _insert_into(self, target: Target) -> str:
         overriding = " OVERRIDING SYSTEM VALUE" if target.overriding else ""
-        return f"INSERT INTO {target.name} ({', '.join(target.columns)}){overriding}"
+        statement = f"INSERT INTO {target.name} ({', '.join(target.columns)}){overriding}"
+        return statement.replace(*_alias(target), 1)
 
     def _clause(self, target: Target, *, upsert: bool) -> str:
         return f" {self.on_conflict(target)}" if upsert else ""
@@ -353,7 +528,7 @@ class Postgresql(Dialect):
             return
         cursor, names = self.raw(connection).cursor(), ", ".join(target.columns)
         temporary = self._staged(cursor, target, rows)
-        cursor.execute(f"{self._insert_into(target)} SELECT {names} FROM {temporary}{clause}")
+        cursor.execute(f"{self._insert_into(target)} SELECT {names} FROM {temporary}{clause}", ())
 
     def _from_arrays(
         self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]], clause: str
@@ -372,22 +547,27 @@ class Postgresql(Dialect):
         temporary = self._staged(cursor, target, rows)
         sets = ", ".join(f"{column} = i.{column}" for column in target.changed)
         same = " AND ".join(f"t.{column} = i.{column}" for column in target.keys)
-        cursor.execute(f"UPDATE {target.name} t SET {sets} FROM {temporary} i WHERE {same}")
+        cursor.execute(f"UPDATE {target.name} t SET {sets} FROM {temporary} i WHERE {same}", ())
         return int(cursor.rowcount)
 
     def _staged(self, cursor: Any, target: Target, rows: list[tuple[Any, ...]]) -> str:
-        """Fill a temporary table with these rows; return its name."""
+        """Fill a temporary table with these rows; return its name.
+
+        ``%`` is doubled in quoted names, as statements with parameters need it, hence the empty
+        parameters here. COPY takes none.
+        """
         # One table for all sets of columns that patches may change; unused columns stay empty.
         staged = ", ".join(target.staging or target.columns)
-        layout = f"{target.name} {staged}".encode()
+        layout = f"{target.name} {staged} {target.shape}".encode()
         temporary = f"pg_temp.eventsync_{zlib.crc32(layout):08x}_{len(layout)}"
         cursor.execute(
             f"CREATE TEMPORARY TABLE IF NOT EXISTS {temporary} ON COMMIT DELETE ROWS AS"
-            f" SELECT {staged} FROM {target.name} WITH NO DATA"
+            f" SELECT {staged} FROM {target.name} WITH NO DATA",
+            (),
         )
         cursor.execute(f"DELETE FROM {temporary}")
         binary = " (FORMAT BINARY)" if target.types else ""
-        columns = ", ".join(target.columns)
+        columns = ", ".join(target.columns).replace("%%", "%")
         with cursor.copy(f"COPY {temporary} ({columns}) FROM STDIN{binary}") as copy:
             if target.types:
                 copy.set_types(target.types)

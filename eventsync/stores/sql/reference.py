@@ -164,7 +164,7 @@ class Dependents:
     def _children(self) -> list[tuple[sa.Table, Reference]]:
         """The foreign keys of the schema's tables that forbid to remove rows of this table."""
         table = self._table.found
-        found = sa.inspect(self._engine).get_multi_foreign_keys(schema=table.schema)
+        found = self._dialect.foreign_keys(self._engine, table.schema)
         children = []
         for (schema, name), keys in found.items():
             own = (name, schema) == (table.name, table.schema)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import chain
@@ -15,6 +16,7 @@ import sqlalchemy as sa
 
 from eventsync.errors import RejectedError
 from eventsync.records.field import Field
+from eventsync.stores.sql.catalogue import Catalogue, Trigger, UniqueIndex
 from eventsync.stores.sql.dialect import (
     ColumnCodec,
     ColumnComparison,
@@ -120,13 +122,100 @@ class Sqlite(Dialect):
             write = str  # same result as ``to_text``, without a Python call
         return ColumnCodec(write, faithful=faithful, verbatim=verbatim)
 
-    def hidden_uniques(
-        self, inspector: sa.Inspector, table: str, schema: str | None
-    ) -> list[tuple[str, ...]]:
-        # SQLAlchemy parses the CREATE TABLE text and misses some that only their indexes show.
-        indexes = inspector.get_indexes(table, schema=schema, include_auto_indexes=True)
-        columns = [index["column_names"] for index in indexes if index["unique"]]
-        return [tuple(map(str, names)) for names in columns if None not in names]
+    def catalogue(self, connection: sa.Connection, table: str, schema: str | None) -> Catalogue:
+        raw = self.raw(connection)
+        where = _quoted(schema or "main")
+        name = f"{where}.{_quoted(table)}"
+        columns = [
+            tuple(row) for row in raw.execute(f"PRAGMA {where}.table_xinfo({_quoted(table)})")
+        ]
+        collations = {c[1]: self._collation(raw, name, c[1]) for c in columns}
+        loose = frozenset(c for c, collation in collations.items() if collation != "BINARY")
+        uniques, primary = [], False
+        for _, index, unique, origin, partial in raw.execute(
+            f"PRAGMA {where}.index_list({_quoted(table)})"
+        ).fetchall():
+            primary |= origin == "pk"
+            parts = [
+                (number, column, collation)
+                for _, number, column, _, collation, is_key in raw.execute(
+                    f"PRAGMA {where}.index_xinfo({_quoted(index)})"
+                )
+                if is_key
+            ]
+            if not unique or any(number < 0 for number, _, _ in parts):
+                continue  # -1 is the row's number, -2 an expression
+            sound = not partial and all(collations[c] == coll for _, c, coll in parts)
+            uniques.append(UniqueIndex(tuple(c for _, c, _ in parts), sound, sound))
+        keys = tuple(c[1] for c in sorted(columns, key=lambda c: c[5]) if c[5])
+        (kind,) = raw.execute(
+            f"SELECT type FROM {where}.sqlite_master WHERE lower(name) = lower(?)"
+            " AND type IN ('table', 'view')",
+            (table,),
+        ).fetchone() or ("table",)
+        if keys and not primary:
+            uniques.append(UniqueIndex(keys))  # the row's number, which has no index of its own
+        triggers = raw.execute(
+            f"SELECT name, sql FROM {where}.sqlite_master"
+            " WHERE type = 'trigger' AND lower(tbl_name) = lower(?) ORDER BY name",
+            (table,),
+        )
+        return Catalogue(
+            kind,
+            tuple(columns),
+            loose,
+            tuple(uniques),
+            tuple(Trigger(name, _moment(text), text) for name, text in triggers),
+        )
+
+    def foreign_keys(
+        self, engine: sa.Engine, schema: str | None
+    ) -> Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]]:
+        # SQLAlchemy also parses CREATE TABLE, and misses names with quotes.
+        where = _quoted(schema or "main")
+        found: dict[tuple[str | None, str], list[Mapping[str, Any]]] = {}
+        with self.connected(engine) as connection:
+            raw = self.raw(connection)
+            tables = [
+                str(name)
+                for (name,) in raw.execute(
+                    f"SELECT name FROM {where}.sqlite_master WHERE type = 'table'"
+                )
+            ]
+            for table in tables:
+                keys: dict[int, dict[str, Any]] = {}
+                for number, _, other, column, referred, _, rule, _ in raw.execute(
+                    f"PRAGMA {where}.foreign_key_list({_quoted(table)})"
+                ).fetchall():
+                    if referred is None:  # the other table's primary key
+                        info = raw.execute(
+                            f"PRAGMA {where}.table_info({_quoted(other)})"
+                        ).fetchall()
+                        primary = [one[1] for one in sorted(info, key=lambda one: one[5]) if one[5]]
+                    key = keys.setdefault(
+                        number,
+                        {
+                            "constrained_columns": [],
+                            "referred_schema": schema,
+                            "referred_table": other,
+                            "referred_columns": primary if referred is None else [],
+                            "options": {"ondelete": rule},
+                        },
+                    )
+                    key["constrained_columns"].append(column)
+                    if referred is not None:
+                        key["referred_columns"].append(referred)
+                found[schema, table] = list(keys.values())
+        return found
+
+    def _collation(self, raw: Any, table: str, column: str) -> str:
+        """Return the collation by which a column compares; empty if it is not known.
+
+        The plan of a comparison names it. No other query does.
+        """
+        plan = raw.execute(f"EXPLAIN SELECT 1 FROM {table} WHERE +{_quoted(column)} = 'a'")
+        found = {str(step[5] or "") for step in plan if step[1] in ("Eq", "Ne")}
+        return found.pop().rpartition("-")[0] if len(found) == 1 else ""
 
     def comparison(self, kind: sa.types.TypeEngine[Any], field: Field) -> ColumnComparison | None:
         # Other programs may have written any form that the field reads. So compare only where the
@@ -141,6 +230,13 @@ class Sqlite(Dialect):
         if field.type is bytes and isinstance(kind, sa.LargeBinary):
             return ColumnComparison()
         return None
+
+    def insert_sql(self, target: Target) -> str:
+        # A table may declare ON CONFLICT REPLACE, which would remove other rows, or IGNORE.
+        return super().insert_sql(target).replace("INSERT INTO", "INSERT OR ABORT INTO", 1)
+
+    def update_sql(self, target: Target) -> str:
+        return super().update_sql(target).replace("UPDATE", "UPDATE OR ABORT", 1)
 
     def upsert_if(
         self,
@@ -218,3 +314,14 @@ def _to_number(value: Any) -> Any:
             )
         return str(value)
     return value
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _moment(text: str) -> str:
+    """Return when a trigger runs, of its CREATE TRIGGER statement."""
+    words = re.findall(r"\b(BEFORE|AFTER|INSTEAD\s+OF|INSERT|UPDATE|DELETE)\b", text.upper())
+    first = next((n for n, word in enumerate(words) if word in ("INSERT", "UPDATE", "DELETE")), 0)
+    return " ".join(" ".join(words[max(0, first - 1) : first + 1]).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -83,6 +84,7 @@ class Table:
     ) -> None:
         self.view, self.type = view, view.record_type
         self.found = reflect(engine, name, schema)
+        self.dialect_name = engine.dialect.name
         self.columns = (*view.names.values(), *view.constant)
         self.keys = tuple(view.names[field] for field in self.type.keys)
         for field, column in [*view.names.items(), *((c, c) for c in view.constant)]:
@@ -117,37 +119,45 @@ class Table:
         }
         self.selected = ", ".join(expressions[column] for column in self.columns)
         self.selected_keys = ", ".join(expressions[column] for column in self.keys)
-        self._read_constraints(engine, dialect, name, schema)
+        with dialect.connected(engine) as connection:
+            self.catalogue = dialect.catalogue(connection, name, schema)
+            """What the database's catalogue said when the table was read."""
+        shape = zlib.crc32(repr(self.catalogue.columns).encode())
+        self.target = replace(self.target, shape=shape)
         self._make_codecs(dialect)
+        self._read_constraints(engine, dialect, name, schema)
 
     def _read_constraints(
         self, engine: sa.Engine, dialect: Dialect, name: str, schema: str | None
     ) -> None:
-        inspector = sa.inspect(engine)
-        keys = set(self.keys)
-        # These were read with the columns; do not query them again.
-        found = [
-            *(c.columns for c in self.found.constraints if isinstance(c, sa.UniqueConstraint)),
-            *(i.columns for i in self.found.indexes if i.unique and _is_plain(i)),
-        ]
-        self.uniques = [
-            *(tuple(str(column.name) for column in columns) for columns in found),
-            *dialect.hidden_uniques(inspector, name, schema),
-        ]
-        """The columns of each unique constraint and index."""
-        by_primary = {str(c.name) for c in self.found.primary_key.columns} == keys
-        self.unique_key = by_primary or any(set(c) == keys for c in self.uniques)
-        """Whether the database itself keeps the key unique, so that an upsert can rely on it."""
-        loose = any(dialect.loose(self.found.c[column].type) for column in self.keys)
-        self.exact_key = self.unique_key and not loose
-        """Whether a condition on the key columns matches the row of one record only."""
-        others = not by_primary or any(set(c) != keys for c in self.uniques)
+        catalogue = self.catalogue
+        self.uniques = list(dict.fromkeys(index.columns for index in catalogue.uniques))
+        """The columns of each unique index and constraint."""
+        own = catalogue.key_indexes(self.keys)
+        if not own:
+            columns = ", ".join(self.key_names)
+            raise ConfigError(
+                f"no unique constraint of {catalogue.kind} {name!r} covers exactly the key of"
+                f" {self.type.name} ({', '.join(self.keys)}), so two of its rows can be one record",
+                hint=f"run ALTER TABLE {self.name} ADD UNIQUE ({columns}), or declare a key that"
+                " is unique"
+                if catalogue.kind == "table"
+                else "name the table itself; a view of the record type selects its fields",
+            )
+        self.loose_keys = [column for column in self.keys if self._is_loose(column)]
+        """The key columns that take different values for equal or give back other values."""
+        others = any(set(index.columns) != set(self.keys) for index in catalogue.uniques)
         anywhere = dialect.upsert_sql(self.target).find("ON CONFLICT") < 0
+        arbiter = any(index.arbiter and not index.prefix for index in own)
+        self.exact_key = not self.loose_keys and arbiter and not catalogue.alters
+        """Whether a condition on the key columns matches the row of one record only, and what is
+        written there is there afterwards."""
         self.guarded = not self.exact_key or (anywhere and others)
-        """Whether an upsert could overwrite the row of another record."""
-        self.references = [
-            Reference.of(found) for found in inspector.get_foreign_keys(name, schema=schema)
-        ]
+        """Whether an upsert could overwrite the row of another record, or not be able to tell
+        whether it has written one."""
+        self.references = list(
+            map(Reference.of, dialect.foreign_keys(engine, schema).get((schema, name), ()))
+        )
         """The foreign keys of the table."""
 
     def _make_codecs(self, dialect: Dialect) -> None:
@@ -155,10 +165,16 @@ class Table:
         for name, column in self.view.names.items():
             field = None if name in self.view.convert else self.type.fields[name]
             codecs[column] = dialect.codec(self.found.c[column].type, field)
-        self.faithful = all(codec.faithful for codec in codecs.values())
+        generated = self.catalogue.generated & codecs.keys()
+        self.faithful = (
+            all(codec.faithful for codec in codecs.values())
+            and not self.catalogue.alters
+            and not generated
+        )
         """Whether every value reads back equal, without a look."""
         self.verbatim = all(codec.verbatim for codec in codecs.values())
         """Whether every value also reads back in the same form."""
+        self._exact_columns = {column for column, codec in codecs.items() if codec.faithful}
         for column in self.view.constant:
             codecs[column] = dialect.codec(self.found.c[column].type, None)
         self._kinds = {column: codec.kind for column, codec in codecs.items()}
@@ -178,6 +194,9 @@ class Table:
         self._converts_key = not self.view.convert.keys().isdisjoint(self.type.keys)
         self.key_kinds = tuple(self._kinds[column] for column in self.keys)
         """The database's name for the type of each key column; empty where it is not known."""
+
+    def _is_loose(self, column: str) -> bool:
+        return column in self.catalogue.loose or column not in self._exact_columns
 
     def rows(self, records: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
         """Return the rows of whole records, in the order of ``columns``.
@@ -239,6 +258,7 @@ class Table:
             changed,
             types=kinds if all(kinds) else (),
             staging=self.target.columns,
+            shape=self.target.shape,
         )
         whole = zip(*written, *zip(*self.key_rows(keys), strict=True), strict=True)
         return target, list(whole)
@@ -294,8 +314,3 @@ class Table:
     def refers_to(self, other: Table) -> bool:
         """Return whether a foreign key of this table refers to the other one, or to itself."""
         return any(reference.is_to(other.found) for reference in self.references)
-
-
-def _is_plain(index: sa.Index) -> bool:
-    """Return whether an index has columns only, no expressions."""
-    return len(index.columns) == len(index.expressions)

@@ -59,6 +59,11 @@ class SqlTransaction(IndexTransaction):
             self.ask([])
         return self._connection
 
+    @property
+    def plain_connection(self) -> sa.Connection:
+        """The connection, while deferred statements may still wait."""
+        return self._connection
+
     def ask(self, statements: Sequence[Statement]) -> list[list[Sequence[Any]]]:
         """Run the deferred statements, then these; return the rows that each of these finds.
 
