@@ -6,6 +6,7 @@ import datetime as dt
 import itertools
 from dataclasses import replace
 
+import ldap3
 import pytest
 from servers.slapd import SlapdServer
 
@@ -17,6 +18,7 @@ from eventsync.errors import (
     ConfigError,
     EventSyncError,
     FieldError,
+    RecordError,
     RejectedError,
     StoreUnavailableError,
 )
@@ -25,6 +27,7 @@ from eventsync.records.record import Field, Record
 from eventsync.records.view import View
 from eventsync.stores.ldap import LdapAccessor
 from eventsync.stores.ldap.attribute import Attributes
+from eventsync.stores.ldap.schema import AttributeNames, Schema
 from eventsync.testing import StoreContract
 from eventsync.testing.harness import VALUE_TYPES, put
 
@@ -336,3 +339,136 @@ def test_encrypted(tmp_path):
                 assert store.count(Person) == number + 1
             with pytest.raises(EventSyncError):
                 Store("people", persons(own, **way), index=index).open()
+
+
+# -- names of attributes ---------------------------------------------------------------------------
+
+ADA = "uid=ada,ou=people,dc=example,dc=org"
+
+
+def edit_as_others(server, changes, dn=ADA):
+    """Change an entry as another client does."""
+    client = server.client()
+    assert client.modify(dn, {n: [(ldap3.MODIFY_REPLACE, v)] for n, v in changes.items()})
+    client.unbind()
+
+
+@pytest.mark.parametrize("name", ["SN", "surname", "SurName", "2.5.4.4"])
+@pytest.mark.parametrize("edited", ["sn", "Surname"])
+def test_another_name_of_an_attribute(people, tmp_path, name, edited):
+    """An attribute is read and written by any of its names, and never read as blank."""
+    view = replace(VIEW, rename={**VIEW.rename, "surname": name, "mails": "MAIL"})
+    with Store("p", persons(people, view=view), index=FileIndex(tmp_path / "v.db")) as store:
+        store.add(Person(uid="ada", name="Ada", surname="Byron", mails=["a@b"]))
+        assert store[Person, "ada"].surname == "Byron"
+        assert [c for found in store.capture() for c in found] == []
+        edit_as_others(people, {edited: ["Lovelace"], "title": ["Countess"]})
+        (change,) = [c for found in store.capture() for c in found]
+        assert change.data == {"surname": "Lovelace", "title": "Countess"}
+        ada = store[Person, "ada"]
+        assert (ada.surname, ada.mails) == ("Lovelace", ["a@b"])
+        ada.title = "Lady"
+        store.update(ada)
+        client = people.client()
+        client.search(ADA, "(objectClass=*)", attributes=["sn", "title"])
+        assert client.response[0]["raw_attributes"] == {"sn": [b"Lovelace"], "title": [b"Lady"]}
+        client.unbind()
+        store.remove(ada)
+
+
+def test_unknown_attribute_is_refused(people, tmp_path):
+    """A name that the server does not declare is refused before anything is read or written."""
+    view = replace(VIEW, rename={**VIEW.rename, "surname": "surnam"})
+    accessor = persons(people, view=view)
+    with pytest.raises(ConfigError, match="declares no attribute 'surnam'"):
+        Store("people", accessor, index=FileIndex(tmp_path / "v.db")).open()
+    with pytest.raises(ConfigError, match="'surnam'"):
+        accessor.get("ada")
+    accessor.close()
+
+
+@pytest.mark.parametrize(("first", "second"), [("sn", "SN"), ("sn", "surname")])
+def test_attribute_named_twice_is_refused(people, first, second):
+    """Two fields in one attribute are refused."""
+    view = replace(VIEW, rename={**VIEW.rename, "surname": first, "title": second})
+
+    def connect():
+        accessor = persons(people, view=view)
+        try:
+            accessor.ping()
+        finally:
+            accessor.close()
+
+    with pytest.raises(ConfigError, match="one attribute"):
+        connect()
+
+
+def test_options_of_attributes(people, tmp_path):
+    """An attribute with a language tag is another attribute, and is kept."""
+    with Store("people", persons(people), index=FileIndex(tmp_path / "v.db")) as store:
+        store.add(Person(uid="ada", name="Ada", surname="Byron", title="Lady"))
+        edit_as_others(people, {"title;lang-fr": ["Dame"]})
+        assert store[Person, "ada"].title == "Lady"
+        assert [c for found in store.capture() for c in found] == []
+        ada = store[Person, "ada"]
+        ada.title = "Countess"
+        store.update(ada)
+        client = people.client()
+        client.search(ADA, "(objectClass=*)", attributes=["title"])
+        kept = client.response[0]["raw_attributes"]
+        assert kept == {"title": [b"Countess"], "title;lang-fr": [b"Dame"]}
+        client.unbind()
+        store.remove(ada)
+
+
+def test_part_of_the_values_is_unreadable():
+    """An attribute of which the server returns a part (``range=``) is not read as an empty list."""
+    names = AttributeNames(["uid", "mail"], Schema(), owner="Person")
+    with pytest.raises(RecordError, match="only a part of the values of 'mail'"):
+        names.renamed({"uid": [b"a"], "mail": [], "mail;range=0-1499": [b"a@b"]})
+    assert names.renamed({"UID": [b"a"], "Mail;binary": [b"x"]}) == {"uid": [b"a"], "mail": [b"x"]}
+
+
+HIDDEN = """
+access to dn.base="" by * read
+access to * by * none
+"""
+
+
+def test_hidden_schema(tmp_path):
+    """Without the right to read the schema, another case is found and an alias is unreadable."""
+    with SlapdServer(more=SCHEMA + HIDDEN) as own:
+        upper = replace(VIEW, rename={**VIEW.rename, "surname": "SN"})
+        with Store("p", persons(own, view=upper), index=FileIndex(tmp_path / "1.db")) as store:
+            store.add(Person(uid="ada", name="Ada", surname="Byron"))
+            assert store[Person, "ada"].surname == "Byron"
+        alias = replace(VIEW, rename={**VIEW.rename, "surname": "surname"})
+        with Store("p", persons(own, view=alias), index=FileIndex(tmp_path / "2.db")) as store:
+            unreadable = []
+            changes = [c for found in store.capture(unreadable=unreadable.append) for c in found]
+            assert changes == []
+            assert "use 'sn' in the view" in str(unreadable[0])
+
+
+READER = """
+access to attrs=userPassword by * auth
+access to attrs=sn by dn="cn=eventsync,dc=example,dc=org" none by * read
+access to * by * read
+"""
+
+
+def test_attribute_without_the_right_to_read_it(tmp_path):
+    """An entry whose required attribute is hidden is unreadable, not blank."""
+    with SlapdServer(more=SCHEMA, database=READER) as own:
+        client = own.client()
+        reader = "cn=eventsync,dc=example,dc=org"
+        classes = ["organizationalRole", "simpleSecurityObject"]
+        assert client.add(reader, classes, {"userPassword": "pw"}), client.result
+        with Store("p", persons(own), index=FileIndex(tmp_path / "v.db")) as store:
+            store.add(Person(uid="ada", name="Ada", surname="Byron"))
+        accessor = persons(own, user=reader, password="pw")
+        with Store("p", accessor, index=FileIndex(tmp_path / "v.db")) as store:
+            unreadable = []
+            assert list(store.capture(unreadable=unreadable.append)) in ([], [[]])
+            assert "no value of 'sn'" in str(unreadable[0])
+        client.unbind()

@@ -18,14 +18,13 @@ from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.ldap.attribute import Attributes
-from eventsync.stores.ldap.directory import Directory
+from eventsync.stores.ldap.directory import Directory, Found
+from eventsync.stores.ldap.schema import STATE, AttributeNames, Schema
 
 __all__ = ["LdapAccessor", "escaped"]
 
 R = TypeVar("R", bound=Record)
 _SAFE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
-_STATE: Final = "entryCSN"
-"""An attribute that changes with every change of an entry. Not every server has it."""
 
 
 def escaped(value: str) -> str:
@@ -94,7 +93,10 @@ class LdapAccessor(Accessor[R]):
         self._parse(dn)
         self._attributes = Attributes(self.view)
         self._names = list(self.view.names.values())
-        # By key, the value of the _STATE attribute when this accessor last read the entry.
+        # Names that differ only in case are one attribute at every server.
+        AttributeNames([*self._names, *self.view.constant], Schema(), owner=self.type.name)
+        self._known: AttributeNames | None = None
+        # By key, the value of the STATE attribute when this accessor last read the entry.
         self._states: dict[str, bytes] = {}
 
     def __repr__(self) -> str:
@@ -138,6 +140,20 @@ class LdapAccessor(Accessor[R]):
                 f"{self.type.name} records",
                 hint="create it, correct dn=, or give this user the right to read it",
             )
+        self._known = None  # the schema may have changed
+        self._attribute_names()
+
+    def _attribute_names(self) -> AttributeNames:
+        """Return the names of the attributes as this server has them. Raises ``ConfigError``."""
+        if self._known is None:
+            schema = Schema(*self._directory.schema(self._base))
+            self._known = AttributeNames(
+                [*self._names, *self.view.constant],
+                schema,
+                classes=self._classes[:1],  # an entry of others need not have the other classes
+                owner=self.type.name,
+            )
+        return self._known
 
     def close(self) -> None:
         self._directory.close()
@@ -145,6 +161,7 @@ class LdapAccessor(Accessor[R]):
     # -- the six -----------------------------------------------------------------------------------
 
     def add(self, record: R) -> None:
+        self._attribute_names()
         key, data = record.key, self.record_to_data(record)
         dn = self.dn_of(key)
         present = {name: values for name, values in data.items() if values}
@@ -163,12 +180,13 @@ class LdapAccessor(Accessor[R]):
         self.update(record)
 
     def update(self, record: R) -> None:
+        self._attribute_names()
         changed = record.changes() if record.is_dirty else record.raw()
         own = [name for name in self.type.keys if name in changed]
         stored = self.view.to_store({n: value for n, value in changed.items() if n not in own})
         state = self._states.pop(record.key, None)
         dn = self.dn_of(record.key)
-        only_if = None if state is None else (_STATE, state)
+        only_if = None if state is None else (STATE, state)
         if stored and not self._directory.replace(dn, self._attributes.encode(stored), only_if):
             raise StoreUnavailableError(
                 f"{dn}: another client changed the entry at the same moment",
@@ -176,18 +194,21 @@ class LdapAccessor(Accessor[R]):
             )
 
     def get(self, key: str) -> R | None:
-        state = [_STATE] if self._directory.can_assert() else []
+        self._attribute_names()
+        state = [STATE] if self._directory.can_assert() else []
         found = self._directory.entry(self.dn_of(key), [*self._names, *state])
         if found is None:
             return None
         record = self.data_to_record(found)
         if record.key != key:
             return None  # an entry whose name differs in case or blanks, which make other keys here
-        if found.get(_STATE):
-            self._states[key] = found[_STATE][0]
+        for name, values in found.items():
+            if name.lower() == STATE.lower() and values:
+                self._states[key] = values[0]
         return record
 
     def find(self, query: Query) -> Iterable[R]:
+        self._attribute_names()
         entries = self._directory.entries(
             self._base, self._classes[0], self._names, deep=self._deep
         )
@@ -203,4 +224,5 @@ class LdapAccessor(Accessor[R]):
         return self._attributes.encode(super().record_to_data(record))
 
     def data_to_record(self, data: Any) -> R:
-        return super().data_to_record(self._attributes.decode(data))
+        found: Found = self._attribute_names().renamed(data)
+        return super().data_to_record(self._attributes.decode(found))

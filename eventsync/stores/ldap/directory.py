@@ -74,11 +74,13 @@ class Directory:
     def __repr__(self) -> str:
         return f"Directory({self.url!r})"
 
-    def entry(self, dn: str, attributes: Sequence[str]) -> Found | None:
-        """Return the entry with this name, or ``None`` if there is none."""
+    def entry(
+        self, dn: str, attributes: Sequence[str], *, filter: str = "(objectClass=*)"
+    ) -> Found | None:
+        """Return the entry with this name, or ``None`` if there is none that matches."""
 
         def search(connection: Any) -> Any:
-            return connection.search(dn, "(objectClass=*)", ldap3.BASE, attributes=list(attributes))
+            return connection.search(dn, filter, ldap3.BASE, attributes=list(attributes))
 
         result, entries = self._asked(search, dn, (NO_SUCH_OBJECT,))
         return None if result["result"] == NO_SUCH_OBJECT or not entries else entries[0]
@@ -136,8 +138,24 @@ class Directory:
         """Return whether the server supports conditional changes (RFC 4528)."""
         if self._asserts is None:
             found = self.entry("", ["supportedControl"]) or {}
-            self._asserts = _ASSERTION.encode() in found.get("supportedControl", [])
+            self._asserts = any(_ASSERTION.encode() in controls for controls in found.values())
         return self._asserts
+
+    def schema(self, dn: str) -> tuple[list[bytes], list[bytes]]:
+        """Return the attribute types and object classes (RFC 4512) that hold at an entry.
+
+        Both are empty if the server does not show them.
+        """
+        found = self.entry(dn, ["subschemaSubentry"]) or {}
+        for values in found.values():
+            subschema = self.entry(
+                values[0].decode(),
+                ["attributeTypes", "objectClasses"],
+                filter="(objectClass=subschema)",
+            )
+            parts = {name.lower(): part for name, part in (subschema or {}).items()}
+            return parts.get("attributetypes", []), parts.get("objectclasses", [])
+        return [], []
 
     def close(self) -> None:
         """Close the connection of this thread. Idempotent; the next request opens a new one."""
