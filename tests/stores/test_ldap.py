@@ -10,12 +10,14 @@ import ldap3
 import pytest
 from servers.slapd import SlapdServer
 
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version
 from eventsync.engine.apply import apply
 from eventsync.engine.store import Store
 from eventsync.errors import (
     AlreadyExistsError,
     ConfigError,
+    DependencyError,
     EventSyncError,
     FieldError,
     RecordError,
@@ -27,6 +29,7 @@ from eventsync.records.record import Field, Record
 from eventsync.records.view import View
 from eventsync.stores.ldap import LdapAccessor
 from eventsync.stores.ldap.attribute import Attributes
+from eventsync.stores.ldap.result import RESULTS, error_of
 from eventsync.stores.ldap.schema import AttributeNames, Schema
 from eventsync.testing import StoreContract
 from eventsync.testing.harness import VALUE_TYPES, put
@@ -129,7 +132,7 @@ def persons(server, **options):
     return LdapAccessor(
         Person,
         given.pop("url", server.url),
-        dn="uid={uid},ou=people,dc=example,dc=org",
+        dn=given.pop("dn", "uid={uid},ou=people,dc=example,dc=org"),
         object_classes=["inetOrgPerson", "yPerson"],
         **given,
     )
@@ -245,6 +248,22 @@ def test_keys_that_the_directory_considers_equal(store):
     with pytest.raises(AlreadyExistsError):
         store.add(Person(uid="Ada", name="x", surname="third"))
     assert [person.surname for person in store.find(Person)] == ["first"]
+
+
+@pytest.mark.parametrize("other", ["ada", "ADA", "Ada  Byron", "AdA Byron"])
+def test_change_of_a_key_that_the_directory_considers_equal(store, other):
+    """Neither a put nor a delete of such a key reaches the entry of the other."""
+    own = "Ada Byron" if " " in other else "Ada"
+    store.add(Person(uid=own, name="x", surname="first"))
+    clock = store.clock
+    changes = [
+        put(Person(uid=other, name="x", surname="second"), clock.tick()),
+        Change(type="Person", key=other, op="delete", version=clock.tick(), data=None, source="t"),
+    ]
+    outcomes = [apply(store, [change], clock=clock)[0].outcome for change in changes]
+    assert outcomes[0] == "rejected"
+    assert store[Person, own].surname == "first"
+    assert [c for found in store.capture() for c in found] == []
 
 
 def test_update_depends_on_what_was_read(people, store):
@@ -472,3 +491,93 @@ def test_attribute_without_the_right_to_read_it(tmp_path):
             assert list(store.capture(unreadable=unreadable.append)) in ([], [[]])
             assert "no value of 'sn'" in str(unreadable[0])
         client.unbind()
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+RETRYABLE, CONFIGURATION, REJECTED = StoreUnavailableError, ConfigError, RejectedError
+RESULT_CODES = {
+    **dict.fromkeys([1, 3, 11, 51, 52, 118, 122], RETRYABLE),
+    **dict.fromkeys([2, 4, 7, 8, 10, 12, 13, 14, 17, 48, 49, 50, 123], CONFIGURATION),
+    **dict.fromkeys([16, 18, 19, 20, 21, 32, 33, 34, 36, 53, 54], REJECTED),
+    **dict.fromkeys([64, 65, 67, 68, 69, 71, 80, 4711], REJECTED),
+    66: DependencyError,
+}
+
+
+@pytest.mark.parametrize("code", sorted(RESULT_CODES.keys() | RESULTS.keys()))
+def test_meaning_of_result_codes(code):
+    """Each result code says whether to retry, to reject the record, or to stop."""
+    error = error_of(code, "ldap://x: uid=a: said so")
+    assert type(error) is RESULT_CODES[code]
+    assert "said so" in str(error)
+    if isinstance(error, ConfigError):
+        assert error.hint
+
+
+@pytest.mark.parametrize("said", ["shadow context; no update referral", "operation restricted"])
+def test_read_only_server_rejects_no_record(said):
+    """A server that takes no writes at all is a configuration error, not a dead letter for each."""
+    assert isinstance(error_of(53, f"ldap://x: unwillingToPerform: {said}"), ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"password": "wrong"}, "password="),
+        ({"password": ""}, "password="),
+        ({"user": "cn=nobody,dc=example,dc=org"}, "user="),
+        ({"user": None, "password": None}, "pass user="),
+    ],
+)
+def test_wrong_credentials_are_configuration(people, tmp_path, options, hint):
+    """Refused credentials name the server and the settings, and dead-letter nothing."""
+    with Store("p", persons(people), index=FileIndex(tmp_path / "v.db")) as store:
+        clock, person = store.clock, Person(uid="eve", name="x", surname="x")
+        accessor = persons(people, **options)
+        with pytest.raises(ConfigError, match=f"127.0.0.1.*{hint}"):
+            accessor.add(person)
+        accessor.close()
+        assert apply(store, [put(person, clock.tick())], clock=clock)[0].outcome == "applied"
+        store.remove(person)
+
+
+def test_read_only_database(tmp_path):
+    """A database that became read-only stops the writes and dead-letters no record."""
+    index = FileIndex(tmp_path / "v.db")
+    with SlapdServer(more=SCHEMA) as own, Store("p", persons(own), index=index) as store:
+        store.add(Person(uid="ada", name="Ada", surname="Byron"))
+        own.kill()
+        with (own.folder / "slapd.conf").open("a") as config:
+            config.write("restrict add modify delete\n")
+        own.start()
+        change = put(Person(uid="ada", name="Ada", surname="King"), store.clock.tick())
+        with pytest.raises(ConfigError, match="takes writes as url="):
+            apply(store, [change], clock=store.clock)
+        assert store[Person, "ada"].surname == "Byron"
+
+
+def test_unknown_certificate_is_configuration(tmp_path):
+    """A certificate that is not trusted names the setting, and is not retried for ever."""
+    with SlapdServer(more=SCHEMA, tls=True) as own:
+        for way in ({"url": own.secure_url}, {"url": own.url, "tls": "starttls"}):
+            accessor = persons(own, **way)
+            with pytest.raises(ConfigError, match="ca_file="):
+                accessor.ping()
+            accessor.close()
+
+
+def test_entry_with_entries_below_it_waits(people, store):
+    """An entry that others put entries below is not removed; its delete is held."""
+    store.add(Person(uid="ada", name="Ada", surname="Byron"))
+    client = people.client()
+    assert client.add(f"cn=device,{ADA}", "device"), client.result
+    delete = Change(
+        type="Person", key="ada", op="delete", version=store.clock.tick(), data=None, source="t"
+    )
+    (settled,) = apply(store, [delete], clock=store.clock)
+    assert (settled.outcome, type(settled.error)) == ("held", DependencyError)
+    assert store[Person, "ada"].surname == "Byron"
+    client.delete(f"cn=device,{ADA}")
+    client.unbind()
+    assert apply(store, [delete], clock=store.clock)[0].outcome == "applied"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
+from eventsync.stores.ldap.result import error_of
 
 try:
     import ldap3
@@ -27,12 +28,7 @@ Found: TypeAlias = dict[str, list[bytes]]
 NO_SUCH_OBJECT: Final = 32
 ALREADY_EXISTS: Final = 68
 ASSERTION_FAILED: Final = 122
-_REFERRAL: Final = 10
-# operationsError, timeLimitExceeded, adminLimitExceeded, busy, unavailable. Not "other" (80):
-# servers also return it for a name that is too long, and such a record must not stop all others.
-_LATER: Final = frozenset({1, 3, 11, 51, 52})
-# strongerAuthRequired, confidentialityRequired, and the codes about credentials and access rights.
-_FORBIDDEN: Final = frozenset({7, 8, 13, 48, 49, 50})
+_CONNECTING: Final = "connecting"
 _ASSERTION: Final = "1.3.6.1.1.12"  # RFC 4528
 _PAGED: Final = "1.2.840.113556.1.4.319"  # RFC 2696
 
@@ -196,7 +192,7 @@ class Directory:
     def _connect(self) -> Any:
         tls = ldap3.Tls(validate=ssl.CERT_REQUIRED, ca_certs_file=self._ca_file)
         user, password = self._bind
-        with self._errors("connecting"):
+        with self._errors(_CONNECTING):
             server = ldap3.Server(
                 self.url, get_info=ldap3.NONE, connect_timeout=self._timeout, tls=tls
             )
@@ -229,18 +225,7 @@ class Directory:
         message = f"{self.url}: {dn}: {result['description']}"
         if result.get("message"):
             message += f": {result['message']}"
-        if code in _LATER:
-            raise StoreUnavailableError(message)
-        if code in _FORBIDDEN:
-            raise ConfigError(
-                message, hint="correct user= and password=, or the access rights of the user"
-            )
-        if code == _REFERRAL:
-            raise ConfigError(
-                message,
-                hint="pass the URL of the server that holds these entries, or referrals=True",
-            )
-        raise RejectedError(message)
+        raise error_of(code, message)
 
     @contextmanager
     def _errors(self, dn: str) -> Iterator[None]:
@@ -255,8 +240,18 @@ class Directory:
             OSError,
         ) as error:
             self.close()
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise ConfigError(
+                    f"{self.url}: the certificate of the server is not trusted: {error}",
+                    hint="pass the authority that issued it as ca_file=",
+                ) from error
             raise StoreUnavailableError(f"{self.url}: {error}") from error
         except exceptions.LDAPException as error:
+            if dn == _CONNECTING:
+                # No request was made, so no record is to blame: an empty password, for example.
+                raise ConfigError(
+                    f"{self.url}: {error}", hint="correct url=, user= and password="
+                ) from error
             raise RejectedError(f"{self.url}: {dn}: {error}") from error
 
 
