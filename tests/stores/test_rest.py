@@ -35,6 +35,7 @@ from eventsync.stores.rest import (
     Since,
     Within,
 )
+from eventsync.stores.rest.status import AccessRefusedError
 from eventsync.testing import FakeBus
 from eventsync.worker.options import Options
 from eventsync.worker.worker import Worker
@@ -583,7 +584,7 @@ def test_wrong_credentials_dead_letter_nothing(server, tmp_path, allowed):
         changes = [put(clock, f"{n}", name="x") for n in range(5)]
         bus.publish("Note", [bus.encode(change) for change in changes])
         worker = Worker(store, bus, options=Options(retry_for=0.1))
-        with pytest.raises(StoreUnavailableError, match="correct the credentials"):
+        with pytest.raises(AccessRefusedError, match=r"correct the credentials \(auth=\)"):
             worker.drain(timeout=0.05)
         assert bus.states("rest")["dead"].ready == 0
         server.token, server.read_only = None, False

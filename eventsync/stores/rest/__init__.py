@@ -13,9 +13,11 @@ from eventsync.stores.rest.page import Cursor, Links, Numbers, OnePage, Pages
 from eventsync.stores.rest.path import ABSENT, Place
 from eventsync.stores.rest.resource import Resource, Since, Within
 from eventsync.stores.rest.service import Answer, Service
+from eventsync.stores.rest.status import AccessRefusedError
 
 __all__ = [
     "ABSENT",
+    "AccessRefusedError",
     "Answer",
     "Auth",
     "Basic",

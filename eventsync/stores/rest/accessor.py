@@ -17,7 +17,7 @@ from eventsync.changes.clock import Clock
 from eventsync.engine.accessor import Edit, Write
 from eventsync.engine.fingerprint import echo_of
 from eventsync.engine.isolation import concerns_all, item_error
-from eventsync.errors import RecordError, StoreUnavailableError
+from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
 from eventsync.index import IndexTransaction, Presence
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -257,6 +257,12 @@ class RestAccessor(ObjectAccessor[R]):
             if not write.whole:
                 raise StoreUnavailableError(
                     f"{self.type.name} {write.key!r} disappeared during its update"
+                )
+            if (other := self.others.pop(write.key, None)) is not None:
+                raise RejectedError(
+                    f"{self.type.name} {write.key!r}: {self.service.url} takes this key and the "
+                    f"existing {other!r} for the same",
+                    hint="use keys that differ in more than case and blanks",
                 )
             members = self._encoded(write.values, whole=True)
             create = self.create if self.ids is None else self.ids.create

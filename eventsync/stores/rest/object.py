@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from eventsync.engine.accessor import Accessor
+from eventsync.engine.isolation import concerns_all
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
@@ -14,9 +15,11 @@ from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.json_values import Members
 from eventsync.stores.rest.ids import Ids, OvertakenError
-from eventsync.stores.rest.path import ABSENT, Place, at, place, put
+from eventsync.stores.rest.path import ABSENT, Place, at, member, place, put
 from eventsync.stores.rest.resource import Resource, filled
-from eventsync.stores.rest.service import Answer, Service
+from eventsync.stores.rest.service import OF_ONE_WRITE, Answer, Service
+from eventsync.stores.rest.status import AccessRefusedError
+from eventsync.stores.rest.unreadable import Unreadable, reading
 
 __all__ = ["Object", "ObjectAccessor", "if_match"]
 
@@ -69,6 +72,8 @@ class ObjectAccessor(Accessor[R]):
             self._places[stored] = _place(stored, path)
         for stored in self.view.constant:
             self._places[stored] = _place(stored, resource.paths.get(stored))
+        self.others: dict[str, str] = {}
+        """By key, the key of the object that the service returned instead."""
         self._marker = None if resource.marker is None else _place("", resource.marker)
 
     def __repr__(self) -> str:
@@ -118,9 +123,36 @@ class ObjectAccessor(Accessor[R]):
                 yield from page
             return
         for outer in self.outer(query):
-            path = filled(self.resource.items, {"in": at(outer, within.id)})
-            for page in pages.walk(self.service, path, self.resource.query):
-                yield from ({**data, _IN: outer} for data in page)
+            yield from self.inner(outer, self._walk_within)
+
+    def _walk_within(self, outer: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        pages, within = self.resource.pages, self.resource.within
+        assert within is not None
+        id = at(outer, within.id)
+        if id is None:
+            raise RecordError(f"{self!r}: an object of {within.items} has no id at {within.id!r}")
+        path = filled(self.resource.items, {"in": id})
+        for page in pages.walk(self.service, path, self.resource.query, alone=True):
+            yield from (
+                data if isinstance(data, Unreadable) else {**data, _IN: outer} for data in page
+            )
+
+    def inner(
+        self,
+        outer: dict[str, Any],
+        read: Callable[[dict[str, Any]], Iterable[dict[str, Any]]],
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what ``read`` yields for an outer object, and an ``Unreadable`` if it raises.
+
+        So an outer object that cannot be read, or that is gone since it was listed, does not stop
+        the others.
+        """
+        try:
+            if isinstance(outer, Unreadable):
+                raise outer.error
+            yield from read(outer)
+        except Exception as error:
+            yield Unreadable.because(error, f"{self!r}: an object in a list")
 
     def outer(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         """Yield the outer objects (see ``Within``), or those that ``query`` selects."""
@@ -135,13 +167,43 @@ class ObjectAccessor(Accessor[R]):
         path = self.path_of(key)
         if path is None:
             return None
-        answer = self.service.request("GET", path, query=self.resource.single, allow=(404, 410))
-        if answer.status in (404, 410):
+        answer = self.read_alone(path, query=self.resource.single)
+        if answer is None:
             return None
-        data = self.placed(key, self.data_of(answer))
-        if not self.present(data):
-            return None
+        with reading(f"{self.type.name} {key!r}"):
+            data = self.placed(key, self.data_of(answer))
+            if not self.present(data) or self._is_of_another(key, data):
+                return None
         return Object(data, answer.etag if self.resource.etags else None)
+
+    def read_alone(self, path: str, *, query: Mapping[str, str] | None = None) -> Answer | None:
+        """Return the answer to the read of one object, or ``None`` if there is no such object.
+
+        Raises ``RecordError`` if the service refuses to show this object and shows others.
+        """
+        try:
+            return self.service.read_one(path, query=query)
+        except AccessRefusedError as error:
+            self.ping()  # raises if the service refuses everything
+            raise RecordError(
+                error.message, hint="only this object is refused; give the right to read it"
+            ) from error
+
+    def _is_of_another(self, key: str, data: dict[str, Any]) -> bool:
+        """Return whether the service returned the object of another key, which it takes for this.
+
+        Names at a service may ignore case: a request for ``bug`` then returns ``Bug``.
+        """
+        self.others.pop(key, None)
+        if self.identity is not None:
+            return False
+        values = self.values_in(data)
+        if any(self.view.names[name] not in values for name in self.type.keys):
+            return False  # the object does not show its key
+        other = self._read_key(data)
+        if other != key:
+            self.others[key] = other
+        return other != key
 
     def create(self, key: str, members: Mapping[str, Any]) -> Answer:
         """Create the object of a record. Raises ``OvertakenError`` if the record has one."""
@@ -167,18 +229,17 @@ class ObjectAccessor(Accessor[R]):
                     "which object to create it"
                 )
             items = filled(items, {"in": outer})
-        missing = frozenset() if within is None else frozenset({404})
         by_put = self.resource.create == "PUT" and self.identity is None
         if by_put:
             headers = {"If-None-Match": "*"} if self.resource.etags else {}
-            method, path, taken = "PUT", self.known_path(key), frozenset({410, 412})
+            method, path, taken = "PUT", self.known_path(key), frozenset({412})
         else:
             headers = {}
             method, path, taken = "POST", items, self.resource.taken
         answer = self.service.request(
-            method, path, body=body, headers=headers, allow=taken | missing
+            method, path, body=body, headers=headers, allow=taken | OF_ONE_WRITE
         )
-        if answer.status == 404 and missing:
+        if answer.status == 404 and within is not None:
             raise DependencyError(
                 f"{self.type.name} {key!r} belongs to {outer!r}, which is not at "
                 f"{self.service.url} yet"
@@ -189,7 +250,29 @@ class ObjectAccessor(Accessor[R]):
             if self.identity is None and self.fetch(key) is not None:
                 raise self.overtaken(key)
             raise RejectedError(self.service.meaning(method, answer).message)
-        return answer
+        return self.accepted(method, answer)
+
+    def posted(self, path: str, body: Any, *, allow: Iterable[int] = ()) -> Answer:
+        """Send a creation to ``path``. Raises ``RejectedError`` if there is no such path.
+
+        For paths that depend on the record; a list that does not exist concerns all records.
+        """
+        answer = self.service.request("POST", path, body=body, allow=OF_ONE_WRITE | set(allow))
+        return answer if answer.status in set(allow) else self.accepted("POST", answer)
+
+    def accepted(self, method: str, answer: Answer) -> Answer:
+        """Return the answer to a write, or raise the error of a refusal that may be the record's.
+
+        A path that is missing, or leads elsewhere, is the record's failure if the list is there.
+        """
+        if answer.status < 300:
+            return answer
+        error = self.service.meaning(method, answer)
+        if answer.status in (404, 410):
+            self.ping()
+        elif self.service.has_moved(answer):
+            raise error
+        raise RejectedError(error.message, hint="only this object is refused; correct the record")
 
     def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
         """Write changed members. Raises ``OvertakenError`` if the object has changed since."""
@@ -207,10 +290,15 @@ class ObjectAccessor(Accessor[R]):
     def destroy(self, key: str, found: Object) -> None:
         """Delete the object. Raises ``OvertakenError`` if it has changed since. Idempotent."""
         answer = self.service.request(
-            "DELETE", self.known_path(key), headers=if_match(found), allow=(404, 410, 412)
+            "DELETE",
+            self.known_path(key),
+            headers=if_match(found),
+            allow=OF_ONE_WRITE | {412},
         )
         if answer.status == 412:
             raise self.overtaken(key)
+        if answer.status not in (404, 410):
+            self.accepted("DELETE", answer)
         self.forget(key)
 
     def present(self, data: Mapping[str, Any]) -> bool:
@@ -273,6 +361,12 @@ class ObjectAccessor(Accessor[R]):
 
     def key_in(self, data: dict[str, Any]) -> str:
         """Return the key of the record that an object holds. Raises ``RecordError``."""
+        if isinstance(data, Unreadable):
+            raise data.error
+        with reading(f"{self!r}: an object in a list"):
+            return self._read_key(data)
+
+    def _read_key(self, data: dict[str, Any]) -> str:
         if self.ids is not None:
             return self.ids.key_in(data)
         keys = (self.view.names[name] for name in self.type.keys)
@@ -283,9 +377,23 @@ class ObjectAccessor(Accessor[R]):
     def find_marked(self, key: str) -> str | None:
         """Search for the object that has the marker of a record, and return its id."""
         query = {name: text.replace("{key}", key) for name, text in self.resource.marked.items()}
-        for data in self.objects(query):
-            if self.marker_in(data) == key and self.present(data):
-                return self.id_in(data)
+        unreadable: Exception | None = None
+        for data in self.listed(query):
+            try:
+                if isinstance(data, Unreadable):
+                    raise data.error
+                if self.marker_in(data) == key:
+                    return self.id_in(data)
+            except Exception as error:
+                if concerns_all(error):
+                    raise
+                unreadable = error
+        if unreadable is not None:
+            raise RejectedError(
+                f"{self.type.name} {key!r} may have been created by a request without an answer, "
+                f"and an object of {self.service.url} cannot be read: {unreadable}",
+                hint="correct that object, then replay the dead letter",
+            )
         return None
 
     def id_made(self, answer: Answer, members: Mapping[str, Any]) -> str:
@@ -304,14 +412,23 @@ class ObjectAccessor(Accessor[R]):
     # -- inside ------------------------------------------------------------------------------------
 
     def listed(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-        """Return the objects that count as records."""
-        return (data for data in self.objects(query) if self.present(data))
+        """Yield the objects that count as records, and an ``Unreadable`` for each odd object."""
+        for data in self.objects(query):
+            try:
+                if isinstance(data, Unreadable) or self.present(data):
+                    yield data
+            except Exception as error:
+                yield Unreadable.because(error, f"{self!r}: an object in a list")
 
     def _encoded(self, values: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
         stored = dict(self.view.constant) if whole else {}
         return self._members.encode(stored | self.view.to_store(values))
 
     def _record(self, key: str, found: Object) -> R:
+        with reading(f"{self.type.name} {key!r}"):
+            return self._read_record(key, found)
+
+    def _read_record(self, key: str, found: Object) -> R:
         values = self.view.to_record(self._members.decode(self.values_in(found.data)))
         for name in self.view.optional:
             values.setdefault(name, None)
@@ -337,11 +454,11 @@ class ObjectAccessor(Accessor[R]):
     def sent(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
         """Send a change of an object. Raises ``OvertakenError`` if it is gone or has changed."""
         answer = self.service.request(
-            method, path, body=body, headers=headers, allow=(404, 410, 412)
+            method, path, body=body, headers=headers, allow=OF_ONE_WRITE | {412}
         )
         if answer.status in (404, 410, 412):
             raise self.overtaken(path)
-        return answer
+        return self.accepted(method, answer)
 
     def overtaken(self, what: str) -> OvertakenError:
         """Return the error that another client changed or created an object first."""
@@ -363,6 +480,4 @@ def _place(name: str, path: str | Place | None) -> Place:
     if path is not None:
         return place(path)
     # Not a path: a point in the name of a member is part of the name.
-    return Place(
-        lambda data: data.get(name, ABSENT), lambda body, value: body.__setitem__(name, value)
-    )
+    return Place(lambda data: member(data, name), lambda body, value: body.__setitem__(name, value))

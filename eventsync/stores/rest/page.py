@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from eventsync.errors import RecordError
+from eventsync.errors import RecordError, shown
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.service import Answer, Service
+from eventsync.stores.rest.unreadable import Unreadable
 
 __all__ = ["Cursor", "Links", "Numbers", "OnePage", "Pages"]
 
@@ -34,9 +35,12 @@ class Pages(ABC):
     size_name: str = "per_page"
 
     def walk(
-        self, service: Service, path: str, query: Mapping[str, str]
+        self, service: Service, path: str, query: Mapping[str, str], *, alone: bool = False
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield the pages of the list at ``path``.
+
+        An item that is not an object is replaced by an ``Unreadable``. ``alone``: the list is one
+        of several, in an object of its own; if that is gone, only this list cannot be read.
 
         Raises what ``Service.request`` raises, and ``RecordError`` for an answer without a list: a
         list that breaks off must not look like a complete one.
@@ -50,15 +54,23 @@ class Pages(ABC):
                     "back to a page that was read before"
                 )
             seen.add(mark)
-            answer = service.request("GET", request[0], query=request[1])
+            answer: Answer | None
+            if alone:
+                answer = service.read_one(request[0], query=request[1])
+            else:
+                answer = service.request("GET", request[0], query=request[1])
+            if answer is None:
+                raise RecordError(f"{service.url}/{path}: the object with this list is gone")
             content = answer.json()
             found = at(content, self.items)
-            if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+            if not isinstance(found, list) or (
+                found and not any(isinstance(item, dict) for item in found)
+            ):
                 raise RecordError(
                     f"{service.url}/{path}: the answer has no list of objects"
                     + (f" at {self.items!r}" if self.items else "")
                 )
-            yield found
+            yield [item if isinstance(item, dict) else _odd(service, path, item) for item in found]
             request = self.after(answer, content, found, request)
 
     def first(self) -> dict[str, str]:
@@ -155,3 +167,9 @@ class Cursor(Pages):
         if cursor is None or cursor == "":
             return None
         return request[0], {**request[1], self.name: str(cursor)}
+
+
+def _odd(service: Service, path: str, item: Any) -> Unreadable:
+    return Unreadable(
+        RecordError(f"{service.url}/{path}: an item of the list is not an object: {shown(item)}")
+    )

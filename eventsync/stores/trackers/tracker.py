@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from eventsync.engine.accessor import Accessor
@@ -15,6 +15,8 @@ from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import ABSENT, Answer, Object, Resource, RestAccessor, Service
 from eventsync.stores.rest.object import if_match
 from eventsync.stores.rest.path import place, put
+from eventsync.stores.rest.service import OF_ONE_WRITE
+from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.slot import Slot
 
 __all__ = ["TrackerAccessor", "sorted_names"]
@@ -132,13 +134,32 @@ class TrackerAccessor(RestAccessor[R]):
         if not self.destroyer:
             super().destroy(key, found)
             return
-        answer = self.service.request("DELETE", self.known_path(key), allow=(403, 404))
+        answer = self.service.request("DELETE", self.known_path(key), allow=OF_ONE_WRITE | {403})
         if answer.status == 403:
             raise RejectedError(
                 f"{self.tracker} does not let eventsync delete {self.type.name} {key!r}",
                 hint=f"only {self.destroyer} may delete it; it can be closed instead",
             )
+        if answer.status not in (404, 410):
+            self.accepted("DELETE", answer)
         self.forget(key)
+
+    def among(
+        self, found: Iterable[dict[str, Any]], matches: Callable[[dict[str, Any]], bool]
+    ) -> Object | None:
+        """Return the first object that matches, for ``fetch`` of objects that are only listed.
+
+        Raises ``RecordError`` if none does and one of them is unreadable: it may be the one.
+        """
+        unreadable: RecordError | None = None
+        for data in found:
+            if isinstance(data, Unreadable):
+                unreadable = data.error
+            elif matches(data):
+                return Object(data)
+        if unreadable is not None:
+            raise unreadable
+        return None
 
     def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
 from eventsync.errors import RejectedError, StoreUnavailableError
 from eventsync.records.record import Record
-from eventsync.stores.rest import Answer, OvertakenError
+from eventsync.stores.rest import AccessRefusedError, Answer, OvertakenError
 from eventsync.stores.trackers import Account, Comment, Group, Issue, Member, Milestone
 from eventsync.stores.trackers.tracker import TrackerAccessor
 from eventsync.testing.fake import Crash
@@ -299,7 +299,7 @@ class TrackerContract(TrackerHarness):
     def test_secret(self, tmp_path: Path) -> None:
         """A refused secret raises a retryable error with a hint, and no text shows the secret."""
         with self.store(tmp_path, "hush-hush") as store:
-            with pytest.raises(StoreUnavailableError, match=self.hint) as caught:
+            with pytest.raises(AccessRefusedError, match=self.hint) as caught:
                 store.accessor(Issue).ping()
             assert "hush-hush" not in str(caught.value) + repr(store.accessor(Issue))
 

@@ -89,6 +89,16 @@ class GitHubIssues(MarkedAccessor[R], _RepositoryAccessor[R]):
         ),
     }
 
+    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
+        seen: dict[str, str] = {}
+        for label in members.get("labels") or ():
+            if seen.setdefault(label.lower(), label) != label:
+                raise RejectedError(
+                    f"GitHub takes the labels {seen[label.lower()]!r} and {label!r} for the same",
+                    hint="use one of them",
+                )
+        return super().fill(members, body)
+
     def present(self, data: Mapping[str, Any]) -> bool:
         deleted = self.parts(data)[2] and data["state"] == "closed"
         return "pull_request" not in data and not deleted
@@ -135,7 +145,7 @@ class GitHubComments(MarkedAccessor[R], _RepositoryAccessor[R]):
                 f"{self.type.name} {key!r} has no issue", hint="set its field issue"
             )
         path = self.resource.items.replace("issues/comments", f"issues/{number}/comments")
-        return self.service.request("POST", path, body=body)
+        return self.posted(path, body)
 
 
 class GitHubMilestones(MarkedAccessor[R], _RepositoryAccessor[R]):

@@ -121,8 +121,7 @@ class GitLabGroupAccounts(_GroupAccessor[R]):
     def fetch(self, key: str) -> Object | None:
         (name,) = split_key(key)
         query = {"query": name}
-        found = (data for data in self.objects(query) if data["username"] == name)
-        return next((Object(data) for data in found), None)
+        return self.among(self.objects(query), lambda data: data["username"] == name)
 
 
 class GitLabMembers(_InstanceAccessor[R]):

@@ -9,6 +9,7 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Answer, Object
+from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.record import Issue
 from eventsync.stores.trackers.roundup.item import NOTHING, RoundupService, resource_of, since
 from eventsync.stores.trackers.roundup.message import EMPTY, Messages, message_ids
@@ -70,7 +71,7 @@ class RoundupIssues(Messages[R]):
         issues = self.select("issue", self.fields, query)
         texts = self.contents(None) if issues and not query else {}
         for data in issues:
-            yield self._with_text(data, texts)
+            yield from self.inner(data, lambda issue: [self._with_text(issue, texts)])
 
     def fetch(self, key: str) -> Object | None:
         id = self._id(key)
@@ -139,7 +140,10 @@ class RoundupIssues(Messages[R]):
         first = next(iter(message_ids(data)), None)
         text, message = "", {}
         if first is not None:
-            message = dict(texts.get(first) or self.contents([first])[first])
+            read = texts.get(first) or self.contents([first])[first]
+            if isinstance(read, Unreadable):
+                raise read.error
+            message = dict(read)
             text = str(message["content"] or "")
         return {
             **data,

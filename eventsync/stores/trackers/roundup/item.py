@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import urlsplit
 
-from eventsync.errors import DependencyError, EventSyncError
+from eventsync.errors import DependencyError, EventSyncError, RecordError
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Basic, Numbers, Object, Resource, Service, Since
@@ -73,8 +73,10 @@ class Items(TrackerAccessor[R]):
         return [data for page in pages.walk(self.service, f"/{item_class}", full) for data in page]
 
     def item(self, item_class: str, id: str) -> Object:
-        """Return one item, also a retired one. Raises ``StoreUnavailableError`` without one."""
-        answer = self.service.request("GET", f"/{item_class}/{id}", query={"@verbose": "3"})
+        """Return one item, also a retired one. Raises ``RecordError`` if there is none."""
+        answer = self.read_alone(f"/{item_class}/{id}", query={"@verbose": "3"})
+        if answer is None:
+            raise RecordError(f"{self!r}: there is no {item_class} {id}")
         found = answer.json()["data"]
         return Object({**found["attributes"], "id": found["id"]}, answer.etag)
 

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
+from eventsync.errors import RecordError
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Answer
+from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.marker import quoted
 from eventsync.stores.trackers.roundup.item import Items, RoundupService
 
@@ -87,8 +89,17 @@ class Messages(Items[R]):
         return self.write("msg", self.item("msg", message), {"content": content or EMPTY})
 
     def contents(self, messages: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-        """Return messages by id; ``None``: all that are not retired."""
+        """Return messages by id, each of which may be unreadable.
+
+        ``messages``: their ids; ``None``: all that are not retired.
+        """
         if messages is None:
             found = self.select("msg", "content,messageid,author", {})
-            return {data["id"]: data for data in found}
-        return {id: self.item("msg", id).data for id in messages}
+            return {data["id"]: data for data in found if "id" in data}
+        return {id: self._message(id) for id in messages}
+
+    def _message(self, id: str) -> dict[str, Any]:
+        try:
+            return self.item("msg", id).data
+        except RecordError as error:
+            return Unreadable(error)
