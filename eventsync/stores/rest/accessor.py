@@ -29,6 +29,7 @@ from eventsync.stores.rest.object import Object, ObjectAccessor
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.resource import Resource, Since
 from eventsync.stores.rest.service import Answer, Service
+from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.values import packing
 
 __all__ = ["RestAccessor"]
@@ -93,12 +94,22 @@ class RestAccessor(ObjectAccessor[R]):
         return None if found is None else self._record(key, found)
 
     def find(self, query: Query) -> Iterable[R]:
-        return query.select(self.read(self.listed({}), query))
+        return query.select(self.read(map(self._whole, self.listed({})), query))
 
     def remove(self, key: str) -> None:
         found = self.fetch(key)
         if found is not None:
             self.destroy(key, found)
+
+    def _whole(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return a listed object as it is when read alone, if the list shows only a part of it."""
+        try:
+            if isinstance(data, Unreadable) or not self.is_partial(data):
+                return data
+            found = self.fetch(self.key_in(data))
+        except Exception as error:
+            return Unreadable.because(error, f"{self!r}: an object in a list")
+        return data if found is None else found.data
 
     # -- many at once ------------------------------------------------------------------------------
 
@@ -158,12 +169,13 @@ class RestAccessor(ObjectAccessor[R]):
             for data in self.listed({}):
                 try:
                     key = self.key_in(data)
+                    if key not in wanted or self.is_partial(data):
+                        continue  # if it is wanted, the loop below reads it alone
                 except Exception as error:
                     if concerns_all(error):
                         raise
                     continue  # if it is one of the wanted, the loop below reads it alone
-                if key in wanted:
-                    self._objects[key] = Object(data, listed=True)
+                self._objects[key] = Object(data, listed=True)
         for key in keys:
             # A record that is not in the list may have moved to another page during the read.
             if key not in self._objects and (found := self.fetch(key)) is not None:

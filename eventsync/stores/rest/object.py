@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.isolation import concerns_all
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
+from eventsync.records.key import join as join_key
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.records.view import View
@@ -16,7 +18,7 @@ from eventsync.stores.identity import IdentityMap
 from eventsync.stores.json_values import Members
 from eventsync.stores.rest.ids import Ids, OvertakenError
 from eventsync.stores.rest.path import ABSENT, Place, at, member, place, put
-from eventsync.stores.rest.resource import Resource, filled
+from eventsync.stores.rest.resource import Reference, Resource, filled
 from eventsync.stores.rest.service import OF_ONE_WRITE, Answer, Service
 from eventsync.stores.rest.status import AccessRefusedError
 from eventsync.stores.rest.unreadable import Unreadable, reading
@@ -72,8 +74,11 @@ class ObjectAccessor(Accessor[R]):
             self._places[stored] = _place(stored, path)
         for stored in self.view.constant:
             self._places[stored] = _place(stored, resource.paths.get(stored))
+        shown = [name for name in self._places if name not in self.view.constant]
+        self._shown = [name for name in shown if name not in resource.absent]
         self.others: dict[str, str] = {}
         """By key, the key of the object that the service returned instead."""
+        self._check_query()
         self._marker = None if resource.marker is None else _place("", resource.marker)
 
     def __repr__(self) -> str:
@@ -88,6 +93,30 @@ class ObjectAccessor(Accessor[R]):
                 f"{self.type.name}: item={self.resource.item!r} must name the object by "
                 + " or ".join(f"{{{name}}}" for name in sorted(known)),
                 hint="for a path with {id}, pass identity=IdentityMap(...)",
+            )
+
+    def _check_query(self) -> None:
+        for name, text in self.resource.marked.items():
+            if "{key}" in text and text != "{key}" and self.resource.quote is None:
+                raise ConfigError(
+                    f"{self.type.name}: marked={{{name!r}: {text!r}}} puts a key into a query, "
+                    "which a quotation mark in the key would change",
+                    hint="pass quote=, as in Resource(marked=..., quote=jql), and no quotation "
+                    "marks of your own",
+                )
+        stored = set(self.view.names.values())
+        for setting in ("absent", "references"):
+            unknown = sorted(set(getattr(self.resource, setting)) - stored)
+            if unknown:
+                raise ConfigError(
+                    f"{self.type.name}: {setting}= names {' and '.join(map(repr, unknown))}, which "
+                    "is no field of the view",
+                    hint="use the names of " + ", ".join(sorted(stored)),
+                )
+        if self.resource.references and self.identity is None:
+            raise ConfigError(
+                f"{self.type.name}: references= needs an identity map",
+                hint="pass identity=IdentityMap(...), the same as for the other record types",
             )
 
     # -- lifecycle ---------------------------------------------------------------------------------
@@ -208,8 +237,23 @@ class ObjectAccessor(Accessor[R]):
     def create(self, key: str, members: Mapping[str, Any]) -> Answer:
         """Create the object of a record. Raises ``OvertakenError`` if the record has one."""
         body = self.fill(members, None)
+        self.complete_new(body)
         self.mark(body, key)
         return self.post(key, body)
+
+    def complete_new(self, body: dict[str, Any]) -> None:
+        """Put the values that each new object gets into the body of a creation."""
+        for path, value in self.resource.new.items():
+            if place(path).read(body) is ABSENT:
+                put(body, path, copy.deepcopy(value))
+
+    def wrapped(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return the body of a request with this object in it."""
+        if not self.resource.wrap:
+            return body
+        outer: dict[str, Any] = {}
+        put(outer, self.resource.wrap, body)
+        return outer
 
     def mark(self, body: dict[str, Any], key: str) -> None:
         """Put the key of the record into the body of a creation, so that a search finds it."""
@@ -237,7 +281,7 @@ class ObjectAccessor(Accessor[R]):
             headers = {}
             method, path, taken = "POST", items, self.resource.taken
         answer = self.service.request(
-            method, path, body=body, headers=headers, allow=taken | OF_ONE_WRITE
+            method, path, body=self.wrapped(body), headers=headers, allow=taken | OF_ONE_WRITE
         )
         if answer.status == 404 and within is not None:
             raise DependencyError(
@@ -316,7 +360,17 @@ class ObjectAccessor(Accessor[R]):
     def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return the JSON values of an object, by the view's names."""
         values = {name: place.read(data) for name, place in self._places.items()}
-        return {name: value for name, value in values.items() if value is not ABSENT}
+        absent = self.resource.absent
+        return {
+            name: absent[name] if value is ABSENT else value
+            for name, value in values.items()
+            if value is not ABSENT or name in absent
+        }
+
+    def is_partial(self, data: dict[str, Any]) -> bool:
+        """Return whether an object lacks a member, as objects in a list may."""
+        found = self.values_in(data)
+        return any(name not in found for name in self._shown)
 
     def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
         """Put JSON values, by the view's names, into a body or a new one, and return it."""
@@ -376,7 +430,10 @@ class ObjectAccessor(Accessor[R]):
 
     def find_marked(self, key: str) -> str | None:
         """Search for the object that has the marker of a record, and return its id."""
-        query = {name: text.replace("{key}", key) for name, text in self.resource.marked.items()}
+        quote = self.resource.quote or str
+        query = {
+            name: text.replace("{key}", quote(key)) for name, text in self.resource.marked.items()
+        }
         unreadable: Exception | None = None
         for data in self.listed(query):
             try:
@@ -422,14 +479,49 @@ class ObjectAccessor(Accessor[R]):
 
     def _encoded(self, values: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
         stored = dict(self.view.constant) if whole else {}
-        return self._members.encode(stored | self.view.to_store(values))
+        members = self._members.encode(stored | self.view.to_store(values))
+        for name, reference in self.resource.references.items():
+            if name in members:
+                members[name] = self._each(members[name], partial(self._id_at, name, reference))
+        return members
+
+    def _each(self, value: Any, convert: Callable[[Any], Any]) -> Any:
+        if value is None:
+            return None
+        return [convert(item) for item in value] if isinstance(value, list) else convert(value)
+
+    def _id_at(self, name: str, reference: Reference, key: Any) -> Any:
+        assert self.identity is not None
+        text = join_key([key])
+        id = self.identity.id_of(reference.of, text)
+        prefix = self.identity.minted("")
+        if id is None and text.startswith(prefix):
+            id = text.removeprefix(prefix)  # of a record that is not captured yet
+        if id is None:
+            raise DependencyError(
+                f"{self.type.name}.{name} refers to {reference.of} {key!r}, which is not at "
+                f"{self.service.url} yet"
+            )
+        return reference.write(id)
+
+    def _key_at(self, reference: Reference, id: Any) -> Any:
+        assert self.identity is not None
+        key = self.identity.key_of(reference.of, str(id))
+        return self.identity.minted(str(id)) if key is None else split_key(key)[0]
+
+    def depends_on(self, other: Accessor[Any]) -> bool:
+        return any(other.type.name == one.of for one in self.resource.references.values())
 
     def _record(self, key: str, found: Object) -> R:
         with reading(f"{self.type.name} {key!r}"):
             return self._read_record(key, found)
 
     def _read_record(self, key: str, found: Object) -> R:
-        values = self.view.to_record(self._members.decode(self.values_in(found.data)))
+        members = self.values_in(found.data)
+        for name, reference in self.resource.references.items():
+            if name in members:
+                members[name] = self._each(members[name], partial(self._key_at, reference))
+        values = self.view.to_record(self._members.decode(members))
         for name in self.view.optional:
             values.setdefault(name, None)
         return self.make(self.type.key_values(key) | values)
@@ -454,7 +546,7 @@ class ObjectAccessor(Accessor[R]):
     def sent(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
         """Send a change of an object. Raises ``OvertakenError`` if it is gone or has changed."""
         answer = self.service.request(
-            method, path, body=body, headers=headers, allow=OF_ONE_WRITE | {412}
+            method, path, body=self.wrapped(body), headers=headers, allow=OF_ONE_WRITE | {412}
         )
         if answer.status in (404, 410, 412):
             raise self.overtaken(path)

@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+from urllib.parse import urljoin
 
 from eventsync.errors import RecordError, shown
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.service import Answer, Service
 from eventsync.stores.rest.unreadable import Unreadable
 
-__all__ = ["Cursor", "Links", "Numbers", "OnePage", "Pages"]
+__all__ = ["Cursor", "Links", "NextLink", "Numbers", "OnePage", "Pages"]
 
 PageRequest: TypeAlias = tuple[str, Mapping[str, str]]
 """The path and the query of a request for a page."""
@@ -111,8 +112,31 @@ class Links(Pages):
         for target, parameters in _LINK.findall(answer.headers.get("link", "")):
             relations = _REL.search(parameters)
             if relations and "next" in (relations[1] or relations[2]).lower().split():
-                return target, {}
+                return urljoin(answer.url, target), {}
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextLink(Pages):
+    """Pages that name the next one by a URL in their body, whole or relative.
+
+    ``at``: the path of the URL in an answer, as in ``links.next``. After the last page there is no
+    URL.
+    """
+
+    at: str = "next"
+
+    def after(
+        self, answer: Answer, content: Any, found: Sequence[Any], request: PageRequest
+    ) -> PageRequest | None:
+        target = at(content, self.at)
+        if target is None or target == "":
+            return None
+        if not isinstance(target, str):
+            raise RecordError(
+                f"{answer.url}: the next page at {self.at!r} is not a URL: {shown(target)}"
+            )
+        return urljoin(answer.url, target), {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,9 @@ class Slot:
 
     ``new``: the value that a new object always has; another value is written in a second request.
     ``fixed``: the reason why the field cannot be changed. ``kept``: the reason why its value cannot
-    be removed. ``marked``: whether the field is the text that ends with the marker of the record.
+    be removed. ``omitted``: whether the tracker leaves out the member if it has no value. Otherwise
+    a missing member says nothing of the field. ``marked``: whether the field is the text that ends
+    with the marker of the record.
     """
 
     at: str
@@ -38,6 +40,7 @@ class Slot:
     new: Any = None
     fixed: str = ""
     kept: str = ""
+    omitted: bool = False
     marked: bool = False
 
     @property

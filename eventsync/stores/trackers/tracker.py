@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 from eventsync.engine.accessor import Accessor
@@ -27,7 +28,8 @@ R = TypeVar("R", bound=Record)
 class TrackerAccessor(RestAccessor[R]):
     """Records of one type in an issue tracker, described by a table of slots.
 
-    ``base``: what replaces the ``.`` of paths in ``where`` that begin with ``./``.
+    ``base``: what replaces the ``.`` of paths in ``where`` that begin with ``./``. ``new``: by
+    path, what each new object gets: members that the tracker requires and no field holds.
 
     A tracker has a subclass for each record type: class attributes hold the table, and methods are
     overridden only where the tracker differs. A reference to a record of a type in ``named`` is a
@@ -61,6 +63,7 @@ class TrackerAccessor(RestAccessor[R]):
         *,
         view: View | None = None,
         identity: IdentityMap | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
         own, shared = record_type.__record__, self.shape.__record__
         if view is None:
@@ -70,7 +73,7 @@ class TrackerAccessor(RestAccessor[R]):
         super().__init__(
             record_type,
             service,
-            self.where.under(base, rename=rename),
+            replace(self.where.under(base, rename=rename), new={**self.where.new, **(new or {})}),
             view=view,
             identity=identity,
         )
@@ -108,6 +111,7 @@ class TrackerAccessor(RestAccessor[R]):
         body = self.fill({name: v for name, v in given.items() if name not in preset}, None)
         rest = {name: given[name] for name, new in preset.items() if given[name] != new}
         self.fill(rest, None)  # raises RejectedError before anything is created
+        self.complete_new(body)
         self.mark(body, key)
         answer = self.post(key, body)
         if not rest:
@@ -161,12 +165,15 @@ class TrackerAccessor(RestAccessor[R]):
             raise unreadable
         return None
 
+    def is_partial(self, data: dict[str, Any]) -> bool:
+        return False  # trackers leave out members without a value, and list whole objects
+
     def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, slot in self.view_slots.items():
             found = place(slot.at).read(data)
-            if found is ABSENT and name in self._keys:
-                continue  # the object was requested by its key
+            if found is ABSENT and (name in self._keys or not _is_none(data, slot)):
+                continue  # the object does not say
             value = self._read(name, slot, None if found is ABSENT else found)
             if slot.of and value is not None:
                 value = self.referred(name, str(value))
@@ -248,6 +255,17 @@ class TrackerAccessor(RestAccessor[R]):
             return split_key(key)[0]
         named = self.view_slots[name].of in self.named
         return id if named or self.identity is None else self.identity.minted(id)
+
+
+def _is_none(data: Any, slot: Slot) -> bool:
+    """Return whether a member that is not in an object is known to have no value."""
+    for name in slot.at.split("."):
+        if data is None:
+            return True  # null in place of the object with the member
+        if not isinstance(data, dict) or name not in data:
+            return slot.omitted
+        data = data[name]
+    return data is None
 
 
 def sorted_names(names: Iterable[Any]) -> list[str]:

@@ -38,10 +38,11 @@ class _OrganizationAccessor(GitHubAccessor[R]):
         organization: str,
         *,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
         self.organization = organization
         super().__init__(
-            record_type, service, filled("/orgs/{name}", {"name": organization}), view=view
+            record_type, service, filled("/orgs/{name}", {"name": organization}), view=view, new=new
         )
 
 

@@ -41,9 +41,10 @@ class _RepositoryAccessor(GitHubAccessor[R]):
         *,
         identity: IdentityMap | None = None,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
-            record_type, service, repository_path(repository), identity=identity, view=view
+            record_type, service, repository_path(repository), identity=identity, view=view, new=new
         )
 
 

@@ -40,20 +40,31 @@ class _GroupAccessor(GitLabAccessor[R]):
     """The base of accessors of a group. ``group``: its path."""
 
     def __init__(
-        self, record_type: type[R], service: GitLabService, group: str, *, view: View | None = None
+        self,
+        record_type: type[R],
+        service: GitLabService,
+        group: str,
+        *,
+        view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
         self.group = group
         base = filled("/groups/{path}", {"path": group})
-        super().__init__(record_type, service, base, view=view)
+        super().__init__(record_type, service, base, view=view, new=new)
 
 
 class _InstanceAccessor(GitLabAccessor[R]):
     """The base of accessors of a whole GitLab instance."""
 
     def __init__(
-        self, record_type: type[R], service: GitLabService, *, view: View | None = None
+        self,
+        record_type: type[R],
+        service: GitLabService,
+        *,
+        view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(record_type, service, view=view)
+        super().__init__(record_type, service, view=view, new=new)
 
 
 class GitLabProjects(_GroupAccessor[R]):

@@ -64,9 +64,10 @@ class _GitLabProjectAccessor(GitLabAccessor[R]):
         *,
         identity: IdentityMap | None = None,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
         base = filled("/projects/{path}", {"path": project})
-        super().__init__(record_type, service, base, identity=identity, view=view)
+        super().__init__(record_type, service, base, identity=identity, view=view, new=new)
 
 
 class GitLabIssues(MarkedAccessor[R], _GitLabProjectAccessor[R]):

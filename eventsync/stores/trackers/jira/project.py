@@ -55,6 +55,7 @@ class _JiraProjectAccessor(JiraAccessor[R]):
         *,
         identity: IdentityMap,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
         if not _KEY.fullmatch(project):
             raise ConfigError(
@@ -63,7 +64,7 @@ class _JiraProjectAccessor(JiraAccessor[R]):
             )
         self.project = project
         base = f"/project/{project}"
-        super().__init__(record_type, service, base, identity=identity, view=view)
+        super().__init__(record_type, service, base, identity=identity, view=view, new=new)
 
     def ping(self) -> None:
         self.service.request("GET", f"/project/{self.project}")
@@ -157,10 +158,11 @@ class JiraIssues(_PropertyAccessor[R]):
         *,
         identity: IdentityMap,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
         issue_type: str = "Task",
         settle: float = 5.0,
     ) -> None:
-        super().__init__(record_type, service, project, identity=identity, view=view)
+        super().__init__(record_type, service, project, identity=identity, view=view, new=new)
         self._issue_type, self._settle = issue_type, settle
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:

@@ -24,9 +24,14 @@ class _SiteAccessor(JiraAccessor[R]):
     """The base of accessors of the whole site."""
 
     def __init__(
-        self, record_type: type[R], service: JiraService, *, view: View | None = None
+        self,
+        record_type: type[R],
+        service: JiraService,
+        *,
+        view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(record_type, service, view=view)
+        super().__init__(record_type, service, view=view, new=new)
 
 
 class JiraLabels(_SiteAccessor[R]):
@@ -87,9 +92,10 @@ class JiraProjects(_SiteAccessor[R]):
         service: JiraService,
         *,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
         project_type: str = "software",
     ) -> None:
-        super().__init__(record_type, service, view=view)
+        super().__init__(record_type, service, view=view, new=new)
         self._project_type = project_type
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:

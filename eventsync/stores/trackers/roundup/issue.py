@@ -58,10 +58,11 @@ class RoundupIssues(Messages[R]):
         *,
         identity: IdentityMap,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
         open: str = "unread",
         closed: Sequence[str] = ("resolved", "done-cbb"),
     ) -> None:
-        super().__init__(record_type, service, identity=identity, view=view)
+        super().__init__(record_type, service, identity=identity, view=view, new=new)
         self._open, self._closed = open, tuple(closed)
 
     def ping(self) -> None:
@@ -83,6 +84,7 @@ class RoundupIssues(Messages[R]):
 
     def create(self, key: str, members: Mapping[str, Any]) -> Answer:
         body = self.fill({"status": "open", **members}, None)
+        self.complete_new(body)
         self._add_keywords(body.get("keyword", ()))
         message = self.write_message(key, body.pop("@text", ""), self.service.user)
         return self.added("issue", {**body, "messages": [message]})

@@ -41,8 +41,9 @@ class Messages(Items[R]):
         *,
         identity: IdentityMap,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(record_type, service, view=view, identity=identity)
+        super().__init__(record_type, service, view=view, identity=identity, new=new)
         # By key, the message of an earlier attempt that did not add it to an issue.
         self._unattached: dict[str, str] = {}
 
