@@ -100,7 +100,7 @@ class TrackerHarness:
     """The types whose records cannot be created again after they were removed."""
     nobody: ClassVar[str | None] = None
     """The key of an account that does not exist, if an issue is held until its assignee exists."""
-    refused: ClassVar[Sequence[tuple[Record, str]]]
+    refused: ClassVar[Sequence[tuple[Record, str]]] = ()
     """Records that the tracker refuses, each with a pattern of its reason.
 
     Include an issue without a title."""
@@ -108,11 +108,13 @@ class TrackerHarness:
     """Records that are rejected before a request is sent, each with a pattern of the reason."""
     keeps_due: ClassVar[str] = ""
     """A pattern of the reason why the date of a milestone cannot be removed, if it cannot."""
-    since: ClassVar[str]
-    """The part of a URL by which a request for recently changed issues can be recognised."""
+    since: ClassVar[str] = ""
+    """The part of a URL by which a request for recently changed issues can be recognised.
+
+    Empty if the tracker cannot select them."""
     tags: ClassVar[bool] = False
     """Whether the tracker refuses a write to an object that has changed since it was read."""
-    hint: ClassVar[str]
+    hint: ClassVar[str] = "correct the credentials"
     """A pattern of the hint in the error for refused credentials."""
     ways: ClassVar[Sequence[Failure]] = FAILURES
     """The failures that the suite tries. Choose fewer if requests are slow."""
@@ -129,7 +131,7 @@ class TrackerHarness:
     def opens(self, **fields: Any) -> str:
         """Create an issue as a person would, and return its id.
 
-        ``fields``: ``title``, ``description`` and ``labels``.
+        ``fields``: ``title``, ``description`` and ``labels``, as far as issues have them.
         """
         raise NotImplementedError
 
@@ -138,7 +140,10 @@ class TrackerHarness:
         raise NotImplementedError
 
     def says(self, issue: str, body: str) -> str:
-        """Comment on an issue as a person would, and return the id of the comment as in its key."""
+        """Comment on an issue as a person would, and return the id of the comment as in its key.
+
+        Not called if the store does not hold comments.
+        """
         raise NotImplementedError
 
     def deletes(self, issue: str) -> None:
@@ -156,6 +161,17 @@ class TrackerHarness:
     def brought(self, change: Change) -> bool:
         """Return whether another record brought about this change, as an issue creates labels."""
         return change.type == "Label" and Label not in self.creates
+
+    def holds(self, store: Store, kind: Kind, field: str = "") -> bool:
+        """Return whether the store holds a record type or, if given, a field of it."""
+        accessor = store.accessors.get(kind.__record__.name)
+        if accessor is None or not field:
+            return accessor is not None
+        return field in accessor.view.names
+
+    def fields(self, store: Store, **values: Any) -> dict[str, Any]:
+        """Return those of the values that are of fields of issues in the store."""
+        return {name: value for name, value in values.items() if self.holds(store, Issue, name)}
 
     # -- stores and records ------------------------------------------------------------------------
 
