@@ -129,7 +129,7 @@ def test_members_of_every_new_object(gitlab, tmp_path):
         assert (gitlab.issues[1]["labels"], gitlab.issues[1]["title"]) == (["theirs"], "u")
 
 
-@pytest.mark.parametrize("lacks", ["description", "labels", "state", "title"])
+@pytest.mark.parametrize("lacks", ["description", "labels", "state", "title", "milestone"])
 def test_member_that_an_answer_lacks(gitlab, tmp_path, lacks):
     """A member that is not in an answer is not captured as blank, and null is."""
     service, index = service_of(gitlab), FileIndex(tmp_path / "v.db")

@@ -44,6 +44,8 @@ class Object(NamedTuple):
 class ObjectAccessor(Accessor[R]):
     """The part of ``RestAccessor`` that sends requests and reads the JSON of one object."""
 
+    absent_is_none: ClassVar[bool] = True
+    """Whether an optional field is ``None`` if an object that was read alone lacks its member."""
     leaves: ClassVar[bool] = False
     """Whether a creation that fails with ``DependencyError`` may leave a part of the object behind.
 
@@ -522,7 +524,7 @@ class ObjectAccessor(Accessor[R]):
             if name in members:
                 members[name] = self._each(members[name], partial(self._key_at, reference))
         values = self.view.to_record(self._members.decode(members))
-        for name in self.view.optional:
+        for name in self.view.optional if self.absent_is_none else ():
             values.setdefault(name, None)
         return self.make(self.type.key_values(key) | values)
 

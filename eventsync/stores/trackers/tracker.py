@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Accessor
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError, shown
@@ -25,6 +25,14 @@ __all__ = ["TrackerAccessor", "sorted_names"]
 R = TypeVar("R", bound=Record)
 
 
+_TOLD: Final = frozenset(
+    {"project", "author", "url", "archived", "tags", "created", "updated"}
+    | {"avatar", "public", "owner"}
+)
+"""The fields of the shared record types that trackers decide, or do not have."""
+_PROJECT: Final = Slot(at="", to="")
+
+
 class TrackerAccessor(RestAccessor[R]):
     """Records of one type in an issue tracker, described by a table of slots.
 
@@ -38,6 +46,7 @@ class TrackerAccessor(RestAccessor[R]):
     """
 
     alters: ClassVar[bool] = False
+    absent_is_none: ClassVar[bool] = False
     tracker: ClassVar[str]
     """The name of the tracker, for messages."""
     shape: ClassVar[type[Record]]
@@ -48,6 +57,13 @@ class TrackerAccessor(RestAccessor[R]):
     """The slots of the key fields, in order. Empty if the tracker assigns ids."""
     slots: ClassVar[Mapping[str, Slot]] = {}
     """The slots of the other fields, by name. The default view omits fields without a slot."""
+    told: ClassVar[Mapping[str, Slot]] = {}
+    """The slots of the fields that the tracker alone decides, by name.
+
+    They are read if the view names them, and never written: what other stores say is ignored here.
+    A view that does not name its fields one by one (``only``) omits them."""
+    project_key: str | None = None
+    """The key of the project of all objects, if there is one: the value of field ``project``."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """The reason why the tracker cannot ``create``, ``modify`` or ``destroy`` such objects."""
     destroyer: ClassVar[str] = ""
@@ -69,6 +85,12 @@ class TrackerAccessor(RestAccessor[R]):
         if view is None:
             lacks = (name for name in shared.fields if name not in {*self.slots, *shared.keys})
             view = View(omit=tuple(name for name in lacks if name in own.fields))
+        elif view.only is None:
+            named = {*(view.rename or ()), *(view.convert or ()), *(view.where or ())}
+            left_out = (
+                (_TOLD & shared.fields.keys() & own.fields.keys()) - named - self.slots.keys()
+            )
+            view = replace(view, omit=(*(view.omit or ()), *sorted(left_out)))
         rename = dict(zip(shared.keys, own.keys, strict=False)) if self.keys else {}
         super().__init__(
             record_type,
@@ -82,19 +104,23 @@ class TrackerAccessor(RestAccessor[R]):
         self._keys = dict(names)
         fields = {name for field, name in stored.items() if field not in self.type.keys}
         fields |= set(self.view.constant)
-        unknown = sorted(fields - set(self.slots))
+        known = {**self.slots, **self.told}
+        if self.project_key is not None and "project" in shared.fields:
+            known["project"] = _PROJECT
+        unknown = sorted(fields - set(known))
         if unknown:
             raise ConfigError(
                 f"{type(self).__name__} has no place for {self.type.name}."
                 + f" and {self.type.name}.".join(unknown),
                 hint="omit or rename the field in the view; the tracker has a place for "
-                + ", ".join(sorted(self.slots)),
+                + ", ".join(sorted(known)),
             )
         self.view_slots: dict[str, Slot] = {
             **self._keys,
-            **{name: slot for name, slot in self.slots.items() if name in fields},
+            **{name: slot for name, slot in known.items() if name in fields},
         }
         """The slots of the fields in the view, by the view's names."""
+        self._told = {"project", *self.told} - set(self.slots)
         self._types = {name: slot.of for name, slot in self.view_slots.items() if slot.of}
         for field, name in stored.items():
             target = getattr(self.type.fields[field].annotation, "__record__", None)
@@ -123,6 +149,11 @@ class TrackerAccessor(RestAccessor[R]):
         return changed if self.resource.returns else answer
 
     def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
+        for name in self._told & set(members):
+            self._check_project(name, members[name])
+        members = {name: value for name, value in members.items() if name not in self._told}
+        if not members:
+            return Answer(204, {}, b"", self.service.url)  # nothing that the tracker takes
         self._check_allowed("modify", key)
         for name in members:
             if fixed := self.view_slots[name].fixed:
@@ -171,6 +202,9 @@ class TrackerAccessor(RestAccessor[R]):
     def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, slot in self.view_slots.items():
+            if slot is _PROJECT:
+                values[name] = self.project_key
+                continue
             found = place(slot.at).read(data)
             if found is ABSENT and (name in self._keys or not _is_none(data, slot)):
                 continue  # the object does not say
@@ -195,6 +229,9 @@ class TrackerAccessor(RestAccessor[R]):
             slot = self.view_slots.get(name)
             if slot is None:
                 continue  # a key field, for which the tracker has an id
+            if name in self._told:
+                self._check_project(name, value)
+                continue
             if value is None and slot.kept:
                 raise RejectedError(f"{self.tracker} {slot.kept}")
             if slot.of:
@@ -209,6 +246,14 @@ class TrackerAccessor(RestAccessor[R]):
             if slot.target:
                 put(filled, slot.target, slot.write(value))
         return filled
+
+    def _check_project(self, name: str, value: Any) -> None:
+        if name == "project" and value is not None and value != self.project_key:
+            raise RejectedError(
+                f"{self.type.name} of the project {value!r} does not belong into {self!r}, which "
+                f"holds those of {self.project_key!r}",
+                hint=f'give the view where={{"project": {self.project_key!r}}}',
+            )
 
     def _check_allowed(self, operation: str, key: str) -> None:
         if operation in self.refuses:

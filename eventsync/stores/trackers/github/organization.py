@@ -21,6 +21,7 @@ from eventsync.stores.trackers.github.service import (
 )
 from eventsync.stores.trackers.record import Account, Group, Member, Project
 from eventsync.stores.trackers.slot import Slot, text
+from eventsync.stores.trackers.tracker import sorted_names
 
 __all__ = ["GitHubAccounts", "GitHubGroups", "GitHubMembers", "GitHubProjects"]
 
@@ -64,6 +65,13 @@ class GitHubProjects(_OrganizationAccessor[R]):
     )
     keys = (Slot(at="full_name", to="name", write=lambda name: name.partition("/")[2]),)
     slots: ClassVar[Mapping[str, Slot]] = {"description": Slot(at="description", read=text)}
+    told: ClassVar[Mapping[str, Slot]] = {
+        "public": Slot(at="private", read=lambda private: not private),
+        "url": Slot(at="html_url"),
+        "archived": Slot(at="archived"),
+        "tags": Slot(at="topics", read=sorted_names),
+        "owner": Slot(at="owner.login", of="Account"),
+    }
 
     def path_of(self, key: str) -> str | None:
         (name,) = split_key(key)
@@ -102,6 +110,7 @@ class GitHubAccounts(_OrganizationAccessor[R]):
         "name": Slot(at="name", read=text),
         "address": Slot(at="email"),
     }
+    told: ClassVar[Mapping[str, Slot]] = {"avatar": Slot(at="avatar_url")}
     refuses: ClassVar[Mapping[str, str]] = {
         "create": "people sign up at GitHub; invite them there",
         "modify": "people edit their own profile",

@@ -43,6 +43,7 @@ class _RepositoryAccessor(GitHubAccessor[R]):
         view: View | None = None,
         new: Mapping[str, Any] | None = None,
     ) -> None:
+        self.project_key = repository
         super().__init__(
             record_type, service, repository_path(repository), identity=identity, view=view, new=new
         )
@@ -88,6 +89,13 @@ class GitHubIssues(MarkedAccessor[R], _RepositoryAccessor[R]):
                 one if isinstance(one, str) else one["name"] for one in labels
             ),
         ),
+    }
+
+    told: ClassVar[Mapping[str, Slot]] = {
+        "author": Slot(at="user.login", of="Account"),
+        "url": Slot(at="html_url"),
+        "created": Slot(at="created_at"),
+        "updated": Slot(at="updated_at"),
     }
 
     def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from eventsync.stores.rest.resource import filled
 from eventsync.stores.trackers.gitlab.service import PAGES, GitLabAccessor, GitLabService
 from eventsync.stores.trackers.record import Account, Group, Member, Project
 from eventsync.stores.trackers.slot import Slot, text
+from eventsync.stores.trackers.tracker import sorted_names
 
 __all__ = [
     "GitLabAccounts",
@@ -90,6 +91,14 @@ class GitLabProjects(_GroupAccessor[R]):
         "name": Slot(at="name"),
         "description": Slot(at="description", read=text),
     }
+    told: ClassVar[Mapping[str, Slot]] = {
+        "avatar": Slot(at="avatar_url"),
+        "public": Slot(at="visibility", read=lambda visibility: visibility == "public"),
+        "url": Slot(at="web_url"),
+        "archived": Slot(at="archived"),
+        "tags": Slot(at="topics", read=sorted_names),
+        "owner": Slot(at="owner.username", of="Account"),
+    }
 
     def present(self, data: Mapping[str, Any]) -> bool:
         return not data["archived"] and not data.get("marked_for_deletion_on")
@@ -123,6 +132,7 @@ class GitLabGroupAccounts(_GroupAccessor[R]):
         "name": Slot(at="name", read=text),
         "address": Slot(at="email"),
     }
+    told: ClassVar[Mapping[str, Slot]] = {"avatar": Slot(at="avatar_url")}
     refuses: ClassVar[Mapping[str, str]] = {
         "create": "people sign up at GitLab",
         "modify": "people edit their own profile",
@@ -231,6 +241,8 @@ class GitLabAccounts(_InstanceAccessor[R]):
         "name": Slot(at="name", read=text),
         "address": Slot(at="email", kept="requires an address for each user; set another address"),
     }
+
+    told: ClassVar[Mapping[str, Slot]] = {"avatar": Slot(at="avatar_url")}
 
     def path_of(self, key: str) -> str | None:
         user = self.service.user(split_key(key)[0])

@@ -30,7 +30,10 @@ _KEY: Final = re.compile(r"[A-Z][A-Z0-9_]*", re.ASCII)
 _SEARCH: Final = Cursor(
     items="issues", at="nextPageToken", name="nextPageToken", size_name="maxResults", size=SIZE
 )
-_FIELDS: Final = "summary,description,status,priority,assignee,fixVersions,labels,project,updated"
+_FIELDS: Final = (
+    "summary,description,status,priority,assignee,fixVersions,labels,project,reporter,created,"
+    "updated"
+)
 
 
 def _ago(moment: dt.datetime) -> str:
@@ -62,7 +65,7 @@ class _JiraProjectAccessor(JiraAccessor[R]):
                 f"{project!r} is not the key of a Jira project",
                 hint="pass capital letters, digits and _, beginning with a letter, as in SHOP",
             )
-        self.project = project
+        self.project = self.project_key = project
         base = f"/project/{project}"
         super().__init__(record_type, service, base, identity=identity, view=view, new=new)
 
@@ -148,6 +151,11 @@ class JiraIssues(_PropertyAccessor[R]):
             of="Milestone",
         ),
         "labels": Slot(at="fields.labels", read=sorted_names),
+    }
+    told: ClassVar[Mapping[str, Slot]] = {
+        "author": Slot(at="fields.reporter.accountId", of="Account"),
+        "created": Slot(at="fields.created"),
+        "updated": Slot(at="fields.updated"),
     }
 
     def __init__(

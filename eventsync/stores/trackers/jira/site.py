@@ -74,7 +74,7 @@ class JiraProjects(_SiteAccessor[R]):
         items="/project/search",
         item="/project/{id}",
         creations="/project",
-        query={"expand": "description"},
+        query={"expand": "description,lead"},
         pages=pages("values"),
         update="PUT",
         etags=False,
@@ -84,6 +84,11 @@ class JiraProjects(_SiteAccessor[R]):
     slots: ClassVar[Mapping[str, Slot]] = {
         "name": Slot(at="name"),
         "description": Slot(at="description", read=text),
+    }
+    told: ClassVar[Mapping[str, Slot]] = {
+        "avatar": Slot(at="avatarUrls.48x48"),
+        "public": Slot(at="isPrivate", read=lambda private: not private),
+        "owner": Slot(at="lead.accountId", of="Account"),
     }
 
     def __init__(

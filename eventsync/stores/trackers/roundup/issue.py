@@ -11,7 +11,13 @@ from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Answer, Object
 from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.record import Issue
-from eventsync.stores.trackers.roundup.item import NOTHING, RoundupService, resource_of, since
+from eventsync.stores.trackers.roundup.item import (
+    NOTHING,
+    RoundupService,
+    in_utc,
+    resource_of,
+    since,
+)
 from eventsync.stores.trackers.roundup.message import EMPTY, Messages, message_ids
 from eventsync.stores.trackers.slot import Slot, text
 from eventsync.stores.trackers.tracker import sorted_names
@@ -49,7 +55,12 @@ class RoundupIssues(Messages[R]):
             read=lambda keywords: sorted_names(word["name"] for word in keywords or ()),
         ),
     }
-    fields = "title,status,priority,assignedto,keyword,messages,activity"
+    told: ClassVar[Mapping[str, Slot]] = {
+        "author": Slot(at="creator.username", of="Account"),
+        "created": Slot(at="creation", read=in_utc),
+        "updated": Slot(at="activity", read=in_utc),
+    }
+    fields = "title,status,priority,assignedto,keyword,messages,creator,creation,activity"
 
     def __init__(
         self,
@@ -79,7 +90,7 @@ class RoundupIssues(Messages[R]):
         # A retired item can still be read by its id, but it is in no list.
         if id is None or not self.select("issue", "title", {"id": id}):
             return None
-        found = self.item("issue", id)
+        found = self.item("issue", id, self.fields)
         return Object(self._with_text(found.data, {}), found.etag)
 
     def create(self, key: str, members: Mapping[str, Any]) -> Answer:
@@ -101,8 +112,7 @@ class RoundupIssues(Messages[R]):
             body["messages"] = [self.write_message(key, text, self.service.user)]
         if body:
             answer = self.write("issue", found, body)
-        assert answer is not None
-        return answer
+        return Answer(204, {}, b"", self.service.url) if answer is None else answer
 
     def destroy(self, key: str, found: Object) -> None:
         self.retire("issue", found)

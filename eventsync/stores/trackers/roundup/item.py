@@ -14,7 +14,7 @@ from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Basic, Numbers, Object, Resource, Service, Since
 from eventsync.stores.trackers.tracker import TrackerAccessor
 
-__all__ = ["NOTHING", "Items", "NamedItems", "RoundupService", "resource_of", "since"]
+__all__ = ["NOTHING", "Items", "NamedItems", "RoundupService", "in_utc", "resource_of", "since"]
 
 R = TypeVar("R", bound=Record)
 NOTHING: Final = ""
@@ -72,9 +72,13 @@ class Items(TrackerAccessor[R]):
         full = {"@fields": fields, "@verbose": "3", "@sort": "id", **query}
         return [data for page in pages.walk(self.service, f"/{item_class}", full) for data in page]
 
-    def item(self, item_class: str, id: str) -> Object:
-        """Return one item, also a retired one. Raises ``RecordError`` if there is none."""
-        answer = self.read_alone(f"/{item_class}/{id}", query={"@verbose": "3"})
+    def item(self, item_class: str, id: str, fields: str = "") -> Object:
+        """Return one item, also a retired one. Raises ``RecordError`` if there is none.
+
+        ``fields``: the properties to return; empty: all that the schema of the class names.
+        """
+        query = {"@verbose": "3"} | ({"@fields": fields} if fields else {})
+        answer = self.read_alone(f"/{item_class}/{id}", query=query)
         if answer is None:
             raise RecordError(f"{self!r}: there is no {item_class} {id}")
         found = answer.json()["data"]
@@ -131,6 +135,13 @@ def resource_of(item_class: str, *, by: str = "id", since: Since | None = None) 
         body="data",
         since=since,
     )
+
+
+def in_utc(time: Any) -> str | None:
+    """Return a time of Roundup in ISO 8601."""
+    if not time:
+        return None
+    return dt.datetime.strptime(time, _TIME).replace(tzinfo=dt.UTC).isoformat()
 
 
 def since() -> Since:
