@@ -31,7 +31,8 @@ from eventsync.stores.ldap import LdapAccessor
 from eventsync.stores.ldap.attribute import Attributes
 from eventsync.stores.ldap.result import RESULTS, error_of
 from eventsync.stores.ldap.schema import AttributeNames, Schema
-from eventsync.testing import StoreContract
+from eventsync.stores.memory import MemoryAccessor
+from eventsync.testing import FakeBus, StoreContract
 from eventsync.testing.harness import VALUE_TYPES, put
 
 NUMBERS = itertools.count()
@@ -491,6 +492,26 @@ def test_attribute_without_the_right_to_read_it(tmp_path):
             assert list(store.capture(unreadable=unreadable.append)) in ([], [[]])
             assert "no value of 'sn'" in str(unreadable[0])
         client.unbind()
+
+
+@pytest.mark.parametrize("field", ["title", "mails"])
+def test_patch_keeps_fields_that_others_edited(people, store, field):
+    """A patch of one field does not write back another that somebody edited; that is captured."""
+    bus = FakeBus()
+    theirs = {"title": "Countess", "mails": ["x@y"]}[field]
+    with Store("memory", MemoryAccessor(Person), publisher=bus) as other:
+        other.add(Person(uid="ada", name="Ada", surname="Byron", title="Lady", mails=["a@b"]))
+        apply(store, bus.changes(), clock=store.clock)
+        attribute = VIEW.rename.get(field, field)
+        edit_as_others(people, {attribute: theirs if field == "mails" else [theirs]})
+        ada = other[Person, "ada"]
+        ada.surname = "King"
+        other.update(ada)
+        (settled,) = apply(store, bus.changes()[-1:], clock=store.clock)
+    assert settled.outcome == "applied"
+    held = store[Person, "ada"]
+    assert (held.surname, held[field]) == ("King", theirs)
+    assert [c.data for found in store.capture() for c in found] == [{field: theirs}]
 
 
 # -- errors ----------------------------------------------------------------------------------------
