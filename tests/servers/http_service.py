@@ -112,7 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
             asked = asked._replace(body=dict(parse_qsl(body.decode())))
         with service.lock:
             answer = service.act(asked)
-            service.exchanges.append((asked, answer[0], json.loads(json.dumps(answer[1]))))
+            sent = answer[1] if isinstance(answer[1], bytes) else json.loads(json.dumps(answer[1]))
+            service.exchanges.append((asked, answer[0], sent))
         if failure is not None and failure[0] == "lose":
             self.close_connection = True
             return

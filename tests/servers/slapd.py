@@ -29,6 +29,7 @@ rootpw secret
 directory {folder}/data
 dbnosync
 index objectClass eq
+{database}
 """
 
 
@@ -38,12 +39,18 @@ class SlapdServer(Server):
     It does not wait for the disk, so data survive a kill but not a power failure.
 
     ``attributes``: names of further attributes, which hold any bytes; entries of the object class
-    ``testRecord`` may have them. ``tls``: offer encryption, on ``secure_url`` or with StartTLS,
+    ``testRecord`` may have them. ``more``, ``database``: further lines of the configuration, of the
+    server and of the database. ``tls``: offer encryption, on ``secure_url`` or with StartTLS,
     with the self-signed certificate in the file ``certificate``.
     """
 
     def __init__(
-        self, *, attributes: Sequence[str] = (), more: str = "", tls: bool = False
+        self,
+        *,
+        attributes: Sequence[str] = (),
+        more: str = "",
+        database: str = "",
+        tls: bool = False,
     ) -> None:
         super().__init__()
         self.certificate = self.folder / "certificate.pem"
@@ -62,6 +69,7 @@ class SlapdServer(Server):
             lines.append(f"TLSCertificateFile {self.certificate}")
             lines.append(f"TLSCertificateKeyFile {self.folder / 'key.pem'}")
         self._schema = "\n".join([*lines, more])
+        self._database = database
 
     @property
     def url(self) -> str:
@@ -88,7 +96,7 @@ class SlapdServer(Server):
                 check=True,
                 capture_output=True,
             )
-        config = _CONFIG.format(folder=self.folder, schema=self._schema)
+        config = _CONFIG.format(folder=self.folder, schema=self._schema, database=self._database)
         (self.folder / "slapd.conf").write_text(config, encoding="utf-8")
 
     def command(self) -> list[str]:

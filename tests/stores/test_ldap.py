@@ -6,17 +6,21 @@ import datetime as dt
 import itertools
 from dataclasses import replace
 
+import ldap3
 import pytest
 from servers.slapd import SlapdServer
 
+from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version
 from eventsync.engine.apply import apply
 from eventsync.engine.store import Store
 from eventsync.errors import (
     AlreadyExistsError,
     ConfigError,
+    DependencyError,
     EventSyncError,
     FieldError,
+    RecordError,
     RejectedError,
     StoreUnavailableError,
 )
@@ -25,7 +29,10 @@ from eventsync.records.record import Field, Record
 from eventsync.records.view import View
 from eventsync.stores.ldap import LdapAccessor
 from eventsync.stores.ldap.attribute import Attributes
-from eventsync.testing import StoreContract
+from eventsync.stores.ldap.result import RESULTS, error_of
+from eventsync.stores.ldap.schema import AttributeNames, Schema
+from eventsync.stores.memory import MemoryAccessor
+from eventsync.testing import FakeBus, StoreContract
 from eventsync.testing.harness import VALUE_TYPES, put
 
 NUMBERS = itertools.count()
@@ -126,7 +133,7 @@ def persons(server, **options):
     return LdapAccessor(
         Person,
         given.pop("url", server.url),
-        dn="uid={uid},ou=people,dc=example,dc=org",
+        dn=given.pop("dn", "uid={uid},ou=people,dc=example,dc=org"),
         object_classes=["inetOrgPerson", "yPerson"],
         **given,
     )
@@ -244,6 +251,22 @@ def test_keys_that_the_directory_considers_equal(store):
     assert [person.surname for person in store.find(Person)] == ["first"]
 
 
+@pytest.mark.parametrize("other", ["ada", "ADA", "Ada  Byron", "AdA Byron"])
+def test_change_of_a_key_that_the_directory_considers_equal(store, other):
+    """Neither a put nor a delete of such a key reaches the entry of the other."""
+    own = "Ada Byron" if " " in other else "Ada"
+    store.add(Person(uid=own, name="x", surname="first"))
+    clock = store.clock
+    changes = [
+        put(Person(uid=other, name="x", surname="second"), clock.tick()),
+        Change(type="Person", key=other, op="delete", version=clock.tick(), data=None, source="t"),
+    ]
+    outcomes = [apply(store, [change], clock=clock)[0].outcome for change in changes]
+    assert outcomes[0] == "rejected"
+    assert store[Person, own].surname == "first"
+    assert [c for found in store.capture() for c in found] == []
+
+
 def test_update_depends_on_what_was_read(people, store):
     """An entry that another client changes between read and write is kept (RFC 4528)."""
     store.add(Person(uid="ada", name="Ada", surname="Byron"))
@@ -336,3 +359,246 @@ def test_encrypted(tmp_path):
                 assert store.count(Person) == number + 1
             with pytest.raises(EventSyncError):
                 Store("people", persons(own, **way), index=index).open()
+
+
+# -- names of attributes ---------------------------------------------------------------------------
+
+ADA = "uid=ada,ou=people,dc=example,dc=org"
+
+
+def edit_as_others(server, changes, dn=ADA):
+    """Change an entry as another client does."""
+    client = server.client()
+    assert client.modify(dn, {n: [(ldap3.MODIFY_REPLACE, v)] for n, v in changes.items()})
+    client.unbind()
+
+
+@pytest.mark.parametrize("name", ["SN", "surname", "SurName", "2.5.4.4"])
+@pytest.mark.parametrize("edited", ["sn", "Surname"])
+def test_another_name_of_an_attribute(people, tmp_path, name, edited):
+    """An attribute is read and written by any of its names, and never read as blank."""
+    view = replace(VIEW, rename={**VIEW.rename, "surname": name, "mails": "MAIL"})
+    with Store("p", persons(people, view=view), index=FileIndex(tmp_path / "v.db")) as store:
+        store.add(Person(uid="ada", name="Ada", surname="Byron", mails=["a@b"]))
+        assert store[Person, "ada"].surname == "Byron"
+        assert [c for found in store.capture() for c in found] == []
+        edit_as_others(people, {edited: ["Lovelace"], "title": ["Countess"]})
+        (change,) = [c for found in store.capture() for c in found]
+        assert change.data == {"surname": "Lovelace", "title": "Countess"}
+        ada = store[Person, "ada"]
+        assert (ada.surname, ada.mails) == ("Lovelace", ["a@b"])
+        ada.title = "Lady"
+        store.update(ada)
+        client = people.client()
+        client.search(ADA, "(objectClass=*)", attributes=["sn", "title"])
+        assert client.response[0]["raw_attributes"] == {"sn": [b"Lovelace"], "title": [b"Lady"]}
+        client.unbind()
+        store.remove(ada)
+
+
+def test_unknown_attribute_is_refused(people, tmp_path):
+    """A name that the server does not declare is refused before anything is read or written."""
+    view = replace(VIEW, rename={**VIEW.rename, "surname": "surnam"})
+    accessor = persons(people, view=view)
+    with pytest.raises(ConfigError, match="declares no attribute 'surnam'"):
+        Store("people", accessor, index=FileIndex(tmp_path / "v.db")).open()
+    with pytest.raises(ConfigError, match="'surnam'"):
+        accessor.get("ada")
+    accessor.close()
+
+
+@pytest.mark.parametrize(("first", "second"), [("sn", "SN"), ("sn", "surname")])
+def test_attribute_named_twice_is_refused(people, first, second):
+    """Two fields in one attribute are refused."""
+    view = replace(VIEW, rename={**VIEW.rename, "surname": first, "title": second})
+
+    def connect():
+        accessor = persons(people, view=view)
+        try:
+            accessor.ping()
+        finally:
+            accessor.close()
+
+    with pytest.raises(ConfigError, match="one attribute"):
+        connect()
+
+
+def test_options_of_attributes(people, tmp_path):
+    """An attribute with a language tag is another attribute, and is kept."""
+    with Store("people", persons(people), index=FileIndex(tmp_path / "v.db")) as store:
+        store.add(Person(uid="ada", name="Ada", surname="Byron", title="Lady"))
+        edit_as_others(people, {"title;lang-fr": ["Dame"]})
+        assert store[Person, "ada"].title == "Lady"
+        assert [c for found in store.capture() for c in found] == []
+        ada = store[Person, "ada"]
+        ada.title = "Countess"
+        store.update(ada)
+        client = people.client()
+        client.search(ADA, "(objectClass=*)", attributes=["title"])
+        kept = client.response[0]["raw_attributes"]
+        assert kept == {"title": [b"Countess"], "title;lang-fr": [b"Dame"]}
+        client.unbind()
+        store.remove(ada)
+
+
+def test_part_of_the_values_is_unreadable():
+    """An attribute of which the server returns a part (``range=``) is not read as an empty list."""
+    names = AttributeNames(["uid", "mail"], Schema(), owner="Person")
+    with pytest.raises(RecordError, match="only a part of the values of 'mail'"):
+        names.renamed({"uid": [b"a"], "mail": [], "mail;range=0-1499": [b"a@b"]})
+    assert names.renamed({"UID": [b"a"], "Mail;binary": [b"x"]}) == {"uid": [b"a"], "mail": [b"x"]}
+
+
+HIDDEN = """
+access to dn.base="" by * read
+access to * by * none
+"""
+
+
+def test_hidden_schema(tmp_path):
+    """Without the right to read the schema, another case is found and an alias is unreadable."""
+    with SlapdServer(more=SCHEMA + HIDDEN) as own:
+        upper = replace(VIEW, rename={**VIEW.rename, "surname": "SN"})
+        with Store("p", persons(own, view=upper), index=FileIndex(tmp_path / "1.db")) as store:
+            store.add(Person(uid="ada", name="Ada", surname="Byron"))
+            assert store[Person, "ada"].surname == "Byron"
+        alias = replace(VIEW, rename={**VIEW.rename, "surname": "surname"})
+        with Store("p", persons(own, view=alias), index=FileIndex(tmp_path / "2.db")) as store:
+            unreadable = []
+            changes = [c for found in store.capture(unreadable=unreadable.append) for c in found]
+            assert changes == []
+            assert "use 'sn' in the view" in str(unreadable[0])
+
+
+READER = """
+access to attrs=userPassword by * auth
+access to attrs=sn by dn="cn=eventsync,dc=example,dc=org" none by * read
+access to * by * read
+"""
+
+
+def test_attribute_without_the_right_to_read_it(tmp_path):
+    """An entry whose required attribute is hidden is unreadable, not blank."""
+    with SlapdServer(more=SCHEMA, database=READER) as own:
+        client = own.client()
+        reader = "cn=eventsync,dc=example,dc=org"
+        classes = ["organizationalRole", "simpleSecurityObject"]
+        assert client.add(reader, classes, {"userPassword": "pw"}), client.result
+        with Store("p", persons(own), index=FileIndex(tmp_path / "v.db")) as store:
+            store.add(Person(uid="ada", name="Ada", surname="Byron"))
+        accessor = persons(own, user=reader, password="pw")
+        with Store("p", accessor, index=FileIndex(tmp_path / "v.db")) as store:
+            unreadable = []
+            assert list(store.capture(unreadable=unreadable.append)) in ([], [[]])
+            assert "no value of 'sn'" in str(unreadable[0])
+        client.unbind()
+
+
+@pytest.mark.parametrize("field", ["title", "mails"])
+def test_patch_keeps_fields_that_others_edited(people, store, field):
+    """A patch of one field does not write back another that somebody edited; that is captured."""
+    bus = FakeBus()
+    theirs = {"title": "Countess", "mails": ["x@y"]}[field]
+    with Store("memory", MemoryAccessor(Person), publisher=bus) as other:
+        other.add(Person(uid="ada", name="Ada", surname="Byron", title="Lady", mails=["a@b"]))
+        apply(store, bus.changes(), clock=store.clock)
+        attribute = VIEW.rename.get(field, field)
+        edit_as_others(people, {attribute: theirs if field == "mails" else [theirs]})
+        ada = other[Person, "ada"]
+        ada.surname = "King"
+        other.update(ada)
+        (settled,) = apply(store, bus.changes()[-1:], clock=store.clock)
+    assert settled.outcome == "applied"
+    held = store[Person, "ada"]
+    assert (held.surname, held[field]) == ("King", theirs)
+    assert [c.data for found in store.capture() for c in found] == [{field: theirs}]
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+RETRYABLE, CONFIGURATION, REJECTED = StoreUnavailableError, ConfigError, RejectedError
+RESULT_CODES = {
+    **dict.fromkeys([1, 3, 11, 51, 52, 118, 122], RETRYABLE),
+    **dict.fromkeys([2, 4, 7, 8, 10, 12, 13, 14, 17, 48, 49, 50, 123], CONFIGURATION),
+    **dict.fromkeys([16, 18, 19, 20, 21, 32, 33, 34, 36, 53, 54], REJECTED),
+    **dict.fromkeys([64, 65, 67, 68, 69, 71, 80, 4711], REJECTED),
+    66: DependencyError,
+}
+
+
+@pytest.mark.parametrize("code", sorted(RESULT_CODES.keys() | RESULTS.keys()))
+def test_meaning_of_result_codes(code):
+    """Each result code says whether to retry, to reject the record, or to stop."""
+    error = error_of(code, "ldap://x: uid=a: said so")
+    assert type(error) is RESULT_CODES[code]
+    assert "said so" in str(error)
+    if isinstance(error, ConfigError):
+        assert error.hint
+
+
+@pytest.mark.parametrize("said", ["shadow context; no update referral", "operation restricted"])
+def test_read_only_server_rejects_no_record(said):
+    """A server that takes no writes at all is a configuration error, not a dead letter for each."""
+    assert isinstance(error_of(53, f"ldap://x: unwillingToPerform: {said}"), ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"password": "wrong"}, "password="),
+        ({"password": ""}, "password="),
+        ({"user": "cn=nobody,dc=example,dc=org"}, "user="),
+        ({"user": None, "password": None}, "pass user="),
+    ],
+)
+def test_wrong_credentials_are_configuration(people, tmp_path, options, hint):
+    """Refused credentials name the server and the settings, and dead-letter nothing."""
+    with Store("p", persons(people), index=FileIndex(tmp_path / "v.db")) as store:
+        clock, person = store.clock, Person(uid="eve", name="x", surname="x")
+        accessor = persons(people, **options)
+        with pytest.raises(ConfigError, match=f"127.0.0.1.*{hint}"):
+            accessor.add(person)
+        accessor.close()
+        assert apply(store, [put(person, clock.tick())], clock=clock)[0].outcome == "applied"
+        store.remove(person)
+
+
+def test_read_only_database(tmp_path):
+    """A database that became read-only stops the writes and dead-letters no record."""
+    index = FileIndex(tmp_path / "v.db")
+    with SlapdServer(more=SCHEMA) as own, Store("p", persons(own), index=index) as store:
+        store.add(Person(uid="ada", name="Ada", surname="Byron"))
+        own.kill()
+        with (own.folder / "slapd.conf").open("a") as config:
+            config.write("restrict add modify delete\n")
+        own.start()
+        change = put(Person(uid="ada", name="Ada", surname="King"), store.clock.tick())
+        with pytest.raises(ConfigError, match="takes writes as url="):
+            apply(store, [change], clock=store.clock)
+        assert store[Person, "ada"].surname == "Byron"
+
+
+def test_unknown_certificate_is_configuration(tmp_path):
+    """A certificate that is not trusted names the setting, and is not retried for ever."""
+    with SlapdServer(more=SCHEMA, tls=True) as own:
+        for way in ({"url": own.secure_url}, {"url": own.url, "tls": "starttls"}):
+            accessor = persons(own, **way)
+            with pytest.raises(ConfigError, match="ca_file="):
+                accessor.ping()
+            accessor.close()
+
+
+def test_entry_with_entries_below_it_waits(people, store):
+    """An entry that others put entries below is not removed; its delete is held."""
+    store.add(Person(uid="ada", name="Ada", surname="Byron"))
+    client = people.client()
+    assert client.add(f"cn=device,{ADA}", "device"), client.result
+    delete = Change(
+        type="Person", key="ada", op="delete", version=store.clock.tick(), data=None, source="t"
+    )
+    (settled,) = apply(store, [delete], clock=store.clock)
+    assert (settled.outcome, type(settled.error)) == ("held", DependencyError)
+    assert store[Person, "ada"].surname == "Byron"
+    client.delete(f"cn=device,{ADA}")
+    client.unbind()
+    assert apply(store, [delete], clock=store.clock)[0].outcome == "applied"

@@ -25,6 +25,7 @@ from eventsync.index import FileIndex
 from eventsync.records.record import Field, Record
 from eventsync.records.view import Convert, View
 from eventsync.stores.identity import IdentityMap
+from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.rest import (
     Links,
     OvertakenError,
@@ -35,6 +36,7 @@ from eventsync.stores.rest import (
     Since,
     Within,
 )
+from eventsync.stores.rest.status import AccessRefusedError
 from eventsync.testing import FakeBus
 from eventsync.worker.options import Options
 from eventsync.worker.worker import Worker
@@ -206,6 +208,42 @@ def test_overtaken_creation_and_removal(server, tmp_path):
             apply(store, [delete], clock=clock)
         assert applied(store, delete) == [Outcome.APPLIED]
         assert server.objects["notes"] == {}
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+@pytest.mark.parametrize("update", ["PUT", "PATCH"])
+@pytest.mark.parametrize("many", [False, True])
+def test_patch_keeps_fields_that_others_edited(server, tmp_path, when, update, many):
+    """A patch of one field does not write back another that somebody edited, also after a 412.
+
+    The patch comes from a store that says what it held in the other fields. The store here has not
+    captured the edit; it does so later.
+    """
+    bus = FakeBus()
+    keys = [f"{n:02}" for n in range(12 if many else 1)]
+    with (
+        store_of(server, tmp_path, described=resource(update=update)) as store,
+        Store("memory", MemoryAccessor(Note), publisher=bus) as other,
+    ):
+        other.add([Note(id=key, name="Ada", score=1) for key in keys])
+        applied(store, *bus.changes())
+
+        def edit():
+            server.objects["notes"]["00"]["score"] = 7
+
+        times = iter([edit])
+        if when == "before":
+            edit()
+        else:
+            server.between = lambda: next(times, lambda: None)()
+        for key in keys:
+            note = other[Note, key]
+            note.name = "Ada L."
+            other.update(note)
+        applied(store, *bus.changes()[-len(keys) :])
+        assert server.objects["notes"]["00"] == {"id": "00", "name": "Ada L.", "score": 7}
+        captured = [(c.key, c.data) for found in store.capture() for c in found]
+        assert captured == [("00", {"score": 7})]
 
 
 def test_list_that_is_older_than_a_write(server, tmp_path):
@@ -583,7 +621,7 @@ def test_wrong_credentials_dead_letter_nothing(server, tmp_path, allowed):
         changes = [put(clock, f"{n}", name="x") for n in range(5)]
         bus.publish("Note", [bus.encode(change) for change in changes])
         worker = Worker(store, bus, options=Options(retry_for=0.1))
-        with pytest.raises(StoreUnavailableError, match="correct the credentials"):
+        with pytest.raises(AccessRefusedError, match=r"correct the credentials \(auth=\)"):
             worker.drain(timeout=0.05)
         assert bus.states("rest")["dead"].ready == 0
         server.token, server.read_only = None, False

@@ -22,6 +22,7 @@ from eventsync.stores.rest import (
 )
 from eventsync.stores.rest.address import Gateway
 from eventsync.stores.rest.pace import Throttle, delay_asked
+from eventsync.stores.rest.status import STATUSES, AccessRefusedError
 
 
 @pytest.fixture
@@ -142,34 +143,28 @@ def test_deadline(server):
     late.close()
 
 
-MEANINGS = [
-    (400, RejectedError),
-    (401, StoreUnavailableError),
-    (403, StoreUnavailableError),
-    (404, StoreUnavailableError),
-    (405, ConfigError),
-    (408, StoreUnavailableError),
-    (409, RejectedError),
-    (413, RejectedError),
-    (415, ConfigError),
-    (422, RejectedError),
-    (429, StoreUnavailableError),
-    (500, StoreUnavailableError),
-    (501, ConfigError),
-    (503, StoreUnavailableError),
-]
+MEANINGS = {
+    **dict.fromkeys([400, 409, 412, 413, 414, 422, 424, 431, 451, 499], RejectedError),
+    **dict.fromkeys([401, 402, 403, 404, 410], AccessRefusedError),
+    **dict.fromkeys([405, 406, 407, 411, 415, 416, 417, 421, 426, 428], ConfigError),
+    **dict.fromkeys([501, 505, 508, 511], ConfigError),
+    **dict.fromkeys([408, 423, 425, 429, 500, 502, 503, 504, 507, 599], StoreUnavailableError),
+}
 
 
-@pytest.mark.parametrize(("status", "error"), MEANINGS)
-def test_meaning_of_statuses(server, service, status, error):
-    """Only a status that blames the record is a rejection."""
+@pytest.mark.parametrize("status", sorted(MEANINGS.keys() | STATUSES.keys()))
+def test_meaning_of_statuses(server, service, status):
+    """Only a status that blames the record is a rejection, and only access may come back."""
+    error = MEANINGS[status]
     said = b"the title\x1b[31m is\nmissing " + b"x" * 5000
     server.failures.append(("status", status, {}, said))
     with pytest.raises(error, match=r"POST .*/things: \d+ the title \[31m is missing") as caught:
         service.request("POST", "/things", body={})
+    assert type(caught.value) is error
     assert len(str(caught.value)) < 500
+    assert caught.value.retryable == (error in (StoreUnavailableError, AccessRefusedError))
     if isinstance(caught.value, StoreUnavailableError):
-        assert caught.value.uncertain == (status == 500)
+        assert caught.value.uncertain == (status in (500, 502, 504))
 
 
 @pytest.mark.parametrize("failure", ["drop", "lose"])
@@ -268,7 +263,7 @@ def test_refused_client_credentials(server):
     server.failures.append(("status", 400, {}, {"error": "invalid_client", "was": "very-secret"}))
     auth = ClientCredentials(f"{server.url}/token", "me", "very-secret")
     service = Service(server.url, allow=["127.0.0.1"], auth=auth)
-    with pytest.raises(StoreUnavailableError, match="invalid_client") as caught:
+    with pytest.raises(AccessRefusedError, match="invalid_client") as caught:
         service.request("GET", "/things")
     assert "very-secret" not in str(caught.value)
     service.close()
@@ -279,7 +274,7 @@ def test_token_from_a_function(server):
     tokens = iter(["old", "new"])
     server.token = "new"
     service = Service(server.url, allow=["127.0.0.1"], auth=Token(lambda: next(tokens)))
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(AccessRefusedError):
         service.request("GET", "/things")
     service.request("GET", "/things")
     service.close()

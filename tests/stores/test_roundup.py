@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import ClassVar
 
 import pytest
@@ -192,6 +193,21 @@ class TestRoundup(TrackerContract):
         identity = IdentityMap(tmp_path / "ids.db", name="roundup")
         with pytest.raises(ConfigError, match=r"has no place for Issue\.milestone"):
             RoundupIssues(Issue, service, identity=identity, view=View())
+
+    def test_fields_that_it_decides(self, tmp_path):
+        """Author and times of an issue are read if the view names them."""
+        service = RoundupService(self.server.url, "admin", "secret", allow=["127.0.0.1"])
+        identity = IdentityMap(tmp_path / "ids.db", name="roundup")
+        view = View(only=["id", "title", "author", "created", "updated"])
+        accessor = RoundupIssues(Issue, service, identity=identity, view=view)
+        with Store("roundup", accessor, index=FileIndex(tmp_path / "told.db")) as store:
+            store.add(Issue(id="told", title="t"))
+            issue = store[Issue, "told"]
+            assert (issue["author"], issue.created.tzinfo) == ("admin", dt.UTC)
+            assert abs(dt.datetime.now(dt.UTC) - issue.updated) < dt.timedelta(minutes=5)
+            listed = [found for found in store.find(Issue) if found.key == "told"]
+            assert listed[0].raw() == issue.raw()
+            store.remove(issue)
 
     def test_new_changes_only(self, tracker):
         """Between full reads, recent changes are captured, and nothing is written."""

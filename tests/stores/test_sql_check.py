@@ -97,8 +97,8 @@ def test_a_derived_type_fits_its_table(foreign):
 def test_types_that_do_not_fit(foreign):
     """Each field whose column has another type, or takes NULL or not, is named."""
     foreign.run(
-        "CREATE TABLE person (id BIGINT NOT NULL PRIMARY KEY, name VARCHAR(40), born FLOAT NOT NULL,"
-        " code INTEGER NOT NULL)"
+        "CREATE TABLE person (id BIGINT NOT NULL PRIMARY KEY, name VARCHAR(40),"
+        " born FLOAT NOT NULL, code INTEGER NOT NULL)"
     )
     findings = look(SqlAccessor(Person, foreign.engine, table="person"))
     assert levels(findings, "Person.born is declared date, but the column person.born is ")

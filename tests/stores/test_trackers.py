@@ -15,7 +15,7 @@ from eventsync.records.query import Query
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
-from eventsync.stores.trackers import Label
+from eventsync.stores.trackers import Issue, Label
 from eventsync.stores.trackers.gitlab import (
     GitLabComments,
     GitLabIssues,
@@ -104,6 +104,46 @@ def test_a_value_that_cannot_be_read_affects_no_other(gitlab, tmp_path):
         accessor = store.accessor(Label)
         query = Query.parse(accessor.type, unreadable=errors.append)
         assert [label.key for label in accessor.find(query)] == ["good"]
+
+
+def test_members_of_every_new_object(gitlab, tmp_path):
+    """Members that the tracker requires and no field holds are sent at creation, and only then."""
+    service, index = service_of(gitlab), FileIndex(tmp_path / "v.db")
+    identity = IdentityMap(tmp_path / "ids.db", name="gitlab")
+    new = {"labels": "triage", "title": "unnamed"}
+    accessor = GitLabIssues(
+        Issue,
+        service,
+        "acme/shop",
+        identity=identity,
+        new=new,
+        view=View(omit=["labels", "priority"]),
+    )
+    with Store("issues", accessor, index=index) as store:
+        store.add(Issue(id="A", title="t"))
+        assert (gitlab.issues[1]["labels"], gitlab.issues[1]["title"]) == (["triage"], "t")
+        gitlab.edits(1, labels=["theirs"])
+        issue = store[Issue, "A"]
+        issue.title = "u"
+        store.update(issue)
+        assert (gitlab.issues[1]["labels"], gitlab.issues[1]["title"]) == (["theirs"], "u")
+
+
+@pytest.mark.parametrize("lacks", ["description", "labels", "state", "title", "milestone"])
+def test_member_that_an_answer_lacks(gitlab, tmp_path, lacks):
+    """A member that is not in an answer is not captured as blank, and null is."""
+    service, index = service_of(gitlab), FileIndex(tmp_path / "v.db")
+    identity = IdentityMap(tmp_path / "ids.db", name="gitlab")
+    accessor = GitLabIssues(Issue, service, "acme/shop", identity=identity)
+    with Store("issues", accessor, index=index) as store:
+        store.add(Issue(id="A", title="t", description="d", labels=["x"], status="closed"))
+        held = gitlab.issues[1].pop(lacks)
+        gitlab.edits(1)
+        assert [c.data for c in captured(store) if c.key == "A"] == []
+        gitlab.edits(1, **{lacks: held})
+        assert captured(store) == []
+        gitlab.edits(1, description=None)
+        assert [c.data["description"] for c in captured(store)] == [""]
 
 
 def test_markers():

@@ -7,25 +7,27 @@ version index outside the directory.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from string import Formatter
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from eventsync.engine.accessor import Accessor
+from eventsync.engine.write import Write
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
+from eventsync.index import IndexTransaction
 from eventsync.records.key import split as split_key
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
+from eventsync.stores.foreign_edits import kept_from
 from eventsync.stores.ldap.attribute import Attributes
-from eventsync.stores.ldap.directory import Directory
+from eventsync.stores.ldap.directory import Directory, Found
+from eventsync.stores.ldap.schema import STATE, AttributeNames, Schema
 
 __all__ = ["LdapAccessor", "escaped"]
 
 R = TypeVar("R", bound=Record)
 _SAFE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
-_STATE: Final = "entryCSN"
-"""An attribute that changes with every change of an entry. Not every server has it."""
 
 
 def escaped(value: str) -> str:
@@ -95,7 +97,12 @@ class LdapAccessor(Accessor[R]):
         self._parse(dn)
         self._attributes = Attributes(self.view)
         self._names = list(self.view.names.values())
-        # By key, the value of the _STATE attribute when this accessor last read the entry.
+        # Names that differ only in case are one attribute at every server.
+        AttributeNames([*self._names, *self.view.constant], Schema(), owner=self.type.name)
+        self._known: AttributeNames | None = None
+        # By key, the values that were not written, because others have edited their fields.
+        self._kept: dict[str, dict[str, Any]] = {}
+        # By key: the value of the attribute STATE when this accessor last read the entry.
         self._states: dict[str, bytes] = {}
 
     def __repr__(self) -> str:
@@ -139,6 +146,23 @@ class LdapAccessor(Accessor[R]):
                 f"{self.type.name} records",
                 hint="create it, correct dn=, or give this user the right to read it",
             )
+        self._known = None  # the schema may have changed
+        self._attribute_names()
+
+    def _attribute_names(self) -> AttributeNames:
+        """Return the attributes of the view, with the names that this server has for them.
+
+        Raises ``ConfigError`` if the server declares no attribute with one of the names.
+        """
+        if self._known is None:
+            schema = Schema(*self._directory.schema(self._base))
+            self._known = AttributeNames(
+                [*self._names, *self.view.constant],
+                schema,
+                classes=self._classes[:1],  # an entry of others need not have the other classes
+                owner=self.type.name,
+            )
+        return self._known
 
     def close(self) -> None:
         self._directory.close()
@@ -146,6 +170,7 @@ class LdapAccessor(Accessor[R]):
     # -- the six -----------------------------------------------------------------------------------
 
     def add(self, record: R) -> None:
+        self._attribute_names()
         key, data = record.key, self.record_to_data(record)
         dn = self.dn_of(key)
         present = {name: values for name, values in data.items() if values}
@@ -164,12 +189,13 @@ class LdapAccessor(Accessor[R]):
         self.update(record)
 
     def update(self, record: R) -> None:
+        self._attribute_names()
         changed = record.changes() if record.is_dirty else record.raw()
         own = [name for name in self.type.keys if name in changed]
         stored = self.view.to_store({n: value for n, value in changed.items() if n not in own})
         state = self._states.pop(record.key, None)
         dn = self.dn_of(record.key)
-        only_if = None if state is None else (_STATE, state)
+        only_if = None if state is None else (STATE, state)
         if stored and not self._directory.replace(dn, self._attributes.encode(stored), only_if):
             raise StoreUnavailableError(
                 f"{dn}: another client changed the entry at the same moment",
@@ -177,18 +203,22 @@ class LdapAccessor(Accessor[R]):
             )
 
     def get(self, key: str) -> R | None:
-        state = [_STATE] if self._directory.can_assert() else []
+        self._attribute_names()
+        state = [STATE] if self._directory.can_assert() else []
         found = self._directory.entry(self.dn_of(key), [*self._names, *state])
         if found is None:
             return None
         record = self.data_to_record(found)
         if record.key != key:
-            return None  # an entry whose name differs in case or blanks, which make other keys here
-        if found.get(_STATE):
-            self._states[key] = found[_STATE][0]
+            # A directory ignores case and blanks in names. Keys that differ in these are distinct.
+            return None
+        for name, values in found.items():
+            if name.lower() == STATE.lower() and values:
+                self._states[key] = values[0]
         return record
 
     def find(self, query: Query) -> Iterable[R]:
+        self._attribute_names()
         entries = self._directory.entries(
             self._base, self._classes[0], self._names, deep=self._deep
         )
@@ -199,9 +229,33 @@ class LdapAccessor(Accessor[R]):
             self._states.pop(key, None)
             self._directory.delete(self.dn_of(key))
 
+    # -- many at once ------------------------------------------------------------------------------
+
+    def write_rows(
+        self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
+    ) -> None:
+        self._kept = {}
+        reduced = []
+        for write in writes:
+            record = None if write.whole else self.get(write.key)
+            row = {} if record is None else record.raw()
+            kept = kept_from(write, row, self.view, transaction)
+            # Read back as if written, so that capture still sees the edit of others.
+            self._kept[write.key] = {name: write.values[name] for name in kept}
+            values = {n: value for n, value in write.values.items() if n not in kept}
+            reduced.append(Write(write.key, values, write.whole))
+        super().write_rows(reduced, removals, transaction)
+
+    def read_back(
+        self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
+    ) -> Mapping[str, Mapping[str, Any]]:
+        rows = super().read_back(writes, transaction)
+        return {key: {**row, **self._kept.get(key, {})} for key, row in rows.items()}
+
     def record_to_data(self, record: R) -> dict[str, list[bytes]]:
         """Return the list of values of each attribute. An empty list stands for no attribute."""
         return self._attributes.encode(super().record_to_data(record))
 
     def data_to_record(self, data: Any) -> R:
-        return super().data_to_record(self._attributes.decode(data))
+        found: Found = self._attribute_names().renamed(data)
+        return super().data_to_record(self._attributes.decode(found))

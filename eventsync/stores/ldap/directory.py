@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
+from eventsync.stores.ldap.result import error_of
 
 try:
     import ldap3
@@ -27,12 +28,7 @@ Found: TypeAlias = dict[str, list[bytes]]
 NO_SUCH_OBJECT: Final = 32
 ALREADY_EXISTS: Final = 68
 ASSERTION_FAILED: Final = 122
-_REFERRAL: Final = 10
-# operationsError, timeLimitExceeded, adminLimitExceeded, busy, unavailable. Not "other" (80):
-# servers also return it for a name that is too long, and such a record must not stop all others.
-_LATER: Final = frozenset({1, 3, 11, 51, 52})
-# strongerAuthRequired, confidentialityRequired, and the codes about credentials and access rights.
-_FORBIDDEN: Final = frozenset({7, 8, 13, 48, 49, 50})
+_CONNECTING: Final = "connecting"
 _ASSERTION: Final = "1.3.6.1.1.12"  # RFC 4528
 _PAGED: Final = "1.2.840.113556.1.4.319"  # RFC 2696
 
@@ -75,11 +71,16 @@ class Directory:
     def __repr__(self) -> str:
         return f"Directory({self.url!r})"
 
-    def entry(self, dn: str, attributes: Sequence[str]) -> Found | None:
-        """Return the entry with this name, or ``None`` if there is none."""
+    def entry(
+        self, dn: str, attributes: Sequence[str], *, filter: str = "(objectClass=*)"
+    ) -> Found | None:
+        """Return these attributes of the entry ``dn``.
+
+        Returns ``None`` if there is no such entry, or if it does not match ``filter``.
+        """
 
         def search(connection: Any) -> Any:
-            return connection.search(dn, "(objectClass=*)", ldap3.BASE, attributes=list(attributes))
+            return connection.search(dn, filter, ldap3.BASE, attributes=list(attributes))
 
         result, entries = self._asked(search, dn, (NO_SUCH_OBJECT,))
         return None if result["result"] == NO_SUCH_OBJECT or not entries else entries[0]
@@ -141,8 +142,24 @@ class Directory:
         """Return whether the server supports conditional changes (RFC 4528)."""
         if self._asserts is None:
             found = self.entry("", ["supportedControl"]) or {}
-            self._asserts = _ASSERTION.encode() in found.get("supportedControl", [])
+            self._asserts = any(_ASSERTION.encode() in controls for controls in found.values())
         return self._asserts
+
+    def schema(self, dn: str) -> tuple[list[bytes], list[bytes]]:
+        """Return the attribute types and object classes (RFC 4512) that hold at an entry.
+
+        Both are empty if the server does not show them.
+        """
+        found = self.entry(dn, ["subschemaSubentry"]) or {}
+        for values in found.values():
+            subschema = self.entry(
+                values[0].decode(),
+                ["attributeTypes", "objectClasses"],
+                filter="(objectClass=subschema)",
+            )
+            parts = {name.lower(): part for name, part in (subschema or {}).items()}
+            return parts.get("attributetypes", []), parts.get("objectclasses", [])
+        return [], []
 
     def close(self) -> None:
         """Close the connection of this thread. Idempotent. The next request opens a connection."""
@@ -183,7 +200,7 @@ class Directory:
     def _connect(self) -> Any:
         tls = ldap3.Tls(validate=ssl.CERT_REQUIRED, ca_certs_file=self._ca_file)
         user, password = self._bind
-        with self._errors("connecting"):
+        with self._errors(_CONNECTING):
             server = ldap3.Server(
                 self.url, get_info=ldap3.NONE, connect_timeout=self._timeout, tls=tls
             )
@@ -216,18 +233,7 @@ class Directory:
         message = f"{self.url}: {dn}: {result['description']}"
         if result.get("message"):
             message += f": {result['message']}"
-        if code in _LATER:
-            raise StoreUnavailableError(message)
-        if code in _FORBIDDEN:
-            raise ConfigError(
-                message, hint="correct user= and password=, or the access rights of the user"
-            )
-        if code == _REFERRAL:
-            raise ConfigError(
-                message,
-                hint="pass the URL of the server that holds these entries, or referrals=True",
-            )
-        raise RejectedError(message)
+        raise error_of(code, message)
 
     @contextmanager
     def _errors(self, dn: str) -> Iterator[None]:
@@ -245,8 +251,18 @@ class Directory:
             OSError,
         ) as error:
             self.close()
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise ConfigError(
+                    f"{self.url}: the certificate of the server is not trusted: {error}",
+                    hint="pass the authority that issued it as ca_file=",
+                ) from error
             raise StoreUnavailableError(f"{self.url}: {error}") from error
         except exceptions.LDAPException as error:
+            if dn == _CONNECTING:
+                # No request was made, so no record is to blame: an empty password, for example.
+                raise ConfigError(
+                    f"{self.url}: {error}", hint="correct url=, user= and password="
+                ) from error
             raise RejectedError(f"{self.url}: {dn}: {error}") from error
 
 

@@ -14,18 +14,20 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Write
 from eventsync.engine.isolation import concerns_all, record_error
-from eventsync.errors import RecordError, StoreUnavailableError
+from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
 from eventsync.index import IndexTransaction
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.record_type import same
 from eventsync.records.view import View
+from eventsync.stores.foreign_edits import kept_from
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest.object import Object, ObjectAccessor
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.replica import RestReplica
 from eventsync.stores.rest.resource import Resource, Since
 from eventsync.stores.rest.service import Answer, Service
+from eventsync.stores.rest.unreadable import Unreadable
 
 __all__ = ["RestAccessor"]
 
@@ -72,6 +74,8 @@ class RestAccessor(ObjectAccessor[R]):
         self._reading: IndexTransaction | None = None
         self._objects: dict[str, Object] = {}
         self._answered: dict[str, dict[str, Any]] = {}
+        # By key, the values that were not written, because others have edited their fields.
+        self._kept: dict[str, dict[str, Any]] = {}
         # By key, the field values before a write that was not conditional.
         self._seen: dict[str, Mapping[str, Any]] = {}
 
@@ -89,12 +93,22 @@ class RestAccessor(ObjectAccessor[R]):
         return None if found is None else self._record(key, found)
 
     def find(self, query: Query) -> Iterable[R]:
-        return query.select(self.read(self.listed({}), query))
+        return query.select(self.read(map(self._whole, self.listed({})), query))
 
     def remove(self, key: str) -> None:
         found = self.fetch(key)
         if found is not None:
             self.destroy(key, found)
+
+    def _whole(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return a listed object as it is when read alone, if the list shows only a part of it."""
+        try:
+            if isinstance(data, Unreadable) or not self.is_partial(data):
+                return data
+            found = self.fetch(self.key_in(data))
+        except Exception as error:
+            return Unreadable.because(error, f"{self!r}: an object in a list")
+        return data if found is None else found.data
 
     # -- many at once ------------------------------------------------------------------------------
 
@@ -108,12 +122,13 @@ class RestAccessor(ObjectAccessor[R]):
             for data in self.listed({}):
                 try:
                     key = self.key_in(data)
+                    if key not in wanted or self.is_partial(data):
+                        continue  # if it is wanted, the loop below reads it alone
                 except Exception as error:
                     if concerns_all(error):
                         raise
                     continue  # if it is one of the wanted, the loop below reads it alone
-                if key in wanted:
-                    self._objects[key] = Object(data, listed=True)
+                self._objects[key] = Object(data, listed=True)
         for key in keys:
             # A record that is not in the list may have moved to another page during the read.
             if key not in self._objects and (found := self.fetch(key)) is not None:
@@ -125,9 +140,17 @@ class RestAccessor(ObjectAccessor[R]):
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
-        self._answered, self._seen = {}, {}
+        self._answered, self._seen, self._kept = {}, {}, {}
         for write in writes:
-            self._write(write, self._found(write.key, transaction))
+            found = self._found(write.key, transaction)
+            if found is not None:
+                row = self._record(write.key, found).raw()
+                kept = kept_from(write, row, self.view, transaction)
+                # Read back as if written, so that capture still sees the edit of others.
+                self._kept[write.key] = {name: write.values[name] for name in kept}
+                values = {n: value for n, value in write.values.items() if n not in kept}
+                write = Write(write.key, values, write.whole)
+            self._write(write, found)
         for key in removals:
             found = self._found(key, transaction)
             if found is not None:
@@ -145,7 +168,7 @@ class RestAccessor(ObjectAccessor[R]):
             if key in rows:
                 untouched = {name: v for name, v in seen.items() if name not in writes[key]}
                 rows[key] = {**rows[key], **untouched}
-        return rows
+        return {key: {**row, **self._kept.get(key, {})} for key, row in rows.items()}
 
     def changed_since(
         self, mark: str, unreadable: Callable[[RecordError], None] | None
@@ -204,6 +227,12 @@ class RestAccessor(ObjectAccessor[R]):
             if not write.whole:
                 raise StoreUnavailableError(
                     f"{self.type.name} {write.key!r} disappeared during its update"
+                )
+            if (other := self.others.pop(write.key, None)) is not None:
+                raise RejectedError(
+                    f"{self.type.name} {write.key!r}: {self.service.url} takes this key and the "
+                    f"existing {other!r} for the same",
+                    hint="use keys that differ in more than case and blanks",
                 )
             members = self._encoded(write.values, whole=True)
             create = self.create if self.ids is None else self.ids.create

@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+from urllib.parse import urljoin
 
-from eventsync.errors import RecordError
+from eventsync.errors import RecordError, shown
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.service import Answer, Service
+from eventsync.stores.rest.unreadable import Unreadable
 
-__all__ = ["Cursor", "Links", "Numbers", "OnePage", "Pages"]
+__all__ = ["Cursor", "Links", "NextLink", "Numbers", "OnePage", "Pages"]
 
 PageRequest: TypeAlias = tuple[str, Mapping[str, str]]
 """The path and the query of a request for a page."""
@@ -34,9 +36,12 @@ class Pages(ABC):
     size_name: str = "per_page"
 
     def walk(
-        self, service: Service, path: str, query: Mapping[str, str]
+        self, service: Service, path: str, query: Mapping[str, str], *, alone: bool = False
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield the pages of the list at ``path``.
+
+        An item that is not an object is replaced by an ``Unreadable``. ``alone``: the list is one
+        of several, in an object of its own; if that is gone, only this list cannot be read.
 
         Raises what ``Service.request`` raises, and ``RecordError`` for an answer without a list: a
         list that breaks off must not look like a complete one.
@@ -50,15 +55,23 @@ class Pages(ABC):
                     "back to a page that was read before"
                 )
             seen.add(mark)
-            answer = service.request("GET", request[0], query=request[1])
+            answer: Answer | None
+            if alone:
+                answer = service.read_one(request[0], query=request[1])
+            else:
+                answer = service.request("GET", request[0], query=request[1])
+            if answer is None:
+                raise RecordError(f"{service.url}/{path}: the object with this list is gone")
             content = answer.json()
             found = at(content, self.items)
-            if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+            if not isinstance(found, list) or (
+                found and not any(isinstance(item, dict) for item in found)
+            ):
                 raise RecordError(
                     f"{service.url}/{path}: the answer has no list of objects"
                     + (f" at {self.items!r}" if self.items else "")
                 )
-            yield found
+            yield [item if isinstance(item, dict) else _odd(service, path, item) for item in found]
             request = self.after(answer, content, found, request)
 
     def first(self) -> dict[str, str]:
@@ -99,8 +112,31 @@ class Links(Pages):
         for target, parameters in _LINK.findall(answer.headers.get("link", "")):
             relations = _REL.search(parameters)
             if relations and "next" in (relations[1] or relations[2]).lower().split():
-                return target, {}
+                return urljoin(answer.url, target), {}
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextLink(Pages):
+    """Pages that name the next one by a URL in their body, whole or relative.
+
+    ``at``: the path of the URL in an answer, as in ``links.next``. After the last page there is no
+    URL.
+    """
+
+    at: str = "next"
+
+    def after(
+        self, answer: Answer, content: Any, found: Sequence[Any], request: PageRequest
+    ) -> PageRequest | None:
+        target = at(content, self.at)
+        if target is None or target == "":
+            return None
+        if not isinstance(target, str):
+            raise RecordError(
+                f"{answer.url}: the next page at {self.at!r} is not a URL: {shown(target)}"
+            )
+        return urljoin(answer.url, target), {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,3 +191,9 @@ class Cursor(Pages):
         if cursor is None or cursor == "":
             return None
         return request[0], {**request[1], self.name: str(cursor)}
+
+
+def _odd(service: Service, path: str, item: Any) -> Unreadable:
+    return Unreadable(
+        RecordError(f"{service.url}/{path}: an item of the list is not an object: {shown(item)}")
+    )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from eventsync.errors import RejectedError
+from eventsync.stores.rest.unreadable import Unreadable
 
-__all__ = ["ABSENT", "Place", "at", "place", "put"]
+__all__ = ["ABSENT", "Place", "at", "member", "place", "put"]
 
 
 class _Absent:
@@ -33,14 +34,27 @@ class Place:
 
 
 def at(document: Any, path: str) -> Any:
-    """Return the value at a path, as in ``fields.status``; ``None`` if the path does not exist."""
+    """Return the value at a path, as in ``fields.status``; ``None`` if the path does not exist.
+
+    Raises ``RecordError`` if an object on the path is unreadable.
+    """
     found = _look(document, path)
     return None if found is ABSENT else found
 
 
+def member(document: dict[str, Any], name: str) -> Any:
+    """Return a member by its name, points included; ``ABSENT`` without one."""
+    if isinstance(document, Unreadable):
+        raise document.error
+    return _readable(document.get(name, ABSENT))
+
+
 def place(path: str) -> Place:
     """Return the place of a path, as in ``fields.status.name``."""
-    return Place(lambda document: _look(document, path), lambda body, value: put(body, path, value))
+    return Place(
+        lambda document: _readable(_look(document, path)),
+        lambda body, value: put(body, path, value),
+    )
 
 
 def put(body: dict[str, Any], path: str, value: Any) -> None:
@@ -59,11 +73,27 @@ def put(body: dict[str, Any], path: str, value: Any) -> None:
     body[last] = value
 
 
+def _readable(value: Any) -> Any:
+    """Return a value, or raise the error of an unreadable object in it, at any depth."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Unreadable):
+            raise part.error
+        if isinstance(part, dict):
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
+    return value
+
+
 def _look(document: Any, path: str) -> Any:
-    if not path:
-        return document
-    for name in path.split("."):
+    for name in path.split(".") if path else ():
+        if isinstance(document, Unreadable):
+            raise document.error
         if not isinstance(document, dict) or name not in document:
             return ABSENT
         document = document[name]
+    if isinstance(document, Unreadable):
+        raise document.error
     return document

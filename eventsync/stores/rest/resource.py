@@ -13,7 +13,7 @@ from eventsync.errors import ConfigError
 from eventsync.stores.rest.page import OnePage, Pages
 from eventsync.stores.rest.path import Place
 
-__all__ = ["Resource", "Since", "Within", "filled"]
+__all__ = ["Reference", "Resource", "Since", "Within", "filled"]
 
 _DOTS: Final = {".": "%2E", "..": "%2E%2E"}
 
@@ -58,6 +58,18 @@ class Within:
     id: str = "id"
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A member that is the id of another object, or a list of such ids.
+
+    ``of``: the name of the record type of the other object. Its accessor must have the same
+    identity map. ``write``: converts the id, which is a text, to JSON: ``int`` for numbers.
+    """
+
+    of: str
+    write: Callable[[str], Any] = str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resource:
     """The paths of the objects of one kind, and how they are read and written.
@@ -69,18 +81,25 @@ class Resource:
     the answer is the object. ``within``: the outer objects, if each has a list of its own; an id is
     then the outer id and the inner id with ``:`` between. ``paths``: by the view's names, where a
     value is in an object: a path, as in ``fields.status``, or a ``Place``. A field without a path
-    is a member of its own name.
+    is a member of its own name. ``absent``: by the view's names, the JSON value that a missing
+    member stands for. Without it, a missing member of an object that was read alone is ``None`` in
+    an optional field, and no statement about any other field; a listed object that lacks a member
+    is read alone. ``references``: by the view's names, which members are the ids of other objects.
 
     Writing. ``create``: ``PUT`` to the path of the object, or ``POST`` to the list, or to
     ``creations`` if that is another path. ``update``: ``PUT`` of the whole object, including
     members that the view does not name, or ``PATCH`` of the changed ones. ``etags``: use strong
     entity tags, so that a change by another client is not overwritten. ``returns``: whether the
-    answer to a write is the object as a read returns it. ``taken``: the statuses of the answer if
-    the object to create exists already.
+    answer to a write is the object as a read returns it. ``wrap``: the path at which a request has
+    the object, as in ``article``; empty if the body is the object. ``new``: by path, the values
+    that each new object gets, unless the record gives others. ``taken``: the statuses of the answer
+    if the object to create exists already.
 
     Identity. ``id``: the path of the id that the service assigns. ``marker``: the path where the
     object keeps the key of its record; if the answer to a creation is lost, the object is found by
     it. ``marked``: a query that selects the objects with this marker, with ``{key}`` for the key.
+    ``quote``: how a key is written in the query language of ``marked``, quotation marks included;
+    needed if a parameter has more than ``{key}``. ``jql`` and ``phrase`` are ready to use.
     ``since``: how to ask for recent changes.
     """
 
@@ -92,15 +111,20 @@ class Resource:
     body: str = ""
     within: Within | None = None
     paths: Mapping[str, str | Place] = field(default_factory=dict)
+    absent: Mapping[str, Any] = field(default_factory=dict)
+    references: Mapping[str, Reference] = field(default_factory=dict)
     create: Literal["PUT", "POST"] = "POST"
     creations: str = ""
     update: Literal["PUT", "PATCH"] = "PATCH"
     etags: bool = True
     returns: bool = False
+    wrap: str = ""
+    new: Mapping[str, Any] = field(default_factory=dict)
     taken: frozenset[int] = frozenset({409})
     id: str = "id"
     marker: str | Place | None = None
     marked: Mapping[str, str] = field(default_factory=dict)
+    quote: Callable[[str], str] | None = None
     since: Since | None = None
 
     def names(self) -> set[str]:

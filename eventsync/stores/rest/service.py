@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from eventsync.errors import (
     ConfigError,
@@ -18,10 +18,12 @@ from eventsync.errors import (
     RejectedError,
     StoreUnavailableError,
 )
-from eventsync.stores.json_values import DECODER, dump
+from eventsync.stores.json_values import dump
 from eventsync.stores.rest.address import Gateway
 from eventsync.stores.rest.auth import Auth, ClientCredentials
 from eventsync.stores.rest.pace import Throttle, delay_asked
+from eventsync.stores.rest.status import AccessRefusedError, Meaning, meaning_of
+from eventsync.stores.rest.unreadable import DECODER
 
 try:
     import httpcore
@@ -29,7 +31,7 @@ try:
 except ImportError as error:  # pragma: no cover - the message is all there is to it
     raise ConfigError("REST stores need httpx", hint="pip install 'eventsync[rest]'") from error
 
-__all__ = ["Answer", "Service"]
+__all__ = ["OF_ONE_WRITE", "Answer", "Service"]
 
 _SAFE: Final = frozenset({"GET", "HEAD"})
 _SHOWN: Final = 300
@@ -40,8 +42,11 @@ _FAILED: Final = (
     httpcore.ProtocolError,
     httpx.TransportError,
 )
-_CONFIGURATION: Final = frozenset({405, 406, 407, 415, 501, 505})
-_TRY_LATER: Final = frozenset({408, 425, 429})
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_OF_ONE: Final = _REDIRECTS | {400, 404, 410, 413, 414, 422, 431, 451}
+"""The statuses of a read of one object that concern this object alone."""
+OF_ONE_WRITE: Final = _REDIRECTS | {404, 410}
+"""The statuses of a write of one object that may concern this object alone."""
 _MAY_BE_DONE: Final = frozenset({500, 502, 504})
 
 
@@ -84,7 +89,9 @@ class Service:
     answers of its own overrides ``meaning``.
     """
 
-    forbidden_hint: ClassVar[str] = "correct the credentials or their rights; the work waits"
+    forbidden_hint: ClassVar[str] = (
+        "correct the credentials (auth=) or their rights; the work waits"
+    )
     """The hint of the error for an answer that refuses the credentials."""
 
     def __init__(
@@ -160,9 +167,9 @@ class Service:
         ``allow``: statuses to return although they mean failure. Blocks for at most ``deadline``
         seconds, and before that as long as the rate limit requires.
 
-        Raises ``StoreUnavailableError`` if the request may succeed later; this includes refused
-        credentials, which are not the fault of a record. Raises ``RejectedError`` if the service
-        refuses this record, and ``ConfigError`` if the configuration must change.
+        Raises ``StoreUnavailableError`` if the request may succeed later, ``RejectedError`` if the
+        service refuses this record, and ``ConfigError`` if the configuration must change; the last
+        is an ``AccessRefusedError``, which is retryable, for credentials, rights and paths.
         """
         url = self._address(path)
         sent = dict(headers or {})
@@ -185,23 +192,51 @@ class Service:
         status = answer.status
         message = f"{method} {_shown_url(answer.url)}: {status} {self._message(answer)}".strip()
         delay = delay_asked(answer.headers)
-        later = status in _TRY_LATER or (status == 403 and delay) or status >= 500
-        if later and status not in _CONFIGURATION:
+        meaning = meaning_of(status)
+        paused = status == 403 and (delay or "retry-after" in answer.headers)
+        if meaning is Meaning.RETRYABLE or paused:
             self.pace.hold(delay)
             return StoreUnavailableError(
                 message,
                 retry_after=delay,
                 uncertain=method not in _SAFE and status in _MAY_BE_DONE,
             )
-        if status in (401, 403):
-            return StoreUnavailableError(message, hint=self.forbidden_hint)
-        if status in (404, 410):
-            return StoreUnavailableError(message, hint="correct the path, or the rights to see it")
+        if meaning is Meaning.REFUSED:
+            missing = status in (404, 410)
+            hint = "correct the path, or the rights to see it" if missing else self.forbidden_hint
+            return AccessRefusedError(message, hint=hint)
+        if meaning is Meaning.REJECTED:
+            return RejectedError(message)
         if status < 400:
             return ConfigError(message, hint="redirects are not followed; pass the final URL")
-        if status in _CONFIGURATION:
-            return ConfigError(message, hint="correct the description in Resource(...)")
-        return RejectedError(message)
+        return ConfigError(message, hint="correct the description in Resource(...)")
+
+    def read_one(self, path: str, *, query: Mapping[str, str] | None = None) -> Answer | None:
+        """Return the answer to the read of one object, or ``None`` if there is no such object.
+
+        Raises ``RecordError`` for a refusal that concerns this object alone: a redirect to an
+        object elsewhere, or a status that rejects. Otherwise raises as ``request`` does.
+        """
+        answer = self.request("GET", path, query=query, allow=_OF_ONE)
+        if answer.status in (404, 410):
+            return None
+        if answer.status < 300:
+            return answer
+        if not self.has_moved(answer):
+            refusal = self.meaning("GET", answer)
+            raise RecordError(
+                refusal.message,
+                hint="only this object is affected; it may have moved, or may not be shown",
+            )
+        raise self.meaning("GET", answer)
+
+    def has_moved(self, answer: Answer) -> bool:
+        """Return whether a redirect leads to the same path elsewhere: the whole service moved."""
+        if not 300 <= answer.status < 400:
+            return False
+        there = urlsplit(urljoin(answer.url, answer.headers.get("location", "")))
+        here = urlsplit(answer.url)
+        return there.path == here.path and there.netloc + there.scheme != here.netloc + here.scheme
 
     def _message(self, answer: Answer) -> str:
         """Return the message in an answer: short, on one line, without our secrets."""
@@ -236,7 +271,7 @@ class Service:
             error = self.meaning("POST", answer)
             if isinstance(error, StoreUnavailableError):
                 raise error
-            raise StoreUnavailableError(error.message, hint=self.forbidden_hint)
+            raise AccessRefusedError(error.message, hint=self.forbidden_hint)
         found = answer.json()
         if not isinstance(found, dict):
             raise StoreUnavailableError(
@@ -278,6 +313,11 @@ class Service:
                 return Answer(answer.status_code, names, body, url)
         except _FAILED as error:
             cause = self._hide(str(error) or type(error).__name__)
+            if "CERTIFICATE_VERIFY_FAILED" in cause:
+                raise ConfigError(
+                    f"{method} {_shown_url(url)}: the certificate is not trusted: {cause}",
+                    hint="pass the authority that issued it as ca_file=",
+                ) from None
             raise StoreUnavailableError(
                 f"{method} {_shown_url(url)}: {cause}",
                 uncertain=unsafe and not isinstance(error, _UNSENT),

@@ -1,7 +1,8 @@
 """The record types that issue trackers share.
 
-No tracker can hold all of these fields. Instead of these record types you can use your own, with
-a view that renames your fields to the names here.
+No tracker holds all of these fields. Some of them the tracker alone decides, such as the author,
+the URL and the times of an issue: these are read if the view names them, and never written. Instead
+of these record types you can use your own, with a view that renames your fields to the names here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class Account(Record, rule="field"):
     id: str = Field(key=True)
     name: str = ""
     address: str | None = None
+    avatar: str | None = Field(default=None, description="the URL of a picture")
 
 
 class Group(Record, rule="field"):
@@ -43,6 +45,12 @@ class Project(Record, rule="field"):
     id: str = Field(key=True)
     name: str = ""
     description: str = ""
+    avatar: str | None = Field(default=None, description="the URL of a picture")
+    public: bool | None = None
+    url: str | None = None
+    archived: bool | None = None
+    tags: list[str] | None = Field(default=None, description="sorted")
+    owner: Account | None = None
 
 
 class Label(Record, rule="field"):
@@ -51,6 +59,7 @@ class Label(Record, rule="field"):
     id: str = Field(key=True)
     color: str = ""
     description: str = ""
+    project: Project | None = None
 
 
 class Milestone(Record, rule="field"):
@@ -61,6 +70,7 @@ class Milestone(Record, rule="field"):
     description: str = ""
     status: str = Field(default="open", description="open or closed")
     due: dt.date | None = None
+    project: Project | None = None
 
 
 class Issue(Record, rule="field"):
@@ -74,6 +84,13 @@ class Issue(Record, rule="field"):
     assignee: Account | None = None
     milestone: Milestone | None = None
     labels: list[str] = Field(default_factory=list, description="keys of labels, sorted")
+    project: Project | None = None
+    author: Account | None = None
+    url: str | None = None
+    archived: bool | None = None
+    tags: list[str] | None = Field(default=None, description="sorted")
+    created: dt.datetime | None = Field(default=None, zoned=True)
+    updated: dt.datetime | None = Field(default=None, zoned=True)
 
 
 class Comment(Record, rule="field"):

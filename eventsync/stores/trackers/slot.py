@@ -26,7 +26,9 @@ class Slot:
 
     ``new``: the value that a new object always has; another value is written in a second request.
     ``fixed``: the reason why the field cannot be changed. ``kept``: the reason why its value cannot
-    be removed. ``marked``: whether the field is the text that ends with the marker of the record.
+    be removed. ``omitted``: whether a missing member means that it has no value. If false, a
+    missing member says nothing about the field. ``marked``: whether the field is the text that ends
+    with the marker of the record.
     """
 
     at: str
@@ -38,6 +40,7 @@ class Slot:
     new: Any = None
     fixed: str = ""
     kept: str = ""
+    omitted: bool = False
     marked: bool = False
 
     @property

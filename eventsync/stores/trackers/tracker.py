@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Accessor
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError, shown
@@ -15,6 +16,8 @@ from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import ABSENT, Answer, Object, Resource, RestAccessor, Service
 from eventsync.stores.rest.object import if_match
 from eventsync.stores.rest.path import place, put
+from eventsync.stores.rest.service import OF_ONE_WRITE
+from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.slot import Slot
 
 __all__ = ["TrackerAccessor", "sorted_names"]
@@ -22,10 +25,19 @@ __all__ = ["TrackerAccessor", "sorted_names"]
 R = TypeVar("R", bound=Record)
 
 
+_TOLD: Final = frozenset(
+    {"project", "author", "url", "archived", "tags", "created", "updated"}
+    | {"avatar", "public", "owner"}
+)
+"""The fields of the shared record types that trackers decide, or do not have."""
+_PROJECT: Final = Slot(at="", to="")
+
+
 class TrackerAccessor(RestAccessor[R]):
     """Records of one type in an issue tracker, described by a table of slots.
 
-    ``base``: what replaces the ``.`` of paths in ``where`` that begin with ``./``.
+    ``base``: replaces the ``.`` in paths of ``where`` that begin with ``./``. ``new``: by path, the
+    values that each new object gets, for members that the tracker requires and no field holds.
 
     A tracker has a subclass for each record type. Its class attributes hold the table, and it
     overrides methods only where the tracker differs. If a field refers to a record of a type in
@@ -35,6 +47,7 @@ class TrackerAccessor(RestAccessor[R]):
     """
 
     alters: ClassVar[bool] = False
+    absent_is_none: ClassVar[bool] = False
     tracker: ClassVar[str]
     """The name of the tracker, for error messages."""
     shape: ClassVar[type[Record]]
@@ -49,6 +62,13 @@ class TrackerAccessor(RestAccessor[R]):
     """The slots of the key fields, in order. Empty if the tracker assigns ids to the objects."""
     slots: ClassVar[Mapping[str, Slot]] = {}
     """The slots of the fields outside the key, by name. The default view omits all other fields."""
+    told: ClassVar[Mapping[str, Slot]] = {}
+    """The slots of the fields that the tracker alone decides, by name.
+
+    They are read if the view names them, and never written: what other stores say is ignored here.
+    A view that does not name its fields one by one (``only``) omits them."""
+    project_key: str | None = None
+    """The key of the project of all objects, if there is one: the value of field ``project``."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """The operations that the tracker does not offer, each with the reason.
 
@@ -66,16 +86,23 @@ class TrackerAccessor(RestAccessor[R]):
         *,
         view: View | None = None,
         identity: IdentityMap | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
         own, shared = record_type.__record__, self.shape.__record__
         if view is None:
             lacks = (name for name in shared.fields if name not in {*self.slots, *shared.keys})
             view = View(omit=tuple(name for name in lacks if name in own.fields))
+        elif view.only is None:
+            named = {*(view.rename or ()), *(view.convert or ()), *(view.where or ())}
+            left_out = (
+                (_TOLD & shared.fields.keys() & own.fields.keys()) - named - self.slots.keys()
+            )
+            view = replace(view, omit=(*(view.omit or ()), *sorted(left_out)))
         rename = dict(zip(shared.keys, own.keys, strict=False)) if self.keys else {}
         super().__init__(
             record_type,
             service,
-            self.where.under(base, rename=rename),
+            replace(self.where.under(base, rename=rename), new={**self.where.new, **(new or {})}),
             view=view,
             identity=identity,
         )
@@ -84,21 +111,25 @@ class TrackerAccessor(RestAccessor[R]):
         self._keys = dict(names)
         fields = {name for field, name in stored.items() if field not in self.type.keys}
         fields |= set(self.view.constant)
-        unknown = sorted(fields - set(self.slots))
+        known = {**self.slots, **self.told}
+        if self.project_key is not None and "project" in shared.fields:
+            known["project"] = _PROJECT
+        unknown = sorted(fields - set(known))
         if unknown:
             raise ConfigError(
                 f"{type(self).__name__} has no place for {self.type.name}."
                 + f" and {self.type.name}.".join(unknown),
                 hint="omit or rename the field in the view; the tracker has a place for "
-                + ", ".join(sorted(self.slots)),
+                + ", ".join(sorted(known)),
             )
         self.view_slots: dict[str, Slot] = {
             **self._keys,
-            **{name: slot for name, slot in self.slots.items() if name in fields},
+            **{name: slot for name, slot in known.items() if name in fields},
         }
         """The slots of all fields in the view, also of the key, by the names that the view gives
         them.
         """
+        self._told = {"project", *self.told} - set(self.slots)
         self._types = {name: slot.of for name, slot in self.view_slots.items() if slot.of}
         for field, name in stored.items():
             target = getattr(self.type.fields[field].annotation, "__record__", None)
@@ -115,6 +146,7 @@ class TrackerAccessor(RestAccessor[R]):
         body = self.fill({name: v for name, v in given.items() if name not in preset}, None)
         rest = {name: given[name] for name, new in preset.items() if given[name] != new}
         self.fill(rest, None)  # raises RejectedError before anything is created
+        self.complete_new(body)
         self.mark(body, key)
         answer = self.post(key, body)
         if not rest:
@@ -126,6 +158,11 @@ class TrackerAccessor(RestAccessor[R]):
         return changed if self.resource.returns else answer
 
     def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
+        for name in self._told & set(members):
+            self._check_project(name, members[name])
+        members = {name: value for name, value in members.items() if name not in self._told}
+        if not members:
+            return Answer(204, {}, b"", self.service.url)  # nothing that the tracker takes
         self._check_allowed("modify", key)
         for name in members:
             if fixed := self.view_slots[name].fixed:
@@ -144,20 +181,45 @@ class TrackerAccessor(RestAccessor[R]):
         if not self.destroyer:
             super().destroy(key, found)
             return
-        answer = self.service.request("DELETE", self.known_path(key), allow=(403, 404))
+        answer = self.service.request("DELETE", self.known_path(key), allow=OF_ONE_WRITE | {403})
         if answer.status == 403:
             raise RejectedError(
                 f"{self.tracker} does not let eventsync delete {self.type.name} {key!r}",
                 hint=f"only {self.destroyer} may delete it; it can be closed instead",
             )
+        if answer.status not in (404, 410):
+            self.accepted("DELETE", answer)
         self.forget(key)
+
+    def among(
+        self, found: Iterable[dict[str, Any]], matches: Callable[[dict[str, Any]], bool]
+    ) -> Object | None:
+        """Return the first matching object of a list, for objects that cannot be read one by one.
+
+        Raises ``RecordError`` if none matches and one is unreadable, because that one may match.
+        """
+        unreadable: RecordError | None = None
+        for data in found:
+            if isinstance(data, Unreadable):
+                unreadable = data.error
+            elif matches(data):
+                return Object(data)
+        if unreadable is not None:
+            raise unreadable
+        return None
+
+    def is_partial(self, data: dict[str, Any]) -> bool:
+        return False  # trackers leave out members without a value, and list whole objects
 
     def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, slot in self.view_slots.items():
+            if slot is _PROJECT:
+                values[name] = self.project_key
+                continue
             found = place(slot.at).read(data)
-            if found is ABSENT and name in self._keys:
-                continue  # the object was requested by its key
+            if found is ABSENT and (name in self._keys or not _is_none(data, slot)):
+                continue  # the object does not contain the value
             value = self._read(name, slot, None if found is ABSENT else found)
             if slot.of and value is not None:
                 value = self.referred(name, str(value))
@@ -179,6 +241,9 @@ class TrackerAccessor(RestAccessor[R]):
             slot = self.view_slots.get(name)
             if slot is None:
                 continue  # a key field, for which the tracker has an id
+            if name in self._told:
+                self._check_project(name, value)
+                continue
             if value is None and slot.kept:
                 raise RejectedError(f"{self.tracker} {slot.kept}")
             if slot.of:
@@ -193,6 +258,14 @@ class TrackerAccessor(RestAccessor[R]):
             if slot.target:
                 put(filled, slot.target, slot.write(value))
         return filled
+
+    def _check_project(self, name: str, value: Any) -> None:
+        if name == "project" and value is not None and value != self.project_key:
+            raise RejectedError(
+                f"{self.type.name} of the project {value!r} does not belong into {self!r}, which "
+                f"holds those of {self.project_key!r}",
+                hint=f'give the view where={{"project": {self.project_key!r}}}',
+            )
 
     def _check_allowed(self, operation: str, key: str) -> None:
         if operation in self.refuses:
@@ -246,6 +319,17 @@ class TrackerAccessor(RestAccessor[R]):
             return split_key(key)[0]
         named = self.view_slots[name].of in self.named
         return id if named or self.identity is None else self.identity.minted(id)
+
+
+def _is_none(data: Any, slot: Slot) -> bool:
+    """Return whether a member that is not in an object is known to have no value."""
+    for name in slot.at.split("."):
+        if data is None:
+            return True  # null in place of the object with the member
+        if not isinstance(data, dict) or name not in data:
+            return slot.omitted
+        data = data[name]
+    return data is None
 
 
 def sorted_names(names: Iterable[Any]) -> list[str]:

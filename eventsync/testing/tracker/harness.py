@@ -104,22 +104,28 @@ class TrackerHarness:
     unique: ClassVar[tuple[Kind, ...]] = ()
     """The types whose records cannot be created again after a removal."""
     nobody: ClassVar[str | None] = None
-    """The key of an account that does not exist, if an issue is held until its assignee exists."""
-    refused: ClassVar[Sequence[tuple[Record, str]]]
-    """Records that the tracker refuses, each with a pattern of its reason.
+    """The key of an account that does not exist, or ``None``.
+
+    Set it if the store must hold an issue until its assignee exists."""
+    refused: ClassVar[Sequence[tuple[Record, str]]] = ()
+    """Records that the tracker itself refuses, each with a regular expression for the reason.
 
     Include an issue without a title."""
     rejects: ClassVar[Sequence[tuple[Record, str]]] = ()
     """Records that the store rejects without a write request, each with a regular expression for
     the reason."""
     keeps_due: ClassVar[str] = ""
-    """A pattern of the reason why the date of a milestone cannot be removed, if it cannot."""
-    since: ClassVar[str]
-    """The part of a URL by which a request for recently changed issues can be recognised."""
+    """A regular expression for the reason why the date of a milestone cannot be removed.
+
+    Empty if the date can be removed."""
+    since: ClassVar[str] = ""
+    """A text that is in the URL of a request for recently changed issues, and in no other URL.
+
+    Empty if the tracker cannot list only recent changes."""
     tags: ClassVar[bool] = False
-    """Whether the tracker refuses a write to an object that has changed since it was read."""
-    hint: ClassVar[str]
-    """A pattern of the hint in the error for refused credentials."""
+    """Whether the tracker refuses a write if the object has changed since the store read it."""
+    hint: ClassVar[str] = "correct the credentials"
+    """A regular expression for the hint in the error for refused credentials."""
     ways: ClassVar[Sequence[Failure]] = FAILURES
     """The failures of a write that the suite simulates. Choose fewer if requests are slow."""
 
@@ -135,7 +141,7 @@ class TrackerHarness:
     def opens(self, **fields: Any) -> str:
         """Create an issue without eventsync, as a person would, and return the id of the issue.
 
-        ``fields``: ``title``, ``description`` and ``labels``.
+        ``fields``: ``title``, ``description`` and ``labels``, as far as issues have them.
         """
         raise NotImplementedError
 
@@ -144,7 +150,11 @@ class TrackerHarness:
         raise NotImplementedError
 
     def says(self, issue: str, body: str) -> str:
-        """Comment on an issue as a person would, and return the id of the comment as in its key."""
+        """Comment on an issue without eventsync, as a person would.
+
+        Return the id of the comment, in the form that the key of the comment has. This
+        method is not called if the store holds no comments.
+        """
         raise NotImplementedError
 
     def deletes(self, issue: str) -> None:
@@ -165,6 +175,17 @@ class TrackerHarness:
         For example, some trackers create the labels of an issue with the issue.
         """
         return change.type == "Label" and Label not in self.creates
+
+    def holds(self, store: Store, kind: Kind, field: str = "") -> bool:
+        """Return whether the store holds a record type and, if given, this field of the type."""
+        accessor = store.accessors.get(kind.__record__.name)
+        if accessor is None or not field:
+            return accessor is not None
+        return field in accessor.view.names
+
+    def fields(self, store: Store, **values: Any) -> dict[str, Any]:
+        """Return the given values without fields of issues that the store does not hold."""
+        return {name: value for name, value in values.items() if self.holds(store, Issue, name)}
 
     # -- stores and records ------------------------------------------------------------------------
 

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync.errors import RejectedError
+from eventsync.errors import RecordError, RejectedError
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.rest import Answer, Object, Resource, Within
 from eventsync.stores.rest.resource import filled
+from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.github.service import (
     PAGES,
     GitHubAccessor,
@@ -20,6 +21,7 @@ from eventsync.stores.trackers.github.service import (
 )
 from eventsync.stores.trackers.record import Account, Group, Member, Project
 from eventsync.stores.trackers.slot import Slot, text
+from eventsync.stores.trackers.tracker import sorted_names
 
 __all__ = ["GitHubAccounts", "GitHubGroups", "GitHubMembers", "GitHubProjects"]
 
@@ -37,10 +39,11 @@ class _OrganizationAccessor(GitHubAccessor[R]):
         organization: str,
         *,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
         self.organization = organization
         super().__init__(
-            record_type, service, filled("/orgs/{name}", {"name": organization}), view=view
+            record_type, service, filled("/orgs/{name}", {"name": organization}), view=view, new=new
         )
 
 
@@ -62,6 +65,13 @@ class GitHubProjects(_OrganizationAccessor[R]):
     )
     keys = (Slot(at="full_name", to="name", write=lambda name: name.partition("/")[2]),)
     slots: ClassVar[Mapping[str, Slot]] = {"description": Slot(at="description", read=text)}
+    told: ClassVar[Mapping[str, Slot]] = {
+        "public": Slot(at="private", read=lambda private: not private),
+        "url": Slot(at="html_url"),
+        "archived": Slot(at="archived"),
+        "tags": Slot(at="topics", read=sorted_names),
+        "owner": Slot(at="owner.login", of="Account"),
+    }
 
     def path_of(self, key: str) -> str | None:
         (name,) = split_key(key)
@@ -101,6 +111,7 @@ class GitHubAccounts(_OrganizationAccessor[R]):
         "name": Slot(at="name", read=text),
         "address": Slot(at="email"),
     }
+    told: ClassVar[Mapping[str, Slot]] = {"avatar": Slot(at="avatar_url")}
     refuses: ClassVar[Mapping[str, str]] = {
         "create": "people sign up at GitHub; invite them there",
         "modify": "people edit their own profile",
@@ -110,11 +121,19 @@ class GitHubAccounts(_OrganizationAccessor[R]):
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         only_key = set(self.view.names) == set(self.type.keys)
         for data in super().objects(query):
-            if only_key:
+            if only_key or isinstance(data, Unreadable):
                 yield data
             else:
-                path = filled("/users/{login}", {"login": data["login"]})
-                yield self.service.request("GET", path).json()
+                yield from self.inner(data, self._profile)
+
+    def _profile(self, member: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        path = filled("/users/{login}", {"login": member["login"]})
+        answer = self.read_alone(path)
+        if answer is None:
+            raise RecordError(
+                f"{self.type.name} {member['login']!r} is a member and has no profile"
+            )
+        yield self.data_of(answer)
 
 
 class GitHubGroups(_OrganizationAccessor[R]):
@@ -192,10 +211,15 @@ class GitHubMembers(_OrganizationAccessor[R]):
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         for team in self.outer(query):
-            path = filled(self.resource.items, {"in": team["slug"]})
-            for role in ("member", "maintainer"):
-                for page in self.resource.pages.walk(self.service, path, {"role": role}):
-                    yield from ({**data, "role": role, "@in": team} for data in page)
+            yield from self.inner(team, self._members_of)
+
+    def _members_of(self, team: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        path = filled(self.resource.items, {"in": team["slug"]})
+        for role in ("member", "maintainer"):
+            pages = self.resource.pages.walk(self.service, path, {"role": role}, alone=True)
+            for data in (data for page in pages for data in page):
+                odd = isinstance(data, Unreadable)
+                yield data if odd else {**data, "role": role, "@in": team}
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         login = split_key(key)[1]

@@ -41,9 +41,11 @@ class _RepositoryAccessor(GitHubAccessor[R]):
         *,
         identity: IdentityMap | None = None,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
+        self.project_key = repository
         super().__init__(
-            record_type, service, repository_path(repository), identity=identity, view=view
+            record_type, service, repository_path(repository), identity=identity, view=view, new=new
         )
 
 
@@ -89,6 +91,23 @@ class GitHubIssues(MarkedAccessor[R], _RepositoryAccessor[R]):
             ),
         ),
     }
+
+    told: ClassVar[Mapping[str, Slot]] = {
+        "author": Slot(at="user.login", of="Account"),
+        "url": Slot(at="html_url"),
+        "created": Slot(at="created_at"),
+        "updated": Slot(at="updated_at"),
+    }
+
+    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
+        seen: dict[str, str] = {}
+        for label in members.get("labels") or ():
+            if seen.setdefault(label.lower(), label) != label:
+                raise RejectedError(
+                    f"GitHub takes the labels {seen[label.lower()]!r} and {label!r} for the same",
+                    hint="use one of them",
+                )
+        return super().fill(members, body)
 
     def present(self, data: Mapping[str, Any]) -> bool:
         deleted = self.parts(data)[2] and data["state"] == "closed"
@@ -139,7 +158,7 @@ class GitHubComments(MarkedAccessor[R], _RepositoryAccessor[R]):
                 f"{self.type.name} {key!r} has no issue", hint="set its field issue"
             )
         path = self.resource.items.replace("issues/comments", f"issues/{number}/comments")
-        return self.service.request("POST", path, body=body)
+        return self.posted(path, body)
 
 
 class GitHubMilestones(MarkedAccessor[R], _RepositoryAccessor[R]):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync.errors import ConfigError
+from eventsync.errors import ConfigError, EventSyncError, StoreUnavailableError
 from eventsync.records.record import Record
-from eventsync.stores.rest import Links, Service, Token
+from eventsync.stores.rest import Answer, Links, Service, Token
 from eventsync.stores.rest.resource import filled
 from eventsync.stores.trackers.tracker import TrackerAccessor
 
@@ -15,7 +15,10 @@ __all__ = ["PAGES", "GitHubAccessor", "GitHubService", "repository_path"]
 
 R = TypeVar("R", bound=Record)
 PAGES: Final = Links(size=100)
-"""The paging of its lists."""
+"""The paging of GitHub's lists: 100 objects a page."""
+_SHOWN: Final = 1000
+_PAUSE: Final = 60.0
+"""The seconds to wait after a secondary limit, as GitHub's documentation asks."""
 
 
 class GitHubService(Service):
@@ -40,6 +43,16 @@ class GitHubService(Service):
             "X-GitHub-Api-Version": "2022-11-28",
         }
         super().__init__(url, auth=Token(token), headers=headers, **options)
+
+    def meaning(self, method: str, answer: Answer) -> EventSyncError:
+        error = super().meaning(method, answer)
+        if isinstance(error, StoreUnavailableError) or answer.status != 403:
+            return error
+        if b"rate limit" not in answer.content[:_SHOWN].lower():
+            return error
+        # A secondary limit may come without a header that says how long it lasts.
+        self.pace.hold(_PAUSE)
+        return StoreUnavailableError(error.message, retry_after=_PAUSE)
 
 
 class GitHubAccessor(TrackerAccessor[R]):

@@ -14,6 +14,7 @@ from eventsync.stores.rest.resource import filled
 from eventsync.stores.trackers.gitlab.service import PAGES, GitLabAccessor, GitLabService
 from eventsync.stores.trackers.record import Account, Group, Member, Project
 from eventsync.stores.trackers.slot import Slot, text
+from eventsync.stores.trackers.tracker import sorted_names
 
 __all__ = [
     "GitLabAccounts",
@@ -40,20 +41,31 @@ class _GroupAccessor(GitLabAccessor[R]):
     """The base of accessors of a group. ``group``: the path of the group."""
 
     def __init__(
-        self, record_type: type[R], service: GitLabService, group: str, *, view: View | None = None
+        self,
+        record_type: type[R],
+        service: GitLabService,
+        group: str,
+        *,
+        view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
         self.group = group
         base = filled("/groups/{path}", {"path": group})
-        super().__init__(record_type, service, base, view=view)
+        super().__init__(record_type, service, base, view=view, new=new)
 
 
 class _InstanceAccessor(GitLabAccessor[R]):
     """The base of accessors of a whole GitLab instance."""
 
     def __init__(
-        self, record_type: type[R], service: GitLabService, *, view: View | None = None
+        self,
+        record_type: type[R],
+        service: GitLabService,
+        *,
+        view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(record_type, service, view=view)
+        super().__init__(record_type, service, view=view, new=new)
 
 
 class GitLabProjects(_GroupAccessor[R]):
@@ -78,6 +90,14 @@ class GitLabProjects(_GroupAccessor[R]):
     slots: ClassVar[Mapping[str, Slot]] = {
         "name": Slot(at="name"),
         "description": Slot(at="description", read=text),
+    }
+    told: ClassVar[Mapping[str, Slot]] = {
+        "avatar": Slot(at="avatar_url"),
+        "public": Slot(at="visibility", read=lambda visibility: visibility == "public"),
+        "url": Slot(at="web_url"),
+        "archived": Slot(at="archived"),
+        "tags": Slot(at="topics", read=sorted_names),
+        "owner": Slot(at="owner.username", of="Account"),
     }
 
     def present(self, data: Mapping[str, Any]) -> bool:
@@ -115,6 +135,7 @@ class GitLabGroupAccounts(_GroupAccessor[R]):
         "name": Slot(at="name", read=text),
         "address": Slot(at="email"),
     }
+    told: ClassVar[Mapping[str, Slot]] = {"avatar": Slot(at="avatar_url")}
     refuses: ClassVar[Mapping[str, str]] = {
         "create": "people sign up at GitLab",
         "modify": "people edit their own profile",
@@ -124,8 +145,7 @@ class GitLabGroupAccounts(_GroupAccessor[R]):
     def fetch(self, key: str) -> Object | None:
         (name,) = split_key(key)
         query = {"query": name}
-        found = (data for data in self.objects(query) if data["username"] == name)
-        return next((Object(data) for data in found), None)
+        return self.among(self.objects(query), lambda data: data["username"] == name)
 
 
 class GitLabMembers(_InstanceAccessor[R]):
@@ -224,6 +244,8 @@ class GitLabAccounts(_InstanceAccessor[R]):
         "name": Slot(at="name", read=text),
         "address": Slot(at="email", kept="requires an address for each user; set another address"),
     }
+
+    told: ClassVar[Mapping[str, Slot]] = {"avatar": Slot(at="avatar_url")}
 
     def path_of(self, key: str) -> str | None:
         user = self.service.user(split_key(key)[0])

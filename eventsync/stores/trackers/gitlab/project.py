@@ -67,9 +67,11 @@ class _GitLabProjectAccessor(GitLabAccessor[R]):
         *,
         identity: IdentityMap | None = None,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
+        self.project_key = project
         base = filled("/projects/{path}", {"path": project})
-        super().__init__(record_type, service, base, identity=identity, view=view)
+        super().__init__(record_type, service, base, identity=identity, view=view, new=new)
 
 
 class GitLabIssues(MarkedAccessor[R], _GitLabProjectAccessor[R]):
@@ -109,6 +111,13 @@ class GitLabIssues(MarkedAccessor[R], _GitLabProjectAccessor[R]):
             of="Milestone",
         ),
         "labels": Slot(at="labels", read=sorted_names, write=",".join),
+    }
+
+    told: ClassVar[Mapping[str, Slot]] = {
+        "author": Slot(at="author.username", of="Account"),
+        "url": Slot(at="web_url"),
+        "created": Slot(at="created_at"),
+        "updated": Slot(at="updated_at"),
     }
 
     def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:

@@ -30,7 +30,10 @@ _KEY: Final = re.compile(r"[A-Z][A-Z0-9_]*", re.ASCII)
 _SEARCH: Final = Cursor(
     items="issues", at="nextPageToken", name="nextPageToken", size_name="maxResults", size=SIZE
 )
-_FIELDS: Final = "summary,description,status,priority,assignee,fixVersions,labels,project,updated"
+_FIELDS: Final = (
+    "summary,description,status,priority,assignee,fixVersions,labels,project,reporter,created,"
+    "updated"
+)
 
 
 def _ago(moment: dt.datetime) -> str:
@@ -58,15 +61,16 @@ class _JiraProjectAccessor(JiraAccessor[R]):
         *,
         identity: IdentityMap,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
         if not _KEY.fullmatch(project):
             raise ConfigError(
                 f"{project!r} is not the key of a Jira project",
                 hint="pass capital letters, digits and _, beginning with a letter, as in SHOP",
             )
-        self.project = project
+        self.project = self.project_key = project
         base = f"/project/{project}"
-        super().__init__(record_type, service, base, identity=identity, view=view)
+        super().__init__(record_type, service, base, identity=identity, view=view, new=new)
 
     def ping(self) -> None:
         self.service.request("GET", f"/project/{self.project}")
@@ -153,6 +157,11 @@ class JiraIssues(_PropertyAccessor[R]):
         ),
         "labels": Slot(at="fields.labels", read=sorted_names),
     }
+    told: ClassVar[Mapping[str, Slot]] = {
+        "author": Slot(at="fields.reporter.accountId", of="Account"),
+        "created": Slot(at="fields.created"),
+        "updated": Slot(at="fields.updated"),
+    }
 
     def __init__(
         self,
@@ -162,10 +171,11 @@ class JiraIssues(_PropertyAccessor[R]):
         *,
         identity: IdentityMap,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
         issue_type: str = "Task",
         settle: float = 5.0,
     ) -> None:
-        super().__init__(record_type, service, project, identity=identity, view=view)
+        super().__init__(record_type, service, project, identity=identity, view=view, new=new)
         self._issue_type, self._settle = issue_type, settle
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
+from eventsync.errors import RecordError, shown
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.rest import Answer, Object, Resource, Within
+from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.jira.service import SIZE, JiraAccessor, JiraService, pages
 from eventsync.stores.trackers.record import Account, Group, Label, Member, Project
 from eventsync.stores.trackers.slot import Slot, text
@@ -22,9 +24,14 @@ class _SiteAccessor(JiraAccessor[R]):
     """The base of accessors of the whole site."""
 
     def __init__(
-        self, record_type: type[R], service: JiraService, *, view: View | None = None
+        self,
+        record_type: type[R],
+        service: JiraService,
+        *,
+        view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(record_type, service, view=view)
+        super().__init__(record_type, service, view=view, new=new)
 
 
 class JiraLabels(_SiteAccessor[R]):
@@ -46,12 +53,13 @@ class JiraLabels(_SiteAccessor[R]):
         while not last:
             position = {"startAt": str(start), "maxResults": "1000"}
             page = self.service.request("GET", "/label", query=position).json()
-            yield from ({"name": name} for name in page["values"])
+            for name in page["values"]:
+                yield {"name": name} if isinstance(name, str) else _odd(name, "/label")
             start, last = start + len(page["values"]), page["isLast"] or not page["values"]
 
     def fetch(self, key: str) -> Object | None:
         (name,) = split_key(key)
-        return next((Object(data) for data in self.objects({}) if data["name"] == name), None)
+        return self.among(self.objects({}), lambda data: bool(data["name"] == name))
 
 
 class JiraProjects(_SiteAccessor[R]):
@@ -66,7 +74,7 @@ class JiraProjects(_SiteAccessor[R]):
         items="/project/search",
         item="/project/{id}",
         creations="/project",
-        query={"expand": "description"},
+        query={"expand": "description,lead"},
         pages=pages("values"),
         update="PUT",
         etags=False,
@@ -77,6 +85,11 @@ class JiraProjects(_SiteAccessor[R]):
         "name": Slot(at="name"),
         "description": Slot(at="description", read=text),
     }
+    told: ClassVar[Mapping[str, Slot]] = {
+        "avatar": Slot(at="avatarUrls.48x48"),
+        "public": Slot(at="isPrivate", read=lambda private: not private),
+        "owner": Slot(at="lead.accountId", of="Account"),
+    }
 
     def __init__(
         self,
@@ -84,9 +97,10 @@ class JiraProjects(_SiteAccessor[R]):
         service: JiraService,
         *,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
         project_type: str = "software",
     ) -> None:
-        super().__init__(record_type, service, view=view)
+        super().__init__(record_type, service, view=view, new=new)
         self._project_type = project_type
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
@@ -125,8 +139,9 @@ class JiraAccounts(_SiteAccessor[R]):
             page = self.service.request("GET", "/users/search", query=position).json()
             if not page:
                 return
-            yield from page
-            start += SIZE  # a page with fewer users need not be the last
+            for data in page:
+                yield data if isinstance(data, dict) else _odd(data, "/users/search")
+            start += SIZE  # a page may have fewer users than SIZE and not be the last
 
     def present(self, data: Mapping[str, Any]) -> bool:
         return bool(data["active"] and data["accountType"] == "atlassian")
@@ -148,7 +163,8 @@ class JiraGroups(_SiteAccessor[R]):
 
     def fetch(self, key: str) -> Object | None:
         (name,) = split_key(key)
-        return next((Object(data) for data in self.objects({"groupName": name})), None)
+        found = self.objects({"groupName": name})
+        return self.among(found, lambda data: bool(data["name"] == name))
 
 
 class JiraMembers(_SiteAccessor[R]):
@@ -170,11 +186,22 @@ class JiraMembers(_SiteAccessor[R]):
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         for group in self.outer(query):
-            inner = {"groupname": group["name"]}
-            for page in self.resource.pages.walk(self.service, self.resource.items, inner):
-                yield from ({**data, "@in": group} for data in page)
+            yield from self.inner(group, self._members_of)
+
+    def _members_of(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        query, items = {"groupname": group["name"]}, self.resource.items
+        for page in self.resource.pages.walk(self.service, items, query, alone=True):
+            for data in page:
+                yield data if isinstance(data, Unreadable) else {**data, "@in": group}
 
     def fetch(self, key: str) -> Object | None:
         group, account = split_key(key)
         found = self.objects({"groupName": group})
-        return next((Object(data) for data in found if data["accountId"] == account), None)
+        return self.among(
+            found,
+            lambda data: bool(data["accountId"] == account and data["@in"]["name"] == group),
+        )
+
+
+def _odd(item: Any, path: str) -> Unreadable:
+    return Unreadable(RecordError(f"{path}: an item of the list is odd: {shown(item)}"))

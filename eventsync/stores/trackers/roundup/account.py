@@ -53,8 +53,7 @@ class RoundupMembers(NamedItems[R]):
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         for user in super().objects(query):
-            for role in _roles(user):
-                yield {**user, "@role": role}
+            yield from self.inner(user, _memberships)
 
     def fetch(self, key: str) -> Object | None:
         role, name = split_key(key)
@@ -76,6 +75,11 @@ class RoundupMembers(NamedItems[R]):
 
     def _write_roles(self, user: Object, roles: list[str]) -> Answer:
         return self.write("user", user, {"roles": ",".join(roles)})
+
+
+def _memberships(user: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for role in _roles(user):
+        yield {**user, "@role": role}
 
 
 def _roles(user: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 from eventsync.errors import RejectedError
 from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Object
+from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.record import Comment
 from eventsync.stores.trackers.roundup.item import resource_of, since
 from eventsync.stores.trackers.roundup.message import EMPTY, Messages, message_ids
@@ -45,16 +46,23 @@ class RoundupComments(Messages[R]):
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         recent = None
         if query:
-            recent = {data["id"]: data for data in self.select("msg", "activity", query)}
+            changed = self.select("msg", "activity", query)
+            recent = {data["id"]: data for data in changed if "id" in data}
             if not recent:
                 return
         issues = self.select("issue", "messages", {})
         texts = self.contents(None if recent is None else list(recent))
-        for issue in issues:
+
+        def comments(issue: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for id in message_ids(issue)[1:]:
-                if id in texts:
+                if isinstance(texts.get(id), Unreadable):
+                    yield texts[id]
+                elif id in texts:
                     activity = {} if recent is None else {"activity": recent[id]["activity"]}
                     yield {**self._comment(texts[id], issue), **activity}
+
+        for issue in issues:
+            yield from self.inner(issue, comments)
 
     def fetch(self, key: str) -> Object | None:
         path = self.path_of(key)

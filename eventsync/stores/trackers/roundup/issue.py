@@ -9,8 +9,15 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Answer, Object
+from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.record import Issue
-from eventsync.stores.trackers.roundup.item import NOTHING, RoundupService, resource_of, since
+from eventsync.stores.trackers.roundup.item import (
+    NOTHING,
+    RoundupService,
+    in_utc,
+    resource_of,
+    since,
+)
 from eventsync.stores.trackers.roundup.message import EMPTY, Messages, message_ids
 from eventsync.stores.trackers.slot import Slot, text
 from eventsync.stores.trackers.tracker import sorted_names
@@ -47,7 +54,12 @@ class RoundupIssues(Messages[R]):
             read=lambda keywords: sorted_names(word["name"] for word in keywords or ()),
         ),
     }
-    fields = "title,status,priority,assignedto,keyword,messages,activity"
+    told: ClassVar[Mapping[str, Slot]] = {
+        "author": Slot(at="creator.username", of="Account"),
+        "created": Slot(at="creation", read=in_utc),
+        "updated": Slot(at="activity", read=in_utc),
+    }
+    fields = "title,status,priority,assignedto,keyword,messages,creator,creation,activity"
 
     def __init__(
         self,
@@ -56,10 +68,11 @@ class RoundupIssues(Messages[R]):
         *,
         identity: IdentityMap,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
         open: str = "unread",
         closed: Sequence[str] = ("resolved", "done-cbb"),
     ) -> None:
-        super().__init__(record_type, service, identity=identity, view=view)
+        super().__init__(record_type, service, identity=identity, view=view, new=new)
         self._open, self._closed = open, tuple(closed)
 
     def ping(self) -> None:
@@ -69,18 +82,19 @@ class RoundupIssues(Messages[R]):
         issues = self.select("issue", self.fields, query)
         texts = self.contents(None) if issues and not query else {}
         for data in issues:
-            yield self._with_text(data, texts)
+            yield from self.inner(data, lambda issue: [self._with_text(issue, texts)])
 
     def fetch(self, key: str) -> Object | None:
         id = self._id(key)
         # A retired item can still be read by its id, but it is in no list.
         if id is None or not self.select("issue", "title", {"id": id}):
             return None
-        found = self.item("issue", id)
+        found = self.item("issue", id, self.fields)
         return Object(self._with_text(found.data, {}), found.etag)
 
     def create(self, key: str, members: Mapping[str, Any]) -> Answer:
         body = self.fill({"status": "open", **members}, None)
+        self.complete_new(body)
         self._add_keywords(body.get("keyword", ()))
         message = self.write_message(key, body.pop("@text", ""), self.service.user)
         return self.added("issue", {**body, "messages": [message]})
@@ -97,8 +111,7 @@ class RoundupIssues(Messages[R]):
             body["messages"] = [self.write_message(key, text, self.service.user)]
         if body:
             answer = self.write("issue", found, body)
-        assert answer is not None
-        return answer
+        return Answer(204, {}, b"", self.service.url) if answer is None else answer
 
     def destroy(self, key: str, found: Object) -> None:
         self.retire("issue", found)
@@ -138,7 +151,10 @@ class RoundupIssues(Messages[R]):
         first = next(iter(message_ids(data)), None)
         text, message = "", {}
         if first is not None:
-            message = dict(texts.get(first) or self.contents([first])[first])
+            read = texts.get(first) or self.contents([first])[first]
+            if isinstance(read, Unreadable):
+                raise read.error
+            message = dict(read)
             text = str(message["content"] or "")
         return {
             **data,

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import urlsplit
 
-from eventsync.errors import DependencyError, EventSyncError
+from eventsync.errors import DependencyError, EventSyncError, RecordError
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Basic, Numbers, Object, Resource, Service, Since
 from eventsync.stores.trackers.tracker import TrackerAccessor
 
-__all__ = ["NOTHING", "Items", "NamedItems", "RoundupService", "resource_of", "since"]
+__all__ = ["NOTHING", "Items", "NamedItems", "RoundupService", "in_utc", "resource_of", "since"]
 
 R = TypeVar("R", bound=Record)
 NOTHING: Final = ""
@@ -76,9 +76,15 @@ class Items(TrackerAccessor[R]):
         full = {"@fields": fields, "@verbose": "3", "@sort": "id", **query}
         return [data for page in pages.walk(self.service, f"/{item_class}", full) for data in page]
 
-    def item(self, item_class: str, id: str) -> Object:
-        """Return one item, also a retired one. Raises ``StoreUnavailableError`` without one."""
-        answer = self.service.request("GET", f"/{item_class}/{id}", query={"@verbose": "3"})
+    def item(self, item_class: str, id: str, fields: str = "") -> Object:
+        """Return one item, also a retired one. Raises ``RecordError`` if there is none.
+
+        ``fields``: the properties to return; empty: all that the schema of the class names.
+        """
+        query = {"@verbose": "3"} | ({"@fields": fields} if fields else {})
+        answer = self.read_alone(f"/{item_class}/{id}", query=query)
+        if answer is None:
+            raise RecordError(f"{self!r}: there is no {item_class} {id}")
         found = answer.json()["data"]
         return Object({**found["attributes"], "id": found["id"]}, answer.etag)
 
@@ -143,6 +149,13 @@ def resource_of(item_class: str, *, by: str = "id", since: Since | None = None) 
         body="data",
         since=since,
     )
+
+
+def in_utc(time: Any) -> str | None:
+    """Return a time of Roundup in ISO 8601."""
+    if not time:
+        return None
+    return dt.datetime.strptime(time, _TIME).replace(tzinfo=dt.UTC).isoformat()
 
 
 def since() -> Since:

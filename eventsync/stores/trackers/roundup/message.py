@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
+from eventsync.errors import RecordError
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Answer
+from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.marker import quoted
 from eventsync.stores.trackers.roundup.item import Items, RoundupService
 
@@ -39,9 +41,10 @@ class Messages(Items[R]):
         *,
         identity: IdentityMap,
         view: View | None = None,
+        new: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(record_type, service, view=view, identity=identity)
-        # By key, the message of an earlier attempt that did not add it to an issue.
+        super().__init__(record_type, service, view=view, identity=identity, new=new)
+        # By key: the id of a message that an earlier attempt wrote and did not add to an issue.
         self._unattached: dict[str, str] = {}
 
     def message_id(self, key: str) -> str:
@@ -94,8 +97,17 @@ class Messages(Items[R]):
         return self.write("msg", self.item("msg", message), {"content": content or EMPTY})
 
     def contents(self, messages: Sequence[str] | None) -> dict[str, dict[str, Any]]:
-        """Return messages by id; ``None``: all that are not retired."""
+        """Return messages by id. A message that cannot be read is an ``Unreadable``.
+
+        ``messages``: the ids to read, or ``None`` for all messages that are not retired.
+        """
         if messages is None:
             found = self.select("msg", "content,messageid,author", {})
-            return {data["id"]: data for data in found}
-        return {id: self.item("msg", id).data for id in messages}
+            return {data["id"]: data for data in found if "id" in data}
+        return {id: self._message(id) for id in messages}
+
+    def _message(self, id: str) -> dict[str, Any]:
+        try:
+            return self.item("msg", id).data
+        except RecordError as error:
+            return Unreadable(error)

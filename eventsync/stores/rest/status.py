@@ -1,0 +1,81 @@
+"""The meaning of HTTP statuses (RFC 9110, 4918, 6585, 7725) that are not a success."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import ClassVar, Final
+
+from eventsync.errors import ConfigError
+
+__all__ = ["STATUSES", "AccessRefusedError", "Meaning", "meaning_of"]
+
+
+class AccessRefusedError(ConfigError):
+    """The service refuses the credentials, or knows no such path.
+
+    The configuration has to change, here or at the service. Rights and tokens change while a worker
+    runs, so it waits and retries; no record is to blame.
+    """
+
+    retryable: ClassVar[bool] = True
+
+
+class Meaning(Enum):
+    """What a status says about a request."""
+
+    RETRYABLE = "the same request may succeed later"
+    REJECTED = "the service refuses this record"
+    REFUSED = "configuration: the credentials, their rights or the path, which may change meanwhile"
+    CONFIGURATION = "configuration: the description of the service is wrong"
+
+
+STATUSES: Final[Mapping[int, Meaning]] = {
+    400: Meaning.REJECTED,
+    401: Meaning.REFUSED,
+    402: Meaning.REFUSED,
+    403: Meaning.REFUSED,
+    404: Meaning.REFUSED,  # of a list; of one object, it is that record's
+    405: Meaning.CONFIGURATION,
+    406: Meaning.CONFIGURATION,
+    407: Meaning.CONFIGURATION,
+    408: Meaning.RETRYABLE,
+    409: Meaning.REJECTED,
+    410: Meaning.REFUSED,
+    411: Meaning.CONFIGURATION,
+    412: Meaning.REJECTED,
+    413: Meaning.REJECTED,
+    414: Meaning.REJECTED,
+    415: Meaning.CONFIGURATION,
+    416: Meaning.CONFIGURATION,
+    417: Meaning.CONFIGURATION,
+    421: Meaning.CONFIGURATION,
+    422: Meaning.REJECTED,
+    423: Meaning.RETRYABLE,
+    424: Meaning.REJECTED,
+    425: Meaning.RETRYABLE,
+    426: Meaning.CONFIGURATION,
+    428: Meaning.CONFIGURATION,
+    429: Meaning.RETRYABLE,
+    431: Meaning.REJECTED,
+    451: Meaning.REJECTED,
+    500: Meaning.RETRYABLE,
+    501: Meaning.CONFIGURATION,
+    502: Meaning.RETRYABLE,
+    503: Meaning.RETRYABLE,
+    504: Meaning.RETRYABLE,
+    505: Meaning.CONFIGURATION,
+    507: Meaning.RETRYABLE,
+    508: Meaning.CONFIGURATION,
+    511: Meaning.CONFIGURATION,
+}
+
+
+def meaning_of(status: int) -> Meaning:
+    """Return the meaning of a status; of an unknown one, by its class (RFC 9110, section 15)."""
+    known = STATUSES.get(status)
+    if known is not None:
+        return known
+    if status < 400:
+        return Meaning.CONFIGURATION  # a redirect, which is not followed
+    return Meaning.REJECTED if status < 500 else Meaning.RETRYABLE

@@ -1,0 +1,98 @@
+"""Objects of a service that cannot be read: each is the failure of one record, not of its list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+from eventsync.engine.isolation import concerns_all, item_error
+from eventsync.errors import RecordError
+
+__all__ = ["DECODER", "OddNumber", "Unreadable", "reading"]
+
+
+class Unreadable(dict[str, Any]):
+    """Stands in a list of objects for one that cannot be read. Its members are unknown.
+
+    ``error``: the reason. It is raised where the object would be read. The object must not be left
+    out of the list, because a missing object counts as deleted.
+    """
+
+    def __init__(self, error: RecordError) -> None:
+        super().__init__()
+        self.error = error
+
+    @classmethod
+    def because(cls, error: Exception, what: str) -> Unreadable:
+        """Return the stand-in for an object, or raise an error that concerns the whole store."""
+        if concerns_all(error):
+            raise error
+        return cls(_record_error(error, what))
+
+
+@dataclass(frozen=True, slots=True)
+class OddNumber:
+    """Stands for a JSON number that no number type can hold, such as ``1e9999999999999999999``.
+
+    No field accepts it, so only the record that has it is unreadable.
+    """
+
+    text: str
+
+
+def _number(text: str) -> Any:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return OddNumber(text)
+
+
+def _integer(text: str) -> Any:
+    try:
+        return int(text)
+    except ValueError:  # more digits than Python converts
+        return OddNumber(text[:40])
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) == len(pairs):
+        return members
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    return Unreadable(RecordError(f"a JSON object has the member {twice!r} twice"))
+
+
+DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_members, parse_float=_number, parse_int=_integer, parse_constant=OddNumber
+)
+"""Reads answers. What is odd in one object of a list leaves the other objects readable."""
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever is raised while one object is read into a ``RecordError`` that names it.
+
+    Errors that concern the whole store are raised as they are.
+    """
+    try:
+        yield
+    except RecordError:
+        raise
+    except Exception as error:
+        if concerns_all(error):
+            raise
+        raise _record_error(error, what) from error
+
+
+def _record_error(error: Exception, what: str) -> RecordError:
+    if isinstance(error, RecordError):
+        return error
+    known = item_error(error)
+    made = RecordError(f"{what}: {known.message}", hint=known.hint)
+    made.__cause__ = error
+    return made
