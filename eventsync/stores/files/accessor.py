@@ -31,10 +31,11 @@ R = TypeVar("R", bound=Record)
 
 
 @contextmanager
-def located(place: str) -> Iterator[None]:
+def located(place: str, record: str = "") -> Iterator[None]:
     """Turn any error of the record at ``place`` into a ``RecordError`` that names the place.
 
-    An error that concerns the whole store passes unchanged.
+    ``record``: its type and key, if they are known. An error that concerns the whole store passes
+    unchanged.
     """
     try:
         yield
@@ -42,7 +43,8 @@ def located(place: str) -> Iterator[None]:
         if concerns_all(error):
             raise
         known = item_error(error)
-        raise RecordError(f"{place}: {known.message}", hint=known.hint) from error
+        named = f"{place}, {record}" if record else place
+        raise RecordError(f"{named}: {known.message}", hint=known.hint) from error
 
 
 @contextmanager
@@ -198,6 +200,18 @@ class FileAccessor(Accessor[R]):
         names = (self.view.names[name] for name in self.type.keys)
         part = {name: data[name] for name in names if name in data}
         return self.type.key_text(self.view.to_record(self.codec.decode(part)))
+
+    def kept(self, written: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a record will hold: ``held`` with what is ``written`` to it.
+
+        Its key stays as somebody wrote it (``01``), since it is the same key.
+        """
+        keys = {self.view.names[name] for name in self.type.keys}
+        return {**held, **{n: v for n, v in written.items() if n not in keys or n not in held}}
+
+    def named(self, key: str) -> str:
+        """Return how error messages name a record."""
+        return f"{self.type.name} {key!r}"
 
     def knows_records(self) -> bool:
         """Return whether the version index lists records of this type as present."""
