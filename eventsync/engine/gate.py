@@ -14,6 +14,7 @@ from typing import Any, Final
 from eventsync.changes.change import Change
 from eventsync.changes.merge import State, join
 from eventsync.changes.stamp import DELETE, PATCH, PUT, Stamp
+from eventsync.engine.fingerprint import changed_since
 from eventsync.errors import ChangeRefusedError, StoreError
 from eventsync.index import Entry, Presence
 from eventsync.records.record import RecordType
@@ -164,6 +165,8 @@ def decide(
         entry is None or entry.presence is not Presence.PENDING or state == before
     ):
         return Decision(verdicts)
+    if entry is not None and row is not None:
+        _keep_foreign(state, before, entry, row, view)
     _keep_needed(state, view)
     decision = _settle(state, row, verdicts, view, key)
     if entry is None and decision.entry is not None and not state.stamp and not state.versions:
@@ -247,6 +250,25 @@ def _take_known(state: State, known: State, here: bool, view: BoundView) -> Stat
     if here and not _missing_fields(state, view) and merged.live and _missing_fields(merged, view):
         return state
     return merged
+
+
+def _keep_foreign(
+    state: State, before: State, entry: Entry, row: Mapping[str, Any], view: BoundView
+) -> None:
+    """Keep the values that somebody else has put into the row since eventsync last wrote it.
+
+    They have no version yet. Only a later version replaces them, never the value they replaced.
+    """
+    differing = [
+        name
+        for name, held in row.items()
+        if name in state.values
+        and state.version_of(name) == before.version_of(name)
+        and not same(state.values[name], held)
+    ]
+    if differing:
+        foreign = changed_since(entry, row, view)
+        state.values.update({name: row[name] for name in differing if name in foreign})
 
 
 def _verdict(change: Change, before: State, after: State, view: BoundView) -> Verdict:
