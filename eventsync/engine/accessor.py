@@ -259,6 +259,19 @@ class Accessor(ABC, Generic[R]):
     def ping(self) -> None:
         """Raise ``StoreUnavailableError`` or ``ConfigError`` unless the store can be used now."""
 
+    def loss(self) -> str | None:
+        """Return what shows that the store lost its records or versions as a whole, else ``None``.
+
+        A lost store publishes no deletes. ``accept_loss`` and a synchronization fill it again.
+        """
+        return None
+
+    def accept_loss(self) -> int:
+        """Forget the versions of records that are not there any more, so that they can be copied
+        here again; return how many. Publishes nothing. Idempotent.
+        """
+        return 0
+
     def close(self) -> None:
         """Let go of connections and files. Idempotent."""
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from eventsync.changes.clock import Clock
 from eventsync.engine.apply import apply
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
@@ -177,7 +176,7 @@ def test_a_document_that_is_no_readable_file_affects_its_record_only(tmp_path, k
             else:
                 path.symlink_to(tmp_path / "nowhere")
         assert captured(store)[0] == []  # above all no delete
-        clock = Clock()
+        clock = store.clock
         changes = [put(Thing(id=n, name="new"), clock.tick()) for n in (1, 2, 3)]
         outcomes = [settled.outcome for settled in apply(store, changes, clock=clock)]
         assert outcomes == [Outcome.APPLIED, Outcome.REJECTED, Outcome.APPLIED]
@@ -279,7 +278,7 @@ def test_nothing_is_appended_to_an_open_cell(tmp_path, end):
         with pytest.raises(DependencyError, match=r"line 3: a quote \(\"\) opens a cell"):
             store.add(Note(id=4, a="Dan"))
         assert path.read_text() == broken
-        clock = Clock()
+        clock = store.clock
         changes = [put(Note(id=n, a="new"), clock.tick()) for n in (1, 4)]
         outcomes = [settled.outcome for settled in apply(store, changes, clock=clock)]
         assert outcomes == [Outcome.APPLIED, Outcome.HELD]
@@ -328,7 +327,7 @@ def test_two_rows_of_one_key_are_refused(tmp_path, text):
         keys, errors = captured(store)
         assert keys == ["2"]
         assert "lines 2 and 3: Note '1' stands there twice" in errors[0]
-        clock = Clock()
+        clock = store.clock
         (settled,) = apply(store, [put(Note(id=1, a="new"), clock.tick())], clock=clock)
         assert settled.outcome is Outcome.REJECTED
         assert path.read_text() == content
@@ -383,7 +382,7 @@ def test_a_folder_without_documents_is_no_delete(tmp_path, loss, index):
             captured(store)
         with pytest.raises(StoreUnavailableError):
             store.accessor(Thing).capture(["1"], store.clock, "plain", None)
-        clock = Clock()
+        clock = store.clock
         with pytest.raises(StoreUnavailableError):
             apply(store, [put(Thing(id=3), clock.tick())], clock=clock)
         for name, text in saved.items():
