@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import ssl
 import time
 from collections.abc import Iterator, Sequence
@@ -41,8 +42,30 @@ _TEMPORARY: tuple[tuple[str, type[Exception] | tuple[()], str], ...] = (
     ("NOREPLICAS", (), "it has fewer replicas than its min-replicas-to-write"),
     ("CLUSTERDOWN", exceptions.ClusterDownError, "its cluster is not complete"),
     ("TRYAGAIN", exceptions.TryAgainError, "its cluster is moving keys to another node"),
-    ("BUSY Redis", (), "it is busy running a script"),
+    ("BUSY", (), "it is busy running a script"),
+    ("UNKILLABLE", (), "it is busy running a script that writes"),
+    ("UNBLOCKED", (), "it became a replica during a blocking read; a failover may be under way"),
+    ("INPROG", (), "a failover is under way"),
 )
+# The same for errors that only somebody can end who changes the configuration.
+_LASTING: tuple[tuple[str, str], ...] = (
+    ("NOAUTH", "give the user and password in the broker URL"),
+    ("WRONGPASS", "correct the user and password in the broker URL"),
+    ("NOPERM", "give the user in the broker URL the right to run scripts and commands of streams"),
+    ("DENIED", "set a password for the server, or bind it to the address that clients use"),
+    ("CROSSSLOT", "use a rediscluster:// URL"),
+    ("MOVED", "use a rediscluster:// URL"),
+    ("DB index is out of range", "correct the database number in the broker URL"),
+    ("unknown command", "use Redis 6.2 or later, with the commands of streams and scripts enabled"),
+)
+
+
+# Those whose code the client removes from the text.
+_CLASSES: dict[str, type[Exception]] = {
+    "NOPERM": exceptions.NoPermissionError,
+    "CROSSSLOT": exceptions.ClusterCrossSlotError,
+    "MOVED": exceptions.MovedError,
+}
 
 
 class RedisClient:
@@ -140,13 +163,17 @@ def _bus_error(place: str, error: Exception) -> BusError:
         )
     for word, kind, meaning in _TEMPORARY:
         # An error raised within a script contains these words, but has no class of its own.
-        if isinstance(error, kind) or word in text:
+        if isinstance(error, kind) or re.search(rf"\b{word}\b", text):
             return BusUnavailableError(f"the Redis server {place}: {text or word}", hint=meaning)
     if isinstance(
         error,
         redis.ConnectionError | redis.TimeoutError | exceptions.RedisClusterException | OSError,
     ):
         return BusUnavailableError(f"the Redis server {place} cannot be reached: {text}")
+    for word, hint in _LASTING:
+        if word in text or isinstance(error, _CLASSES.get(word, ())):
+            said = text if word in text else f"{word} {text}"
+            return BusError(f"the Redis server {place} refuses a command: {said}", hint=hint)
     if "WRONGTYPE" in text:
         return BusError(
             f"the Redis server {place} holds other data under the broker's keys: {text}",
