@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, ClassVar, Final, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from eventsync.changes.change import Change
 from eventsync.engine.accessor import Accessor, Write
@@ -13,11 +13,12 @@ from eventsync.engine.gate import Verdict, decide_put_or_delete
 from eventsync.engine.isolation import Done, concerns_all, isolate, item_error
 from eventsync.engine.unit_of_work import UnitOfWork
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
-from eventsync.index import Entry, Index, IndexTransaction, Presence
+from eventsync.index import Entry, Index, IndexTransaction
 from eventsync.records.key import CODERS
 from eventsync.records.query import All, Compare, Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
+from eventsync.stores.loss import gone, told_of
 from eventsync.stores.redis.codec import HashCodec, JsonCodec, framed
 from eventsync.stores.redis.index import (
     Data,
@@ -30,9 +31,6 @@ from eventsync.stores.redis.row import PAGE, Rows
 from eventsync.stores.redis.server import Database, Server
 
 __all__ = ["RedisAccessor"]
-
-_SAMPLE: Final = 500  # how many known records to look for when a loss is suspected
-_FEW: Final = 10  # so many may be gone without a suspicion
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -164,31 +162,19 @@ class RedisAccessor(Accessor[R]):
                 f"the versions of {self.type.name} at {self._server.address} are gone, as after "
                 "FLUSHALL, and its records with them"
             )
-        known = self._versions.scan(self.type.name, presence=Presence.PRESENT, limit=_SAMPLE)
-        if self.forgets or len(known) <= _FEW:
+        if self.forgets:
             return None
-        missing = len(known) - len(self._readable([key for key, _ in known]))
-        if missing <= max(_FEW, len(known) // 2):
-            return None
-        return (
-            f"{missing} of {len(known)} records of {self.type.name} that were looked for at "
-            f"{self._server.address} are gone"
-        )
+        return told_of(self._versions, self.type.name, self._there, self._server.address)
 
     def accept_loss(self) -> int:
         self._versions.accept_loss()
         self._register()
-        forgotten, after, name = 0, "", self.type.name
-        while known := self._versions.scan(name, after=after, presence=Presence.PRESENT):
-            after = known[-1][0]
-            keys = [key for key, _ in known]
-            there = self._readable(keys)
-            gone = [key for key in keys if key not in there]
-            if gone:
-                forgotten += self._versions.until_done(partial(self._forget, gone))
+        forgotten = 0
+        for keys in gone(self._versions, self.type.name, self._there):
+            forgotten += self._versions.until_done(partial(self._forget, keys))
         return forgotten
 
-    def _readable(self, keys: Sequence[str]) -> set[str]:
+    def _there(self, keys: Sequence[str]) -> set[str]:
         """Return those of the keys that exist, be it under a Redis key of another type."""
         there: set[str] = set()
         for part in isolate(keys, self._rows.fetch):
@@ -201,11 +187,11 @@ class RedisAccessor(Accessor[R]):
             transaction.layout = self._layout
             transaction.read(self.type.name, keys)
             found = self._rows.fetch(keys)
-            gone = [key for key in keys if key not in found]
-            for key in gone:
+            missing = [key for key in keys if key not in found]
+            for key in missing:
                 transaction.saw(key, self.pattern.name(key), self._rows.trace(None), b"")
-            transaction.forget(self.type.name, gone)
-        return len(gone)
+            transaction.forget(self.type.name, missing)
+        return len(missing)
 
     def close(self) -> None:
         self._server.close()
