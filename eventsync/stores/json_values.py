@@ -39,6 +39,7 @@ __all__ = [
     "is_float",
     "parse",
     "parse_value",
+    "refuse_long",
     "refuse_overflow",
     "to_json",
     "to_text",
@@ -406,6 +407,24 @@ def with_floats(value: Any) -> Any:
     return value
 
 
+def _in_utc(value: Any) -> Any:
+    """Return a value with datetimes in UTC: in a repeated hour, others never compare equal."""
+    kind = type(value)
+    if kind is dt.datetime and value.tzinfo is not None:
+        return value.astimezone(dt.UTC)
+    if kind is list:
+        return [_in_utc(item) for item in value]
+    if kind is dict:
+        return {name: _in_utc(item) for name, item in value.items()}
+    return value
+
+
+def refuse_long(field: Field, text: str) -> None:
+    """Raise ``FieldError`` for the text of a decimal that has too many digits to travel."""
+    if (len(text) > MAX_DECIMAL or "e" in text.lower()) and type(_number(text)) is Opaque:
+        raise field.error(text, f"{field.expected} of at most {MAX_DECIMAL} digits")
+
+
 def refuse_overflow(field: Field, value: Any) -> None:
     """Raise ``FieldError`` for a number, or the text of one, that a float would make infinite."""
     if isinstance(value, Decimal | int | str) and not isinstance(value, bool):
@@ -424,7 +443,7 @@ def _check_exact(field: Field, value: Any, member: Any) -> None:
     if same(member, value):
         return
     try:
-        exact = same(field.coerce(with_floats(member)), value)
+        exact = same(_in_utc(field.coerce(with_floats(member))), _in_utc(value))
     except (FieldError, ValueRefusedError):
         exact = False
     if not exact:

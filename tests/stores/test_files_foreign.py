@@ -138,6 +138,8 @@ BAD_CELLS = [
     ("tags", "[broken"),
     ("tags", ""),
     ("price", "1e9999999999999999999"),
+    ("price", "1e99999"),
+    ("price", "1" * 1100),
     ("size", "1e400"),
     ("id", "9" * 5000),
     ("id", "9" * 513),
@@ -251,15 +253,20 @@ def test_the_second_half_past_two_in_october(tmp_path, accessor):
     class Event(Record):
         at: dt.datetime = Field(key=True, zoned=True)
         ends: dt.datetime = Field(zoned=True)
+        others: dict[str, dt.datetime] = Field(default_factory=dict)
+        listed: list[dt.datetime] = Field(default_factory=list)
 
     berlin = ZoneInfo("Europe/Berlin")
     moments = [dt.datetime(2024, 10, 27, 2, 30, fold=fold, tzinfo=berlin) for fold in (0, 1)]
     instants = [moment.astimezone(dt.UTC) for moment in moments]
     with Store("plain", accessor(tmp_path, Event)) as store:
-        store.add([Event(at=moment, ends=moment) for moment in moments])
+        store.add([Event(at=m, ends=m, others={"a": m}, listed=[m, moments[0]]) for m in moments])
         found = sorted(event.ends.astimezone(dt.UTC) for event in store.find(Event))
         assert found == instants
-        assert store.get(Event, moments[1]).ends.astimezone(dt.UTC) == instants[1]
+        second = store.get(Event, moments[1])
+        assert second.ends.astimezone(dt.UTC) == instants[1]
+        assert second.others["a"].astimezone(dt.UTC) == instants[1]
+        assert [each.astimezone(dt.UTC) for each in second.listed] == [instants[1], instants[0]]
         assert captured(store) == ([], [])
 
 

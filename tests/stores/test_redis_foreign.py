@@ -85,6 +85,7 @@ BAD = [
     ("tags", DEEP),
     ("tags", "[broken"),
     ("size", "1e400"),
+    ("price", "1e99999"),
     ("more", "9" * 5000),
     ("more", '{"$decimal":"1e9999999999999999999"}'),
 ]

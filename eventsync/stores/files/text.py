@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final
 
 from eventsync.errors import RecordError, RejectedError, ValueRefusedError
@@ -21,6 +22,7 @@ from eventsync.stores.json_values import (
     has_surrogates,
     parse,
     parse_value,
+    refuse_long,
     refuse_overflow,
     to_text,
     with_floats,
@@ -92,6 +94,8 @@ class Cells:
         if field.scalar:
             if field.type is float:
                 refuse_overflow(field, text)
+            elif field.type is Decimal:
+                refuse_long(field, text)
             return text
         try:
             return with_floats(parse_value(text))

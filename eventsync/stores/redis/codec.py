@@ -31,6 +31,7 @@ from eventsync.stores.json_values import (
     from_base64,
     parse,
     parse_value,
+    refuse_long,
     refuse_overflow,
     with_floats,
 )
@@ -145,6 +146,8 @@ class HashCodec(ValueCodec):
         if field.scalar:
             if field.type is float:
                 refuse_overflow(field, _as_text(kept))
+            elif field.type is Decimal and _is_utf8(kept):
+                refuse_long(field, kept.decode())
             return kept.decode() if field.type is str and _is_utf8(kept) else kept
         try:
             return from_json(with_floats(parse_value(kept.decode())))
