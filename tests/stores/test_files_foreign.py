@@ -289,17 +289,18 @@ def test_nothing_is_appended_to_an_open_cell(tmp_path, end):
             store.add(Note(id=4, a="Dan"))
         assert path.read_text() == broken
         clock = store.clock
-        changes = [put(Note(id=n, a="new"), clock.tick()) for n in (1, 4)]
+        changes = [put(Note(id=n, a="new"), clock.tick()) for n in (1, 2, 4)]
+        store.capture_before(changes, None)
         outcomes = [settled.outcome for settled in apply(store, changes, clock=clock)]
-        assert outcomes == [Outcome.APPLIED, Outcome.HELD]
+        assert outcomes == [Outcome.APPLIED, Outcome.HELD, Outcome.HELD]
         assert path.read_text() == broken.replace("1,Ada", "1,new")
         keys, errors = captured(store)
         assert keys == []
         assert "line 3" in errors[0]
         path.write_text(path.read_text().replace('2,"Bob,' + end, "2,Bob,\n"))
         outcomes = [settled.outcome for settled in apply(store, changes, clock=clock)]
-        assert outcomes == [Outcome.DUPLICATE, Outcome.APPLIED]
-        assert path.read_text() == "id,a,b\n1,new,\n2,Bob,\n4,new,\n"
+        assert outcomes == [Outcome.DUPLICATE, Outcome.APPLIED, Outcome.APPLIED]
+        assert path.read_text() == "id,a,b\n1,new,\n2,new,\n4,new,\n"
 
 
 def test_nothing_is_appended_to_half_a_line(tmp_path):

@@ -13,6 +13,7 @@ from eventsync.engine.accessor import Accessor, Write
 from eventsync.engine.isolation import concerns_all, item_error
 from eventsync.errors import (
     ConfigError,
+    DependencyError,
     EventSyncError,
     RecordError,
     RejectedError,
@@ -25,9 +26,16 @@ from eventsync.records.view import View
 from eventsync.stores.files import disk
 from eventsync.stores.files.text import Cells, Members
 
-__all__ = ["FileAccessor", "located", "rejecting_unreadable", "report"]
+__all__ = ["FileAccessor", "SwallowedError", "located", "rejecting_unreadable", "report"]
 
 R = TypeVar("R", bound=Record)
+
+
+class SwallowedError(DependencyError, RecordError):
+    """A record that an incomplete one before it in the file may have taken in.
+
+    It is unreadable, and a change of it waits until the file is repaired.
+    """
 
 
 @contextmanager
@@ -52,6 +60,8 @@ def rejecting_unreadable() -> Iterator[None]:
     """Reject the write of a record that cannot be read: overwriting it could destroy data."""
     try:
         yield
+    except SwallowedError:
+        raise
     except RecordError as error:
         raise RejectedError(error.message, hint=error.hint) from error
 
@@ -178,18 +188,20 @@ class FileAccessor(Accessor[R]):
         missing: Sequence[str],
         unreadable: Sequence[RecordError],
         transaction: IndexTransaction | None,
+        *,
+        kind: type[RecordError] = RecordError,
     ) -> None:
-        """Raise ``RecordError`` if unreadable content may hold one of the missing records.
+        """Raise a ``RecordError`` if unreadable content may hold one of the missing records.
 
         ``missing``: keys that were not found. ``unreadable``: the errors of content without a
-        readable key.
+        readable key. ``kind``: the class of the error.
         """
         if not missing or not unreadable or transaction is None:
             return
         entries = transaction.read(self.type.name, missing)
         present = [key for key, entry in entries.items() if entry.presence is Presence.PRESENT]
         if present:
-            raise RecordError(
+            raise kind(
                 f"{self.type.name} {present[0]!r} was not found. Unreadable content may hold it: "
                 f"{unreadable[0].message}",
                 hint=unreadable[0].hint,

@@ -20,7 +20,13 @@ from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.files import disk
-from eventsync.stores.files.accessor import FileAccessor, located, rejecting_unreadable, report
+from eventsync.stores.files.accessor import (
+    FileAccessor,
+    SwallowedError,
+    located,
+    rejecting_unreadable,
+    report,
+)
 
 __all__ = ["BOM", "Content", "Segment", "SingleFileAccessor"]
 
@@ -347,7 +353,8 @@ class SingleFileAccessor(FileAccessor[R]):
                 raise content.duplicates[key]
         if content.unreadable:
             missing = [key for key in keys if key not in content.numbers]
-            self.check_missing(missing, content.unreadable, transaction)
+            kind = RecordError if content.open is None else SwallowedError
+            self.check_missing(missing, content.unreadable, transaction, kind=kind)
 
     def _key_of(self, segment: Segment) -> str:
         with self.located(segment):
