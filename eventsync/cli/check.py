@@ -124,8 +124,22 @@ def _store(store: Store, *, create: bool) -> Iterator[Finding]:
     except EventSyncError as error:
         yield Finding(Level.WRONG, about, str(error))
     else:
+        for accessor in store.accessors.values():
+            if (loss := accessor.loss()) is not None:
+                yield Finding(Level.WRONG, about, f"{loss}; {_refill(store)}")
+            elif not any(store.index.counts(accessor.type.name).values()):
+                yield Finding(
+                    Level.NOTE,
+                    about,
+                    f"knows no {accessor.type.name} yet: it is new, or it was emptied with its "
+                    f"versions; {_refill(store)}",
+                )
         types = ", ".join(store.accessors)
         yield Finding(Level.OK, about, f"can be read and written: {types}")
+
+
+def _refill(store: Store) -> str:
+    return f"fill it from another store: eventsync sync --from STORE --to {store.name}"
 
 
 def _broker(deployment: Deployment) -> Iterator[Finding]:

@@ -266,6 +266,20 @@ class Accessor(ABC, Generic[R]):
         configuration is wrong.
         """
 
+    def loss(self) -> str | None:
+        """Return what shows that the store lost its records or versions as a whole, else ``None``.
+
+        A lost store publishes no deletes. ``accept_loss`` and a synchronization fill it again.
+        """
+        return None
+
+    def accept_loss(self) -> int:
+        """Drop the versions of records that are missing, and return how many.
+
+        They can then be copied to this store again. Publishes nothing. Idempotent.
+        """
+        return 0
+
     def close(self) -> None:
         """Close connections and files. Idempotent."""
 

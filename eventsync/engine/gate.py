@@ -15,6 +15,7 @@ from typing import Any, Final
 from eventsync.changes.change import Change
 from eventsync.changes.merge import State, join
 from eventsync.changes.stamp import DELETE, PATCH, Stamp
+from eventsync.engine.fingerprint import changed_fields
 from eventsync.errors import ChangeRefusedError, DependencyError
 from eventsync.index import Entry, Presence
 from eventsync.records.record_type import same
@@ -196,6 +197,8 @@ def decide(
         # A pending record may have gained a value, although no version has grown.
         if not pending or after == before:
             return Decision(verdicts)
+    if entry is not None and row is not None:
+        _keep_foreign(after, before, entry, row, view)
     _drop_unneeded(after, view)
     if entry is None and not after.stamp and not after.versions:
         return Decision(verdicts)  # the store's view covers no field of these changes
@@ -304,6 +307,26 @@ def _with_base_state(state: State, base: State, view: BoundView, is_present: boo
     if is_complete and merged.live and _missing_fields(merged, view):
         return state
     return merged
+
+
+def _keep_foreign(
+    state: State, before: State, entry: Entry, row: Mapping[str, Any], view: BoundView
+) -> None:
+    """Put the values of foreign writes that have no version yet into ``state``, in place.
+
+    ``before``: the state without the changes that are decided about. A foreign write is replaced
+    only by a later version of its field, never by the value that it replaced.
+    """
+    differing = [
+        name
+        for name, held in row.items()
+        if name in state.values
+        and state.version_of(name) == before.version_of(name)
+        and not same(state.values[name], held)
+    ]
+    if differing:
+        foreign = changed_fields(entry, row, view)
+        state.values.update({name: row[name] for name in differing if name in foreign})
 
 
 def _verdict_on_patch(patch: Change, before: State, after: State, view: BoundView) -> Verdict:

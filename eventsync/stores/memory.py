@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from eventsync.engine.accessor import Accessor, Write
+from eventsync.engine.isolation import concerns_all, item_error
+from eventsync.errors import RecordError, StoreUnavailableError
 from eventsync.index import Index, IndexTransaction, MemoryIndex
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -37,14 +39,35 @@ class MemoryAccessor(Accessor[R]):
         self.data[record.key] = freeze(self.record_to_data(record))
 
     def update(self, record: R) -> None:
-        self.data[record.key] |= freeze(self.record_to_data(record))
+        self.data[record.key] |= freeze(self.view.to_store(record.changes()))
 
     def get(self, key: str) -> R | None:
         data = self.data.get(key)
-        return None if data is None else self.data_to_record(freeze(data))
+        return None if data is None else self._record(key, data)
 
     def find(self, query: Query) -> Iterable[R]:
-        return query.select(self.read(freeze(list(self.data.values())), query))
+        return query.select(self._found(query))
+
+    def _found(self, query: Query) -> Iterator[R]:
+        for key, data in list(self.data.items()):
+            try:
+                yield self._record(key, data)
+            except RecordError as error:
+                if query.unreadable is None:
+                    raise
+                query.unreadable(error)
+
+    def _record(self, key: str, data: Mapping[str, Any]) -> R:
+        """Return the record of some data. Raises ``RecordError`` that names type and key."""
+        try:
+            return self.data_to_record(freeze(data))
+        except Exception as error:
+            if concerns_all(error):
+                raise
+            known = item_error(error)
+            raise RecordError(
+                f"{self.type.name} {key!r}: {known.message}", hint=known.hint
+            ) from error
 
     def remove(self, key: str) -> None:
         self.data.pop(key, None)
@@ -54,9 +77,24 @@ class MemoryAccessor(Accessor[R]):
     ) -> None:
         before = dict(self.data)
         try:
-            super().write_rows(writes, removals, transaction)
+            for write in writes:
+                self._write(write)
+            for key in removals:
+                self.remove(key)
         except BaseException:
             # In place, because callers may have a reference to this dict.
             self.data.clear()
             self.data.update(before)
             raise
+
+    def _write(self, write: Write) -> None:
+        """Write the fields that ``write`` names, and no others."""
+        stored = freeze(self.view.to_store(write.values))
+        if write.key in self.data:
+            self.data[write.key] = {**self.data[write.key], **stored}
+        elif write.whole:
+            self.data[write.key] = {**freeze(dict(self.view.constant)), **stored}
+        else:
+            raise StoreUnavailableError(
+                f"{self.type.name} {write.key!r} vanished while it was being updated"
+            )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis._parsers.base import BaseParser
 from redis.crc import key_slot
 from servers import free_port, program
 from servers.certificate import self_signed
@@ -22,6 +23,7 @@ from transports.contract import PATIENCE, Broker, TransportContract, eventually
 from eventsync.broker.bus import Bus
 from eventsync.errors import BusError, BusUnavailableError, ConfigError
 from eventsync.transports.leased.message import OutboundMessage
+from eventsync.transports.redis import client as client_module
 from eventsync.transports.redis import scripts
 from eventsync.transports.redis.client import RedisClient
 from eventsync.transports.redis.transport import RedisSettings, advice, connect
@@ -149,6 +151,56 @@ def test_a_wrong_password_is_no_passing_trouble(url: str, server: RedisServer) -
     with Broker.opened(CONNECT, f"redis://other:right@127.0.0.1:{server.port}") as broker:
         broker.declare("crm")
     client.close()
+
+
+@pytest.mark.parametrize("word", [word for word, _, _ in client_module._TEMPORARY])
+def test_a_passing_error_of_the_server(word: str) -> None:
+    """Each row of the table of passing errors, as the driver gives it, and as a script nests it."""
+    for answer in (f"{word} something", f"ERR Error running script: @user_script:4: -{word} some"):
+        error = client_module._bus_error("redis://x", BaseParser.parse_error(answer))
+        assert isinstance(error, BusUnavailableError)
+        assert error.hint
+
+
+@pytest.mark.parametrize("word", [word for word, _ in client_module._LASTING])
+def test_a_lasting_error_of_the_server(word: str) -> None:
+    """Each row of the table of errors that somebody has to end, with what to change."""
+    answer = f"{word} 3999 127.0.0.1:6381" if word == "MOVED" else f"{word} something"
+    if word.startswith(("DB", "unknown")):
+        answer = f"ERR {answer}"
+    error = client_module._bus_error("redis://x", BaseParser.parse_error(answer))
+    assert type(error) is BusError
+    assert "broker URL" in error.hint or "rediscluster" in error.hint or error.hint
+
+
+def test_a_key_name_is_no_error_code() -> None:
+    """A word in the middle of another is not taken for a code."""
+    error = BaseParser.parse_error("ERR no such key ROOM")
+    assert type(client_module._bus_error("redis://x", error)) is BusError
+
+
+def test_a_demotion_during_a_blocking_read() -> None:
+    """``UNBLOCKED`` is a passing error, since the server may be promoted again."""
+    with RedisServer() as server:
+        client = RedisClient(RedisSettings.from_url(server.url))
+        client.command("XADD", "s", "*", "a", "b")
+        caught: list[Exception] = []
+
+        def read() -> None:
+            try:
+                client.command("XREAD", "BLOCK", "5000", "STREAMS", "s", "$")
+            except Exception as error:
+                caught.append(error)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        with server.client() as other:
+            eventually(lambda: int(other.info("clients")["blocked_clients"]) == 1)
+            other.execute_command("REPLICAOF", "127.0.0.1", "1")
+        thread.join()
+        client.close()
+        assert [type(error) for error in caught] == [BusUnavailableError]
+        assert "UNBLOCKED" in str(caught[0])
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from eventsync.engine.isolation import concerns_all, item_error
 from eventsync.engine.replica import Replica
 from eventsync.errors import (
     ConfigError,
+    DependencyError,
     EventSyncError,
     RecordError,
     RejectedError,
@@ -26,16 +27,24 @@ from eventsync.records.view import View
 from eventsync.stores.files import disk
 from eventsync.stores.files.text import Cells, Members
 
-__all__ = ["FileAccessor", "located", "rejecting_unreadable"]
+__all__ = ["FileAccessor", "SwallowedError", "located", "rejecting_unreadable"]
 
 R = TypeVar("R", bound=Record)
 
 
+class SwallowedError(DependencyError, RecordError):
+    """A record that an incomplete one before it in the file may have taken in.
+
+    It is unreadable, and a change of it waits until the file is repaired.
+    """
+
+
 @contextmanager
-def located(place: str) -> Iterator[None]:
+def located(place: str, record: str = "") -> Iterator[None]:
     """Turn any error of the record at ``place`` into a ``RecordError`` that names the place.
 
-    An error that concerns the whole store passes unchanged.
+    ``record``: its type and key, if they are known. An error that concerns the whole store passes
+    unchanged.
     """
     try:
         yield
@@ -43,7 +52,8 @@ def located(place: str) -> Iterator[None]:
         if concerns_all(error):
             raise
         known = item_error(error)
-        raise RecordError(f"{place}: {known.message}", hint=known.hint) from error
+        named = f"{place}, {record}" if record else place
+        raise RecordError(f"{named}: {known.message}", hint=known.hint) from error
 
 
 @contextmanager
@@ -51,6 +61,8 @@ def rejecting_unreadable() -> Iterator[None]:
     """Reject the write of a record that cannot be read: overwriting it could destroy data."""
     try:
         yield
+    except SwallowedError:
+        raise
     except RecordError as error:
         raise RejectedError(error.message, hint=error.hint) from error
 
@@ -181,18 +193,20 @@ class FileAccessor(Accessor[R]):
         missing: Sequence[str],
         unreadable: Sequence[RecordError],
         transaction: IndexTransaction | None,
+        *,
+        kind: type[RecordError] = RecordError,
     ) -> None:
-        """Raise ``RecordError`` if unreadable content may hold one of the missing records.
+        """Raise a ``RecordError`` if unreadable content may hold one of the missing records.
 
         ``missing``: keys that were not found. ``unreadable``: the errors of content without a
-        readable key.
+        readable key. ``kind``: the class of the error.
         """
         if not missing or not unreadable or transaction is None:
             return
         entries = transaction.read(self.type.name, missing)
         present = [key for key, entry in entries.items() if entry.presence is Presence.PRESENT]
         if present:
-            raise RecordError(
+            raise kind(
                 f"{self.type.name} {present[0]!r} was not found. Unreadable content may hold it: "
                 f"{unreadable[0].message}",
                 hint=unreadable[0].hint,
@@ -203,6 +217,18 @@ class FileAccessor(Accessor[R]):
         names = (self.view.names[name] for name in self.type.keys)
         part = {name: data[name] for name in names if name in data}
         return self.type.key_text(self.view.to_record(self.codec.decode(part)))
+
+    def kept(self, written: Mapping[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a record will hold: ``held`` with what is ``written`` to it.
+
+        Its key stays as somebody wrote it (``01``), since it is the same key.
+        """
+        keys = {self.view.names[name] for name in self.type.keys}
+        return {**held, **{n: v for n, v in written.items() if n not in keys or n not in held}}
+
+    def named(self, key: str) -> str:
+        """Return how error messages name a record."""
+        return f"{self.type.name} {key!r}"
 
     def knows_records(self) -> bool:
         """Return whether the version index lists records of this type as present."""

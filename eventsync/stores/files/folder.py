@@ -11,24 +11,27 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from eventsync.engine.accessor import Write
-from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
+from eventsync.errors import RecordError, StoreUnavailableError
 from eventsync.index import IndexTransaction
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.files import disk
 from eventsync.stores.files.accessor import FileAccessor, located, rejecting_unreadable
-from eventsync.stores.files.text import Members, dump, parse
+from eventsync.stores.files.text import MAX_SIZE, Members, dump, escape_surrogates, parse
 
 __all__ = ["JsonFolderAccessor", "file_name", "key_in_name"]
 
 R = TypeVar("R", bound=Record)
+EMPTY: Final = ".eventsync-empty"
+"""The file that says that a folder without documents is what it should be."""
 _SUFFIX: Final = ".json"
 _LONGEST: Final = 200  # most file systems take 255 bytes
 _NAME: Final = re.compile(r"((?:[A-Za-z0-9_.+-]|%[0-9a-f]{2})*|%)(?:~[0-9a-f]+)?\.json")
@@ -82,11 +85,15 @@ class JsonFolderAccessor(FileAccessor[R]):
     """Records of one type as JSON documents in a folder of their own.
 
     A document has the members that the view names, in the order of the view, indented and in UTF-8.
-    Members that other programs add to a document stay. Hidden files and files not called
-    ``*.json`` are ignored. A document that cannot be read affects its own record only: the record
-    can neither be read nor written until somebody repairs the document, and it does not count as
-    deleted. ``create``: create the folder if it does not exist. The version index is
+    Members that other programs add to a document stay as they are. Hidden files and files not
+    called ``*.json`` are ignored. A document that cannot be read affects its own record only: the
+    record can neither be read nor written until somebody repairs the document, and it does not
+    count as deleted. ``create``: create the folder if it does not exist. The version index is
     ``.eventsync.db`` in the folder, unless the store names another.
+
+    If the store held records before, a folder without documents counts as a failure, not as a
+    folder without records: a file system that is not mounted looks the same. A file named
+    ``.eventsync-empty`` in the folder means that all records were deleted on purpose.
     """
 
     atomic: ClassVar[bool] = False
@@ -118,13 +125,13 @@ class JsonFolderAccessor(FileAccessor[R]):
         found, unreadable = self._find([key])
         if key not in found and unreadable:
             raise unreadable[0]  # the record may be in that document
-        return self._record(found[key]) if key in found else None
+        return self._record(found[key], key) if key in found else None
 
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> dict[str, Mapping[str, Any]]:
         found = self._find_certain(keys, transaction)
-        return {key: self._record(document).raw() for key, document in found.items()}
+        return {key: self._record(document, key).raw() for key, document in found.items()}
 
     def write(
         self,
@@ -139,9 +146,13 @@ class JsonFolderAccessor(FileAccessor[R]):
             documents = self._find_certain(keys, transaction)
             for write, members in zip(writes, encoded, strict=True):
                 self._write_document(write, members, documents.get(write.key))
-            for key in removals:
-                if key in documents:
-                    documents[key].path.unlink(missing_ok=True)
+            if writes:
+                (self._folder / EMPTY).unlink(missing_ok=True)
+            removed = [documents[key].path for key in removals if key in documents]
+            if removed and not self._has_others({path.name for path in removed}):
+                (self._folder / EMPTY).touch()
+            for path in removed:
+                path.unlink(missing_ok=True)
             if keys:
                 disk.sync(self._folder)
 
@@ -150,7 +161,7 @@ class JsonFolderAccessor(FileAccessor[R]):
     ) -> None:
         for _ in range(disk.TRIES):
             if found is not None:
-                merged = {**found.members, **members}
+                merged = self.kept(members, found.members)
                 if merged == found.members:
                     return
                 path, signature = found.path, found.signature
@@ -162,12 +173,8 @@ class JsonFolderAccessor(FileAccessor[R]):
                     f"the document of {self.type.name} {write.key!r} disappeared during its update"
                 )
             try:
-                content = f"{dump(merged, indent=2)}\n".encode()
+                content = f"{escape_surrogates(dump(merged, indent=2))}\n".encode()
                 disk.replace(path, content, signature, tag=self._tag)
-            except UnicodeEncodeError as error:
-                raise RejectedError(
-                    f"{path.name}: a string cannot be encoded as UTF-8: {error}"
-                ) from error
             except disk.ChangedError:
                 found = self._find([write.key])[0].get(write.key)
             else:
@@ -178,7 +185,9 @@ class JsonFolderAccessor(FileAccessor[R]):
 
     def read_all(self, query: Query) -> Iterator[R]:
         seen: dict[str, str] = {}
-        for name in sorted(self._names()):
+        names = sorted(self._names())
+        self._check_emptiness(names)
+        for name in names:
             try:
                 document = self._load(name)
                 if document is None:
@@ -188,14 +197,14 @@ class JsonFolderAccessor(FileAccessor[R]):
                 twin = seen.setdefault(key, name)
                 if twin == name and name != own:
                     self._keys_inside[name] = document.signature, key
-                    if (self._folder / own).exists():
+                    if self._is_another(own, name):
                         twin = own
                 if twin != name:
                     raise RecordError(
                         f"{document.path} holds the same key as {twin}",
                         hint="remove one of the two documents, or change the key in it",
                     )
-                record = self._record(document)
+                record = self._record(document, key)
             except RecordError as error:
                 self.pass_over(error, query)
             else:
@@ -230,7 +239,8 @@ class JsonFolderAccessor(FileAccessor[R]):
             if inside != key:
                 raise RecordError(
                     f"{document.path} holds the key {inside!r}, but its name says {key!r}",
-                    hint="rename the document, or correct the key in it",
+                    hint="rename the document, or correct the key in it; a file system that "
+                    "ignores case takes Ada.json for ada.json",
                 )
             found[key] = document
         if not missing:
@@ -246,7 +256,9 @@ class JsonFolderAccessor(FileAccessor[R]):
         """Return by key the documents with other names, and the errors of unreadable ones."""
         names: dict[str, str] = {}
         unreadable = []
-        for name in sorted(self._names()):
+        listed = sorted(self._names())
+        self._check_emptiness(listed)
+        for name in listed:
             if name not in self._keys_inside and self._is_key_name(name):
                 continue
             try:
@@ -281,33 +293,75 @@ class JsonFolderAccessor(FileAccessor[R]):
     def _names(self) -> list[str]:
         self.check_folder()
         with disk.errors(self._folder), os.scandir(self._folder) as entries:
-            return [
-                entry.name
-                for entry in entries
-                if entry.name.endswith(_SUFFIX)
-                and not entry.name.startswith(".")
-                and entry.is_file()
-            ]
+            return [entry.name for entry in entries if _is_document(entry)]
+
+    def _has_others(self, names: set[str]) -> bool:
+        """Return whether the folder has documents beside these."""
+        with os.scandir(self._folder) as entries:
+            return any(entry.name not in names and _is_document(entry) for entry in entries)
+
+    def _is_another(self, own: str, name: str) -> bool:
+        """Return whether the name ``own`` is of another document than ``name``.
+
+        Where file names ignore case, two names may be of one document.
+        """
+        try:
+            return not os.path.samefile(self._folder / own, self._folder / name)
+        except OSError:
+            return False  # there is no document of that name
+
+    def _check_emptiness(self, names: Sequence[str]) -> None:
+        """Raise an error if the folder lost all its documents, unless it says that it should."""
+        if not names and not (self._folder / EMPTY).exists() and self.knows_records():
+            raise self.broken(
+                f"the folder {self._folder} holds no documents",
+                hint="restore them or mount the file system; if all records were deleted on "
+                f"purpose, create an empty file {EMPTY} in the folder",
+            )
 
     def _load(self, name: str) -> _Document | None:
         """Return a document, or ``None`` if it does not exist. Raises ``RecordError``."""
         path = self._folder / name
-        with disk.errors(path):
-            try:
-                content, signature = disk.read(path)
-            except FileNotFoundError:
-                return None
-        with located(str(path)):
+        key = key_in_name(name)
+        with located(str(path), self.named(key) if key is not None else ""):
+            with disk.errors(path):
+                try:
+                    self._check_file(path)
+                    content, signature = disk.read(path)
+                except FileNotFoundError:
+                    if path.is_symlink():
+                        raise RecordError("the link points to a file that does not exist") from None
+                    return None
             try:
                 text = content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise RecordError(f"not UTF-8: {error}") from error
             return _Document(path, signature, parse(text))
 
+    def _check_file(self, path: Path) -> None:
+        """Raise ``RecordError`` for a file that cannot be read although the folder can."""
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise RecordError("it is not a file", hint="move it away")
+        if status.st_size > MAX_SIZE:
+            raise RecordError(f"it has {status.st_size} bytes; {MAX_SIZE} is the limit")
+        if not os.access(path, os.R_OK) and os.access(self._folder, os.R_OK | os.X_OK):
+            raise RecordError(
+                "permission denied", hint="let the user of this process read and write it"
+            )
+
     def _key_of(self, document: _Document) -> str:
         with located(str(document.path)):
             return self.key_of(document.members)
 
-    def _record(self, document: _Document) -> R:
-        with located(str(document.path)):
+    def _record(self, document: _Document, key: str) -> R:
+        with located(str(document.path), self.named(key)):
             return self.data_to_record(document.members)
+
+
+def _is_document(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry of the folder is a document, be it a link to a missing one."""
+    name = entry.name
+    if not name.endswith(_SUFFIX) or name.startswith("."):
+        return False
+    return entry.is_file() or entry.is_symlink()

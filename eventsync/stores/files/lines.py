@@ -11,7 +11,7 @@ from eventsync.errors import RecordError
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.files.single_file import BOM, Content, Segment, SingleFileAccessor
-from eventsync.stores.files.text import Members, dump, parse
+from eventsync.stores.files.text import Members, dump, escape_surrogates, has_surrogates, parse
 
 __all__ = ["JsonLinesAccessor"]
 
@@ -46,7 +46,7 @@ class JsonLinesAccessor(SingleFileAccessor[R]):
         return Content(segments={0: Segment("\n")})
 
     def format(self, data: Mapping[str, Any], content: Content) -> str:
-        return dump(data) + content.line_end
+        return escape_surrogates(dump(data)) + content.line_end
 
     def parse(self, text: str) -> Content:
         header = BOM if text.startswith(BOM) else ""
@@ -59,7 +59,11 @@ class JsonLinesAccessor(SingleFileAccessor[R]):
                 continue
             try:
                 with self.located(segment):
+                    if has_surrogates(line):
+                        raise RecordError("not UTF-8", hint="save the file as UTF-8")
                     segment.data = parse(line)
             except RecordError as error:
                 content.unreadable.append(error)
+                if not line.endswith(("\n", "\r")):
+                    content.open = error  # somebody may be writing the rest of it
         return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import time
@@ -13,13 +14,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Write
-from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
+from eventsync.errors import DependencyError, RecordError, RejectedError, StoreUnavailableError
 from eventsync.index import IndexTransaction
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.files import disk
-from eventsync.stores.files.accessor import FileAccessor, located, rejecting_unreadable
+from eventsync.stores.files.accessor import (
+    FileAccessor,
+    SwallowedError,
+    located,
+    rejecting_unreadable,
+)
 
 __all__ = ["BOM", "Content", "Segment", "SingleFileAccessor"]
 
@@ -50,7 +56,8 @@ class Content:
     ``header``: the text before the first record. ``segments``: the rest, by a number that stays the
     same from one content to the next. ``numbers``: by key, the number of its segment.
     ``duplicates``: the error for each key that stands in several segments. ``unreadable``: the
-    errors of segments whose key cannot be read. ``columns``: the names in the header of a table.
+    errors of segments whose key cannot be read. ``open``: the error of the last segment if text
+    that follows it would become a part of it. ``columns``: the names in the header of a table.
     ``line_end``: what ends its lines. ``signature``: of the file, ``None`` if there is no file.
     ``digest``: of its bytes.
     """
@@ -62,6 +69,7 @@ class Content:
     numbers: dict[str, int] = field(default_factory=dict)
     duplicates: dict[str, RecordError] = field(default_factory=dict)
     unreadable: list[RecordError] = field(default_factory=list)
+    open: RecordError | None = None
     signature: disk.Signature | None = None
     digest: bytes = b""
 
@@ -132,7 +140,7 @@ class SingleFileAccessor(FileAccessor[R]):
             if content.unreadable:
                 raise content.unreadable[0]  # the record may be in that segment
             return None
-        return self._record(content.segment_of(key))
+        return self._record(content.segment_of(key), key)
 
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
@@ -140,7 +148,7 @@ class SingleFileAccessor(FileAccessor[R]):
         content = self._load()
         self._check(keys, content, transaction)
         return {
-            key: self._record(content.segment_of(key)).raw()
+            key: self._record(content.segment_of(key), key).raw()
             for key in keys
             if key in content.numbers
         }
@@ -153,7 +161,7 @@ class SingleFileAccessor(FileAccessor[R]):
             if key in content.duplicates:
                 continue
             try:
-                record = self._record(content.segment_of(key))
+                record = self._record(content.segment_of(key), key)
             except RecordError as error:
                 self.pass_over(error, query)
             else:
@@ -221,10 +229,16 @@ class SingleFileAccessor(FileAccessor[R]):
             if number is not None:
                 old = segments[number].data
                 assert old is not None
-                data = old | stored
+                data = self.kept(stored, old)
                 if data == old:
                     continue
             elif write.whole:
+                if start.open is not None:
+                    raise DependencyError(
+                        f"{self.named(write.key)} cannot be appended to {self._path}, whose last "
+                        f"record is not complete: {start.open.message}",
+                        hint=start.open.hint,
+                    )
                 data = {**self.codec.encode(self.view.constant), **stored}
                 number, next_number = next_number, next_number + 1
                 self._end_last_line(segments, start.line_end)
@@ -296,7 +310,7 @@ class SingleFileAccessor(FileAccessor[R]):
         return Content()
 
     def _parse(self, raw: bytes) -> Content:
-        if not raw and self.knows_records():
+        if not raw.removeprefix(codecs.BOM_UTF8) and self.knows_records():
             raise self.broken(
                 f"the file {self._path} is empty",
                 hint="restore it; if all records were deleted on purpose, write "
@@ -338,19 +352,21 @@ class SingleFileAccessor(FileAccessor[R]):
                 raise content.duplicates[key]
         if content.unreadable:
             missing = [key for key in keys if key not in content.numbers]
-            self.check_missing(missing, content.unreadable, transaction)
+            kind = RecordError if content.open is None else SwallowedError
+            self.check_missing(missing, content.unreadable, transaction, kind=kind)
 
     def _key_of(self, segment: Segment) -> str:
         with self.located(segment):
             return self.key_of(segment.data or {})
 
-    def _record(self, segment: Segment) -> R:
-        with self.located(segment):
+    def _record(self, segment: Segment, key: str) -> R:
+        with self.located(segment, self.named(key)):
             return self.data_to_record(segment.data)
 
-    def located(self, segment: Segment) -> AbstractContextManager[None]:
-        """Turn any error of a segment into a ``RecordError`` that names its line."""
-        return located(f"{self._path}, line {segment.line}" if segment.line else str(self._path))
+    def located(self, segment: Segment, record: str = "") -> AbstractContextManager[None]:
+        """Turn any error of a segment into a ``RecordError`` that names its line and ``record``."""
+        place = f"{self._path}, line {segment.line}" if segment.line else str(self._path)
+        return located(place, record)
 
 
 def _digest(raw: bytes) -> bytes:

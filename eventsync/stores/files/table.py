@@ -20,6 +20,10 @@ R = TypeVar("R", bound=Record)
 _LONGEST_CELL: Final = 1 << 24
 
 
+class _OpenCellError(csv.Error):
+    """The file ends within a quoted cell."""
+
+
 class CsvAccessor(SingleFileAccessor[R]):
     """Records of one type as the rows of a CSV file with a header.
 
@@ -94,9 +98,16 @@ class CsvAccessor(SingleFileAccessor[R]):
                     segment.data = self._data(cells, content.columns)
             except RecordError as error:
                 content.unreadable.append(error)
+                if isinstance(cells, _OpenCellError):
+                    content.open = error
         return content
 
     def _data(self, cells: list[str] | csv.Error, columns: list[str]) -> dict[str, Any]:
+        if isinstance(cells, _OpenCellError):
+            raise RecordError(
+                f"a quote ({self._quote}) opens a cell here, and nothing closes it",
+                hint="close the cell, or remove the quote",
+            )
         if isinstance(cells, csv.Error):
             raise RecordError(f"not CSV: {cells}", hint="correct the row or remove it")
         if len(cells) != len(columns):
@@ -133,11 +144,14 @@ class CsvAccessor(SingleFileAccessor[R]):
             # The limit holds for the whole process, so it is only ever raised.
             csv.field_size_limit(_LONGEST_CELL)
         taken: list[str] = []
+        ended = False
 
         def lines() -> Iterator[str]:
+            nonlocal ended
             for line in io.StringIO(text, newline=""):
                 taken.append(line)
                 yield line
+            ended = True
 
         reader = csv.reader(lines(), delimiter=self._delimiter, quotechar=self._quote, strict=True)
         line = 1
@@ -148,7 +162,8 @@ class CsvAccessor(SingleFileAccessor[R]):
             except StopIteration:
                 return
             except csv.Error as error:
-                cells = error
+                # The reader only asks for lines after the last one if a cell is still open.
+                cells = _OpenCellError(str(error)) if ended else error
             yield line, "".join(taken), cells
             line += len(taken)
             taken.clear()

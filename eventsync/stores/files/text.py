@@ -6,25 +6,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final
 
-from eventsync.errors import RejectedError
+from eventsync.errors import RecordError, RejectedError, ValueRefusedError
 from eventsync.records.view import BoundView
 from eventsync.stores.json_values import (
-    DECODER,
+    MAX_SIZE,
     Members,
-    check_exact,
     dump,
+    escape_surrogates,
+    exact_json,
     fields_by_name,
     from_base64,
+    has_surrogates,
     parse,
-    to_json,
+    parse_value,
+    refuse_long,
+    refuse_overflow,
     to_text,
     with_floats,
     written,
 )
 
-__all__ = ["Cells", "Members", "dump", "parse"]
+__all__ = ["MAX_SIZE", "Cells", "Members", "dump", "escape_surrogates", "has_surrogates", "parse"]
 
 _TEXT: Final = frozenset({str, bytes})
 
@@ -64,9 +69,7 @@ class Cells:
         if value is None and name in self._nullable:
             return self._null if textual else ""
         if field is not None and not field.scalar:
-            member = written(to_json, value, name)
-            check_exact(field, value, member)
-            return dump(member)
+            return dump(exact_json(field, value, name))
         text: str = written(to_text, value, name)
         if textual and name in self._nullable and self._like_null(text):
             if not self._null:
@@ -89,10 +92,16 @@ class Cells:
         if field.type is bytes:
             return from_base64(field, text)
         if field.scalar:
+            if field.type is float:
+                refuse_overflow(field, text)
+            elif field.type is Decimal:
+                refuse_long(field, text)
             return text
         try:
-            return with_floats(DECODER.decode(text))
-        except (ValueError, RecursionError):
+            return with_floats(parse_value(text))
+        except ValueRefusedError as error:
+            raise RecordError(f"{name}: {error.message}") from error
+        except RecordError:
             if field.type is object:
                 return text  # plain text that a person wrote into a column of any type
             raise field.error(text, f"{field.expected} as JSON") from None

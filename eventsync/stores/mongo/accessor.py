@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, TypeVar
 
+from bson import Binary, Decimal128, ObjectId
 from pymongo import DeleteOne, UpdateOne
 
 from eventsync.engine.accessor import Accessor, Write
+from eventsync.engine.isolation import concerns_all, item_error
 from eventsync.errors import ConfigError, EventSyncError, RecordError, RejectedError
 from eventsync.index import Index, IndexTransaction
 from eventsync.records.query import All, Compare, Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
+from eventsync.stores.loss import gone, told_of
 from eventsync.stores.mongo.codec import DocumentCodec
 from eventsync.stores.mongo.database import Database, Place
 from eventsync.stores.mongo.index import MongoIndex
@@ -27,6 +30,7 @@ __all__ = ["MongoAccessor"]
 R = TypeVar("R", bound=Record)
 _ID: Final = "_id"
 _PAGE: Final = 1000
+_NOT_TEXT: Final = "convert the key in the view: Convert(ObjectId, str); or give one another key"
 
 
 class MongoAccessor(Accessor[R]):
@@ -70,6 +74,11 @@ class MongoAccessor(Accessor[R]):
                     hint="rename it in the view, without dots and $",
                 )
         self._constant = self._codec.encode(self.view.constant)
+        # Whether _id is text as it stands, which somebody may take an ObjectId for.
+        key = self.type.keys[0]
+        self._texts = (
+            self._natural and self.type.fields[key].type is str and key not in self.view.convert
+        )
 
     def __repr__(self) -> str:
         return f"MongoAccessor({self.type.name}, {self.collection!r})"
@@ -109,8 +118,57 @@ class MongoAccessor(Accessor[R]):
                     "not be changed",
                     hint="name another collection",
                 )
+        self._check_object_ids()
         self._versions.register(self.type.name, self.collection)
         self._versions.prepare()
+
+    def _check_object_ids(self) -> None:
+        """Refuse a collection of ObjectIds for a key of text, as which they read."""
+        if not self._texts:
+            return
+        for order in (1, -1):
+            # Ids of one type are neighbours in this order, so two ends of one type have no other
+            # type between them.
+            ends = self._ids_of({}, sort=[(_ID, order)], limit=1)
+            if not ends or not isinstance(ends[0], ObjectId):
+                return
+        raise ConfigError(
+            f"the documents of {self.collection!r} have an ObjectId as _id, and the key of "
+            f"{self.type.name} is text",
+            hint=f'pass View(convert={{"{self.type.keys[0]}": Convert(ObjectId, str)}})',
+        )
+
+    def loss(self) -> str | None:
+        if self._versions.is_lost():
+            return (
+                f"the versions of {self.type.name} in {self.database.address} are gone, as after "
+                "the database was dropped"
+            )
+        return told_of(self._versions, self.type.name, self._there, self.database.address)
+
+    def accept_loss(self) -> int:
+        self._versions.accept_loss()
+        self._versions.register(self.type.name, self.collection)
+        forgotten = 0
+        for keys in gone(self._versions, self.type.name, self._there):
+            with self._versions.transaction() as transaction:
+                transaction.read(self.type.name, keys)
+                there = self._there(keys)
+                missing = [key for key in keys if key not in there]
+                transaction.forget(self.type.name, missing)
+            forgotten += len(missing)
+        return forgotten
+
+    def _there(self, keys: Sequence[str]) -> set[str]:
+        """Return those of the keys that have a document, be it unreadable."""
+        there: set[str] = set()
+        for start in range(0, len(keys), _PAGE):
+            ids = {key: self._id(key) for key in keys[start : start + _PAGE]}
+            found = self._ids_of({_ID: {"$in": list(ids.values())}})
+            # Decimals of one value are one _id of MongoDB, but differ here by their zeros.
+            read = {self._codec.read(_ID, each) for each in found}
+            there |= {key for key, id in ids.items() if self._codec.read(_ID, id) in read}
+        return there
 
     def ping(self) -> None:
         self._call(lambda documents: documents.find_one({}, {_ID: True}))
@@ -121,6 +179,7 @@ class MongoAccessor(Accessor[R]):
     # -- the six methods of the contract -----------------------------------------------------------
 
     def add(self, record: R) -> None:
+        self._refuse_object_ids([record.key])
         self._write_now(self._document_write(Write(record.key, record.raw(), whole=True)))
 
     def update(self, record: R) -> None:
@@ -173,6 +232,7 @@ class MongoAccessor(Accessor[R]):
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
         assert isinstance(transaction, MongoTransaction)
+        self._refuse_object_ids([write.key for write in writes if write.whole])
         for write in writes:
             transaction.stage(write.key, self._document_write(write))
         for key in removals:
@@ -192,10 +252,32 @@ class MongoAccessor(Accessor[R]):
             back[key] = {**before.get(key, {}), **values, **converted}
         return back
 
+    def _refuse_object_ids(self, keys: Sequence[str]) -> None:
+        """Raise ``RejectedError`` if a document has one of these keys as an ObjectId."""
+        alike = [ObjectId(key) for key in keys if len(key) == 24 and ObjectId.is_valid(key)]
+        if not self._texts or not alike:
+            return
+        found = self._ids_of({_ID: {"$in": alike}}, limit=1)
+        if found:
+            raise RejectedError(
+                f"{self.type.name} {str(found[0])!r}: {self.collection} has a document with the "
+                f"_id {found[0]!r}",
+                hint=_NOT_TEXT,
+            )
+
     # -- documents ---------------------------------------------------------------------------------
 
     def _call(self, action: Callable[[Any], Any]) -> Any:
         return self.database.call(self.collection, action)
+
+    def _ids_of(self, condition: Mapping[str, Any], **options: Any) -> list[Any]:
+        """Return the ``_id`` of the documents that fulfil a condition."""
+
+        def find(documents: Any) -> list[Any]:
+            return [each[_ID] for each in documents.find(condition, {_ID: True}, **options)]
+
+        ids: list[Any] = self._call(find)
+        return ids
 
     def _id(self, key: str) -> Any:
         """Return the ``_id`` of a record's document."""
@@ -232,14 +314,21 @@ class MongoAccessor(Accessor[R]):
             found, expected = (
                 self._codec.read(_ID, each) for each in (document[_ID], self._id(key))
             )
-            if found != expected or isinstance(found, bool) != isinstance(expected, bool):
+            alike = _family(document[_ID]) == _family(self._id(key))
+            if found != expected or not alike:
                 raise RecordError(
-                    f"a document with the key {key!r} must have the _id {expected!r}",
+                    f"a document with the key {key!r} must have the _id {self._id(key)!r}, "
+                    f"and this one has {document[_ID]!r}",
                     hint="name the key field _id in the view, with a conversion if it needs one",
                 )
-        except (RecordError, RejectedError) as error:
+        except Exception as error:
+            if concerns_all(error):
+                raise
+            known = item_error(error)
             place = f"{self.collection} {document[_ID]!r}"
-            raise RecordError(f"{place}: {error.message}", hint=error.hint) from error
+            if self.collection != self.type.name:
+                place = f"{self.type.name} in {place}"
+            raise RecordError(f"{place}: {known.message}", hint=known.hint) from error
         return record
 
     def _found(self, query: Query) -> Iterator[R]:
@@ -266,3 +355,14 @@ class MongoAccessor(Accessor[R]):
                         continue  # no record can have such a key
                 return {_ID: {"$in": ids}}
         return {}
+
+
+def _family(id: Any) -> Any:
+    """Return what two ``_id`` must have in common for MongoDB to take them for one."""
+    if isinstance(id, Binary):
+        return id.subtype
+    if isinstance(id, bytes):
+        return 0
+    if isinstance(id, int | float | Decimal128) and not isinstance(id, bool):
+        return "number"
+    return type(id)

@@ -22,6 +22,7 @@ from eventsync.records.field import Field
 from eventsync.records.record_type import same
 from eventsync.records.view import BoundView
 from eventsync.values import packing, unpacking
+from eventsync.values.packing import MAX_DECIMAL
 
 __all__ = ["DocumentCodec"]
 
@@ -65,8 +66,12 @@ class DocumentCodec:
             return _from_bson(stored, converted=True)
         value = _from_bson(stored)
         kind = type(value)
+        if kind is Decimal and value.is_finite() and abs(value.adjusted()) > MAX_DECIMAL:
+            raise field.error(stored, f"{field.expected} of at most {MAX_DECIMAL} digits")
         if kind is dt.datetime and field.type is dt.datetime and field.zoned is False:
             return value.replace(tzinfo=None)
+        if kind is Decimal and not value.is_finite():
+            raise field.error(stored, field.expected)
         if kind is Decimal and field.type is int and value == value.to_integral_value():
             return int(value)
         return value

@@ -26,7 +26,7 @@ from eventsync.errors import (
     StoreUnavailableError,
 )
 
-__all__ = ["Database", "Documents", "Place", "is_duplicate"]
+__all__ = ["MEANINGS", "Database", "Documents", "Place", "is_duplicate"]
 
 Documents: TypeAlias = "Collection[dict[str, Any]]"
 Place: TypeAlias = "str | DriverDatabase[dict[str, Any]] | Database"
@@ -36,17 +36,75 @@ _OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     uuid_representation=UuidRepresentation.STANDARD,
     # A date beyond Python's years is then rejected by its field, and other records are still read.
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    # So is text that is no UTF-8: it becomes text that no field takes.
+    unicode_decode_error_handler="surrogateescape",
 )
 # A write is acknowledged when it survives a crash, and the loss of the primary of a replica set.
 _DURABLE: Final = WriteConcern(w="majority", j=True, wtimeout=10_000)
 _DUPLICATE: Final = 11000
 _INVALID: Final = 121
 _FORBIDDEN: Final = frozenset({11, 13, 18, 8000})
-# Answers of a server that may take the same command later.
-_LATER: Final = frozenset(
-    {6, 7, 24, 43, 46, 50, 63, 64, 89, 91, 100, 112, 133, 134, 150, 175, 189, 202, 234, 251, 262}
-    | {290, 314, 317, 365, 384, 9001, 10058, 10107, 11600, 11602, 13388, 13435, 13436}
-)
+# What a server's error code means: it may take the same command later; the configuration or the
+# server's is wrong; or the document cannot be stored. Any other code of a write is a RejectedError,
+# of a command a StoreError: never of the whole store.
+MEANINGS: Final[Mapping[int, type[EventSyncError]]] = {
+    6: StoreUnavailableError,  # HostUnreachable
+    7: StoreUnavailableError,  # HostNotFound
+    24: StoreUnavailableError,  # LockTimeout
+    43: StoreUnavailableError,  # CursorNotFound
+    46: StoreUnavailableError,  # LockBusy
+    50: StoreUnavailableError,  # MaxTimeMSExpired
+    63: StoreUnavailableError,  # StaleShardVersion
+    64: StoreUnavailableError,  # WriteConcernFailed
+    89: StoreUnavailableError,  # NetworkTimeout
+    91: StoreUnavailableError,  # ShutdownInProgress
+    100: StoreUnavailableError,  # UnsatisfiableWriteConcern
+    112: StoreUnavailableError,  # WriteConflict
+    133: StoreUnavailableError,  # FailedToSatisfyReadPreference
+    134: StoreUnavailableError,  # ReadConcernMajorityNotAvailableYet
+    150: StoreUnavailableError,  # StaleEpoch
+    175: StoreUnavailableError,  # QueryPlanKilled
+    189: StoreUnavailableError,  # PrimarySteppedDown
+    202: StoreUnavailableError,  # NetworkInterfaceExceededTimeLimit
+    234: StoreUnavailableError,  # RetryChangeStream
+    251: StoreUnavailableError,  # NoSuchTransaction
+    262: StoreUnavailableError,  # ExceededTimeLimit
+    290: StoreUnavailableError,  # TransactionExceededLifetimeLimitSeconds
+    314: StoreUnavailableError,  # ObjectIsBusy
+    317: StoreUnavailableError,  # ConnectionPoolExpired
+    365: StoreUnavailableError,  # TemporarilyUnavailable
+    384: StoreUnavailableError,  # ConnectionError
+    9001: StoreUnavailableError,  # SocketException
+    10058: StoreUnavailableError,  # LegacyNotPrimary
+    10107: StoreUnavailableError,  # NotWritablePrimary
+    11600: StoreUnavailableError,  # InterruptedAtShutdown
+    11602: StoreUnavailableError,  # InterruptedDueToReplStateChange
+    13388: StoreUnavailableError,  # StaleConfig
+    13435: StoreUnavailableError,  # NotPrimaryNoSecondaryOk
+    13436: StoreUnavailableError,  # NotPrimaryOrSecondary
+    14031: StoreUnavailableError,  # OutOfDiskSpace
+    11: ConfigError,  # UserNotFound
+    13: ConfigError,  # Unauthorized
+    18: ConfigError,  # AuthenticationFailed
+    59: ConfigError,  # CommandNotFound
+    61: ConfigError,  # ShardKeyNotFound
+    73: ConfigError,  # InvalidNamespace
+    85: ConfigError,  # IndexOptionsConflict
+    86: ConfigError,  # IndexKeySpecsConflict
+    115: ConfigError,  # CommandNotSupported
+    166: ConfigError,  # CommandNotSupportedOnView
+    8000: ConfigError,  # AtlasError
+    15: RejectedError,  # Overflow: nested too deep
+    52: RejectedError,  # DollarPrefixedFieldName
+    56: RejectedError,  # EmptyFieldName
+    57: RejectedError,  # DottedFieldName
+    66: RejectedError,  # ImmutableField
+    _INVALID: RejectedError,  # DocumentValidationFailure
+    10334: RejectedError,  # BSONObjectTooLarge
+    _DUPLICATE: RejectedError,  # DuplicateKey
+    17280: RejectedError,  # KeyTooLong
+    17419: RejectedError,  # the document would grow too large
+}
 
 
 class Database:
@@ -181,17 +239,19 @@ class Database:
                 self._said(name, f"{problem.get('errmsg')}: {_unsatisfied(problem)}"),
                 hint="the collection's validator rejects it; see db.getCollectionInfos()",
             )
-        if code in _FORBIDDEN:
-            return self._forbidden(text)
-        if code in _LATER:
-            return StoreUnavailableError(text)
-        return RejectedError(text)
+        meaning = MEANINGS.get(code or 0, RejectedError)
+        if meaning is ConfigError:
+            return self._configuration(code, text)
+        return meaning(text)
 
     def _said(self, name: str, text: str) -> str:
         return f"MongoDB at {self.address}, {name}: {text}"
 
-    def _forbidden(self, text: str) -> ConfigError:
-        return ConfigError(text, hint="correct user and password, authSource, or the user's roles")
+    def _configuration(self, code: int | None, text: str) -> ConfigError:
+        hint = "see what the server says of its version, collections and indexes"
+        if code in _FORBIDDEN:
+            hint = "correct user and password, authSource, or the user's roles"
+        return ConfigError(text, hint=hint)
 
     @contextmanager
     def errors(self, name: str) -> Iterator[None]:
@@ -211,12 +271,14 @@ class Database:
             raise RejectedError(self._said(name, _brief(error))) from error
         except driver.OperationFailure as error:
             text = self._said(name, _brief(error))
-            if error.code in _FORBIDDEN:
-                raise self._forbidden(text) from error
-            lasting = error.code not in _LATER and not error.timeout
-            if lasting and not isinstance(error, driver.WriteConcernError):
-                if isinstance(error, driver.WriteError):
-                    raise self.error_of(name, error.details or {}) from error
+            meaning = MEANINGS.get(error.code or 0)
+            if meaning is ConfigError:
+                raise self._configuration(error.code, text) from error
+            later = meaning is StoreUnavailableError or error.timeout
+            if not later and not isinstance(error, driver.WriteConcernError):
+                if isinstance(error, driver.WriteError) or meaning is RejectedError:
+                    details = {"code": error.code, "errmsg": _brief(error), **(error.details or {})}
+                    raise self.error_of(name, details) from error
                 raise StoreError(text) from error
             raise StoreUnavailableError(
                 text, uncertain=isinstance(error, driver.WriteConcernError)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Final
+from uuid import uuid4
 
 from bson import ObjectId
 from pymongo import ASCENDING, UpdateMany
@@ -20,6 +21,7 @@ from eventsync.stores.mongo.transaction import MongoTransaction
 
 __all__ = ["MongoIndex"]
 
+_BORN: Final = "born"  # the mark with which an index is told from the one that replaces it
 _CHUNK: Final = 1000
 
 
@@ -40,6 +42,7 @@ class MongoIndex(Index):
         self._entries = Entries(self.database, self._versions)
         self._overtaken: list[str] | None = None
         self._ready = False
+        self._born: str | None = None
 
     def __repr__(self) -> str:
         return f"MongoIndex({self.database.address!r}, {self.name!r})"
@@ -84,6 +87,8 @@ class MongoIndex(Index):
         Raises ``ConfigError`` if another collection is noted, because versions of records in one
         collection say nothing about those in another.
         """
+        if self._born is None:
+            self.accept_loss()
 
         def note(marks: Any) -> Any:
             mark = {"_id": f"collection of {type}", "text": collection}
@@ -101,6 +106,22 @@ class MongoIndex(Index):
                 hint="give each store an index of its own: Store(..., index=MongoIndex(..., "
                 'name="..."))',
             )
+
+    def is_lost(self) -> bool:
+        """Return whether this index was dropped since this process opened it."""
+        return self._born is not None and self.load_mark(_BORN) != self._born
+
+    def accept_loss(self) -> None:
+        """Go on with the index as it is now. Idempotent."""
+
+        def bear(marks: Any) -> None:
+            with suppress(DuplicateKeyError):
+                marks.insert_one({"_id": _BORN, "text": uuid4().hex})
+
+        self.database.call(self._marks, bear)
+        self._born = self.load_mark(_BORN)
+        self._ready = False
+        self.prepare()
 
     def scan(
         self, type: str, *, after: str = "", limit: int = 1000, presence: Presence | None = None

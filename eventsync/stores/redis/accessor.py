@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar, Literal, TypeVar
 
 from eventsync.engine.accessor import Accessor, Write
-from eventsync.engine.isolation import Done, isolate
+from eventsync.engine.isolation import Done, concerns_all, isolate, item_error
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
 from eventsync.index import Index, IndexTransaction
 from eventsync.records.key import CODERS
 from eventsync.records.query import All, Compare, Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
+from eventsync.stores.loss import gone, told_of
 from eventsync.stores.redis.codec import HashCodec, JsonCodec, framed
 from eventsync.stores.redis.index import (
     Data,
@@ -44,8 +46,7 @@ class RedisAccessor(Accessor[R]):
     not taken for deleted. ``indexes``: fields by whose value ``find`` shall find records without
     reading all.
 
-    Fields of a hash that the view does not name stay unchanged. So do members of a JSON object
-    under the per-field rule; under the per-record rule a put replaces the object.
+    Fields of a hash and members of a JSON object that the view does not name stay unchanged.
 
     Data, versions and outbox of a batch are written by one script, all or nothing. Any number of
     processes may write at once.
@@ -146,11 +147,51 @@ class RedisAccessor(Accessor[R]):
                 f"hash slot of {{{slot}}}; the pattern {self.pattern.text!r} puts them in others",
                 hint=f"begin the pattern with a hash tag: key='{{{{{slot}}}}}:{self.pattern.text}'",
             )
+        self._register()
+
+    def _register(self) -> None:
         place = f"{'hash' if self._hash else 'json'} {self.pattern.text}"
         self._versions.register(self.type.name, place)
 
     def ping(self) -> None:
         self._server.call("PING")
+
+    def loss(self) -> str | None:
+        if self._versions.is_lost():
+            return (
+                f"the versions of {self.type.name} at {self._server.address} are gone, as after "
+                "FLUSHALL, and its records with them"
+            )
+        if self.forgets:
+            return None
+        return told_of(self._versions, self.type.name, self._there, self._server.address)
+
+    def accept_loss(self) -> int:
+        self._versions.accept_loss()
+        self._register()
+        forgotten = 0
+        for keys in gone(self._versions, self.type.name, self._there):
+            forgotten += self._versions.until_done(partial(self._forget, keys))
+        return forgotten
+
+    def _there(self, keys: Sequence[str]) -> set[str]:
+        """Return those of the keys that exist, be it under a Redis key of another type."""
+        there: set[str] = set()
+        for part in isolate(keys, self._rows.fetch):
+            there |= set(part.result) if isinstance(part, Done) else {part.item}
+        return there
+
+    def _forget(self, keys: Sequence[str]) -> int:
+        """Forget the entries of records that are still not there; return how many."""
+        with self._versions.transaction() as transaction:
+            transaction.layout = self._layout
+            transaction.read(self.type.name, keys)
+            found = self._rows.fetch(keys)
+            missing = [key for key in keys if key not in found]
+            for key in missing:
+                transaction.saw(key, self.pattern.name(key), self._rows.trace(None), b"")
+            transaction.forget(self.type.name, missing)
+        return len(missing)
 
     def close(self) -> None:
         self._server.close()
@@ -217,15 +258,16 @@ class RedisAccessor(Accessor[R]):
     ) -> None:
         assert isinstance(transaction, RedisTransaction)
         transaction.layout = self._layout
-        partial = [write.key for write in writes if not write.whole]
+        # A JSON object is written whole, with the members that others put into it.
+        needed = [write.key for write in writes if not (write.whole and self._hash)]
         behind: dict[str, Any] = {}
-        if partial and (self._layout.indexed or not self._hash):
-            behind = self._rows.fetch(partial)
+        if needed and (self._layout.indexed or not self._hash):
+            behind = self._rows.fetch(needed)
         for write in writes:
             name = self.pattern.name(write.key)
             stored = self.view.to_store(write.values)
             values, kept = write.values, behind.get(write.key)
-            if write.key in behind and self._layout.indexed:
+            if write.key in behind and self._layout.indexed and not write.whole:
                 values = {**self._record(write.key, kept).raw(), **values}
             if self._hash:
                 action = b"h" if write.whole else b"u"
@@ -234,21 +276,26 @@ class RedisAccessor(Accessor[R]):
                 staged = Data(action, sets, drops, fresh)
             else:
                 staged = Data(b"j", self._json.text(self._document(write, stored, kept)))
-                if kept is not None:
-                    transaction.saw(write.key, name, self._rows.trace(kept), b"")
+                transaction.saw(write.key, name, self._rows.trace(kept), b"")
             transaction.stage(write.key, name, staged, self._texts(values))
         for key in removals:
             transaction.stage(key, self.pattern.name(key), Data(b"-"), self._untouched)
 
     def _document(self, write: Write, stored: dict[str, Any], kept: Any) -> dict[str, Any]:
         data = self._json.encode(stored)
-        if write.whole:
+        if kept is None and write.whole:
             return self._json.encode(self.view.constant) | data
         if kept is None:
             raise StoreUnavailableError(
                 f"{self.type.name} {write.key!r} was removed while it was being updated"
             )
-        return self._json.members(kept) | data
+        try:
+            return self._json.members(kept) | data
+        except RecordError as error:
+            raise RejectedError(
+                f"{self.pattern.name(write.key)}, {self.type.name} {write.key!r}: {error.message}",
+                hint="correct or remove what is there: it would be overwritten",
+            ) from error
 
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
@@ -282,9 +329,13 @@ class RedisAccessor(Accessor[R]):
             values = {**named, **record.raw()}
             if self.type.key_text(values) != key:
                 raise RecordError(f"its data hold the key {self.type.key_text(values)!r}")
-        except RecordError as error:
-            name = self.pattern.name(key)
-            raise RecordError(f"{name}: {error.message}", hint=error.hint) from error
+        except Exception as error:
+            if concerns_all(error):
+                raise
+            known, name = item_error(error), self.pattern.name(key)
+            raise RecordError(
+                f"{name}, {self.type.name} {key!r}: {known.message}", hint=known.hint
+            ) from error
         return record if len(values) == len(record.raw()) else self.make(values)
 
     def _found(self, query: Query) -> Iterator[R]:

@@ -14,11 +14,27 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from eventsync.errors import EventSyncError, FieldError, RecordError, RejectedError
+from eventsync.errors import (
+    EventSyncError,
+    FieldError,
+    RecordError,
+    RejectedError,
+    ValueRefusedError,
+)
 from eventsync.records.record import Field
 from eventsync.records.record_type import same
 from eventsync.records.view import BoundView
-from eventsync.stores.json_values import from_base64, with_floats
+from eventsync.stores.json_values import (
+    Opaque,
+    dump,
+    escape_surrogates,
+    from_base64,
+    parse,
+    parse_value,
+    refuse_long,
+    refuse_overflow,
+    with_floats,
+)
 from eventsync.values.tagged_json import dumps, from_json, to_json
 
 __all__ = ["HashCodec", "JsonCodec", "ValueCodec", "framed"]
@@ -128,10 +144,16 @@ class HashCodec(ValueCodec):
         if field is None:
             return _as_text(kept)
         if field.scalar:
+            if field.type is float:
+                refuse_overflow(field, _as_text(kept))
+            elif field.type is Decimal and _is_utf8(kept):
+                refuse_long(field, kept.decode())
             return kept.decode() if field.type is str and _is_utf8(kept) else kept
         try:
-            return from_json(json.loads(kept))
-        except (ValueError, RecursionError, EventSyncError):
+            return from_json(with_floats(parse_value(kept.decode())))
+        except ValueRefusedError as error:
+            raise RecordError(f"{name}: {error.message}") from error
+        except (ValueError, EventSyncError):
             if field.type is object:
                 return _as_text(kept)  # another program wrote plain text where any value may be
             raise field.error(kept, f"{field.expected} as JSON") from None
@@ -150,39 +172,31 @@ class JsonCodec(ValueCodec):
 
     def read(self, name: str, kept: Any) -> Any:
         field = self._fields.get(name)
-        if field is not None and field.type is Decimal:
+        if field is not None and field.type is Decimal and not isinstance(kept, Opaque):
             return kept
+        if field is not None and field.type is float:
+            refuse_overflow(field, kept)
         if field is not None and field.type is bytes and isinstance(kept, str):
             return from_base64(field, kept)
-        kept = with_floats(kept)
-        if type(kept) in (list, dict):
-            try:
-                return from_json(kept)
-            except EventSyncError as error:
-                raise RecordError(f"{name}: {error.message}") from None
-        return kept
+        try:
+            kept = with_floats(kept)
+            return from_json(kept) if type(kept) in (list, dict) else kept
+        except EventSyncError as error:
+            raise RecordError(f"{name}: {error.message}") from None
 
     def text(self, members: Mapping[str, Any]) -> bytes:
         """Return the JSON text of an object. Raises ``RejectedError``."""
-        try:
-            return json.dumps(
-                members, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=float
-            ).encode()
-        except (ValueError, TypeError, RecursionError) as error:
-            raise RejectedError(f"the record cannot be written as JSON: {error}") from error
+        return escape_surrogates(dump(members, compact=True)).encode()
 
     def members(self, text: bytes) -> dict[str, Any]:
         """Return the object in a JSON text; a number with a point is a decimal.
 
-        Raises ``RecordError``.
+        A value that cannot be held is ``Opaque``. Raises ``RecordError``.
         """
         try:
-            members = json.loads(text, parse_float=Decimal)
-        except (ValueError, RecursionError) as error:
-            raise RecordError(f"its data are not JSON: {error}") from None
-        if type(members) is not dict:
-            raise RecordError(f"its data are a JSON {type(members).__name__}, not an object")
-        return members
+            return parse(text.decode())
+        except UnicodeDecodeError as error:
+            raise RecordError(f"its data are not UTF-8: {error}") from None
 
 
 def _plain(field: Field, value: Any) -> Any:

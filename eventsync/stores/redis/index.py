@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
+from uuid import uuid4
 
 from eventsync.changes.stamp import Stamp
 from eventsync.errors import ConfigError, RejectedError
@@ -27,6 +28,7 @@ from eventsync.stores.redis.server import Database, Script, Server
 
 __all__ = ["Data", "RedisIndex", "RedisTransaction"]
 
+_BORN: Final = "born"  # the mark with which an index is told from the one that replaces it
 _NO_ECHO: Final = 0xFFFFFFFF
 _SEQUENCE: Final = 20  # the low bits of an outbox number: the counter within a millisecond
 
@@ -79,6 +81,7 @@ class RedisIndex(Index):
         self.slot = slot
         self._base = f"{prefix}:{{{slot}}}"
         self._commit: Script = self.server.script("commit.lua")
+        self._born: str | None = None
 
     def __repr__(self) -> str:
         return f"RedisIndex({self.server.address!r}, {self._base!r})"
@@ -153,6 +156,8 @@ class RedisIndex(Index):
         say nothing about those in another.
         """
         name = f"{self._base}:records"
+        if self._born is None:
+            self.accept_loss()
         self.server.call("HSETNX", name, type, place)
         noted = self.server.call("HGET", name, type)
         if noted is not None and noted.decode() != place:
@@ -162,6 +167,16 @@ class RedisIndex(Index):
                 hint="give each store a slot of its own: Store(..., index=RedisIndex(..., "
                 'slot="..."))',
             )
+
+    def is_lost(self) -> bool:
+        """Return whether this index was removed, as by FLUSHALL, since this process opened it."""
+        return self._born is not None and self.load_mark(_BORN) != self._born
+
+    def accept_loss(self) -> None:
+        """Go on with the index as it is now. Idempotent."""
+        name = f"{self._base}:mark"
+        self.server.call("HSETNX", name, _BORN, uuid4().hex)
+        self._born = self.load_mark(_BORN)
 
     def read_entries(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
         """Return the entries of those of ``keys`` that have one."""

@@ -8,6 +8,7 @@ from eventsync.changes.change import Change
 from eventsync.engine.gate import Verdict, decide_put_or_delete
 from eventsync.engine.replica import Replica
 from eventsync.engine.unit_of_work import UnitOfWork
+from eventsync.index import Entry
 from eventsync.stores.redis.index import RedisTransaction
 
 __all__ = ["NewestWinsReplica"]
@@ -25,13 +26,18 @@ class NewestWinsReplica(Replica):
         decisions = {
             key: decide_put_or_delete(None, changes[0], view) for key, changes in batch.items()
         }
-        with self.index.transaction() as transaction:
-            assert isinstance(transaction, RedisTransaction)
-            transaction.newest_wins = True
-            UnitOfWork(self.accessor, transaction).perform(decisions)
+
+        def attempt() -> Mapping[str, Entry]:
+            with self.index.transaction() as transaction:
+                assert isinstance(transaction, RedisTransaction)
+                transaction.newest_wins = True
+                UnitOfWork(self.accessor, transaction).perform(decisions)
+            return transaction.met
+
+        met = self.index.until_done(attempt)
         verdicts: dict[str, Sequence[Verdict]] = {
             key: decision.verdicts for key, decision in decisions.items()
         }
-        for key, entry in transaction.met.items():
+        for key, entry in met.items():
             verdicts[key] = decide_put_or_delete(entry.stamp, batch[key][0], view).verdicts
         return verdicts

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from eventsync.errors import RejectedError
+from eventsync.errors import RecordError
 from eventsync.stores.redis.pattern import KeyPattern
 from eventsync.stores.redis.server import Server
 
@@ -39,7 +39,7 @@ class Rows:
             names = [self._pattern.name(key) for key in chunk]
             for key, name, kept in zip(chunk, names, self._read(names, kind), strict=True):
                 if kept == 0:
-                    raise RejectedError(
+                    raise RecordError(
                         f"the Redis key {name!r} does not hold a "
                         f"{'hash' if self._fields else 'string'}, so it is not a {self._type}",
                         hint="move it away, or give the records another key pattern",
@@ -54,7 +54,10 @@ class Rows:
         for name in self._server.scan(self._pattern.glob, "hash" if self._fields else "string"):
             if name not in seen:
                 seen.add(name)
-                key = self._pattern.key(name.decode(errors="replace"))
+                try:
+                    key = self._pattern.key(name.decode())
+                except UnicodeDecodeError:
+                    continue  # no key of a record has such a name
                 if key is not None:
                     yield key
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any, Final, TypeAlias
@@ -11,39 +13,91 @@ import redis
 import redis.cluster
 from redis import exceptions
 
-from eventsync.errors import ConfigError, StoreError, StoreUnavailableError
+from eventsync.errors import (
+    ConfigError,
+    EventSyncError,
+    RejectedError,
+    StoreError,
+    StoreUnavailableError,
+)
 
-__all__ = ["Client", "Database", "Script", "Server"]
+__all__ = ["MEANINGS", "PHRASES", "Client", "Database", "Script", "Server", "code_of"]
 
 Client: TypeAlias = "redis.Redis | redis.cluster.RedisCluster"
 Database: TypeAlias = "str | Client | Server"
 Script: TypeAlias = Callable[[Sequence[Any], Sequence[Any]], Any]
 """A Lua script, called with keys and arguments."""
 
-_FORBIDDEN: Final = (
-    exceptions.AuthenticationError,
-    exceptions.AuthorizationError,
-    exceptions.NoPermissionError,
-    exceptions.AuthenticationWrongNumberOfArgsError,
+# What an error code means: the store may take the same command later; the configuration or the
+# server's is wrong; or the record cannot be stored. Any other code is a StoreError: most likely of
+# the record, never of the whole store.
+MEANINGS: Final[Mapping[str, type[EventSyncError]]] = {
+    "BUSY": StoreUnavailableError,
+    "CLUSTERDOWN": StoreUnavailableError,
+    "INPROG": StoreUnavailableError,
+    "LOADING": StoreUnavailableError,
+    "MASTERDOWN": StoreUnavailableError,
+    "MISCONF": StoreUnavailableError,
+    "NOGOODSLAVE": StoreUnavailableError,
+    "NOREPLICAS": StoreUnavailableError,
+    "NOSCRIPT": StoreUnavailableError,
+    "OOM": StoreUnavailableError,
+    "READONLY": StoreUnavailableError,
+    "TRYAGAIN": StoreUnavailableError,
+    "UNBLOCKED": StoreUnavailableError,
+    "UNKILLABLE": StoreUnavailableError,
+    "ASK": ConfigError,
+    "CROSSSLOT": ConfigError,
+    "DENIED": ConfigError,
+    "MOVED": ConfigError,
+    "NOAUTH": ConfigError,
+    "NOPERM": ConfigError,
+    "NOPROTO": ConfigError,
+    "WRONGPASS": ConfigError,
+    "WRONGTYPE": RejectedError,
+}
+# The same for errors that have no code of their own, by words of their text.
+PHRASES: Final[tuple[tuple[str, type[EventSyncError]], ...]] = (
+    ("max number of clients reached", StoreUnavailableError),
+    ("DB index is out of range", ConfigError),
+    ("invalid DB index", ConfigError),
+    ("SELECT is not allowed in cluster mode", ConfigError),
+    ("unknown command", ConfigError),
+    ("without any password configured", ConfigError),
+    ("string exceeds maximum allowed size", RejectedError),
 )
-_ELSEWHERE: Final = (
-    exceptions.MovedError,
-    exceptions.AskError,
-    exceptions.ClusterCrossSlotError,
+_HINTS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("ASK", "MOVED", "CROSSSLOT"),
+        "pass a redis.cluster.RedisCluster, and keep a store in one hash slot",
+    ),
+    **dict.fromkeys(
+        ("NOAUTH", "NOPERM", "WRONGPASS"), "correct user and password, or the user's access rules"
+    ),
+    "DENIED": "set a password for the server, or bind it to the address that clients use",
+    "OOM": "raise maxmemory of the server",
+    "READONLY": "name the primary; after a failover the write is tried again",
+    "MISCONF": "see the log of the server: it cannot save to its disk",
+}
+# redis-py removes the code from the text of errors for which it has a class.
+_CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (exceptions.AuthorizationError, "NOPERM"),
+    (exceptions.AuthenticationError, "WRONGPASS"),
+    (exceptions.AuthenticationWrongNumberOfArgsError, "WRONGPASS"),
+    (exceptions.NoPermissionError, "NOPERM"),
+    (exceptions.MovedError, "MOVED"),
+    (exceptions.AskError, "ASK"),
+    (exceptions.ClusterCrossSlotError, "CROSSSLOT"),
+    (exceptions.MasterDownError, "MASTERDOWN"),
+    (exceptions.ClusterDownError, "CLUSTERDOWN"),
+    (exceptions.TryAgainError, "TRYAGAIN"),
+    (exceptions.ReadOnlyError, "READONLY"),
+    (exceptions.OutOfMemoryError, "OOM"),
+    (exceptions.NoScriptError, "NOSCRIPT"),
+    (exceptions.BusyLoadingError, "LOADING"),
 )
-# Answers of a server that may take the same command later.
-_LATER: Final = (
-    "BUSY",
-    "CLUSTERDOWN",
-    "LOADING",
-    "MASTERDOWN",
-    "MISCONF",
-    "NOREPLICAS",
-    "OOM",
-    "READONLY",
-    "TRYAGAIN",
-    "UNKILLABLE",
-)
+# Up to version 6, the error of a command in a script is a part of the error of the script.
+_IN_SCRIPT: Final = re.compile(r": -([A-Z]+) ")
 _PAGE: Final = 1000
 
 
@@ -148,20 +202,44 @@ class Server:
         """Raise errors of the client as eventsync's."""
         try:
             yield
-        except _FORBIDDEN as error:
-            raise ConfigError(
-                f"Redis at {self.address}: {error}",
-                hint="correct user and password, or the user's access rules",
-            ) from error
-        except _ELSEWHERE as error:
-            raise ConfigError(
-                f"Redis at {self.address} is a cluster: {error}",
-                hint="pass a redis.cluster.RedisCluster, and keep a store in one hash slot",
-            ) from error
-        except exceptions.ResponseError as error:
-            text = str(error)
-            if text.startswith(_LATER) or isinstance(error, exceptions.OutOfMemoryError):
-                raise StoreUnavailableError(f"Redis at {self.address}: {text}") from error
-            raise StoreError(f"Redis at {self.address}: {text}") from error
-        except (redis.RedisError, OSError) as error:
-            raise StoreUnavailableError(f"Redis at {self.address}: {error}") from error
+        except (redis.RedisError, exceptions.RedisClusterException, OSError) as error:
+            raise self.error_of(error) from error
+
+    def error_of(self, error: Exception) -> EventSyncError:
+        """Return an error of the client as one of eventsync's, by the tables of this module."""
+        code, text = code_of(error), str(error)
+        meaning = MEANINGS.get(code)
+        if meaning is None:
+            meaning = next((kind for phrase, kind in PHRASES if phrase in text), None)
+        if meaning is None and not isinstance(error, exceptions.ResponseError):
+            if _is_untrusted(error):
+                return ConfigError(
+                    f"Redis at {self.address}: {text}",
+                    hint="correct ssl_ca_certs of the client, or the certificate of the server",
+                )
+            return StoreUnavailableError(f"Redis at {self.address}: {text}")
+        said = text if not code or code in text else f"{code} {text}"
+        return (meaning or StoreError)(
+            f"Redis at {self.address}: {said}", hint=_HINTS.get(code, "")
+        )
+
+
+def code_of(error: Exception) -> str:
+    """Return the code of a server's error, like ``READONLY``; empty if it has none."""
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code
+    if not isinstance(error, exceptions.ResponseError):
+        return ""
+    text = str(error)
+    nested = _IN_SCRIPT.search(text)
+    word = nested[1] if nested else text.partition(" ")[0]
+    return word if word.isalpha() and word.isupper() else ""
+
+
+def _is_untrusted(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

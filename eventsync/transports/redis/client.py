@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import ssl
 import time
 from collections.abc import Iterator, Sequence
@@ -46,8 +47,34 @@ _TEMPORARY: tuple[tuple[str, type[Exception] | tuple[()], str], ...] = (
     ("NOREPLICAS", (), "the server has fewer replicas than its setting min-replicas-to-write"),
     ("CLUSTERDOWN", exceptions.ClusterDownError, "a node of the Redis cluster is missing"),
     ("TRYAGAIN", exceptions.TryAgainError, "the Redis cluster is moving keys to another node"),
-    ("BUSY Redis", (), "the server is busy running a script"),
+    ("BUSY", (), "the server is busy running a script"),
+    ("UNKILLABLE", (), "the server is busy running a script that writes"),
+    (
+        "UNBLOCKED",
+        (),
+        "the server became a replica during a blocking read; a failover may be under way",
+    ),
+    ("INPROG", (), "a failover is under way"),
 )
+# The same for errors that only somebody can end who changes the configuration.
+_LASTING: tuple[tuple[str, str], ...] = (
+    ("NOAUTH", "give the user and password in the broker URL"),
+    ("WRONGPASS", "correct the user and password in the broker URL"),
+    ("NOPERM", "give the user in the broker URL the right to run scripts and commands of streams"),
+    ("DENIED", "set a password for the server, or bind it to the address that clients use"),
+    ("CROSSSLOT", "use a rediscluster:// URL"),
+    ("MOVED", "use a rediscluster:// URL"),
+    ("DB index is out of range", "correct the database number in the broker URL"),
+    ("unknown command", "use Redis 6.2 or later, with the commands of streams and scripts enabled"),
+)
+
+
+# Those whose code the client removes from the text.
+_CLASSES: dict[str, type[Exception]] = {
+    "NOPERM": exceptions.NoPermissionError,
+    "CROSSSLOT": exceptions.ClusterCrossSlotError,
+    "MOVED": exceptions.MovedError,
+}
 
 
 class RedisClient:
@@ -151,7 +178,7 @@ def _bus_error(place: str, error: Exception) -> BusError:
         )
     for word, kind, meaning in _TEMPORARY:
         # An error that occurs within a script has no class of its own, only the word in its text.
-        if isinstance(error, kind) or word in text:
+        if isinstance(error, kind) or re.search(rf"\b{word}\b", text):
             return BusUnavailableError(
                 f"the Redis server {place} refuses a command for now: {text or word}", hint=meaning
             )
@@ -163,6 +190,10 @@ def _bus_error(place: str, error: Exception) -> BusError:
             f"the Redis server {place} cannot be reached: {text}",
             hint="check that the server runs and that the broker URL is correct",
         )
+    for word, hint in _LASTING:
+        if word in text or isinstance(error, _CLASSES.get(word, ())):
+            said = text if word in text else f"{word} {text}"
+            return BusError(f"the Redis server {place} refuses a command: {said}", hint=hint)
     if "WRONGTYPE" in text:
         return BusError(
             f"the Redis server {place} holds data of another program under the broker's keys: "
