@@ -77,7 +77,8 @@ class Target:
     ``changed``: those that a later row overwrites. ``overriding``: the database numbers the rows
     unless the statement overrides that. ``types``: the database's name for the type of each column,
     if rows can be sent in binary form. ``staging``: the columns of the temporary table that this
-    target shares with others.
+    target shares with others. ``sequences``: the places in a row that the database would number,
+    each with the sequence that an insert advances.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Target:
     overriding: bool = False
     types: tuple[str, ...] = ()
     staging: tuple[str, ...] = ()
+    sequences: tuple[tuple[int, str], ...] = ()
 
 
 class Dialect(ABC):
@@ -200,6 +202,12 @@ class Dialect(ABC):
     ) -> list[tuple[str, ...]]:
         """Return the columns of unique constraints that SQLAlchemy does not find with the table."""
         return []
+
+    def sequences(
+        self, engine: sa.Engine, table: sa.Table, columns: Sequence[str]
+    ) -> tuple[tuple[int, str], ...]:
+        """Return ``Target.sequences``: empty where the database advances its numbers by itself."""
+        return ()
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
         """Return the SQL expression that reads a column."""

@@ -48,6 +48,7 @@ class Mysql(Dialect):
 
     def __init__(self, *, maria: bool) -> None:
         # Collations that distinguish case, and blanks at the end.
+        self._maria = maria
         self._exact_text = "utf8mb4_nopad_bin" if maria else "utf8mb4_0900_bin"
 
     def fault(self, error: Exception) -> Fault:
@@ -135,7 +136,9 @@ class Mysql(Dialect):
                 return ColumnCodec(exact_decimal(None, _plain), faithful=False)
             return ColumnCodec(to_text if isinstance(kind, sa.String) else None, faithful=False)
         if isinstance(kind, sa.JSON):
-            return ColumnCodec(to_json(field, always=True), from_json, faithful=False)
+            # MySQL keeps the numbers of its own JSON type as floats, MariaDB keeps the text.
+            write_json = to_json(field, always=True, numbers=self._maria)
+            return ColumnCodec(write_json, from_json(field, always=True), faithful=False)
         if isinstance(kind, sa.Uuid | mysql.BINARY) and field.type is UUID:
             if isinstance(kind, sa.Uuid):
                 return ColumnCodec(to_text)
@@ -167,8 +170,7 @@ class Mysql(Dialect):
         if isinstance(kind, mysql.BIT):
             return ColumnCodec(read=_bit, faithful=False)
         if not field.scalar:
-            read = from_json if field.type in (list, dict) else None
-            return ColumnCodec(to_json(field), read, faithful=False)
+            return ColumnCodec(to_json(field), from_json(field), faithful=False)
         if isinstance(kind, sa.Integer):
             return ColumnCodec(None, faithful=field.type in (int, bool))
         exact = isinstance(kind, _EXACT) and not isinstance(kind, sa.CHAR | mysql.BINARY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ _KNOWN = (
     sa.JSON,
     sa.ARRAY,
 )
+_COMPILER: sa.Dialect = pg.dialect()  # type: ignore[no-untyped-call]
 _NO_TEXT = (sa.CHAR, sa.Enum, pg.CITEXT)
 _COMPARED: dict[Any, tuple[Any, ...]] = {
     bool: (sa.Boolean,),
@@ -100,11 +102,39 @@ _BINARY: dict[Any, tuple[Any, ...]] = {
 }
 
 
+# The sequences that number the rows of a table, by column, as far as this user may advance them.
+_SEQUENCES = r"""
+SELECT attname, name FROM (
+    SELECT a.attname, coalesce(
+        pg_get_serial_sequence(%s, a.attname),
+        substring(pg_get_expr(d.adbin, d.adrelid) FROM $$^nextval\('(.*)'::regclass\)$$)) AS name
+    FROM pg_attribute a
+    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE a.attrelid = %s::regclass AND a.attname = ANY(%s)) AS numbered
+WHERE name IS NOT NULL AND has_sequence_privilege(name::regclass, 'UPDATE')
+    AND has_sequence_privilege(name::regclass, 'SELECT')"""
+_ADVANCE = (
+    "SELECT setval(s.seqrelid::regclass, least(n.top, s.seqmax)) FROM pg_sequence s, {} q,"
+    " (SELECT %s::bigint AS top) n WHERE s.seqrelid = %s::regclass AND s.seqincrement > 0"
+    " AND least(n.top, s.seqmax) - q.last_value >= q.is_called::int"
+)
+
+
 def _base(kind: Any) -> Any:
     """Return the type behind a domain."""
     while isinstance(kind, pg.DOMAIN):
         kind = kind.data_type
     return kind
+
+
+def _is_native(kind: Any) -> bool:
+    """Return whether the driver reads and writes arrays of a type as lists."""
+    known = isinstance(kind, _KNOWN) and not isinstance(kind, pg.DOMAIN | pg.INTERVAL)
+    return known and not isinstance(kind, sa.Enum | pg.CITEXT | sa.JSON)
+
+
+def _has_array(kind: sa.ARRAY[Any]) -> bool:
+    return _is_native(kind.item_type)
 
 
 class Postgresql(Dialect):
@@ -186,9 +216,15 @@ class Postgresql(Dialect):
         return isinstance(kind, pg.CITEXT)
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
-        # Types unknown to Python (intervals, networks, ranges) are read as text.
-        known = isinstance(_base(kind), _KNOWN) and not isinstance(kind, pg.INTERVAL)
-        return quoted if known else f"{quoted}::text"
+        # Types unknown to Python (intervals, networks, ranges) are read as text, as is JSON, whose
+        # numbers the driver would round. The driver does not split arrays of types that it lacks.
+        base = _base(kind)
+        if isinstance(base, sa.ARRAY) and not _has_array(base):
+            item = _base(base.item_type)
+            native = _is_native(item) and not isinstance(item, sa.String)
+            return f"{quoted}::{item.compile(dialect=_COMPILER) if native else 'text'}[]"
+        known = isinstance(base, _KNOWN) and not isinstance(kind, pg.INTERVAL)
+        return quoted if known and not isinstance(base, sa.JSON) else f"{quoted}::text"
 
     def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         codec = self._codec(kind, field)
@@ -209,11 +245,16 @@ class Postgresql(Dialect):
     def _codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         kind = _base(kind)
         if field is None:
-            return ColumnCodec(faithful=False)
+            read_json = from_json(None, always=True) if isinstance(kind, sa.JSON) else None
+            return ColumnCodec(read=read_json, faithful=False)
         if isinstance(kind, sa.JSON):
-            return ColumnCodec(to_json(field, always=True), faithful=False)
+            write_json = to_json(field, always=True)
+            return ColumnCodec(write_json, from_json(field, always=True), faithful=False)
         if isinstance(kind, sa.ARRAY):
-            return ColumnCodec(faithful=False)
+            return ColumnCodec(None if _has_array(kind) else _array, faithful=False)
+        if not field.scalar and not isinstance(kind, sa.String):
+            # As text, which the database converts, because the type of a value would not fit.
+            return ColumnCodec(_literal, faithful=False)
         faithful = isinstance(kind, _FAITHFUL.get(field.type, ())) and field.scalar
         if isinstance(kind, sa.DateTime | sa.Time):
             precision = getattr(kind, "precision", None)
@@ -237,8 +278,7 @@ class Postgresql(Dialect):
             return ColumnCodec(lambda value: value if value is None else int(value), faithful=False)
         if isinstance(kind, sa.String):
             if not field.scalar:
-                read = from_json if field.type in (list, dict) else None
-                return ColumnCodec(to_json(field), read, faithful=False)
+                return ColumnCodec(to_json(field), from_json(field), faithful=False)
             if isinstance(kind, sa.CHAR):
                 # The database pads the value with blanks.
                 return ColumnCodec(to_text, _stripped, faithful=False)
@@ -333,6 +373,38 @@ class Postgresql(Dialect):
     def _clause(self, target: Target, *, upsert: bool) -> str:
         return f" {self.on_conflict(target)}" if upsert else ""
 
+    def insert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
+        super().insert(connection, target, rows)
+        self._advance(connection, target, rows)
+
+    def upsert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
+        super().upsert(connection, target, rows)
+        self._advance(connection, target, rows)
+
+    def sequences(
+        self, engine: sa.Engine, table: sa.Table, columns: Sequence[str]
+    ) -> tuple[tuple[int, str], ...]:
+        whole = [c for c in columns if isinstance(_base(table.c[c].type), sa.Integer)]
+        name = str(engine.dialect.identifier_preparer.format_table(table))
+        with self.connected(engine) as connection:
+            found = self.raw(connection).execute(_SEQUENCES, (name, name, whole)).fetchall()
+        return tuple((columns.index(column), sequence) for column, sequence in found)
+
+    def _advance(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
+        """Advance the sequences of columns past the numbers written to them."""
+        for place, sequence in target.sequences:
+            numbers = [row[place] for row in rows if isinstance(row[place], int)]
+            if numbers:
+                self.raw(connection).execute(
+                    _ADVANCE.format(sequence.replace("%", "%%")), (max(numbers), sequence)
+                )
+
     def write(
         self,
         connection: sa.Connection,
@@ -403,3 +475,28 @@ def _in_utc(value: Any) -> Any:
 
 def _stripped(value: Any) -> Any:
     return value.rstrip(" ") if isinstance(value, str) else value
+
+
+def _array(value: Any) -> Any:
+    """Return a list in the text form of PostgreSQL's arrays, for elements of any type."""
+    if not isinstance(value, list):
+        return _literal(value)
+    return f"{{{', '.join(map(_element, value))}}}"
+
+
+def _element(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, list):
+        return str(_array(value))
+    text = str(_literal(value)).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _literal(value: Any) -> Any:
+    """Return a value in the text form that columns of its type take; bytes unchanged."""
+    if value is None or isinstance(value, bytes | str):
+        return value
+    if isinstance(value, dict | list | bool):
+        return json.dumps(value, ensure_ascii=False, default=to_text)
+    return str(to_text(value))

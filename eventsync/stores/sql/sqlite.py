@@ -107,8 +107,8 @@ class Sqlite(Dialect):
         if field is None:
             return ColumnCodec(write, faithful=False)
         if not field.scalar:
-            read = from_json if field.type in (list, dict) else None
-            return ColumnCodec(to_json(field), read, faithful=False)
+            write_json = to_json(field, unchanged=frozenset({bytes}))
+            return ColumnCodec(write_json, from_json(field), faithful=False)
         faithful = field.type in _FAITHFUL and not (
             (field.type is float and not isinstance(kind, sa.Float | sa.Numeric))
             or (field.type is str and (numeric or isinstance(kind, sa.types.NullType)))
