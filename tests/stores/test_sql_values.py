@@ -19,6 +19,7 @@ from eventsync.changes.clock import Clock
 from eventsync.engine.apply import apply
 from eventsync.engine.store import Store
 from eventsync.errors import RejectedError
+from eventsync.records.query import Query
 from eventsync.records.record import Field, Record
 from eventsync.stores.sql import SqlAccessor
 
@@ -183,8 +184,8 @@ def test_numbers_in_json_keep_their_digits(database, column):
     run(
         database,
         f"CREATE TABLE tree (id BIGINT PRIMARY KEY, body {column}, name VARCHAR(50) NOT NULL)",
-        f"""INSERT INTO tree VALUES (1, '{{"n": {LONG}, "f": 0.1, "i": 7, "deep": [{{"m": -{LONG}}}],
-        "small": 1.00000000000000000001}}', '')""",
+        f"""INSERT INTO tree VALUES (1, '{{"n": {LONG}, "f": 0.1, "i": 7,
+        "deep": [{{"m": -{LONG}}}], "small": 1.00000000000000000001}}', '')""",
     )
     body = {
         "n": LONG,
@@ -332,3 +333,92 @@ def test_numbers_go_on_after_ours_by_themselves(database):
         store.add(Row(id=7, name="x"))
     run(database, "INSERT INTO item (name) VALUES ('theirs')")
     assert run(database, "SELECT id FROM item ORDER BY id") == [(1,), (7,), (8,)]
+
+
+# -- records that cannot be read -------------------------------------------------------------------
+
+
+class Odd(Record):
+    code: str = Field(key=True)
+    name: str
+    born: dt.date | None = None
+    at: dt.datetime | None = Field(default=None, zoned=True)
+    tags: list[str] | None = None
+
+
+ODD = [
+    ("postgres", "born", "'infinity'"),
+    ("postgres", "born", "'0044-03-15 BC'"),
+    ("postgres", "born", "'15000-01-01'"),
+    ("postgres", "at", "'-infinity'"),
+    ("postgres", "at", "'0001-01-01 00:00 BC'"),
+    ("postgres", "tags", "''"),
+    ("postgres", "tags", "'[broken'"),
+    ("postgres", "name", "NULL"),
+    ("postgres", "code", "repeat('k', 513)"),
+    ("mariadb", "born", "'0000-00-00'"),
+    ("mariadb", "tags", "''"),
+    ("mariadb", "tags", "'[broken'"),
+    ("mariadb", "tags", "concat(repeat('[', 900), repeat(']', 900))"),
+    ("mariadb", "name", "NULL"),
+    ("mariadb", "code", "repeat('k', 513)"),
+    ("sqlite", "born", "'infinity'"),
+    ("sqlite", "tags", "''"),
+    ("sqlite", "tags", "'[broken'"),
+    ("sqlite", "tags", "'[1e9999999999999999999]'"),
+    ("sqlite", "name", "CAST(x'ff' AS TEXT)"),
+    ("sqlite", "name", "NULL"),
+    ("sqlite", "code", "replace(hex(zeroblob(257)), '0', 'k')"),
+]
+
+
+@pytest.mark.parametrize(("database", "column", "value"), ODD, indirect=["database"])
+def test_odd_record_is_passed_over_alone(database, column, value):
+    """The others of its page are found and captured; the odd one is named and not deleted."""
+    quote = database.dialect.identifier_preparer.quote
+    kind = "varchar(600)" if database.dialect.name != "sqlite" else "TEXT"
+    zoned = {"postgresql": "timestamptz"}.get(database.dialect.name, "DATETIME NULL")
+    if database.dialect.name != "sqlite" and column == "tags":
+        kind = "varchar(2000)"
+    run(
+        database,
+        f"CREATE TABLE odd (code {kind.replace('2000', '600')} PRIMARY KEY,"
+        f" name {kind}, born date, at {zoned}, tags {kind})",
+        "INSERT INTO odd (code, name, tags) VALUES ('a', 'x', '[\"t\"]'),"
+        " ('b', 'x', NULL), ('z', 'x', '[]')",
+    )
+    with Store("s", SqlAccessor(Odd, database, table="odd")) as store:
+        assert sorted(captured(store)) == ["a", "b", "z"]
+        modes = ["SET sql_mode = ''"] if database.dialect.name in ("mysql", "mariadb") else []
+        run(
+            database,
+            *modes,
+            f"UPDATE odd SET {quote(column)} = {value} WHERE code = 'b'",
+            "UPDATE odd SET name = 'y' WHERE code = 'z'",
+        )
+        unreadable = []
+        query = Query.parse(Odd.__record__, unreadable=unreadable.append)
+        found = list(store.accessors["Odd"].find(query))
+        assert [record.code for record in found] == ["a", "z"]
+        (error,) = unreadable
+        named = "Odd 'b'" if column != "code" else "Odd 'k"
+        assert str(error).startswith(named)
+        assert f"Odd.{column}" in str(error)
+        unreadable.clear()
+        changes = [
+            change for changes in store.capture(unreadable=unreadable.append) for change in changes
+        ]
+        # A row that has another key by now is another record.
+        gone = {("b", "delete")} if column == "code" else set()
+        assert {(change.key, change.op) for change in changes} == {("z", "put")} | gone
+        assert unreadable
+        # A change to another record is applied; one to the odd record does not stop it.
+        clock = Clock()
+        puts = [put_odd(key, clock) for key in ("a", "b", "c")]
+        outcomes = {i.change.key: str(i.outcome) for i in apply(store, puts, clock=clock)}
+        assert (outcomes["a"], outcomes["c"]) == ("applied", "applied")
+
+
+def put_odd(key, clock):
+    data = {"code": key, "name": "n", "born": None, "at": None, "tags": ["x"]}
+    return Change(type="Odd", key=key, op="put", version=clock.tick(), data=data)

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, TypeVar
 import sqlalchemy as sa
 
 from eventsync.engine.accessor import Accessor, Puts, Write
-from eventsync.errors import ConfigError, DependencyError, EventSyncError
+from eventsync.engine.isolation import concerns_all, item_error
+from eventsync.errors import ConfigError, DependencyError, EventSyncError, RecordError, shown
 from eventsync.index import Entry, Index, IndexTransaction
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -92,7 +93,7 @@ class SqlAccessor(Accessor[R]):
         return self.make(rows[key]) if key in rows else None
 
     def find(self, query: Query) -> Iterable[R]:
-        return query.select(self.read(self._pages(self._clause(query)), query))
+        return query.select(self._readable(self._pages(self._clause(query)), query))
 
     def count(self, query: Query) -> int:
         clause = self._clause(query)
@@ -348,11 +349,48 @@ class SqlAccessor(Accessor[R]):
         """Return the field values in the answers to ``_queries``, by key."""
         found = {}
         for row in chain.from_iterable(answers):
-            values = self.view.to_record(self._table.loaded(row))
-            found[self.type.key_text(values)] = values
+            try:
+                values = self.view.to_record(self._table.loaded(row))
+                found[self.type.key_text(values)] = values
+            except Exception as error:
+                raise self._unreadable(row, error) from error
         return found
 
-    def _pages(self, clause: Clause | None) -> Iterator[dict[str, Any]]:
+    def _readable(self, rows: Iterable[Sequence[Any]], query: Query) -> Iterator[R]:
+        """Yield the records of rows. Report the unreadable ones to ``query.unreadable``."""
+        for row in rows:
+            try:
+                record = self.make(self.view.to_record(self._table.loaded(row)))
+                _ = record.key  # a key can be too long, or absent
+            except Exception as error:
+                named = self._unreadable(row, error)
+                if query.unreadable is None:
+                    raise named from error
+                query.unreadable(named)
+            else:
+                yield record
+
+    def _unreadable(self, row: Sequence[Any], error: Exception) -> RecordError:
+        """Return the error of a row that cannot be read, with the type and key of the record.
+
+        Raise ``error`` if it concerns more than this row.
+        """
+        if concerns_all(error):
+            raise error
+        parts = self._table.key_of(row)
+        try:
+            key = repr(self._table.key_text(parts))
+        except EventSyncError:
+            key = "/".join(map(shown, parts))
+        cause = item_error(error)
+        message = f"{self.type.name} {key} cannot be read: {cause.message}"
+        if not isinstance(cause, RecordError):
+            return RecordError(message, hint=cause.hint)
+        cause.message = message
+        cause.args = (message,)
+        return cause
+
+    def _pages(self, clause: Clause | None) -> Iterator[Sequence[Any]]:
         """Yield all rows in key order, page by page, so that nothing is locked between pages."""
         table, mark = self._table, self.dialect.mark
         keys = ", ".join(table.key_names)
@@ -365,12 +403,13 @@ class SqlAccessor(Accessor[R]):
         while True:
             with self._errors(), self.dialect.connected(self.engine) as connection:
                 where = " AND ".join(filter(None, (condition, after if last else "")))
-                rows = connection.exec_driver_sql(
+                found = self.dialect.fetch(
+                    connection,
                     f"{select}{' WHERE ' if where else ''}{where} ORDER BY {keys} LIMIT {_PAGE}",
                     (*parameters, last[0], *last) if last else parameters,
-                ).all()
-            for row in rows:
-                yield table.loaded(row)
+                )
+                rows = list(found)
+            yield from rows
             if len(rows) < _PAGE:
                 return
             last = table.key_of(rows[-1])

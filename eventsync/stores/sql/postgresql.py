@@ -14,6 +14,7 @@ from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.adapt import Loader, Transformer
 from sqlalchemy.dialects import postgresql as pg
 
 from eventsync.records.field import Field
@@ -315,10 +316,8 @@ class Postgresql(Dialect):
         self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
     ) -> Iterable[Sequence[Any]]:
         # Past SQLAlchemy, which would make its own objects of the rows.
-        rows: Sequence[Sequence[Any]] = (
-            self.raw(connection).execute(statement, parameters).fetchall()
-        )
-        return rows
+        raw = self.raw(connection)
+        return _rows(raw, raw.execute(statement, parameters))
 
     def execute_all(
         self, connection: sa.Connection, statements: Sequence[Statement]
@@ -331,7 +330,7 @@ class Postgresql(Dialect):
             cursor = psycopg.ClientCursor(raw)
             text = "; ".join(statement for statement, _ in statements)
             cursor.execute(text, [part for _, parameters in statements for part in parameters])
-        return [result.fetchall() if result.description else [] for result in cursor.results()]
+        return [_rows(raw, result) if result.description else [] for result in cursor.results()]
 
     def statement(
         self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool = False
@@ -467,6 +466,40 @@ class Postgresql(Dialect):
             for row in rows:
                 write(row)
         return temporary
+
+
+def _rows(raw: Any, cursor: Any) -> list[Sequence[Any]]:
+    """Return the rows of a result. A time that Python cannot hold is returned as its text.
+
+    Examples are infinity and years before Christ. The field rejects the text of its record only.
+    """
+    try:
+        return list(cursor.fetchall())
+    except psycopg.DataError:
+        context = raw.cursor()
+        for name in ("date", "time", "timetz", "timestamp", "timestamptz"):
+            loader = raw.adapters.get_loader(raw.adapters.types[name].oid, psycopg.pq.Format.TEXT)
+            context.adapters.register_loader(name, _or_text(loader))
+        transformer = Transformer.from_context(context)
+        transformer.set_pgresult(cursor.pgresult)
+        return list(transformer.load_rows(0, cursor.pgresult.ntuples, tuple))
+
+
+def _or_text(loader: Any) -> Any:
+    """Return a loader that returns the text of values which ``loader`` refuses."""
+
+    class OrText(Loader):
+        def __init__(self, oid: int, context: Any = None) -> None:
+            super().__init__(oid, context)
+            self._load = loader(oid, context).load
+
+        def load(self, data: Any) -> Any:
+            try:
+                return self._load(data)
+            except psycopg.DataError:
+                return bytes(data).decode()
+
+    return OrText
 
 
 def _in_utc(value: Any) -> Any:

@@ -192,20 +192,43 @@ class Sqlite(Dialect):
     def fetch(
         self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
     ) -> Iterable[Sequence[Any]]:
-        rows: Iterable[Sequence[Any]] = self.raw(connection).execute(statement, parameters)
-        return rows
+        return _rows(self.raw(connection), statement, parameters)
 
     def execute_all(
         self, connection: sa.Connection, statements: Sequence[Statement]
     ) -> list[list[Sequence[Any]]]:
         raw = self.raw(connection)
-        return [list(raw.execute(*statement)) for statement in statements]
+        return [_rows(raw, *statement) for statement in statements]
 
     def keys_in(self, keys: Sequence[str], count: int) -> str:
         if len(keys) == 1:
             return super().keys_in(keys, count)
         one = f"({', '.join([self.mark] * len(keys))})"
         return f"({', '.join(keys)}) IN (VALUES {', '.join([one] * count)})"
+
+
+def _rows(raw: Any, statement: str, parameters: tuple[Any, ...]) -> list[Sequence[Any]]:
+    """Return the rows that a statement finds. Text that is not UTF-8 is returned as bytes.
+
+    The field rejects the bytes of its record only.
+    """
+    try:
+        return list(raw.execute(statement, parameters))
+    except sqlite3.OperationalError as error:
+        if "Could not decode" not in str(error):
+            raise
+    raw.text_factory = _text_or_bytes
+    try:
+        return list(raw.execute(statement, parameters))
+    finally:
+        raw.text_factory = str
+
+
+def _text_or_bytes(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def _to_number(value: Any) -> Any:
