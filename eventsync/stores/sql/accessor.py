@@ -19,7 +19,7 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.sql.condition import Clause, clause_of
 from eventsync.stores.sql.dialect import Statement
-from eventsync.stores.sql.engine import UniqueError, dialect_of, errors, open_engine
+from eventsync.stores.sql.engine import LockedError, UniqueError, dialect_of, errors, open_engine
 from eventsync.stores.sql.index import SqlIndex
 from eventsync.stores.sql.reference import Dependents
 from eventsync.stores.sql.table import Table, new_table
@@ -31,6 +31,7 @@ R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 _PAGE = 1000
 _IN = 500
+_LOCKED_HINT = "it is retried; end the session that holds the lock if it does not end by itself"
 
 
 class SqlAccessor(Accessor[R]):
@@ -184,8 +185,11 @@ class SqlAccessor(Accessor[R]):
         transaction: IndexTransaction,
     ) -> Mapping[str, DependencyError]:
         assert isinstance(transaction, SqlTransaction)
+        connection = transaction.connection
         with self._errors():
-            return self._dependents.waiting(transaction.connection, rows, removals)
+            waiting = self._dependents.waiting(connection, rows, removals)
+            others = [key for key in (*rows, *removals) if key not in waiting]
+            return waiting | self._locked(connection, others)
 
     @property
     def verbatim(self) -> bool:
@@ -223,7 +227,7 @@ class SqlAccessor(Accessor[R]):
         return Dependents(self._table, self.engine, self.dialect)
 
     def _errors(self) -> Any:
-        return errors(self._table_name, self.dialect)
+        return errors(self._table_name, self.dialect, self.engine.url)
 
     def _write(
         self, connection: sa.Connection, writes: Sequence[Write], removals: Sequence[str]
@@ -279,11 +283,16 @@ class SqlAccessor(Accessor[R]):
                 found += self.dialect.update(connection, target, rows)
         return found == len(writes)
 
-    def _present(self, connection: sa.Connection, keys: Sequence[str]) -> set[str]:
-        """Return those of ``keys`` that have a row, compared character by character."""
+    def _present(
+        self, connection: sa.Connection, keys: Sequence[str], locking: str = ""
+    ) -> set[str]:
+        """Return those of ``keys`` that have a row, compared character by character.
+
+        ``locking``: the clause with which their rows are locked.
+        """
         answers = (
-            self.dialect.fetch(connection, *statement)
-            for statement in self._queries(keys, self._table.selected_keys)
+            self.dialect.fetch(connection, statement + locking, parameters)
+            for statement, parameters in self._queries(keys, self._table.selected_keys)
         )
         return {self._table.key_text(row) for row in chain.from_iterable(answers)}
 
@@ -292,11 +301,33 @@ class SqlAccessor(Accessor[R]):
         """Name the conflicting record when a unique constraint rejects a single record."""
         try:
             yield
+        except LockedError as error:
+            # Most likely a lock on a row, which concerns its record only. See ``waiting``.
+            raise DependencyError(error.message, reason=error.reason, hint=_LOCKED_HINT) from error
         except UniqueError as error:
             other = self._conflict(connection, writes[0]) if len(writes) == 1 else None
             if other is None:
                 raise
             raise UniqueError(f"{error.message}; {other}", hint=error.hint) from error
+
+    def _locked(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, DependencyError]:
+        """Return the errors of records whose rows another session has locked, and lock the others.
+
+        Raise ``LockedError`` if the whole table is locked.
+        """
+        if not self.dialect.skip_locked or not keys:
+            return {}
+        self.dialect.reach(connection, self._table.name)
+        present = self._present(connection, keys)
+        free = self._present(connection, keys, self.dialect.skip_locked)
+        return {
+            key: DependencyError(
+                f"another session has locked {self.type.name} {key!r}",
+                reason=LockedError.reason,
+                hint=_LOCKED_HINT,
+            )
+            for key in present - free
+        }
 
     def _conflict(self, connection: sa.Connection, write: Write) -> str | None:
         """Describe the record that has a value which ``write`` needs to be unique."""

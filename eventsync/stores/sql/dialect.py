@@ -32,8 +32,12 @@ class Fault(Enum):
     """A unique constraint of the key or of other columns."""
     REJECTED = auto()
     """The database will never take this record."""
+    LOCKED = auto()
+    """Another session has locked a row or a table for longer than the lock timeout."""
     CONFIG = auto()
-    """A table or column is missing, or this user may not use it."""
+    """A table or column is missing, or has another type than before."""
+    ACCESS = auto()
+    """The user, the password or the database is wrong, or the user lacks a right."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -100,6 +104,8 @@ class Dialect(ABC):
     """Whether several transactions can write at once."""
     conditional: ClassVar[bool] = False
     """Whether ``upsert_if`` is implemented."""
+    skip_locked: ClassVar[str] = ""
+    """The clause of a query that locks rows and leaves out those that others have locked."""
     relaxed_commit: ClassVar[tuple[Statement, ...]] = ()
     """Statements for a transaction that a crash of the database may undo without harm."""
     error: type[Exception]
@@ -128,6 +134,9 @@ class Dialect(ABC):
     def beside(self, engine: sa.Engine, connection: sa.Connection) -> Iterator[sa.Connection]:
         """Yield a connection for a query after a statement on ``connection`` has failed."""
         yield connection
+
+    def reach(self, connection: sa.Connection, table: str) -> None:  # noqa: B027  # optional
+        """Fail with ``Fault.LOCKED`` if another session keeps all writers from a table."""
 
     @abstractmethod
     def alone(self, connection: sa.Connection) -> AbstractContextManager[None]:

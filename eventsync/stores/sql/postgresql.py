@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import psycopg
@@ -103,6 +104,66 @@ _BINARY: dict[Any, tuple[Any, ...]] = {
 }
 
 
+# What errors mean, by SQLSTATE, or by its first two characters (its class).
+FAULTS: Final[Mapping[str, Fault]] = {
+    "08": Fault.UNREACHABLE,  # connection
+    "09": Fault.REJECTED,  # raised by a trigger
+    "0A": Fault.CONFIG,  # not supported, as for a foreign table
+    "0B": Fault.UNREACHABLE,
+    "0L": Fault.ACCESS,  # invalid grantor
+    "0P": Fault.ACCESS,  # invalid role
+    "20": Fault.REJECTED,  # no case in a function
+    "21": Fault.REJECTED,  # two rows of a batch are one for the database
+    "22": Fault.REJECTED,  # the value does not fit
+    "23": Fault.REJECTED,  # a constraint
+    "23503": Fault.DEPENDENCY,
+    "23505": Fault.UNIQUE,
+    "24": Fault.UNREACHABLE,
+    "25": Fault.UNREACHABLE,  # read-only, as on a standby; idle for too long
+    "26": Fault.UNDONE,  # the prepared statement is gone
+    "27": Fault.REJECTED,  # a trigger has changed the same row
+    "28": Fault.ACCESS,  # user or password
+    "2B": Fault.ACCESS,
+    "2D": Fault.UNREACHABLE,
+    "2F": Fault.REJECTED,
+    "34": Fault.UNREACHABLE,
+    "38": Fault.REJECTED,  # raised by a function
+    "39": Fault.REJECTED,
+    "3B": Fault.UNREACHABLE,
+    "3D": Fault.ACCESS,  # no such database
+    "3F": Fault.CONFIG,  # no such schema
+    "40": Fault.UNREACHABLE,
+    "40001": Fault.UNDONE,
+    "40002": Fault.REJECTED,  # a constraint at the commit
+    "40P01": Fault.UNDONE,
+    "42": Fault.CONFIG,  # what a statement names is missing, or has another type
+    "42501": Fault.ACCESS,
+    "42P05": Fault.UNDONE,  # another session has prepared the same statement
+    "44": Fault.REJECTED,  # the check option of a view
+    "53": Fault.UNREACHABLE,  # disk, memory or connections are exhausted
+    "54": Fault.REJECTED,  # too large, as for an index
+    "55": Fault.CONFIG,
+    "55006": Fault.UNREACHABLE,
+    "55P03": Fault.LOCKED,
+    "57": Fault.UNREACHABLE,  # shut down, starting, cancelled
+    "58": Fault.UNREACHABLE,
+    "72": Fault.UNREACHABLE,
+    "F0": Fault.UNREACHABLE,
+    "HV": Fault.UNREACHABLE,  # the server behind a foreign table
+    "P0": Fault.REJECTED,  # RAISE EXCEPTION in a trigger
+    "XX": Fault.UNREACHABLE,
+}
+_LOGIN: Final = re.compile(
+    r"password authentication failed|no password supplied|authentication failed for user"
+    r"|(?:database|role) \".*\" does not exist|no such (?:database|user)"
+    r"|no pg_hba.conf entry|permission denied for database|not permitted to log in"
+)
+_POOLED: Final = "eventsync behind a pooler"
+# 5 s, unless the user or the database sets another time.
+_LOCK_TIMEOUT: Final = (
+    "SELECT set_config('lock_timeout', '5s', {}) WHERE current_setting('lock_timeout') = '0'"
+)
+
 # The sequences that number the rows of a table, by column, as far as this user may advance them.
 _SEQUENCES = r"""
 SELECT attname, name FROM (
@@ -119,6 +180,22 @@ _ADVANCE = (
     " (SELECT %s::bigint AS top) n WHERE s.seqrelid = %s::regclass AND s.seqincrement > 0"
     " AND least(n.top, s.seqmax) - q.last_value >= q.is_called::int"
 )
+
+
+def _is_stale(error: BaseException | None) -> bool:
+    """Return whether an error says that a prepared statement of the connection is of no use.
+
+    Another client of a pooler prepared or removed it, or the table was altered.
+    """
+    while error is not None:
+        state = getattr(error, "sqlstate", None)
+        if state in ("42P05", "26000"):
+            return True
+        if state == "0A000":
+            # "cached plan must not change result type", in the language of the server
+            return bool(error.diag.source_function == "RevalidateCachedQuery")  # type: ignore[attr-defined]
+        error = getattr(error, "orig", None) or error.__cause__
+    return False
 
 
 def _base(kind: Any) -> Any:
@@ -142,29 +219,52 @@ class Postgresql(Dialect):
     """PostgreSQL, with psycopg 3."""
 
     conditional: ClassVar[bool] = True
+    skip_locked: ClassVar[str] = " FOR NO KEY UPDATE SKIP LOCKED"
     relaxed_commit: ClassVar[tuple[Statement, ...]] = (("SET LOCAL synchronous_commit TO off", ()),)
     error = psycopg.Error
 
     def fault(self, error: Exception) -> Fault:
         state = getattr(error, "sqlstate", None) or ""
-        if state in ("40001", "40P01"):
+        if not state:
+            # The driver's own errors, and those of connecting, of which it keeps only the text.
+            if _LOGIN.search(str(error)):
+                return Fault.ACCESS
+            rejecting = (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError)
+            return Fault.REJECTED if isinstance(error, rejecting) else Fault.UNREACHABLE
+        if _is_stale(error):
             return Fault.UNDONE
-        if state == "23503":
-            return Fault.DEPENDENCY
-        if state == "23505":
-            return Fault.UNIQUE
-        if state in ("42P01", "42703", "3F000", "42501", "0A000"):
-            return Fault.CONFIG
-        if state[:2] in ("22", "23", "42"):
-            return Fault.REJECTED
-        rejecting = (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError)
-        return Fault.REJECTED if not state and isinstance(error, rejecting) else Fault.UNREACHABLE
+        # PostgreSQL has no other classes: a trigger has raised the error with a state of its own.
+        return FAULTS.get(state) or FAULTS.get(state[:2], Fault.REJECTED)
 
     def set_up(self, connection: sa.Connection) -> None:
         raw = self.raw(connection)
         raw.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-        raw.execute("SET TIME ZONE 'UTC'")
+        (server,) = raw.execute(
+            "SELECT pg_backend_pid() FROM set_config('TimeZone', 'UTC', false)"
+        ).fetchone()
+        # A pooler gives its clients process numbers of its own. Its server sessions are shared:
+        # prepared statements and settings of one client would meet those of another.
+        connection.info[_POOLED] = server != raw.info.backend_pid
+        if connection.info[_POOLED]:
+            raw.prepare_threshold = None
+        else:
+            raw.execute(_LOCK_TIMEOUT.format("false"))
         raw.commit()
+
+    def begin(self, connection: sa.Connection) -> None:
+        super().begin(connection)
+        if connection.info.get(_POOLED):
+            self.raw(connection).execute(_LOCK_TIMEOUT.format("true"))
+
+    @contextmanager
+    def connected(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        with super().connected(engine) as connection:
+            try:
+                yield connection
+            except Exception as error:
+                if _is_stale(error):
+                    connection.invalidate()  # the next attempt uses a new connection
+                raise
 
     @contextmanager
     def reading(self, engine: sa.Engine) -> Iterator[sa.Connection]:
@@ -183,6 +283,9 @@ class Postgresql(Dialect):
         # A transaction in which a statement failed takes no further statement.
         with self.connected(engine) as other:
             yield other
+
+    def reach(self, connection: sa.Connection, table: str) -> None:
+        self.raw(connection).execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE", ())
 
     @contextmanager
     def alone(self, connection: sa.Connection) -> Iterator[None]:

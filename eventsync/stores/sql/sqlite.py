@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -43,6 +44,34 @@ _AS_TEXT = frozenset({Decimal, UUID, dt.date, dt.time})
 _FAITHFUL = _NATIVE | {dt.date, dt.time, dt.datetime, UUID, Decimal}
 
 
+# What errors mean, by SQLite's code, or by the primary code in its last byte.
+FAULTS: Final[Mapping[int, Fault]] = {
+    sqlite3.SQLITE_PERM: Fault.ACCESS,
+    sqlite3.SQLITE_BUSY: Fault.UNREACHABLE,
+    sqlite3.SQLITE_LOCKED: Fault.UNREACHABLE,
+    sqlite3.SQLITE_READONLY: Fault.ACCESS,
+    sqlite3.SQLITE_IOERR: Fault.UNREACHABLE,
+    sqlite3.SQLITE_CORRUPT: Fault.UNREACHABLE,
+    sqlite3.SQLITE_FULL: Fault.UNREACHABLE,
+    sqlite3.SQLITE_CANTOPEN: Fault.ACCESS,
+    sqlite3.SQLITE_SCHEMA: Fault.UNDONE,
+    sqlite3.SQLITE_TOOBIG: Fault.REJECTED,
+    sqlite3.SQLITE_CONSTRAINT: Fault.REJECTED,
+    sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: Fault.DEPENDENCY,
+    sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: Fault.UNIQUE,
+    sqlite3.SQLITE_CONSTRAINT_ROWID: Fault.UNIQUE,
+    sqlite3.SQLITE_CONSTRAINT_UNIQUE: Fault.UNIQUE,
+    sqlite3.SQLITE_MISMATCH: Fault.REJECTED,
+    sqlite3.SQLITE_AUTH: Fault.ACCESS,
+    sqlite3.SQLITE_RANGE: Fault.REJECTED,
+    sqlite3.SQLITE_NOTADB: Fault.ACCESS,
+}
+_MISFIT: Final = re.compile(
+    "^no such (?:table|column)|has no column named|^ON CONFLICT clause does not match"
+    "|^cannot modify|syntax error|values for [0-9]+ columns"
+)
+
+
 class Sqlite(Dialect):
     """SQLite, with the standard library's driver."""
 
@@ -52,19 +81,14 @@ class Sqlite(Dialect):
     error = sqlite3.Error
 
     def fault(self, error: Exception) -> Fault:
-        text = str(error)
-        if "FOREIGN KEY constraint" in text:
-            return Fault.DEPENDENCY
-        if "UNIQUE constraint" in text:
-            return Fault.UNIQUE
-        if "no such table" in text or "no such column" in text:
-            return Fault.CONFIG
-        rejecting = (
-            sqlite3.IntegrityError,
-            sqlite3.DataError,
-            sqlite3.InterfaceError,
-            sqlite3.ProgrammingError,
-        )
+        code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_ERROR:
+            # The code of a wrong statement, and also of a function that fails in a trigger.
+            return Fault.CONFIG if _MISFIT.search(str(error)) else Fault.REJECTED
+        if code is not None:
+            return FAULTS.get(code) or FAULTS.get(code & 0xFF, Fault.UNREACHABLE)
+        # The driver's own errors.
+        rejecting = (sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
         return Fault.REJECTED if isinstance(error, rejecting) else Fault.UNREACHABLE
 
     def set_up(self, connection: sa.Connection) -> None:
