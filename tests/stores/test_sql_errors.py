@@ -221,7 +221,7 @@ def test_altered_type_is_configuration(pg):
     with Store("s", SqlAccessor(Item, pg, table="item")) as store:
         assert outcomes(store, [put(1, clock)], clock) == {"1": "applied"}
         run(pg, "ALTER TABLE item ALTER COLUMN amount TYPE boolean USING true")
-        with pytest.raises(ConfigError, match="amount.*boolean"):
+        with pytest.raises(ConfigError, match=r"amount.*boolean"):
             apply(store, [put(2, clock), put(3, clock)], clock=clock)
         run(pg, "ALTER TABLE item ALTER COLUMN amount TYPE integer USING 1")
         assert outcomes(store, [put(2, clock), put(3, clock)], clock) == dict.fromkeys(

@@ -318,6 +318,25 @@ def test_numbers_of_the_database_go_on_after_ours(database, column, rows):
         assert run(database, insert) == [(3 + rows,)]
 
 
+@postgres
+def test_sequence_without_the_right_is_left_alone(database):
+    """A user who may not advance the sequence can write all the same."""
+    with contextlib.suppress(sa.exc.DBAPIError):
+        run(database, "CREATE ROLE clerk LOGIN")
+    name = database.url.query["options"].rpartition("=")[2]
+    run(
+        database,
+        "CREATE TABLE item (id serial PRIMARY KEY, name text NOT NULL)",
+        f"GRANT USAGE, CREATE ON SCHEMA {name} TO clerk",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON item TO clerk",
+    )
+    engine = sa.create_engine(database.url.set(username="clerk"))
+    with Store("s", SqlAccessor(Row, engine, table="item")) as store:
+        store.add(Row(id=1, name="x"))
+    engine.dispose()
+    assert run(database, "SELECT last_value, is_called FROM item_id_seq") == [(1, False)]
+
+
 @every
 def test_numbers_go_on_after_ours_by_themselves(database):
     """The same holds for SQLite and MariaDB, which advance their numbers on their own."""

@@ -61,6 +61,8 @@ class SqlAccessor(Accessor[R]):
         self._table_name = table or self.type.name
         self._schema = schema
         self._create = create
+        self._met_lock = False
+        """Whether the last write met a lock, so that ``waiting`` has to look for locked rows."""
 
     def __repr__(self) -> str:
         return f"SqlAccessor({self.type.name}, {self._table_name!r})"
@@ -188,6 +190,9 @@ class SqlAccessor(Accessor[R]):
         connection = transaction.connection
         with self._errors():
             waiting = self._dependents.waiting(connection, rows, removals)
+            if not self._met_lock:
+                return waiting
+            self._met_lock = False
             others = [key for key in (*rows, *removals) if key not in waiting]
             return waiting | self._locked(connection, others)
 
@@ -303,6 +308,7 @@ class SqlAccessor(Accessor[R]):
             yield
         except LockedError as error:
             # Most likely a lock on a row, which concerns its record only. See ``waiting``.
+            self._met_lock = True
             raise DependencyError(error.message, reason=error.reason, hint=_LOCKED_HINT) from error
         except UniqueError as error:
             other = self._conflict(connection, writes[0]) if len(writes) == 1 else None
@@ -315,11 +321,12 @@ class SqlAccessor(Accessor[R]):
 
         Raise ``LockedError`` if the whole table is locked.
         """
-        if not self.dialect.skip_locked or not keys:
+        skip_locked = self.dialect.skip_locked(connection)
+        if not skip_locked or not keys:
             return {}
         self.dialect.reach(connection, self._table.name)
         present = self._present(connection, keys)
-        free = self._present(connection, keys, self.dialect.skip_locked)
+        free = self._present(connection, keys, skip_locked)
         return {
             key: DependencyError(
                 f"another session has locked {self.type.name} {key!r}",
@@ -384,20 +391,21 @@ class SqlAccessor(Accessor[R]):
                 values = self.view.to_record(self._table.loaded(row))
                 found[self.type.key_text(values)] = values
             except Exception as error:
-                raise self._unreadable(row, error) from error
+                unreadable = self._unreadable(row, error)
+                raise unreadable from unreadable.__cause__
         return found
 
     def _readable(self, rows: Iterable[Sequence[Any]], query: Query) -> Iterator[R]:
         """Yield the records of rows. Report the unreadable ones to ``query.unreadable``."""
         for row in rows:
             try:
-                record = self.make(self.view.to_record(self._table.loaded(row)))
+                record = self.data_to_record(self._table.loaded(row))
                 _ = record.key  # a key can be too long, or absent
             except Exception as error:
-                named = self._unreadable(row, error)
+                unreadable = self._unreadable(row, error)
                 if query.unreadable is None:
-                    raise named from error
-                query.unreadable(named)
+                    raise unreadable from unreadable.__cause__
+                query.unreadable(unreadable)
             else:
                 yield record
 
@@ -416,7 +424,9 @@ class SqlAccessor(Accessor[R]):
         cause = item_error(error)
         message = f"{self.type.name} {key} cannot be read: {cause.message}"
         if not isinstance(cause, RecordError):
-            return RecordError(message, hint=cause.hint)
+            named = RecordError(message, hint=cause.hint)
+            named.__cause__ = error
+            return named
         cause.message = message
         cause.args = (message,)
         return cause

@@ -104,8 +104,6 @@ class Dialect(ABC):
     """Whether several transactions can write at once."""
     conditional: ClassVar[bool] = False
     """Whether ``upsert_if`` is implemented."""
-    skip_locked: ClassVar[str] = ""
-    """The clause of a query that locks rows and leaves out those that others have locked."""
     relaxed_commit: ClassVar[tuple[Statement, ...]] = ()
     """Statements for a transaction that a crash of the database may undo without harm."""
     error: type[Exception]
@@ -134,6 +132,13 @@ class Dialect(ABC):
     def beside(self, engine: sa.Engine, connection: sa.Connection) -> Iterator[sa.Connection]:
         """Yield a connection for a query after a statement on ``connection`` has failed."""
         yield connection
+
+    def skip_locked(self, connection: sa.Connection) -> str:
+        """Return the clause of a query that locks rows and leaves out those that others locked.
+
+        Empty where the database has none.
+        """
+        return ""
 
     def reach(self, connection: sa.Connection, table: str) -> None:  # noqa: B027  # optional
         """Fail with ``Fault.LOCKED`` if another session keeps all writers from a table."""

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 from uuid import UUID
 
 import pymysql
@@ -93,7 +93,6 @@ _EXACT = (mysql.TIMESTAMP, mysql.DATETIME, sa.Date, sa.Time, sa.Double, sa.Strin
 class Mysql(Dialect):
     """MySQL or MariaDB, with PyMySQL."""
 
-    skip_locked: ClassVar[str] = " FOR UPDATE SKIP LOCKED"
     error = pymysql.err.Error
 
     def __init__(self, *, maria: bool) -> None:
@@ -128,6 +127,11 @@ class Mysql(Dialect):
             )
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         raw.commit()
+
+    def skip_locked(self, connection: sa.Connection) -> str:
+        since = (10, 6) if self._maria else (8, 0, 1)
+        version = getattr(connection.dialect, "server_version_info", None) or ()
+        return " FOR UPDATE SKIP LOCKED" if version >= since else ""
 
     @contextmanager
     def alone(self, connection: sa.Connection) -> Iterator[None]:

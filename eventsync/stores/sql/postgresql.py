@@ -158,6 +158,8 @@ _LOGIN: Final = re.compile(
     r"|(?:database|role) \".*\" does not exist|no such (?:database|user)"
     r"|no pg_hba.conf entry|permission denied for database|not permitted to log in"
 )
+_CAUSES: Final = 10
+"""How many causes of an error are looked at; they can form a circle."""
 _POOLED: Final = "eventsync behind a pooler"
 # 5 s, unless the user or the database sets another time.
 _LOCK_TIMEOUT: Final = (
@@ -187,13 +189,15 @@ def _is_stale(error: BaseException | None) -> bool:
 
     Another client of a pooler prepared or removed it, or the table was altered.
     """
-    while error is not None:
+    for _ in range(_CAUSES):
+        if error is None:
+            return False
         state = getattr(error, "sqlstate", None)
         if state in ("42P05", "26000"):
             return True
-        if state == "0A000":
+        if state == "0A000" and isinstance(error, psycopg.Error):
             # "cached plan must not change result type", in the language of the server
-            return bool(error.diag.source_function == "RevalidateCachedQuery")  # type: ignore[attr-defined]
+            return error.diag.source_function == "RevalidateCachedQuery"
         error = getattr(error, "orig", None) or error.__cause__
     return False
 
@@ -219,7 +223,6 @@ class Postgresql(Dialect):
     """PostgreSQL, with psycopg 3."""
 
     conditional: ClassVar[bool] = True
-    skip_locked: ClassVar[str] = " FOR NO KEY UPDATE SKIP LOCKED"
     relaxed_commit: ClassVar[tuple[Statement, ...]] = (("SET LOCAL synchronous_commit TO off", ()),)
     error = psycopg.Error
 
@@ -283,6 +286,9 @@ class Postgresql(Dialect):
         # A transaction in which a statement failed takes no further statement.
         with self.connected(engine) as other:
             yield other
+
+    def skip_locked(self, connection: sa.Connection) -> str:
+        return " FOR NO KEY UPDATE SKIP LOCKED"
 
     def reach(self, connection: sa.Connection, table: str) -> None:
         self.raw(connection).execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE", ())
