@@ -13,12 +13,15 @@ import sqlalchemy as sa
 
 from eventsync.engine.accessor import Accessor, Puts, Write
 from eventsync.engine.finding import Finding, Level
+from eventsync.engine.isolation import concerns_all, item_error
 from eventsync.errors import (
     ConfigError,
     DependencyError,
     EventSyncError,
+    RecordError,
     RejectedError,
     StoreUnavailableError,
+    shown,
 )
 from eventsync.index import Entry, Index, IndexTransaction, UndoneError
 from eventsync.records.query import Query
@@ -26,7 +29,7 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.sql.condition import Clause, clause_of
 from eventsync.stores.sql.dialect import Statement
-from eventsync.stores.sql.engine import UniqueError, dialect_of, errors, open_engine
+from eventsync.stores.sql.engine import LockedError, UniqueError, dialect_of, errors, open_engine
 from eventsync.stores.sql.index import SqlIndex
 from eventsync.stores.sql.inspection import inspect_index, inspect_table, is_reachable
 from eventsync.stores.sql.reference import Dependents
@@ -52,6 +55,9 @@ class _Known:
     plain: bool
     patchable: bool
     looked: float = field(default_factory=time.monotonic)
+
+
+_LOCKED_HINT = "it is retried; end the session that holds the lock if it does not end by itself"
 
 
 class SqlAccessor(Accessor[R]):
@@ -83,6 +89,8 @@ class SqlAccessor(Accessor[R]):
         self._create = create
         # A list that the accessors of callers' transactions share (``joined``).
         self._knowledge: list[_Known] = []
+        self._met_lock = False
+        """Whether the last write met a lock, so that ``waiting`` has to look for locked rows."""
 
     def __repr__(self) -> str:
         return f"SqlAccessor({self.type.name}, {self._table_name!r})"
@@ -116,7 +124,7 @@ class SqlAccessor(Accessor[R]):
         return self.make(rows[key]) if key in rows else None
 
     def find(self, query: Query) -> Iterable[R]:
-        return query.select(self.read(self._pages(self._clause(query)), query))
+        return query.select(self._readable(self._pages(self._clause(query)), query))
 
     def count(self, query: Query) -> int:
         clause = self._clause(query)
@@ -203,8 +211,14 @@ class SqlAccessor(Accessor[R]):
         transaction: IndexTransaction,
     ) -> Mapping[str, DependencyError]:
         assert isinstance(transaction, SqlTransaction)
+        connection = transaction.connection
         with self._errors():
-            return self._dependents.waiting(transaction.connection, rows, removals)
+            waiting = self._dependents.waiting(connection, rows, removals)
+            if not self._met_lock:
+                return waiting
+            self._met_lock = False
+            others = [key for key in (*rows, *removals) if key not in waiting]
+            return waiting | self._locked(connection, others)
 
     @property
     def verbatim(self) -> bool:
@@ -327,7 +341,7 @@ class SqlAccessor(Accessor[R]):
         return UndoneError(f"the table {self._table_name} was altered while the store was open")
 
     def _errors(self) -> Any:
-        return errors(self._table_name, self.dialect)
+        return errors(self._table_name, self.dialect, self.engine.url)
 
     def _write(
         self, connection: sa.Connection, writes: Sequence[Write], removals: Sequence[str]
@@ -440,11 +454,16 @@ class SqlAccessor(Accessor[R]):
                 found += self.dialect.update(connection, target, rows)
         return found == len(writes)
 
-    def _present(self, connection: sa.Connection, keys: Sequence[str]) -> set[str]:
-        """Return those of ``keys`` that have a row, compared character by character."""
+    def _present(
+        self, connection: sa.Connection, keys: Sequence[str], locking: str = ""
+    ) -> set[str]:
+        """Return those of ``keys`` that have a row, compared character by character.
+
+        ``locking``: the clause with which their rows are locked.
+        """
         answers = (
-            self.dialect.fetch(connection, *statement)
-            for statement in self._queries(keys, self._table.selected_keys)
+            self.dialect.fetch(connection, statement + locking, parameters)
+            for statement, parameters in self._queries(keys, self._table.selected_keys)
         )
         return {self._table.key_text(row) for row in chain.from_iterable(answers)}
 
@@ -453,11 +472,35 @@ class SqlAccessor(Accessor[R]):
         """Name the conflicting record when a unique constraint rejects a single record."""
         try:
             yield
+        except LockedError as error:
+            # Most likely a lock on a row, which concerns its record only. See ``waiting``.
+            self._met_lock = True
+            raise DependencyError(error.message, reason=error.reason, hint=_LOCKED_HINT) from error
         except UniqueError as error:
             other = self._conflict(connection, writes[0]) if len(writes) == 1 else None
             if other is None:
                 raise
             raise UniqueError(f"{error.message}; {other}", hint=error.hint) from error
+
+    def _locked(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, DependencyError]:
+        """Return the errors of records whose rows another session has locked, and lock the others.
+
+        Raise ``LockedError`` if the whole table is locked.
+        """
+        skip_locked = self.dialect.skip_locked(connection)
+        if not skip_locked or not keys:
+            return {}
+        self.dialect.reach(connection, self._table.name)
+        present = self._present(connection, keys)
+        free = self._present(connection, keys, skip_locked)
+        return {
+            key: DependencyError(
+                f"another session has locked {self.type.name} {key!r}",
+                reason=LockedError.reason,
+                hint=_LOCKED_HINT,
+            )
+            for key in present - free
+        }
 
     def _conflict(self, connection: sa.Connection, write: Write) -> str | None:
         """Describe the record that has a value which ``write`` needs to be unique."""
@@ -510,11 +553,51 @@ class SqlAccessor(Accessor[R]):
         """Return the field values in the answers to ``_queries``, by key."""
         found = {}
         for row in chain.from_iterable(answers):
-            values = self.view.to_record(self._table.loaded(row))
-            found[self.type.key_text(values)] = values
+            try:
+                values = self.view.to_record(self._table.loaded(row))
+                found[self.type.key_text(values)] = values
+            except Exception as error:
+                unreadable = self._unreadable(row, error)
+                raise unreadable from unreadable.__cause__
         return found
 
-    def _pages(self, clause: Clause | None) -> Iterator[dict[str, Any]]:
+    def _readable(self, rows: Iterable[Sequence[Any]], query: Query) -> Iterator[R]:
+        """Yield the records of rows. Report the unreadable ones to ``query.unreadable``."""
+        for row in rows:
+            try:
+                record = self.data_to_record(self._table.loaded(row))
+                _ = record.key  # a key can be too long, or absent
+            except Exception as error:
+                unreadable = self._unreadable(row, error)
+                if query.unreadable is None:
+                    raise unreadable from unreadable.__cause__
+                query.unreadable(unreadable)
+            else:
+                yield record
+
+    def _unreadable(self, row: Sequence[Any], error: Exception) -> RecordError:
+        """Return the error of a row that cannot be read, with the type and key of the record.
+
+        Raise ``error`` if it concerns more than this row.
+        """
+        if concerns_all(error):
+            raise error
+        parts = self._table.key_of(row)
+        try:
+            key = repr(self._table.key_text(parts))
+        except EventSyncError:
+            key = "/".join(map(shown, parts))
+        cause = item_error(error)
+        message = f"{self.type.name} {key} cannot be read: {cause.message}"
+        if not isinstance(cause, RecordError):
+            named = RecordError(message, hint=cause.hint)
+            named.__cause__ = error
+            return named
+        cause.message = message
+        cause.args = (message,)
+        return cause
+
+    def _pages(self, clause: Clause | None) -> Iterator[Sequence[Any]]:
         """Yield all rows in key order, page by page, so that nothing is locked between pages."""
         if time.monotonic() - self._known.looked > _LOOK_EVERY:
             with self._errors(), self.dialect.connected(self.engine) as connection:
@@ -530,12 +613,13 @@ class SqlAccessor(Accessor[R]):
         while True:
             with self._errors(), self.dialect.connected(self.engine) as connection:
                 where = " AND ".join(filter(None, (condition, after if last else "")))
-                rows = connection.exec_driver_sql(
+                found = self.dialect.fetch(
+                    connection,
                     f"{select}{' WHERE ' if where else ''}{where} ORDER BY {keys} LIMIT {_PAGE}",
                     (*parameters, last[0], *last) if last else parameters,
-                ).all()
-            for row in rows:
-                yield table.loaded(row)
+                )
+                rows = list(found)
+            yield from rows
             if len(rows) < _PAGE:
                 return
             last = table.key_of(rows[-1])

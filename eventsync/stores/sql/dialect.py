@@ -33,8 +33,12 @@ class Fault(Enum):
     """A unique constraint of the key or of other columns."""
     REJECTED = auto()
     """The database will never take this record."""
+    LOCKED = auto()
+    """Another session has locked a row or a table for longer than the lock timeout."""
     CONFIG = auto()
-    """A table or column is missing, or this user may not use it."""
+    """A table or column is missing, or has another type than before."""
+    ACCESS = auto()
+    """The user, the password or the database is wrong, or the user lacks a right."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,6 +84,8 @@ class Target:
     if rows can be sent in binary form. ``staging``: the columns of the temporary table that this
     target shares with others. ``shape``: differs once a column of the table has been altered.
     ``sole``: the table has no unique index but that of its keys, and nobody adds one.
+    ``sequences``: the places in a row that the database would number, each with the sequence that
+    an insert advances.
     """
 
     name: str
@@ -91,6 +97,7 @@ class Target:
     staging: tuple[str, ...] = ()
     shape: int = 0
     sole: bool = False
+    sequences: tuple[tuple[int, str], ...] = ()
 
 
 class Dialect(ABC):
@@ -132,6 +139,16 @@ class Dialect(ABC):
     def beside(self, engine: sa.Engine, connection: sa.Connection) -> Iterator[sa.Connection]:
         """Yield a connection for a query after a statement on ``connection`` has failed."""
         yield connection
+
+    def skip_locked(self, connection: sa.Connection) -> str:
+        """Return the clause of a query that locks rows and leaves out those that others locked.
+
+        Empty where the database has none.
+        """
+        return ""
+
+    def reach(self, connection: sa.Connection, table: str) -> None:  # noqa: B027  # optional
+        """Fail with ``Fault.LOCKED`` if another session keeps all writers from a table."""
 
     @abstractmethod
     def alone(self, connection: sa.Connection) -> AbstractContextManager[None]:
@@ -235,6 +252,12 @@ class Dialect(ABC):
         """Return the foreign keys of all tables of a schema, as SQLAlchemy describes them."""
         found: Any = sa.inspect(engine).get_multi_foreign_keys(schema=schema)
         return cast(Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]], found)
+
+    def sequences(
+        self, engine: sa.Engine, table: sa.Table, columns: Sequence[str]
+    ) -> tuple[tuple[int, str], ...]:
+        """Return ``Target.sequences``: empty where the database advances its numbers by itself."""
+        return ()
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
         """Return the SQL expression that reads a column."""

@@ -20,6 +20,7 @@ from eventsync.stores.sql.dialect import Dialect, Fault
 from eventsync.stores.sql.sqlite import Sqlite
 
 __all__ = [
+    "LockedError",
     "UniqueError",
     "connection_of",
     "dialect_of",
@@ -33,6 +34,12 @@ _DRIVERS = {
     "mysql": ("mysql+pymysql", "mysql"),
     "mariadb": ("mariadb+pymysql", "mysql"),
 }
+
+
+class LockedError(StoreUnavailableError):
+    """Another session has locked a row or a table for longer than the lock timeout."""
+
+    reason = "locked"
 
 
 class UniqueError(RejectedError):
@@ -84,8 +91,11 @@ def dialect_of(engine: sa.Engine) -> Dialect:
 
 
 @contextmanager
-def errors(what: str, dialect: Dialect) -> Iterator[None]:
-    """Raise the driver's errors as eventsync's: retryable ones, and rejections."""
+def errors(what: str, dialect: Dialect, url: sa.URL | None = None) -> Iterator[None]:
+    """Raise the driver's errors as eventsync's: retryable ones, rejections, configuration.
+
+    ``what``: the table that errors name. ``url``: the database URL, named where it may be wrong.
+    """
     try:
         yield
     except OverflowError as error:
@@ -104,9 +114,20 @@ def errors(what: str, dialect: Dialect) -> Iterator[None]:
             ) from error
         if fault is Fault.UNIQUE:
             raise UniqueError(text, hint="change one of the two records") from error
+        if fault is Fault.LOCKED:
+            raise LockedError(
+                text, hint="end the session that holds the lock, or wait until it commits"
+            ) from error
         if fault is Fault.CONFIG:
             raise ConfigError(
                 text, hint="restart the worker if the table was altered while it ran"
+            ) from error
+        if fault is Fault.ACCESS:
+            named = f"{text}; database URL {url.render_as_string()}" if url else text
+            raise ConfigError(
+                named,
+                hint="correct the user, password or database in the store's URL, or grant this "
+                "user the right",
             ) from error
         raise (RejectedError if fault is Fault.REJECTED else StoreUnavailableError)(text) from error
 

@@ -144,7 +144,7 @@ class SqlIndex(Index):
             return connection.execute(query).all()
 
     def _errors(self) -> Any:
-        return errors("version index", self.dialect)
+        return errors("version index", self.dialect, self.engine.url)
 
     def prepare(self) -> None:
         """Create the tables of the index where they are missing. Idempotent."""

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import pymysql
@@ -30,15 +30,65 @@ from eventsync.stores.sql.value import (
 
 __all__ = ["Mysql"]
 
-_UNDONE = frozenset({1213, 1205})
-_DEPENDENCY = frozenset({1216, 1217, 1451, 1452})
-_UNIQUE = frozenset({1062, 1586, 1242})  # 1242: see ``upsert_sql``
-_CONFIG = frozenset({1049, 1054, 1142, 1143, 1146})
-_REJECTED = frozenset(
-    {1048, 1118, 1153, 1263, 1264, 1265, 1292, 1364, 1366, 1367, 1406, 3140, 3819, 4025}
-)
 _DENIED = frozenset({1044, 1142, 1143, 1227})
 _NO_DEFAULT = 1364
+# What errors mean, by their number.
+FAULTS: Final[Mapping[int, Fault]] = {
+    1020: Fault.UNDONE,  # changed since it was read
+    1021: Fault.UNREACHABLE,  # disk full
+    1040: Fault.UNREACHABLE,  # too many connections
+    1044: Fault.ACCESS,
+    1045: Fault.ACCESS,  # user or password
+    1048: Fault.REJECTED,  # NULL in a NOT NULL column
+    1049: Fault.ACCESS,  # no such database
+    1053: Fault.UNREACHABLE,  # shutting down
+    1054: Fault.CONFIG,  # no such column
+    1062: Fault.UNIQUE,
+    1064: Fault.CONFIG,
+    1114: Fault.UNREACHABLE,  # table full
+    1118: Fault.REJECTED,  # row too large
+    1136: Fault.CONFIG,  # number of columns
+    1142: Fault.ACCESS,
+    1143: Fault.ACCESS,
+    1146: Fault.CONFIG,  # no such table
+    1153: Fault.REJECTED,  # larger than a packet may be
+    1203: Fault.UNREACHABLE,  # connections of this user
+    1205: Fault.LOCKED,
+    1213: Fault.UNDONE,  # deadlock
+    1216: Fault.DEPENDENCY,
+    1217: Fault.DEPENDENCY,
+    1242: Fault.UNIQUE,  # see ``upsert_sql``
+    1226: Fault.UNREACHABLE,  # resources of this user
+    1227: Fault.ACCESS,
+    1263: Fault.REJECTED,
+    1264: Fault.REJECTED,  # out of range
+    1265: Fault.REJECTED,  # truncated
+    1290: Fault.UNREACHABLE,  # read-only, as on a replica
+    1292: Fault.REJECTED,
+    1317: Fault.UNREACHABLE,  # cancelled
+    1364: Fault.CONFIG,  # a column outside the view has no default
+    1366: Fault.REJECTED,
+    1367: Fault.REJECTED,
+    1370: Fault.ACCESS,
+    1406: Fault.REJECTED,  # too long
+    1451: Fault.DEPENDENCY,
+    1452: Fault.DEPENDENCY,
+    1586: Fault.UNIQUE,
+    1644: Fault.REJECTED,  # SIGNAL in a trigger
+    1698: Fault.ACCESS,  # user or password
+    1792: Fault.UNREACHABLE,  # read-only
+    1836: Fault.UNREACHABLE,
+    1969: Fault.UNREACHABLE,  # statement took too long
+    3024: Fault.UNREACHABLE,
+    3140: Fault.REJECTED,  # not JSON
+    3572: Fault.LOCKED,
+    3819: Fault.REJECTED,  # CHECK
+    4025: Fault.REJECTED,
+}
+_LOCK_TIMEOUT: Final = 5
+"""After so many seconds a write stops waiting for a row that another session has locked."""
+_OF_USERS: Final = 20_000
+"""Larger numbers are those of applications: SIGNAL ... SET MYSQL_ERRNO."""
 _NO_TEXT = (sa.CHAR, sa.Enum, mysql.SET, mysql.BINARY)
 _BYTES = (sa.LargeBinary, sa.VARBINARY, mysql.TINYBLOB, mysql.MEDIUMBLOB, mysql.LONGBLOB)
 _EXACT = (mysql.TIMESTAMP, mysql.DATETIME, sa.Date, sa.Time, sa.Double, sa.String, *_BYTES)
@@ -91,19 +141,16 @@ class Mysql(Dialect):
 
     def __init__(self, *, maria: bool) -> None:
         # Collations that distinguish case, and blanks at the end.
+        self._maria = maria
         self._exact_text = "utf8mb4_nopad_bin" if maria else "utf8mb4_0900_bin"
 
     def fault(self, error: Exception) -> Fault:
         number = error.args[0] if error.args else 0
-        for numbers, fault in (
-            (_UNDONE, Fault.UNDONE),
-            (_DEPENDENCY, Fault.DEPENDENCY),
-            (_UNIQUE, Fault.UNIQUE),
-            (_CONFIG, Fault.CONFIG),
-            (_REJECTED, Fault.REJECTED),
-        ):
-            if number in numbers:
-                return fault
+        fault = FAULTS.get(number)
+        if fault is not None:
+            return fault
+        if isinstance(number, int) and number >= _OF_USERS:
+            return Fault.REJECTED
         rejecting = (
             pymysql.err.DataError,
             pymysql.err.IntegrityError,
@@ -118,10 +165,17 @@ class Mysql(Dialect):
             # Do not truncate or round values or number rows; keep times in UTC.
             cursor.execute(
                 "SET SESSION time_zone = '+00:00', sql_mode = CONCAT_WS(',', @@sql_mode,"
-                " 'STRICT_ALL_TABLES', 'NO_AUTO_VALUE_ON_ZERO')"
+                " 'STRICT_ALL_TABLES', 'NO_AUTO_VALUE_ON_ZERO'),"
+                f" innodb_lock_wait_timeout = LEAST(@@innodb_lock_wait_timeout, {_LOCK_TIMEOUT}),"
+                f" lock_wait_timeout = LEAST(@@lock_wait_timeout, {_LOCK_TIMEOUT})"
             )
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         raw.commit()
+
+    def skip_locked(self, connection: sa.Connection) -> str:
+        since = (10, 6) if self._maria else (8, 0, 1)
+        version = getattr(connection.dialect, "server_version_info", None) or ()
+        return " FOR UPDATE SKIP LOCKED" if version >= since else ""
 
     @contextmanager
     def alone(self, connection: sa.Connection) -> Iterator[None]:
@@ -308,7 +362,9 @@ class Mysql(Dialect):
                 return ColumnCodec(exact_decimal(None, _plain), faithful=False)
             return ColumnCodec(to_text if isinstance(kind, sa.String) else None, faithful=False)
         if isinstance(kind, sa.JSON):
-            return ColumnCodec(to_json(field, always=True), from_json, faithful=False)
+            # MySQL keeps the numbers of its own JSON type as floats, MariaDB keeps the text.
+            write_json = to_json(field, always=True, numbers=self._maria)
+            return ColumnCodec(write_json, from_json(field, always=True), faithful=False)
         if isinstance(kind, sa.Uuid | mysql.BINARY) and field.type is UUID:
             if isinstance(kind, sa.Uuid):
                 return ColumnCodec(to_text)
@@ -340,8 +396,7 @@ class Mysql(Dialect):
         if isinstance(kind, mysql.BIT):
             return ColumnCodec(read=_bit, faithful=False)
         if not field.scalar:
-            read = from_json if field.type in (list, dict) else None
-            return ColumnCodec(to_json(field), read, faithful=False)
+            return ColumnCodec(to_json(field), from_json(field), faithful=False)
         if isinstance(kind, sa.Integer):
             return ColumnCodec(None, faithful=field.type in (int, bool))
         exact = isinstance(kind, _EXACT) and not isinstance(kind, sa.CHAR | mysql.BINARY)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.adapt import Loader, Transformer
 from sqlalchemy.dialects import postgresql as pg
 
 from eventsync.records.field import Field
@@ -56,6 +59,7 @@ _KNOWN = (
     sa.JSON,
     sa.ARRAY,
 )
+_COMPILER: sa.Dialect = pg.dialect()  # type: ignore[no-untyped-call]
 _NO_TEXT = (sa.CHAR, sa.Enum, pg.CITEXT)
 _COMPARED: dict[Any, tuple[Any, ...]] = {
     bool: (sa.Boolean,),
@@ -183,11 +187,119 @@ def _when(bits: int) -> str:
     return f"{moment} {' OR '.join(event for bit, event in events if bits & bit)}"
 
 
+# What errors mean, by SQLSTATE, or by its first two characters (its class).
+FAULTS: Final[Mapping[str, Fault]] = {
+    "08": Fault.UNREACHABLE,  # connection
+    "09": Fault.REJECTED,  # raised by a trigger
+    "0A": Fault.CONFIG,  # not supported, as for a foreign table
+    "0B": Fault.UNREACHABLE,
+    "0L": Fault.ACCESS,  # invalid grantor
+    "0P": Fault.ACCESS,  # invalid role
+    "20": Fault.REJECTED,  # no case in a function
+    "21": Fault.REJECTED,  # two rows of a batch are one for the database
+    "22": Fault.REJECTED,  # the value does not fit
+    "23": Fault.REJECTED,  # a constraint
+    "23503": Fault.DEPENDENCY,
+    "23505": Fault.UNIQUE,
+    "24": Fault.UNREACHABLE,
+    "25": Fault.UNREACHABLE,  # read-only, as on a standby; idle for too long
+    "26": Fault.UNDONE,  # the prepared statement is gone
+    "27": Fault.REJECTED,  # a trigger has changed the same row
+    "28": Fault.ACCESS,  # user or password
+    "2B": Fault.ACCESS,
+    "2D": Fault.UNREACHABLE,
+    "2F": Fault.REJECTED,
+    "34": Fault.UNREACHABLE,
+    "38": Fault.REJECTED,  # raised by a function
+    "39": Fault.REJECTED,
+    "3B": Fault.UNREACHABLE,
+    "3D": Fault.ACCESS,  # no such database
+    "3F": Fault.CONFIG,  # no such schema
+    "40": Fault.UNREACHABLE,
+    "40001": Fault.UNDONE,
+    "40002": Fault.REJECTED,  # a constraint at the commit
+    "40P01": Fault.UNDONE,
+    "42": Fault.CONFIG,  # what a statement names is missing, or has another type
+    "42501": Fault.ACCESS,
+    "42P05": Fault.UNDONE,  # another session has prepared the same statement
+    "44": Fault.REJECTED,  # the check option of a view
+    "53": Fault.UNREACHABLE,  # disk, memory or connections are exhausted
+    "54": Fault.REJECTED,  # too large, as for an index
+    "55": Fault.CONFIG,
+    "55006": Fault.UNREACHABLE,
+    "55P03": Fault.LOCKED,
+    "57": Fault.UNREACHABLE,  # shut down, starting, cancelled
+    "58": Fault.UNREACHABLE,
+    "72": Fault.UNREACHABLE,
+    "F0": Fault.UNREACHABLE,
+    "HV": Fault.UNREACHABLE,  # the server behind a foreign table
+    "P0": Fault.REJECTED,  # RAISE EXCEPTION in a trigger
+    "XX": Fault.UNREACHABLE,
+}
+_LOGIN: Final = re.compile(
+    r"password authentication failed|no password supplied|authentication failed for user"
+    r"|(?:database|role) \".*\" does not exist|no such (?:database|user)"
+    r"|no pg_hba.conf entry|permission denied for database|not permitted to log in"
+)
+_CAUSES: Final = 10
+"""How many causes of an error are looked at; they can form a circle."""
+_POOLED: Final = "eventsync behind a pooler"
+# 5 s, unless the user or the database sets another time.
+_LOCK_TIMEOUT: Final = (
+    "SELECT set_config('lock_timeout', '5s', {}) WHERE current_setting('lock_timeout') = '0'"
+)
+
+# The sequences that number the rows of a table, by column, as far as this user may advance them.
+_SEQUENCES = r"""
+SELECT attname, name FROM (
+    SELECT a.attname, coalesce(
+        pg_get_serial_sequence(%s, a.attname),
+        substring(pg_get_expr(d.adbin, d.adrelid) FROM $$^nextval\('(.*)'::regclass\)$$)) AS name
+    FROM pg_attribute a
+    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE a.attrelid = %s::regclass AND a.attname = ANY(%s)) AS numbered
+WHERE name IS NOT NULL AND has_sequence_privilege(name::regclass, 'UPDATE')
+    AND has_sequence_privilege(name::regclass, 'SELECT')"""
+_ADVANCE = (
+    "SELECT setval(s.seqrelid::regclass, least(n.top, s.seqmax)) FROM pg_sequence s, {} q,"
+    " (SELECT %s::bigint AS top) n WHERE s.seqrelid = %s::regclass AND s.seqincrement > 0"
+    " AND least(n.top, s.seqmax) - q.last_value >= q.is_called::int"
+)
+
+
+def _is_stale(error: BaseException | None) -> bool:
+    """Return whether an error says that a prepared statement of the connection is of no use.
+
+    Another client of a pooler prepared or removed it, or the table was altered.
+    """
+    for _ in range(_CAUSES):
+        if error is None:
+            return False
+        state = getattr(error, "sqlstate", None)
+        if state in ("42P05", "26000"):
+            return True
+        if state == "0A000" and isinstance(error, psycopg.Error):
+            # "cached plan must not change result type", in the language of the server
+            return error.diag.source_function == "RevalidateCachedQuery"
+        error = getattr(error, "orig", None) or error.__cause__
+    return False
+
+
 def _base(kind: Any) -> Any:
     """Return the type behind a domain."""
     while isinstance(kind, pg.DOMAIN):
         kind = kind.data_type
     return kind
+
+
+def _is_native(kind: Any) -> bool:
+    """Return whether the driver reads and writes arrays of a type as lists."""
+    known = isinstance(kind, _KNOWN) and not isinstance(kind, pg.DOMAIN | pg.INTERVAL)
+    return known and not isinstance(kind, sa.Enum | pg.CITEXT | sa.JSON)
+
+
+def _has_array(kind: sa.ARRAY[Any]) -> bool:
+    return _is_native(kind.item_type)
 
 
 class Postgresql(Dialect):
@@ -199,24 +311,46 @@ class Postgresql(Dialect):
 
     def fault(self, error: Exception) -> Fault:
         state = getattr(error, "sqlstate", None) or ""
-        if state in ("40001", "40P01"):
+        if not state:
+            # The driver's own errors, and those of connecting, of which it keeps only the text.
+            if _LOGIN.search(str(error)):
+                return Fault.ACCESS
+            rejecting = (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError)
+            return Fault.REJECTED if isinstance(error, rejecting) else Fault.UNREACHABLE
+        if _is_stale(error):
             return Fault.UNDONE
-        if state == "23503":
-            return Fault.DEPENDENCY
-        if state == "23505":
-            return Fault.UNIQUE
-        if state in ("42P01", "42703", "3F000", "42501", "0A000"):
-            return Fault.CONFIG
-        if state[:2] in ("22", "23", "42"):
-            return Fault.REJECTED
-        rejecting = (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError)
-        return Fault.REJECTED if not state and isinstance(error, rejecting) else Fault.UNREACHABLE
+        # PostgreSQL has no other classes: a trigger has raised the error with a state of its own.
+        return FAULTS.get(state) or FAULTS.get(state[:2], Fault.REJECTED)
 
     def set_up(self, connection: sa.Connection) -> None:
         raw = self.raw(connection)
         raw.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-        raw.execute("SET TIME ZONE 'UTC'")
+        (server,) = raw.execute(
+            "SELECT pg_backend_pid() FROM set_config('TimeZone', 'UTC', false)"
+        ).fetchone()
+        # A pooler gives its clients process numbers of its own. Its server sessions are shared:
+        # prepared statements and settings of one client would meet those of another.
+        connection.info[_POOLED] = server != raw.info.backend_pid
+        if connection.info[_POOLED]:
+            raw.prepare_threshold = None
+        else:
+            raw.execute(_LOCK_TIMEOUT.format("false"))
         raw.commit()
+
+    def begin(self, connection: sa.Connection) -> None:
+        super().begin(connection)
+        if connection.info.get(_POOLED):
+            self.raw(connection).execute(_LOCK_TIMEOUT.format("true"))
+
+    @contextmanager
+    def connected(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        with super().connected(engine) as connection:
+            try:
+                yield connection
+            except Exception as error:
+                if _is_stale(error):
+                    connection.invalidate()  # the next attempt uses a new connection
+                raise
 
     @contextmanager
     def reading(self, engine: sa.Engine) -> Iterator[sa.Connection]:
@@ -235,6 +369,12 @@ class Postgresql(Dialect):
         # A transaction in which a statement failed takes no further statement.
         with self.connected(engine) as other:
             yield other
+
+    def skip_locked(self, connection: sa.Connection) -> str:
+        return " FOR NO KEY UPDATE SKIP LOCKED"
+
+    def reach(self, connection: sa.Connection, table: str) -> None:
+        self.raw(connection).execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE", ())
 
     @contextmanager
     def alone(self, connection: sa.Connection) -> Iterator[None]:
@@ -360,9 +500,15 @@ class Postgresql(Dialect):
         return super().insert_sql(target).replace(*_alias(target), 1)
 
     def select_expression(self, quoted: str, kind: sa.types.TypeEngine[Any]) -> str:
-        # Types unknown to Python (intervals, networks, ranges) are read as text.
-        known = isinstance(_base(kind), _KNOWN) and not isinstance(kind, pg.INTERVAL)
-        return quoted if known else f"{quoted}::text"
+        # Types unknown to Python (intervals, networks, ranges) are read as text, as is JSON, whose
+        # numbers the driver would round. The driver does not split arrays of types that it lacks.
+        base = _base(kind)
+        if isinstance(base, sa.ARRAY) and not _has_array(base):
+            item = _base(base.item_type)
+            native = _is_native(item) and not isinstance(item, sa.String)
+            return f"{quoted}::{item.compile(dialect=_COMPILER) if native else 'text'}[]"
+        known = isinstance(base, _KNOWN) and not isinstance(kind, pg.INTERVAL)
+        return quoted if known and not isinstance(base, sa.JSON) else f"{quoted}::text"
 
     def codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         codec = self._codec(kind, field)
@@ -383,11 +529,16 @@ class Postgresql(Dialect):
     def _codec(self, kind: sa.types.TypeEngine[Any], field: Field | None) -> ColumnCodec:
         kind = _base(kind)
         if field is None:
-            return ColumnCodec(faithful=False)
+            read_json = from_json(None, always=True) if isinstance(kind, sa.JSON) else None
+            return ColumnCodec(read=read_json, faithful=False)
         if isinstance(kind, sa.JSON):
-            return ColumnCodec(to_json(field, always=True), faithful=False)
+            write_json = to_json(field, always=True)
+            return ColumnCodec(write_json, from_json(field, always=True), faithful=False)
         if isinstance(kind, sa.ARRAY):
-            return ColumnCodec(faithful=False)
+            return ColumnCodec(None if _has_array(kind) else _array, faithful=False)
+        if not field.scalar and not isinstance(kind, sa.String):
+            # As text, which the database converts, because the type of a value would not fit.
+            return ColumnCodec(_literal, faithful=False)
         faithful = isinstance(kind, _FAITHFUL.get(field.type, ())) and field.scalar
         if isinstance(kind, sa.DateTime | sa.Time):
             precision = getattr(kind, "precision", None)
@@ -411,8 +562,7 @@ class Postgresql(Dialect):
             return ColumnCodec(lambda value: value if value is None else int(value), faithful=False)
         if isinstance(kind, sa.String):
             if not field.scalar:
-                read = from_json if field.type in (list, dict) else None
-                return ColumnCodec(to_json(field), read, faithful=False)
+                return ColumnCodec(to_json(field), from_json(field), faithful=False)
             if isinstance(kind, sa.CHAR):
                 # The database pads the value with blanks.
                 return ColumnCodec(to_text, _stripped, faithful=False)
@@ -449,10 +599,8 @@ class Postgresql(Dialect):
         self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
     ) -> Iterable[Sequence[Any]]:
         # Past SQLAlchemy, which would make its own objects of the rows.
-        rows: Sequence[Sequence[Any]] = (
-            self.raw(connection).execute(statement, parameters).fetchall()
-        )
-        return rows
+        raw = self.raw(connection)
+        return _rows(raw, raw.execute(statement, parameters))
 
     def execute_all(
         self, connection: sa.Connection, statements: Sequence[Statement]
@@ -465,7 +613,7 @@ class Postgresql(Dialect):
             cursor = psycopg.ClientCursor(raw)
             text = "; ".join(statement for statement, _ in statements)
             cursor.execute(text, [part for _, parameters in statements for part in parameters])
-        return [result.fetchall() if result.description else [] for result in cursor.results()]
+        return [_rows(raw, result) if result.description else [] for result in cursor.results()]
 
     def statement(
         self, target: Target, rows: list[tuple[Any, ...]], *, upsert: bool = False
@@ -507,6 +655,38 @@ class Postgresql(Dialect):
 
     def _clause(self, target: Target, *, upsert: bool) -> str:
         return f" {self.on_conflict(target)}" if upsert else ""
+
+    def insert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
+        super().insert(connection, target, rows)
+        self._advance(connection, target, rows)
+
+    def upsert(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
+        super().upsert(connection, target, rows)
+        self._advance(connection, target, rows)
+
+    def sequences(
+        self, engine: sa.Engine, table: sa.Table, columns: Sequence[str]
+    ) -> tuple[tuple[int, str], ...]:
+        whole = [c for c in columns if isinstance(_base(table.c[c].type), sa.Integer)]
+        name = str(engine.dialect.identifier_preparer.format_table(table))
+        with self.connected(engine) as connection:
+            found = self.raw(connection).execute(_SEQUENCES, (name, name, whole)).fetchall()
+        return tuple((columns.index(column), sequence) for column, sequence in found)
+
+    def _advance(
+        self, connection: sa.Connection, target: Target, rows: list[tuple[Any, ...]]
+    ) -> None:
+        """Advance the sequences of columns past the numbers written to them."""
+        for place, sequence in target.sequences:
+            numbers = [row[place] for row in rows if isinstance(row[place], int)]
+            if numbers:
+                self.raw(connection).execute(
+                    _ADVANCE.format(sequence.replace("%", "%%")), (max(numbers), sequence)
+                )
 
     def write(
         self,
@@ -577,9 +757,68 @@ class Postgresql(Dialect):
         return temporary
 
 
+def _rows(raw: Any, cursor: Any) -> list[Sequence[Any]]:
+    """Return the rows of a result. A time that Python cannot hold is returned as its text.
+
+    Examples are infinity and years before Christ. The field rejects the text of its record only.
+    """
+    try:
+        return list(cursor.fetchall())
+    except psycopg.DataError:
+        context = raw.cursor()
+        for name in ("date", "time", "timetz", "timestamp", "timestamptz"):
+            loader = raw.adapters.get_loader(raw.adapters.types[name].oid, psycopg.pq.Format.TEXT)
+            context.adapters.register_loader(name, _or_text(loader))
+        transformer = Transformer.from_context(context)
+        transformer.set_pgresult(cursor.pgresult)
+        return list(transformer.load_rows(0, cursor.pgresult.ntuples, tuple))
+
+
+def _or_text(loader: Any) -> Any:
+    """Return a loader that returns the text of values which ``loader`` refuses."""
+
+    class OrText(Loader):
+        def __init__(self, oid: int, context: Any = None) -> None:
+            super().__init__(oid, context)
+            self._load = loader(oid, context).load
+
+        def load(self, data: Any) -> Any:
+            try:
+                return self._load(data)
+            except psycopg.DataError:
+                return bytes(data).decode()
+
+    return OrText
+
+
 def _in_utc(value: Any) -> Any:
     return value.replace(tzinfo=dt.UTC) if isinstance(value, dt.datetime) else value
 
 
 def _stripped(value: Any) -> Any:
     return value.rstrip(" ") if isinstance(value, str) else value
+
+
+def _array(value: Any) -> Any:
+    """Return a list in the text form of PostgreSQL's arrays, for elements of any type."""
+    if not isinstance(value, list):
+        return _literal(value)
+    return f"{{{', '.join(map(_element, value))}}}"
+
+
+def _element(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, list):
+        return str(_array(value))
+    text = str(_literal(value)).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _literal(value: Any) -> Any:
+    """Return a value in the text form that columns of its type take; bytes unchanged."""
+    if value is None or isinstance(value, bytes | str):
+        return value
+    if isinstance(value, dict | list | bool):
+        return json.dumps(value, ensure_ascii=False, default=to_text)
+    return str(to_text(value))

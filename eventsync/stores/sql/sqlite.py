@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -45,6 +45,34 @@ _AS_TEXT = frozenset({Decimal, UUID, dt.date, dt.time})
 _FAITHFUL = _NATIVE | {dt.date, dt.time, dt.datetime, UUID, Decimal}
 
 
+# What errors mean, by SQLite's code, or by the primary code in its last byte.
+FAULTS: Final[Mapping[int, Fault]] = {
+    sqlite3.SQLITE_PERM: Fault.ACCESS,
+    sqlite3.SQLITE_BUSY: Fault.UNREACHABLE,
+    sqlite3.SQLITE_LOCKED: Fault.UNREACHABLE,
+    sqlite3.SQLITE_READONLY: Fault.ACCESS,
+    sqlite3.SQLITE_IOERR: Fault.UNREACHABLE,
+    sqlite3.SQLITE_CORRUPT: Fault.UNREACHABLE,
+    sqlite3.SQLITE_FULL: Fault.UNREACHABLE,
+    sqlite3.SQLITE_CANTOPEN: Fault.ACCESS,
+    sqlite3.SQLITE_SCHEMA: Fault.UNDONE,
+    sqlite3.SQLITE_TOOBIG: Fault.REJECTED,
+    sqlite3.SQLITE_CONSTRAINT: Fault.REJECTED,
+    sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: Fault.DEPENDENCY,
+    sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: Fault.UNIQUE,
+    sqlite3.SQLITE_CONSTRAINT_ROWID: Fault.UNIQUE,
+    sqlite3.SQLITE_CONSTRAINT_UNIQUE: Fault.UNIQUE,
+    sqlite3.SQLITE_MISMATCH: Fault.REJECTED,
+    sqlite3.SQLITE_AUTH: Fault.ACCESS,
+    sqlite3.SQLITE_RANGE: Fault.REJECTED,
+    sqlite3.SQLITE_NOTADB: Fault.ACCESS,
+}
+_MISFIT: Final = re.compile(
+    "^no such (?:table|column)|has no column named|^ON CONFLICT clause does not match"
+    "|^cannot modify|syntax error|values for [0-9]+ columns"
+)
+
+
 class Sqlite(Dialect):
     """SQLite, with the standard library's driver."""
 
@@ -54,19 +82,14 @@ class Sqlite(Dialect):
     error = sqlite3.Error
 
     def fault(self, error: Exception) -> Fault:
-        text = str(error)
-        if "FOREIGN KEY constraint" in text:
-            return Fault.DEPENDENCY
-        if "UNIQUE constraint" in text:
-            return Fault.UNIQUE
-        if "no such table" in text or "no such column" in text:
-            return Fault.CONFIG
-        rejecting = (
-            sqlite3.IntegrityError,
-            sqlite3.DataError,
-            sqlite3.InterfaceError,
-            sqlite3.ProgrammingError,
-        )
+        code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_ERROR:
+            # The code of a wrong statement, and also of a function that fails in a trigger.
+            return Fault.CONFIG if _MISFIT.search(str(error)) else Fault.REJECTED
+        if code is not None:
+            return FAULTS.get(code) or FAULTS.get(code & 0xFF, Fault.UNREACHABLE)
+        # The driver's own errors.
+        rejecting = (sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
         return Fault.REJECTED if isinstance(error, rejecting) else Fault.UNREACHABLE
 
     def set_up(self, connection: sa.Connection) -> None:
@@ -109,8 +132,8 @@ class Sqlite(Dialect):
         if field is None:
             return ColumnCodec(write, faithful=False)
         if not field.scalar:
-            read = from_json if field.type in (list, dict) else None
-            return ColumnCodec(to_json(field), read, faithful=False)
+            write_json = to_json(field, unchanged=frozenset({bytes}))
+            return ColumnCodec(write_json, from_json(field), faithful=False)
         faithful = field.type in _FAITHFUL and not (
             (field.type is float and not isinstance(kind, sa.Float | sa.Numeric))
             or (field.type is str and (numeric or isinstance(kind, sa.types.NullType)))
@@ -288,20 +311,43 @@ class Sqlite(Dialect):
     def fetch(
         self, connection: sa.Connection, statement: str, parameters: tuple[Any, ...]
     ) -> Iterable[Sequence[Any]]:
-        rows: Iterable[Sequence[Any]] = self.raw(connection).execute(statement, parameters)
-        return rows
+        return _rows(self.raw(connection), statement, parameters)
 
     def execute_all(
         self, connection: sa.Connection, statements: Sequence[Statement]
     ) -> list[list[Sequence[Any]]]:
         raw = self.raw(connection)
-        return [list(raw.execute(*statement)) for statement in statements]
+        return [_rows(raw, *statement) for statement in statements]
 
     def keys_in(self, keys: Sequence[str], count: int) -> str:
         if len(keys) == 1:
             return super().keys_in(keys, count)
         one = f"({', '.join([self.mark] * len(keys))})"
         return f"({', '.join(keys)}) IN (VALUES {', '.join([one] * count)})"
+
+
+def _rows(raw: Any, statement: str, parameters: tuple[Any, ...]) -> list[Sequence[Any]]:
+    """Return the rows that a statement finds. Text that is not UTF-8 is returned as bytes.
+
+    The field rejects the bytes of its record only.
+    """
+    try:
+        return list(raw.execute(statement, parameters))
+    except sqlite3.OperationalError as error:
+        if "Could not decode" not in str(error):
+            raise
+    raw.text_factory = _text_or_bytes
+    try:
+        return list(raw.execute(statement, parameters))
+    finally:
+        raw.text_factory = str
+
+
+def _text_or_bytes(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def _to_number(value: Any) -> Any:

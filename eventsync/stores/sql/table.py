@@ -15,6 +15,7 @@ from eventsync.errors import ConfigError
 from eventsync.records.view import BoundView
 from eventsync.stores.sql.derive import reflect
 from eventsync.stores.sql.dialect import ColumnCodec, Dialect, Target
+from eventsync.stores.sql.value import null_as_json
 
 __all__ = ["Reference", "Table", "new_table"]
 
@@ -112,6 +113,7 @@ class Table:
             self.key_names,
             tuple(self.quoted[column] for column in changed),
             overriding=any(identity.always for identity in identities),
+            sequences=dialect.sequences(engine, self.found, self.columns),
         )
         expressions = {
             column: dialect.select_expression(quoted, self.found.c[column].type)
@@ -164,7 +166,11 @@ class Table:
         codecs: dict[str, ColumnCodec] = {}
         for name, column in self.view.names.items():
             field = None if name in self.view.convert else self.type.fields[name]
-            codecs[column] = dialect.codec(self.found.c[column].type, field)
+            codec = dialect.codec(self.found.c[column].type, field)
+            if isinstance(self.found.c[column].type, sa.JSON) and codec.write:
+                not_null = not self.found.c[column].nullable
+                codec = replace(codec, write=null_as_json(codec.write)) if not_null else codec
+            codecs[column] = codec
         generated = self.catalogue.generated & codecs.keys()
         self.faithful = (
             all(codec.faithful for codec in codecs.values())
