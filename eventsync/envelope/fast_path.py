@@ -21,7 +21,7 @@ from eventsync.envelope.rules import MAX_KEY, MAX_NAME, check_head, check_text, 
 from eventsync.errors import ValueRefusedError
 from eventsync.values import packing, unpacking
 
-__all__ = ["MAJOR", "NAMES", "UNKNOWN", "read", "write", "write_alike"]
+__all__ = ["MAJOR", "NAMES", "UNKNOWN", "read", "read_all", "write", "write_alike"]
 
 MAJOR: Final = 1
 """The version of the envelope that this package reads and writes."""
@@ -178,7 +178,17 @@ _encode: Final = Encoder().encode
 _received: Final = Change.received
 _new: Final = bytes.__new__
 # What msgspec raises on hostile bytes; they may nest as deep as they like.
-_UNREADABLE: Final = (MsgspecError, ValueError, RecursionError, ValueRefusedError)
+_UNREADABLE: Final = (MsgspecError, ValueError, RecursionError)
+
+
+def read_all(raws: Sequence[bytes]) -> list[Change | None]:
+    """Return what ``read`` returns for each of many unsigned envelopes, in less time."""
+    try:
+        found = list(map(_decode, raws))
+        usual = list(map(_encode, found)) == list(raws)  # see ``read``
+    except _UNREADABLE:
+        usual = False
+    return list(map(_change_of, found)) if usual else [read(raw, len(raw)) for raw in raws]
 
 
 def read(raw: bytes, end: int) -> Change | None:
@@ -187,21 +197,28 @@ def read(raw: bytes, end: int) -> Change | None:
     ``end``: where the entries of the signature begin, or the length of ``raw``. Returns ``None``
     for an envelope of another layout, and for one that breaks a rule.
     """
-    known = None
     try:
         if end < len(raw):
             raw = bytes((raw[0] - _SIGNATURE_ENTRIES,)) + raw[1:end]
         found = _decode(raw)
         # The decoder takes entries in any order, and one entry twice. The encoder does not.
-        if _encode(found) != raw:
-            return None
-        if found.known is not UNSET:
-            known = known_of(unpacking.unpack_parts(found.known))
+        return _change_of(found) if _encode(found) == raw else None
     except _UNREADABLE:
         return None
-    op, body = found.op, bytes(found.data)
-    if (op == DELETE) != (body == _NIL) or (known is not None and op != PATCH):
+
+
+def _change_of(found: _Layout) -> Change | None:
+    """Return the change that the entries describe, or ``None`` if one breaks a rule."""
+    known, op, body = None, found.op, bytes(found.data)
+    if (op == DELETE) != (body == _NIL):
         return None
+    if found.known is not UNSET:
+        try:
+            known = known_of(unpacking.unpack_parts(found.known))
+        except ValueRefusedError:
+            return None
+        if op != PATCH:
+            return None
     return _received(
         found.src,
         found.type,
