@@ -247,8 +247,8 @@ class Replica:
         """Make an emptied store take its missing records again, and return how many.
 
         Forget the entries of those of ``keys`` that are missing, if the store lacks more records
-        than ``deletes`` allows (see ``capture``). Copies of them are then new to the store. Without
-        this they count as duplicates, because the index says that the store has them. Do nothing
+        than ``deletes`` allows (see ``capture``). Changes that carry these records then count as
+        new. Otherwise they are duplicates, because the index says so. Do nothing
         if the store lacks few records: those were deleted there. Idempotent.
         """
         with self._begin() as work:
@@ -375,7 +375,7 @@ class Replica:
 def _perform(
     work: UnitOfWork, decisions: dict[str, Decision], *, hold: bool
 ) -> dict[str, Sequence[Verdict]]:
-    """Carry out ``decisions`` and return their verdicts by key.
+    """Write what the gate decided. Return the verdicts, by the keys of the records.
 
     ``hold``: as in ``Replica.apply``.
     """

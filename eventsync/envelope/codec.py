@@ -130,12 +130,16 @@ def decode_all(
     first read: in a busy queue, most changes are superseded before their values are needed. Reading
     ``data`` then raises ``ValueRefusedError`` if the body is malformed.
     """
-    changes: list[Change | EnvelopeError] = []
-    for raw in raws:
-        try:
-            changes.append(_decode_lazily(raw, keys, max_bytes))
-        except EnvelopeError as error:
-            changes.append(error)
+    if keys is None and raws and max(map(len, raws)) <= max_bytes:
+        changes: list[Any] = fast_path.read_all(raws)
+    else:
+        changes = [None] * len(raws)
+    for number, change in enumerate(changes):
+        if change is None:
+            try:
+                changes[number] = _decode_lazily(raws[number], keys, max_bytes)
+            except EnvelopeError as error:
+                changes[number] = error
     return changes
 
 

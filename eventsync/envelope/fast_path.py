@@ -21,7 +21,7 @@ from eventsync.envelope.rules import MAX_KEY, MAX_NAME, check_head, check_text, 
 from eventsync.errors import ValueRefusedError
 from eventsync.values import packing, unpacking
 
-__all__ = ["MAJOR", "NAMES", "UNKNOWN", "read", "write", "write_alike"]
+__all__ = ["MAJOR", "NAMES", "UNKNOWN", "read", "read_all", "write", "write_alike"]
 
 MAJOR: Final = 1
 """The version of the envelope format (entry ``v``) that eventsync reads and writes."""
@@ -187,7 +187,17 @@ _encode: Final = Encoder().encode
 _received: Final = Change.received
 _new: Final = bytes.__new__
 # The errors that msgspec raises for hostile bytes. RecursionError: arrays nest too deep.
-_UNREADABLE: Final = (MsgspecError, ValueError, RecursionError, ValueRefusedError)
+_UNREADABLE: Final = (MsgspecError, ValueError, RecursionError)
+
+
+def read_all(raws: Sequence[bytes]) -> list[Change | None]:
+    """Return the result of ``read`` for each of many unsigned envelopes. Faster."""
+    try:
+        found = list(map(_decode, raws))
+        usual = list(map(_encode, found)) == list(raws)  # see ``read``
+    except _UNREADABLE:
+        usual = False
+    return list(map(_change_of, found)) if usual else [read(raw, len(raw)) for raw in raws]
 
 
 def read(raw: bytes, end: int) -> Change | None:
@@ -197,21 +207,28 @@ def read(raw: bytes, end: int) -> Change | None:
     Returns ``None`` if the envelope has another layout or breaks a rule. ``raw`` may come from an
     attacker.
     """
-    known = None
     try:
         if end < len(raw):
             raw = bytes((raw[0] - _SIGNATURE_ENTRIES,)) + raw[1:end]
         found = _decode(raw)
         # The decoder accepts entries in any order and repeated entries. Encoding again finds both.
-        if _encode(found) != raw:
-            return None
-        if found.known is not UNSET:
-            known = known_of(unpacking.unpack_parts(found.known))
+        return _change_of(found) if _encode(found) == raw else None
     except _UNREADABLE:
         return None
-    op, body = found.op, bytes(found.data)
-    if (op == DELETE) != (body == _NIL) or (known is not None and op != PATCH):
+
+
+def _change_of(found: _Layout) -> Change | None:
+    """Return the change that the entries describe, or ``None`` if one breaks a rule."""
+    known, op, body = None, found.op, bytes(found.data)
+    if (op == DELETE) != (body == _NIL):
         return None
+    if found.known is not UNSET:
+        try:
+            known = known_of(unpacking.unpack_parts(found.known))
+        except ValueRefusedError:
+            return None
+        if op != PATCH:
+            return None
     return _received(
         found.src,
         found.type,

@@ -406,7 +406,8 @@ def with_floats(value: Any) -> Any:
         return {name: with_floats(item) for name, item in value.items()}
     if kind is Opaque:
         raise ValueRefusedError(
-            f"{value!r} cannot be held: it has too many digits, nests too deep or is no number"
+            f"{value!r} cannot be stored as JSON: it has too many digits, is nested too deeply, or "
+            "is NaN or infinite"
         )
     return value
 

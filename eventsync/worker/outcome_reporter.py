@@ -20,7 +20,7 @@ __all__ = ["OutcomeReporter", "describe_letter"]
 
 
 class OutcomeReporter:
-    """Reports the outcomes of changes to the log, the counters and the status of one worker."""
+    """Writes the outcome of each change to the log, the counters and the status of one worker."""
 
     def __init__(self, context: WorkerContext) -> None:
         self._store = context.store.name

@@ -75,7 +75,9 @@ def captured_in(events: Iterable[Mapping[str, Any]]) -> int:
 
 
 def totals_of(events: Iterable[Mapping[str, Any]], published: Iterable[str]) -> StoreTotals:
-    """Return the totals of one store, without the comparison of its records.
+    """Count what the workers of one store logged about the published changes.
+
+    The caller adds the comparison of the store's records.
 
     ``events``: the log of the store's workers. ``published``: the versions of all published
     changes, in hexadecimal digits.

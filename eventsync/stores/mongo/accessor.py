@@ -260,8 +260,8 @@ class MongoAccessor(Accessor[R]):
         found = self._ids_of({_ID: {"$in": alike}}, limit=1)
         if found:
             raise RejectedError(
-                f"{self.type.name} {str(found[0])!r}: {self.collection} has a document with the "
-                f"_id {found[0]!r}",
+                f"{self.type.name} {str(found[0])!r} cannot be written: {self.collection} has a "
+                f"document with the _id {found[0]!r}, which is not text",
                 hint=_NOT_TEXT,
             )
 

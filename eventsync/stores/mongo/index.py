@@ -101,8 +101,9 @@ class MongoIndex(Index):
         mark = self.database.call(self._marks, note)
         if mark is not None and mark["text"] != collection:
             raise ConfigError(
-                f"the version index {self.name!r} in {self.database.address} holds the versions of "
-                f"{type} in the collection {mark['text']!r}, not in {collection!r}",
+                f"the version index {self.name!r} in {self.database.address} belongs to another "
+                f"store, which keeps {type} in the collection {mark['text']!r}; this store keeps "
+                f"it in {collection!r}",
                 hint="give each store an index of its own: Store(..., index=MongoIndex(..., "
                 'name="..."))',
             )

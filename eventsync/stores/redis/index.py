@@ -162,8 +162,8 @@ class RedisIndex(Index):
         noted = self.server.call("HGET", name, type)
         if noted is not None and noted.decode() != place:
             raise ConfigError(
-                f"the version index {self._base} holds the versions of {type} at "
-                f"{noted.decode()!r}, not at {place!r}",
+                f"the version index {self._base} belongs to another store, which keeps {type} "
+                f"under {noted.decode()!r}; this store keeps it under {place!r}",
                 hint="give each store a slot of its own: Store(..., index=RedisIndex(..., "
                 'slot="..."))',
             )

@@ -61,7 +61,9 @@ class Pages(ABC):
             else:
                 answer = service.request("GET", request[0], query=request[1])
             if answer is None:
-                raise RecordError(f"{service.url}/{path}: the object with this list is gone")
+                raise RecordError(
+                    f"{service.url}/{path}: not found; the object of this list was deleted"
+                )
             content = answer.json()
             found = at(content, self.items)
             if not isinstance(found, list) or (

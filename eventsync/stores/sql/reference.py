@@ -87,7 +87,10 @@ class Dependents:
         return waiting
 
     def _stored(self, values: Mapping[str, Any], fields: Sequence[str]) -> tuple[Any, ...] | None:
-        """Return what the columns get for these fields; ``None`` if one has no value."""
+        """Return the values to write to the columns of ``fields``.
+
+        Return ``None`` if any of the fields has no value.
+        """
         if any(values.get(field) is None for field in fields):
             return None
         stored = self._table.stored({field: values[field] for field in fields})

@@ -262,7 +262,7 @@ class TrackerAccessor(RestAccessor[R]):
     def _check_project(self, name: str, value: Any) -> None:
         if name == "project" and value is not None and value != self.project_key:
             raise RejectedError(
-                f"{self.type.name} of the project {value!r} does not belong into {self!r}, which "
+                f"a {self.type.name} of the project {value!r} does not belong in {self!r}, which "
                 f"holds those of {self.project_key!r}",
                 hint=f'give the view where={{"project": {self.project_key!r}}}',
             )

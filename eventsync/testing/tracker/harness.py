@@ -86,7 +86,7 @@ _NEEDS: Final[Mapping[Kind, Sequence[Kind]]] = {
 class TrackerHarness:
     """The base class of ``TrackerContract``: attributes and methods for the author to define.
 
-    The methods without underscore after ``brought`` are helpers for the tests.
+    The public methods that are defined below ``brought`` are helpers for the tests.
     """
 
     name: ClassVar[str]
