@@ -62,12 +62,16 @@ class _Uses:
         self._changed = threading.Condition()
         self._threads = 0
         self._this_thread = threading.local()
+        self._stopping = False
         self._stopped = False
 
     def __enter__(self) -> None:
         depth: int = getattr(self._this_thread, "depth", 0)
         if not depth:
             with self._changed:
+                # Without this, threads that use a file again and again would starve the fork.
+                while self._stopping:
+                    self._changed.wait()
                 self._threads += 1
         self._this_thread.depth = depth + 1
 
@@ -82,6 +86,7 @@ class _Uses:
         """Wait until no other thread uses a file. Then block new uses until ``resume``."""
         self._changed.acquire()
         own = 1 if getattr(self._this_thread, "depth", 0) else 0
+        self._stopping = True
         while self._threads > own:
             self._changed.wait()
         self._stopped = True
@@ -93,7 +98,8 @@ class _Uses:
         fork.
         """
         if self._stopped:
-            self._stopped = False
+            self._stopped = self._stopping = False
+            self._changed.notify_all()
             self._changed.release()
 
 
