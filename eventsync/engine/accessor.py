@@ -325,4 +325,6 @@ class Accessor(ABC, Generic[R]):
         """
         if query.unreadable is None or concerns_all(error):
             raise error
-        query.unreadable(record_error(error, f"a record of type {self.type.name}"))
+        if not isinstance(error, RecordError):
+            error = record_error(error, f"a record of type {self.type.name}")
+        query.unreadable(error)

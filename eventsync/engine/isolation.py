@@ -95,10 +95,12 @@ def item_error(error: Exception, item: str = "") -> EventSyncError:
 def record_error(error: Exception, record: str) -> RecordError:
     """Return ``error`` as a ``RecordError``, for a callback that reports unreadable records.
 
-    A ``RecordError`` is returned unchanged. Any other exception is wrapped. ``record``: names the
-    record in the message.
+    A ``RecordError`` is returned itself; its message then begins with ``record``, which names the
+    record, if it does not contain it. Any other exception is wrapped.
     """
     if isinstance(error, RecordError):
+        if record not in error.message:
+            error.message = f"{record}: {error.message}"
         return error
     cause = item_error(error)
     unreadable = RecordError(f"{record} cannot be read: {cause.message}", hint=cause.hint)

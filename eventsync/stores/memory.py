@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from eventsync.engine.accessor import Accessor, Write
-from eventsync.engine.isolation import concerns_all, item_error
+from eventsync.engine.isolation import concerns_all, record_error
 from eventsync.errors import RecordError, StoreUnavailableError
 from eventsync.index import Index, IndexTransaction, MemoryIndex
 from eventsync.records.query import Query
@@ -50,11 +50,12 @@ class MemoryAccessor(Accessor[R]):
 
     def _found(self, query: Query) -> Iterator[R]:
         for key, data in list(self.data.items()):
+            if query.unreadable is None:
+                yield self.data_to_record(freeze(data))
+                continue
             try:
                 yield self._record(key, data)
             except RecordError as error:
-                if query.unreadable is None:
-                    raise
                 query.unreadable(error)
 
     def _record(self, key: str, data: Mapping[str, Any]) -> R:
@@ -64,10 +65,8 @@ class MemoryAccessor(Accessor[R]):
         except Exception as error:
             if concerns_all(error):
                 raise
-            known = item_error(error)
-            raise RecordError(
-                f"{self.type.name} {key!r}: {known.message}", hint=known.hint
-            ) from error
+            known = record_error(error, f"{self.type.name} {key!r}")
+            raise known from known.__cause__
 
     def remove(self, key: str) -> None:
         self.data.pop(key, None)
@@ -89,12 +88,14 @@ class MemoryAccessor(Accessor[R]):
 
     def _write(self, write: Write) -> None:
         """Write the fields that ``write`` names, and no others."""
-        stored = freeze(self.view.to_store(write.values))
-        if write.key in self.data:
-            self.data[write.key] = {**self.data[write.key], **stored}
-        elif write.whole:
-            self.data[write.key] = {**freeze(dict(self.view.constant)), **stored}
-        else:
+        if write.key not in self.data and not write.whole:
             raise StoreUnavailableError(
                 f"{self.type.name} {write.key!r} vanished while it was being updated"
             )
+        record = self.make(write.values)
+        if write.key not in self.data:
+            self.add(record)
+            return
+        stored = freeze(self.record_to_data(record))
+        constants = self.view.constant.keys()
+        self.data[write.key] |= {n: value for n, value in stored.items() if n not in constants}

@@ -146,5 +146,6 @@ def test_check_creates_nothing_unless_told(cli: Cli) -> None:
     assert not database.exists()
     found = cli("check", "--create", "--json").check().json
     assert database.exists()
-    assert {"level": "ok", "about": "store crm", "statements": []}.items() <= found[1].items()
-    assert "can be read and written" in found[1]["text"]
+    crm = [finding for finding in found if finding["about"] == "store crm"]
+    assert {"ok", "note"} >= {finding["level"] for finding in crm}
+    assert any("can be read and written" in finding["text"] for finding in crm)

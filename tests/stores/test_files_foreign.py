@@ -31,6 +31,7 @@ from eventsync.index import FileIndex
 from eventsync.records.query import Query
 from eventsync.records.record import Field, Record
 from eventsync.stores.files import CsvAccessor, JsonFolderAccessor, JsonLinesAccessor
+from eventsync.testing.fake import FakeBus
 from eventsync.testing.harness import changed, put
 
 DEEP = "[" * 900 + "]" * 900
@@ -290,7 +291,7 @@ def test_nothing_is_appended_to_an_open_cell(tmp_path, end):
         assert path.read_text() == broken
         clock = store.clock
         changes = [put(Note(id=n, a="new"), clock.tick()) for n in (1, 2, 4)]
-        store.capture_before(changes, None)
+        store.capture_before(changes, FakeBus())
         outcomes = [settled.outcome for settled in apply(store, changes, clock=clock)]
         assert outcomes == [Outcome.APPLIED, Outcome.HELD, Outcome.HELD]
         assert path.read_text() == broken.replace("1,Ada", "1,new")
@@ -392,7 +393,7 @@ def test_a_folder_without_documents_is_no_delete(tmp_path, loss, index):
         with pytest.raises(StoreUnavailableError, match="although it held records before"):
             captured(store)
         with pytest.raises(StoreUnavailableError):
-            store.accessor(Thing).capture(["1"], store.clock, "plain", None)
+            store.replicas["Thing"].capture(["1"], None)
         clock = store.clock
         with pytest.raises(StoreUnavailableError):
             apply(store, [put(Thing(id=3), clock.tick())], clock=clock)
@@ -432,7 +433,7 @@ def test_an_emptied_file_is_no_delete(tmp_path, accessor, content):
         with pytest.raises(StoreUnavailableError, match="although it held records before"):
             captured(store)
         with pytest.raises(StoreUnavailableError):
-            store.accessor(Thing).capture(["1"], store.clock, "plain", None)
+            store.replicas["Thing"].capture(["1"], None)
 
 
 def test_a_folder_that_cannot_be_listed_is_no_delete(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.redis import RedisAccessor, RedisIndex
 from eventsync.stores.redis.server import MEANINGS, PHRASES, Server
+from eventsync.testing.fake import FakeBus
 from eventsync.testing.harness import changed, put
 
 DEEP = "[" * 900 + "]" * 900
@@ -120,7 +121,7 @@ def test_a_key_that_takes_another_type_stops_no_capture(server, client, layout):
         client.set(b"Thing:\xff", "x")
         client.hset(b"Thing:\xfe", "id", "x")
         assert captured(store)[0] == []
-        store.capture_before([put(Thing(id=n), store.clock.tick()) for n in (1, 2)], None)
+        store.capture_before([put(Thing(id=n), store.clock.tick()) for n in (1, 2)], FakeBus())
         clock = store.clock
         changes = [put(Thing(id=n, name="new"), clock.tick()) for n in (1, 2)]
         outcomes = [settled.outcome for settled in apply(store, changes, clock=clock)]

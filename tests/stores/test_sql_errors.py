@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
+from functools import partial
 
 import psycopg
 import pymysql
@@ -26,6 +28,7 @@ from eventsync.errors import (
 )
 from eventsync.index import UndoneError
 from eventsync.records.record import Field, Record
+from eventsync.retry import retrying
 from eventsync.stores.sql import SqlAccessor, mysql, postgresql, sqlite
 from eventsync.stores.sql.engine import LockedError, UniqueError, errors
 from eventsync.stores.sql.mysql import Mysql
@@ -58,7 +61,7 @@ NUMBERS = {
     **dict.fromkeys([1044, 1045, 1049, 1142, 1143, 1227, 1370, 1698], SETUP),
     **dict.fromkeys([1020, 1213], UndoneError),
     **dict.fromkeys([1216, 1217, 1451, 1452], DependencyError),
-    **dict.fromkeys([1062, 1586], UniqueError),
+    **dict.fromkeys([1062, 1242, 1586], UniqueError),
     **dict.fromkeys([1205, 3572], LockedError),
 }
 
@@ -369,6 +372,10 @@ def test_transaction_pooler(postgres, pg):
     with PgBouncer(postgres) as pooler:
         failures = []
 
+        def patiently(call):
+            # The threads of this test wait for each other's locks, which a worker does, too.
+            return retrying(call, budget=60.0, wait=time.sleep)
+
         def work(offset):
             clock = Clock()
             engine = sa.create_engine(pooler.url)
@@ -377,11 +384,12 @@ def test_transaction_pooler(postgres, pg):
                     for turn in range(12):
                         numbers = range(offset, offset + 40)
                         changes = [put(n, clock, name=str(turn)) for n in numbers]
-                        done = set(outcomes(store, changes, clock).values())
-                        assert done == {"applied"}
-                        store.update(Item(id=offset, name="edited", amount=turn))
+                        done = patiently(partial(outcomes, store, changes, clock))
+                        assert set(done.values()) <= {"applied", "duplicate"}
+                        edited = Item(id=offset, name="edited", amount=turn)
+                        patiently(partial(store.update, edited))
                         assert store.get(Item, offset).amount == turn
-                    list(store.capture())
+                    patiently(lambda: list(store.capture()))
             except BaseException as error:
                 failures.append(error)
             finally:

@@ -54,6 +54,8 @@ class _Folder:
     def remove(self, keys):
         for key in keys:
             (self.path / f"{key}.json").unlink()
+        if not any(self.path.glob("*.json")):
+            (self.path / ".eventsync-empty").touch()  # without it, the folder is refused
 
 
 class _Lines:

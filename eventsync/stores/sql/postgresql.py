@@ -672,7 +672,8 @@ class Postgresql(Dialect):
         self, engine: sa.Engine, table: sa.Table, columns: Sequence[str]
     ) -> tuple[tuple[int, str], ...]:
         whole = [c for c in columns if isinstance(_base(table.c[c].type), sa.Integer)]
-        name = str(engine.dialect.identifier_preparer.format_table(table))
+        # Quoted here, because SQLAlchemy doubles percent signs for statements with parameters.
+        name = ".".join(_quoted(part) for part in (table.schema, table.name) if part)
         with self.connected(engine) as connection:
             found = self.raw(connection).execute(_SEQUENCES, (name, name, whole)).fetchall()
         return tuple((columns.index(column), sequence) for column, sequence in found)
