@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from eventsync.engine.accessor import Accessor
-from eventsync.engine.isolation import concerns_all, record_error
+from eventsync.engine.isolation import concerns_all
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
 from eventsync.records.key import join as join_key
 from eventsync.records.key import split as split_key
@@ -141,11 +141,7 @@ class ObjectAccessor(Accessor[R]):
         return body
 
     def data_to_record(self, data: Any) -> R:
-        key = self.key_in(data)
-        try:
-            return self._record(key, Object(data))
-        except RecordError as error:
-            raise record_error(error, f"{self.type.name} {key!r}") from error.__cause__
+        return self._record(self.key_in(data), Object(data))
 
     # -- what a subclass may override --------------------------------------------------------------
 

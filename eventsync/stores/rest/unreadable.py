@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
-from eventsync.engine.isolation import concerns_all, item_error
+from eventsync.engine.isolation import concerns_all, item_error, record_error
 from eventsync.errors import RecordError
 
 __all__ = ["DECODER", "OddNumber", "Unreadable", "reading"]
@@ -81,8 +81,8 @@ def reading(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except RecordError:
-        raise
+    except RecordError as error:
+        raise record_error(error, what) from error.__cause__
     except Exception as error:
         if concerns_all(error):
             raise
