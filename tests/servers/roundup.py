@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -85,8 +86,19 @@ class RoundupServer(Server):
         request = urllib.request.Request(
             f"{self.url}/rest{path}", data=content, headers=headers, method=method
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.load(answer)["data"]
+        # Roundup sometimes answers 400 while another client writes. The request had no effect.
+        for attempts_left in reversed(range(5)):
+            try:
+                with urllib.request.urlopen(request, timeout=10) as answer:
+                    return json.load(answer)["data"]
+            except urllib.error.HTTPError as error:
+                if error.code != 400:
+                    raise
+                said = error.read().decode(errors="replace")
+                if not attempts_left:
+                    raise AssertionError(f"{method} {path}: {said}") from error
+                time.sleep(0.2)
+        raise AssertionError("the last attempt returns or raises")
 
     def change(self, item: str, method: str = "PATCH", **properties: Any) -> Any:
         """Change or retire an item, as in ``issue/1``, whatever its present entity tag."""
