@@ -49,7 +49,8 @@ class Settings(BaseSettings):
     """
     max_clock_drift: _Seconds = 5.0
     """The seconds that the version of a change may be ahead of the local clock. A change further
-    ahead is held. 5 by default.
+    ahead is held. 5 by default. A program that edits records through a store gives the same number
+    to the store: ``Store(..., clock=Clock(max_drift=60))``.
     """
     hold_for: _Seconds = 300.0
     """The seconds during which a held change is retried. Then it becomes a dead letter. 300 by

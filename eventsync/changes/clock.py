@@ -157,7 +157,7 @@ class Clock:
         versions.
         """
         self._now = now
-        self._max_drift = max_drift
+        self.max_drift = max_drift
         self._mark = mark
         self._lock = threading.Lock()
         self._counter = -1
@@ -212,7 +212,7 @@ class Clock:
         ``max_drift``: the allowed seconds; by default the ``max_drift`` of the clock.
         """
         ahead = version.millis / 1000 - self._now()
-        allowed = self._max_drift if max_drift is None else max_drift
+        allowed = self.max_drift if max_drift is None else max_drift
         if ahead > allowed:
             raise ClockDriftError(
                 f"version {version.hex()} lies {ahead:.1f} s in the future; "

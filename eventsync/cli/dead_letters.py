@@ -12,7 +12,13 @@ from eventsync.changes.clock import Clock, Version
 from eventsync.changes.event_id import new_id
 from eventsync.changes.stamp import PATCH, PUT
 from eventsync.envelope import codec
-from eventsync.errors import ClockDriftError, ConfigError, EnvelopeError, EventSyncError
+from eventsync.errors import (
+    ClockDriftError,
+    ConfigError,
+    EnvelopeError,
+    EventSyncError,
+    SignatureError,
+)
 from eventsync.records.record_type import same
 
 if TYPE_CHECKING:
@@ -29,6 +35,7 @@ __all__ = [
     "readable_data",
     "replay",
     "select",
+    "signature_error",
 ]
 
 _CHUNK = 500
@@ -179,7 +186,9 @@ def edit_change(
     ``values``: all data of the record after the edit. The new change gets a new version from
     ``clock``. Under the per-record rule, it has the whole data. Under the per-field rule, it is a
     patch of the edited fields; the other fields are in the base state of the patch with their old
-    versions, so that they do not overwrite later values.
+    versions, so that they do not overwrite later values. Exception: if the version of ``change``
+    lies in the future, its time cannot be right, and all fields get the new version. Additional
+    entries of the envelope (``ext``) are dropped, because the operator has not seen them.
 
     Raises ``FieldError`` if a value does not fit its field, and ``ConfigError`` if ``change`` is a
     delete, no field was edited, or a key field was edited.
@@ -208,9 +217,14 @@ def edit_change(
     for version in (change.version, read_current(store, change.type, change.key)[1]):
         if version is not None:
             _observe(clock, version)
-    fresh: dict[str, Any] = {"version": clock.tick(), "id": new_id(), "hops": 0}
+    version = clock.tick()
+    fresh: dict[str, Any] = {"version": version, "id": new_id(), "hops": 0, "ext": {}}
     if described.rule == "record":
         return change.replace(data=described.key_values(change.key) | loaded, **fresh), edited
+    if change.version > version:
+        if change.op == PUT:
+            loaded = described.key_values(change.key) | loaded
+        return change.replace(data=loaded, known=None, **fresh), [*loaded]
     kept = {n: value for n, value in loaded.items() if n not in edited and n not in described.keys}
     return change.replace(
         op=PATCH,
@@ -218,6 +232,20 @@ def edit_change(
         known=_base_state(change, kept, edited),
         **fresh,
     ), edited
+
+
+def signature_error(raw: bytes, keys: codec.Keyring | None) -> SignatureError | None:
+    """Return why the signature of an envelope is not valid, or ``None`` if it is.
+
+    ``keys``: the keys of this deployment; without keys, no envelope has to be signed.
+    """
+    if keys is None:
+        return None
+    try:
+        keys.verify(raw)
+    except SignatureError as error:
+        return error
+    return None
 
 
 def readable_data(change: Change, store: Store) -> dict[str, Any]:

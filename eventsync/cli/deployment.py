@@ -50,8 +50,14 @@ class Deployment:
 
     @cached_property
     def registry(self) -> StoreRegistry:
-        """The registry of all stores, not opened. Raises ``ConfigError`` if there is none."""
-        return find_registry(self.settings.app)
+        """The registry of all stores, not opened. Raises ``ConfigError`` if there is none.
+
+        The clocks of the stores allow the drift that the settings allow.
+        """
+        registry = find_registry(self.settings.app)
+        for store in registry:
+            store.clock.max_drift = self.settings.max_clock_drift
+        return registry
 
     @cached_property
     def bus(self) -> Bus:

@@ -27,7 +27,10 @@ from eventsync.errors import ConfigError
 
 if TYPE_CHECKING:
     from eventsync.broker.bus import QueueBrowser
+    from eventsync.changes.change import Change
     from eventsync.cli.dead_letters import FoundLetter, Selection
+    from eventsync.engine.store import Store
+    from eventsync.errors import SignatureError
 
 __all__ = ["dlq"]
 
@@ -277,6 +280,10 @@ def edit(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Set a field. Can be repeated."),
     ] = None,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", "-y", help="Sign a change whose own signature is not valid."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Edit the data of one dead letter and publish the result to all stores.
@@ -289,12 +296,16 @@ def edit(
     their old version and do not overwrite later values. In a record type that merges per record,
     the whole record gets the new version.
 
+    If signing keys are configured, the edited change is signed with them. If the dead letter itself
+    is not signed with one of these keys, anybody may have written it. The command then shows all
+    that it would sign and asks.
+
     Examples:
       eventsync dlq edit crm --id 3f2a
       eventsync dlq edit crm --id 3f2a --set 'email=ann@example.org' --set age=null
     """
     from eventsync.changes.clock import Clock
-    from eventsync.cli.dead_letters import edit_change, readable_data
+    from eventsync.cli.dead_letters import edit_change, readable_data, signature_error
     from eventsync.cli.editor import edited, with_assignments
 
     selection = options.selection(every=every)
@@ -310,6 +321,9 @@ def edit(
         before = readable_data(change, target)
         values = with_assignments(before, set) if set else edited(before)
         new, fields = edit_change(change, values, target, Clock())
+        unsigned = signature_error(one.letter.raw, deployment.bus.keys)
+        if unsigned is not None:
+            _confirm_signing(new, target, unsigned, yes=yes)
         deployment.declare().publish(new.type, [deployment.bus.encode(new)])
         # Remove the dead letter only after the broker has stored the new change.
         opened.settle([one.delivery])
@@ -325,6 +339,19 @@ def edit(
         )
     else:
         typer.echo(f"{new.type} {new.key} published to all stores with {', '.join(fields)}.")
+
+
+def _confirm_signing(change: Change, store: Store, why: SignatureError, *, yes: bool) -> None:
+    """Show all that ``change`` says, and ask whether to sign it. ``yes``: do not ask.
+
+    ``why``: what is wrong with the signature of the dead letter.
+    """
+    from eventsync.cli.explain import print_change
+
+    warn(f"the dead letter was written by an unknown program: {why.message}")
+    print_change(change, store)
+    if not yes:
+        typer.confirm("Sign all of this and publish it to all stores?", abort=True, err=True)
 
 
 # -- selecting -------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eventsync.cli.dead_letters import FoundLetter
     from eventsync.engine.store import Store
 
-__all__ = ["explanation", "letter_json", "print_letter", "print_letters"]
+__all__ = ["explanation", "letter_json", "print_change", "print_letter", "print_letters"]
 
 _EXCERPT = 120
 
@@ -157,6 +157,26 @@ def print_letter(found: dict[str, Any]) -> None:
         typer.echo()
     say(f"  If replayed: {found['replay']}.", indent=2)
     typer.echo()
+
+
+def print_change(change: Change, store: Store) -> None:
+    """Print all that an edited change says on standard error, one field a line.
+
+    The values of secret fields are hidden. ``store``: knows the record type.
+    """
+    fields = store.accessor(change.type).type.fields
+
+    def line(name: str, value: Any, suffix: str = "") -> None:
+        hidden = name in fields and fields[name].secret
+        say(f"  {name}: {'***' if hidden else shown(value)}{suffix}", indent=4, err=True)
+
+    say(f"  {change.op} of {change.type} {change.key}, made by {change.source!r}", err=True)
+    for name, value in (change.data or {}).items():
+        line(name, value)
+    if change.known is not None:
+        for name, value in change.known.values.items():
+            version = change.known.versions.get(name, change.known.stamp.version)
+            line(name, value, f" (with its old version, of {version.time.isoformat()})")
 
 
 def excerpt(raw: bytes) -> dict[str, str]:

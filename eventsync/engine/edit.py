@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,12 @@ from eventsync.changes.clock import Clock, Version
 from eventsync.changes.stamp import DELETE, PATCH, PUT, Op
 from eventsync.engine.fingerprint import changed_fields
 from eventsync.engine.gate import UNVERSIONED, decide_one
-from eventsync.errors import AlreadyExistsError, NotFoundError
+from eventsync.errors import (
+    AlreadyExistsError,
+    ChangeRefusedError,
+    ClockDriftError,
+    NotFoundError,
+)
 from eventsync.index import Entry, Presence
 from eventsync.records.record_type import same
 from eventsync.records.view import BoundView
@@ -182,10 +186,12 @@ class ChangeFactory:
         return change
 
     def _new(self, key: str, op: Op, data: dict[str, Any] | None, entry: Entry | None) -> Change:
-        """Return a change with a new version, greater than every version in ``entry``."""
+        """Return a change with a new version, greater than every version in ``entry``.
+
+        Raises ``ChangeRefusedError`` if a version in ``entry`` lies too far in the future.
+        """
         if entry is not None and entry.version:
-            # The store has accepted this version already, so the drift limit does not apply.
-            self.clock.observe(Version(entry.version), max_drift=math.inf)
+            self._observe(key, Version(entry.version))
         return Change(
             type=self.view.record_type.name,
             key=key,
@@ -195,6 +201,24 @@ class ChangeFactory:
             source=self.source,
             schema=self.view.record_type.schema,
         )
+
+    def _observe(self, key: str, version: Version) -> None:
+        """Advance the clock beyond ``version``, the greatest that the store has of the record.
+
+        Raises ``ChangeRefusedError`` if ``version`` lies too far in the future. The store accepted
+        it while a clock was wrong. A greater version would win here, but the other stores would
+        refuse it, and with it every later change from this clock.
+        """
+        try:
+            self.clock.observe(version)
+        except ClockDriftError as error:
+            raise ChangeRefusedError(
+                f"{self.view.record_type.name} {key!r} cannot be changed in store "
+                f"{self.source!r} now: its stored {error.message}",
+                reason=error.reason,
+                hint="correct the system clock of this machine if it is slow; otherwise the record "
+                "can be changed when the time of that version has come",
+            ) from error
 
     def _base_state(
         self, entry: Entry, row: Mapping[str, Any], *, without: Iterable[str] = ()

@@ -203,18 +203,19 @@ def _change_of(entries: dict[Any, Any]) -> Change:
     check_map("ext", ext)
     if fast_path.UNKNOWN in ext:
         raise ValueRefusedError("the map ext has an entry with the empty name, which is reserved")
+    version = Version(bytes_of("the entry ver", entries.pop("ver"), 16))
     change = Change(
         type=type_,
         key=entries.pop("key"),
         op=op,
-        version=Version(bytes_of("the entry ver", entries.pop("ver"), 16)),
+        version=version,
         data=data,
         source=source,
         id=entries.pop("id"),
         schema=schema,
         hops=hops,
         ext=ext,
-        known=known_of(entries.pop("known")) if "known" in entries else None,
+        known=known_of(entries.pop("known"), version) if "known" in entries else None,
     )
     check_body(change)
     if entries:

@@ -224,7 +224,7 @@ def _change_of(found: _Layout) -> Change | None:
         return None
     if found.known is not UNSET:
         try:
-            known = known_of(unpacking.unpack_parts(found.known))
+            known = known_of(unpacking.unpack_parts(found.known), found.ver)
         except ValueRefusedError:
             return None
         if op != PATCH:

@@ -73,13 +73,13 @@ def check_body(change: Change) -> None:
             raise ValueRefusedError(
                 f"a {change.op} has the entry known, but only a patch may have this entry"
             )
-        _check_known(change.known)
+        _check_known(change.known, change.version)
 
 
-def known_of(entries: Any) -> BaseState:
+def known_of(entries: Any, version: bytes) -> BaseState:
     """Return the base state that ``entries``, the entry ``known`` of a patch, describe.
 
-    Raises ``ValueRefusedError`` if ``entries`` break a rule.
+    ``version``: the version of the patch. Raises ``ValueRefusedError`` if ``entries`` break a rule.
     """
     # The maps inside ``known`` may nest as deep as ``data``. A depth of -1 makes up for ``known``.
     check_map("known", entries, depth=-1)
@@ -97,17 +97,28 @@ def known_of(entries: Any) -> BaseState:
             for name, version in versions.items()
         },
     )
-    _check_known(known)
+    _check_known(known, version)
     return known
 
 
-def _check_known(known: BaseState) -> None:
+def _check_known(known: BaseState, patched: bytes) -> None:
+    """Raise ``ValueRefusedError`` if ``known``, the base state of a patch, breaks a rule.
+
+    ``patched``: the version of the patch. Its origin issued this version after all versions that it
+    held, so none of them is later. A reader that accepted a later version would store a time that
+    never passed the check of the clock drift, and every later change of the record would be stale.
+    """
     stamp = known.stamp
     if len(stamp) != 49 or stamp[16] != 1:
         raise ValueRefusedError(
             f"the entry known.stamp is {shown(bytes(stamp))}, not the stamp of a put"
         )
     floor = stamp[:16]
+    if floor > patched:
+        raise ValueRefusedError(
+            f"the version in known.stamp is {floor.hex()}, later than {patched.hex()}, the version "
+            "of the patch itself"
+        )
     for name, version in known.versions.items():
         if len(version) != 16:
             raise ValueRefusedError(
@@ -117,6 +128,11 @@ def _check_known(known: BaseState) -> None:
             raise ValueRefusedError(
                 f"in the entry known.versions, the version of {shown(name)} is not greater than "
                 "the version in known.stamp"
+            )
+        if version > patched:
+            raise ValueRefusedError(
+                f"in the entry known.versions, the version of {shown(name)} is {version.hex()}, "
+                f"later than {patched.hex()}, the version of the patch itself"
             )
 
 

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from support.project import Cli
 
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Version
 from eventsync.cli.command import duration
+from eventsync.envelope import codec
+from eventsync.envelope.signing import Keyring
 
 TRIGGER = (
     "CREATE TRIGGER no_eve BEFORE INSERT ON person WHEN NEW.name = 'Eve' "
@@ -172,6 +176,75 @@ def test_edit_under_the_per_record_rule(cli: Cli) -> None:
     cli("dlq", "edit", "crm", "--all", "--set", "text=ok").check()
     cli.drain("crm")
     assert cli("get", "Line", "1/2", "--json").check().json["merged"]["text"] == "ok"
+
+
+def put_letter(cli: Cli, raw: bytes) -> None:
+    """Put a message of one envelope into the queue of ``crm``, as anybody at the broker can."""
+    from eventsync import Bus
+
+    with Bus("sqlite:///eventsync-broker.db") as bus:
+        bus.declare("crm", ["Person", "Line"])
+        bus.send_to("crm", [raw])
+
+
+def eve(**more: Any) -> Change:
+    """Return a put of person 5, which a producer without a key made."""
+    from eventsync import Clock
+
+    data = {"id": 5, "name": "Eve", "balance": 1_000_000, "city": "Oslo"}
+    given: dict[str, Any] = {"version": Clock().tick(), "ext": {"note": "unseen"}} | more
+    return Change(type="Person", key="5", op="put", source="crm", data=data, **given)
+
+
+def test_edit_signs_nothing_unseen(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A letter that is not signed with our keys is shown whole, and signed only if told to."""
+    monkeypatch.setenv("EVENTSYNC_KEYS", "one:" + "QUFB" * 8)
+    cli("check", "--create").check()
+    put_letter(cli, codec.encode(eve()))
+    put_letter(cli, codec.encode(eve(), keys=Keyring.parse("one:" + "QkJC" * 8)))
+    cli.drain("crm")
+    unsigned, forged = letters(cli)
+    assert {unsigned["reason"], forged["reason"]} == {"signature"}
+    for letter in (unsigned, forged):
+        edit = ("dlq", "edit", "crm", "--id", letter["id"], "--set", "name=Ann", "--json")
+        asked = cli(*edit, input="n\n").check(1)
+        assert "written by an unknown program" in asked.err
+        for seen in ("name: Ann", "balance: 1000000", "city: Oslo", "patch of Person 5"):
+            assert seen in asked.err
+    assert len(letters(cli)) == 2
+    cli.drain()
+    assert cli("get", "Person", "5", "--json").json["merged"] is None
+    cli("dlq", "edit", "crm", "--id", unsigned["id"], "--set", "name=Ann", "--yes").check()
+    cli.drain()
+    assert cli("get", "Person", "5", "--json").check().json["merged"]["name"] == "Ann"
+
+
+def test_edit_of_a_signed_letter_does_not_ask(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a known program published is edited without a question, under any of the keys."""
+    monkeypatch.setenv("EVENTSYNC_KEYS", "two:" + "QUFB" * 8 + ",one:" + "QkJC" * 8)
+    cli("check", "--create").check()
+    database(TRIGGER)
+    put_letter(cli, codec.encode(eve(), keys=Keyring.parse("one:" + "QkJC" * 8)))
+    cli.drain("crm")
+    cli("dlq", "edit", "crm", "--all", "--set", "name=Ann").check()
+    cli.drain()
+    assert cli("get", "Person", "5", "--json").check().json["merged"]["name"] == "Ann"
+
+
+def test_edit_of_a_change_from_the_future(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its fields get the new version, because its own would win for ever."""
+    monkeypatch.setenv("EVENTSYNC_HOLD_FOR", "0.001")
+    cli("check", "--create").check()
+    put_letter(cli, codec.encode(eve(version=Version.of(32_472_144_000_000))))
+    cli.drain("crm")
+    edited = cli("dlq", "edit", "crm", "--all", "--set", "name=Ann", "--json").check().json
+    assert {"name", "balance", "city"} <= {*edited["fields"]}
+    cli.drain()
+    found = cli("get", "Person", "5", "--json").check().json
+    assert (found["merged"]["name"], found["merged"]["city"]) == ("Ann", "Oslo")
+    cli("publish", "report", input='{"id": 5, "balance": 9}').check()
+    cli.drain()
+    assert cli("get", "Person", "5", "--json").json["merged"]["balance"] == "9"
 
 
 def test_foreign_bytes(cli: Cli) -> None:

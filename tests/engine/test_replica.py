@@ -15,6 +15,7 @@ from eventsync.engine.replica import Replica
 from eventsync.envelope import codec
 from eventsync.errors import (
     AlreadyExistsError,
+    ChangeRefusedError,
     ConfigError,
     DependencyError,
     NotFoundError,
@@ -166,13 +167,32 @@ def test_an_update_per_field_publishes_a_patch_with_its_base_state():
 
 
 def test_an_edit_is_newer_than_all_that_the_store_has_seen():
-    """Even if the store accepted a version far in the future."""
+    """Even if the clock that issued the stored version is a little fast."""
     replica = replica_of(Product, time=FakeTime(1_000_000.0))
-    future = Version.of(2_000_000_000)
-    replica.apply({"1": [put(1, future, name="future")]})
+    ahead = Version.of(1_000_004_000)
+    replica.apply({"1": [put(1, ahead, name="ahead")]})
     edit(replica, update(1, name="edited"))
-    assert published(replica)[-1].version > future
+    assert published(replica)[-1].version > ahead
     assert entry(replica).stamp == published(replica)[-1].stamp
+
+
+def test_a_stored_version_far_in_the_future_does_not_drag_the_clock_along():
+    """An edit or a foreign write of that record is refused until its time has come; others go on."""
+    time = FakeTime(1_000_000.0)
+    replica = replica_of(Product, time=time)
+    replica.apply({"1": [put(1, Version.of(1_003_600_000), name="fast")]})
+    for refused in (update(1, name="edited"), Edit("remove", "1")):
+        with pytest.raises(ChangeRefusedError, match="Product '1' cannot be changed") as told:
+            edit(replica, refused)
+        assert told.value.reason == "clock-drift"
+    edit(replica, add(2, name="another"))
+    assert published(replica)[-1].version.millis == 1_000_000_000
+    replica.accessor.data["1"]["name"] = "foreign"
+    with pytest.raises(ChangeRefusedError, match="lies 3600.0 s in the future"):
+        replica.capture(["1"], None)
+    time.now += 3600.0
+    (captured,) = replica.capture(["1"], None)
+    assert (captured.data["name"], captured.version.millis) == ("foreign", 1_003_600_000)
 
 
 def test_one_call_edits_a_record_once():

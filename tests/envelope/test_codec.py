@@ -276,6 +276,28 @@ WRONG = {
         },
         "malformed",
     ),
+    "known with a stamp later than the patch": (
+        {
+            "op": "patch",
+            "known": {
+                "stamp": b"\xff" * 16 + b"\x01" + b"\xff" * 32,
+                "values": {},
+                "versions": {},
+            },
+        },
+        "malformed",
+    ),
+    "known with a field version later than the patch": (
+        {
+            "op": "patch",
+            "known": {
+                "stamp": bytes(16) + b"\x01" + bytes(32),
+                "values": {"b": 1},
+                "versions": {"b": bytes(Version.of(32_472_144_000_000))},
+            },
+        },
+        "malformed",
+    ),
 }
 
 

@@ -63,10 +63,10 @@ deletes = st.builds(change, st.just(DELETE), versions, st.none())
 
 @st.composite
 def patches(draw):
-    """A patch, sometimes with what its origin knew beside it."""
-    version, data = draw(versions), draw(_patches)
+    """A patch, sometimes with what its origin knew beside it, which is never later than itself."""
+    data = draw(_patches)
     if draw(st.booleans()):
-        return change(PATCH, version, data)
+        return change(PATCH, draw(versions), data)
     stamp = draw(puts).stamp
     names = [name for name in FIELDS if name not in data]
     later = st.builds(Version.of, st.integers(stamp.version.millis + 1, 8))
@@ -75,7 +75,8 @@ def patches(draw):
         {name: draw(_small) for name in names},
         {name: draw(later) for name in names if draw(st.booleans())},
     )
-    return change(PATCH, version, data, known)
+    newest = max([stamp.version, *known.versions.values()])
+    return change(PATCH, max(newest, draw(versions)), data, known)
 
 
 per_record = st.lists(st.one_of(puts, puts, deletes), max_size=8)
@@ -89,6 +90,7 @@ def published_changes(draw):
     """A change as any producer may make it."""
     op = draw(st.sampled_from([PUT, PATCH, DELETE]))
     known = None
+    version = Version(draw(st.binary(min_size=16, max_size=16)))
     if op == PATCH and draw(st.booleans()):
         stamp = Stamp(
             Version.of(draw(st.integers(0, 9)))
@@ -100,11 +102,12 @@ def published_changes(draw):
             draw(bodies),
             draw(st.dictionaries(names, st.builds(Version.of, st.integers(10, 99)), max_size=3)),
         )
+        version = max([version, stamp.version, *known.versions.values()])
     return Change(
         type=draw(names),
         key=draw(names),
         op=op,
-        version=Version(draw(st.binary(min_size=16, max_size=16))),
+        version=version,
         data=None if op == DELETE else draw(bodies),
         source=draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=20)),
         id=uuid4().bytes,
