@@ -190,7 +190,9 @@ class Bus:
         """
         self.declare(store, types)
         with self._errors():
-            return Subscription(self._connect(), store_queue(store), prefetch)
+            return Subscription(
+                self._connect(), store_queue(store), prefetch, dead=dead_queue(store)
+            )
 
     @contextmanager
     def letters(self, store: str, *, held: bool = False) -> Iterator[QueueBrowser]:
@@ -269,12 +271,14 @@ class Bus:
 class Subscription:
     """A consumer of one queue. Not thread-safe.
 
-    The transport renews the leases of received messages until they are settled.
+    The transport renews the leases of received messages until they are settled. ``dead``: the
+    dead-letter queue of the queue.
     """
 
-    def __init__(self, link: Link, queue: str, prefetch: int) -> None:
+    def __init__(self, link: Link, queue: str, prefetch: int, *, dead: str = "") -> None:
         self._link = link
         self._queue = queue
+        self._dead = dead
         try:
             link.consume(queue, prefetch=prefetch)
         except BaseException:
@@ -308,7 +312,7 @@ class Subscription:
     def refuse(self, deliveries: Iterable[Delivery]) -> None:
         """Make the broker move messages that were too large to be read to the dead-letter queue."""
         with self._errors():
-            self._link.refuse(deliveries)
+            self._link.refuse(deliveries, self._dead)
 
     def close(self) -> None:
         """Stop consuming and disconnect. Unsettled messages become ready at once. Idempotent."""
@@ -367,7 +371,7 @@ def _letter(delivery: Delivery) -> DeadLetter:
     except EventSyncError as error:
         now = time.time()
         return DeadLetter(
-            reason=_REASONS.get(delivery.aside, "foreign"),
+            reason=_REASONS.get(delivery.aside, "foreign" if delivery.is_whole else "too-large"),
             message=_broker_reason(delivery)
             or f"the message cannot be read as a dead letter: {error}",
             store="",
@@ -383,7 +387,11 @@ def _letter(delivery: Delivery) -> DeadLetter:
 
 
 def _broker_reason(delivery: Delivery) -> str:
+    if not delivery.is_whole:
+        return (
+            f"the message has {delivery.size:,} bytes, too many to be read; it is in the "
+            "dead-letter queue unaltered, but only its beginning is shown"
+        )
     if not delivery.aside:
         return ""
-    cut = "" if delivery.is_whole else f"; only the first of its {delivery.size:,} bytes are kept"
-    return f"the broker itself moved the message to the dead letters: {delivery.aside}{cut}"
+    return f"the broker itself moved the message to the dead letters: {delivery.aside}"

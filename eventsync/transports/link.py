@@ -214,15 +214,15 @@ class Link:
         for delivery in deliveries:
             delivery.message.requeue()
 
-    def refuse(self, deliveries: Iterable[Delivery]) -> None:
-        """Make the broker move messages to the queue's dead-letter queue.
+    def refuse(self, deliveries: Iterable[Delivery], dead: str) -> None:
+        """Make the broker move messages to the dead-letter queue ``dead``.
 
-        Only for messages that were too large to be read. Raises ``NotImplementedError`` here,
-        because this link reads every message in full; ``AmqpLink`` overrides it.
+        Only for messages that were too large to be read. The other transports of kombu read every
+        message in full; with them, the list is empty.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} reads every message in full and cannot refuse messages"
-        )
+        tags = [delivery.message.delivery_tag for delivery in deliveries]
+        if tags:
+            self._channel.move(tags, dead)
 
     def life(self) -> str | None:
         """Return the life id of the broker, or ``None`` if the transport has no such id.
@@ -278,6 +278,8 @@ def delivery_of(message: Any, queue: str) -> Delivery:
         attempts if type(attempts) is int and attempts > 0 else 0,
         queue,
         message,
+        aside=getattr(message, "aside", ""),
+        size=getattr(message, "size", -1),
     )
 
 

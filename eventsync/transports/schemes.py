@@ -21,9 +21,10 @@ def connect(url: str, *, lease: float, max_message: int) -> Link:
 
     ``lease``: after so many seconds without a sign of life, other consumers take over a consumer's
     messages; used by SQLite and Redis. ``max_message``: a message of more bytes is not read in
-    full; used by RabbitMQ. Raises ``ConfigError`` if the URL is wrong, ``BusUnavailableError`` or
-    the driver's error if the broker cannot be reached, ``KeyError`` if kombu does not know the
-    scheme, and ``ImportError`` if a package for the scheme is not installed.
+    full; kombu's other transports ignore it. Raises ``ConfigError`` if the URL is wrong,
+    ``BusUnavailableError`` or the driver's error if the broker cannot be reached, ``KeyError`` if
+    kombu does not know the scheme, and ``ImportError`` if a package for the scheme is not
+    installed.
     """
     return _CONNECT.get(scheme_of(url), _kombu)(url, lease, max_message)
 
@@ -44,14 +45,14 @@ def masked(url: str) -> str:
 
 
 def _sqlite(url: str, lease: float, max_message: int) -> Link:
-    return Link(sqlite_transport.connect(url, lease=lease))
+    return Link(sqlite_transport.connect(url, lease=lease, max_message=max_message))
 
 
 def _redis(url: str, lease: float, max_message: int) -> Link:
     # Imported here, because only Redis needs the client library.
     from eventsync.transports.redis import transport as redis_transport
 
-    return Link(redis_transport.connect(url, lease=lease))
+    return Link(redis_transport.connect(url, lease=lease, max_message=max_message))
 
 
 def _amqp(url: str, lease: float, max_message: int) -> Link:

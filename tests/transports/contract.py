@@ -24,7 +24,12 @@ from kombu import Exchange, Producer, Queue
 from kombu.exceptions import ChannelError
 
 from eventsync.errors import BusError, UnroutableError
-from eventsync.transports.leased.message import DELIVERY_COUNT, OutboundMessage
+from eventsync.transports.leased.message import (
+    DELIVERY_COUNT,
+    KEPT_BYTES,
+    MAX_HEADERS,
+    OutboundMessage,
+)
 
 PATIENCE = 20.0  # seconds until a condition that must come true counts as failed
 
@@ -385,6 +390,52 @@ class TransportContract:
         other.channel.release(tags[2:], attempted=False)
         counts = [message.headers[DELIVERY_COUNT] for message in broker.receive("crm", 4)]
         assert counts == [1, 1, 0, 0]
+
+    def test_moved_is_only_in_the_other_queue(self, broker: Broker) -> None:
+        """A message moves with its bytes and headers, and the queues of its copies keep theirs."""
+        for queue in ("crm", "shop", "dead"):
+            broker.declare(queue)
+        broker.publish("crm", "1", "2", "3")
+        broker.publish("shop", "s")
+        first, _, third = broker.receive("crm", 3)
+        broker.channel.move([third.delivery_tag, first.delivery_tag, 99], "dead")
+        broker.channel.move([first.delivery_tag], "dead")
+        assert broker.channel.queue_stats("crm")[:2] == (0, 1)
+        moved = broker.receive("dead", 2)
+        assert sorted(message.body for message in moved) == [b"1", b"3"]
+        assert [message.aside for message in moved] == ["rejected", "rejected"]
+        assert [message.headers[DELIVERY_COUNT] for message in moved] == [0, 0]
+        for message in moved:
+            message.ack()
+        assert broker.channel.flush() == 2
+        (other,) = broker.receive("shop", 1)
+        assert (other.body, other.aside) == (b"s", "")
+
+    def test_moved_to_no_queue_stays(self, broker: Broker) -> None:
+        """A message that cannot be moved is still leased."""
+        broker.declare("crm")
+        broker.publish("crm", "1")
+        (message,) = broker.receive("crm", 1)
+        with pytest.raises(BusError, match="no queue 'nowhere'"):
+            broker.channel.move([message.delivery_tag], "nowhere")
+        assert broker.channel.queue_stats("crm")[:2] == (0, 1)
+
+    def test_too_large_is_cut(self, broker: Broker) -> None:
+        """Of a message beyond the limits only the beginning is delivered, with its whole size."""
+        large = broker.channel.settings.max_message + 1
+        broker.declare("crm")
+        broker.channel.publish_many(
+            [
+                OutboundMessage(b"x" * large, "crm"),
+                OutboundMessage(b"y", "crm", headers={"a": "b" * MAX_HEADERS}),
+                OutboundMessage(b"z", "crm"),
+            ]
+        )
+        body, headers, small = broker.receive("crm", 3)
+        assert body.body == b"x" * KEPT_BYTES
+        assert body.size >= large
+        assert headers.size > MAX_HEADERS
+        assert (small.body, small.size) == (b"z", 1)
 
     def test_recover_gives_everything_back(self, broker: Broker) -> None:
         """basic_recover makes all messages in flight ready again."""

@@ -14,10 +14,9 @@ import amqp
 from amqp import method_framing, spec
 from kombu.transport import pyamqp
 
-__all__ = ["TolerantChannel", "frame_handler"]
+from eventsync.transports.leased.message import KEPT_BYTES, MAX_HEADERS
 
-# How many bytes of a message that is too large are kept.
-_KEPT_BYTES = 4096
+__all__ = ["TolerantChannel", "frame_handler"]
 
 
 class _InboundMessage(amqp.Message):  # type: ignore[misc]  # py-amqp has no annotations
@@ -25,8 +24,19 @@ class _InboundMessage(amqp.Message):  # type: ignore[misc]  # py-amqp has no ann
 
     largest = 0
     properties: dict[str, Any]
+    # The bytes of the headers, if they are too large to be read.
+    _unread = 0
+
+    @property
+    def size(self) -> int:
+        """The bytes of the body, and of the headers if they were too large to be read."""
+        return int(self.body_size) + self._unread
 
     def _load_properties(self, class_id: int, buf: bytes, offset: int) -> int:
+        if len(buf) > MAX_HEADERS:
+            self._unread = len(buf)
+            self.properties = {}
+            return offset
         try:
             loaded: int = super()._load_properties(class_id, buf, offset)
         except Exception:  # a hostile sender can make the driver raise any exception
@@ -42,7 +52,7 @@ class _InboundMessage(amqp.Message):  # type: ignore[misc]  # py-amqp has no ann
             return
         if self.body_size > self.largest:
             self.body_received += len(buf)
-            self.body = bytes(buf[:_KEPT_BYTES])
+            self.body = bytes(buf[:KEPT_BYTES])
             self.ready = self.body_received >= self.body_size
             return
         super().inbound_body(buf)

@@ -212,7 +212,7 @@ class AmqpLink(Link):
     def _on_message(self, message: Any) -> None:
         delivery = delivery_of(message, self._queue)
         delivery.attempts += _earlier_attempts(message.headers)
-        delivery.size = message.body_size
+        delivery.size = message.size
         delivery.aside = _dead_letter_reason(message.headers)
         self._unsettled[message.delivery_tag] = delivery
         self._received.append(delivery)
@@ -254,8 +254,8 @@ class AmqpLink(Link):
         self.acknowledge(resent)
         self._reject(unsettled, requeue=True)
 
-    def refuse(self, deliveries: Iterable[Delivery]) -> None:
-        """Make RabbitMQ move messages to the queue's dead-letter queue."""
+    def refuse(self, deliveries: Iterable[Delivery], dead: str) -> None:
+        """Make RabbitMQ move messages to the queue's dead-letter queue, which must be ``dead``."""
         self._reject(deliveries, requeue=False)
 
     def _reject(self, deliveries: Iterable[Delivery], *, requeue: bool) -> None:

@@ -27,13 +27,15 @@ class LeaseSettings:
     ``lease``: how long a consumer keeps its messages without renewing their lease.
     ``reclaim_interval``: the pause between two searches for dead consumers. ``lease_limit``: the
     largest number of messages leased in one step. ``lease_bytes``: about how many bytes of bodies
-    are leased in one step; a single message may be larger.
+    are leased in one step; a single message may be larger. ``max_message``: a message of more bytes
+    is not read in full.
     """
 
     lease: float = 30.0
     reclaim_interval: float = 0.25
     lease_limit: int = 1000
     lease_bytes: int = 2 * 1024 * 1024
+    max_message: int = 8 * 1024 * 1024
 
     @classmethod
     def read(cls, *, query: Mapping[str, str], options: Mapping[str, Any], **fixed: Any) -> Self:
@@ -175,6 +177,9 @@ class Backend(ABC):
         First acknowledges the messages of the handles ``acknowledged``, in the same round trip.
         ``limit`` is divided among the queues; the oldest messages of each queue are leased. If an
         error is raised, the caller must acknowledge the messages again.
+
+        Never raises because of the content of a message: the message would stay at the head of the
+        queue for ever. Of a message that is too large, only the beginning is returned.
         """
 
     @abstractmethod
@@ -190,6 +195,14 @@ class Backend(ABC):
 
         Idempotent. Messages that this consumer no longer holds are ignored. ``attempted``: whether
         the lease counts as a delivery.
+        """
+
+    @abstractmethod
+    def move(self, handles: Sequence[Any], queue: str) -> None:
+        """Move the messages of ``handles`` to another queue, in one atomic step.
+
+        The messages do not leave the server or file. Messages that this consumer no longer holds
+        are not moved. Idempotent.
         """
 
     @abstractmethod

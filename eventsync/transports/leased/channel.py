@@ -235,6 +235,18 @@ class LeasedChannel(PublishingChannel):
         if handles:
             self.backend.release(handles, attempted=attempted)
 
+    def move(self, delivery_tags: Iterable[int], queue: str) -> None:
+        """Flush acknowledgements, then move messages to ``queue``, unread and unaltered.
+
+        Blocks. Idempotent: the tags of settled messages are ignored.
+        """
+        self.flush()
+        in_flight = self.qos.in_flight
+        handles = {tag: in_flight[tag] for tag in delivery_tags if tag in in_flight}
+        if handles:
+            self.backend.move(list(handles.values()), queue)
+            self.qos.take(handles)
+
     def flush(self) -> int:
         """Send all pending acknowledgements to the backend; return how many messages it removed.
 

@@ -8,11 +8,25 @@ from typing import Any, NamedTuple
 from kombu import message
 from kombu.transport import virtual
 
-__all__ = ["DELIVERY_COUNT", "ChannelMessage", "LeasedMessage", "OutboundMessage"]
+__all__ = [
+    "DELIVERY_COUNT",
+    "KEPT_BYTES",
+    "MAX_HEADERS",
+    "ChannelMessage",
+    "LeasedMessage",
+    "OutboundMessage",
+]
 
 #: The header with the number of earlier deliveries that were not settled. RabbitMQ's quorum queues
 #: use the same header.
 DELIVERY_COUNT = "x-delivery-count"
+
+#: How many bytes of the headers and properties of a message are read. A message with more is not
+#: read, as if its body were too large: a parsed header takes fifty times the memory of its text.
+MAX_HEADERS = 16 * 1024
+
+#: How many bytes of the body of a message that is too large are read.
+KEPT_BYTES = 4096
 
 # Properties that kombu's producer adds to every message, with their usual values. These values need
 # not be stored, because they hold for every message of a durable queue without priorities.
@@ -66,7 +80,9 @@ class LeasedMessage(NamedTuple):
 
     ``handle``: identifies the message when the backend acknowledges or releases it. ``attempts``:
     the number of earlier deliveries, without those released as not attempted. ``redelivered``:
-    whether a consumer may have received the message before.
+    whether a consumer may have received the message before. ``size``: the bytes of the whole
+    message if it is too large, and then ``body`` is only its beginning; else 0. ``moved``: whether
+    ``Backend.move`` has put it into this queue.
     """
 
     queue: str
@@ -80,6 +96,8 @@ class LeasedMessage(NamedTuple):
     routing_key: str
     attempts: int
     redelivered: bool
+    size: int = 0
+    moved: bool = False
 
 
 class ChannelMessage(message.Message):
@@ -98,6 +116,8 @@ class ChannelMessage(message.Message):
         self.channel = channel
         self.delivery_tag = delivery_tag
         self.body = leased.body
+        self.size = leased.size or len(leased.body)
+        self.aside = "rejected" if leased.moved else ""  # RabbitMQ's word for the same
         self.headers = leased.headers
         self.headers[DELIVERY_COUNT] = leased.attempts
         self.properties = leased.properties

@@ -21,7 +21,12 @@ from typing import Any, NamedTuple
 from eventsync.errors import BusError, BusUnavailableError
 from eventsync.transports.leased.backend import QueueStats
 from eventsync.transports.leased.json_object import encode_object
-from eventsync.transports.leased.message import LeasedMessage, OutboundMessage
+from eventsync.transports.leased.message import (
+    KEPT_BYTES,
+    MAX_HEADERS,
+    LeasedMessage,
+    OutboundMessage,
+)
 from eventsync.transports.leased.process_identity import ProcessIdentity, current_process, is_dead
 from eventsync.transports.redis import scripts as script
 from eventsync.transports.redis.client import RedisClient
@@ -34,6 +39,7 @@ __all__ = ["RedisBackend"]
 # messages that other consumers release.
 _LONGEST_BLOCK = 0.25
 _MAX_CACHED_LABELS = 1024
+_MAX_CACHED_LENGTH = 1024
 _Labels = tuple[str | None, str | None, str, str]
 
 
@@ -140,6 +146,9 @@ class RedisBackend(RedisRouting):
                 int(not registered),
                 limit,
                 self._settings.lease_bytes,
+                self._settings.max_message,
+                MAX_HEADERS,
+                KEPT_BYTES,
                 len(queues),
                 *queues,
             ]
@@ -180,10 +189,10 @@ class RedisBackend(RedisRouting):
         # This code runs for every message: helpers are inlined, and arguments are positional.
         redelivered = bool(counts)
         labels_of = self._labels
-        for (id_, fields), attempts in zip(entries, counts or repeat(0), strict=False):
+        for (id_, fields, *size), attempts in zip(entries, counts or repeat(0), strict=False):
             headers: dict[str, Any] = {}
             properties: dict[str, Any] = {}
-            if len(fields) > 2:
+            if len(fields) > 2 and fields[3]:
                 headers, properties = _decode_headers(fields[3])
             labels = labels_of.get(fields[0]) or self._read_labels(fields[0])
             yield LeasedMessage(
@@ -195,6 +204,8 @@ class RedisBackend(RedisRouting):
                 *labels,
                 attempts,
                 redelivered,
+                size[0] if size else 0,
+                len(fields) > 4 and fields[4] == b"moved",
             )
 
     def _read_labels(self, raw: bytes) -> _Labels:
@@ -205,11 +216,12 @@ class RedisBackend(RedisRouting):
         try:
             content_type, content_encoding, exchange, routing_key = json.loads(raw)
             labels = (content_type, content_encoding, str(exchange), str(routing_key))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             labels = (None, None, "", "")  # the labels were written by another program
-        if len(self._labels) >= _MAX_CACHED_LABELS:
-            self._labels.clear()
-        self._labels[raw] = labels
+        if len(raw) <= _MAX_CACHED_LENGTH:
+            if len(self._labels) >= _MAX_CACHED_LABELS:
+                self._labels.clear()
+            self._labels[raw] = labels
         return labels
 
     def wait(self, timeout: float) -> None:
@@ -262,6 +274,22 @@ class RedisBackend(RedisRouting):
                 raise
             finally:
                 self._settled(consumer, by_queue)
+
+    def move(self, handles: Sequence[Any], queue: str) -> None:
+        """Move the messages of ``handles`` to another queue, in one atomic step. Idempotent."""
+        for consumer, by_queue in _grouped(handles).items():
+            keys = [self._consumers_key, self._queues_key, self._stream(queue)]
+            words: list[Any] = [consumer, queue]
+            self._add_ids(keys, words, by_queue)
+            if not self._client.run(script.MOVE, keys, words):
+                raise self._no_queue(queue)
+            self._settled(consumer, by_queue)
+
+    def _no_queue(self, queue: str) -> BusError:
+        return BusError(
+            f"there is no queue {queue!r} on the Redis server {self._client.place}",
+            hint="declare the store's queues first: start its worker once",
+        )
 
     def _add_ids(
         self, keys: list[str], words: list[Any], by_queue: dict[str, list[_Handle]]
@@ -398,10 +426,7 @@ class RedisBackend(RedisRouting):
         """
         state = self._state(queue)
         if not state:
-            raise BusError(
-                f"there is no queue {queue!r} on the Redis server {self._client.place}",
-                hint="declare the store's queues first: start its worker once",
-            )
+            raise self._no_queue(queue)
         ready, leased, oldest, now = state
         if not oldest:
             return QueueStats(ready, leased, None)

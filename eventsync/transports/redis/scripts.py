@@ -23,6 +23,7 @@ __all__ = [
     "LEAVE",
     "LIFE",
     "LOAD",
+    "MOVE",
     "PURGE",
     "RELEASE",
     "RELEASED",
@@ -151,27 +152,31 @@ return 1
 
 #: Acknowledge messages, then lease ready messages. KEYS: consumers, queues, then the streams of the
 #: queues to lease from, then other streams. ARGV: consumer, its time to live in ms, 1 if the
-#: consumer is new, the largest number of messages, about the largest number of bytes of bodies, the
-#: number of queues to lease from, the names of these queues, then the messages to acknowledge as
-#: `remove` reads them. Returns {'gone'} if the consumer is no longer registered, {'missing', queue}
-#: if a queue does not exist, else {'ok', last, parts of each queue ...}. If no message is ready,
-#: `last` has the last delivered id of each queue; else it is empty. A part is {counts, entries}:
-#: `counts` has the number of earlier leases of each entry, or is empty if all numbers are 0.
+#: consumer is new, the largest number of messages, about the largest number of bytes, the largest
+#: number of bytes of a message, the largest number of bytes of its headers, how many bytes of a
+#: message that is too large are returned, the number of queues to lease from, the names of these
+#: queues, then the messages to acknowledge as `remove` reads them. Returns {'gone'} if the consumer
+#: is no longer registered, {'missing', queue} if a queue does not exist, else {'ok', last, parts of
+#: each queue ...}. If no message is ready, `last` has the last delivered id of each queue; else it
+#: is empty. A part is {counts, entries}: `counts` has the number of earlier leases of each entry,
+#: or is empty if all numbers are 0. An entry is {id, fields}, or {id, fields, size} if the message
+#: is too large; then its fields are cut.
 LEASE = Script(
     _SHARED
     + _REMOVE
     + """
-local consumers, me, queues = KEYS[1], ARGV[1], tonumber(ARGV[6])
+local consumers, me, queues = KEYS[1], ARGV[1], tonumber(ARGV[9])
+local most_bytes, most_headers, kept = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local ttl, expiry = tonumber(ARGV[2]), redis.call('ZSCORE', consumers, me)
 if ARGV[3] ~= '1' and not expiry then return {'gone'} end
 for i = 1, queues do
-  if redis.call('SISMEMBER', KEYS[2], ARGV[6 + i]) == 0 then return {'missing', ARGV[6 + i]} end
+  if redis.call('SISMEMBER', KEYS[2], ARGV[9 + i]) == 0 then return {'missing', ARGV[9 + i]} end
 end
 despite_full_memory(consumers)
 -- Each write may wait for the disk. Therefore renew the time of expiry only if a fifth of the time
 -- to live has passed; consumers renew it that often anyway.
 if not expiry or expiry - milliseconds() < 0.8 * ttl then expire_in(consumers, me, ttl) end
-remove(7 + queues)
+remove(10 + queues)
 
 local left, room, largest, taken = tonumber(ARGV[4]), tonumber(ARGV[5]), 1, 0
 -- Return how many messages to read next: one at first, because their size is not known yet.
@@ -180,7 +185,14 @@ local function next_count(most)
 end
 local function add(into, counts, entries)
   for _, entry in ipairs(entries) do
-    local size = #(entry[2][2] or '')
+    local fields = entry[2]
+    local size, around = #(fields[2] or ''), #(fields[1] or '')
+    for i = 3, #fields do around = around + #fields[i] end
+    size = size + around
+    if size > most_bytes or around > most_headers or #fields > 6 then
+      entry[2] = {string.sub(fields[1], 1, kept), string.sub(fields[2], 1, kept)}
+      entry[3] = size
+    end
     if size > largest then largest = size end
     room = room - size
   end
@@ -252,6 +264,34 @@ ACKNOWLEDGE = Script(
     + """
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
 return remove(2)
+"""
+)
+
+#: Move messages to another queue. KEYS: consumers, queues, the stream of that queue, streams. ARGV:
+#: consumer, the name of that queue, then for each stream of messages its index in KEYS, number of
+#: ids, ids. Returns 0 if the queue does not exist, else 1.
+MOVE = Script(
+    _SHARED
+    + """
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 1 end
+if redis.call('SISMEMBER', KEYS[2], ARGV[2]) == 0 then return 0 end
+local at = 3
+while at <= #ARGV do
+  local stream, last = KEYS[tonumber(ARGV[at])], at + 1 + tonumber(ARGV[at + 1])
+  for i = at + 2, last do
+    for _, entry in ipairs(redis.call('XRANGE', stream, ARGV[i], ARGV[i])) do
+      -- Lua passes a limited number of arguments, so a message with very many fields loses some.
+      local fields = {unpack(entry[2], 1, math.min(#entry[2], 2000))}
+      if #fields == 2 then fields[3], fields[4] = 'headers', '' end
+      fields[5], fields[6] = 'moved', '1'
+      redis.call('XADD', KEYS[3], '*', unpack(fields))
+    end
+    redis.call('XACK', stream, GROUP, ARGV[i])
+    redis.call('XDEL', stream, ARGV[i])
+  end
+  at = last + 1
+end
+return 1
 """
 )
 

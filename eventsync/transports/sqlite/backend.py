@@ -18,18 +18,35 @@ from typing import Any
 from eventsync.errors import BusError
 from eventsync.transports.leased.backend import LeaseSettings, QueueStats
 from eventsync.transports.leased.json_object import decode_object, encode_object
-from eventsync.transports.leased.message import LeasedMessage, OutboundMessage
+from eventsync.transports.leased.message import (
+    KEPT_BYTES,
+    MAX_HEADERS,
+    LeasedMessage,
+    OutboundMessage,
+)
 from eventsync.transports.leased.process_identity import ProcessIdentity, current_process, is_dead
 from eventsync.transports.sqlite.file import BrokerFile
 from eventsync.transports.sqlite.routing import SQLiteRouting, decode_text, removal
 
 __all__ = ["SQLiteBackend"]
 
+# The column ``excess`` is 0, or the size of a message that is too large. SQLite finds the length of
+# a value without reading the value.
 _READY = """
-    SELECT d.id, d.attempts, d.redelivered, m.headers, m.properties, m.body,
-        m.content_type, m.content_encoding, m.exchange, m.routing_key
-    FROM delivery d LEFT JOIN message m ON m.id = d.id
-    WHERE d.queue = ? AND d.owner = 0 ORDER BY d.id LIMIT ?
+    SELECT id, attempts, redelivered, iif(excess, NULL, headers), iif(excess, NULL, properties),
+        iif(excess, substr(body, 1, ?), body), excess,
+        substr(content_type, 1, 255), substr(content_encoding, 1, 255), substr(exchange, 1, 255),
+        substr(routing_key, 1, 255)
+    FROM (
+        SELECT d.*, m.*, iif(
+            coalesce(length(m.headers), 0) + coalesce(length(m.properties), 0) > ?
+                OR length(m.body) > ?,
+            coalesce(length(m.headers), 0) + coalesce(length(m.properties), 0)
+                + coalesce(length(m.body), 0),
+            0) AS excess
+        FROM delivery d LEFT JOIN message m ON m.id = d.id
+        WHERE d.queue = ? AND d.owner = 0 ORDER BY d.id LIMIT ?
+    )
 """
 _QUEUE_ID = "(SELECT id FROM queue WHERE name = ?)"
 # The pause between two checks for messages is this share of the time since the last message, but at
@@ -37,6 +54,7 @@ _QUEUE_ID = "(SELECT id FROM queue WHERE name = ?)"
 _PAUSE_SHARE = 0.05
 _SHORTEST_PAUSE = 0.001
 _MAX_CACHED_LABELS = 1024
+_MOVED = 2
 # The longest time, in seconds, that `close` spends on compacting the file.
 _LONGEST_COMPACTION = 1.0
 
@@ -133,7 +151,8 @@ class SQLiteBackend(SQLiteRouting):
                 first, last = rows[0][0], rows[-1][0]
                 consumer = self._register(db, consumer, last)
                 db.execute(
-                    "UPDATE delivery SET owner = ?, attempts = attempts + 1, redelivered = 1 "
+                    "UPDATE delivery SET owner = ?, attempts = attempts + 1, "
+                    "redelivered = max(redelivered, 1) "
                     "WHERE queue = ? AND owner = 0 AND id BETWEEN ? AND ?",
                     (consumer, queue_id, first, last),
                 )
@@ -151,10 +170,11 @@ class SQLiteBackend(SQLiteRouting):
     def _ready(self, db: sqlite3.Connection, queue_id: int, limit: int) -> list[Any]:
         rows = []
         size = 0
-        for row in db.execute(_READY, (queue_id, limit)):
+        limits = (KEPT_BYTES, MAX_HEADERS, self._settings.max_message, queue_id, limit)
+        for row in db.execute(_READY, limits):
             rows.append(row)
             body = row[5]
-            size += len(body) if body.__class__ is bytes else 0
+            size += row[6] or (len(body) if body.__class__ is bytes else 0)
             if size >= self._settings.lease_bytes:
                 break
         return rows
@@ -164,8 +184,8 @@ class SQLiteBackend(SQLiteRouting):
     ) -> Iterator[LeasedMessage]:
         # This code runs for every message: helpers are inlined, and arguments are positional.
         for row in rows:
-            id_, attempts, redelivered, headers, properties, body = row[:6]
-            content_type, content_encoding, exchange, routing_key = self._labels(row[6:])
+            id_, attempts, redelivered, headers, properties, body, excess = row[:7]
+            content_type, content_encoding, exchange, routing_key = self._labels(row[7:])
             yield LeasedMessage(
                 queue,
                 (queue_id, owner, id_),
@@ -178,6 +198,8 @@ class SQLiteBackend(SQLiteRouting):
                 routing_key,
                 attempts if attempts.__class__ is int else 0,
                 bool(redelivered),
+                excess,
+                redelivered == _MOVED,
             )
 
     def _labels(self, raw: tuple[Any, ...]) -> tuple[str, ...]:
@@ -227,6 +249,34 @@ class SQLiteBackend(SQLiteRouting):
                     "WHERE queue = ? AND owner = ? AND id IN (SELECT value FROM json_each(?))",
                     (0 if attempted else 1, queue, owner, json.dumps(ids)),
                 )
+
+    def move(self, handles: Sequence[Any], queue: str) -> None:
+        """Move the messages of ``handles`` to another queue, in one atomic step.
+
+        Idempotent.
+        """
+        with self._file.transaction(durable=True) as db:
+            (target,) = db.execute(f"SELECT {_QUEUE_ID}", (queue,)).fetchone()
+            if target is None:
+                raise self._no_queue(queue)
+            for (source, owner), ids in _grouped(handles).items():
+                for id_ in ids:
+                    moved = db.execute(
+                        "UPDATE delivery SET queue = ?, owner = 0, attempts = 0, redelivered = 2 "
+                        "WHERE queue = ? AND owner = ? AND id = ?",
+                        (target, source, owner, id_),
+                    )
+                    if moved.rowcount:
+                        db.execute(
+                            "UPDATE copy SET queue = ? WHERE queue = ? AND id = ?",
+                            (target, source, id_),
+                        )
+
+    def _no_queue(self, queue: str) -> BusError:
+        return BusError(
+            f"there is no queue {queue!r} in the broker file {self._file.path}",
+            hint="declare the store's queues first: start its worker once",
+        )
 
     # -- consumers -----------------------------------------------------------------------------
 
@@ -315,10 +365,7 @@ class SQLiteBackend(SQLiteRouting):
         with self._file.snapshot() as db:
             (queue_id,) = db.execute(f"SELECT {_QUEUE_ID}", (queue,)).fetchone()
             if queue_id is None:
-                raise BusError(
-                    f"there is no queue {queue!r} in the broker file {self._file.path}",
-                    hint="declare the store's queues first: start its worker once",
-                )
+                raise self._no_queue(queue)
             ready, total = db.execute(
                 "SELECT count(*) FILTER (WHERE owner = 0), count(*) FROM delivery WHERE queue = ?",
                 (queue_id,),

@@ -43,6 +43,7 @@ _TABLES = (
         content_type TEXT, content_encoding TEXT, headers TEXT, properties TEXT, body BLOB
     )""",
     # One row for each queue of a message. ``owner``: the consumer that leases it; 0 if it is ready.
+    # ``redelivered``: 0, 1, or 2 if the message was moved here from another queue.
     """CREATE TABLE delivery (
         queue INTEGER NOT NULL, id INTEGER NOT NULL, owner INTEGER NOT NULL DEFAULT 0,
         attempts INTEGER NOT NULL DEFAULT 0, redelivered INTEGER NOT NULL DEFAULT 0,
