@@ -21,10 +21,11 @@ from eventsync.broker.spool import Spool
 from eventsync.broker.tracing import Tracing
 from eventsync.engine.apply import Limits
 from eventsync.envelope.codec import Keyring
+from eventsync.envelope.key_file import KeyFile
 from eventsync.errors import ConfigError
 from eventsync.worker.options import Options
 
-__all__ = ["Settings", "load", "location"]
+__all__ = ["Settings", "key_path", "load", "location"]
 
 S = TypeVar("S", bound=BaseSettings)
 _Seconds = Annotated[float, Field(gt=0)]
@@ -44,8 +45,10 @@ class Settings(BaseSettings):
     broker: SecretStr = SecretStr("sqlite:///eventsync-broker.db")
     """The URL of the broker. The default is an SQLite file in the working directory."""
     keys: SecretStr | None = None
-    """The signing keys, as ``id:base64,id:base64``. The first key signs changes, and a signature
-    may be from any of the keys. Without keys, the default, changes are not signed.
+    """The signing keys: one a line, ``id:base64`` and the limits of the key, or several without
+    limits in one line, ``id:base64,id:base64``. The first key signs changes, and a signature may be
+    from any of the keys. Without keys, the default, changes are not signed. If the keys are in a
+    file of the secrets folder, a running program reads the file again when it changes.
     """
     max_clock_drift: _Seconds = 5.0
     """The seconds that the version of a change may be ahead of the local clock. A change further
@@ -153,8 +156,8 @@ class Settings(BaseSettings):
             if at:
                 password = user.partition(":")[2]
                 found += [password, unquote(password)]
-        for key in self.keys.get_secret_value().split(",") if self.keys else []:
-            found.append(key.partition(":")[2].strip())
+        for word in re.split(r"[,\s]+", self.keys.get_secret_value()) if self.keys else []:
+            found.append(word.partition(":")[2])
         return [secret for secret in found if secret]
 
     def bus(self, *, tracing: Tracing | None = None) -> Bus:
@@ -165,7 +168,7 @@ class Settings(BaseSettings):
         """
         return Bus(
             self.broker.get_secret_value(),
-            keys=self._keyring(),
+            keys=self.keyring(),
             max_envelope=self.max_envelope,
             message_envelopes=self.message_envelopes,
             message_bytes=self.message_bytes,
@@ -182,16 +185,28 @@ class Settings(BaseSettings):
         """
         return Spool(
             path,
-            keys=self._keyring(),
+            keys=self.keyring(),
             max_envelope=self.max_envelope,
             republish_window=self.republish_window,
             max_bytes=self.spool_bytes,
             tracing=tracing,
         )
 
-    def _keyring(self) -> Keyring | None:
-        keys = self.keys.get_secret_value() if self.keys else ""
-        return Keyring.parse(keys) if keys else None
+    @property
+    def key_file(self) -> Path | None:
+        """The file that the setting ``keys`` comes from; ``None`` if it comes from elsewhere."""
+        file = key_path()
+        return file if file is not None and file.is_file() else None
+
+    def keyring(self) -> Keyring | KeyFile | None:
+        """Return the signing keys; ``None`` if there are none.
+
+        Raises ``ConfigError`` if they are malformed.
+        """
+        keys = self.keys.get_secret_value().strip() if self.keys else ""
+        if not keys:
+            return None
+        return Keyring.parse(keys) if self.key_file is None else KeyFile(self.key_file)
 
     def limits(self) -> Limits:
         """Return the limits of age, clock and hops beyond which a store does not apply a change."""
@@ -223,6 +238,17 @@ def load(**overrides: Any) -> Settings:
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     return _read(Settings, **given)
+
+
+def key_path() -> Path | None:
+    """Return the path of the file with the signing keys, whether it exists or not.
+
+    Returns ``None`` if the keys are in the environment, or if there is no secrets folder.
+    """
+    folder = os.environ.get("EVENTSYNC_SECRETS_DIR")
+    if not folder or os.environ.get("EVENTSYNC_KEYS"):
+        return None
+    return Path(folder) / "eventsync_keys"
 
 
 def location(store: str, default: str | None = None) -> str:

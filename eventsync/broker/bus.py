@@ -14,6 +14,7 @@ from eventsync.broker.tracing import Tracing
 from eventsync.changes.change import Change
 from eventsync.envelope import batch, codec
 from eventsync.envelope.dead_letter import DeadLetter
+from eventsync.envelope.key_file import KeyFile
 from eventsync.envelope.signing import Keyring
 from eventsync.errors import BusError, EventSyncError, UnroutableError
 from eventsync.transports import schemes
@@ -47,7 +48,7 @@ class Bus:
         self,
         url: str,
         *,
-        keys: Keyring | None = None,
+        keys: Keyring | KeyFile | None = None,
         max_envelope: int = codec.MAX_BYTES,
         message_envelopes: int = 500,
         message_bytes: int = 512 * 1024,
@@ -56,7 +57,7 @@ class Bus:
         tracing: Tracing | None = None,
     ) -> None:
         self._url = url
-        self.keys = keys
+        self._keys = keys
         self.tracing = tracing
         self.max_envelope = max_envelope
         self._message_envelopes = message_envelopes
@@ -68,6 +69,11 @@ class Bus:
 
     def __repr__(self) -> str:
         return f"Bus({self.shown_url!r})"
+
+    @property
+    def keys(self) -> Keyring | None:
+        """The signing keys at this moment; ``None`` if changes are not signed."""
+        return self._keys.keyring if isinstance(self._keys, KeyFile) else self._keys
 
     @property
     def shown_url(self) -> str:

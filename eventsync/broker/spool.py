@@ -17,6 +17,7 @@ from eventsync.changes.change import Change
 from eventsync.database_file import DatabaseFile
 from eventsync.engine.publisher import Publisher
 from eventsync.envelope import codec
+from eventsync.envelope.key_file import KeyFile
 from eventsync.envelope.signing import Keyring
 from eventsync.errors import BusUnavailableError, ConfigError, UnroutableError
 
@@ -73,7 +74,7 @@ class Spool:
         self,
         path: str | os.PathLike[str],
         *,
-        keys: Keyring | None = None,
+        keys: Keyring | KeyFile | None = None,
         max_envelope: int = codec.MAX_BYTES,
         republish_window: float = 10.0,
         max_bytes: int = 1 << 30,
@@ -115,6 +116,10 @@ class Spool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    @property
+    def _keyring(self) -> Keyring | None:
+        return self._keys.keyring if isinstance(self._keys, KeyFile) else self._keys
+
     def encode(self, change: Change) -> bytes:
         """Return the envelope of ``change`` as bytes, signed if keys are configured.
 
@@ -122,7 +127,7 @@ class Spool:
         """
         if self._tracing is not None:
             change = self._tracing.published(change)
-        return codec.encode(change, keys=self._keys, max_bytes=self._max_envelope)
+        return codec.encode(change, keys=self._keyring, max_bytes=self._max_envelope)
 
     def encode_all(self, changes: Iterable[Change]) -> list[bytes]:
         """Return the envelopes of ``changes``, in the same order.
@@ -131,7 +136,7 @@ class Spool:
         """
         if self._tracing is not None:
             changes = map(self._tracing.published, changes)
-        return codec.encode_all(list(changes), keys=self._keys, max_bytes=self._max_envelope)
+        return codec.encode_all(list(changes), keys=self._keyring, max_bytes=self._max_envelope)
 
     def publish(self, type: str, envelopes: Sequence[bytes]) -> None:
         """Store envelopes of one record type in the file, all or none.

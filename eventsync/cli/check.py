@@ -15,7 +15,9 @@ from eventsync.engine.finding import Finding, Level
 from eventsync.errors import BusUnavailableError, EventSyncError, StoreUnavailableError
 
 if TYPE_CHECKING:
+    from eventsync.engine.registry import StoreRegistry
     from eventsync.engine.store import Store
+    from eventsync.envelope.signing import Keyring
 
 __all__ = ["check"]
 
@@ -175,13 +177,45 @@ def _broker(deployment: Deployment) -> Iterator[Finding]:
         )
     if reached and scheme in redis_url.SCHEMES:
         yield from _redis(deployment.settings.broker.get_secret_value())
-    if bus.keys is None:
+    yield from _signatures(bus.keys, deployment.registry)
+
+
+def _signatures(keys: Keyring | None, registry: StoreRegistry) -> Iterator[Finding]:
+    """Yield what is signed with which key, and which changes the key that signs may not sign."""
+    if keys is None:
         yield Finding(
             Level.RISK,
             "signatures",
             "changes are not signed, so anyone who can reach the broker can change every store; "
-            "set EVENTSYNC_KEYS to sign changes and to refuse unsigned ones",
+            "make a key with eventsync keys new, to sign changes and to refuse unsigned ones",
         )
+        return
+    for kid in keys.keys:
+        does = "signs and verifies" if kid == keys.signing else "verifies"
+        limits = keys.scopes.get(kid)
+        yield Finding(
+            Level.OK,
+            "signatures",
+            f"key {kid} {does} {f'changes with {limits}' if limits else 'changes of all types'}",
+        )
+    limits = keys.scopes.get(keys.signing)
+    for store in registry:
+        refused = [
+            type_
+            for type_ in store.accessors
+            if limits is not None
+            and (
+                (limits.types is not None and type_ not in limits.types)
+                or (limits.sources is not None and store.name not in limits.sources)
+            )
+        ]
+        if refused:
+            yield Finding(
+                Level.RISK,
+                "signatures",
+                f"key {keys.signing} may not sign changes of {', '.join(refused)} made in store "
+                f"{store.name}; they cannot be published from here",
+            )
 
 
 def _redis(url: str) -> Iterator[Finding]:

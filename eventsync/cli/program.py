@@ -12,6 +12,7 @@ from eventsync.cli import (
     dlq,
     find,
     health,
+    keys,
     project,
     publish,
     relay,
@@ -76,6 +77,7 @@ def _program() -> typer.Typer:
         for function in commands:
             app.command(help=help_of(function), rich_help_panel=panel, epilog=EXIT_CODES)(function)
     app.add_typer(dlq.dlq(), name="dlq", rich_help_panel=_RUN)
+    app.add_typer(keys.keys(), name="keys", rich_help_panel=_RUN)
     return app
 
 

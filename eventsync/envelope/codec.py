@@ -59,10 +59,12 @@ def encode(change: Change, *, keys: Keyring | None = None, max_bytes: int = MAX_
     """Return the envelope of ``change``, signed if ``keys`` are given. Pure, thread-safe.
 
     ``max_bytes``: the limit on the size of the envelope. Raises ``ValueRefusedError`` if the change
-    breaks a rule of docs/envelope.md, a value may not travel, or the envelope is too large.
+    breaks a rule of docs/envelope.md, a value may not travel, the envelope is too large, or the key
+    may not sign the change.
     ``decode`` can read every envelope that this function returns.
     """
     check_body(change)
+    _check_scope(change, keys)
     raw = fast_path.write(change, signed=keys is not None)
     if keys is not None:
         raw = keys.sign(raw)
@@ -89,7 +91,17 @@ def encode_all(
     return raws
 
 
+def _check_scope(change: Change, keys: Keyring | None) -> None:
+    """Raise ``ValueRefusedError`` if the key that signs may not sign ``change``."""
+    refusal = None if keys is None else keys.refusal(change, keys.signing)
+    if refusal is not None:
+        raise ValueRefusedError(refusal.message, reason=refusal.reason, hint=refusal.hint)
+
+
 def _encode_some(changes: Sequence[Change], keys: Keyring | None, max_bytes: int) -> list[bytes]:
+    if keys is not None and keys.scopes:
+        for change in changes:
+            _check_scope(change, keys)
     raws = fast_path.write_alike(changes, signed=keys is not None)
     if raws is not None and keys is not None:
         raws = list(map(keys.sign, raws))
@@ -103,14 +115,15 @@ def decode(raw: bytes, *, keys: Keyring | None = None, max_bytes: int = MAX_BYTE
     """Return the change in an envelope. Pure, thread-safe.
 
     ``raw`` may come from an attacker. With ``keys``, the signature is verified before anything else
-    is read; an envelope without a signature is refused. Without ``keys``, a signature is ignored.
+    is read; an envelope without a signature, or one whose key may not sign such a change, is
+    refused. Without ``keys``, a signature is ignored.
     Entries with names that this version does not know are kept in ``Change.ext`` under the empty
     name, and ``encode`` writes these entries again.
 
     Raises ``EnvelopeError``, and no other error. The ``reason`` of the error is ``too-large`` (more
     than ``max_bytes`` bytes), ``signature`` (the error is a ``SignatureError``), ``envelope`` (the
-    bytes are not an envelope), ``envelope-version`` (another major version) or ``malformed`` (an
-    entry is missing or invalid).
+    bytes are not an envelope), ``envelope-version`` (another major version), ``malformed`` (an
+    entry is missing or invalid) or ``not-permitted`` (the key may not sign this change).
     """
     change = _decode_lazily(raw, keys, max_bytes)
     try:
@@ -148,8 +161,14 @@ def _decode_lazily(raw: bytes, keys: Keyring | None, max_bytes: int) -> Change:
         raise EnvelopeError(
             f"the envelope has {len(raw)} bytes; {max_bytes} is the limit", reason="too-large"
         )
-    kid, end = (None, len(raw)) if keys is None else keys.verify(raw)
-    return fast_path.read(raw, end) or _read_any(raw, kid)
+    if keys is None:
+        return fast_path.read(raw, len(raw)) or _read_any(raw)
+    kid, end = keys.verify(raw)
+    change = fast_path.read(raw, end) or _read_any(raw, kid)
+    refusal = keys.refusal(change, kid)
+    if refusal is not None:
+        raise refusal
+    return change
 
 
 def _read_any(raw: bytes, kid: str | None = None) -> Change:

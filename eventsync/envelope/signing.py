@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from eventsync.errors import ConfigError, SignatureError
+from eventsync.changes.change import Change
+from eventsync.envelope.key_scope import KeyScope
+from eventsync.errors import ConfigError, EnvelopeError, SignatureError
 
 __all__ = ["Keyring"]
 
@@ -27,13 +29,15 @@ class Keyring:
     """HMAC-SHA256 keys for envelopes, each with an id. Immutable, hence thread-safe.
 
     ``signing``: the id of the key that signs. ``keys``: all keys by id; each can verify a
-    signature. To rotate keys, add the new key everywhere, then sign with the new key everywhere,
-    then remove the old key. Raises ``ConfigError`` if an id is not 1 to 31 letters, digits or
-    ``._-``, if a key has fewer than 16 bytes, or if ``signing`` is not in ``keys``.
+    signature. ``scopes``: the limits of keys, by id; other keys may sign any change. To rotate
+    keys, add the new key everywhere, then sign with the new key everywhere, then remove the old
+    key. Raises ``ConfigError`` if an id is not 1 to 31 letters, digits or ``._-``, if a key has
+    fewer than 16 bytes, or if ``signing`` is not in ``keys``.
     """
 
     signing: str
     keys: Mapping[str, bytes] = field(repr=False, hash=False)
+    scopes: Mapping[str, KeyScope] = field(default_factory=dict, hash=False)
     _trailers: Mapping[str, bytes] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -60,29 +64,45 @@ class Keyring:
         object.__setattr__(
             self, "keys", MappingProxyType({i: bytes(key) for i, key in self.keys.items()})
         )
+        object.__setattr__(self, "scopes", MappingProxyType(dict(self.scopes)))
         object.__setattr__(self, "_trailers", MappingProxyType(trailers))
 
     def __repr__(self) -> str:
         return f"Keyring(signing={self.signing!r}, ids={list(self.keys)})"
 
-    def __reduce__(self) -> tuple[type[Keyring], tuple[str, dict[str, bytes]]]:
-        return Keyring, (self.signing, dict(self.keys))
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Keyring.parse, (self.describe(),)
+
+    def describe(self) -> str:
+        """Return the text from which ``parse`` makes this keyring. It contains the keys."""
+        first = [self.signing, *(kid for kid in self.keys if kid != self.signing)]
+        return "".join(
+            f"{kid}:{base64.b64encode(self.keys[kid]).decode()}"
+            f"{' ' if kid in self.scopes else ''}{self.scopes.get(kid, '')}\n"
+            for kid in first
+        )
 
     @classmethod
     def parse(cls, text: str) -> Keyring:
-        """Return the keyring that a text of the form ``id:base64,id:base64`` describes.
+        """Return the keyring that a text describes. The first key of the text signs.
 
-        The first key signs. Raises ``ConfigError`` if the text is malformed, an id occurs twice, or
-        a key is invalid. The error never contains a key.
+        The text has one key a line, ``id:base64``, optionally followed by the limits of the key as
+        ``KeyScope.parse`` reads them. Empty lines and lines that start with ``#`` are ignored. A
+        text of one line may instead have several keys without limits, separated by commas.
+
+        Raises ``ConfigError`` if the text is malformed, an id occurs twice, or a key is invalid.
+        The error never contains a key.
         """
         keys: dict[str, bytes] = {}
-        for position, part in enumerate(text.split(","), 1):
-            kid, colon, encoded = part.strip().partition(":")
+        scopes: dict[str, KeyScope] = {}
+        for position, (part, *limits) in enumerate(_parts(text), 1):
+            kid, colon, encoded = part.partition(":")
             if not colon or not _KID.fullmatch(kid):
                 # The error does not show the text: a text without a colon may be the key itself.
                 raise ConfigError(
                     f"signing key {position} is not of the form id:base64",
-                    hint="an id has 1 to 31 letters, digits, dots, dashes or underscores",
+                    hint="an id has 1 to 31 letters, digits, dots, dashes or underscores; make a "
+                    "key with eventsync keys new",
                 )
             if kid in keys:
                 raise ConfigError(
@@ -95,7 +115,19 @@ class Keyring:
                     f"the signing key {kid!r} is not base64",
                     hint="make one with: head -c 32 /dev/urandom | base64",
                 ) from None
-        return cls(next(iter(keys)), keys)
+            if scope := KeyScope.parse(limits, kid):
+                scopes[kid] = scope
+        if not keys:
+            raise ConfigError(
+                "there is no signing key in the setting keys",
+                hint="make one with eventsync keys new, or remove the setting",
+            )
+        return cls(next(iter(keys)), keys, scopes)
+
+    def refusal(self, change: Change, kid: str) -> EnvelopeError | None:
+        """Return why ``change`` may not be signed with the key ``kid``; ``None`` if it may be."""
+        scope = self.scopes.get(kid)
+        return None if scope is None else scope.refusal(change, kid)
 
     def sign(self, unsigned: bytes) -> bytes:
         """Return ``unsigned`` followed by the entries ``kid`` (the key's id) and ``sig``.
@@ -134,6 +166,16 @@ class Keyring:
                 hint="the envelope was altered, or its publisher has a different key with this id; "
                 "compare the keys",
             )
+
+
+def _parts(text: str) -> list[list[str]]:
+    """Return for each key in the text of a keyring its id with the key, and its limits."""
+    lines = [line for line in map(str.strip, text.splitlines()) if line and line[0] != "#"]
+    if len(lines) == 1:
+        several = [part.split() for part in lines[0].split(",")]
+        if all(len(words) == 1 for words in several):
+            return several
+    return [line.split() for line in lines]
 
 
 def _shown(kid: object) -> str:

@@ -10,9 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.strategies import PLAIN, published_changes
 
+from eventsync.changes.change import BaseState
+from eventsync.changes.clock import Version
+from eventsync.changes.stamp import DELETE, PATCH, Stamp
 from eventsync.envelope import codec
+from eventsync.envelope.key_file import KeyFile
 from eventsync.envelope.signing import Keyring
-from eventsync.errors import ConfigError, SignatureError
+from eventsync.errors import ConfigError, EnvelopeError, SignatureError, ValueRefusedError
 
 NEW = "new:QUJDREVGR0hJSktMTU5PUA=="
 OLD = "old:MDEyMzQ1Njc4OWFiY2RlZg=="
@@ -77,7 +81,15 @@ def test_secrets_are_never_shown():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "signing key 1 is not of the form id:base64"),
+        ("", "there is no signing key"),
+        ("# only a comment\n\n", "there is no signing key"),
+        (f"{OLD}\nid\n", "signing key 2 is not of the form id:base64"),
+        (f"{NEW} types", "limit 1 of the signing key 'new'"),
+        (f"{NEW} ops=put types=", "limit 2 of the signing key 'new'"),
+        (f"{NEW} ops=put ops=put", "limit 2 of the signing key 'new'"),
+        (f"{NEW} tables=Order", "limit 1 of the signing key 'new'"),
+        (f"{NEW} ops=put,copy", "operation 'copy', which does not exist"),
+        (f"{NEW} fields=name", "the field 'name' of no record type"),
         (f"{NEW},QUJDREVGR0hJSktMTU5PUA==", "signing key 2 is not of the form"),
         ("an id:QUJDREVGR0hJSktMTU5PUA==", "signing key 1 is not of the form"),
         (f"{NEW},{NEW}", "two signing keys have the id 'new'"),
@@ -111,3 +123,79 @@ def test_a_keyring_can_be_copied_and_pickled():
     for again in (copy.deepcopy(KEYS), pickle.loads(pickle.dumps(KEYS))):
         assert again == KEYS
         assert codec.decode(codec.encode(PLAIN, keys=KEYS), keys=again) == PLAIN
+
+
+SCOPES = Keyring.parse(
+    f"{NEW}\n# of the shop\n{OLD} types=T,Order ops=put,patch sources=shop fields=T.a,T.b\n"
+)
+BASE = BaseState(Stamp(Version.of(1) + b"\x01" + bytes(32)), {"c": 1}, {})
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"type": "User"}, "may not sign changes with the record type 'User'"),
+        ({"op": DELETE, "data": None}, "may not sign changes with the operation 'delete'"),
+        ({"source": "crm"}, "may not sign changes with the source 'crm'"),
+        ({"data": {"a": 1, "c": 1}}, "may not sign changes with the field 'c' of T"),
+        ({"op": PATCH, "data": {"c": 1}}, "the field 'c' of T"),
+        ({"op": PATCH, "data": {"a": 1}, "known": BASE}, "the field 'c' of T"),
+    ],
+)
+def test_a_key_signs_only_what_it_may(more, said):
+    """Neither its owner's program signs such a change, nor does a worker take it."""
+    change = PLAIN.replace(**{"source": "shop"} | more)
+    limited = Keyring(signing="old", keys=SCOPES.keys, scopes=SCOPES.scopes)
+    for encode in (
+        lambda: codec.encode(change, keys=limited),
+        lambda: codec.encode_all([PLAIN.replace(source="shop")] * 12 + [change], keys=limited),
+    ):
+        with pytest.raises(ValueRefusedError, match=said) as refused:
+            encode()
+        assert refused.value.reason == "not-permitted"
+    raw = codec.encode(change, keys=Keyring.parse(OLD))  # a program that ignores the limits
+    with pytest.raises(EnvelopeError, match=said) as caught:
+        codec.decode(raw, keys=SCOPES)
+    assert caught.value.reason == "not-permitted"
+    (found,) = codec.decode_all([raw], keys=SCOPES)
+    assert isinstance(found, EnvelopeError)
+    assert codec.decode(codec.encode(change, keys=SCOPES), keys=SCOPES) == change
+
+
+@pytest.mark.parametrize("more", [{}, {"op": PATCH, "data": {"b": 2}}, {"type": "Order"}])
+def test_a_limited_key_signs_the_rest(more):
+    """What is in the scope passes; fields are limited only for the types that name some."""
+    change = PLAIN.replace(source="shop", **more)
+    limited = Keyring(signing="old", keys=SCOPES.keys, scopes=SCOPES.scopes)
+    assert codec.decode(codec.encode(change, keys=limited), keys=SCOPES) == change
+
+
+def test_a_keyring_describes_itself():
+    """The text of a keyring makes the same keyring."""
+    assert Keyring.parse(SCOPES.describe()) == SCOPES
+    assert pickle.loads(pickle.dumps(SCOPES)).scopes == SCOPES.scopes
+
+
+def test_a_key_file_is_read_again(tmp_path):
+    """New keys are used within a second; a wrong content leaves the former keys in use."""
+    path, now = tmp_path / "keys", [0.0]
+    path.write_text(OLD)
+    file = KeyFile(path, monotonic=lambda: now[0])
+    assert [*file.keyring.keys] == ["old"]
+    for text, expected in (
+        (f"{NEW}\n{OLD}\n", ["new", "old"]),
+        ("new:wrong", ["new", "old"]),
+        (NEW, ["new"]),
+    ):
+        path.with_name("partial").write_text(text)
+        path.with_name("partial").replace(path)
+        now[0] += 1.0
+        assert [*file.keyring.keys] == expected
+    path.unlink()
+    now[0] += 1.0
+    assert [*file.keyring.keys] == ["new"]
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        KeyFile(path)
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        KeyFile(tmp_path / "none")
