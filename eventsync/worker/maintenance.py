@@ -6,8 +6,10 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
+from eventsync.broker.bus import Delivery, QueueBrowser
 from eventsync.broker.relay import Relay
 from eventsync.engine.apply import complete
 from eventsync.engine.store import Store
@@ -170,8 +172,11 @@ class Maintenance:
     def _due_at(self, letter: DeadLetter, queue_oldest: float) -> float:
         """Return when a held change is due for its next attempt, in seconds since the epoch.
 
-        ``queue_oldest``: when the oldest message in the store's queue was published.
+        ``queue_oldest``: when the oldest message in the store's queue was published. A letter with
+        a time in the future, which a hostile or wrong clock wrote, is due at once.
         """
+        if max(letter.first_time, letter.last_time) > time.time() + self._options.limits.drift:
+            return 0.0
         if letter.reason == ClockDriftError.reason and letter.version is not None:
             due = letter.version.millis / 1000 - self._options.limits.drift
         else:
@@ -190,10 +195,25 @@ class Maintenance:
             while chunk := letters.read(500):
                 old = [(one, delivery) for one, delivery in chunk if one.last_time < before]
                 letters.settle(delivery for _, delivery in old)
+                self._date_again(letters, chunk)
                 for letter, _ in old:
                     self._log.warning("old dead letter dropped", **describe_letter(letter))
                 if len(old) < len(chunk):
                     return
+
+    def _date_again(
+        self, letters: QueueBrowser, chunk: Sequence[tuple[DeadLetter, Delivery]]
+    ) -> None:
+        """Replace dead letters that are dated in the future, which would never grow old."""
+        now = time.time()
+        latest = now + self._options.limits.drift
+        wrong = [(one, delivery) for one, delivery in chunk if one.last_time > latest]
+        if wrong:
+            dated = [
+                replace(one, first_time=min(one.first_time, now), last_time=now) for one, _ in wrong
+            ]
+            self._bus.dead_letter(self._store.name, dated)
+            letters.settle(delivery for _, delivery in wrong)
 
     def _capture(self) -> None:
         def log_unreadable(error: EventSyncError) -> None:

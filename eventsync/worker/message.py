@@ -54,12 +54,19 @@ class MessageReader:
 
         ``letters``: the held changes in the form of dead letters, with their deliveries.
         """
-        messages = []
+        messages, now = [], time.time()
         for letter, delivery in letters:
             envelopes = [letter.raw]
             contents = self._decode_all(envelopes)
             messages.append(
-                Message(delivery, letter.first_time, letter.attempts + 1, envelopes, contents)
+                # A time in the future would hold the change for ever.
+                Message(
+                    delivery,
+                    min(letter.first_time, now),
+                    letter.attempts + 1,
+                    envelopes,
+                    contents,
+                )
             )
         return messages
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,16 +13,19 @@ from eventsync.broker.bus import Delivery
 from eventsync.changes.change import Change
 from eventsync.engine.apply import Settled
 from eventsync.engine.gate import Outcome
+from eventsync.envelope import batch
 from eventsync.envelope.dead_letter import DeadLetter
-from eventsync.errors import DependencyError, EventSyncError
+from eventsync.errors import DependencyError, EnvelopeError, EventSyncError
 from eventsync.monitoring import lag
 from eventsync.worker.applier import Applier
 from eventsync.worker.context import WorkerContext
 from eventsync.worker.message import Message, MessageReader
 from eventsync.worker.outcome_reporter import OutcomeReporter, reason_of
 
-__all__ = ["Settlement", "dependency_may_arrive"]
+__all__ = ["FailedEnvelope", "Settlement", "dependency_may_arrive"]
 
+# How many envelopes of one message that cannot be decoded become dead letters of their own.
+_LETTERS_OF_MESSAGE: Final = 10
 _FAILED: Final = frozenset({Outcome.REJECTED, Outcome.HELD})
 
 
@@ -43,9 +47,11 @@ class FailedEnvelope:
 class Settlement:
     """Settles messages and held changes for one store. Not thread-safe.
 
-    When a method returns, each change is applied, superseded, stored as held, or stored as a dead
-    letter. The caller may then acknowledge the deliveries. If a method raises a retryable error,
-    the caller must not acknowledge the deliveries, and may settle them again.
+    ``apply`` applies or supersedes the changes in messages and returns those that failed. The
+    caller may acknowledge the messages without a failure at once: so a broker that is too full to
+    store a dead letter becomes emptier. ``store`` then stores the failures as held changes or dead
+    letters; after that the caller may acknowledge their messages, too. If a method raises a
+    retryable error, the caller must not acknowledge, and may call ``apply`` again.
     """
 
     def __init__(self, context: WorkerContext, applier: Applier) -> None:
@@ -62,19 +68,21 @@ class Settlement:
         """The number of changes that had the same version as another, different change."""
         return self._reporter.collisions
 
-    def settle(self, deliveries: Iterable[Delivery]) -> None:
-        """Settle messages that were received from the store's queue."""
-        self._settle(self._reader.read(deliveries), retried=False)
+    def apply(self, deliveries: Iterable[Delivery]) -> list[FailedEnvelope]:
+        """Apply messages that were received from the store's queue. Return what failed."""
+        return self._apply(self._reader.read(deliveries), retried=False)
 
     def settle_held(
         self, letters: Iterable[tuple[DeadLetter, Delivery]], *, queue_oldest: float
     ) -> None:
         """Retry held changes. A change that fails again is held again or becomes a dead letter.
 
-        ``letters``: the held changes, with their deliveries. ``queue_oldest``: when the oldest
-        message of the store's queue was published, in seconds since the epoch.
+        When this method returns, the caller may acknowledge all deliveries. ``letters``: the held
+        changes, with their deliveries. ``queue_oldest``: when the oldest message of the store's
+        queue was published, in seconds since the epoch.
         """
-        self._settle(self._reader.read_held(letters), retried=True, queue_oldest=queue_oldest)
+        messages = self._reader.read_held(letters)
+        self.store(self._apply(messages, retried=True, queue_oldest=queue_oldest))
 
     def refuse(self, delivery: Delivery) -> None:
         """Log and count a message that is too large to be read.
@@ -83,9 +91,23 @@ class Settlement:
         """
         self._reporter.report_oversized(delivery.size)
 
-    def _settle(
+    def store(self, failed: Sequence[FailedEnvelope]) -> None:
+        """Store failures as held changes or dead letters, and log and count them. Blocks.
+
+        Raises ``BusUnavailableError`` if the broker cannot store them; some may be stored then.
+        """
+        self._store_failed(failed)
+        reporter = self._reporter
+        for item in failed:
+            if item.outcome is Outcome.REJECTED:
+                reporter.log_dead_letter(item.change, item.error)
+                reporter.count_dead_letter(item.change, reason_of(item.error))
+            else:
+                reporter.log_held(item.change, item.error, item.message.attempts)
+
+    def _apply(
         self, messages: Sequence[Message], *, retried: bool, queue_oldest: float = math.inf
-    ) -> None:
+    ) -> list[FailedEnvelope]:
         started = time.monotonic()
         changes = [c for m in messages for c in m.contents if isinstance(c, Change)]
         times = lag.times(changes)
@@ -95,9 +117,9 @@ class Settlement:
             apply = self._applier.apply_held if retried else self._applier.apply
             settled = apply(changes)
         failed = self._failed(messages, settled, queue_oldest)
-        self._store_failed(failed)
-        self._report(messages, settled, failed)
+        self._report(messages, settled)
         self._reporter.count_batch(settled, times, seconds=time.monotonic() - started)
+        return failed
 
     def _failed(
         self, messages: Sequence[Message], settled: Sequence[Settled], queue_oldest: float
@@ -119,7 +141,7 @@ class Settlement:
                 if item.outcome is Outcome.HELD and self._is_over(item, now, queue_oldest):
                     item.outcome = result.outcome = Outcome.REJECTED
                 failed.append(item)
-        return failed
+        return _joined(failed)
 
     def _is_over(self, item: FailedEnvelope, now: float, queue_oldest: float) -> bool:
         """Return whether a held change has been retried for too long and becomes a dead letter."""
@@ -155,24 +177,46 @@ class Settlement:
             content_type=message.delivery.content_type,
         )
 
-    def _report(
-        self,
-        messages: Sequence[Message],
-        settled: Sequence[Settled],
-        failed: Sequence[FailedEnvelope],
-    ) -> None:
+    def _report(self, messages: Sequence[Message], settled: Sequence[Settled]) -> None:
         reporter = self._reporter
-        for item in failed:
-            if item.outcome is Outcome.REJECTED:
-                reporter.log_dead_letter(item.change, item.error)
-                reporter.count_dead_letter(item.change, reason_of(item.error))
-            else:
-                reporter.log_held(item.change, item.error, item.message.attempts)
         reporter.count_collisions(settled)
         if reporter.logs_every_change:
             for message, _, result in _results(messages, settled):
                 if isinstance(result, Settled) and result.outcome not in _FAILED:
                     reporter.log_outcome(result, message.attempts)
+
+
+def _joined(failed: Sequence[FailedEnvelope]) -> list[FailedEnvelope]:
+    """Put the envelopes of one message that cannot be decoded together, beyond the first ten.
+
+    A dead letter takes more space than such an envelope. Without this, a message of 65,535 empty
+    envelopes would become dead letters of 170 times its size, and could fill the broker.
+    """
+    counts = Counter(id(item.message) for item in failed if item.change is None)
+    crowded = {number for number, count in counts.items() if count > _LETTERS_OF_MESSAGE}
+    if not crowded:
+        return list(failed)
+    joined: list[FailedEnvelope] = []
+    rest: dict[int, list[FailedEnvelope]] = {number: [] for number in crowded}
+    taken: Counter[int] = Counter()
+    for item in failed:
+        number = id(item.message)
+        if item.change is not None or number not in crowded:
+            joined.append(item)
+        elif taken[number] < _LETTERS_OF_MESSAGE:
+            taken[number] += 1
+            joined.append(item)
+        else:
+            rest[number].append(item)
+    for items in rest.values():
+        first = items[0]
+        error = EnvelopeError(
+            f"{len(items)} envelopes of one message cannot be read; the first: {first.error}",
+            reason=reason_of(first.error),
+        )
+        raw = batch.join_batch([item.raw for item in items])
+        joined.append(FailedEnvelope(raw, first.message, None, Outcome.REJECTED, error))
+    return joined
 
 
 def dependency_may_arrive(reason: str, first_time: float, queue_oldest: float) -> bool:

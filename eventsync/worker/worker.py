@@ -216,13 +216,20 @@ class Worker:
     def _settle(self, group: Sequence[Delivery], subscription: Subscription) -> None:
         truncated = [delivery for delivery in group if not delivery.is_whole]
         whole = [delivery for delivery in group if delivery.is_whole]
-        self._settlement.settle(whole)
+        failed = self._settlement.apply(whole)
         self._reopened = 0
         for delivery in truncated:
             self._settlement.refuse(delivery)
         self.counters.add(catalogue.MESSAGES, len(group), self.store.name)
-        self.before_acknowledge()
-        subscription.acknowledge(whole)
+        if not failed:
+            self.before_acknowledge()
+            subscription.acknowledge(whole)
+        else:
+            unsettled = {id(item.message.delivery) for item in failed}
+            subscription.acknowledge(one for one in whole if id(one) not in unsettled)
+            self._settlement.store(failed)
+            self.before_acknowledge()
+            subscription.acknowledge(one for one in whole if id(one) in unsettled)
         if truncated:
             subscription.refuse(truncated)
 

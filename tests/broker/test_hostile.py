@@ -18,6 +18,7 @@ from support.records import Product
 from eventsync.broker.bus import Bus, dead_queue, store_queue
 from eventsync.engine.store import Store
 from eventsync.envelope.codec import CONTENT_TYPE
+from eventsync.errors import BusUnavailableError
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.transports.leased.message import KEPT_BYTES, OutboundMessage
 from eventsync.worker.options import Options
@@ -201,3 +202,23 @@ def test_half_a_gigabyte_is_put_aside_unread(redis):
         assert peak < 32 << 20
         with bus.letters("half") as letters:
             letters.settle(delivery for _, delivery in letters.read())
+
+
+def test_a_full_broker_still_gets_emptier():
+    """What was applied is acknowledged, although no dead letter can be stored at the moment."""
+    with RedisServer() as server, server.client() as client, Bus(server.url) as bus:
+        store = Store("crm", MemoryAccessor(Product)).open()
+        bus.declare("crm", ["Product"])
+        for key in range(20):
+            bus.send_to("crm", [bus.encode(put(key, "good"))])
+        bus.send_to("crm", [b"no envelope"])
+        client.config_set("maxmemory", 1)
+        with pytest.raises(BusUnavailableError):
+            Worker(store, bus).drain(timeout=0.3)
+        assert store.count(Product) == 20
+        assert bus.state(store_queue("crm")).ready + bus.state(store_queue("crm")).leased == 1
+        client.config_set("maxmemory", 0)
+        Worker(store, bus).drain(timeout=0.3)
+        assert bus.state(store_queue("crm")).ready == 0
+        with bus.letters("crm") as letters:
+            assert [letter.raw for letter, _ in letters.read()] == [b"no envelope"]

@@ -14,6 +14,7 @@ from eventsync.engine.apply import Limits
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
 from eventsync.envelope import batch, codec
+from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.worker.options import Options
 from eventsync.worker.worker import Worker
 
@@ -151,7 +152,7 @@ def test_message_that_kills_workers_is_put_aside(bus, store):
     subscription = bus.subscribe("crm", ["Product"], prefetch=1)
     (delivery,) = subscription.fetch(timeout=1.0, limit=1)
     delivery.attempts = 1
-    settlement.settle([delivery])
+    settlement.store(settlement.apply([delivery]))
     subscription.close()
     assert [letter.reason for letter in letters(bus)] == ["crashes"]
     assert bus.state(dead_queue("crm")).ready == 1
@@ -214,3 +215,42 @@ def test_a_decoder_fault_is_the_failure_of_one_envelope(bus, store, monkeypatch)
     (letter,) = letters(bus)
     assert (letter.reason, b"odd" in letter.raw) == ("envelope", True)
     assert "ZeroDivisionError: a fault of the decoder" in letter.message
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xc1" * 30, b"[" * 30])
+def test_a_message_of_rubbish_becomes_few_dead_letters(bus, store, raw):
+    """Beyond ten, the envelopes of one message that cannot be read share a dead letter."""
+    count = 3_000
+    publish(bus, put(Clock(), 1, "good"))
+    bus.publish("Product", [*[raw] * count, bus.encode(put(Clock(), 2, "good"))])
+    worker = Worker(store, bus)
+    worker.drain(timeout=0.05)
+    assert store.count(Product) == 2
+    found = letters(bus)
+    messages = -(-count // 500)  # this is how many messages the bus makes of them
+    assert len(found) <= 11 * messages
+    told = [envelope for one in found for envelope in rubbish_in(one.raw, raw)]
+    assert told == [raw] * count
+    assert sum(len(one.encode()) for one in found) < 20_000 + 4 * count * (len(raw) + 3)
+
+
+def rubbish_in(raw, expected):
+    """Return the envelopes in the bytes of a dead letter."""
+    return [raw] if raw == expected else batch.split_batch(raw)
+
+
+@pytest.mark.parametrize("wrong", ["first_time", "last_time"])
+def test_letters_dated_in_the_future_do_not_stay(bus, store, wrong):
+    """A held change is retried at once, and a dead letter grows old from now on."""
+    ahead = {wrong: time.time() + 30 * 86_400.0}
+    early = Clock(now=lambda: time.time() + 60.0)
+    raw = bus.encode(put(early, 1))
+    given = {"first_time": time.time(), "last_time": time.time()} | ahead
+    letter = DeadLetter(
+        reason="clock-drift", message="", store="crm", queue="", attempts=1, raw=raw, **given
+    )
+    bus.declare("crm", ["Product"])
+    bus.hold("crm", [letter])
+    Worker(store, bus, options=Options(hold_for=0.0)).drain(timeout=0.05)
+    assert letters(bus, held=True) == []
+    assert [one.reason for one in letters(bus)] == ["clock-drift"]
