@@ -26,6 +26,8 @@ _T = TypeVar("_T")
 _SQLITE_WAIT = 0.005
 # The longest pause of ``patiently`` between two attempts, in seconds.
 _LONGEST_PAUSE = 0.004
+# Held while a file is created, see ``_create_private``.
+_creating = threading.Lock()
 
 
 class _Connection(sqlite3.Connection):
@@ -337,6 +339,7 @@ class DatabaseFile:
         return connection
 
     def _connect(self, path: Path) -> _Connection:
+        _create_private(path)
         connection = sqlite3.connect(
             path,
             timeout=min(_SQLITE_WAIT, self._timeout),
@@ -524,3 +527,17 @@ if hasattr(os, "register_at_fork"):  # missing on Windows, which has no fork
         after_in_parent=DatabaseFile._after_fork,
         after_in_child=DatabaseFile._after_fork,
     )
+
+
+def _create_private(path: Path) -> None:
+    """Create an empty file that only this user can read, unless there is a file at ``path``.
+
+    SQLite itself creates a file readable for everybody. It gives its side files the permissions of
+    the file. The lock keeps other threads from opening the file until it is closed here, because
+    closing a file releases all locks of this process on it.
+    """
+    with _creating:
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        except OSError:
+            return  # the file exists, or SQLite will report why it cannot be created

@@ -135,7 +135,9 @@ class StateFile:
     def write(self) -> None:
         """Write the current status. Raises ``OSError`` if the file cannot be written."""
         partial = self.path.with_suffix(f".{threading.get_ident()}.tmp")
-        partial.write_text(json.dumps(self._status.to_json()), encoding="utf-8")
+        descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(self._status.to_json(), file)
         os.replace(partial, self.path)
 
     def remove(self) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from eventsync.errors import ConfigError, StoreUnavailableError
+from eventsync.errors import ConfigError, RecordError, StoreUnavailableError
 
 __all__ = [
     "TRIES",
@@ -46,10 +48,13 @@ def sign(status: os.stat_result) -> Signature:
     return Signature(status.st_mtime_ns, status.st_size, status.st_dev, status.st_ino)
 
 
-def signature_of(path: Path) -> Signature | None:
-    """Return the signature of a file, or ``None`` if the file does not exist."""
+def signature_of(path: Path, *, follow: bool = True) -> Signature | None:
+    """Return the signature of a file, or ``None`` if the file does not exist.
+
+    ``follow``: whether to follow a symbolic link, or to return the signature of the link.
+    """
     try:
-        return sign(path.stat())
+        return sign(path.stat(follow_symlinks=follow))
     except FileNotFoundError:
         return None
 
@@ -75,33 +80,67 @@ def errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read(path: Path) -> tuple[bytes, Signature]:
+def read(path: Path, *, follow: bool = True) -> tuple[bytes, Signature]:
     """Return the content of a file at one moment, and its signature at that moment.
 
+    ``follow``: whether to follow a symbolic link. In a folder into which others write, a link could
+    name a file that only this user may read. Raises ``RecordError`` for a link that is not to be
+    followed, and for anything but a regular file; such a thing is not read, and never blocks.
     Raises ``OSError``, and ``StoreUnavailableError`` if the file changes during each attempt.
     """
     for _ in range(TRIES):
-        with path.open("rb") as file:
+        with open(_open(path, follow=follow), "rb") as file:
             before = sign(os.fstat(file.fileno()))
-            content = file.read()
+            # One byte more than expected, so that a file that grows cannot be read without end.
+            content = file.read(before.size + 1)
             if before == sign(os.fstat(file.fileno())) and len(content) == before.size:
                 return content, before
     raise StoreUnavailableError(f"{path}: another process is writing it")
 
 
-def replace(path: Path, content: bytes, expected: Signature | None, *, tag: str) -> Signature:
+def _open(path: Path, *, follow: bool) -> int:
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise RecordError(
+                "it is a symbolic link, which is not followed",
+                hint="replace the link by the file, or remove it",
+            ) from error
+        if error.errno == errno.ENXIO:  # a socket
+            raise _not_regular() from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular()
+    return descriptor
+
+
+def _not_regular() -> RecordError:
+    return RecordError("it is not a regular file", hint="move it away")
+
+
+def replace(
+    path: Path, content: bytes, expected: Signature | None, *, tag: str, follow: bool = True
+) -> Signature:
     """Replace a file with ``content`` and return the signature of the new file.
 
     A reader sees the old file or the new one, never a part. The content is durable when this
     returns; the name becomes durable with ``sync`` of the folder. ``expected``: the signature of
     the file that ``content`` was made from, or ``None`` if there was no file. ``tag`` marks the
     temporary file, so that ``sweep`` finds it. Raises ``ChangedError``, and changes nothing, if the
-    file has another signature now. Raises ``OSError``.
+    file has another signature now. ``follow``: whether to replace the target of a symbolic link, or
+    the link. Raises ``OSError``.
     """
-    path = Path(os.path.realpath(path))  # replace the target of a symbolic link, not the link
+    if follow:
+        path = Path(os.path.realpath(path))
+    # A new file has the permissions that the system gives to new files. The content of an old one
+    # must not be readable for others, not even for a moment.
+    mode = 0o666 if expected is None else 0o600
     partial = path.with_name(f"{_prefix(tag)}{secrets.token_hex(8)}.tmp")
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             if expected is not None:
                 _copy_owner(path, file.fileno())
             file.write(content)
@@ -109,7 +148,7 @@ def replace(path: Path, content: bytes, expected: Signature | None, *, tag: str)
             os.fsync(file.fileno())
             # A write by another process between this check and the next line is lost. No file
             # system offers a call that does both.
-            if signature_of(path) != expected:
+            if signature_of(path, follow=follow) != expected:
                 raise ChangedError
             os.replace(partial, path)
             return sign(os.fstat(file.fileno()))

@@ -8,6 +8,7 @@ record whose key is in it, and keeps its name.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -150,11 +151,16 @@ class JsonFolderAccessor(FileAccessor[R]):
                 (self._folder / EMPTY).unlink(missing_ok=True)
             removed = [documents[key].path for key in removals if key in documents]
             if removed and not self._has_others({path.name for path in removed}):
-                (self._folder / EMPTY).touch()
+                self._declare_empty()
             for path in removed:
                 path.unlink(missing_ok=True)
             if keys:
                 disk.sync(self._folder)
+
+    def _declare_empty(self) -> None:
+        """Create the file that says that the folder has no documents on purpose."""
+        with contextlib.suppress(FileExistsError):  # O_EXCL does not follow a link either
+            os.close(os.open(self._folder / EMPTY, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
     def _write_document(
         self, write: Write, members: Mapping[str, Any], found: _Document | None
@@ -174,7 +180,7 @@ class JsonFolderAccessor(FileAccessor[R]):
                 )
             try:
                 content = f"{escape_surrogates(dump(merged, indent=2))}\n".encode()
-                disk.replace(path, content, signature, tag=self._tag)
+                disk.replace(path, content, signature, tag=self._tag, follow=False)
             except disk.ChangedError:
                 found = self._find([write.key])[0].get(write.key)
             else:
@@ -263,7 +269,7 @@ class JsonFolderAccessor(FileAccessor[R]):
                 continue
             try:
                 with disk.errors(self._folder):
-                    signature = disk.signature_of(self._folder / name)
+                    signature = disk.signature_of(self._folder / name, follow=False)
                 known, key = self._keys_inside.get(name, (None, ""))
                 if known is None or known != signature:
                     document = self._load(name)
@@ -327,10 +333,8 @@ class JsonFolderAccessor(FileAccessor[R]):
             with disk.errors(path):
                 try:
                     self._check_file(path)
-                    content, signature = disk.read(path)
+                    content, signature = disk.read(path, follow=False)
                 except FileNotFoundError:
-                    if path.is_symlink():
-                        raise RecordError("the link points to a file that does not exist") from None
                     return None
             try:
                 text = content.decode("utf-8-sig")
@@ -340,9 +344,9 @@ class JsonFolderAccessor(FileAccessor[R]):
 
     def _check_file(self, path: Path) -> None:
         """Raise ``RecordError`` for a file that cannot be read although the folder can."""
-        status = path.stat()
+        status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
-            raise RecordError("it is not a file", hint="move it away")
+            return  # ``disk.read`` refuses it
         if status.st_size > MAX_SIZE:
             raise RecordError(f"it has {status.st_size} bytes; {MAX_SIZE} is the limit")
         if not os.access(path, os.R_OK) and os.access(self._folder, os.R_OK | os.X_OK):
@@ -364,4 +368,5 @@ def _is_document(entry: os.DirEntry[str]) -> bool:
     name = entry.name
     if not name.endswith(_SUFFIX) or name.startswith("."):
         return False
-    return entry.is_file() or entry.is_symlink()
+    # A link is not followed. Following one that names itself would raise an error for the folder.
+    return entry.is_symlink() or entry.is_file()
