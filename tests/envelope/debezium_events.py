@@ -1,7 +1,9 @@
 """Events of Debezium's connectors, for tests.
 
 The files in the folder ``debezium`` hold messages that Debezium 3.6.3 sent for tables in PostgreSQL
-15 whose large columns have external storage, one file for each configuration. The other functions
+15 whose large columns have external storage, one file for each configuration. ``binlog`` was sent
+by its MySQL connector for MariaDB 10.11: a snapshot, two transactions that wait for each other, a
+delete, and a new column. The other functions
 write events in the documented form of connectors whose databases are not at hand.
 """
 

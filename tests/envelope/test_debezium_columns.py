@@ -188,6 +188,8 @@ def test_values_without_schema_need_their_types():
         ({"type": "map", "values": {"type": "bytes"}}, {"a": "AA=="}, {"a": b"\x00"}),
         ({"type": "double"}, "Infinity", float("inf")),
         ({"type": "double"}, 3, 3.0),
+        ("uint64", -1, 2**64 - 1),
+        ("uint64", 7, 7),
     ],
 )  # fmt: skip
 def test_declared_types(schema, value, expected):
@@ -320,8 +322,43 @@ def test_an_infinite_date_that_did_not_change_stays():
         from_debezium(update, KEY, key_text=key_text, rule="field")
 
 
+def test_recorded_values_of_mariadb():
+    """Without schema, the caller declares the types. MySQL's times may exceed a day."""
+    columns = {
+        "amount": {"type": "bytes", "name": "org.apache.kafka.connect.data.Decimal",
+                   "parameters": {"scale": "2"}},
+        "born": "io.debezium.time.Date",
+        "at": "io.debezium.time.MicroTimestamp",
+        "ts": "io.debezium.time.ZonedTimestamp",
+        "t": "io.debezium.time.MicroTime",
+        "doc": "io.debezium.data.Json",
+        "big": "uint64",
+        "bl": "base64",
+    }  # fmt: skip
+    reader = DebeziumReader(key_text=key_text, columns=columns)
+    rows = [message for message in recorded("binlog") if message[0] and message[0].get("op") == "r"]
+    assert reader.read(*rows[0]).data == {
+        "id": 1,
+        "name": "Ann",
+        "amount": Decimal("12.50"),
+        "born": dt.date(1815, 12, 10),
+        "at": dt.datetime(2026, 11, 30, 10, 15, 30, 123456),
+        "ts": dt.datetime(2026, 11, 30, 10, 15, 30, 123456, dt.UTC),
+        "t": dt.time(10, 15, 30, 123456),
+        "doc": {"a": 1},
+        "big": 2**64 - 1,
+        "st": "a,b",
+        "en": "x",
+        "bl": b"\x00\xff",
+        "y": 2026,
+    }
+    with pytest.raises(ChangeRefusedError, match="column 't' of person '2' is not a time of day"):
+        reader.read(*rows[1])
+
+
 def test_whole_rows_are_puts():
-    """A row with all its values is a put, whatever the rule, if the row before is unknown."""
-    for rule in ("record", "field"):
-        change = from_debezium(with_schema("x", {}), KEY, key_text=key_text, rule=rule)
+    """A row with all its values is a put under the per-record rule, and when it is created."""
+    for rule, op in (("record", "u"), ("record", "c"), ("field", "c"), ("field", "r")):
+        found = with_schema("x", {}, op=op)
+        change = from_debezium(found, KEY, key_text=key_text, rule=rule)
         assert (change.op, change.data) == (PUT, {"id": 1, "value": "x"})

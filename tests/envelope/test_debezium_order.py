@@ -5,7 +5,16 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from envelope.debezium_events import KEY, TIME, event, key_text, mysql, oracle, sqlserver
+from envelope.debezium_events import (
+    KEY,
+    TIME,
+    event,
+    key_text,
+    mysql,
+    oracle,
+    recorded,
+    sqlserver,
+)
 
 from eventsync.envelope.debezium import DebeziumReader, from_debezium, version_of
 from eventsync.errors import ConfigError, EnvelopeError
@@ -111,6 +120,20 @@ def test_changes_that_are_read_again_do_not_win():
     again = [reader.read(found, KEY).version for found in WAITING]
     assert all(later <= earlier for later, earlier in zip(again, first, strict=True))
     assert reader.read(mysql(700, 6), KEY).version > max(first)
+
+
+def test_a_recorded_log_keeps_its_order():
+    """MariaDB logged the last of three updates with the time of the first."""
+    reader = DebeziumReader(key_text=key_text, trust_nulls=True)
+    read = [(value, reader.read(value, key)) for value, key in recorded("binlog")]
+    changes = [(value["source"], change) for value, change in read if change and change.key == "1"]
+    times = [source["ts_ms"] - changes[0][0]["ts_ms"] for source, _ in changes]
+    assert times == [0, 1000, 3000, 1000, 3000]
+    versions = [change.version for _, change in changes]
+    assert versions == sorted(set(versions))
+    assert [change.data["name"] for _, change in changes] == ["Ann", "A1", "A2", "B", "B"]
+    skipped = {"schema-change": 8, "transaction": 8, "tombstone": 1}
+    assert reader.skipped == skipped
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])

@@ -149,6 +149,16 @@ def test_an_update_with_the_row_before_is_a_patch_of_what_changed():
     assert reader().read(update, KEY).op == PUT
 
 
+def test_an_update_without_the_row_before_is_a_patch_of_its_columns():
+    """It must not blank the fields that the table does not have."""
+    update = event("postgresql", after={"id": 1, "name": "Bea"}, lsn=7)
+    change = reader(rule="field").read(update, KEY)
+    assert (change.op, change.data) == (PATCH, {"name": "Bea"})
+    assert change.known.values == {}
+    with pytest.raises(ChangeRefusedError, match="argument key"):
+        reader(rule="field").read(update)
+
+
 def test_an_update_that_changes_nothing_is_skipped():
     row = {"id": 1, "name": "Ann"}
     found = reader(rule="field")
@@ -174,6 +184,10 @@ def test_values_come_from_the_row_before():
     assert reader().read(update, KEY).data == {"id": 1, "name": "Bea", "bio": "long"}
     change = reader(rule="field").read(update, KEY)
     assert (change.data, change.known.values) == ({"name": "Bea"}, {"bio": "long"})
+    lacking = before | {"bio": P}
+    update = event("postgresql", before=lacking, after=lacking | {"name": "Bea"}, lsn=7)
+    change = reader(rule="field").read(update, KEY)
+    assert (change.data, change.known) == ({"name": "Bea"}, None)
 
 
 def test_a_patch_needs_the_key_of_the_message():
@@ -215,6 +229,30 @@ def test_an_update_without_large_values_leaves_them_in_the_store():
             (settled,) = apply(store, [change], clock=Clock())
             assert settled.outcome == "applied", settled.error
         assert store[Person, 1].raw() == row | {"name": "Bea"}
+
+
+def test_an_update_leaves_fields_that_the_table_lacks():
+    """A source may hold only some of the fields."""
+    with Store("crm", MemoryAccessor(Person)) as store:
+        store.add(Person(id=1, name="Ann", bio="long", tags=["a"]))
+        now = int(time.time() * 1000) + 1000
+        update = event("postgresql", after={"id": 1, "name": "Bea"}, lsn=9, ts_ms=now, read=now)
+        change = reader(rule="field", type="Person").read(update, KEY)
+        apply(store, [change], clock=Clock())
+        assert store[Person, 1].raw() == {"id": 1, "name": "Bea", "bio": "long", "tags": ["a"]}
+
+
+def test_a_store_that_missed_a_record_takes_it_from_an_update():
+    """If the row is whole. A row without its large values waits for the rest."""
+    now = int(time.time() * 1000)
+    row = {"id": 1, "name": "Bea", "bio": "long", "tags": []}
+    for bio, outcome in (("long", "applied"), (P, "pending")):
+        update = event("postgresql", after=row | {"bio": bio}, lsn=9, ts_ms=now, read=now)
+        change = reader(rule="field", type="Person").read(update, KEY)
+        with Store("crm", MemoryAccessor(Person)) as store:
+            (settled,) = apply(store, [change], clock=Clock())
+            assert settled.outcome == outcome
+            assert store.get(Person, 1) is None or store[Person, 1].raw() == row
 
 
 def test_the_last_change_in_the_log_wins_in_the_store():

@@ -36,8 +36,8 @@ def declared(name: str, schema: str | Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the schema of a column whose type the caller declares.
 
     ``name``: the name of the column. ``schema``: a schema of Kafka Connect, the name of a semantic
-    type, or ``base64``, ``base64-url-safe`` or ``hex`` for bytes in a text. Raises ``ConfigError``
-    if the type is unknown.
+    type, ``base64``, ``base64-url-safe`` or ``hex`` for bytes in a text, or ``uint64``. Raises
+    ``ConfigError`` if the type is unknown.
     """
     if isinstance(schema, str):
         schema = {"name": schema}
@@ -51,7 +51,7 @@ def declared(name: str, schema: str | Mapping[str, Any]) -> Mapping[str, Any]:
     raise ConfigError(
         f"the column {name!r} in the argument columns {problem}",
         hint="give the name of a semantic type such as io.debezium.time.Date, one of base64, "
-        "base64-url-safe and hex, or the schema of the column as in an event with schema: "
+        "base64-url-safe, hex and uint64, or the schema of the column as in an event with schema: "
         f'{{"type": "bytes", "name": "{_DECIMAL}", "parameters": {{"scale": "2"}}}}',
     )
 
@@ -233,4 +233,6 @@ _LOGICAL: Final[Mapping[str, Callable[[Any], Any]]] = {
     "base64": _base64,
     "base64-url-safe": _url_safe,
     "hex": bytes.fromhex,
+    # By default, MySQL's connector writes them as signed integers of 64 bits.
+    "uint64": lambda number: number % (1 << 64),
 }

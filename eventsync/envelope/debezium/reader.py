@@ -50,11 +50,12 @@ class DebeziumReader:
     - ``type``: the record type; by default the name of the table.
     - ``version``: a function that returns the version for the ``source`` block of an event; by
       default ``version_of`` and the order of the log.
-    - ``rule``: the merge rule of the record type. Under the rule ``field``, an update becomes a
-      patch if the event lacks values that did not change, or if it has the row before the update.
+    - ``rule``: the merge rule of the record type. Under the rule ``field``, an update is a patch:
+      of what changed if the event has the row before the update, else of the columns that it has.
     - ``columns``: for columns whose type the events do not say: the name of a semantic type such as
-      ``io.debezium.time.Date``; ``base64``, ``base64-url-safe`` or ``hex`` for bytes in a text; or
-      a schema of Kafka Connect. Needed for events without schema.
+      ``io.debezium.time.Date``; ``base64``, ``base64-url-safe`` or ``hex`` for bytes in a text;
+      ``uint64`` for unsigned integers; or a schema of Kafka Connect. Needed for events without
+      schema.
     - ``placeholder``: the connector's setting ``unavailable.value.placeholder``.
     - ``snapshot_age``: see ``version_of``.
     - ``trust_nulls``: whether null always means null. By default, null is refused where
@@ -141,7 +142,7 @@ class DebeziumReader:
             version=self._version_of(source, found.payload),
             data=body.data,
             source=str(source.get("name") or source.get("connector") or "debezium"),
-            known=BaseState(_UNVERSIONED, body.known, {}) if body.known else None,
+            known=body.known,
         )
         seed = f"{change.source}\n{change.version.hex()}\n{change.type}\n{change.key}"
         change.id = hashlib.sha256(seed.encode(errors="replace")).digest()[:16]
@@ -250,7 +251,7 @@ class DebeziumReader:
                 )
         if before is not None:
             self._complete(after, before)
-        if self._rule == "field" and (before is not None or after.lacking):
+        if self._rule == "field" and (is_update or after.lacking):
             return self._patch(before, after, keys, is_postgres, label)
         if after.lacking:
             raise ChangeRefusedError(
@@ -283,7 +284,11 @@ class DebeziumReader:
         is_postgres: bool,
         label: str,
     ) -> _Body:
-        """Return the changed columns as a patch, and the others as its base state."""
+        """Return the changed columns as a patch, and the others as its base state.
+
+        Without the row before the update, all columns count as changed. A row that lacks values has
+        no base state, because a store without the record must not take it for whole.
+        """
         if keys is None:
             raise ChangeRefusedError(
                 f"the Debezium event of {label} has no key, so the columns of a patch are unknown",
@@ -296,7 +301,11 @@ class DebeziumReader:
                 raise _unsupported(label, name, problem)
         rest = {name: value for name, value in after.values.items() if name not in keys}
         changed = {name: value for name, value in rest.items() if name not in same}
-        return _Body(PATCH, changed, {n: value for n, value in rest.items() if n in same})
+        known = None
+        if not after.lacking:
+            unchanged = {name: value for name, value in rest.items() if name in same}
+            known = BaseState(_UNVERSIONED, unchanged, {})
+        return _Body(PATCH, changed, known)
 
 
 @dataclass(slots=True)
@@ -322,7 +331,7 @@ class _Body:
 
     op: Op
     data: Mapping[str, Any] | None = None
-    known: Mapping[str, Any] = field(default_factory=dict)
+    known: BaseState | None = None
 
 
 def _unchanged(before: _Row, after: _Row, *, nulls: bool) -> set[str]:
@@ -344,8 +353,7 @@ def _unsupported(label: str, name: str, problem: str) -> ChangeRefusedError:
     return ChangeRefusedError(
         f"the column {name[:60]!r} of {label} {problem}, which no record can hold",
         reason="unsupported-value",
-        hint="correct the value in the database, or leave the column out with the connector's "
-        "setting column.exclude.list",
+        hint="correct the value in the database; its next change is read",
     )
 
 
