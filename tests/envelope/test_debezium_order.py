@@ -89,6 +89,7 @@ GTID = "3e11fa47-71ca-11e1-9e33-c80aa9429562"
         WAITING,
         [mysql(p, s, gtid=f"{GTID}:{n}") for n, (p, s) in enumerate([(9, 8), (5, 3), (7, 1)])],
         [mysql(p, s, gtid=f"0-1-{n}") for n, (p, s) in enumerate([(9, 8), (5, 3), (7, 1)])],
+        [mysql(9, 8, gtid=f"{GTID}:700"), mysql(12, 3, gtid="another:1")],  # another origin
         [mysql(900, 8), mysql(4, 5, file=4), mysql(400, 2, file=4)],
         [mysql(4, 8, row=0), mysql(4, 8, row=1), mysql(9, 1)],
         [postgres(10, ts_ms=TIME), postgres(20, ts_ms=TIME - 3000)],  # a clock was set back
@@ -97,7 +98,7 @@ GTID = "3e11fa47-71ca-11e1-9e33-c80aa9429562"
             oracle("12", commit_scn="20", rs_id=f"{RS}.0020", ts_ms=TIME - 9000),
         ],
     ],
-    ids=["waiting", "gtid", "mariadb", "next file", "rows", "clock", "oracle"],
+    ids=["waiting", "gtid", "mariadb", "origin", "next file", "rows", "clock", "oracle"],
 )
 def test_versions_grow_although_times_go_back(log):
     """The time in the log is the statement's; a later change of a record may carry an earlier."""
@@ -149,7 +150,19 @@ def test_a_reader_goes_on_from_its_mark(place):
     assert [resumed.read(found, KEY).version for found in log[place:]] == versions[place:]
 
 
-@pytest.mark.parametrize("mark", ["x", "{}", '{"version":"00","last":{}}', "[]"])
+def test_the_logs_of_a_stream_do_not_mix():
+    """A topic may hold the changes of several shards, or of databases with logs of their own."""
+    ahead = [mysql(900, 60, name="one"), sqlserver("2:2:2", "2:2:3", db="one", ts_ms=TIME + 60_000)]
+    behind = [mysql(950, 1, name="two"), sqlserver("3:2:2", "3:2:3", db="two", ts_ms=TIME + 1000)]
+    reader = DebeziumReader(key_text=key_text)
+    for one, two in zip(ahead, behind, strict=True):
+        assert reader.read(one, KEY).version.millis == TIME + 60_000
+        assert reader.read(two, KEY).version.millis == TIME + 1000
+    resumed = DebeziumReader(key_text=key_text, mark=reader.mark)
+    assert resumed.read(mysql(990, 0, name="two"), KEY).version.millis == TIME + 1000
+
+
+@pytest.mark.parametrize("mark", ["x", '{"a":1}', '{"a":["00",{}]}', "[]"])
 def test_a_foreign_mark_is_refused(mark):
     with pytest.raises(ConfigError, match="mark"):
         DebeziumReader(key_text=key_text, mark=mark)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from eventsync.changes.clock import Version, version_at
@@ -17,6 +17,7 @@ SNAPSHOT_AGE: Final = 86_400.0
 """By how many seconds the version of a snapshot row precedes the time of the snapshot."""
 
 _NODE: Final = (1 << 64) - 1
+_ZERO: Final = Version(bytes(16))
 _COUNTER_LIMIT: Final = 1 << 16
 _COMMITTED: Final = re.compile(r'\["([0-9]+)"')
 
@@ -25,14 +26,15 @@ _COMMITTED: Final = re.compile(r'\["([0-9]+)"')
 class LogPosition:
     """The position of a change in the log of its database.
 
-    ``order``: later changes of one log have greater tuples. ``log``: the id of the log; databases
-    with global transaction ids number each origin separately. ``node``: ``order`` in 64 bits, for
-    the node of a version.
+    ``order``: later changes of one log have greater tuples. ``node``: ``order`` in 64 bits, for the
+    node of a version. ``origin``: where a change with a global transaction id was made; each origin
+    numbers its own. ``database``: the database, if each has a log of its own.
     """
 
     order: tuple[int, ...]
     node: int
-    log: str = ""
+    origin: str = ""
+    database: str = ""
 
 
 def version_of(
@@ -76,57 +78,65 @@ def is_snapshot(source: Mapping[str, Any], payload: Mapping[str, Any]) -> bool:
 
 
 class LogOrder:
-    """Gives growing versions to the changes of one log, although their times may go back.
+    """Gives growing versions to the changes of a log, although their times may go back.
 
     In the logs of MySQL and MariaDB, a change has the time at which its statement began. The
     statement commits later, after changes with later times. So a change gets at least the time of
     the changes before it in the log, which was before its own commit.
 
-    ``mark``: the state of an earlier instance, from its ``mark``.
+    A stream may contain the changes of several logs. ``mark``: the state of an earlier instance,
+    from its ``mark``.
     """
 
     def __init__(self, mark: str = "") -> None:
-        self._last: dict[str, tuple[int, ...]] = {}
-        self._greatest: Version | None = None
+        self._logs: dict[str, _Log] = {}
         if mark:
             self._load(mark)
 
     @property
     def mark(self) -> str:
         """The state as a short text; empty before the first change."""
-        if self._greatest is None:
+        if not self._logs:
             return ""
-        return json.dumps(
-            {"version": self._greatest.hex(), "last": self._last}, separators=(",", ":")
-        )
+        state = {name: [log.greatest.hex(), log.last] for name, log in self._logs.items()}
+        return json.dumps(state, separators=(",", ":"))
 
-    def place(self, version: Version, position: LogPosition) -> Version:
-        """Return the version for the next change of the log: ``version``, or a greater one.
+    def place(self, version: Version, name: str, position: LogPosition) -> Version:
+        """Return the version for the next change of a log: ``version``, or a greater one.
 
-        A change that is not after the last one of its log was read before. It keeps ``version``,
-        which is not greater than what it got then.
+        ``name``: the name of the connector. A change that is not after the last one of its log was
+        read before. It keeps ``version``, which is not greater than what it got then.
         """
-        last, greatest = self._last.get(position.log), self._greatest
+        log = self._logs.setdefault(f"{name}/{position.database}", _Log())
+        last = log.last.get(position.origin)
         if last is not None and position.order <= last:
             return version
-        if greatest is not None and version <= greatest:
-            version = Version.of(greatest.millis, greatest.counter, position.node)
-            if version <= greatest:
-                version = _next(greatest, position.node)
-        self._last[position.log] = position.order
-        self._greatest = version
+        if version <= log.greatest:
+            version = Version.of(log.greatest.millis, log.greatest.counter, position.node)
+            if version <= log.greatest:
+                version = _next(log.greatest, position.node)
+        log.last[position.origin] = position.order
+        log.greatest = version
         return version
 
     def _load(self, mark: str) -> None:
         try:
-            found = json.loads(mark)
-            self._greatest = Version.parse(found["version"])
-            self._last = {log: tuple(map(int, order)) for log, order in found["last"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            for name, (greatest, last) in json.loads(mark).items():
+                orders = {origin: tuple(map(int, order)) for origin, order in last.items()}
+                self._logs[name] = _Log(Version.parse(greatest), orders)
+        except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"the mark {mark[:40]!r} of the Debezium reader is not a mark that a reader made",
                 hint="pass the text that DebeziumReader.mark returned, or no mark to start anew",
             ) from error
+
+
+@dataclass(slots=True)
+class _Log:
+    """What was read of a log: the greatest version, and the last position of each origin."""
+
+    greatest: Version = _ZERO
+    last: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def _next(version: Version, node: int) -> Version:
@@ -192,10 +202,10 @@ def _binlog(source: Mapping[str, Any], payload: Mapping[str, Any]) -> LogPositio
         return LogPosition((file, pos, row), node)
     # MySQL: origin:number. MariaDB: domain-server-number; the number grows within the domain.
     if ":" in gtid:
-        log, _, number = gtid.rpartition(":")
+        origin, _, number = gtid.rpartition(":")
     else:
-        log, number = gtid.partition("-")[0], gtid.rpartition("-")[2]
-    return LogPosition((_number(number), file, pos, row), node, f"gtid {log}")
+        origin, number = gtid.partition("-")[0], gtid.rpartition("-")[2]
+    return LogPosition((_number(number), file, pos, row), node, origin)
 
 
 def _change_lsn(source: Mapping[str, Any], payload: Mapping[str, Any]) -> LogPosition:
@@ -207,7 +217,8 @@ def _change_lsn(source: Mapping[str, Any], payload: Mapping[str, Any]) -> LogPos
     change = _lsn(committed if source.get("change_lsn") is None else source["change_lsn"])
     serial = _number(source.get("event_serial_no") or 0)
     commit = change if committed is None else _lsn(committed)
-    return LogPosition((commit, change, serial), change & _NODE)
+    database = str(source.get("db") or "")
+    return LogPosition((commit, change, serial), change & _NODE, database=database)
 
 
 def _redo(source: Mapping[str, Any], payload: Mapping[str, Any]) -> LogPosition:

@@ -141,7 +141,7 @@ class DebeziumReader:
             op=body.op,
             version=self._version_of(source, found.payload),
             data=body.data,
-            source=str(source.get("name") or source.get("connector") or "debezium"),
+            source=_name(source),
             known=body.known,
         )
         seed = f"{change.source}\n{change.version.hex()}\n{change.type}\n{change.key}"
@@ -162,7 +162,7 @@ class DebeziumReader:
         position = position_of(source, payload)
         if position is None or is_snapshot(source, payload):
             return version
-        return self._order.place(version, position)
+        return self._order.place(version, _name(source), position)
 
     # -- rows --------------------------------------------------------------------------------------
 
@@ -347,6 +347,11 @@ def _unchanged(before: _Row, after: _Row, *, nulls: bool) -> set[str]:
         or name in after.completed
         or (name in before.raw and before.raw[name] == value and (nulls or value is not None))
     }
+
+
+def _name(source: Mapping[str, Any]) -> str:
+    """Return the name of the connector."""
+    return str(source.get("name") or source.get("connector") or "debezium")
 
 
 def _unsupported(label: str, name: str, problem: str) -> ChangeRefusedError:
