@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 from eventsync.changes.clock import Version, version_at
 from eventsync.errors import ConfigError, malformed
 
-__all__ = ["SNAPSHOT_AGE", "LogOrder", "LogPosition", "is_snapshot", "position_of", "version_of"]
+__all__ = ["SNAPSHOT_AGE", "LogOrder", "LogPosition", "is_snapshot", "placed", "version_of"]
 
 SNAPSHOT_AGE: Final = 86_400.0
 """By how many seconds the version of a snapshot row precedes the time of the snapshot."""
@@ -55,9 +55,15 @@ def version_of(
     Supports PostgreSQL, MySQL, MariaDB, SQL Server, Db2, Informix and Oracle. Raises
     ``EnvelopeError`` if the time or the position is missing.
     """
-    payload = payload or {}
+    return placed(source, payload or {}, snapshot_age=snapshot_age)[0]
+
+
+def placed(
+    source: Mapping[str, Any], payload: Mapping[str, Any], *, snapshot_age: float
+) -> tuple[Version, LogPosition]:
+    """Return the version of a change, and its position in the log. See ``version_of``."""
     micros = _time(source, payload)
-    position = position_of(source, payload)
+    position = _position_of(source, payload)
     if micros is None or position is None:
         raise malformed(
             "the source block of the Debezium event has no time, or no log position that eventsync "
@@ -67,7 +73,7 @@ def version_of(
     if is_snapshot(source, payload):
         # MySQL and MariaDB log whole seconds, so the start of the second is taken.
         micros = max(0, (micros - round(snapshot_age * 1_000_000)) // 1_000_000 * 1_000_000)
-    return version_at(micros, position.node)
+    return version_at(micros, position.node), position
 
 
 def is_snapshot(source: Mapping[str, Any], payload: Mapping[str, Any]) -> bool:
@@ -170,7 +176,7 @@ def _micros(block: Mapping[str, Any]) -> int | None:
 # -- positions -------------------------------------------------------------------------------------
 
 
-def position_of(source: Mapping[str, Any], payload: Mapping[str, Any]) -> LogPosition | None:
+def _position_of(source: Mapping[str, Any], payload: Mapping[str, Any]) -> LogPosition | None:
     """Return the position of a change in its log, or ``None`` if the block has none.
 
     Raises ``EnvelopeError`` if the position is malformed.

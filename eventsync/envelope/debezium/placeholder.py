@@ -57,8 +57,8 @@ class Placeholder:
         elif isinstance(value, list):
             found = value == self._numbers or (len(value) == 1 and self.matches(value[0]))
         else:
-            found = value == self._map
-        return found or _is_declared(value, schema)
+            found = isinstance(value, dict) and value == self._map
+        return found or (schema is not None and _is_declared(value, schema))
 
 
 def _is_declared(value: Any, schema: Any) -> bool:

@@ -18,8 +18,7 @@ from eventsync.envelope.debezium.log_position import (
     SNAPSHOT_AGE,
     LogOrder,
     is_snapshot,
-    position_of,
-    version_of,
+    placed,
 )
 from eventsync.envelope.debezium.placeholder import PLACEHOLDER, Placeholder, may_lack_placeholder
 from eventsync.errors import (
@@ -158,9 +157,8 @@ class DebeziumReader:
     def _version_of(self, source: Mapping[str, Any], payload: Mapping[str, Any]) -> Version:
         if self._version is not None:
             return self._version(source)
-        version = version_of(source, payload, snapshot_age=self._snapshot_age)
-        position = position_of(source, payload)
-        if position is None or is_snapshot(source, payload):
+        version, position = placed(source, payload, snapshot_age=self._snapshot_age)
+        if is_snapshot(source, payload):
             return version
         return self._order.place(version, _name(source), position)
 
