@@ -107,6 +107,8 @@ def test_a_null_that_may_be_a_placeholder_is_refused(rule):
         doubtful = with_schema(None, {"type": "array", "items": items})
         with pytest.raises(ChangeRefusedError, match="null for column 'value'"):
             from_debezium(doubtful, KEY, key_text=key_text, rule=rule)
+        change = from_debezium(doubtful, KEY, key_text=key_text, rule=rule, trust_nulls=True)
+        assert change.data["value"] is None
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,18 @@ def test_a_null_that_may_be_a_placeholder_is_refused(rule):
 def test_a_null_that_is_sure_is_a_value(sure):
     """Null is a value if the type has a placeholder, or if the event has the row before."""
     assert from_debezium(sure, KEY, key_text=key_text).data == {"id": 1, "value": None}
+
+
+def test_a_null_beside_the_replica_identity_is_refused():
+    """A row before the update that holds only an index says nothing of the other columns."""
+    doubtful = {"type": "array", "items": {"type": "double"}}
+    before = {"id": 1, "email": "a@x", "name": None, "value": None}
+    update = with_schema(None, doubtful, before=before)
+    update["payload"]["after"] |= {"email": "b@x", "name": "Ann"}
+    with pytest.raises(ChangeRefusedError, match="null for column 'value'"):
+        from_debezium(update, KEY, key_text=key_text)
+    before["name"] = "Ann"  # the whole row
+    assert from_debezium(update, KEY, key_text=key_text).data["value"] is None
 
 
 def test_a_declared_column_of_bytes_has_no_placeholder():

@@ -234,6 +234,7 @@ def test_the_age_of_snapshots_is_an_argument():
     reader = DebeziumReader(key_text=key_text, snapshot_age=60.0)
     assert reader.read(row, KEY).version.millis == TIME - 60_000
     assert version(row).millis == TIME - 86_400_000
+    assert from_debezium(row, KEY, key_text=key_text, snapshot_age=1.0).version.millis < TIME
     assert version_of(row["source"], row, snapshot_age=0).millis == TIME
 
 

@@ -238,8 +238,8 @@ class DebeziumReader:
         is_postgres = source.get("connector") == "postgresql"
         if not is_update:
             before = None
-        elif before is None and is_postgres and not self._trust_nulls:
-            for name in after.doubtful:
+        elif is_postgres and not self._trust_nulls:
+            for name in _doubtful(before, after, keys or {}):
                 raise ChangeRefusedError(
                     f"the Debezium event of {label} has null for column {name!r}, which is also "
                     "what PostgreSQL's connector sends for a large value that did not change",
@@ -332,6 +332,21 @@ class _Body:
     known: BaseState | None = None
 
 
+def _doubtful(before: _Row | None, after: _Row, keys: Mapping[str, Any]) -> list[str]:
+    """Return the columns whose null may stand for a large value that did not change.
+
+    PostgreSQL's connector sends the row before an update with all values, or with those of the
+    replica identity and null for the others. In a whole row, another column is unchanged, too.
+    """
+    if before is None:
+        return after.doubtful
+    whole = any(
+        value is not None and name not in keys and after.raw.get(name) == value
+        for name, value in before.raw.items()
+    )
+    return [] if whole else [name for name in after.doubtful if before.raw.get(name) is None]
+
+
 def _unchanged(before: _Row, after: _Row, *, nulls: bool) -> set[str]:
     """Return the columns that an update left as they were.
 
@@ -389,6 +404,8 @@ def from_debezium(
     rule: Literal["record", "field"] = "record",
     columns: Mapping[str, str | Mapping[str, Any]] | None = None,
     placeholder: str | bytes = PLACEHOLDER,
+    snapshot_age: float = SNAPSHOT_AGE,
+    trust_nulls: bool = False,
 ) -> Change | None:
     """Return the change that a single Debezium event describes; ``None`` if it describes none.
 
@@ -403,5 +420,7 @@ def from_debezium(
         rule=rule,
         columns=columns,
         placeholder=placeholder,
+        snapshot_age=snapshot_age,
+        trust_nulls=trust_nulls,
     )
     return reader.read(event, key)
