@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from eventsync.changes.change import BaseState, Change
@@ -21,6 +21,7 @@ from eventsync.envelope.debezium.log_position import (
     placed,
 )
 from eventsync.envelope.debezium.placeholder import PLACEHOLDER, Placeholder, may_lack_placeholder
+from eventsync.envelope.debezium.row import Row, complete, doubtful, unchanged
 from eventsync.errors import (
     ChangeRefusedError,
     EventSyncError,
@@ -164,7 +165,7 @@ class DebeziumReader:
 
     # -- rows --------------------------------------------------------------------------------------
 
-    def _row(self, event: Event, side: str) -> _Row | None:
+    def _row(self, event: Event, side: str) -> Row | None:
         row = event.payload.get(side)
         if row is None:
             return None
@@ -175,8 +176,8 @@ class DebeziumReader:
             )
         return self._converted(row, fields_of(fields_of(event.schema).get(side)))
 
-    def _converted(self, raw: Mapping[str, Any], schemas: Mapping[str, Any]) -> _Row:
-        row = _Row(raw)
+    def _converted(self, raw: Mapping[str, Any], schemas: Mapping[str, Any]) -> Row:
+        row = Row(raw)
         for name, value in raw.items():
             schema = self._columns.get(name, schemas.get(name))
             if self._placeholder.matches(value, schemas.get(name)):
@@ -203,7 +204,7 @@ class DebeziumReader:
             raise _unsupported("a record", name, problem)
         return row.values
 
-    def _key(self, keys: Mapping[str, Any] | None, row: _Row | None, type: Any) -> str:
+    def _key(self, keys: Mapping[str, Any] | None, row: Row | None, type: Any) -> str:
         columns = keys or (row and row.values)
         if not columns:
             raise malformed(
@@ -224,8 +225,8 @@ class DebeziumReader:
         self,
         payload: Mapping[str, Any],
         source: Mapping[str, Any],
-        before: _Row | None,
-        after: _Row | None,
+        before: Row | None,
+        after: Row | None,
         keys: Mapping[str, Any] | None,
         label: str,
     ) -> _Body:
@@ -239,7 +240,7 @@ class DebeziumReader:
         if not is_update:
             before = None
         elif is_postgres and not self._trust_nulls:
-            for name in _doubtful(before, after, keys or {}):
+            for name in doubtful(before, after, keys or {}):
                 raise ChangeRefusedError(
                     f"the Debezium event of {label} has null for column {name!r}, which is also "
                     "what PostgreSQL's connector sends for a large value that did not change",
@@ -248,7 +249,7 @@ class DebeziumReader:
                     "the column never holds large values, pass trust_nulls=True",
                 )
         if before is not None:
-            self._complete(after, before)
+            complete(after, before)
         if self._rule == "field" and (is_update or after.lacking):
             return self._patch(before, after, keys, is_postgres, label)
         if after.lacking:
@@ -263,21 +264,10 @@ class DebeziumReader:
             raise _unsupported(label, name, problem)
         return _Body(PUT, after.values)
 
-    def _complete(self, after: _Row, before: _Row) -> None:
-        """Add the values that ``after`` lacks and ``before`` has, in place.
-
-        A null in ``before`` is no value: PostgreSQL's connector sends it for what it does not know.
-        """
-        for name in list(after.lacking):
-            if before.values.get(name) is not None:
-                after.values[name] = before.values[name]
-                after.lacking.remove(name)
-                after.completed.add(name)
-
     def _patch(
         self,
-        before: _Row | None,
-        after: _Row,
+        before: Row | None,
+        after: Row,
         keys: Mapping[str, Any] | None,
         is_postgres: bool,
         label: str,
@@ -293,7 +283,7 @@ class DebeziumReader:
                 reason="incomplete-row",
                 hint="pass the argument key, the key of the Kafka message",
             )
-        same = set() if before is None else _unchanged(before, after, nulls=not is_postgres)
+        same = set() if before is None else unchanged(before, after, nulls=not is_postgres)
         for name, problem in after.unsupported.items():
             if name not in same:
                 raise _unsupported(label, name, problem)
@@ -301,26 +291,9 @@ class DebeziumReader:
         changed = {name: value for name, value in rest.items() if name not in same}
         known = None
         if not after.lacking:
-            unchanged = {name: value for name, value in rest.items() if name in same}
-            known = BaseState(_UNVERSIONED, unchanged, {})
+            others = {name: value for name, value in rest.items() if name in same}
+            known = BaseState(_UNVERSIONED, others, {})
         return _Body(PATCH, changed, known)
-
-
-@dataclass(slots=True)
-class _Row:
-    """A row of an event. ``raw``: its JSON. ``values``: the converted values.
-
-    ``lacking``: the columns with a placeholder. ``completed``: the columns whose value comes from
-    the row before the update. ``doubtful``: the columns with a null that may be a placeholder.
-    ``unsupported``: what is wrong with the values that no record can hold.
-    """
-
-    raw: Mapping[str, Any]
-    values: dict[str, Any] = field(default_factory=dict)
-    lacking: list[str] = field(default_factory=list)
-    completed: set[str] = field(default_factory=set)
-    doubtful: list[str] = field(default_factory=list)
-    unsupported: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -330,36 +303,6 @@ class _Body:
     op: Op
     data: Mapping[str, Any] | None = None
     known: BaseState | None = None
-
-
-def _doubtful(before: _Row | None, after: _Row, keys: Mapping[str, Any]) -> list[str]:
-    """Return the columns whose null may stand for a large value that did not change.
-
-    PostgreSQL's connector sends the row before an update with all values, or with those of the
-    replica identity and null for the others. In a whole row, another column is unchanged, too.
-    """
-    if before is None:
-        return after.doubtful
-    whole = any(
-        value is not None and name not in keys and after.raw.get(name) == value
-        for name, value in before.raw.items()
-    )
-    return [] if whole else [name for name in after.doubtful if before.raw.get(name) is None]
-
-
-def _unchanged(before: _Row, after: _Row, *, nulls: bool) -> set[str]:
-    """Return the columns that an update left as they were.
-
-    ``nulls``: whether null in both rows counts as unchanged. The row before an update in PostgreSQL
-    has null for columns outside the replica identity.
-    """
-    return {
-        name
-        for name, value in after.raw.items()
-        if name in after.lacking
-        or name in after.completed
-        or (name in before.raw and before.raw[name] == value and (nulls or value is not None))
-    }
 
 
 def _name(source: Mapping[str, Any]) -> str:
