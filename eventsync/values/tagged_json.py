@@ -16,14 +16,15 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
-from eventsync.errors import malformed, shown
+from eventsync.errors import EnvelopeError, malformed, shown
 from eventsync.values.packing import MAX_DEPTH
 
-__all__ = ["dumps", "from_json", "loads", "to_json"]
+__all__ = ["dumps", "exact_number", "from_json", "loads", "loads_each", "to_json"]
 
 _MAP: Final = "$map"
 # The largest integer that every JSON reader keeps exact (RFC 7493).
 _EXACT_INT: Final = (1 << 53) - 1
+_FLOAT_DIGITS: Final = 16  # with the point
 # Each level of a value may take two levels of JSON, because ``$map`` can wrap a map.
 _MAX_DEPTH: Final = 2 * MAX_DEPTH + 2
 
@@ -130,14 +131,69 @@ def dumps(item: Any) -> str:
 def loads(text: str | bytes) -> Any:
     """Parse an untrusted JSON text and return its value.
 
+    A number with a fraction or an exponent is a float, or a decimal if a float would round it.
     Raises ``EnvelopeError``, and no other error, if the text is not JSON, or if it contains a
     duplicate key, NaN or Infinity.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        return _STRICT.decode(_decoded(text))
     except (ValueError, RecursionError) as error:
-        # The message does not quote the text, because it may hold values that must not be logged.
-        raise malformed(f"the text is not JSON: {error}", reason="envelope") from error
+        raise _not_json(error) from error
+
+
+def loads_each(text: str | bytes) -> list[Any]:
+    """Parse an untrusted JSON array and return its items, each as ``loads`` returns it.
+
+    In place of an item that ``loads`` refuses, the list has its ``EnvelopeError``. Raises
+    ``EnvelopeError``, and no other error, if the text is not a JSON array.
+    """
+    try:
+        whole = _decoded(text)
+        if not isinstance(_LENIENT.decode(whole), list):
+            raise ValueError("it is not an array")
+        items: list[Any] = []
+        place = _skip(whole, whole.index("[") + 1)
+        while whole[place] != "]":
+            try:
+                items.append(_STRICT.raw_decode(whole, place)[0])
+            except ValueError as error:
+                items.append(_not_json(error))
+            place = _skip(whole, _LENIENT.raw_decode(whole, place)[1])
+    except (ValueError, RecursionError) as error:
+        raise _not_json(error) from error
+    return items
+
+
+def exact_number(text: str) -> float | Decimal:
+    """Return a JSON number as a float, or as a decimal if a float would round it.
+
+    Raises ``ValueError`` if the exponent is too large for a decimal.
+    """
+    if len(text) <= _FLOAT_DIGITS and "e" not in text and "E" not in text:
+        return float(text)  # a float keeps so few digits
+    try:
+        number, exact = float(text), Decimal(text)
+    except ArithmeticError:
+        raise ValueError("the exponent of a number is too large") from None
+    return number if Decimal(repr(number)) == exact else exact
+
+
+def _decoded(text: str | bytes) -> str:
+    if isinstance(text, str):
+        return text
+    return text.decode(json.detect_encoding(text))
+
+
+def _skip(text: str, place: int) -> int:
+    """Return the place of the next value, or of the end of the array, in the text of an array."""
+    while text[place] in " \t\n\r,":
+        place += 1
+    return place
+
+
+def _not_json(error: Exception) -> EnvelopeError:
+    # The message does not quote the text, because it may hold values that must not be logged.
+    return malformed(f"the text is not JSON: {error}", reason="envelope")
 
 
 def _looks_tagged(item: Mapping[str, Any]) -> bool:
@@ -153,3 +209,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+_STRICT: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=exact_number, parse_constant=_no_constant
+)
+# Finds the end of a value that ``_STRICT`` refuses.
+_LENIENT: Final = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)

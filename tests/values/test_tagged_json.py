@@ -15,7 +15,7 @@ from support import strategies
 
 from eventsync.errors import EnvelopeError
 from eventsync.records.record_type import same
-from eventsync.values.tagged_json import dumps, from_json, loads, to_json
+from eventsync.values.tagged_json import dumps, from_json, loads, loads_each, to_json
 
 
 def utc(item):
@@ -118,3 +118,21 @@ def test_any_text(text):
     except EnvelopeError:
         return
     assert json.loads(text) == found
+
+
+def test_numbers_keep_their_digits():
+    """A number is a float, or a decimal if a float would round it."""
+    found = loads("[0.1, 1.10, 1e22, 5e-324, 12345678901234567.12345, 1e400]")
+    assert found == [0.1, 1.1, 1e22, 5e-324, Decimal("12345678901234567.12345"), Decimal("1e400")]
+    assert [type(number) for number in found] == [float] * 4 + [Decimal] * 2
+
+
+def test_each_item_of_an_array_is_parsed_alone():
+    """An item that is refused is an error in its place."""
+    found = loads_each(b' [1, {"a": 1, "a": 2},{"a":[]} , "],[", 1e99999999999999999999 ]')
+    assert [item if not isinstance(item, EnvelopeError) else "error" for item in found] == [
+        *(1, "error", {"a": []}, "],[", "error"),
+    ]
+    for text in ("", "{}", "[1", "[1,]", "[1] 2", b"\xff", "[" * 2000):
+        with pytest.raises(EnvelopeError):
+            loads_each(text)
