@@ -21,6 +21,7 @@ NOTHING: Final = ""
 """The value to write to remove a link. Roundup ignores null."""
 _TIME: Final = "%Y-%m-%d.%H:%M:%S"
 _MISSING: Final = re.compile(r"property \w+: .* is not a \w+")
+_NUMBER: Final = re.compile(r"-?[0-9]+\s*")
 
 
 class RoundupService(Service):
@@ -75,6 +76,26 @@ class Items(TrackerAccessor[R]):
         pages = self.resource.pages
         full = {"@fields": fields, "@verbose": "3", "@sort": "id", **query}
         return [data for page in pages.walk(self.service, f"/{item_class}", full) for data in page]
+
+    def linked(self, item_class: str, name: str) -> str | None:
+        """Return how a link to the item with this name is written; ``None`` if there is none.
+
+        Roundup takes a number for an id, and -1 for no link, so the id of the item is written then.
+        """
+        if not _NUMBER.fullmatch(name):
+            return name  # Roundup itself looks for the item
+        property = "username" if item_class == "user" else "name"
+        found = self.select(item_class, property, {f"{property}:": name})
+        return next((str(data["id"]) for data in found if "id" in data), None)
+
+    def reference(self, name: str, value: str | None) -> str | None:
+        known = super().reference(name, value)
+        if known is None or self.view_slots[name].of != "Account":
+            return known
+        link = self.linked("user", known)
+        if link is None:
+            raise self.missing(name, known)
+        return link
 
     def item(self, item_class: str, id: str, fields: str = "") -> Object:
         """Return one item, also a retired one. Raises ``RecordError`` if there is none.
