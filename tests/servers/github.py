@@ -17,16 +17,19 @@ __all__ = ["GitHubSimulator"]
 
 
 class GitHubSimulator(HttpService):
-    """The repository ``ann/shop``.
+    """The repository ``ann/shop``, and those in ``others``.
 
+    ``others``: by name, more repositories of ``ann``.
     ``collaborators``: the users who can be assignees. ``organization``: the organization ``acme``.
     """
 
     token = "good-token"
-    root = "https://api.github.com/repos/ann/shop"
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "shop", beside: GitHubSimulator | None = None) -> None:
         super().__init__()
+        self.name, self._beside = name, beside
+        self.root = f"https://api.github.com/repos/ann/{name}"
+        self.others: dict[str, GitHubSimulator] = {}
         self.issues: dict[int, dict[str, Any]] = {}
         self.comments: dict[int, dict[str, Any]] = {}
         self.milestones: dict[int, dict[str, Any]] = {}
@@ -35,6 +38,15 @@ class GitHubSimulator(HttpService):
         self.organization = Organization()
         self._ids = itertools.count(1001)
         self._clock = itertools.count()
+
+    @property
+    def url(self) -> str:
+        return self._beside.url if self._beside else super().url
+
+    def more(self, name: str) -> GitHubSimulator:
+        """Return another repository of ``ann``, which has no issues yet."""
+        self.others[name] = GitHubSimulator(name, self)
+        return self.others[name]
 
     # -- what a person does there ------------------------------------------------------------------
 
@@ -74,7 +86,7 @@ class GitHubSimulator(HttpService):
         kind = "pull" if pull else "issues"
         self.comments[id] = {
             **self._common("issues/comments", id),
-            "html_url": f"https://github.com/ann/shop/{kind}/{number}#issuecomment-{id}",
+            "html_url": f"https://github.com/ann/{self.name}/{kind}/{number}#issuecomment-{id}",
             "issue_url": f"{self.root}/issues/{number}",
             "id": id,
             "body": body,
@@ -89,7 +101,9 @@ class GitHubSimulator(HttpService):
             return 401, {"message": "Bad credentials", "documentation_url": "https://docs"}
         assert asked.headers.get("X-GitHub-Api-Version") == "2022-11-28"
         assert asked.headers.get("User-Agent")
-        if asked.names[:3] != ["repos", "ann", "shop"]:
+        if asked.names[:2] == ["repos", "ann"] and asked.names[2] in self.others:
+            return self.others[asked.names[2]].act(asked)
+        if asked.names[:3] != ["repos", "ann", self.name]:
             return self.organization.act(asked) or self._missing()
         match asked.method, *asked.names[3:]:
             case "GET", "issues":
@@ -211,7 +225,7 @@ class GitHubSimulator(HttpService):
             "id": next(self._ids),
             "node_id": "n",
             "url": f"{self.root}/{kind}/{number}",
-            "html_url": f"https://github.com/ann/shop/{kind}/{number}",
+            "html_url": f"https://github.com/ann/{self.name}/{kind}/{number}",
             "user": user("ann"),
             "created_at": (now := self._now()),
             "updated_at": now,

@@ -49,24 +49,36 @@ _PAGED: Final = {
 
 
 class GitLabSimulator(HttpService):
-    """The project ``acme/shop``.
+    """The project ``acme/shop``, and those in ``others``.
 
+    ``others``: by path, more projects.
     ``owner``: whether the token belongs to an owner of the project. ``around``: the groups and
     users. ``issues``: by ``iid``. ``notes``, ``milestones``: by ``id``. ``labels``: by name.
     """
 
     token = "good-token"
 
-    def __init__(self) -> None:
+    def __init__(self, path: str = "acme/shop", beside: GitLabSimulator | None = None) -> None:
         super().__init__()
-        self._ids = itertools.count(101)
+        self.path, self._beside = path, beside
+        self.others: dict[str, GitLabSimulator] = {}
+        self._ids = beside._ids if beside else itertools.count(101)
         self._clock = itertools.count()
         self.owner = True
         self.issues: dict[int, dict[str, Any]] = {}
         self.notes: dict[int, dict[str, Any]] = {}
         self.milestones: dict[int, dict[str, Any]] = {}
         self.labels: dict[str, dict[str, Any]] = {}
-        self.around = Groups()
+        self.around = beside.around if beside else Groups()
+
+    @property
+    def url(self) -> str:
+        return self._beside.url if self._beside else super().url
+
+    def more(self, path: str) -> GitLabSimulator:
+        """Return another project, which has no issues yet."""
+        self.others[path] = GitLabSimulator(path, self)
+        return self.others[path]
 
     # -- what a person does there ------------------------------------------------------------------
 
@@ -92,7 +104,7 @@ class GitLabSimulator(HttpService):
             "confidential": False,
             "discussion_locked": None,
             "issue_type": "issue",
-            "web_url": f"https://gitlab.example.org/acme/shop/-/issues/{iid}",
+            "web_url": f"https://gitlab.example.org/{self.path}/-/issues/{iid}",
             **more,
         }
         return iid
@@ -134,7 +146,9 @@ class GitLabSimulator(HttpService):
         assert set(asked.body or {}) <= set(takes), asked
         assert set(asked.query) <= set(_PAGED[kinds[-1]].split()), asked
         match names:
-            case ["projects", "acme/shop", *inner]:
+            case ["projects", path, *_] if path in self.others:
+                return self.others[path].act(asked)
+            case ["projects", self.path, *inner]:
                 return self._in_project(method, inner, asked) or self._missing()
             case ["groups" | "users" | "projects", *_]:
                 return self.around.act(asked, names, self.url) or self._missing()

@@ -19,12 +19,12 @@ __all__ = ["JiraSimulator"]
 
 _STATUSES = {"1": ("To Do", "new"), "2": ("Doing", "indeterminate"), "3": ("Done", "done")}
 _JQL = re.compile(
-    r'project = "SHOP"(?: AND updated >= -(\d+)m)? ORDER BY created ASC, key ASC', re.ASCII
+    r'project = "([A-Z]+)"(?: AND updated >= -(\d+)m)? ORDER BY created ASC, key ASC', re.ASCII
 )
 
 
 class JiraSimulator(HttpService):
-    """The project ``SHOP``.
+    """The project ``SHOP``, and others that are added to ``site``.
 
     ``site``: the projects, users and groups. ``behind``: in how many searches the newest issue is
     still missing. ``workflow``: the ids of the statuses that an issue can be moved to. ``deleter``:
@@ -110,10 +110,17 @@ class JiraSimulator(HttpService):
                 return self._create(body)
             case _, "issue", id, *rest if id in self.issues:
                 return self._on_issue(method, id, rest, asked)
-            case "GET", "project", "SHOP", "version":
-                return paged("values", list(self.versions.values()), asked)
+            case "GET", "project", key, "version" if key in self.site.projects:
+                project = int(self.site.projects[key]["id"])
+                versions = [v for v in self.versions.values() if v["projectId"] == project]
+                return paged("values", versions, asked)
             case "POST", "version":
-                if body["name"] in [held["name"] for held in self.versions.values()]:
+                same = [
+                    held["name"]
+                    for held in self.versions.values()
+                    if held["projectId"] == int(self.site.projects[body["project"]]["id"])
+                ]
+                if body["name"] in same:
                     return refused(400, "A version with this name already exists.")
                 return self._new_version(body)
             case _, "version", id if id in self.versions:
@@ -174,10 +181,14 @@ class JiraSimulator(HttpService):
         found = _JQL.fullmatch(asked.query["jql"])
         assert found, asked.query
         after = ""
-        if found[1]:
-            moment = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=int(found[1]))
+        if found[2]:
+            moment = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=int(found[2]))
             after = _text(moment)
-        listed = [id for id, data in self.issues.items() if data["updated"] >= after]
+        listed = [
+            id
+            for id, data in self.issues.items()
+            if data["updated"] >= after and data["project"]["key"] == found[1]
+        ]
         hidden, self._hidden = self._hidden, {id: n - 1 for id, n in self._hidden.items() if n}
         listed = [id for id in listed if not hidden.get(id)]
         start, size = int(asked.query.get("nextPageToken", 0)), int(asked.query["maxResults"])
@@ -200,11 +211,11 @@ class JiraSimulator(HttpService):
 
     def _create(self, body: dict[str, Any]) -> tuple[Any, ...]:
         fields = dict(body["fields"])
-        assert fields.pop("project") == {"key": "SHOP"}
+        project = self.site.projects[fields.pop("project")["key"]]
         assert fields.pop("issuetype") == {"name": "Task"}
         if not fields.get("summary"):
             return refused(400, "You must specify a summary of the issue.")
-        id = self.opens()
+        id = self.opens(project=project)
         problem = self._edit(id, fields)
         if problem:
             del self.issues[id]
@@ -228,6 +239,12 @@ class JiraSimulator(HttpService):
                     return "The assignee does not exist."
                 made[name] = self.site.users[value["accountId"]]
             elif name == "fixVersions":
+                for one in value:
+                    if (
+                        str(self.versions[one["id"]]["projectId"])
+                        != self.issues[id]["project"]["id"]
+                    ):
+                        return f"Version id '{one['id']}' is not valid."
                 made[name] = [self.versions[one["id"]] for one in value]
             elif name == "description":
                 made[name] = value or None
@@ -243,14 +260,13 @@ class JiraSimulator(HttpService):
         return shown
 
     def _new_version(self, body: dict[str, Any]) -> tuple[Any, ...]:
-        assert body["project"] == "SHOP"
         id = str(next(self._ids))
         self.versions[id] = {
             "self": f"{self.url}/rest/api/2/version/{id}",
             "id": id,
             "archived": False,
             "released": False,
-            "projectId": 1,
+            "projectId": int(self.site.projects[body["project"]]["id"]),
             **{name: held for name, held in body.items() if name != "project"},
         }
         return 201, self.versions[id]

@@ -40,6 +40,10 @@ class Site:
         self.trash: list[str] = []
         self._new_project({"key": "SHOP", "name": "Shop"})
 
+    def more(self, key: str) -> None:
+        """Add another project."""
+        self._new_project({"key": key, "name": key.title()})
+
     def act(self, asked: Asked, names: list[str]) -> tuple[Any, ...] | None:
         """Return the answer, or ``None`` if the path does not exist."""
         method, body, query = asked.method, asked.body, asked.query

@@ -9,7 +9,7 @@ another client between our read and our write is overwritten in the fields that 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Write
@@ -93,7 +93,11 @@ class RestAccessor(ObjectAccessor[R]):
         return None if found is None else self._record(key, found)
 
     def find(self, query: Query) -> Iterable[R]:
-        return query.select(self.read(map(self._whole, self.listed({})), query))
+        return query.select(self.records(query))
+
+    def records(self, query: Query) -> Iterator[R]:
+        """Yield all records, unfiltered and unsorted. ``query`` says what unreadable ones cause."""
+        return self.read(map(self._whole, self.listed({})), query)
 
     def remove(self, key: str) -> None:
         found = self.fetch(key)

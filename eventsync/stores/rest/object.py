@@ -496,9 +496,8 @@ class ObjectAccessor(Accessor[R]):
         assert self.identity is not None
         text = join_key([key])
         id = self.identity.id_of(reference.of, text)
-        prefix = self.identity.minted("")
-        if id is None and text.startswith(prefix):
-            id = text.removeprefix(prefix)  # of a record that is not captured yet
+        if id is None:
+            id = self.identity.id_minted(text)  # of a record that is not captured yet
         if id is None:
             raise DependencyError(
                 f"{self.type.name}.{name} refers to {reference.of} {key!r}, which is not at "
@@ -509,7 +508,7 @@ class ObjectAccessor(Accessor[R]):
     def _key_at(self, reference: Reference, id: Any) -> Any:
         assert self.identity is not None
         key = self.identity.key_of(reference.of, str(id))
-        return self.identity.minted(str(id)) if key is None else split_key(key)[0]
+        return split_key(self.identity.minted(str(id)) if key is None else key)[0]
 
     def depends_on(self, other: Accessor[Any]) -> bool:
         return any(other.type.name == one.of for one in self.resource.references.values())

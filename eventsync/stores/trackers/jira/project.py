@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync.errors import ConfigError, RejectedError
+from eventsync.errors import ConfigError, RecordError, RejectedError
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
@@ -53,6 +53,8 @@ def _since(updated: str) -> Since:
 class _JiraProjectAccessor(JiraAccessor[R]):
     """The base of accessors of a project. ``project``: the key of the project, such as ``SHOP``."""
 
+    numbered_by_project = False
+
     def __init__(
         self,
         record_type: type[R],
@@ -69,6 +71,7 @@ class _JiraProjectAccessor(JiraAccessor[R]):
                 hint="pass capital letters, digits and _, beginning with a letter, as in SHOP",
             )
         self.project = self.project_key = project
+        self.projects = frozenset({project})
         base = f"/project/{project}"
         super().__init__(record_type, service, base, identity=identity, view=view, new=new)
 
@@ -183,7 +186,13 @@ class JiraIssues(_PropertyAccessor[R]):
 
     def present(self, data: Mapping[str, Any]) -> bool:
         # An issue keeps its id when it is moved to another project, so check the project.
-        return bool(at(data, "fields.project.key") == self.project)
+        project = at(data, "fields.project.key")
+        if project not in self.projects:
+            raise RecordError(
+                f"an issue was moved to the project {project!r}, which this store does not hold",
+                hint="the record is not deleted; move the issue back, or hold that project too",
+            )
+        return bool(project == self.project)
 
     def find_marked(self, key: str) -> str | None:
         found = super().find_marked(key)
@@ -263,6 +272,7 @@ class JiraMilestones(MarkedAccessor[R], _JiraProjectAccessor[R]):
     """Milestones: the versions of the project. A milestone is closed if the version is released."""
 
     shape = Milestone
+    _id: str | None = None  # of the project
     where = Resource(
         items="./version",
         item="/version/{id}",
@@ -286,6 +296,15 @@ class JiraMilestones(MarkedAccessor[R], _JiraProjectAccessor[R]):
             kept="documents no way to remove the date of a version; set another date",
         ),
     }
+
+    def present(self, data: Mapping[str, Any]) -> bool:
+        # Ids of versions are unique in the site, and any of its projects can be asked for them.
+        return len(self.projects) == 1 or str(data["projectId"]) == self._project_id()
+
+    def _project_id(self) -> str:
+        if self._id is None:
+            self._id = str(self.service.request("GET", f"/project/{self.project}").json()["id"])
+        return self._id
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         return super().post(key, {**body, "project": self.project})
