@@ -30,8 +30,8 @@ _TAKES: Final = {
     "PUT groups": "name description",
     "POST members": "user_id access_level",
     "PUT members": "access_level",
-    "POST projects": "name path namespace_id description",
-    "PUT projects": "name description",
+    "POST projects": "name path namespace_id description visibility topics",
+    "PUT projects": "name description visibility topics",
     "POST users": "email username name reset_password",
     "PUT users": "email name skip_reconfirmation",
 }

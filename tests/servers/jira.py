@@ -212,7 +212,8 @@ class JiraSimulator(HttpService):
     def _create(self, body: dict[str, Any]) -> tuple[Any, ...]:
         fields = dict(body["fields"])
         project = self.site.projects[fields.pop("project")["key"]]
-        assert fields.pop("issuetype") == {"name": "Task"}
+        kind = "Sub-task" if fields.get("parent") else "Task"
+        assert fields.pop("issuetype") == {"name": kind}
         if not fields.get("summary"):
             return refused(400, "You must specify a summary of the issue.")
         id = self.opens(project=project)
@@ -228,7 +229,7 @@ class JiraSimulator(HttpService):
         """Set fields of an issue. Return the reason if they are refused, else an empty text."""
         made: dict[str, Any] = {}
         for name, value in fields.items():
-            assert name in self.issues[id], name
+            assert name in (*self.issues[id], "parent"), name
             assert name != "status", "a status is moved"
             if name == "labels" and any(" " in word for word in value):
                 return "The label contains spaces."
@@ -246,6 +247,10 @@ class JiraSimulator(HttpService):
                     ):
                         return f"Version id '{one['id']}' is not valid."
                 made[name] = [self.versions[one["id"]] for one in value]
+            elif name == "parent":
+                if value["id"] not in self.issues:
+                    return "The parent does not exist."
+                made[name] = {"id": value["id"], "key": f"SHOP-{value['id']}"}
             elif name == "description":
                 made[name] = value or None
             else:

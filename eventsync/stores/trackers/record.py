@@ -91,6 +91,7 @@ class Issue(Record, rule="field"):
     tags: list[str] | None = Field(default=None, description="sorted")
     created: dt.datetime | None = Field(default=None, zoned=True)
     updated: dt.datetime | None = Field(default=None, zoned=True)
+    parent: Issue | None = None
 
 
 class Comment(Record, rule="field"):
@@ -100,3 +101,6 @@ class Comment(Record, rule="field"):
     issue: Issue | None = None
     author: Account | None = None
     body: str = ""
+    url: str | None = None
+    created: dt.datetime | None = Field(default=None, zoned=True)
+    updated: dt.datetime | None = Field(default=None, zoned=True)

@@ -28,9 +28,9 @@ R = TypeVar("R", bound=Record)
 
 _TOLD: Final = frozenset(
     {"project", "author", "url", "archived", "tags", "created", "updated"}
-    | {"avatar", "public", "owner"}
+    | {"avatar", "public", "owner", "parent"}
 )
-"""The fields of the shared record types that trackers decide, or do not have."""
+"""The fields of the shared record types that a view holds only if it names them."""
 _PROJECT: Final = Slot(at="", to="")
 
 
@@ -68,6 +68,8 @@ class TrackerAccessor(RestAccessor[R]):
 
     They are read if the view names them, and never written: what other stores say is ignored here.
     A view that does not name its fields one by one (``only``) omits them."""
+    extra: ClassVar[Mapping[str, Slot]] = {}
+    """The slots of fields that are read and written if the view names them, by name."""
     project_key: str | None = None
     """The key of the project of all objects, if there is one: the value of field ``project``."""
     projects: frozenset[str] = frozenset()
@@ -108,7 +110,7 @@ class TrackerAccessor(RestAccessor[R]):
         self._keys = dict(names)
         fields = {name for field, name in stored.items() if field not in self.type.keys}
         fields |= set(self.view.constant)
-        known = {**self.slots, **self.told}
+        known = {**self.slots, **self.extra, **self.told}
         if self.project_key is not None and "project" in shared.fields:
             known["project"] = _PROJECT
         unknown = sorted(fields - set(known))
@@ -126,7 +128,7 @@ class TrackerAccessor(RestAccessor[R]):
         """The slots of all fields in the view, also of the key, by the names that the view gives
         them.
         """
-        self._told = {"project", *self.told} - set(self.slots)
+        self._told = {"project", *self.told} - {*self.slots, *self.extra}
         self._types = {name: slot.of for name, slot in self.view_slots.items() if slot.of}
         for field, name in stored.items():
             target = getattr(self.type.fields[field].annotation, "__record__", None)

@@ -147,6 +147,12 @@ class GitHubComments(MarkedAccessor[R], _RepositoryAccessor[R]):
         ),
         "body": Slot(at="body", marked=True),
     }
+    told: ClassVar[Mapping[str, Slot]] = {
+        "author": Slot(at="user.login", of="Account"),
+        "url": Slot(at="html_url"),
+        "created": Slot(at="created_at"),
+        "updated": Slot(at="updated_at"),
+    }
 
     def present(self, data: Mapping[str, Any]) -> bool:
         return "/pull/" not in data["html_url"]

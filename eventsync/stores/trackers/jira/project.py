@@ -32,7 +32,7 @@ _SEARCH: Final = Cursor(
 )
 _FIELDS: Final = (
     "summary,description,status,priority,assignee,fixVersions,labels,project,reporter,created,"
-    "updated"
+    "updated,parent"
 )
 
 
@@ -107,7 +107,8 @@ class _PropertyAccessor(_JiraProjectAccessor[R]):
 class JiraIssues(_PropertyAccessor[R]):
     """Issues. Removing a record deletes the issue, which requires a right of its own.
 
-    ``issue_type``: the name of the type of new issues. ``settle``: for how many seconds
+    ``issue_type``: the name of the type of new issues. ``child_type``: that of new issues with a
+    ``parent``, if the view has this field. ``settle``: for how many seconds
     after its creation an issue may be missing from Jira's search. If the answer to a creation is
     lost, eventsync searches for the issue, searches again after this time, and only then creates
     the issue again.
@@ -160,6 +161,16 @@ class JiraIssues(_PropertyAccessor[R]):
         ),
         "labels": Slot(at="fields.labels", read=sorted_names),
     }
+    extra: ClassVar[Mapping[str, Slot]] = {
+        "parent": Slot(
+            at="fields.parent.id",
+            to="fields.parent",
+            write=lambda id: {"id": id},
+            of="Issue",
+            kept="removes a parent only from some types of issues; remove it there",
+            omitted=True,
+        ),
+    }
     told: ClassVar[Mapping[str, Slot]] = {
         "author": Slot(at="fields.reporter.accountId", of="Account"),
         "created": Slot(at="fields.created"),
@@ -176,10 +187,11 @@ class JiraIssues(_PropertyAccessor[R]):
         view: View | None = None,
         new: Mapping[str, Any] | None = None,
         issue_type: str = "Task",
+        child_type: str = "Sub-task",
         settle: float = 5.0,
     ) -> None:
         super().__init__(record_type, service, project, identity=identity, view=view, new=new)
-        self._issue_type, self._settle = issue_type, settle
+        self._issue_type, self._child_type, self._settle = issue_type, child_type, settle
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         return super().objects(self.searched(query))
@@ -210,8 +222,10 @@ class JiraIssues(_PropertyAccessor[R]):
         return super().fill(members, body)
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
-        own = {"project": {"key": self.project}, "issuetype": {"name": self._issue_type}}
-        body["fields"] = {**body.get("fields", {}), **own}
+        fields = body.get("fields", {})
+        name = self._child_type if fields.get("parent") else self._issue_type
+        own = {"project": {"key": self.project}, "issuetype": {"name": name}}
+        body["fields"] = {**fields, **own}
         return super().post(key, body)
 
     def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
@@ -262,6 +276,11 @@ class JiraComments(_PropertyAccessor[R]):
     slots: ClassVar[Mapping[str, Slot]] = {
         "issue": Slot(at="@in.id", of="Issue", fixed="cannot move to another issue"),
         "body": Slot(at="body"),
+    }
+    told: ClassVar[Mapping[str, Slot]] = {
+        "author": Slot(at="author.accountId", of="Account", omitted=True),
+        "created": Slot(at="created"),
+        "updated": Slot(at="updated"),
     }
 
     def outer(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
