@@ -151,6 +151,10 @@ class IdentityMap:
             self._file.read("SELECT 1 FROM attempt WHERE type = ? AND key = ?", [type, key])
         )
 
+    def has_open(self, type: str) -> bool:
+        """Return whether any attempt to create a record of the type is open."""
+        return bool(self._file.read("SELECT 1 FROM attempt WHERE type = ? LIMIT 1", [type]))
+
     # -- surveys -----------------------------------------------------------------------------------
 
     def is_surveyed(self, type: str) -> bool:

@@ -30,6 +30,7 @@ _TAKES: Final = {
     "PUT groups": "name description",
     "POST members": "user_id access_level",
     "PUT members": "access_level",
+    "POST uploads": "file",
     "POST projects": "name path namespace_id description visibility topics",
     "PUT projects": "name description visibility topics",
     "POST users": "email username name reset_password",
@@ -43,6 +44,7 @@ _PAGED: Final = {
     "labels": "page per_page include_ancestor_groups",
     "groups": "page per_page min_access_level with_projects",
     "members": "page per_page query",
+    "uploads": "page per_page",
     "projects": "page per_page include_subgroups with_shared archived",
     "users": "page per_page username humans",
 }
@@ -69,6 +71,8 @@ class GitLabSimulator(HttpService):
         self.notes: dict[int, dict[str, Any]] = {}
         self.milestones: dict[int, dict[str, Any]] = {}
         self.labels: dict[str, dict[str, Any]] = {}
+        self.files: dict[int, bytes] = {}
+        self.uploads: dict[int, dict[str, Any]] = {}
         self.around = beside.around if beside else Groups()
 
     @property
@@ -134,6 +138,21 @@ class GitLabSimulator(HttpService):
         self.edits(iid)
         return id
 
+    def uploads_file(self, name: str, type: str, content: bytes) -> dict[str, Any]:
+        """Upload a file as a person would, and return the answer of GitLab."""
+        id = next(self._ids)
+        self.files[id] = content
+        self.uploads[id] = {
+            "id": id,
+            "size": len(content),
+            "filename": name,
+            "created_at": self._now(),
+            "uploaded_by": {"id": 1, "name": "Ann", "username": "ann"},
+        }
+        url = f"/uploads/66db{id}/{name}"
+        path = f"/-/project/4{url}"
+        return {"id": id, "alt": name, "url": url, "full_path": path, "markdown": f"[]({url})"}
+
     # -- requests ----------------------------------------------------------------------------------
 
     def act(self, asked: Asked) -> tuple[Any, ...]:
@@ -171,6 +190,16 @@ class GitLabSimulator(HttpService):
                 return 201, self._new_milestone(body)
             case _, "milestones", id if int(id) in self.milestones:
                 return self._on(self.milestones, int(id), method, self._stated(body, "active"))
+            case "GET", "uploads":
+                assert self.owner
+                return listed(self.uploads.values(), asked, self.url)
+            case "POST", "uploads":
+                return 201, self.uploads_file(*asked.body["file"])
+            case _, "uploads", id if int(id) in self.uploads:
+                if method == "DELETE":
+                    del self.uploads[int(id)]
+                    return 204, None
+                return 200, self.files[int(id)]
             case "GET", "labels":
                 return listed(self.labels.values(), asked, self.url)
             case "POST", "labels":

@@ -44,6 +44,7 @@ class JiraSimulator(HttpService):
         self.properties: dict[str, dict[str, Any]] = {}
         self.comments: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
+        self.files: dict[str, bytes] = {}
         self.site = Site()
 
     # -- what a person does there ------------------------------------------------------------------
@@ -59,6 +60,7 @@ class JiraSimulator(HttpService):
             "assignee": None,
             "fixVersions": [],
             "labels": [],
+            "attachment": [],
             "project": self.site.projects["SHOP"],
             "created": (now := self._now()),
             "updated": now,
@@ -90,6 +92,23 @@ class JiraSimulator(HttpService):
         self.edits(issue)
         return id
 
+    def attaches(self, issue: str, name: str, type: str, content: bytes) -> dict[str, Any]:
+        """Attach a file to an issue as a person would, and return its description."""
+        id = str(next(self._ids))
+        self.files[id] = content
+        made = {
+            "self": f"{self.url}/rest/api/2/attachment/{id}",
+            "id": id,
+            "filename": name,
+            "author": self.site.users["5b-ann"],
+            "created": self._now(),
+            "size": len(content),
+            "mimeType": type,
+            "content": f"{self.url}/rest/api/2/attachment/content/{id}",
+        }
+        self.edits(issue, attachment=[*self.issues[issue]["attachment"], made])
+        return made
+
     # -- requests ----------------------------------------------------------------------------------
 
     def act(self, asked: Asked) -> tuple[Any, ...]:
@@ -108,6 +127,8 @@ class JiraSimulator(HttpService):
                 return self._search(asked)
             case "POST", "issue":
                 return self._create(body)
+            case _, "attachment", *rest:
+                return self._on_attachment(method, rest, asked)
             case _, "issue", id, *rest if id in self.issues:
                 return self._on_issue(method, id, rest, asked)
             case "GET", "project", key, "version" if key in self.site.projects:
@@ -160,6 +181,9 @@ class JiraSimulator(HttpService):
             case "POST", "transitions":
                 self.moves(id, body["transition"]["id"][0])
                 return 204, None
+            case "POST", "attachments":
+                assert asked.headers["X-Atlassian-Token"] == "no-check"
+                return 200, [self.attaches(id, *file) for file in body.values()]
             case "GET", "comment":
                 found = [c for c in self.comments.values() if f"/issue/{id}/" in c["self"]]
                 return paged("comments", found, asked)
@@ -173,6 +197,26 @@ class JiraSimulator(HttpService):
                     return 204, None
                 self.comments[number] |= body or {}
                 return 200, self._comment(number, asked)
+        return None
+
+    def _on_attachment(self, method: str, rest: list[str], asked: Asked) -> Any:
+        match method, *rest:
+            case "GET", "content", id if id in self.files:
+                assert asked.query == {"redirect": "false"}
+                return 200, self.files[id]
+            case _, id if id in self.files:
+                held = next(
+                    (issue, one)
+                    for issue, data in self.issues.items()
+                    for one in data["attachment"]
+                    if one["id"] == id
+                )
+                if method == "DELETE":
+                    del self.files[id]
+                    kept = [one for one in self.issues[held[0]]["attachment"] if one["id"] != id]
+                    self.edits(held[0], attachment=kept)
+                    return 204, None
+                return 200, held[1]
         return None
 
     # -- objects -----------------------------------------------------------------------------------

@@ -94,6 +94,11 @@ class InProjects(Accessor[R]):
                 f"{name}: the view has no field project, which says where a record is",
                 hint='rename a field to it, as in View(rename={"repository": "project"})',
             )
+        if self._project is None and self._within is None:
+            raise ConfigError(
+                f"{name}: the records do not say of which project they are",
+                hint=f"give each project a store of its own for {name}",
+            )
         # Of the present transaction, by key: the part that holds or took the record.
         self._reading: IndexTransaction | None = None
         self._holding: dict[str, TrackerAccessor[R]] = {}

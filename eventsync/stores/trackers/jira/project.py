@@ -22,12 +22,12 @@ from eventsync.stores.trackers.record import Comment, Issue, Milestone
 from eventsync.stores.trackers.slot import Slot, day, text
 from eventsync.stores.trackers.tracker import sorted_names
 
-__all__ = ["JiraComments", "JiraIssues", "JiraMilestones"]
+__all__ = ["SEARCH", "JiraComments", "JiraIssues", "JiraMilestones", "ProjectSearch", "recent"]
 
 R = TypeVar("R", bound=Record)
 _PROPERTY: Final = "eventsync"
 _KEY: Final = re.compile(r"[A-Z][A-Z0-9_]*", re.ASCII)
-_SEARCH: Final = Cursor(
+SEARCH: Final = Cursor(
     items="issues", at="nextPageToken", name="nextPageToken", size_name="maxResults", size=SIZE
 )
 _FIELDS: Final = (
@@ -45,9 +45,30 @@ def _ago(moment: dt.datetime) -> str:
     return f"-{max(1, math.ceil(passed.total_seconds() / 60) + 1)}m"
 
 
-def _since(updated: str) -> Since:
+def recent(updated: str) -> Since:
+    """Return how to ask Jira for issues that changed at or after a time."""
     # Our clock and Jira's clock may differ. The overlap covers differences up to five minutes.
     return Since(updated=updated, query={"updated": "{since}"}, show=_ago, overlap=300.0)
+
+
+class ProjectSearch:
+    """The search for the issues of a project. Raises ``ConfigError`` for what is not its key."""
+
+    def __init__(self, project: str) -> None:
+        if not _KEY.fullmatch(project):
+            raise ConfigError(
+                f"{project!r} is not the key of a Jira project",
+                hint="pass capital letters, digits and _, beginning with a letter, as in SHOP",
+            )
+        self._project = project
+
+    def query(self, query: Mapping[str, str]) -> dict[str, str]:
+        """Return the query parameters of the search.
+
+        ``query``: the query of ``Since``, to find only issues that changed recently, or empty.
+        """
+        since = f" AND updated >= {query['updated']}" if "updated" in query else ""
+        return {"jql": f'project = "{self._project}"{since} ORDER BY created ASC, key ASC'}
 
 
 class _JiraProjectAccessor(JiraAccessor[R]):
@@ -65,11 +86,7 @@ class _JiraProjectAccessor(JiraAccessor[R]):
         view: View | None = None,
         new: Mapping[str, Any] | None = None,
     ) -> None:
-        if not _KEY.fullmatch(project):
-            raise ConfigError(
-                f"{project!r} is not the key of a Jira project",
-                hint="pass capital letters, digits and _, beginning with a letter, as in SHOP",
-            )
+        self._search = ProjectSearch(project)
         self.project = self.project_key = project
         self.projects = frozenset({project})
         base = f"/project/{project}"
@@ -79,12 +96,7 @@ class _JiraProjectAccessor(JiraAccessor[R]):
         self.service.request("GET", f"/project/{self.project}")
 
     def searched(self, query: Mapping[str, str]) -> dict[str, str]:
-        """Return the query parameters of a search for the issues of the project.
-
-        ``query``: the query of ``Since``, to find only issues that changed recently, or empty.
-        """
-        since = f" AND updated >= {query['updated']}" if "updated" in query else ""
-        return {"jql": f'project = "{self.project}"{since} ORDER BY created ASC, key ASC'}
+        return self._search.query(query)
 
 
 class _PropertyAccessor(_JiraProjectAccessor[R]):
@@ -127,10 +139,10 @@ class JiraIssues(_PropertyAccessor[R]):
         creations="/issue",
         query={"fields": _FIELDS, "properties": _PROPERTY},
         single={"fields": _FIELDS, "properties": _PROPERTY},
-        pages=_SEARCH,
+        pages=SEARCH,
         update="PUT",
         etags=False,
-        since=_since("fields.updated"),
+        since=recent("fields.updated"),
     )
     slots: ClassVar[Mapping[str, Slot]] = {
         "title": Slot(at="fields.summary"),
@@ -265,13 +277,13 @@ class JiraComments(_PropertyAccessor[R]):
     where = Resource(
         items="/issue/{in}/comment",
         item="/issue/{in}/comment/{id}",
-        within=Within(items="/search/jql", query={"fields": "updated"}, pages=_SEARCH),
+        within=Within(items="/search/jql", query={"fields": "updated"}, pages=SEARCH),
         query={"orderBy": "created", "expand": "properties"},
         pages=pages("comments"),
         update="PUT",
         etags=False,
         returns=True,
-        since=_since("@in.fields.updated"),
+        since=recent("@in.fields.updated"),
     )
     slots: ClassVar[Mapping[str, Slot]] = {
         "issue": Slot(at="@in.id", of="Issue", fixed="cannot move to another issue"),

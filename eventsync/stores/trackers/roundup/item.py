@@ -179,10 +179,13 @@ def in_utc(time: Any) -> str | None:
     return dt.datetime.strptime(time, _TIME).replace(tzinfo=dt.UTC).isoformat()
 
 
-def since() -> Since:
-    """Return how to ask Roundup for items that changed at or after a time."""
+def since(updated: str = "activity") -> Since:
+    """Return how to ask Roundup for items that changed at or after a time.
+
+    ``updated``: the path of the time of the last change in an object.
+    """
     return Since(
-        updated="activity",
+        updated=updated,
         query={"activity": "{since};"},
         parse=lambda text: dt.datetime.strptime(text, _TIME),
         show=lambda moment: moment.strftime(_TIME),
