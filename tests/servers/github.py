@@ -120,6 +120,19 @@ class GitHubSimulator(HttpService):
                 return 201, self.comments[self.says(int(number), asked.body["body"])]
             case method, "issues", "comments", id if int(id) in self.comments:
                 return self._on(self.comments, int(id), method, asked.body)
+            case "POST", "issues", number, "sub_issues" if int(number) in self.issues:
+                child = self._child(asked.body["sub_issue_id"])
+                if child is None or (
+                    "parent_issue_url" in child and not asked.body.get("replace_parent")
+                ):
+                    return self._invalid("sub_issue_id")
+                child["parent_issue_url"] = f"{self.root}/issues/{number}"
+                return 201, self.issues[int(number)]
+            case "DELETE", "issues", number, "sub_issue" if int(number) in self.issues:
+                child = self._child(asked.body["sub_issue_id"])
+                if child is None or child.pop("parent_issue_url", None) is None:
+                    return self._missing()
+                return 200, self.issues[int(number)]
             case "PUT", "issues", number, "lock":
                 self.edits(int(number), locked=True, active_lock_reason=asked.body["lock_reason"])
                 return 204, None
@@ -135,6 +148,9 @@ class GitHubSimulator(HttpService):
             case method, "labels", name if name.lower() in self.labels:
                 return self._on(self.labels, name.lower(), method, asked.body)
         return self._missing()
+
+    def _child(self, id: int) -> dict[str, Any] | None:
+        return next((data for data in self.issues.values() if data["id"] == id), None)
 
     def _missing(self) -> tuple[Any, ...]:
         return 404, {"message": "Not Found", "documentation_url": "https://docs", "status": "404"}

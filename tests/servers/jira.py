@@ -216,7 +216,7 @@ class JiraSimulator(HttpService):
                     kept = [one for one in self.issues[held[0]]["attachment"] if one["id"] != id]
                     self.edits(held[0], attachment=kept)
                     return 204, None
-                return 200, held[1]
+                return 200, {**held[1], "id": int(id)}
         return None
 
     # -- objects -----------------------------------------------------------------------------------

@@ -305,6 +305,65 @@ def test_parents_at_jira(tmp_path):
         assert [(f.key, f.data) for f in captured(store)] == [("C", {"parent": None})]
 
 
+def test_parents_at_github(tmp_path):
+    """An issue becomes a sub-issue of its parent, gets another one, and loses it."""
+    view = View(only=["id", "title", "parent"])
+    with GitHubSimulator() as server, tracker_of("github", server, tmp_path, view) as store:
+        child = put(Issue(id="C", title="c", parent="A"), store.clock.tick())
+        assert [s.outcome for s in apply(store, [child], clock=store.clock)] == ["held"]
+        assert server.writes() == []
+        store.add([Issue(id="A", title="a"), Issue(id="B", title="b")])
+        assert [s.outcome for s in apply(store, [child], clock=store.clock)] == ["applied"]
+        assert store[Issue, "C"]["parent"] == "A"
+        assert captured(store) == []
+        for parent, url in (("B", f"{server.root}/issues/2"), (None, None)):
+            issue = store[Issue, "C"]
+            issue["parent"], issue.title = parent, f"under {parent}"
+            store.update(issue)
+            assert server.issues[3].get("parent_issue_url") == url
+            assert (store[Issue, "C"]["parent"], store[Issue, "C"].title) == (parent, issue.title)
+            assert captured(store) == []
+        server.edits(3, parent_issue_url=f"{server.root}/issues/1")
+        assert [(c.key, c.data) for c in captured(store)] == [("C", {"parent": "A"})]
+        server.edits(3, parent_issue_url="https://api.github.com/repos/acme/else/issues/7")
+        assert [c.data for c in captured(store)] == [{"parent": "github:acme/else:7"}]
+
+
+@pytest.mark.parametrize("name", ["github", "jira"])
+def test_parent_in_the_same_batch(tmp_path, name):
+    """Parent and child in one batch are applied, in one attempt or two."""
+    view = View(only=["id", "title", "parent"])
+    with SERVERS[name]() as server, tracker_of(name, server, tmp_path, view) as store:
+        batch = [
+            put(Issue(id="A", title="c", parent="B"), store.clock.tick()),
+            put(Issue(id="B", title="p"), store.clock.tick()),
+        ]
+        for _ in range(2):
+            outcomes = [s.outcome for s in apply(store, batch, clock=store.clock)]
+        assert set(outcomes) <= {"applied", "duplicate"}
+        assert store[Issue, "A"]["parent"] == "B"
+        assert captured(store) == []
+
+
+@pytest.mark.parametrize(
+    "id", ["1/../../labels", "1?x=1", "..", "1#", "abc", "1:2", "", "-1", "\u0661"]
+)
+@pytest.mark.parametrize("name", SERVERS)
+def test_ids_that_would_change_a_request(tmp_path, name, id):
+    """A reference to a key that others could have made up leads to no other path of the service."""
+    with SERVERS[name]() as server, tracker_of(name, server, tmp_path, None) as first:
+        issues = first.accessor(Issue)
+        kinds = {"github": GitHubComments, "gitlab": GitLabComments, "jira": JiraComments}
+        comments = kinds[name](Comment, issues.service, PROJECTS[name], identity=issues.identity)
+        with Store("told", issues, comments, index=FileIndex(tmp_path / "told.db")) as store:
+            changes = [put(Comment(id="C", issue=f"{name}:{id}", body="b"), store.clock.tick())]
+            milestone = Issue(id="A", title="t", milestone=f"{name}:{id}")
+            changes.append(put(milestone, store.clock.tick()))
+            settled = apply(store, changes, clock=store.clock)
+            assert [item.outcome for item in settled] == ["held", "held"]
+            assert server.writes() == []
+
+
 def test_filter_by_project(tmp_path):
     """A view with the project in its filter leaves out issues of other projects."""
     with GitHubSimulator() as server:

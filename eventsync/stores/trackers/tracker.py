@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Final, TypeVar
@@ -21,7 +22,7 @@ from eventsync.stores.rest.service import OF_ONE_WRITE
 from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.slot import Slot
 
-__all__ = ["TrackerAccessor", "sorted_names"]
+__all__ = ["NUMBER", "TrackerAccessor", "sorted_names"]
 
 R = TypeVar("R", bound=Record)
 
@@ -31,6 +32,8 @@ _TOLD: Final = frozenset(
     | {"avatar", "public", "owner", "parent"}
 )
 """The fields of the shared record types that a view holds only if it names them."""
+NUMBER: Final = re.compile(r"[0-9]+")
+"""The form of ids that are numbers."""
 _PROJECT: Final = Slot(at="", to="")
 
 
@@ -74,6 +77,8 @@ class TrackerAccessor(RestAccessor[R]):
     """The key of the project of all objects, if there is one: the value of field ``project``."""
     projects: frozenset[str] = frozenset()
     """The keys of all projects in the store, if ``InProjects`` holds several."""
+    id_form: ClassVar[re.Pattern[str]] = re.compile(r"\w[\w-]*", re.ASCII)
+    """The form of the ids that the tracker assigns."""
     numbered_by_project: ClassVar[bool] = True
     """Whether ids are unique only within a project, not in the whole tracker."""
     refuses: ClassVar[Mapping[str, str]] = {}
@@ -344,6 +349,8 @@ class TrackerAccessor(RestAccessor[R]):
         if id is None and known is not None and not named:
             # The record may not be captured yet; then its key is made from the id in the tracker.
             id = known.id_minted(key)
+            if id is not None and not self.id_form.fullmatch(id):
+                id = None  # no id of this tracker; in a path, it could lead to another object
             if id is None and known.whole.id_of(self._types[name], key) is not None:
                 raise RejectedError(
                     f"{self.type.name}.{name} refers to {self._types[name]} {value!r}, which is "

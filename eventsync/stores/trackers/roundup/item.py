@@ -12,7 +12,7 @@ from eventsync.errors import DependencyError, EventSyncError, RecordError
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Basic, Numbers, Object, Resource, Service, Since
-from eventsync.stores.trackers.tracker import TrackerAccessor
+from eventsync.stores.trackers.tracker import NUMBER, TrackerAccessor
 
 __all__ = ["NOTHING", "Items", "NamedItems", "RoundupService", "in_utc", "resource_of", "since"]
 
@@ -62,6 +62,7 @@ class Items(TrackerAccessor[R]):
     """
 
     tracker = "Roundup"
+    id_form = NUMBER
     service: RoundupService
     item_class: ClassVar[str] = ""
     fields: ClassVar[str] = ""
