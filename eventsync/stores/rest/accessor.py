@@ -22,7 +22,8 @@ from eventsync.records.record_type import same
 from eventsync.records.view import View
 from eventsync.stores.foreign_edits import kept_from
 from eventsync.stores.identity import IdentityMap
-from eventsync.stores.rest.object import Object, ObjectAccessor
+from eventsync.stores.rest.document import Object
+from eventsync.stores.rest.object import ObjectAccessor
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.replica import RestReplica
 from eventsync.stores.rest.resource import Resource, Since
