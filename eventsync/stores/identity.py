@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from eventsync.database_file import DatabaseFile
 from eventsync.errors import ConfigError, StoreUnavailableError
@@ -169,8 +169,25 @@ class IdentityMap:
         with self._file.transaction() as connection:
             connection.execute("INSERT OR IGNORE INTO surveyed VALUES (?)", [type])
 
+    # -- places ----------------------------------------------------------------------------------
+
+    def place(self, type: str) -> str | None:
+        """Return the place, such as a project, in which the ids of a type are unique."""
+        rows = self._file.read("SELECT type FROM surveyed WHERE substr(type, 1, ?) = ?", _at(type))
+        return str(rows[0][0]).partition("@")[2] if rows else None
+
+    def set_place(self, type: str, place: str) -> None:
+        """Note that place, for example after a project was renamed. Idempotent."""
+        with self._file.transaction() as connection:
+            connection.execute("DELETE FROM surveyed WHERE substr(type, 1, ?) = ?", _at(type))
+            connection.execute("INSERT INTO surveyed VALUES (?)", [f"{type}@{place}"])
+
     # -- the file ----------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the file. Idempotent; a later use opens it again."""
         self._file.close()
+
+
+def _at(type: str) -> list[Any]:
+    return [len(type) + 1, f"{type}@"]

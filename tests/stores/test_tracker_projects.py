@@ -359,6 +359,35 @@ def test_map_of_more_or_fewer_projects(tmp_path, tracker, kind):
             pass
 
 
+@pytest.mark.parametrize("tracker", [GitHub, GitLab])
+@pytest.mark.parametrize("kind", [Milestone, Issue, Comment])
+def test_map_of_another_project(tmp_path, tracker, kind):
+    """Numbers of one project are not taken for those of another, or its objects would change."""
+    with tracker.simulator() as server:
+        several = Several(tracker(server), tmp_path)
+        accessor = dict(zip((Milestone, Issue, Comment), tracker.kinds, strict=True))[kind]
+
+        def store(project):
+            identity = IdentityMap(tmp_path / "ids.db", name=several.name)
+            one = accessor(kind, several.service(), project, identity=identity)
+            return Store("several", one, index=FileIndex(tmp_path / "v.db"))
+
+        for project in several.projects:
+            several.says(several.opens(project, "t"), "b")
+        with store(several.one) as one:
+            captured(one)
+        before = len(several.server.requests)
+        with pytest.raises(ConfigError, match="those of other objects"):
+            store(several.two).open()
+        assert len(several.server.requests) == before
+        with store(several.one.upper()):
+            pass  # the same project at these services
+        identity = IdentityMap(tmp_path / "ids.db", name=several.name)
+        identity.set_place(kind.__record__.name, several.two)
+        with store(several.two):
+            pass
+
+
 def test_what_cannot_be_in_several_projects(tmp_path):
     """Labels, empty lists, doubled projects, and views without a project are refused."""
     identity = IdentityMap(tmp_path / "ids.db", name="github")

@@ -170,10 +170,28 @@ class TrackerAccessor(RestAccessor[R]):
     def ensure(self) -> None:
         super().ensure()
         self._check_ids()
+        self._check_place()
 
     def findings(self) -> Iterable[Finding]:
         self._check_ids()
         return super().findings()
+
+    def _check_place(self) -> None:
+        """Raise ``ConfigError`` if the numbers in the identity map are those of another project."""
+        if self.identity is None or self.keys or not self.project_key:
+            return
+        if not self.numbered_by_project or self.identity.whole is not self.identity:
+            return
+        name, place = self.type.name, self.identity.place(self.type.name)
+        if place is None:
+            self.identity.set_place(name, self.project_key)
+        elif place.lower() != self.project_key.lower():
+            raise ConfigError(
+                f"{self.identity!r} has the numbers of {name} records in the project {place!r}; in "
+                f"{self.project_key!r} they are those of other objects",
+                hint="use an identity map and a version index of its own for each project; if the "
+                f"project was renamed, call identity.set_place({name!r}, {self.project_key!r})",
+            )
 
     def _check_ids(self) -> None:
         """Raise ``ConfigError`` if the identity map is one of more, or of fewer, projects."""
