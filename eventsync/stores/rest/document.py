@@ -216,6 +216,10 @@ class DocumentAccessor(Accessor[R]):
         id = self.ids.id_of(key)
         if id is None:
             return None
+        return self.path_of_id(id)
+
+    def path_of_id(self, id: str) -> str:
+        """Return the path of the object with an id that the service has assigned."""
         outer, _, inner = id.rpartition(":")
         parts = {"id": id} if self.resource.within is None else {"in": outer, "id": inner}
         return filled(self.resource.item, parts)

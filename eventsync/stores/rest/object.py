@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, TypeVar
+from contextlib import suppress
+from itertools import islice
+from typing import Any, ClassVar, Final, TypeVar
 
+from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import concerns_all
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
 from eventsync.records.record import Record
@@ -22,6 +25,8 @@ from eventsync.stores.rest.unreadable import Unreadable, reading
 __all__ = ["ObjectAccessor", "if_match"]
 
 R = TypeVar("R", bound=Record)
+_FIRST: Final = 20
+"""How many objects a check looks at."""
 
 
 class ObjectAccessor(DocumentAccessor[R]):
@@ -54,6 +59,49 @@ class ObjectAccessor(DocumentAccessor[R]):
         pages = listed.pages or self.resource.pages
         few = {pages.size_name: "1"} if pages.first() and pages.size_name else {}
         self.service.request("GET", listed.items, query={**listed.query, **few})
+
+    def findings(self) -> Iterable[Finding]:
+        """Yield which members the first objects of the list lack, also when they are read alone.
+
+        Such a field agrees with no other store, and each synchronization writes it again.
+        """
+        try:
+            lacking = self._lacking()
+        finally:
+            self.service.close()  # the store is not open yet, so nobody else closes it
+        optional = {self.view.names[name] for name in self.view.optional}
+        for name, path in lacking.items():
+            if name not in optional or not self.absent_is_none:
+                yield Finding(
+                    Level.RISK,
+                    self.type.name,
+                    f"{self.service.url}/{path.lstrip('/')} has no member for the field {name!r}; "
+                    f"say what its absence means, as in Resource(absent={{{name!r}: ...}}), or "
+                    "omit the field from the view",
+                )
+
+    def _lacking(self) -> dict[str, str]:
+        """Return the fields whose members objects lack, each with the path of such an object."""
+        lacking: dict[str, str] = {}
+        partial = (d for d in self.listed({}) if not isinstance(d, Unreadable))
+        for data in (data for data in islice(partial, _FIRST) if self.is_partial(data)):
+            with suppress(RecordError):  # an unreadable object says nothing
+                path = self._path_in(data)
+                answer = None if path is None else self.read_alone(path, query=self.resource.single)
+                if answer is None or path is None:
+                    continue
+                values = self.values_in(self.data_of(answer))
+                for name in self._shown:
+                    if name not in values:
+                        lacking.setdefault(name, path)
+        return lacking
+
+    def _path_in(self, data: dict[str, Any]) -> str | None:
+        """Return the path of a listed object. Notes no id in the identity map."""
+        if self.identity is None:
+            return self.path_of(self.key_in(data))
+        id = self.id_in(data)
+        return None if id is None else self.path_of_id(id)
 
     def close(self) -> None:
         self.service.close()
