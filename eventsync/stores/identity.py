@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from eventsync.database_file import DatabaseFile
 from eventsync.errors import ConfigError, StoreUnavailableError
+from eventsync.records.key import join as join_key
+from eventsync.records.key import split as split_key
 from eventsync.values.chunk import chunked
 
 __all__ = ["IdentityMap"]
@@ -60,6 +62,11 @@ class IdentityMap:
     def __repr__(self) -> str:
         return f"IdentityMap({str(self._file.path)!r}, name={self.name!r})"
 
+    @property
+    def whole(self) -> IdentityMap:
+        """The map of the whole store, of which this may be the part of one project."""
+        return self
+
     # -- pairs -------------------------------------------------------------------------------------
 
     def ids_of(self, type: str, keys: Sequence[str]) -> dict[str, str]:
@@ -78,6 +85,12 @@ class IdentityMap:
     def id_of(self, type: str, key: str) -> str | None:
         """Return the id of a record, ``None`` if none is known."""
         return self.ids_of(type, [key]).get(key)
+
+    def ids(self, type: str) -> list[str]:
+        """Return the ids of all records of a type."""
+        return [
+            str(row[0]) for row in self._file.read("SELECT id FROM identity WHERE type = ?", [type])
+        ]
 
     def key_of(self, type: str, id: str) -> str | None:
         """Return the key of the record with that id, ``None`` if none is known."""
@@ -105,7 +118,16 @@ class IdentityMap:
 
     def minted(self, id: str) -> str:
         """Return the key for a record that others created; always the same for one id."""
-        return f"{self.name}:{id}"
+        return join_key([f"{self._minting}{id}"])
+
+    def id_minted(self, key: str) -> str | None:
+        """Return the id in a key that ``minted`` has made, ``None`` for any other key."""
+        value = split_key(key)[0]
+        return value.removeprefix(self._minting) if value.startswith(self._minting) else None
+
+    @property
+    def _minting(self) -> str:
+        return f"{self.name}:"
 
     # -- attempts ----------------------------------------------------------------------------------
 
@@ -129,6 +151,10 @@ class IdentityMap:
             self._file.read("SELECT 1 FROM attempt WHERE type = ? AND key = ?", [type, key])
         )
 
+    def has_open(self, type: str) -> bool:
+        """Return whether any attempt to create a record of the type is open."""
+        return bool(self._file.read("SELECT 1 FROM attempt WHERE type = ? LIMIT 1", [type]))
+
     # -- surveys -----------------------------------------------------------------------------------
 
     def is_surveyed(self, type: str) -> bool:
@@ -143,8 +169,25 @@ class IdentityMap:
         with self._file.transaction() as connection:
             connection.execute("INSERT OR IGNORE INTO surveyed VALUES (?)", [type])
 
+    # -- places ----------------------------------------------------------------------------------
+
+    def place(self, type: str) -> str | None:
+        """Return the place, such as a project, in which the ids of a type are unique."""
+        rows = self._file.read("SELECT type FROM surveyed WHERE substr(type, 1, ?) = ?", _at(type))
+        return str(rows[0][0]).partition("@")[2] if rows else None
+
+    def set_place(self, type: str, place: str) -> None:
+        """Note that place, for example after a project was renamed. Idempotent."""
+        with self._file.transaction() as connection:
+            connection.execute("DELETE FROM surveyed WHERE substr(type, 1, ?) = ?", _at(type))
+            connection.execute("INSERT INTO surveyed VALUES (?)", [f"{type}@{place}"])
+
     # -- the file ----------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the file. Idempotent; a later use opens it again."""
         self._file.close()
+
+
+def _at(type: str) -> list[Any]:
+    return [len(type) + 1, f"{type}@"]

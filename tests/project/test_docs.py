@@ -83,6 +83,8 @@ def test_store_examples_run(mark, tmp_path):
     code = "\n".join(code for page in pages for code in blocks(page, f"python {mark}"))
     assert address in code
     with server() as running:
+        if mark == "github":
+            running.more("site")
         script = tmp_path / "example.py"
         script.write_text(code.replace(address, running.url), encoding="utf-8")
         run([sys.executable, script.name], tmp_path)

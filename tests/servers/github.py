@@ -17,16 +17,19 @@ __all__ = ["GitHubSimulator"]
 
 
 class GitHubSimulator(HttpService):
-    """The repository ``ann/shop``.
+    """The repository ``ann/shop``, and those in ``others``.
 
+    ``others``: by name, more repositories of ``ann``.
     ``collaborators``: the users who can be assignees. ``organization``: the organization ``acme``.
     """
 
     token = "good-token"
-    root = "https://api.github.com/repos/ann/shop"
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "shop", beside: GitHubSimulator | None = None) -> None:
         super().__init__()
+        self.name, self._beside = name, beside
+        self.root = f"https://api.github.com/repos/ann/{name}"
+        self.others: dict[str, GitHubSimulator] = {}
         self.issues: dict[int, dict[str, Any]] = {}
         self.comments: dict[int, dict[str, Any]] = {}
         self.milestones: dict[int, dict[str, Any]] = {}
@@ -35,6 +38,15 @@ class GitHubSimulator(HttpService):
         self.organization = Organization()
         self._ids = itertools.count(1001)
         self._clock = itertools.count()
+
+    @property
+    def url(self) -> str:
+        return self._beside.url if self._beside else super().url
+
+    def more(self, name: str) -> GitHubSimulator:
+        """Return another repository of ``ann``, which has no issues yet."""
+        self.others[name] = GitHubSimulator(name, self)
+        return self.others[name]
 
     # -- what a person does there ------------------------------------------------------------------
 
@@ -74,7 +86,7 @@ class GitHubSimulator(HttpService):
         kind = "pull" if pull else "issues"
         self.comments[id] = {
             **self._common("issues/comments", id),
-            "html_url": f"https://github.com/ann/shop/{kind}/{number}#issuecomment-{id}",
+            "html_url": f"https://github.com/ann/{self.name}/{kind}/{number}#issuecomment-{id}",
             "issue_url": f"{self.root}/issues/{number}",
             "id": id,
             "body": body,
@@ -89,7 +101,9 @@ class GitHubSimulator(HttpService):
             return 401, {"message": "Bad credentials", "documentation_url": "https://docs"}
         assert asked.headers.get("X-GitHub-Api-Version") == "2022-11-28"
         assert asked.headers.get("User-Agent")
-        if asked.names[:3] != ["repos", "ann", "shop"]:
+        if asked.names[:2] == ["repos", "ann"] and asked.names[2] in self.others:
+            return self.others[asked.names[2]].act(asked)
+        if asked.names[:3] != ["repos", "ann", self.name]:
             return self.organization.act(asked) or self._missing()
         match asked.method, *asked.names[3:]:
             case "GET", "issues":
@@ -106,6 +120,19 @@ class GitHubSimulator(HttpService):
                 return 201, self.comments[self.says(int(number), asked.body["body"])]
             case method, "issues", "comments", id if int(id) in self.comments:
                 return self._on(self.comments, int(id), method, asked.body)
+            case "POST", "issues", number, "sub_issues" if int(number) in self.issues:
+                child = self._child(asked.body["sub_issue_id"])
+                if child is None or (
+                    "parent_issue_url" in child and not asked.body.get("replace_parent")
+                ):
+                    return self._invalid("sub_issue_id")
+                child["parent_issue_url"] = f"{self.root}/issues/{number}"
+                return 201, self.issues[int(number)]
+            case "DELETE", "issues", number, "sub_issue" if int(number) in self.issues:
+                child = self._child(asked.body["sub_issue_id"])
+                if child is None or child.pop("parent_issue_url", None) is None:
+                    return self._missing()
+                return 200, self.issues[int(number)]
             case "PUT", "issues", number, "lock":
                 self.edits(int(number), locked=True, active_lock_reason=asked.body["lock_reason"])
                 return 204, None
@@ -121,6 +148,9 @@ class GitHubSimulator(HttpService):
             case method, "labels", name if name.lower() in self.labels:
                 return self._on(self.labels, name.lower(), method, asked.body)
         return self._missing()
+
+    def _child(self, id: int) -> dict[str, Any] | None:
+        return next((data for data in self.issues.values() if data["id"] == id), None)
 
     def _missing(self) -> tuple[Any, ...]:
         return 404, {"message": "Not Found", "documentation_url": "https://docs", "status": "404"}
@@ -211,7 +241,7 @@ class GitHubSimulator(HttpService):
             "id": next(self._ids),
             "node_id": "n",
             "url": f"{self.root}/{kind}/{number}",
-            "html_url": f"https://github.com/ann/shop/{kind}/{number}",
+            "html_url": f"https://github.com/ann/{self.name}/{kind}/{number}",
             "user": user("ann"),
             "created_at": (now := self._now()),
             "updated_at": now,

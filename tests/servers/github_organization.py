@@ -75,6 +75,12 @@ class Organization:
                     return 403, {"message": "Repository was archived so is read-only."}
                 held.update(body or {})
                 return 200, held
+            case "PUT", "repos", "acme", name, "topics" if name in self.repositories:
+                held = self.repositories[name]
+                if held["archived"]:
+                    return 403, {"message": "Repository was archived so is read-only."}
+                held["topics"] = body["names"]
+                return 200, {"names": body["names"]}
             case "GET", "orgs", "acme", "teams":
                 return 200, list(self.teams.values())
             case "POST", "orgs", "acme", "teams":
@@ -137,6 +143,7 @@ class Organization:
             **dict.fromkeys(_COUNTS.split(), 0),
             **dict.fromkeys(_FLAGS.split(), False),
             **dict.fromkeys(("pushed_at", "created_at", "updated_at"), _TIME),
+            "topics": [],
             **body,
         }
         return 201, self.repositories[name]

@@ -30,8 +30,9 @@ _TAKES: Final = {
     "PUT groups": "name description",
     "POST members": "user_id access_level",
     "PUT members": "access_level",
-    "POST projects": "name path namespace_id description",
-    "PUT projects": "name description",
+    "POST uploads": "file",
+    "POST projects": "name path namespace_id description visibility topics",
+    "PUT projects": "name description visibility topics",
     "POST users": "email username name reset_password",
     "PUT users": "email name skip_reconfirmation",
 }
@@ -43,30 +44,45 @@ _PAGED: Final = {
     "labels": "page per_page include_ancestor_groups",
     "groups": "page per_page min_access_level with_projects",
     "members": "page per_page query",
+    "uploads": "page per_page",
     "projects": "page per_page include_subgroups with_shared archived",
     "users": "page per_page username humans",
 }
 
 
 class GitLabSimulator(HttpService):
-    """The project ``acme/shop``.
+    """The project ``acme/shop``, and those in ``others``.
 
+    ``others``: by path, more projects.
     ``owner``: whether the token belongs to an owner of the project. ``around``: the groups and
     users. ``issues``: by ``iid``. ``notes``, ``milestones``: by ``id``. ``labels``: by name.
     """
 
     token = "good-token"
 
-    def __init__(self) -> None:
+    def __init__(self, path: str = "acme/shop", beside: GitLabSimulator | None = None) -> None:
         super().__init__()
-        self._ids = itertools.count(101)
+        self.path, self._beside = path, beside
+        self.others: dict[str, GitLabSimulator] = {}
+        self._ids = beside._ids if beside else itertools.count(101)
         self._clock = itertools.count()
         self.owner = True
         self.issues: dict[int, dict[str, Any]] = {}
         self.notes: dict[int, dict[str, Any]] = {}
         self.milestones: dict[int, dict[str, Any]] = {}
         self.labels: dict[str, dict[str, Any]] = {}
-        self.around = Groups()
+        self.files: dict[int, bytes] = {}
+        self.uploads: dict[int, dict[str, Any]] = {}
+        self.around = beside.around if beside else Groups()
+
+    @property
+    def url(self) -> str:
+        return self._beside.url if self._beside else super().url
+
+    def more(self, path: str) -> GitLabSimulator:
+        """Return another project, which has no issues yet."""
+        self.others[path] = GitLabSimulator(path, self)
+        return self.others[path]
 
     # -- what a person does there ------------------------------------------------------------------
 
@@ -92,7 +108,7 @@ class GitLabSimulator(HttpService):
             "confidential": False,
             "discussion_locked": None,
             "issue_type": "issue",
-            "web_url": f"https://gitlab.example.org/acme/shop/-/issues/{iid}",
+            "web_url": f"https://gitlab.example.org/{self.path}/-/issues/{iid}",
             **more,
         }
         return iid
@@ -122,6 +138,21 @@ class GitLabSimulator(HttpService):
         self.edits(iid)
         return id
 
+    def uploads_file(self, name: str, type: str, content: bytes) -> dict[str, Any]:
+        """Upload a file as a person would, and return the answer of GitLab."""
+        id = next(self._ids)
+        self.files[id] = content
+        self.uploads[id] = {
+            "id": id,
+            "size": len(content),
+            "filename": name,
+            "created_at": self._now(),
+            "uploaded_by": {"id": 1, "name": "Ann", "username": "ann"},
+        }
+        url = f"/uploads/66db{id}/{name}"
+        path = f"/-/project/4{url}"
+        return {"id": id, "alt": name, "url": url, "full_path": path, "markdown": f"[]({url})"}
+
     # -- requests ----------------------------------------------------------------------------------
 
     def act(self, asked: Asked) -> tuple[Any, ...]:
@@ -134,7 +165,9 @@ class GitLabSimulator(HttpService):
         assert set(asked.body or {}) <= set(takes), asked
         assert set(asked.query) <= set(_PAGED[kinds[-1]].split()), asked
         match names:
-            case ["projects", "acme/shop", *inner]:
+            case ["projects", path, *_] if path in self.others:
+                return self.others[path].act(asked)
+            case ["projects", self.path, *inner]:
                 return self._in_project(method, inner, asked) or self._missing()
             case ["groups" | "users" | "projects", *_]:
                 return self.around.act(asked, names, self.url) or self._missing()
@@ -157,6 +190,16 @@ class GitLabSimulator(HttpService):
                 return 201, self._new_milestone(body)
             case _, "milestones", id if int(id) in self.milestones:
                 return self._on(self.milestones, int(id), method, self._stated(body, "active"))
+            case "GET", "uploads":
+                assert self.owner
+                return listed(self.uploads.values(), asked, self.url)
+            case "POST", "uploads":
+                return 201, self.uploads_file(*asked.body["file"])
+            case _, "uploads", id if int(id) in self.uploads:
+                if method == "DELETE":
+                    del self.uploads[int(id)]
+                    return 204, None
+                return 200, self.files[int(id)]
             case "GET", "labels":
                 return listed(self.labels.values(), asked, self.url)
             case "POST", "labels":

@@ -89,6 +89,8 @@ class Groups:
                 if rest:
                     self.projects[id]["archived"] = rest == ["archive"]
                     return 201, self.projects[id]
+                if method == "PUT" and self.projects[id]["archived"]:
+                    return 403, {"message": "403 Forbidden"}
                 return put_or_read(self.projects[id], method, body)
         return None
 
@@ -102,7 +104,8 @@ class Groups:
                 found = [
                     project
                     for project in self.projects.values()
-                    if project["path_with_namespace"].startswith(inside) and not project["archived"]
+                    if project["path_with_namespace"].startswith(inside)
+                    and (not project["archived"] or "archived" not in asked.query)
                 ]
                 return listed(found, asked, url)
             case ("GET", "members") | ("GET", "members", "all"):
@@ -150,6 +153,10 @@ class Groups:
             "description": None,
             "path_with_namespace": f"{space['full_path']}/{body['path']}",
             "archived": False,
+            "visibility": "private",
+            "topics": [],
+            "avatar_url": None,
+            "web_url": f"https://gitlab.example.org/{space['full_path']}/{body['path']}",
             "namespace": {"id": space["id"], "full_path": space["full_path"], "kind": "group"},
             **body,
         }

@@ -8,6 +8,8 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
+from email.parser import BytesParser
+from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -74,6 +76,20 @@ class HttpService(ABC):
         self._thread.join()
 
 
+def _files(type: str, body: bytes) -> dict[str, tuple[str, str, bytes]]:
+    """Return name, type and content of each file in a form, by the name of its field."""
+    head = f"Content-Type: {type}\r\n\r\n".encode()
+    parts = BytesParser(policy=HTTP).parsebytes(head + body).iter_parts()
+    return {
+        str(part.get_param("name", header="content-disposition")): (
+            str(part.get_filename()),
+            part.get_content_type(),
+            part.get_payload(decode=True),
+        )
+        for part in parts
+    }
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -108,6 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
         )
         if self.headers.get_content_type() == "application/json":
             asked = asked._replace(body=json.loads(body))
+        elif self.headers.get_content_type() == "multipart/form-data":
+            asked = asked._replace(body=_files(self.headers["Content-Type"], body))
         elif body:
             asked = asked._replace(body=dict(parse_qsl(body.decode())))
         with service.lock:

@@ -19,12 +19,12 @@ __all__ = ["JiraSimulator"]
 
 _STATUSES = {"1": ("To Do", "new"), "2": ("Doing", "indeterminate"), "3": ("Done", "done")}
 _JQL = re.compile(
-    r'project = "SHOP"(?: AND updated >= -(\d+)m)? ORDER BY created ASC, key ASC', re.ASCII
+    r'project = "([A-Z]+)"(?: AND updated >= -(\d+)m)? ORDER BY created ASC, key ASC', re.ASCII
 )
 
 
 class JiraSimulator(HttpService):
-    """The project ``SHOP``.
+    """The project ``SHOP``, and others that are added to ``site``.
 
     ``site``: the projects, users and groups. ``behind``: in how many searches the newest issue is
     still missing. ``workflow``: the ids of the statuses that an issue can be moved to. ``deleter``:
@@ -44,6 +44,7 @@ class JiraSimulator(HttpService):
         self.properties: dict[str, dict[str, Any]] = {}
         self.comments: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
+        self.files: dict[str, bytes] = {}
         self.site = Site()
 
     # -- what a person does there ------------------------------------------------------------------
@@ -59,6 +60,7 @@ class JiraSimulator(HttpService):
             "assignee": None,
             "fixVersions": [],
             "labels": [],
+            "attachment": [],
             "project": self.site.projects["SHOP"],
             "created": (now := self._now()),
             "updated": now,
@@ -90,6 +92,23 @@ class JiraSimulator(HttpService):
         self.edits(issue)
         return id
 
+    def attaches(self, issue: str, name: str, type: str, content: bytes) -> dict[str, Any]:
+        """Attach a file to an issue as a person would, and return its description."""
+        id = str(next(self._ids))
+        self.files[id] = content
+        made = {
+            "self": f"{self.url}/rest/api/2/attachment/{id}",
+            "id": id,
+            "filename": name,
+            "author": self.site.users["5b-ann"],
+            "created": self._now(),
+            "size": len(content),
+            "mimeType": type,
+            "content": f"{self.url}/rest/api/2/attachment/content/{id}",
+        }
+        self.edits(issue, attachment=[*self.issues[issue]["attachment"], made])
+        return made
+
     # -- requests ----------------------------------------------------------------------------------
 
     def act(self, asked: Asked) -> tuple[Any, ...]:
@@ -108,12 +127,21 @@ class JiraSimulator(HttpService):
                 return self._search(asked)
             case "POST", "issue":
                 return self._create(body)
+            case _, "attachment", *rest:
+                return self._on_attachment(method, rest, asked)
             case _, "issue", id, *rest if id in self.issues:
                 return self._on_issue(method, id, rest, asked)
-            case "GET", "project", "SHOP", "version":
-                return paged("values", list(self.versions.values()), asked)
+            case "GET", "project", key, "version" if key in self.site.projects:
+                project = int(self.site.projects[key]["id"])
+                versions = [v for v in self.versions.values() if v["projectId"] == project]
+                return paged("values", versions, asked)
             case "POST", "version":
-                if body["name"] in [held["name"] for held in self.versions.values()]:
+                same = [
+                    held["name"]
+                    for held in self.versions.values()
+                    if held["projectId"] == int(self.site.projects[body["project"]]["id"])
+                ]
+                if body["name"] in same:
                     return refused(400, "A version with this name already exists.")
                 return self._new_version(body)
             case _, "version", id if id in self.versions:
@@ -153,6 +181,9 @@ class JiraSimulator(HttpService):
             case "POST", "transitions":
                 self.moves(id, body["transition"]["id"][0])
                 return 204, None
+            case "POST", "attachments":
+                assert asked.headers["X-Atlassian-Token"] == "no-check"
+                return 200, [self.attaches(id, *file) for file in body.values()]
             case "GET", "comment":
                 found = [c for c in self.comments.values() if f"/issue/{id}/" in c["self"]]
                 return paged("comments", found, asked)
@@ -168,16 +199,40 @@ class JiraSimulator(HttpService):
                 return 200, self._comment(number, asked)
         return None
 
+    def _on_attachment(self, method: str, rest: list[str], asked: Asked) -> Any:
+        match method, *rest:
+            case "GET", "content", id if id in self.files:
+                assert asked.query == {"redirect": "false"}
+                return 200, self.files[id]
+            case _, id if id in self.files:
+                held = next(
+                    (issue, one)
+                    for issue, data in self.issues.items()
+                    for one in data["attachment"]
+                    if one["id"] == id
+                )
+                if method == "DELETE":
+                    del self.files[id]
+                    kept = [one for one in self.issues[held[0]]["attachment"] if one["id"] != id]
+                    self.edits(held[0], attachment=kept)
+                    return 204, None
+                return 200, {**held[1], "id": int(id)}
+        return None
+
     # -- objects -----------------------------------------------------------------------------------
 
     def _search(self, asked: Asked) -> tuple[Any, ...]:
         found = _JQL.fullmatch(asked.query["jql"])
         assert found, asked.query
         after = ""
-        if found[1]:
-            moment = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=int(found[1]))
+        if found[2]:
+            moment = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=int(found[2]))
             after = _text(moment)
-        listed = [id for id, data in self.issues.items() if data["updated"] >= after]
+        listed = [
+            id
+            for id, data in self.issues.items()
+            if data["updated"] >= after and data["project"]["key"] == found[1]
+        ]
         hidden, self._hidden = self._hidden, {id: n - 1 for id, n in self._hidden.items() if n}
         listed = [id for id in listed if not hidden.get(id)]
         start, size = int(asked.query.get("nextPageToken", 0)), int(asked.query["maxResults"])
@@ -200,11 +255,12 @@ class JiraSimulator(HttpService):
 
     def _create(self, body: dict[str, Any]) -> tuple[Any, ...]:
         fields = dict(body["fields"])
-        assert fields.pop("project") == {"key": "SHOP"}
-        assert fields.pop("issuetype") == {"name": "Task"}
+        project = self.site.projects[fields.pop("project")["key"]]
+        kind = "Sub-task" if fields.get("parent") else "Task"
+        assert fields.pop("issuetype") == {"name": kind}
         if not fields.get("summary"):
             return refused(400, "You must specify a summary of the issue.")
-        id = self.opens()
+        id = self.opens(project=project)
         problem = self._edit(id, fields)
         if problem:
             del self.issues[id]
@@ -217,7 +273,7 @@ class JiraSimulator(HttpService):
         """Set fields of an issue. Return the reason if they are refused, else an empty text."""
         made: dict[str, Any] = {}
         for name, value in fields.items():
-            assert name in self.issues[id], name
+            assert name in (*self.issues[id], "parent"), name
             assert name != "status", "a status is moved"
             if name == "labels" and any(" " in word for word in value):
                 return "The label contains spaces."
@@ -228,7 +284,17 @@ class JiraSimulator(HttpService):
                     return "The assignee does not exist."
                 made[name] = self.site.users[value["accountId"]]
             elif name == "fixVersions":
+                for one in value:
+                    if (
+                        str(self.versions[one["id"]]["projectId"])
+                        != self.issues[id]["project"]["id"]
+                    ):
+                        return f"Version id '{one['id']}' is not valid."
                 made[name] = [self.versions[one["id"]] for one in value]
+            elif name == "parent":
+                if value["id"] not in self.issues:
+                    return "The parent does not exist."
+                made[name] = {"id": value["id"], "key": f"SHOP-{value['id']}"}
             elif name == "description":
                 made[name] = value or None
             else:
@@ -243,14 +309,13 @@ class JiraSimulator(HttpService):
         return shown
 
     def _new_version(self, body: dict[str, Any]) -> tuple[Any, ...]:
-        assert body["project"] == "SHOP"
         id = str(next(self._ids))
         self.versions[id] = {
             "self": f"{self.url}/rest/api/2/version/{id}",
             "id": id,
             "archived": False,
             "released": False,
-            "projectId": 1,
+            "projectId": int(self.site.projects[body["project"]]["id"]),
             **{name: held for name, held in body.items() if name != "project"},
         }
         return 201, self.versions[id]

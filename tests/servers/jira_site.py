@@ -40,6 +40,10 @@ class Site:
         self.trash: list[str] = []
         self._new_project({"key": "SHOP", "name": "Shop"})
 
+    def more(self, key: str) -> None:
+        """Add another project."""
+        self._new_project({"key": key, "name": key.title()})
+
     def act(self, asked: Asked, names: list[str]) -> tuple[Any, ...] | None:
         """Return the answer, or ``None`` if the path does not exist."""
         method, body, query = asked.method, asked.body, asked.query
@@ -73,7 +77,10 @@ class Site:
                     assert query == {"enableUndo": "true"}
                     self.trash.append(self.projects.pop(key)["key"])
                     return 204, None
-                self.projects[key] |= body or {}
+                changes = dict(body or {})
+                if "leadAccountId" in changes:
+                    changes["lead"] = self.users[changes.pop("leadAccountId")]
+                self.projects[key] |= changes
                 return 200, self.projects[key]
         return None
 
@@ -106,6 +113,10 @@ class Site:
             "description": body.get("description", ""),
             "projectTypeKey": "software",
             "simplified": False,
+            "lead": self.users[body.get("leadAccountId", "5b-ann")],
+            "isPrivate": False,
+            "avatarUrls": {"48x48": f"{link}/avatar"},
+            **({"url": body["url"]} if body.get("url") else {}),
         }
         return 201, {"id": id, "key": body["key"], "self": link}
 

@@ -24,10 +24,14 @@ from openapi_schema_validator import OAS30Validator
 from servers.github import GitHubSimulator
 from servers.http_service import Asked
 from servers.jira import JiraSimulator
+from stores.test_attachments import Jira as Files
+from stores.test_attachments import file, issue_of, opened
 from stores.test_github import TestGitHub
 from stores.test_jira import TestJira
+from stores.test_tracker_fields import ProjectsOf, tracker_of
 
-from eventsync.stores.trackers import Project
+from eventsync.records.view import View
+from eventsync.stores.trackers import Attachment, Issue, Project
 from eventsync.testing.tracker import TrackerContract, captured
 
 Exchange = tuple[Asked, int, Any]
@@ -93,11 +97,46 @@ def exercise(suite: TrackerContract, folder: Path) -> None:
             store.add(suite.made(store, Project)[0])
 
 
+def named(name: str, server: Any, folder: Path) -> None:
+    """Make all requests that fields cause which only some views hold."""
+    fields = {
+        "github": {"public": False, "tags": ["api"], "archived": False},
+        "jira": {"owner": "5b-bob", "url": "https://example.org"},
+    }[name]
+    projects = ProjectsOf(name, server, folder, *fields)
+    with projects.store as store:
+        key = projects.key.replace("site", "named").replace("SITE", "NAMED")
+        store.add(Project(id=key, **fields))
+        project = store[Project, key]
+        for field, value in fields.items():
+            project[field] = not value if isinstance(value, bool) else value
+        project.description = "d"
+        project["tags" if name == "github" else "url"] = ["x"] if name == "github" else None
+        store.update(project)
+    view = View(only=["id", "title", "parent"])
+    with tracker_of(name, server, folder, view) as store:
+        store.add(Issue(id="P", title="a"))
+        store.add(Issue(id="Q", title="b", parent="P"))
+        captured(store)
+        if name == "github":
+            issue = store[Issue, "Q"]
+            issue["parent"] = None
+            store.update(issue)
+    if name == "jira":
+        (folder / "files").mkdir()
+        with opened(Files(server), folder / "files") as store:
+            issue, _ = issue_of(Files(server), store)
+            store.add(file(issue))
+            captured(store)
+            store.remove(store[Attachment, "F"])
+
+
 def github(folder: Path) -> Iterator[Exchange]:
     """Yield all exchanges between the GitHub store and its simulator."""
     suite = TestGitHub()
     with GitHubSimulator() as suite.github:
         exercise(suite, folder)
+        named("github", suite.github, folder)
         yield from suite.github.exchanges
 
 
@@ -110,6 +149,7 @@ def jira(folder: Path) -> Iterator[Exchange]:
     suite = TestJira()
     with JiraSimulator() as suite.jira:
         exercise(suite, folder)
+        named("jira", suite.jira, folder)
         for asked, status, answer in suite.jira.exchanges:
             # The description is of version 3, which differs from version 2 only in texts.
             path = asked.path.replace("/rest/api/2/", "/rest/api/3/")
@@ -143,14 +183,18 @@ def main(name: str, description: Path) -> int:
         names = {parameter["name"] for parameter in described.get("parameters", ())}
         found += [f"no parameter {name}" for name in asked.query if name not in names]
         body = described.get("requestBody", {}).get("content", {}).get("application/json")
-        if asked.body is not None:
+        if asked.headers.get_content_type() == "multipart/form-data":
+            if "multipart/form-data" not in described.get("requestBody", {}).get("content", {}):
+                found.append("no upload is described")
+        elif asked.body is not None:
             schema = meant(body["schema"], components) if body else {"not": {}}
             found += problems({**schema, "additionalProperties": False}, asked.body)
         if str(status) not in described["responses"]:
             found.append(f"no answer {status} is described")
         content = described["responses"].get(str(status), {}).get("content")
-        if content and "schema" in content["application/json"]:
-            schema = meant(content["application/json"]["schema"], components)
+        described_json = (content or {}).get("application/json", {})
+        if "schema" in described_json and not isinstance(answer, bytes):
+            schema = meant(described_json["schema"], components)
             found += problems(schema, answer)
         for problem in found:
             wrong += 1

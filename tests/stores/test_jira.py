@@ -7,8 +7,9 @@ from typing import ClassVar
 import pytest
 from servers.jira import JiraSimulator
 
+from eventsync.engine.apply import apply
 from eventsync.engine.store import Store
-from eventsync.errors import ConfigError, RejectedError
+from eventsync.errors import ConfigError, RecordError, RejectedError
 from eventsync.index import FileIndex
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.trackers import (
@@ -32,6 +33,7 @@ from eventsync.stores.trackers.jira import (
     JiraProjects,
     JiraService,
 )
+from eventsync.testing.harness import put
 from eventsync.testing.tracker import TrackerContract, captured
 
 
@@ -100,7 +102,7 @@ class TestJira(TrackerContract):
         return f"{issue}:{self.jira.says(issue, body)}"
 
     def deletes(self, issue):
-        self.jira.issues[issue]["project"] = {"key": "OTHER"}
+        del self.jira.issues[issue]
 
     def text(self, issue):
         return self.jira.issues[issue]["description"]
@@ -208,3 +210,21 @@ class TestJira(TrackerContract):
         """The labels of a site are those that its issues have."""
         self.opens(title="t", labels=["ui"])
         assert [label.key for label in tracker.find(Label)] == ["ui"]
+
+    def test_issue_that_was_moved(self, tracker):
+        """An issue that somebody moves to another project is not captured as deleted."""
+        tracker.add(Issue(id="K", title="t"))
+        self.jira.site.more("WEB")
+        captured(tracker)
+        issue = self.id_of(tracker, "K")
+        self.jira.edits(issue, project=self.jira.site.projects["WEB"])
+        for whole in (True, False):
+            assert captured(tracker, whole=whole) == []
+        with pytest.raises(RecordError, match=r"Issue 'K': .* moved to the project 'WEB'"):
+            tracker.get(Issue, "K")
+        change = put(Issue(id="K", title="u"), self.clock.tick())
+        (settled,) = apply(tracker, [change], clock=self.clock)
+        assert "moved to the project" in str(settled.error)
+        assert self.jira.issues[issue]["summary"] == "t"
+        self.jira.edits(issue, project=self.jira.site.projects["SHOP"])
+        assert tracker[Issue, "K"].title == "t"

@@ -179,6 +179,44 @@ def test_list_of_summaries(server, tmp_path, lacks):
         assert {data["remark"] for data in server.objects["notes"].values()} == {None}
 
 
+@pytest.mark.parametrize("lacks", [["name"], ["score"], ["name", "score"], ["remark"], []])
+@pytest.mark.parametrize("ids", [False, True])
+def test_check_names_members_that_are_not_there(tmp_path, lacks, ids):
+    """A check says which members objects lack, if nobody said what that means. It only reads."""
+    with ObjectServer(ids=ids) as server:
+        whole = {"id": "1", "name": "a", "score": 1, "remark": None}
+        data = {name: value for name, value in whole.items() if name not in lacks}
+        server.objects["notes"] = {"1": data, "2": {**whole, "id": "2"}}
+        identity = IdentityMap(tmp_path / "ids.db", name="rest") if ids else None
+        store = store_of(server, tmp_path, identity=identity)
+        findings = list(store.accessor(Note).findings())
+        named = [name for name in lacks if name != "remark"]
+        assert len(findings) == len(named)
+        for name, finding in zip(named, findings, strict=True):
+            assert (f"'{name}'" in finding.text, finding.level) == (True, "risk")
+        assert (server.writes(), list(tmp_path.glob("ids.db"))) == ([], [])
+        declared = store_of(server, tmp_path, identity=identity, absent={"name": "", "score": 0})
+        assert list(declared.accessor(Note).findings()) == []
+
+
+def test_check_of_an_odd_list(server, tmp_path):
+    """Objects that cannot be read, and those that only the list shows in part, are no findings."""
+    act = server.act
+
+    def summary(request):
+        status, body, *headers = act(request)
+        if isinstance(body, list):
+            body = [*({"id": data["id"]} for data in body), 7, {"name": "no key"}]
+        return status, body, *headers
+
+    vars(server)["act"] = summary
+    server.objects["notes"] = {
+        "1": {"id": "1", "name": "a", "score": 1, "remark": None},
+    }
+    with store_of(server, tmp_path) as store:
+        assert list(store.accessor(Note).findings()) == []
+
+
 def test_names_that_are_no_fields_are_refused(server, tmp_path):
     """``absent`` and ``references`` with a name that the view does not have are refused."""
     with pytest.raises(ConfigError, match="absent= names 'nam'"):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from eventsync.stores.rest.accessor import RestAccessor
 from eventsync.stores.rest.auth import Auth, Basic, ClientCredentials, Token
+from eventsync.stores.rest.document import Object
 from eventsync.stores.rest.ids import OvertakenError
-from eventsync.stores.rest.object import Object
 from eventsync.stores.rest.page import Cursor, Links, NextLink, Numbers, OnePage, Pages
 from eventsync.stores.rest.path import ABSENT, Place
 from eventsync.stores.rest.query_language import jql, phrase

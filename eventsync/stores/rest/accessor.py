@@ -9,7 +9,7 @@ another client between our read and our write is overwritten in the fields that 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Write
@@ -22,7 +22,8 @@ from eventsync.records.record_type import same
 from eventsync.records.view import View
 from eventsync.stores.foreign_edits import kept_from
 from eventsync.stores.identity import IdentityMap
-from eventsync.stores.rest.object import Object, ObjectAccessor
+from eventsync.stores.rest.document import Object
+from eventsync.stores.rest.object import ObjectAccessor
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.replica import RestReplica
 from eventsync.stores.rest.resource import Resource, Since
@@ -93,7 +94,11 @@ class RestAccessor(ObjectAccessor[R]):
         return None if found is None else self._record(key, found)
 
     def find(self, query: Query) -> Iterable[R]:
-        return query.select(self.read(map(self._whole, self.listed({})), query))
+        return query.select(self.records(query))
+
+    def records(self, query: Query) -> Iterator[R]:
+        """Yield all records, unfiltered and unsorted. ``query`` says what unreadable ones cause."""
+        return self.read(map(self._whole, self.listed({})), query)
 
     def remove(self, key: str) -> None:
         found = self.fetch(key)

@@ -1,51 +1,37 @@
-"""The requests that read and write one object of a REST service, and the meaning of its JSON."""
+"""The requests that read and write one object of a REST service."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from contextlib import suppress
+from itertools import islice
+from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync.engine.accessor import Accessor
+from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import concerns_all
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
-from eventsync.records.key import join as join_key
-from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
-from eventsync.stores.json_values import Members
+from eventsync.stores.rest.document import IN, DocumentAccessor, Object
 from eventsync.stores.rest.ids import Ids, OvertakenError
-from eventsync.stores.rest.path import ABSENT, Place, at, member, place, put
-from eventsync.stores.rest.resource import Reference, Resource, filled
+from eventsync.stores.rest.path import at
+from eventsync.stores.rest.resource import Resource, filled
 from eventsync.stores.rest.service import OF_ONE_WRITE, Answer, Service
 from eventsync.stores.rest.status import AccessRefusedError
 from eventsync.stores.rest.unreadable import Unreadable, reading
 
-__all__ = ["Object", "ObjectAccessor", "if_match"]
+__all__ = ["ObjectAccessor", "if_match"]
 
 R = TypeVar("R", bound=Record)
-_IN: Final = "@in"
+_FIRST: Final = 20
+"""How many objects a check looks at."""
 
 
-class Object(NamedTuple):
-    """An object as the service returned it.
+class ObjectAccessor(DocumentAccessor[R]):
+    """The part of ``RestAccessor`` that sends the requests for one object, and for lists."""
 
-    ``etag``: its strong entity tag, if it has one. ``listed``: the object comes from a list, and
-    lists have no entity tags.
-    """
-
-    data: dict[str, Any]
-    etag: str | None = None
-    listed: bool = False
-
-
-class ObjectAccessor(Accessor[R]):
-    """The part of ``RestAccessor`` that sends requests and reads the JSON of one object."""
-
-    absent_is_none: ClassVar[bool] = True
-    """Whether an optional field is ``None`` if an object that was read alone lacks its member."""
     leaves: ClassVar[bool] = False
     """Whether a creation that fails with ``DependencyError`` may leave a part of the object behind.
 
@@ -60,66 +46,11 @@ class ObjectAccessor(Accessor[R]):
         view: View | None = None,
         identity: IdentityMap | None = None,
     ) -> None:
-        super().__init__(record_type, view=view)
-        self.service = service
-        self.resource = resource
-        self.identity = identity
-        self.ids = None if identity is None else Ids(self, identity)
-        self._members = Members(self.view)
-        self._check_names(resource.names())
-        left_out = self.type.keys if identity is not None else ()
-        self._places: dict[str, Place] = {}
-        for name, stored in self.view.names.items():
-            path = resource.paths.get(stored)
-            if path is None and name in left_out:
-                continue  # the id of the service stands in its place
-            self._places[stored] = _place(stored, path)
-        for stored in self.view.constant:
-            self._places[stored] = _place(stored, resource.paths.get(stored))
-        shown = [name for name in self._places if name not in self.view.constant]
-        self._shown = [name for name in shown if name not in resource.absent]
+        super().__init__(record_type, service, resource, view=view, identity=identity)
+        if identity is not None:
+            self.ids = Ids(self, identity)
         self.others: dict[str, str] = {}
         """By key, the key of the object that the service returned instead."""
-        self._check_query()
-        self._marker = None if resource.marker is None else _place("", resource.marker)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.type.name}, {self.service.url!r})"
-
-    def _check_names(self, names: set[str]) -> None:
-        known = {"key", *self.type.keys} if self.identity is None else {"id"}
-        if self.resource.within is not None and self.identity is not None:
-            known.add("in")
-        if not names or not names <= known:
-            raise ConfigError(
-                f"{self.type.name}: item={self.resource.item!r} must name the object by "
-                + " or ".join(f"{{{name}}}" for name in sorted(known)),
-                hint="for a path with {id}, pass identity=IdentityMap(...)",
-            )
-
-    def _check_query(self) -> None:
-        for name, text in self.resource.marked.items():
-            if "{key}" in text and text != "{key}" and self.resource.quote is None:
-                raise ConfigError(
-                    f"{self.type.name}: marked={{{name!r}: {text!r}}} puts a key into a query, "
-                    "which a quotation mark in the key would change",
-                    hint="pass quote=, as in Resource(marked=..., quote=jql), and no quotation "
-                    "marks of your own",
-                )
-        stored = set(self.view.names.values())
-        for setting in ("absent", "references"):
-            unknown = sorted(set(getattr(self.resource, setting)) - stored)
-            if unknown:
-                raise ConfigError(
-                    f"{self.type.name}: {setting}= names {' and '.join(map(repr, unknown))}, which "
-                    "is no field of the view",
-                    hint="use the names of " + ", ".join(sorted(stored)),
-                )
-        if self.resource.references and self.identity is None:
-            raise ConfigError(
-                f"{self.type.name}: references= needs an identity map",
-                hint="pass identity=IdentityMap(...), the same as for the other record types",
-            )
 
     # -- lifecycle ---------------------------------------------------------------------------------
 
@@ -129,19 +60,53 @@ class ObjectAccessor(Accessor[R]):
         few = {pages.size_name: "1"} if pages.first() and pages.size_name else {}
         self.service.request("GET", listed.items, query={**listed.query, **few})
 
+    def findings(self) -> Iterable[Finding]:
+        """Yield which members the first objects of the list lack, also when they are read alone.
+
+        Such a field agrees with no other store, and each synchronization writes it again.
+        """
+        try:
+            lacking = self._lacking()
+        finally:
+            self.service.close()  # the store is not open yet, so nobody else closes it
+        optional = {self.view.names[name] for name in self.view.optional}
+        for name, path in lacking.items():
+            if name not in optional or not self.absent_is_none:
+                yield Finding(
+                    Level.RISK,
+                    self.type.name,
+                    f"{self.service.url}/{path.lstrip('/')} has no member for the field {name!r}; "
+                    f"say what its absence means, as in Resource(absent={{{name!r}: ...}}), or "
+                    "omit the field from the view",
+                )
+
+    def _lacking(self) -> dict[str, str]:
+        """Return the fields whose members objects lack, each with the path of such an object."""
+        lacking: dict[str, str] = {}
+        partial = (d for d in self.listed({}) if not isinstance(d, Unreadable))
+        for data in (data for data in islice(partial, _FIRST) if self.is_partial(data)):
+            with suppress(RecordError):  # an unreadable object says nothing
+                path = self._path_in(data)
+                answer = None if path is None else self.read_alone(path, query=self.resource.single)
+                if answer is None or path is None:
+                    continue
+                values = self.values_in(self.data_of(answer))
+                for name in self._shown:
+                    if name not in values:
+                        lacking.setdefault(name, path)
+        return lacking
+
+    def _path_in(self, data: dict[str, Any]) -> str | None:
+        """Return the path of a listed object. Notes no id in the identity map."""
+        if self.identity is None:
+            return self.path_of(self.key_in(data))
+        id = self.id_in(data)
+        return None if id is None else self.path_of_id(id)
+
     def close(self) -> None:
         self.service.close()
         if self.identity is not None:
             self.identity.close()
-
-    def record_to_data(self, record: R) -> dict[str, Any]:
-        members = self._encoded(record.raw(), whole=True)
-        body = self.fill(members, None)
-        self.mark(body, record.key)
-        return body
-
-    def data_to_record(self, data: Any) -> R:
-        return self._record(self.key_in(data), Object(data))
 
     # -- what a subclass may override --------------------------------------------------------------
 
@@ -165,7 +130,7 @@ class ObjectAccessor(Accessor[R]):
         path = filled(self.resource.items, {"in": id})
         for page in pages.walk(self.service, path, self.resource.query, alone=True):
             yield from (
-                data if isinstance(data, Unreadable) else {**data, _IN: outer} for data in page
+                data if isinstance(data, Unreadable) else {**data, IN: outer} for data in page
             )
 
     def inner(
@@ -243,35 +208,16 @@ class ObjectAccessor(Accessor[R]):
         self.mark(body, key)
         return self.post(key, body)
 
-    def complete_new(self, body: dict[str, Any]) -> None:
-        """Put the values that each new object gets into the body of a creation."""
-        for path, value in self.resource.new.items():
-            if place(path).read(body) is ABSENT:
-                put(body, path, copy.deepcopy(value))
-
-    def wrapped(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the body of a request with this object in it."""
-        if not self.resource.wrap:
-            return body
-        outer: dict[str, Any] = {}
-        put(outer, self.resource.wrap, body)
-        return outer
-
-    def mark(self, body: dict[str, Any], key: str) -> None:
-        """Put the key of the record into the body of a creation, so that a search finds it."""
-        if self._marker is not None:
-            self._marker.write(body, key)
-
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         """Send the body of a creation. Raises ``OvertakenError`` if the object exists already."""
         items = self.resource.creations or self.resource.items
         within = self.resource.within
         if within is not None:
-            outer = at(body, f"{_IN}.{within.id}")
-            body = {name: value for name, value in body.items() if name != _IN}
+            outer = at(body, f"{IN}.{within.id}")
+            body = {name: value for name, value in body.items() if name != IN}
             if outer is None:
                 raise RejectedError(
-                    f"{self.type.name} {key!r} has no value at {_IN}.{within.id}, which says in "
+                    f"{self.type.name} {key!r} has no value at {IN}.{within.id}, which says in "
                     "which object to create it"
                 )
             items = filled(items, {"in": outer})
@@ -324,9 +270,9 @@ class ObjectAccessor(Accessor[R]):
         """Write changed members. Raises ``OvertakenError`` if the object has changed since."""
         base = None
         if self.resource.update == "PUT":
-            base = copy.deepcopy({name: v for name, v in found.data.items() if name != _IN})
+            base = copy.deepcopy({name: v for name, v in found.data.items() if name != IN})
         body = self.fill(members, base)
-        if _IN in body:
+        if IN in body:
             raise RejectedError(
                 f"{self.type.name} {key!r} cannot move to another object than the one it was "
                 "created in"
@@ -347,88 +293,12 @@ class ObjectAccessor(Accessor[R]):
             self.accepted("DELETE", answer)
         self.forget(key)
 
-    def present(self, data: Mapping[str, Any]) -> bool:
-        """Return whether an object counts as a record.
-
-        Return false, for example, for an object that the service only marks as deleted.
-        """
-        return True
-
-    def marker_in(self, data: dict[str, Any]) -> str | None:
-        """Return the key in the marker of an object, or ``None`` if it has no marker."""
-        found = ABSENT if self._marker is None else self._marker.read(data)
-        return found if isinstance(found, str) and found else None
-
-    def values_in(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the JSON values of an object, by the view's names."""
-        values = {name: place.read(data) for name, place in self._places.items()}
-        absent = self.resource.absent
-        return {
-            name: absent[name] if value is ABSENT else value
-            for name, value in values.items()
-            if value is not ABSENT or name in absent
-        }
-
-    def is_partial(self, data: dict[str, Any]) -> bool:
-        """Return whether an object lacks a member, as objects in a list may."""
-        found = self.values_in(data)
-        return any(name not in found for name in self._shown)
-
-    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
-        """Put JSON values, by the view's names, into a body or a new one, and return it."""
-        body = {} if body is None else body
-        for name, value in members.items():
-            if name in self._places:
-                self._places[name].write(body, value)
-        return body
-
-    def id_in(self, data: Mapping[str, Any]) -> str | None:
-        """Return the id that the service assigned to an object, or ``None`` if it has none."""
-        id, within = at(data, self.resource.id), self.resource.within
-        if id is None or within is None or self.identity is None:
-            return None if id is None else str(id)
-        outer = at(data, f"{_IN}.{within.id}")
-        return None if outer is None else f"{outer}:{id}"
-
     # -- identity ----------------------------------------------------------------------------------
-
-    def path_of(self, key: str) -> str | None:
-        """Return the path of the object of a record, or ``None`` if the record has no id."""
-        if self.ids is None:
-            parts = dict(zip(self.type.keys, split_key(key), strict=True))
-            return filled(self.resource.item, {**parts, "key": key})
-        id = self.ids.id_of(key)
-        if id is None:
-            return None
-        outer, _, inner = id.rpartition(":")
-        parts = {"id": id} if self.resource.within is None else {"in": outer, "id": inner}
-        return filled(self.resource.item, parts)
-
-    def known_path(self, key: str) -> str:
-        """Return the path of an object that is known to exist, so that it has an id."""
-        path = self.path_of(key)
-        assert path is not None, f"{self.type.name} {key!r} has no object"
-        return path
 
     def forget(self, key: str) -> None:
         """Remove the id of a deleted object from the identity map, if there is one. Idempotent."""
         if self.identity is not None:
             self.identity.forget(self.type.name, key)
-
-    def key_in(self, data: dict[str, Any]) -> str:
-        """Return the key of the record that an object holds. Raises ``RecordError``."""
-        if isinstance(data, Unreadable):
-            raise data.error
-        with reading(f"{self!r}: an object in a list"):
-            return self._read_key(data)
-
-    def _read_key(self, data: dict[str, Any]) -> str:
-        if self.ids is not None:
-            return self.ids.key_in(data)
-        keys = (self.view.names[name] for name in self.type.keys)
-        values = self.values_in(data)
-        part = {name: values[name] for name in keys if name in values}
-        return self.type.key_text(self.view.to_record(self._members.decode(part)))
 
     def find_marked(self, key: str) -> str | None:
         """Search for the object that has the marker of a record, and return its id."""
@@ -459,7 +329,7 @@ class ObjectAccessor(Accessor[R]):
         """Return the id in the answer to the creation of these members. Raises ``ConfigError``."""
         data = self.data_of(answer)
         if self.resource.within is not None:
-            data |= {_IN: self.fill(members, None)[_IN]}
+            data |= {IN: self.fill(members, None)[IN]}
         id = self.id_in(data)
         if id is None:
             raise ConfigError(
@@ -478,72 +348,6 @@ class ObjectAccessor(Accessor[R]):
                     yield data
             except Exception as error:
                 yield Unreadable.because(error, f"{self!r}: an object in a list")
-
-    def _encoded(self, values: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
-        stored = dict(self.view.constant) if whole else {}
-        members = self._members.encode(stored | self.view.to_store(values))
-        for name, reference in self.resource.references.items():
-            if name in members:
-                members[name] = self._each(members[name], partial(self._id_at, name, reference))
-        return members
-
-    def _each(self, value: Any, convert: Callable[[Any], Any]) -> Any:
-        if value is None:
-            return None
-        return [convert(item) for item in value] if isinstance(value, list) else convert(value)
-
-    def _id_at(self, name: str, reference: Reference, key: Any) -> Any:
-        assert self.identity is not None
-        text = join_key([key])
-        id = self.identity.id_of(reference.of, text)
-        prefix = self.identity.minted("")
-        if id is None and text.startswith(prefix):
-            id = text.removeprefix(prefix)  # of a record that is not captured yet
-        if id is None:
-            raise DependencyError(
-                f"{self.type.name}.{name} refers to {reference.of} {key!r}, which is not at "
-                f"{self.service.url} yet"
-            )
-        return reference.write(id)
-
-    def _key_at(self, reference: Reference, id: Any) -> Any:
-        assert self.identity is not None
-        key = self.identity.key_of(reference.of, str(id))
-        return self.identity.minted(str(id)) if key is None else split_key(key)[0]
-
-    def depends_on(self, other: Accessor[Any]) -> bool:
-        return any(other.type.name == one.of for one in self.resource.references.values())
-
-    def _record(self, key: str, found: Object) -> R:
-        with reading(f"{self.type.name} {key!r}"):
-            return self._read_record(key, found)
-
-    def _read_record(self, key: str, found: Object) -> R:
-        members = self.values_in(found.data)
-        for name, reference in self.resource.references.items():
-            if name in members:
-                members[name] = self._each(members[name], partial(self._key_at, reference))
-        values = self.view.to_record(self._members.decode(members))
-        for name in self.view.optional if self.absent_is_none else ():
-            values.setdefault(name, None)
-        return self.make(self.type.key_values(key) | values)
-
-    def data_of(self, answer: Answer) -> dict[str, Any]:
-        """Return the object in the answer to a request for one. Raises ``RecordError``."""
-        data = at(answer.json(), self.resource.body)
-        if not isinstance(data, dict):
-            where = f" at {self.resource.body!r}" if self.resource.body else ""
-            raise RecordError(f"{answer.url}: the answer has no JSON object{where}")
-        return data
-
-    def placed(self, key: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Return an object that was read alone, with its outer object as in a list."""
-        within = self.resource.within
-        if within is None or self.ids is None:
-            return data
-        outer: dict[str, Any] = {}
-        put(outer, within.id, (self.ids.id_of(key) or "").rpartition(":")[0])
-        return {**data, _IN: outer}
 
     def sent(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Answer:
         """Send a change of an object. Raises ``OvertakenError`` if it is gone or has changed."""
@@ -566,12 +370,3 @@ class ObjectAccessor(Accessor[R]):
 def if_match(found: Object) -> dict[str, str]:
     """Return the header that makes a write conditional on the entity tag, if there is one."""
     return {"If-Match": found.etag} if found.etag else {}
-
-
-def _place(name: str, path: str | Place | None) -> Place:
-    if isinstance(path, Place):
-        return path
-    if path is not None:
-        return place(path)
-    # Not a path: a point in the name of a member is part of the name.
-    return Place(lambda data: member(data, name), lambda body, value: body.__setitem__(name, value))

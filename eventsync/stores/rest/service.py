@@ -21,6 +21,7 @@ from eventsync.errors import (
 from eventsync.stores.json_values import dump
 from eventsync.stores.rest.address import Gateway
 from eventsync.stores.rest.auth import Auth, ClientCredentials
+from eventsync.stores.rest.multipart import Upload
 from eventsync.stores.rest.pace import Throttle, delay_asked
 from eventsync.stores.rest.status import AccessRefusedError, Meaning, meaning_of
 from eventsync.stores.rest.unreadable import DECODER
@@ -163,7 +164,8 @@ class Service:
     ) -> Answer:
         """Send a request and return its answer.
 
-        ``path``: below the URL of the service, or a whole URL of the same host. ``body``: JSON.
+        ``path``: below the URL of the service, or a whole URL of the same host. ``body``: JSON,
+        or an ``Upload``.
         ``allow``: statuses to return although they mean failure. Blocks for at most ``deadline``
         seconds, and before that as long as the rate limit requires.
 
@@ -174,7 +176,9 @@ class Service:
         url = self._address(path)
         sent = dict(headers or {})
         content = None
-        if body is not None:
+        if isinstance(body, Upload):
+            content, sent["Content-Type"] = body
+        elif body is not None:
             content = dump(body).encode()
             sent.setdefault("Content-Type", "application/json")
         for again in (True, False):
@@ -211,13 +215,19 @@ class Service:
             return ConfigError(message, hint="redirects are not followed; pass the final URL")
         return ConfigError(message, hint="correct the description in Resource(...)")
 
-    def read_one(self, path: str, *, query: Mapping[str, str] | None = None) -> Answer | None:
+    def read_one(
+        self,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer | None:
         """Return the answer to the read of one object, or ``None`` if there is no such object.
 
         Raises ``RecordError`` for a refusal that concerns this object alone: a redirect to an
         object elsewhere, or a status that rejects. Otherwise raises as ``request`` does.
         """
-        answer = self.request("GET", path, query=query, allow=_OF_ONE)
+        answer = self.request("GET", path, query=query, headers=headers, allow=_OF_ONE)
         if answer.status in (404, 410):
             return None
         if answer.status < 300:

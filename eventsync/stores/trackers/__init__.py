@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from eventsync.stores.trackers.record import (
     Account,
+    Attachment,
     Comment,
     Group,
     Issue,
@@ -17,4 +18,14 @@ from eventsync.stores.trackers.record import (
     Project,
 )
 
-__all__ = ["Account", "Comment", "Group", "Issue", "Label", "Member", "Milestone", "Project"]
+__all__ = [
+    "Account",
+    "Attachment",
+    "Comment",
+    "Group",
+    "Issue",
+    "Label",
+    "Member",
+    "Milestone",
+    "Project",
+]

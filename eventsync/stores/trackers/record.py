@@ -11,7 +11,17 @@ import datetime as dt
 
 from eventsync.records.record import Field, Record
 
-__all__ = ["Account", "Comment", "Group", "Issue", "Label", "Member", "Milestone", "Project"]
+__all__ = [
+    "Account",
+    "Attachment",
+    "Comment",
+    "Group",
+    "Issue",
+    "Label",
+    "Member",
+    "Milestone",
+    "Project",
+]
 
 
 class Account(Record, rule="field"):
@@ -91,6 +101,7 @@ class Issue(Record, rule="field"):
     tags: list[str] | None = Field(default=None, description="sorted")
     created: dt.datetime | None = Field(default=None, zoned=True)
     updated: dt.datetime | None = Field(default=None, zoned=True)
+    parent: Issue | None = None
 
 
 class Comment(Record, rule="field"):
@@ -100,3 +111,18 @@ class Comment(Record, rule="field"):
     issue: Issue | None = None
     author: Account | None = None
     body: str = ""
+    url: str | None = None
+    created: dt.datetime | None = Field(default=None, zoned=True)
+    updated: dt.datetime | None = Field(default=None, zoned=True)
+
+
+class Attachment(Record, rule="field"):
+    """A file of an issue. Its content may have as many bytes as an envelope holds."""
+
+    id: str = Field(key=True)
+    issue: Issue | None = None
+    name: str = ""
+    type: str = Field(default="", description="the media type, such as image/png")
+    content: bytes = b""
+    author: Account | None = None
+    created: dt.datetime | None = Field(default=None, zoned=True)

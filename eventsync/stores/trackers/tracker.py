@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Accessor
+from eventsync.engine.finding import Finding
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError, shown
 from eventsync.records.key import join as join_key
 from eventsync.records.key import split as split_key
@@ -20,16 +22,18 @@ from eventsync.stores.rest.service import OF_ONE_WRITE
 from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.slot import Slot
 
-__all__ = ["TrackerAccessor", "sorted_names"]
+__all__ = ["NUMBER", "TrackerAccessor", "sorted_names"]
 
 R = TypeVar("R", bound=Record)
 
 
 _TOLD: Final = frozenset(
     {"project", "author", "url", "archived", "tags", "created", "updated"}
-    | {"avatar", "public", "owner"}
+    | {"avatar", "public", "owner", "parent"}
 )
-"""The fields of the shared record types that trackers decide, or do not have."""
+"""The fields of the shared record types that a view holds only if it names them."""
+NUMBER: Final = re.compile(r"[0-9]+")
+"""The form of ids that are numbers."""
 _PROJECT: Final = Slot(at="", to="")
 
 
@@ -67,8 +71,16 @@ class TrackerAccessor(RestAccessor[R]):
 
     They are read if the view names them, and never written: what other stores say is ignored here.
     A view that does not name its fields one by one (``only``) omits them."""
+    extra: ClassVar[Mapping[str, Slot]] = {}
+    """The slots of fields that are read and written if the view names them, by name."""
     project_key: str | None = None
     """The key of the project of all objects, if there is one: the value of field ``project``."""
+    projects: frozenset[str] = frozenset()
+    """The keys of all projects in the store, if ``InProjects`` holds several."""
+    id_form: ClassVar[re.Pattern[str]] = re.compile(r"\w[\w-]*", re.ASCII)
+    """The form of the ids that the tracker assigns."""
+    numbered_by_project: ClassVar[bool] = True
+    """Whether ids are unique only within a project, not in the whole tracker."""
     refuses: ClassVar[Mapping[str, str]] = {}
     """The operations that the tracker does not offer, each with the reason.
 
@@ -89,15 +101,7 @@ class TrackerAccessor(RestAccessor[R]):
         new: Mapping[str, Any] | None = None,
     ) -> None:
         own, shared = record_type.__record__, self.shape.__record__
-        if view is None:
-            lacks = (name for name in shared.fields if name not in {*self.slots, *shared.keys})
-            view = View(omit=tuple(name for name in lacks if name in own.fields))
-        elif view.only is None:
-            named = {*(view.rename or ()), *(view.convert or ()), *(view.where or ())}
-            left_out = (
-                (_TOLD & shared.fields.keys() & own.fields.keys()) - named - self.slots.keys()
-            )
-            view = replace(view, omit=(*(view.omit or ()), *sorted(left_out)))
+        view = self.usual_view(record_type, view)
         rename = dict(zip(shared.keys, own.keys, strict=False)) if self.keys else {}
         super().__init__(
             record_type,
@@ -111,7 +115,7 @@ class TrackerAccessor(RestAccessor[R]):
         self._keys = dict(names)
         fields = {name for field, name in stored.items() if field not in self.type.keys}
         fields |= set(self.view.constant)
-        known = {**self.slots, **self.told}
+        known = {**self.slots, **self.extra, **self.told}
         if self.project_key is not None and "project" in shared.fields:
             known["project"] = _PROJECT
         unknown = sorted(fields - set(known))
@@ -129,12 +133,81 @@ class TrackerAccessor(RestAccessor[R]):
         """The slots of all fields in the view, also of the key, by the names that the view gives
         them.
         """
-        self._told = {"project", *self.told} - set(self.slots)
+        self._told = {"project", *self.told} - {*self.slots, *self.extra}
         self._types = {name: slot.of for name, slot in self.view_slots.items() if slot.of}
         for field, name in stored.items():
             target = getattr(self.type.fields[field].annotation, "__record__", None)
             if name in self._types and target is not None:
                 self._types[name] = target.name
+
+    @classmethod
+    def usual_view(
+        cls, record_type: type[Record], view: View | None, *, also: Collection[str] = ()
+    ) -> View:
+        """Return a view without the fields that the tracker decides, unless it names them.
+
+        ``view``: a view, or ``None`` for one of all fields that the tracker holds. ``also``: fields
+        of ``shape`` that the tracker decides, and the view has.
+        """
+        own, shared = record_type.__record__.fields, cls.shape.__record__
+        if view is None:
+            lacks = {name for name in shared.fields if name not in {*cls.slots, *shared.keys}}
+            view = View(omit=[name for name in own if name in lacks - set(also)])
+        elif view.only is None:
+            named = {*(view.rename or ()), *(view.convert or ()), *(view.where or ()), *also}
+            left_out = (_TOLD & shared.fields.keys() & own.keys()) - named - cls.slots.keys()
+            view = replace(view, omit=(*(view.omit or ()), *sorted(left_out)))
+        if also and view.only is None:
+            view = replace(view, omit=(), only=[name for name in own if name not in view.omit])
+        return view
+
+    def target_type(self, name: str) -> str:
+        """Return the name of the record type to which the field of this name refers."""
+        return self._types[name]
+
+    # -- lifecycle ---------------------------------------------------------------------------------
+
+    def ensure(self) -> None:
+        super().ensure()
+        self._check_ids()
+        self._check_place()
+
+    def findings(self) -> Iterable[Finding]:
+        return ()  # the slots say what a missing member means
+
+    def _check_place(self) -> None:
+        """Raise ``ConfigError`` if the numbers in the identity map are those of another project."""
+        if self.identity is None or self.keys or not self.project_key:
+            return
+        if not self.numbered_by_project or self.identity.whole is not self.identity:
+            return
+        name, place = self.type.name, self.identity.place(self.type.name)
+        if place is None:
+            self.identity.set_place(name, self.project_key)
+        elif place.lower() != self.project_key.lower():
+            raise ConfigError(
+                f"{self.identity!r} has the numbers of {name} records in the project {place!r}; in "
+                f"{self.project_key!r} they are those of other objects",
+                hint="use an identity map and a version index of its own for each project; if the "
+                f"project was renamed, call identity.set_place({name!r}, {self.project_key!r})",
+            )
+
+    def _check_ids(self) -> None:
+        """Raise ``ConfigError`` if the identity map is one of more, or of fewer, projects."""
+        if self.identity is None or self.keys or self.project_key is None:
+            return
+        if not self.numbered_by_project:
+            return
+        several = self.identity.whole is not self.identity
+        colons = (self.resource.within is not None) + several
+        for id in self.identity.ids(self.type.name):
+            if id.count(":") != colons:
+                wrong = "does not say in which project it is" if several else "names a project"
+                raise ConfigError(
+                    f"{self.identity!r} has the id {id} of a {self.type.name}, which {wrong}: a "
+                    f"store of {'one project' if several else 'several projects'} has written it",
+                    hint="use an identity map and a version index of its own for this store",
+                )
 
     # -- objects -----------------------------------------------------------------------------------
 
@@ -288,16 +361,30 @@ class TrackerAccessor(RestAccessor[R]):
         if value is None:
             return None
         key, named = join_key([value]), self.view_slots[name].of in self.named
-        id = None if self.identity is None else self.identity.id_of(self._types[name], key)
-        if id is None and self.identity is not None and not named:
+        known = self._map_for(name)
+        id = None if known is None else known.id_of(self._types[name], key)
+        if id is None and known is not None and not named:
             # The record may not be captured yet; then its key is made from the id in the tracker.
-            prefix = self.identity.minted("")
-            id = key.removeprefix(prefix) if key.startswith(prefix) else None
+            id = known.id_minted(key)
+            if id is not None and not self.id_form.fullmatch(id):
+                id = None  # no id of this tracker; in a path, it could lead to another object
+            if id is None and known.whole.id_of(self._types[name], key) is not None:
+                raise RejectedError(
+                    f"{self.type.name}.{name} refers to {self._types[name]} {value!r}, which is "
+                    f"not in the project {self.project_key!r}",
+                    hint=f"use one of this project; {self.tracker} links none of another",
+                )
         if id is None and named:
             id = value
         if id is None:
             raise self.missing(name, value)
         return id
+
+    def _map_for(self, name: str) -> IdentityMap | None:
+        """Return the identity map for a field: names are the same in all projects, ids are not."""
+        if self.identity is None or self.view_slots[name].of not in self.named:
+            return self.identity
+        return self.identity.whole
 
     def missing(self, name: str, value: str) -> DependencyError:
         """Return the error for a reference to a record that is not in the tracker yet.
@@ -314,11 +401,12 @@ class TrackerAccessor(RestAccessor[R]):
 
         ``name``: the name of the field. ``id``: the name or id in the tracker.
         """
-        key = None if self.identity is None else self.identity.key_of(self._types[name], id)
+        known = self._map_for(name)
+        key = None if known is None else known.key_of(self._types[name], id)
         if key is not None:
             return split_key(key)[0]
         named = self.view_slots[name].of in self.named
-        return id if named or self.identity is None else self.identity.minted(id)
+        return id if named or self.identity is None else split_key(self.identity.minted(id))[0]
 
 
 def _is_none(data: Any, slot: Slot) -> bool:

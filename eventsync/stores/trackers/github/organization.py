@@ -13,6 +13,7 @@ from eventsync.records.view import View
 from eventsync.stores.rest import Answer, Object, Resource, Within
 from eventsync.stores.rest.resource import filled
 from eventsync.stores.rest.unreadable import Unreadable
+from eventsync.stores.trackers.archive import check_archive, check_removal
 from eventsync.stores.trackers.github.service import (
     PAGES,
     GitHubAccessor,
@@ -26,6 +27,7 @@ from eventsync.stores.trackers.tracker import sorted_names
 __all__ = ["GitHubAccounts", "GitHubGroups", "GitHubMembers", "GitHubProjects"]
 
 R = TypeVar("R", bound=Record)
+_TOPIC: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,49}")
 _NOT_A_WORD: Final = re.compile(r"[^\w]+", re.ASCII)
 
 
@@ -51,7 +53,8 @@ class GitHubProjects(_OrganizationAccessor[R]):
     """The repositories of an organization. The key is the full name: ``owner/name``.
 
     Removing a record archives the repository, and archived repositories are not records. Adding the
-    record again takes the repository out of the archive.
+    record again takes the repository out of the archive. If the view has the field ``archived``,
+    archived repositories are records, and none can be removed.
     """
 
     shape = Project
@@ -65,11 +68,20 @@ class GitHubProjects(_OrganizationAccessor[R]):
     )
     keys = (Slot(at="full_name", to="name", write=lambda name: name.partition("/")[2]),)
     slots: ClassVar[Mapping[str, Slot]] = {"description": Slot(at="description", read=text)}
+    extra: ClassVar[Mapping[str, Slot]] = {
+        "public": Slot(
+            at="private",
+            read=lambda private: not private,
+            write=lambda public: not public,
+            kept="has no repository that is neither public nor private; set public",
+        ),
+        "archived": Slot(at="archived", kept="needs to know whether it is archived", new=False),
+        "tags": Slot(
+            at="topics", read=sorted_names, kept="lists the topics; set an empty list", new=()
+        ),
+    }
     told: ClassVar[Mapping[str, Slot]] = {
-        "public": Slot(at="private", read=lambda private: not private),
         "url": Slot(at="html_url"),
-        "archived": Slot(at="archived"),
-        "tags": Slot(at="topics", read=sorted_names),
         "owner": Slot(at="owner.login", of="Account"),
     }
 
@@ -84,16 +96,43 @@ class GitHubProjects(_OrganizationAccessor[R]):
         return repository_path(name)
 
     def present(self, data: Mapping[str, Any]) -> bool:
-        return not data["archived"]
+        return "archived" in self.view_slots or not data["archived"]
+
+    def fill(self, members: Mapping[str, Any], body: dict[str, Any] | None) -> dict[str, Any]:
+        for tag in members.get("tags") or ():
+            if not _TOPIC.fullmatch(tag):
+                raise RejectedError(
+                    f"GitHub allows no topic {tag!r}",
+                    hint="use up to 50 small letters, digits and -, none of these first",
+                )
+        return super().fill(members, body)
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         path = self.known_path(key)
-        if self.service.request("GET", path, allow=(404,)).status == 404:
+        answer = self.service.request("GET", path, allow=(404,))
+        if answer.status == 404:
             return super().post(key, body)
-        self.service.request("PATCH", path, body={"archived": False})
-        return self.service.request("PATCH", path, body=body)
+        return self.send(key, Object(self.data_of(answer)), {"archived": False, **body})
+
+    def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
+        path = self.known_path(key)
+        archived = body.pop("archived", found.data["archived"])
+        check_archive(self, key, found.data["archived"] and archived, body)
+        requests: list[tuple[str, str, dict[str, Any]]] = []
+        if "topics" in body:
+            requests.append(("PUT", f"{path}/topics", {"names": list(body.pop("topics"))}))
+        if body:
+            requests.append(("PATCH", path, body))
+        if archived != found.data["archived"]:
+            # An archived repository is read-only, so take it out first and put it in last.
+            position = len(requests) if archived else 0
+            requests.insert(position, ("PATCH", path, {"archived": archived}))
+        for method, where, what in requests:
+            self.sent(method, where, what, {})
+        return self.service.request("GET", path)
 
     def destroy(self, key: str, found: Object) -> None:
+        check_removal(self, key)
         self.service.request("PATCH", self.known_path(key), body={"archived": True})
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.errors import RejectedError
+from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
@@ -47,6 +48,12 @@ class _RepositoryAccessor(GitHubAccessor[R]):
         super().__init__(
             record_type, service, repository_path(repository), identity=identity, view=view, new=new
         )
+
+
+def _issue_in(url: str) -> tuple[str, str]:
+    """Return the repository and the number in the URL of an issue."""
+    owner, name, _, number = url.rsplit("/", 4)[1:]
+    return f"{owner}/{name}", number
 
 
 class GitHubIssues(MarkedAccessor[R], _RepositoryAccessor[R]):
@@ -92,6 +99,9 @@ class GitHubIssues(MarkedAccessor[R], _RepositoryAccessor[R]):
         ),
     }
 
+    extra: ClassVar[Mapping[str, Slot]] = {
+        "parent": Slot(at="parent_issue_url", to="@parent", of="Issue", omitted=True, new=""),
+    }
     told: ClassVar[Mapping[str, Slot]] = {
         "author": Slot(at="user.login", of="Account"),
         "url": Slot(at="html_url"),
@@ -112,6 +122,34 @@ class GitHubIssues(MarkedAccessor[R], _RepositoryAccessor[R]):
     def present(self, data: Mapping[str, Any]) -> bool:
         deleted = self.parts(data)[2] and data["state"] == "closed"
         return "pull_request" not in data and not deleted
+
+    def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
+        if "@parent" not in body:
+            return super().send(key, found, body)
+        number = body.pop("@parent")
+        if body:
+            super().send(key, found, body)
+        child = {"sub_issue_id": found.data["id"]}
+        if number is not None:
+            path = f"{self.resource.items}/{number}/sub_issues"
+            self.posted(path, {**child, "replace_parent": True})
+        elif url := found.data.get("parent_issue_url"):
+            repository, former = _issue_in(url)
+            path = f"{repository_path(repository)}/issues/{former}/sub_issue"
+            # 404: somebody else has removed it from its parent.
+            self.service.request("DELETE", path, body=child, allow=(404,))
+        return self.service.request("GET", self.known_path(key))
+
+    def referred(self, name: str, id: str) -> str | None:
+        if self.view_slots[name].at != "parent_issue_url":
+            return super().referred(name, id)
+        repository, number = _issue_in(id)
+        if repository.lower() == str(self.project_key).lower() or self.identity is None:
+            return super().referred(name, number)
+        # An issue of another repository, which may be one of the same store.
+        known, there = self.identity.whole, f"{repository}:{number}"
+        key = known.key_of(self.target_type(name), there) or known.minted(there)
+        return split_key(key)[0]
 
     def destroy(self, key: str, found: Object) -> None:
         path = self.known_path(key)
@@ -146,6 +184,12 @@ class GitHubComments(MarkedAccessor[R], _RepositoryAccessor[R]):
             fixed="cannot move to another issue",
         ),
         "body": Slot(at="body", marked=True),
+    }
+    told: ClassVar[Mapping[str, Slot]] = {
+        "author": Slot(at="user.login", of="Account"),
+        "url": Slot(at="html_url"),
+        "created": Slot(at="created_at"),
+        "updated": Slot(at="updated_at"),
     }
 
     def present(self, data: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from eventsync.errors import ConfigError, EventSyncError, StoreUnavailableError
 from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Links, Service, Token
 from eventsync.stores.rest.resource import filled
-from eventsync.stores.trackers.tracker import TrackerAccessor
+from eventsync.stores.trackers.tracker import NUMBER, TrackerAccessor
 
 __all__ = ["PAGES", "GitHubAccessor", "GitHubService", "repository_path"]
 
@@ -59,6 +59,7 @@ class GitHubAccessor(TrackerAccessor[R]):
     """The base of all accessors of GitHub."""
 
     tracker = "GitHub"
+    id_form = NUMBER
 
 
 def repository_path(repository: str) -> str:

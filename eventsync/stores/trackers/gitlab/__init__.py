@@ -13,6 +13,7 @@ before it writes the same field, that edit is lost. GitLab executes commands in 
 
 from __future__ import annotations
 
+from eventsync.stores.trackers.gitlab.attachment import GitLabAttachments
 from eventsync.stores.trackers.gitlab.group import (
     GitLabAccounts,
     GitLabGroupAccounts,
@@ -30,6 +31,7 @@ from eventsync.stores.trackers.gitlab.service import GitLabService
 
 __all__ = [
     "GitLabAccounts",
+    "GitLabAttachments",
     "GitLabComments",
     "GitLabGroupAccounts",
     "GitLabGroups",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.errors import DependencyError, RejectedError
@@ -11,6 +12,7 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.rest import Answer, Object, Resource, Service, Within
 from eventsync.stores.rest.resource import filled
+from eventsync.stores.trackers.archive import check_archive, check_removal
 from eventsync.stores.trackers.gitlab.service import PAGES, GitLabAccessor, GitLabService
 from eventsync.stores.trackers.record import Account, Group, Member, Project
 from eventsync.stores.trackers.slot import Slot, text
@@ -72,7 +74,8 @@ class GitLabProjects(_GroupAccessor[R]):
     """The projects of a group and its subgroups. The key is the path: ``group/name``.
 
     Removing a record archives the project, and archived projects are not records. Adding the record
-    again takes the project out of the archive.
+    again takes the project out of the archive. If the view has the field ``archived``, archived
+    projects are records, and none can be removed.
     """
 
     shape = Project
@@ -91,17 +94,39 @@ class GitLabProjects(_GroupAccessor[R]):
         "name": Slot(at="name"),
         "description": Slot(at="description", read=text),
     }
+    extra: ClassVar[Mapping[str, Slot]] = {
+        "public": Slot(
+            at="visibility",
+            read=lambda visibility: visibility == "public",
+            write=lambda public: "public" if public else "private",
+            kept="has no project without a visibility; set public",
+        ),
+        "archived": Slot(at="archived", kept="needs to know whether it is archived", new=False),
+        "tags": Slot(at="topics", read=sorted_names, kept="lists the topics; set an empty list"),
+    }
     told: ClassVar[Mapping[str, Slot]] = {
         "avatar": Slot(at="avatar_url"),
-        "public": Slot(at="visibility", read=lambda visibility: visibility == "public"),
         "url": Slot(at="web_url"),
-        "archived": Slot(at="archived"),
-        "tags": Slot(at="topics", read=sorted_names),
         "owner": Slot(at="owner.username", of="Account"),
     }
 
+    def __init__(
+        self,
+        record_type: type[R],
+        service: GitLabService,
+        group: str,
+        *,
+        view: View | None = None,
+        new: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(record_type, service, group, view=view, new=new)
+        if "archived" in self.view_slots:
+            query = {name: v for name, v in self.resource.query.items() if name != "archived"}
+            self.resource = replace(self.resource, query=query)
+
     def present(self, data: Mapping[str, Any]) -> bool:
-        return not data["archived"] and not data.get("marked_for_deletion_on")
+        shown = "archived" in self.view_slots or not data["archived"]
+        return shown and not data.get("marked_for_deletion_on")
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         path = self.known_path(key)
@@ -112,13 +137,27 @@ class GitLabProjects(_GroupAccessor[R]):
                 hint=f"use a key that begins with {self.group}/",
             )
         body["name"] = body.get("name") or name
-        if self.service.request("GET", path, allow=(404,)).status != 404:
-            self.service.request("POST", f"{path}/unarchive")
-            return self.service.request("PUT", path, body=body)
+        answer = self.service.request("GET", path, allow=(404,))
+        if answer.status != 404:
+            return self.send(key, Object(self.data_of(answer)), {"archived": False, **body})
         body |= {"path": name, "namespace_id": _group_id(self.service, namespace)}
         return super().post(key, body)
 
+    def send(self, key: str, found: Object, body: dict[str, Any]) -> Answer:
+        path = self.known_path(key)
+        archived = body.pop("archived", found.data["archived"])
+        check_archive(self, key, found.data["archived"] and archived, body)
+        # An archived project is read-only, so take it out first and put it in last.
+        if found.data["archived"] and not archived:
+            self.service.request("POST", f"{path}/unarchive")
+        if body:
+            super().send(key, found, body)
+        if archived and not found.data["archived"]:
+            self.service.request("POST", f"{path}/archive")
+        return self.service.request("GET", path)
+
     def destroy(self, key: str, found: Object) -> None:
+        check_removal(self, key)
         self.service.request("POST", f"{self.known_path(key)}/archive")
 
 

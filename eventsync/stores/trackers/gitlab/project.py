@@ -151,6 +151,11 @@ class GitLabComments(MarkedAccessor[R], _GitLabProjectAccessor[R]):
         "issue": Slot(at="@in.iid", read=text, of="Issue", fixed="cannot move to another issue"),
         "body": Slot(at="body", read=_unescaped, write=_escaped, marked=True),
     }
+    told: ClassVar[Mapping[str, Slot]] = {
+        "author": Slot(at="author.username", of="Account"),
+        "created": Slot(at="created_at"),
+        "updated": Slot(at="updated_at"),
+    }
 
     def present(self, data: Mapping[str, Any]) -> bool:
         return not data["system"]

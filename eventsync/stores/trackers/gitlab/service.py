@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.records.record import Record
 from eventsync.stores.rest import Links, Service, Token
-from eventsync.stores.trackers.tracker import TrackerAccessor
+from eventsync.stores.trackers.tracker import NUMBER, TrackerAccessor
 
 __all__ = ["PAGES", "GitLabAccessor", "GitLabService"]
 
@@ -42,6 +42,7 @@ class GitLabAccessor(TrackerAccessor[R]):
     """The base of all accessors of GitLab."""
 
     tracker = "GitLab"
+    id_form = NUMBER
     service: GitLabService
 
     def reference(self, name: str, value: str | None) -> str | None:

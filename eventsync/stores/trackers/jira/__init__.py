@@ -14,6 +14,7 @@ field after eventsync has read the object and before it writes the same field, t
 
 from __future__ import annotations
 
+from eventsync.stores.trackers.jira.attachment import JiraAttachments
 from eventsync.stores.trackers.jira.project import JiraComments, JiraIssues, JiraMilestones
 from eventsync.stores.trackers.jira.service import JiraService
 from eventsync.stores.trackers.jira.site import (
@@ -26,6 +27,7 @@ from eventsync.stores.trackers.jira.site import (
 
 __all__ = [
     "JiraAccounts",
+    "JiraAttachments",
     "JiraComments",
     "JiraGroups",
     "JiraIssues",

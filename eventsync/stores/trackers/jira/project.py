@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync.errors import ConfigError, RejectedError
+from eventsync.errors import ConfigError, RecordError, RejectedError
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
@@ -22,17 +22,17 @@ from eventsync.stores.trackers.record import Comment, Issue, Milestone
 from eventsync.stores.trackers.slot import Slot, day, text
 from eventsync.stores.trackers.tracker import sorted_names
 
-__all__ = ["JiraComments", "JiraIssues", "JiraMilestones"]
+__all__ = ["SEARCH", "JiraComments", "JiraIssues", "JiraMilestones", "ProjectSearch", "recent"]
 
 R = TypeVar("R", bound=Record)
 _PROPERTY: Final = "eventsync"
 _KEY: Final = re.compile(r"[A-Z][A-Z0-9_]*", re.ASCII)
-_SEARCH: Final = Cursor(
+SEARCH: Final = Cursor(
     items="issues", at="nextPageToken", name="nextPageToken", size_name="maxResults", size=SIZE
 )
 _FIELDS: Final = (
     "summary,description,status,priority,assignee,fixVersions,labels,project,reporter,created,"
-    "updated"
+    "updated,parent"
 )
 
 
@@ -45,13 +45,36 @@ def _ago(moment: dt.datetime) -> str:
     return f"-{max(1, math.ceil(passed.total_seconds() / 60) + 1)}m"
 
 
-def _since(updated: str) -> Since:
+def recent(updated: str) -> Since:
+    """Return how to ask Jira for issues that changed at or after a time."""
     # Our clock and Jira's clock may differ. The overlap covers differences up to five minutes.
     return Since(updated=updated, query={"updated": "{since}"}, show=_ago, overlap=300.0)
 
 
+class ProjectSearch:
+    """The search for the issues of a project. Raises ``ConfigError`` for what is not its key."""
+
+    def __init__(self, project: str) -> None:
+        if not _KEY.fullmatch(project):
+            raise ConfigError(
+                f"{project!r} is not the key of a Jira project",
+                hint="pass capital letters, digits and _, beginning with a letter, as in SHOP",
+            )
+        self._project = project
+
+    def query(self, query: Mapping[str, str]) -> dict[str, str]:
+        """Return the query parameters of the search.
+
+        ``query``: the query of ``Since``, to find only issues that changed recently, or empty.
+        """
+        since = f" AND updated >= {query['updated']}" if "updated" in query else ""
+        return {"jql": f'project = "{self._project}"{since} ORDER BY created ASC, key ASC'}
+
+
 class _JiraProjectAccessor(JiraAccessor[R]):
     """The base of accessors of a project. ``project``: the key of the project, such as ``SHOP``."""
+
+    numbered_by_project = False
 
     def __init__(
         self,
@@ -63,12 +86,9 @@ class _JiraProjectAccessor(JiraAccessor[R]):
         view: View | None = None,
         new: Mapping[str, Any] | None = None,
     ) -> None:
-        if not _KEY.fullmatch(project):
-            raise ConfigError(
-                f"{project!r} is not the key of a Jira project",
-                hint="pass capital letters, digits and _, beginning with a letter, as in SHOP",
-            )
+        self._search = ProjectSearch(project)
         self.project = self.project_key = project
+        self.projects = frozenset({project})
         base = f"/project/{project}"
         super().__init__(record_type, service, base, identity=identity, view=view, new=new)
 
@@ -76,12 +96,7 @@ class _JiraProjectAccessor(JiraAccessor[R]):
         self.service.request("GET", f"/project/{self.project}")
 
     def searched(self, query: Mapping[str, str]) -> dict[str, str]:
-        """Return the query parameters of a search for the issues of the project.
-
-        ``query``: the query of ``Since``, to find only issues that changed recently, or empty.
-        """
-        since = f" AND updated >= {query['updated']}" if "updated" in query else ""
-        return {"jql": f'project = "{self.project}"{since} ORDER BY created ASC, key ASC'}
+        return self._search.query(query)
 
 
 class _PropertyAccessor(_JiraProjectAccessor[R]):
@@ -104,7 +119,8 @@ class _PropertyAccessor(_JiraProjectAccessor[R]):
 class JiraIssues(_PropertyAccessor[R]):
     """Issues. Removing a record deletes the issue, which requires a right of its own.
 
-    ``issue_type``: the name of the type of new issues. ``settle``: for how many seconds
+    ``issue_type``: the name of the type of new issues. ``child_type``: that of new issues with a
+    ``parent``, if the view has this field. ``settle``: for how many seconds
     after its creation an issue may be missing from Jira's search. If the answer to a creation is
     lost, eventsync searches for the issue, searches again after this time, and only then creates
     the issue again.
@@ -123,10 +139,10 @@ class JiraIssues(_PropertyAccessor[R]):
         creations="/issue",
         query={"fields": _FIELDS, "properties": _PROPERTY},
         single={"fields": _FIELDS, "properties": _PROPERTY},
-        pages=_SEARCH,
+        pages=SEARCH,
         update="PUT",
         etags=False,
-        since=_since("fields.updated"),
+        since=recent("fields.updated"),
     )
     slots: ClassVar[Mapping[str, Slot]] = {
         "title": Slot(at="fields.summary"),
@@ -157,6 +173,16 @@ class JiraIssues(_PropertyAccessor[R]):
         ),
         "labels": Slot(at="fields.labels", read=sorted_names),
     }
+    extra: ClassVar[Mapping[str, Slot]] = {
+        "parent": Slot(
+            at="fields.parent.id",
+            to="fields.parent",
+            write=lambda id: {"id": id},
+            of="Issue",
+            kept="removes a parent only from some types of issues; remove it there",
+            omitted=True,
+        ),
+    }
     told: ClassVar[Mapping[str, Slot]] = {
         "author": Slot(at="fields.reporter.accountId", of="Account"),
         "created": Slot(at="fields.created"),
@@ -173,17 +199,24 @@ class JiraIssues(_PropertyAccessor[R]):
         view: View | None = None,
         new: Mapping[str, Any] | None = None,
         issue_type: str = "Task",
+        child_type: str = "Sub-task",
         settle: float = 5.0,
     ) -> None:
         super().__init__(record_type, service, project, identity=identity, view=view, new=new)
-        self._issue_type, self._settle = issue_type, settle
+        self._issue_type, self._child_type, self._settle = issue_type, child_type, settle
 
     def objects(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         return super().objects(self.searched(query))
 
     def present(self, data: Mapping[str, Any]) -> bool:
         # An issue keeps its id when it is moved to another project, so check the project.
-        return bool(at(data, "fields.project.key") == self.project)
+        project = at(data, "fields.project.key")
+        if project not in self.projects:
+            raise RecordError(
+                f"an issue was moved to the project {project!r}, which this store does not hold",
+                hint="the record is not deleted; move the issue back, or hold that project too",
+            )
+        return bool(project == self.project)
 
     def find_marked(self, key: str) -> str | None:
         found = super().find_marked(key)
@@ -201,8 +234,10 @@ class JiraIssues(_PropertyAccessor[R]):
         return super().fill(members, body)
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
-        own = {"project": {"key": self.project}, "issuetype": {"name": self._issue_type}}
-        body["fields"] = {**body.get("fields", {}), **own}
+        fields = body.get("fields", {})
+        name = self._child_type if fields.get("parent") else self._issue_type
+        own = {"project": {"key": self.project}, "issuetype": {"name": name}}
+        body["fields"] = {**fields, **own}
         return super().post(key, body)
 
     def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
@@ -242,17 +277,22 @@ class JiraComments(_PropertyAccessor[R]):
     where = Resource(
         items="/issue/{in}/comment",
         item="/issue/{in}/comment/{id}",
-        within=Within(items="/search/jql", query={"fields": "updated"}, pages=_SEARCH),
+        within=Within(items="/search/jql", query={"fields": "updated"}, pages=SEARCH),
         query={"orderBy": "created", "expand": "properties"},
         pages=pages("comments"),
         update="PUT",
         etags=False,
         returns=True,
-        since=_since("@in.fields.updated"),
+        since=recent("@in.fields.updated"),
     )
     slots: ClassVar[Mapping[str, Slot]] = {
         "issue": Slot(at="@in.id", of="Issue", fixed="cannot move to another issue"),
         "body": Slot(at="body"),
+    }
+    told: ClassVar[Mapping[str, Slot]] = {
+        "author": Slot(at="author.accountId", of="Account", omitted=True),
+        "created": Slot(at="created"),
+        "updated": Slot(at="updated"),
     }
 
     def outer(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -263,6 +303,7 @@ class JiraMilestones(MarkedAccessor[R], _JiraProjectAccessor[R]):
     """Milestones: the versions of the project. A milestone is closed if the version is released."""
 
     shape = Milestone
+    _id: str | None = None  # of the project
     where = Resource(
         items="./version",
         item="/version/{id}",
@@ -286,6 +327,15 @@ class JiraMilestones(MarkedAccessor[R], _JiraProjectAccessor[R]):
             kept="documents no way to remove the date of a version; set another date",
         ),
     }
+
+    def present(self, data: Mapping[str, Any]) -> bool:
+        # Ids of versions are unique in the site, and any of its projects can be asked for them.
+        return len(self.projects) == 1 or str(data["projectId"]) == self._project_id()
+
+    def _project_id(self) -> str:
+        if self._id is None:
+            self._id = str(self.service.request("GET", f"/project/{self.project}").json()["id"])
+        return self._id
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         return super().post(key, {**body, "project": self.project})

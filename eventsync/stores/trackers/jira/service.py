@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.records.record import Record
 from eventsync.stores.rest import Basic, Numbers, Pages, Service
-from eventsync.stores.trackers.tracker import TrackerAccessor
+from eventsync.stores.trackers.tracker import NUMBER, TrackerAccessor
 
 __all__ = ["SIZE", "JiraAccessor", "JiraService", "pages"]
 
@@ -46,3 +46,4 @@ class JiraAccessor(TrackerAccessor[R]):
     """The base of all accessors of Jira."""
 
     tracker = "Jira"
+    id_form = NUMBER

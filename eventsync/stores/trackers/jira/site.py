@@ -65,7 +65,8 @@ class JiraLabels(_SiteAccessor[R]):
 class JiraProjects(_SiteAccessor[R]):
     """Projects. The key of a record is the key of the project.
 
-    ``project_type``: the type of new projects. The lead of a new project is the owner of the token.
+    ``project_type``: the type of new projects. The lead of a new project is its ``owner``, if the
+    view has this field, and else the owner of the token.
     Removing a record moves the project to the trash, where Jira keeps it for 60 days.
     """
 
@@ -74,7 +75,7 @@ class JiraProjects(_SiteAccessor[R]):
         items="/project/search",
         item="/project/{id}",
         creations="/project",
-        query={"expand": "description,lead"},
+        query={"expand": "description,lead,url"},
         pages=pages("values"),
         update="PUT",
         etags=False,
@@ -85,10 +86,18 @@ class JiraProjects(_SiteAccessor[R]):
         "name": Slot(at="name"),
         "description": Slot(at="description", read=text),
     }
+    extra: ClassVar[Mapping[str, Slot]] = {
+        "url": Slot(at="url", read=lambda url: url or None, write=text, omitted=True),
+        "owner": Slot(
+            at="lead.accountId",
+            to="leadAccountId",
+            of="Account",
+            kept="requires a lead of each project; set another owner",
+        ),
+    }
     told: ClassVar[Mapping[str, Slot]] = {
         "avatar": Slot(at="avatarUrls.48x48"),
         "public": Slot(at="isPrivate", read=lambda private: not private),
-        "owner": Slot(at="lead.accountId", of="Account"),
     }
 
     def __init__(
@@ -104,9 +113,10 @@ class JiraProjects(_SiteAccessor[R]):
         self._project_type = project_type
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
-        lead = self.service.request("GET", "/myself").json()["accountId"]
+        if "leadAccountId" not in body:
+            body["leadAccountId"] = self.service.request("GET", "/myself").json()["accountId"]
         body["name"] = body.get("name") or body["key"]
-        body |= {"projectTypeKey": self._project_type, "leadAccountId": lead}
+        body["projectTypeKey"] = self._project_type
         return super().post(key, body)
 
     def destroy(self, key: str, found: Object) -> None:

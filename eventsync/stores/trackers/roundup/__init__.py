@@ -10,6 +10,7 @@ writes, and finds the message by this id again.
 from __future__ import annotations
 
 from eventsync.stores.trackers.roundup.account import RoundupAccounts, RoundupMembers
+from eventsync.stores.trackers.roundup.attachment import RoundupAttachments
 from eventsync.stores.trackers.roundup.comment import RoundupComments
 from eventsync.stores.trackers.roundup.issue import RoundupIssues
 from eventsync.stores.trackers.roundup.item import RoundupService
@@ -17,6 +18,7 @@ from eventsync.stores.trackers.roundup.label import RoundupLabels
 
 __all__ = [
     "RoundupAccounts",
+    "RoundupAttachments",
     "RoundupComments",
     "RoundupIssues",
     "RoundupLabels",

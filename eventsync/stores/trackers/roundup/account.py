@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
+from eventsync.errors import RejectedError
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Object
@@ -64,6 +65,11 @@ class RoundupMembers(NamedItems[R]):
 
     def post(self, key: str, body: dict[str, Any]) -> Answer:
         role, name = split_key(key)
+        if not role or role != role.strip() or "," in role:
+            raise RejectedError(
+                f"{self.type.name} {key!r}: {role!r} is not the name of one role",
+                hint="a name has no comma, and no blank at its ends",
+            )
         user = self.found(name)
         if user is None:
             raise self.missing(self.view.names[self.type.keys[1]], name)

@@ -10,8 +10,8 @@ from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Object
 from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.record import Comment
-from eventsync.stores.trackers.roundup.item import resource_of, since
-from eventsync.stores.trackers.roundup.message import EMPTY, Messages, message_ids
+from eventsync.stores.trackers.roundup.item import in_utc, resource_of, since
+from eventsync.stores.trackers.roundup.message import EMPTY, FIELDS, Messages, message_ids
 from eventsync.stores.trackers.slot import Slot, text
 
 __all__ = ["RoundupComments"]
@@ -38,6 +38,11 @@ class RoundupComments(Messages[R]):
             read=lambda content: "" if content == EMPTY else text(content),
             write=lambda content: content or EMPTY,
         ),
+    }
+
+    told: ClassVar[Mapping[str, Slot]] = {
+        "created": Slot(at="creation", read=in_utc),
+        "updated": Slot(at="activity", read=in_utc),
     }
 
     def ping(self) -> None:
@@ -71,7 +76,7 @@ class RoundupComments(Messages[R]):
         id = path.rpartition("/")[2]
         for issue in self.select("issue", "messages", {"messages": id}):
             if id != message_ids(issue)[0]:
-                found = self.item("msg", id)
+                found = self.item("msg", id, FIELDS)
                 return Object(self._comment(found.data, issue), found.etag)
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
+from eventsync.errors import RejectedError
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
@@ -95,13 +96,13 @@ class RoundupIssues(Messages[R]):
     def create(self, key: str, members: Mapping[str, Any]) -> Answer:
         body = self.fill({"status": "open", **members}, None)
         self.complete_new(body)
-        self._add_keywords(body.get("keyword", ()))
+        self._link_keywords(body)
         message = self.write_message(key, body.pop("@text", ""), self.service.user)
         return self.added("issue", {**body, "messages": [message]})
 
     def modify(self, key: str, found: Object, members: Mapping[str, Any]) -> Answer:
         body = self.fill(members, None)
-        self._add_keywords(body.get("keyword", ()))
+        self._link_keywords(body)
         text = body.pop("@text", None)
         first = found.data["@first"]
         answer: Answer | None = None
@@ -127,19 +128,38 @@ class RoundupIssues(Messages[R]):
         filled = super().fill(members, body)
         if "status" in filled:
             filled["status"] = self._closed[0] if filled["status"] == "closed" else self._open
+        if priority := filled.get("priority"):
+            filled["priority"] = self.linked("priority", priority)
+            if filled["priority"] is None:
+                raise RejectedError(f"Roundup has no priority with the name {priority!r}")
         return filled
 
     def id_of_marked(self, issue: Mapping[str, Any], message: str) -> str:
         return str(issue["id"])
 
-    def _add_keywords(self, names: Sequence[str]) -> None:
+    def _link_keywords(self, body: dict[str, Any]) -> None:
+        """Replace the names of keywords in a body by their ids, and add those that are missing.
+
+        In a list of names, Roundup takes numbers for ids, and ``+`` and ``-`` for operators.
+        """
+        names = body.get("keyword")
         if not names:
             return
-        known = {data["name"] for data in self.select("keyword", "name", {})}
+        known = self._keywords()
         for name in names:
             if name not in known:
                 # 409: another worker has added the keyword in the meantime.
                 self.service.request("POST", "/keyword", body={"name": name}, allow=(409,))
+        if any(name not in known for name in names):
+            known = self._keywords()
+        lost = [name for name in names if name not in known]
+        if lost:
+            raise RejectedError(f"Roundup keeps no keyword with the name {lost[0]!r}")
+        body["keyword"] = [known[name] for name in names]
+
+    def _keywords(self) -> dict[str, str]:
+        found = self.select("keyword", "name", {})
+        return {data["name"]: str(data["id"]) for data in found if "name" in data}
 
     def _id(self, key: str) -> str | None:
         path = self.path_of(key)

@@ -12,7 +12,7 @@ from eventsync.errors import DependencyError, EventSyncError, RecordError
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Basic, Numbers, Object, Resource, Service, Since
-from eventsync.stores.trackers.tracker import TrackerAccessor
+from eventsync.stores.trackers.tracker import NUMBER, TrackerAccessor
 
 __all__ = ["NOTHING", "Items", "NamedItems", "RoundupService", "in_utc", "resource_of", "since"]
 
@@ -21,6 +21,7 @@ NOTHING: Final = ""
 """The value to write to remove a link. Roundup ignores null."""
 _TIME: Final = "%Y-%m-%d.%H:%M:%S"
 _MISSING: Final = re.compile(r"property \w+: .* is not a \w+")
+_NUMBER: Final = re.compile(r"-?[0-9]+\s*")
 
 
 class RoundupService(Service):
@@ -61,6 +62,7 @@ class Items(TrackerAccessor[R]):
     """
 
     tracker = "Roundup"
+    id_form = NUMBER
     service: RoundupService
     item_class: ClassVar[str] = ""
     fields: ClassVar[str] = ""
@@ -75,6 +77,26 @@ class Items(TrackerAccessor[R]):
         pages = self.resource.pages
         full = {"@fields": fields, "@verbose": "3", "@sort": "id", **query}
         return [data for page in pages.walk(self.service, f"/{item_class}", full) for data in page]
+
+    def linked(self, item_class: str, name: str) -> str | None:
+        """Return how a link to the item with this name is written; ``None`` if there is none.
+
+        Roundup takes a number for an id, and -1 for no link, so the id of the item is written then.
+        """
+        if not _NUMBER.fullmatch(name):
+            return name  # Roundup itself looks for the item
+        property = "username" if item_class == "user" else "name"
+        found = self.select(item_class, property, {f"{property}:": name})
+        return next((str(data["id"]) for data in found if "id" in data), None)
+
+    def reference(self, name: str, value: str | None) -> str | None:
+        known = super().reference(name, value)
+        if known is None or self.view_slots[name].of != "Account":
+            return known
+        link = self.linked("user", known)
+        if link is None:
+            raise self.missing(name, known)
+        return link
 
     def item(self, item_class: str, id: str, fields: str = "") -> Object:
         """Return one item, also a retired one. Raises ``RecordError`` if there is none.
@@ -158,10 +180,13 @@ def in_utc(time: Any) -> str | None:
     return dt.datetime.strptime(time, _TIME).replace(tzinfo=dt.UTC).isoformat()
 
 
-def since() -> Since:
-    """Return how to ask Roundup for items that changed at or after a time."""
+def since(updated: str = "activity") -> Since:
+    """Return how to ask Roundup for items that changed at or after a time.
+
+    ``updated``: the path of the time of the last change in an object.
+    """
     return Since(
-        updated="activity",
+        updated=updated,
         query={"activity": "{since};"},
         parse=lambda text: dt.datetime.strptime(text, _TIME),
         show=lambda moment: moment.strftime(_TIME),

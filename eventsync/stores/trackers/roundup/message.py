@@ -16,11 +16,13 @@ from eventsync.stores.rest.unreadable import Unreadable
 from eventsync.stores.trackers.marker import quoted
 from eventsync.stores.trackers.roundup.item import Items, RoundupService
 
-__all__ = ["EMPTY", "Messages", "message_ids"]
+__all__ = ["EMPTY", "FIELDS", "Messages", "message_ids"]
 
 R = TypeVar("R", bound=Record)
 EMPTY: Final = "(no text)"
 """The content of a message whose text is empty, because Roundup requires a content."""
+FIELDS: Final = "content,messageid,author,creation,activity"
+"""The properties of a message that are read."""
 _MESSAGE_ID: Final = re.compile(r"<eventsync\.([\w.-]+)\.([\w.%~]+)@eventsync>", re.ASCII)
 
 
@@ -102,12 +104,12 @@ class Messages(Items[R]):
         ``messages``: the ids to read, or ``None`` for all messages that are not retired.
         """
         if messages is None:
-            found = self.select("msg", "content,messageid,author", {})
+            found = self.select("msg", FIELDS, {})
             return {data["id"]: data for data in found if "id" in data}
         return {id: self._message(id) for id in messages}
 
     def _message(self, id: str) -> dict[str, Any]:
         try:
-            return self.item("msg", id).data
+            return self.item("msg", id, FIELDS).data
         except RecordError as error:
             return Unreadable(error)
