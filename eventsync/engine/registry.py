@@ -7,7 +7,8 @@ from typing import Any
 
 from eventsync.changes.clock import Clock
 from eventsync.engine.accessor import Accessor
-from eventsync.engine.apply import DEFAULT_LIMITS, Limits, complete
+from eventsync.engine.apply import DEFAULT_LIMITS, Limits
+from eventsync.engine.completion import complete
 from eventsync.engine.publisher import Publisher
 from eventsync.engine.store import Store
 from eventsync.engine.synchronize import Synchronization, SyncProgress, SyncReport

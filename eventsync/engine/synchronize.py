@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from eventsync.changes.change import Change
@@ -16,7 +17,8 @@ from eventsync.engine.apply import Limits, Settled, apply
 from eventsync.engine.gate import Outcome
 from eventsync.engine.isolation import Failed, concerns_all, isolate, item_error
 from eventsync.engine.store import Store
-from eventsync.errors import EventSyncError
+from eventsync.engine.unreadable import UnreadableKeys, error_of, states_of
+from eventsync.errors import EventSyncError, RecordError
 from eventsync.records.query import Filter, Query
 from eventsync.records.record import Record
 from eventsync.values.chunk import chunked
@@ -89,8 +91,8 @@ class Synchronization:
                 if change.data is None or where.matches(_values_of(change, accessor))
             ]
             for target in targets:
-                target.replicas[type].forget_missing(keys, deletes=self.deletes)
-                self._apply(target, changes)
+                unreadable = self._forget_missing(target, type, keys)
+                self._apply(target, changes, unreadable)
             index.save_mark(mark, keys[-1])
             done += len(keys)
             self.progress(SyncProgress(source.name, type, done, max(total, done)))
@@ -127,18 +129,26 @@ class Synchronization:
     def _states(
         self, source: Store, accessor: Accessor[Any], keys: Sequence[str]
     ) -> Iterable[Change]:
-        """Yield the records with these keys as changes. Report records that cannot be read."""
-        for part in isolate(keys, lambda keys: source.replicas[accessor.type.name].states(keys)):
-            if isinstance(part, Failed):
-                error = item_error(part.error, f"{accessor.type.name} {part.item!r}")
-                self._unreadable(source, error)
-            else:
-                yield from part.result
+        """Return the records with these keys as changes. Report records that cannot be read."""
+        replica = source.replicas[accessor.type.name]
+        return states_of(replica, keys, lambda key, error: self._unreadable(source, error))
 
-    def _apply(self, target: Store, changes: Sequence[Change]) -> None:
+    def _forget_missing(self, target: Store, type: str, keys: Sequence[str]) -> UnreadableKeys:
+        """Call ``Replica.forget_missing``; report and return the errors of unreadable records."""
+        unreadable: dict[tuple[str, str], RecordError] = {}
+        forget = partial(target.replicas[type].forget_missing, deletes=self.deletes)
+        for part in isolate(keys, forget):
+            if isinstance(part, Failed):
+                unreadable[type, part.item] = error_of(part, type)
+                self._unreadable(target, unreadable[type, part.item])
+        return unreadable
+
+    def _apply(self, target: Store, changes: Sequence[Change], unreadable: UnreadableKeys) -> None:
         # These changes are the current state of the source, so an old version is not an old change.
         limits = replace(self.limits, retention=math.inf)
-        for settled in apply(target, changes, clock=self.clock, limits=limits):
+        for settled in apply(
+            target, changes, clock=self.clock, limits=limits, unreadable=unreadable
+        ):
             self._count(target, settled.outcome)
             if settled.outcome is Outcome.REJECTED:
                 self.report.rejected.append((target.name, settled))

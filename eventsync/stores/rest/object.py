@@ -198,10 +198,10 @@ class ObjectAccessor(Accessor[R]):
         path = self.path_of(key)
         if path is None:
             return None
-        answer = self.read_alone(path, query=self.resource.single)
-        if answer is None:
-            return None
-        with reading(f"{self.type.name} {key!r}"):
+        with reading(f"{self.type.name} {key!r}", key=key):
+            answer = self.read_alone(path, query=self.resource.single)
+            if answer is None:
+                return None
             data = self.placed(key, self.data_of(answer))
             if not self.present(data) or self._is_of_another(key, data):
                 return None
@@ -515,7 +515,7 @@ class ObjectAccessor(Accessor[R]):
         return any(other.type.name == one.of for one in self.resource.references.values())
 
     def _record(self, key: str, found: Object) -> R:
-        with reading(f"{self.type.name} {key!r}"):
+        with reading(f"{self.type.name} {key!r}", key=key):
             return self._read_record(key, found)
 
     def _read_record(self, key: str, found: Object) -> R:
