@@ -419,6 +419,17 @@ class Store:
                     self._try_flush(publisher)
                 yield changes
 
+    def note_unreadable(self, type: str) -> None:
+        """Read all records of a type, and note those that cannot be read. Publishes nothing.
+
+        ``type``: the name of the record type. See ``unreadable_records``.
+        """
+        reading = self.unreadable_records.reading(type)
+        query = Query.parse(self.accessors[type].type, None, unreadable=reading)
+        for _ in self.accessors[type].find(query):
+            pass  # only the calls of ``reading`` matter
+        reading.save(whole=True)
+
     def capture_before(self, changes: Iterable[Change], publisher: Publisher) -> UnreadableKeys:
         """Capture foreign writes to the records that ``changes`` are about. Idempotent.
 
