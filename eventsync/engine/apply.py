@@ -32,6 +32,7 @@ from eventsync.errors import (
     RecordError,
     UnreadableError,
 )
+from eventsync.index import Entry
 from eventsync.records.record_type import same
 
 __all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply"]
@@ -122,14 +123,16 @@ def apply(
 def _withhold(store: Store, items: Iterable[Settled], cause: RecordError) -> None:
     """Hold the changes of one record that the store cannot read, for the reason ``cause``.
 
-    A put or delete that the store has applied before is a duplicate or stale, not held.
+    A change that the store has applied before, or that is older than what it applied, is stale or a
+    duplicate; the record need not be read for that.
     """
     for item in items:
-        type, key = item.change.type, item.change.key
+        change = item.change
+        type, key = change.type, change.key
         with store.index.transaction() as transaction:
             entry = transaction.read(type, [key]).get(key)
-        if entry is not None and item.change.op != PATCH and item.change.stamp <= entry.stamp:
-            same = item.change.stamp == entry.stamp
+        if entry is not None and _is_known(entry, change):
+            same = change.version == entry.version
             item.outcome = Outcome.DUPLICATE if same else Outcome.STALE
             continue
         item.error = UnreadableError(
@@ -137,6 +140,14 @@ def _withhold(store: Store, items: Iterable[Settled], cause: RecordError) -> Non
             f"overwrite: {cause.message}",
             hint=cause.hint or "correct or remove the record in the store",
         )
+
+
+def _is_known(entry: Entry, change: Change) -> bool:
+    """Return whether nothing in ``change`` is newer than ``entry``."""
+    if change.op != PATCH:
+        return change.stamp <= entry.stamp
+    put = entry.stamp[:16]
+    return all(entry.versions.get(name, put) >= change.version for name in change.data or ())
 
 
 def _in_order(
