@@ -146,8 +146,15 @@ def _is_known(entry: Entry, change: Change) -> bool:
     """Return whether nothing in ``change`` is newer than ``entry``."""
     if change.op != PATCH:
         return change.stamp <= entry.stamp
-    put = entry.stamp[:16]
-    return all(entry.versions.get(name, put) >= change.version for name in change.data or ())
+    versions: dict[str, bytes] = dict.fromkeys(change.data or (), change.version)
+    known = change.known
+    if known is not None:
+        if known.stamp > entry.stamp:
+            return False
+        put = known.stamp[:16]
+        versions |= {name: known.versions.get(name, put) for name in known.values}
+    mine = entry.stamp[:16]
+    return all(entry.versions.get(name, mine) >= version for name, version in versions.items())
 
 
 def _in_order(

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from eventsync.changes.change import Change
-from eventsync.engine.isolation import Done, Failed, concerns_all, isolate
+from eventsync.engine.isolation import Done, Failed, isolate
 from eventsync.engine.replica import Encode, Replica
-from eventsync.engine.unreadable import Notice, UnreadableKeys, UnreadableNotes, error_of
+from eventsync.engine.unreadable import Notice, Reading, UnreadableKeys, UnreadableNotes, error_of
 from eventsync.errors import RecordError, SuspiciousReadError
 from eventsync.index import Index, Presence
 from eventsync.records.query import Query
@@ -78,10 +78,10 @@ class Capture:
             seen.update(keys)
             yield self._compare(replica, keys, encode, report, deletes=deletes)
             reading.save()
+        missing = self._missing(replica, seen | reading.found.keys(), reading)
+        reading.read_known(replica.accessor)
         reading.save(whole=True)
         if not replica.accessor.forgets:
-            seen |= reading.found.keys()
-            missing = self._missing(replica, seen)
             self._check_deletes(replica, len(missing), deletes)
             for keys in chunked(missing, _CHUNK):
                 yield self._compare(replica, keys, encode, unreadable, deletes=1.0)
@@ -154,7 +154,9 @@ class Capture:
         reading = self._notes.reading(replica.type.name, report=unreadable, notice=notice)
         report = None if unreadable is None else reading
         mark = self._index.load_mark(mark_name)
-        changed = replica.accessor.changed_since(mark, report)
+        # What this call cannot read is noted when all records are read: its errors may be about
+        # the time of a change only, and name the record in another way.
+        changed = replica.accessor.changed_since(mark, unreadable)
         if changed is None:
             return None
         keys, next_mark = changed
@@ -170,13 +172,17 @@ class Capture:
 
         return captured()
 
-    def _missing(self, replica: Replica, seen: set[str]) -> list[str]:
+    def _missing(self, replica: Replica, seen: set[str], reading: Reading) -> list[str]:
         """Return the keys of the records that the index has and the store no longer has.
 
-        ``seen``: the keys that were found in the store.
+        ``seen``: the keys that were found in the store. Returns none for a store that ``forgets``.
         """
+        accessor = replica.accessor
+        if accessor.forgets:
+            return []
         entries = self._index.entries(replica.type.name, presence=Presence.PRESENT)
-        return [key for key, _ in entries if key not in seen and not _exists(replica, key)]
+        unseen = (key for key, _ in entries if key not in seen)
+        return [key for key in unseen if not reading.holds(accessor, key)]
 
     def _check_deletes(self, replica: Replica, missing: int, deletes: float) -> None:
         """Raise ``SuspiciousReadError`` if more records are missing than ``deletes`` allows.
@@ -207,13 +213,3 @@ def _keys(replica: Replica, unreadable: Unreadable) -> Iterator[str]:
     """Yield the keys of all records in the store. Call ``unreadable`` for unreadable records."""
     query = Query.parse(replica.type, None, unreadable=unreadable)
     return (record.key for record in replica.accessor.find(query))
-
-
-def _exists(replica: Replica, key: str) -> bool:
-    """Return whether the store holds the record with this key. An unreadable record counts."""
-    try:
-        return replica.accessor.get(key) is not None
-    except Exception as error:
-        if concerns_all(error):
-            raise
-        return True

@@ -428,6 +428,7 @@ class Store:
         query = Query.parse(self.accessors[type].type, None, unreadable=reading)
         for _ in self.accessors[type].find(query):
             pass  # only the calls of ``reading`` matter
+        reading.read_known(self.accessors[type])
         reading.save(whole=True)
 
     def capture_before(self, changes: Iterable[Change], publisher: Publisher) -> UnreadableKeys:

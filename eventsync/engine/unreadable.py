@@ -7,10 +7,11 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from eventsync.changes.change import Change
-from eventsync.engine.isolation import Done, Failed, isolate, record_error
+from eventsync.engine.accessor import Accessor
+from eventsync.engine.isolation import Done, Failed, concerns_all, isolate, record_error
 from eventsync.engine.replica import Replica
 from eventsync.errors import RecordError
 from eventsync.index import Index
@@ -137,24 +138,63 @@ class Reading:
         self._report = report
         self._notice = notice
         self._unsaved: list[UnreadableRecord] = []
-        self._nameless: dict[str, int] = {}
+        self._nameless: list[str] = []
 
     def __call__(self, error: RecordError) -> None:
         """Take in the error of one record that cannot be read."""
-        new = self._notes.note_of(self.type, error)
-        if not error.key and not error.place and new.name in self.found:
-            # Another record with the same error: both are without a name.
-            self._nameless[new.name] = number = self._nameless.get(new.name, 1) + 1
-            new = replace(new, name=f"{new.name} ({number})")
-        known = self._known.get(new.name)
-        if new.name not in self.found and (known is not None or len(self.found) < MOST_NOTED):
-            if known is None or (known.reason, known.error) != (new.reason, new.error):
-                since = new.since if known is None else known.since
-                known = replace(new, since=since)
-            self.found[known.name] = known
-            self._unsaved.append(known)
+        self._take_in(error)
         if self._report is not None:
             self._report(error)
+
+    def _take_in(self, error: RecordError) -> None:
+        new = self._notes.note_of(self.type, error)
+        nameless = not error.key and not error.place
+        if nameless and new.name in self.found:
+            # Another record with the same error.
+            new = replace(new, name=f"{new.name} ({len(self._nameless) + 1})")
+        known = self._known.get(new.name)
+        if new.name in self.found or (known is None and len(self.found) >= MOST_NOTED):
+            return
+        if known is None or (known.reason, known.error) != (new.reason, new.error):
+            known = replace(new, since=new.since if known is None else known.since)
+        self.found[known.name] = known
+        if nameless:
+            self._nameless.append(known.name)
+        else:
+            self._unsaved.append(known)
+
+    def holds(self, accessor: Accessor[Any], key: str) -> bool:
+        """Return whether the store holds the record with this key.
+
+        A record that cannot be read counts, and its error is taken in.
+        """
+        try:
+            return accessor.get(key) is not None
+        except Exception as error:
+            if concerns_all(error):
+                raise
+            if not self._is_met(error):
+                if self._nameless:
+                    # Most likely one of the records that were met without a name.
+                    del self.found[self._nameless.pop()]
+                    self._take_in(error_of(Failed(key, error), self.type))
+                else:
+                    self(error_of(Failed(key, error), self.type))
+            return True
+
+    def read_known(self, accessor: Accessor[Any]) -> None:
+        """Read the records again that were noted before and not met by this read.
+
+        A read of all records does not meet a record that the store shows in no list and refuses
+        to show alone, as an issue that was moved away.
+        """
+        for key in self.keys:
+            if key not in self.found:
+                self.holds(accessor, key)
+
+    def _is_met(self, error: Exception) -> bool:
+        """Return whether ``error`` is that of content which was met without its key."""
+        return isinstance(error, RecordError) and (error.key or error.place) in self.found
 
     @property
     def keys(self) -> list[str]:
@@ -165,8 +205,12 @@ class Reading:
         """Save the notes of the records met so far, and call ``notice`` for what is new.
 
         Remove the notes of records that are readable again, or gone: with ``whole`` those of all
-        records that were not met, otherwise those of the records with the keys ``read``.
+        records that were not met, otherwise those of the records with the keys ``read``. Records
+        without a key or a place are saved only with ``whole``: their keys may turn up until then.
         """
+        if whole:
+            self._unsaved += [self.found[name] for name in self._nameless]
+            self._nameless = []
         names = self._known.keys() if whole else {_shortened(key) for key in read}
         cleared = [
             note
@@ -183,7 +227,8 @@ class Reading:
             for note in news:
                 self._notice(note, True)
             for note in cleared:
-                self._notice(note, False)
+                if note.told:
+                    self._notice(note, False)
             news = [replace(note, told=True) for note in news]
         if news or cleared:
             self._notes.save(news, cleared)

@@ -159,6 +159,7 @@ def _read(store: Store, type: str) -> _Read:
             raise
         error = str(item_error(failure))
     else:
+        reading.read_known(accessor)
         reading.save(whole=True)
         if reading.found and not readable:
             first = next(iter(reading.found.values())).error

@@ -16,6 +16,7 @@ from eventsync.index import FileIndex, MemoryIndex
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
 from eventsync.stores.memory import MemoryAccessor
+from eventsync.verify import compare
 
 
 class Product(Record):
@@ -123,6 +124,51 @@ def test_a_read_without_notice_leaves_it_to_the_next(store):
     assert capture(store) == []
 
 
+class Hiding(MemoryAccessor):
+    """Shows the record 2 in no list, and refuses to show it alone while ``refuses`` is set.
+
+    ``nameless``: instead, the list has an item for it whose key cannot be read.
+    """
+
+    refuses = False
+    nameless = False
+
+    def find(self, query):
+        for record in super().find(query):
+            if record.id != 2:
+                yield record
+            elif self.nameless:
+                self.pass_over(RecordError("an item of the list is odd"), query)
+
+    def get(self, key):
+        if key == "2" and self.refuses:
+            raise RecordError("301 Moved Permanently")
+        return super().get(key)
+
+
+@pytest.mark.parametrize("nameless", [False, True])
+def test_a_record_that_is_in_no_list_and_cannot_be_read_alone(nameless):
+    """It is neither deleted nor counted twice, and every read of all records keeps its note."""
+    accessor = Hiding(Product)
+    store = Store("shop", accessor)
+    for id in (1, 2, 3):
+        accessor.data[str(id)] = {"id": id, "name": "x", "price": 1}
+    list(store.capture())
+    with store.index.transaction() as transaction:
+        entry = transaction.read("Product", ["1"])["1"]
+        transaction.write("Product", {"2": entry})
+    accessor.refuses, accessor.nameless = True, nameless
+    assert capture(store) == [("2", True)]
+    assert capture(store) == []
+    store.note_unreadable("Product")
+    counts = compare(StoreRegistry(store)).stores["shop"]["Product"]
+    assert counts.unreadable == 1
+    assert capture(store) == []
+    assert list(store.unreadable_records.of("Product")) == ["2"]
+    accessor.refuses = accessor.nameless = False
+    assert capture(store) == [("2", False)]
+
+
 def test_types_and_names_are_apart():
     """Types whose names begin alike, long keys, and records without a name each have a note."""
     notes = module.UnreadableNotes(MemoryIndex())
@@ -131,7 +177,7 @@ def test_types_and_names_are_apart():
     reading = notes.reading("Product")
     for error in errors:
         reading(error)
-    reading.save()
+    reading.save(whole=True)
     assert notes.count("Product") == 4
     assert notes.count("Pro") == notes.count("ProductLine") == 0
     assert sorted(len(name) for name in notes.of("Product"))[-1] <= 512
