@@ -114,8 +114,9 @@ def find(
       –   the store does not hold the record, perhaps because of its filter
       !   the store differs, as shown
 
-    Records that cannot be read are not shown in the table. Standard error says how many there are,
-    and --json adds a row with the difference "unreadable" for each. They count as differing for
+    A copy that cannot be read is marked "! unreadable" if its record matches in another store.
+    Standard error says how many copies cannot be read, and --json has the difference "unreadable"
+    for each, in a row of its own if no other store has the record. They count as differing for
     --exit-code.
 
     Examples:

@@ -246,10 +246,7 @@ def warn_unreadable(unreadable: Sequence[tuple[str, RecordError]], type: str) ->
     ``unreadable``: pairs of store and error.
     """
     for store, count in Counter(store for store, _ in unreadable).items():
-        warn(
-            f"{store}: {plural(count, 'record')} of type {type} cannot be read and "
-            f"{'is' if count == 1 else 'are'} not shown"
-        )
+        warn(f"{store}: {plural(count, 'record')} of type {type} cannot be read")
     for store, error in unreadable[:_MAX_NAMED]:
         say(f"  {store}: {error}", indent=4, err=True)
     if len(unreadable) > _MAX_NAMED:

@@ -12,6 +12,7 @@ import uuid
 
 import pytest
 import sqlalchemy as sa
+from servers.github import GitHubSimulator
 from servers.mariadb import MariaServer
 from servers.mongodb import MongoServer
 from servers.objects import ObjectServer
@@ -29,12 +30,15 @@ from eventsync.index import FileIndex
 from eventsync.records.record import Field, Record
 from eventsync.records.view import View
 from eventsync.stores.files import CsvAccessor, JsonFolderAccessor, JsonLinesAccessor
+from eventsync.stores.identity import IdentityMap
 from eventsync.stores.ldap import LdapAccessor
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.mongo import MongoAccessor
 from eventsync.stores.redis import RedisAccessor
 from eventsync.stores.rest import Links, Resource, RestAccessor, Service
 from eventsync.stores.sql import SqlAccessor
+from eventsync.stores.trackers import Issue
+from eventsync.stores.trackers.github import GitHubIssues, GitHubService
 from eventsync.verify import Kind, compare
 from eventsync.worker.worker import Worker
 
@@ -481,6 +485,49 @@ def test_one_record_that_cannot_be_read(foreign_of, bus, type, kind, field, valu
         assert event == "record no longer unreadable"
         assert theirs.unreadable_records.of(name) == {}
         assert theirs.get(type, "b").name == "mended"
+
+
+@pytest.mark.parametrize("odd", ["301", {"labels": [7]}, {"state": 5}], ids=str)
+def test_an_issue_of_a_tracker(tmp_path, odd):
+    """One that was moved away, or has odd members, is named once; the others go both ways."""
+    with GitHubSimulator() as github, Bus(f"sqlite:///{tmp_path / 'broker.db'}") as bus:
+        bus.declare("github", ["Issue"])
+        bus.declare("peer", ["Issue"])
+        service = GitHubService("good-token", url=github.url, allow=["127.0.0.1"])
+        identity = IdentityMap(tmp_path / "ids.db", name="github")
+        accessor = GitHubIssues(Issue, service, "ann/shop", identity=identity)
+        tracker = Store("github", accessor, index=FileIndex(tmp_path / "v.db"), capture_every=0.01)
+        peer = Store("peer", MemoryAccessor(Issue))
+        with StoreRegistry(tracker, peer).open(publisher=bus) as registry:
+            tracker.add([Issue(id=key, title="t") for key in ("A", "B")])
+            Worker(peer, bus).drain(timeout=0.02)
+            number = int(identity.id_of("Issue", "A"))
+            if odd == "301":
+                act, path = github.act, f"/repos/ann/shop/issues/{number}"
+                moved = 301, {"message": "Moved Permanently"}, {"Location": f"{github.url}/x/1"}
+                vars(github)["act"] = lambda asked: moved if asked.path == path else act(asked)
+                del github.issues[number]
+            else:
+                github.issues[number] |= odd
+            github.edits(int(identity.id_of("Issue", "B")), title="theirs")
+            worker = Worker(tracker, bus)
+            with capture_logs() as logs:
+                worker.drain(timeout=0.02)
+                tracker.capture_whole_every = 0.0
+                worker.drain(timeout=0.02)
+                worker.drain(timeout=0.02)
+            assert named(logs) == [("record unreadable, not captured", "github", "Issue", "A")]
+            Worker(peer, bus).drain(timeout=0.02)
+            assert peer.get(Issue, "B").title == "theirs"
+            issues = [peer.get(Issue, key) for key in "AB"]
+            for issue in issues:
+                issue.title = "ours"
+            peer.update(issues)
+            worker.drain(timeout=0.02)
+            assert tracker.get(Issue, "B").title == "ours"
+            assert worker.outcomes[Outcome.HELD] == 1
+            assert compare(registry).stores["github"]["Issue"].unreadable == 1
+            assert peer.get(Issue, "A").title == "ours"
 
 
 def test_a_key_that_is_too_long(foreign_of, bus):
