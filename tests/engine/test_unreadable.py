@@ -169,6 +169,21 @@ def test_a_record_that_is_in_no_list_and_cannot_be_read_alone(nameless):
     assert capture(store) == [("2", False)]
 
 
+def test_a_noted_record_without_an_entry_is_read_again():
+    """A record that no list shows and no index knows keeps its note until it can be read."""
+    accessor = Hiding(Product)
+    accessor.data["2"] = {"id": 2, "name": "x", "price": 1}
+    accessor.refuses = True
+    store = Store("shop", accessor)
+    reading = store.unreadable_records.reading("Product")
+    assert reading.holds(accessor, "2")
+    reading.save()
+    assert capture(store) == [("2", True)]
+    assert capture(store) == []
+    accessor.refuses = False
+    assert capture(store) == [("2", False)]
+
+
 def test_types_and_names_are_apart():
     """Types whose names begin alike, long keys, and records without a name each have a note."""
     notes = module.UnreadableNotes(MemoryIndex())
