@@ -17,6 +17,7 @@ The hierarchy::
     │   ├── AlreadyExistsError   a record with this key exists already
     │   ├── RejectedError        the store will never accept the record as it is
     │   ├── DependencyError      another record must be written or removed first  (retryable)
+    │   │   └── UnreadableError  what a change would overwrite cannot be read     (retryable)
     │   ├── StoreUnavailableError  the store is unreachable or busy               (retryable)
     │   └── SuspiciousReadError  too many records are missing from a read
     └── BusError                 the broker could not carry out an operation
@@ -47,6 +48,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "SuspiciousReadError",
+    "UnreadableError",
     "UnroutableError",
     "ValueRefusedError",
     "is_retryable",
@@ -86,9 +88,15 @@ class ConfigError(EventSyncError):
 
 
 class RecordError(EventSyncError):
-    """A record, or the declaration of a record type, is wrong."""
+    """A record, or the declaration of a record type, is wrong.
+
+    - ``key``: the key of the record, as far as it is known.
+    - ``place``: where a record without a readable key is, for example a file and a line.
+    """
 
     reason = "record"
+    key: str | None = None
+    place: str = ""
 
 
 class FieldError(RecordError):
@@ -186,6 +194,12 @@ class DependencyError(StoreError):
 
     retryable = True
     reason = "dependency"
+
+
+class UnreadableError(DependencyError):
+    """A change must wait, because it would overwrite a record that the store cannot read."""
+
+    reason = "unreadable"
 
 
 class StoreUnavailableError(StoreError):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,11 +24,13 @@ from eventsync.cli.side_by_side import (
     print_record,
     print_records,
     row_json,
+    unreadable_json,
+    warn_unreadable,
 )
 
 if TYPE_CHECKING:
     from eventsync.engine.registry import StoreRegistry
-    from eventsync.records.record import Record
+    from eventsync.errors import RecordError
 
 __all__ = ["find", "get", "verify"]
 
@@ -113,6 +114,11 @@ def find(
       –   the store does not hold the record, perhaps because of its filter
       !   the store differs, as shown
 
+    A copy that cannot be read is marked "! unreadable" if its record matches in another store.
+    Standard error says how many copies cannot be read, and --json has the difference "unreadable"
+    for each, in a row of its own if no other store has the record. They count as differing for
+    --exit-code.
+
     Examples:
       eventsync find Customer --filter '{"city": "Oslo"}' --sort -balance
       eventsync find Customer --filter '{"name": {"$like": "A%"}}' --fields name,city
@@ -124,13 +130,30 @@ def find(
     names = split_names(fields)
     for name in names or ():
         record_type.__record__.field(name)
-    keys = _keys(deployment, record_type, json_option(where, "--filter"), split_names(sort), limit)
-    rows = look(deployment.registry, record_type, keys)
+    registry: StoreRegistry = deployment.registry.open()
+    unreadable: list[tuple[str, RecordError]] = []
+    found = registry.find(
+        record_type,
+        json_option(where, "--filter"),
+        sort=split_names(sort) or (),
+        limit=limit,
+        unreadable=lambda store, error: unreadable.append((store, error)),
+    )
+    # The keys in the order of the first store, then the further keys of the second, and so on.
+    keys = list(dict.fromkeys(record.key for records in found.values() for record in records))
+    rows = look(registry, record_type, keys)
     if as_json:
-        print_json([row_json(row) for row in rows])
+        shown = set(keys)
+        others = [
+            unreadable_json(store, type, error)
+            for store, error in unreadable
+            if error.key not in shown  # else the row of its key says so
+        ]
+        print_json([*map(row_json, rows), *others])
     else:
         print_records(rows, record_type, names)
-    differs = any(row.differences for row in rows)
+    warn_unreadable(unreadable, type)
+    differs = bool(unreadable) or any(row.differences for row in rows)
     return FOUND_WRONG if exit_code and differs else OK
 
 
@@ -151,9 +174,9 @@ def verify(
     """Compare all stores field by field.
 
     The winning values of each record are computed from all stores. Each store should hold these
-    values, for the fields of its view, if the record matches the filter of the store. The exit
-    code is 1 if a store differs. Changes that workers have not applied yet are reported as
-    differences.
+    values, for the fields of its view, if the record matches the filter of the store. Records that
+    cannot be read count as differences; eventsync unreadable lists them. The exit code is 1 if a
+    store differs. Changes that workers have not applied yet are reported as differences.
 
     Examples:
       eventsync verify
@@ -176,20 +199,3 @@ def verify(
     else:
         print_comparison(comparison)
     return OK if comparison else FOUND_WRONG
-
-
-def _keys(
-    deployment: Deployment,
-    record_type: type[Record],
-    where: dict[str, Any] | None,
-    sort: Sequence[str] | None,
-    limit: int,
-) -> list[str]:
-    """Return the keys of the records that match in at least one store, each key once.
-
-    The order is that of the first store, then of the further keys of the second store, and so on.
-    ``limit``: the largest number of records from each store.
-    """
-    registry: StoreRegistry = deployment.registry.open()
-    found = registry.find(record_type, where, sort=sort or (), limit=limit)
-    return list(dict.fromkeys(record.key for records in found.values() for record in records))

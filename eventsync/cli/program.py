@@ -19,6 +19,7 @@ from eventsync.cli import (
     status,
     sync,
     top,
+    unreadable,
     worker,
 )
 from eventsync.cli.command import EXIT_CODES, help_of
@@ -72,7 +73,10 @@ def _program() -> typer.Typer:
     for panel, commands in (
         (_BEGIN, (demo.demo, project.init, check.check)),
         (_RUN, (worker.worker, relay.relay, status.status, top.top, health.health)),
-        (_RECORDS, (publish.publish, sync.sync, find.get, find.find, find.verify)),
+        (
+            _RECORDS,
+            (publish.publish, sync.sync, find.get, find.find, find.verify, unreadable.unreadable),
+        ),
     ):
         for function in commands:
             app.command(help=help_of(function), rich_help_panel=panel, epilog=EXIT_CODES)(function)

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from eventsync.cli.output import plural, print_table, say, shown
+from eventsync.cli.output import plural, print_table, say, shown, warn
 
 if TYPE_CHECKING:
+    from eventsync.errors import RecordError
     from eventsync.records.record import Record
     from eventsync.records.record_type import RecordType
     from eventsync.verify import Comparison, Difference, SideBySide, StoreState
 
-__all__ = ["comparison_json", "print_comparison", "print_record", "print_records", "row_json"]
+__all__ = [
+    "comparison_json",
+    "print_comparison",
+    "print_record",
+    "print_records",
+    "row_json",
+    "unreadable_json",
+    "warn_unreadable",
+]
 
 _ABSENT: Final = "·"
 _NOT_THERE: Final = "–"
 _MAX_LISTED: Final = 50
+_MAX_NAMED: Final = 10
 _JSON_STATES: Final = {1: "here", 2: "deleted", 3: "filtered out", 4: "pending"}
 """The name of each ``Presence`` in JSON, by its number."""
 
@@ -159,6 +170,10 @@ def print_comparison(comparison: Comparison) -> None:
         for type, counts in ((type, asdict(counts)) for type, counts in types.items())
     ]
     print_table(["store", "type", *_COUNTS], rows, right=range(2, 2 + len(_COUNTS)))
+    for store, types in comparison.stores.items():
+        for type, held in types.items():
+            if held.error:
+                warn(f"{store}: no record of type {type} could be read: {held.error}")
     for found in comparison.differences[:_MAX_LISTED]:
         say(_line(found))
     if comparison.total > _MAX_LISTED:
@@ -200,6 +215,42 @@ def row_json(row: SideBySide) -> dict[str, Any]:
             for name, state in row.stores.items()
         },
     }
+
+
+def unreadable_json(store: str, type: str, error: RecordError) -> dict[str, Any]:
+    """Return a dict like that of ``row_json`` for a record that ``store`` cannot read.
+
+    Its values in other stores are left out: whether they match a filter here is not known.
+    """
+    difference = {
+        "store": store,
+        "type": type,
+        "key": error.key or "",
+        "kind": "unreadable",
+        "detail": str(error),
+    }
+    state: dict[str, Any] = {
+        "values": None,
+        "state": None,
+        "version": None,
+        "field_versions": {},
+        "differences": [difference],
+    }
+    row = {"type": type, "key": error.key, "version": None, "merged": None}
+    return {**row, "stores": {store: state}}
+
+
+def warn_unreadable(unreadable: Sequence[tuple[str, RecordError]], type: str) -> None:
+    """Say on standard error how many records of a type could not be read, and which.
+
+    ``unreadable``: pairs of store and error.
+    """
+    for store, count in Counter(store for store, _ in unreadable).items():
+        warn(f"{store}: {plural(count, 'record')} of type {type} cannot be read")
+    for store, error in unreadable[:_MAX_NAMED]:
+        say(f"  {store}: {error}", indent=4, err=True)
+    if len(unreadable) > _MAX_NAMED:
+        say(f"  ... and {len(unreadable) - _MAX_NAMED:,} more", err=True)
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:

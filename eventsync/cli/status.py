@@ -14,6 +14,7 @@ from eventsync.errors import BusError, BusUnavailableError, EventSyncError, Stor
 
 if TYPE_CHECKING:
     from eventsync.engine.store import Store
+    from eventsync.errors import RecordError
 
 __all__ = ["status"]
 
@@ -39,6 +40,7 @@ def status(deployment: Deployment, as_json: JsonOption = False) -> int:
       filtered out   not in the store, because they do not match its filter
       deleted        tombstones of deleted records
       new            not seen by eventsync yet; eventsync sync publishes them
+      unreadable     in the store, but cannot be read; see eventsync unreadable STORE
 
     Workers on this host, if EVENTSYNC_STATE_DIR is set:
       doing      the current work
@@ -116,13 +118,18 @@ def _records(store: Store, name: str) -> dict[str, Any]:
         "away": counts[Presence.FILTERED_OUT],
         "deleted": counts[Presence.DELETED],
     }
+    noted = store.unreadable_records.count(name)
+    unreadable: list[RecordError] = []
     try:
-        found["new"] = max(0, store.count(accessor.record_class) - counts[Presence.PRESENT])
+        held = store.count(accessor.record_class, unreadable=unreadable.append)
+        found["new"] = max(0, held - counts[Presence.PRESENT])
     except (StoreUnavailableError, OSError):
         raise
     except EventSyncError as error:
         # Report the error for this count only. The counts from the index are known.
         found["new"], found["error"] = None, str(error)
+    # A store that counts without reading does not report unreadable records.
+    found["unreadable"] = max(noted, len(unreadable))
     return found
 
 
@@ -156,7 +163,12 @@ def _print(stores: dict[str, dict[str, Any]]) -> None:
         for type, counts in found.get("types", {}).items()
     ]
     typer.echo()
-    print_table(["store", "type", *_COLUMNS.values()], rows, right=range(2, 7))
+    print_table(
+        ["store", "type", *_COLUMNS.values()],
+        rows,
+        right=range(2, 8),
+        marked=lambda row, column: "red" if column == 7 and rows[row][7] != "0" else None,
+    )
     _print_workers([state for found in stores.values() for state in found.get("workers", ())])
     for name, found in stores.items():
         for part in (found, found["queues"], *found.get("types", {}).values()):
@@ -201,6 +213,7 @@ _COLUMNS = {
     "away": "filtered out",
     "deleted": "deleted",
     "new": "new",
+    "unreadable": "unreadable",
 }
 """The title of each column in the table of records, by the name of its count in JSON."""
 

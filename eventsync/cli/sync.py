@@ -129,7 +129,12 @@ def _print(report: SyncReport, dry_run: bool, as_json: bool) -> None:
                 },
                 "rejected": [_rejected(name, settled) for name, settled in report.rejected],
                 "unreadable": [
-                    {"store": name, "reason": error.reason, "error": str(error)}
+                    {
+                        "store": name,
+                        "key": error.key,
+                        "reason": error.reason,
+                        "error": str(error),
+                    }
                     for name, error in report.unreadable
                 ],
             }

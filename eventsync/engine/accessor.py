@@ -313,18 +313,38 @@ class Accessor(ABC, Generic[R]):
             try:
                 record = self.data_to_record(item)
             except Exception as error:
-                self.pass_over(error, query)
+                self.pass_over(error, query, key=self._readable_key(item))
             else:
                 yield record
 
-    def pass_over(self, error: Exception, query: Query) -> None:
+    def key_in(self, data: Any) -> str:
+        """Return the key of the record that ``data`` describes, from its key fields only.
+
+        Raises any error if they cannot be read. Override this method together with
+        ``data_to_record``, so that a record with an unreadable field is reported by its key.
+        """
+        names = [self.view.names[name] for name in self.type.keys]
+        return self.type.key_text(self.view.to_record({name: data[name] for name in names}))
+
+    def pass_over(self, error: Exception, query: Query, *, key: str | None = None) -> None:
         """Call ``query.unreadable`` with ``error``, the error of one record that cannot be read.
 
-        Raises ``error`` instead if ``query.unreadable`` is ``None``, or if the error concerns the
-        whole store.
+        ``key``: the key of the record, if it is known. Raises ``error`` instead if
+        ``query.unreadable`` is ``None``, or if the error concerns the whole store.
         """
         if query.unreadable is None or concerns_all(error):
             raise error
-        if not isinstance(error, RecordError):
+        if key is not None:
+            error = record_error(error, f"{self.type.name} {key!r}", key=key)
+        elif not isinstance(error, RecordError):
             error = record_error(error, f"a record of type {self.type.name}")
         query.unreadable(error)
+
+    def _readable_key(self, data: Any) -> str | None:
+        """Return ``key_in(data)``, or ``None`` if the key cannot be read either."""
+        try:
+            return self.key_in(data)
+        except Exception as error:
+            if concerns_all(error):
+                raise
+            return None

@@ -23,17 +23,19 @@ from eventsync.engine.gate import Outcome, Verdict
 from eventsync.engine.isolation import Failed, isolate, item_error
 from eventsync.engine.replica import Replica
 from eventsync.engine.store import Store
+from eventsync.engine.unreadable import UnreadableKeys
 from eventsync.errors import (
     ChangeRefusedError,
     ClockDriftError,
     DependencyError,
     EventSyncError,
     RecordError,
+    UnreadableError,
 )
-from eventsync.index import Presence
+from eventsync.index import Entry
 from eventsync.records.record_type import same
 
-__all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply", "complete"]
+__all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply"]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -74,13 +76,20 @@ class Settled:
 
 
 def apply(
-    store: Store, changes: Sequence[Change], *, clock: Clock, limits: Limits = DEFAULT_LIMITS
+    store: Store,
+    changes: Sequence[Change],
+    *,
+    clock: Clock,
+    limits: Limits = DEFAULT_LIMITS,
+    unreadable: UnreadableKeys | None = None,
 ) -> list[Settled]:
     """Apply ``changes`` to ``store``. Return the result of each change, in the given order.
 
     Idempotent. Changes may be given in any order. A change that cannot be applied does not stop the
     others. The values of superseded changes are not read. ``clock``: checks how far versions lie in
-    the future, and observes the applied versions. Blocks on the store.
+    the future, and observes the applied versions. ``unreadable``: the errors of records that the
+    store holds and cannot read; their changes are held, because what they would overwrite has no
+    version. Blocks on the store.
 
     Raises ``StoreUnavailableError`` or an ``OSError`` if the store is unreachable, and
     ``ConfigError`` if its configuration is wrong. Some changes may be applied already; call
@@ -96,6 +105,8 @@ def apply(
             of_type[key].append(item)
         else:
             of_type[key] = [item]
+    for (type, key), cause in (unreadable or {}).items():
+        _withhold(store, by_type[type].pop(key, ()), cause)
     by_type = {type: batch for type, batch in by_type.items() if batch}
     for replica, batch in _in_order(store, by_type):
         if replica.type.rule == "record":
@@ -107,6 +118,43 @@ def apply(
     if versions:
         clock.observe(max(versions), max_drift=limits.drift)
     return settled
+
+
+def _withhold(store: Store, items: Iterable[Settled], cause: RecordError) -> None:
+    """Hold the changes of one record that the store cannot read, for the reason ``cause``.
+
+    A change that the store has applied before, or that is older than what it applied, is stale or a
+    duplicate; the record need not be read for that.
+    """
+    for item in items:
+        change = item.change
+        type, key = change.type, change.key
+        with store.index.transaction() as transaction:
+            entry = transaction.read(type, [key]).get(key)
+        if entry is not None and _is_known(entry, change):
+            same = change.version == entry.version
+            item.outcome = Outcome.DUPLICATE if same else Outcome.STALE
+            continue
+        item.error = UnreadableError(
+            f"store {store.name!r} cannot read its {type} {key!r}, which this change would "
+            f"overwrite: {cause.message}",
+            hint=cause.hint or "correct or remove the record in the store",
+        )
+
+
+def _is_known(entry: Entry, change: Change) -> bool:
+    """Return whether nothing in ``change`` is newer than ``entry``."""
+    if change.op != PATCH:
+        return change.stamp <= entry.stamp
+    versions: dict[str, bytes] = dict.fromkeys(change.data or (), change.version)
+    known = change.known
+    if known is not None:
+        if known.stamp > entry.stamp:
+            return False
+        put = known.stamp[:16]
+        versions |= {name: known.versions.get(name, put) for name in known.values}
+    mine = entry.stamp[:16]
+    return all(entry.versions.get(name, mine) >= version for name, version in versions.items())
 
 
 def _in_order(
@@ -146,29 +194,6 @@ def _deletes(items: Sequence[Settled]) -> bool:
     """Return whether the greatest put or delete among ``items``, of one record, is a delete."""
     changes = [item.change for item in items if item.change.op != PATCH]
     return bool(changes) and max(changes, key=lambda change: change.stamp).op == DELETE
-
-
-def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict[str, int]:
-    """Fill the missing fields of the pending records of ``store`` from ``peers``.
-
-    Returns, by record type, how many records were completed. A field that no peer holds gets its
-    default. ``limit``: how many records of each type to complete at most. Idempotent. If a peer
-    cannot be read, its error is raised and the records stay pending, because this peer may hold the
-    missing values.
-    """
-    peers = [peer for peer in peers if peer is not store]
-    completed: dict[str, int] = {}
-    for type, replica in store.replicas.items():
-        pending = store.index.scan(type, presence=Presence.PENDING, limit=limit)
-        if not pending:
-            continue
-        states: dict[str, list[Change]] = {key: [] for key, _ in pending}
-        for peer in peers:
-            if type in peer.replicas:
-                for change in peer.replicas[type].states(list(states)):
-                    states[change.key].append(change)
-        completed[type] = replica.complete(states)
-    return completed
 
 
 class _Admission:

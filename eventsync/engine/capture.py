@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from eventsync.changes.change import Change
-from eventsync.engine.isolation import Done, concerns_all, isolate, record_error
+from eventsync.engine.isolation import Done, Failed, isolate
 from eventsync.engine.replica import Encode, Replica
+from eventsync.engine.unreadable import Notice, Reading, UnreadableKeys, UnreadableNotes, error_of
 from eventsync.errors import RecordError, SuspiciousReadError
 from eventsync.index import Index, Presence
 from eventsync.records.query import Query
@@ -41,6 +42,7 @@ class Capture:
     ) -> None:
         self._index = index
         self._name = name
+        self._notes = UnreadableNotes(index)
         self._monotonic = monotonic
         self._all_read_at: dict[str, float] = {}
 
@@ -52,52 +54,64 @@ class Capture:
         whole_every: float,
         deletes: float,
         unreadable: Unreadable,
+        notice: Notice | None = None,
     ) -> Iterator[list[Change]]:
         """Capture the foreign writes to the records of one type. Yield the changes in chunks.
 
         ``encode``: makes the envelopes for the outbox; ``None`` to put nothing there.
         ``whole_every``: if all records were read during the last ``whole_every`` seconds, read only
-        the records that changed since, provided that the store knows them. ``deletes``: as in
-        ``Store.capture``. Raises ``SuspiciousReadError`` if too many records are missing.
+        the records that changed since, provided that the store knows them. ``deletes``,
+        ``unreadable``, ``notice``: as in ``Store.capture``. Raises ``SuspiciousReadError`` if too
+        many records are missing.
         """
         name = replica.type.name
         started = self._monotonic()
         if started - self._all_read_at.get(name, -math.inf) < whole_every:
-            recent = self._search_recent(replica, encode, unreadable, deletes)
+            recent = self._search_recent(replica, encode, unreadable, deletes, notice)
             if recent is not None:
                 yield from recent
                 return
         seen: set[str] = set()
-        for keys in chunked(_keys(replica, unreadable), _CHUNK):
+        reading = self._notes.reading(name, report=unreadable, notice=notice)
+        report = None if unreadable is None else reading
+        for keys in chunked(_keys(replica, report), _CHUNK):
             seen.update(keys)
-            yield self._compare(replica, keys, encode, unreadable, deletes=deletes)
+            yield self._compare(replica, keys, encode, report, deletes=deletes)
+            reading.save()
+        missing = self._missing(replica, seen | reading.found.keys(), reading)
+        reading.read_known(replica.accessor)
+        reading.save(whole=True)
         if not replica.accessor.forgets:
-            missing = self._missing(replica, seen)
             self._check_deletes(replica, len(missing), deletes)
             for keys in chunked(missing, _CHUNK):
                 yield self._compare(replica, keys, encode, unreadable, deletes=1.0)
         self._all_read_at[name] = started
 
     def before(
-        self, changes: Iterable[Change], replicas: Mapping[str, Replica], encode: Encode
-    ) -> list[Change]:
+        self,
+        changes: Iterable[Change],
+        replicas: Mapping[str, Replica],
+        encode: Encode,
+    ) -> tuple[list[Change], UnreadableKeys]:
         """Capture foreign writes to the records that ``changes`` are about. Return them as changes.
 
-        Records that cannot be read are left out, because applying their changes will raise the
-        error anyway. If the store lacks suspiciously many records, the missing ones are left out,
-        too: ``search`` reports that. ``encode``: as in ``search``.
+        Returns also the errors of the records that cannot be read. If the store lacks suspiciously
+        many records, the missing ones are left out: ``search`` reports that. ``encode``: as in
+        ``search``.
         """
         keys: dict[str, dict[str, None]] = {}
         for change in changes:
             if change.type in replicas:
                 keys.setdefault(change.type, {})[change.key] = None
-        return [
-            captured
-            for name, of_type in keys.items()
-            for captured in self._compare(
-                replicas[name], list(of_type), encode, lambda error: None, deletes=ALLOWED_DELETES
-            )
-        ]
+        captured: list[Change] = []
+        unreadable: dict[tuple[str, str], RecordError] = {}
+        for name, of_type in keys.items():
+            for part in _capture_apart(replicas[name], list(of_type), encode, ALLOWED_DELETES):
+                if isinstance(part, Done):
+                    captured += part.result
+                else:
+                    unreadable[name, part.item] = error_of(part, name)
+        return captured, unreadable
 
     def _compare(
         self,
@@ -115,51 +129,60 @@ class Capture:
         if unreadable is None:
             return replica.capture(keys, encode, deletes=deletes)
         changes: list[Change] = []
-        for part in isolate(keys, lambda part: replica.capture(part, encode, deletes=deletes)):
+        for part in _capture_apart(replica, keys, encode, deletes):
             if isinstance(part, Done):
                 changes += part.result
             else:
-                unreadable(record_error(part.error, f"{replica.type.name} {part.item!r}"))
+                unreadable(error_of(part, replica.type.name))
         return changes
 
     def _search_recent(
-        self, replica: Replica, encode: Encode | None, unreadable: Unreadable, deletes: float
+        self,
+        replica: Replica,
+        encode: Encode | None,
+        unreadable: Unreadable,
+        deletes: float,
+        notice: Notice | None,
     ) -> Iterator[list[Change]] | None:
         """Return an iterator that captures the records that changed since the last search.
 
-        Returns ``None`` if the store does not know which records changed. The store's mark is saved
-        only after all these records were read, so an unreadable record is read again next time.
+        Returns ``None`` if the store does not know which records changed. Records that are noted as
+        unreadable are read again, too: some become readable without a change. Those whose keys are
+        not known are read again when they change, or with all others.
         """
         mark_name = f"capture/{replica.type.name}"
-        errors: list[RecordError] = []
-
-        def report(error: RecordError) -> None:
-            errors.append(error)
-            if unreadable is not None:
-                unreadable(error)
-
-        reporting = None if unreadable is None else report
+        reading = self._notes.reading(replica.type.name, report=unreadable, notice=notice)
+        report = None if unreadable is None else reading
         mark = self._index.load_mark(mark_name)
-        changed = replica.accessor.changed_since(mark, reporting)
+        # What this call cannot read is noted when all records are read: its errors may be about
+        # the time of a change only, and name the record in another way.
+        changed = replica.accessor.changed_since(mark, unreadable)
         if changed is None:
             return None
         keys, next_mark = changed
+        keys = list(dict.fromkeys([*keys, *reading.keys]))
 
         def captured() -> Iterator[list[Change]]:
             for chunk in chunked(keys, _CHUNK):
-                yield self._compare(replica, chunk, encode, reporting, deletes=deletes)
-            if not errors and next_mark != mark:
+                yield self._compare(replica, chunk, encode, report, deletes=deletes)
+                reading.save(read=chunk)
+            reading.save()
+            if next_mark != mark:
                 self._index.save_mark(mark_name, next_mark)
 
         return captured()
 
-    def _missing(self, replica: Replica, seen: set[str]) -> list[str]:
+    def _missing(self, replica: Replica, seen: set[str], reading: Reading) -> list[str]:
         """Return the keys of the records that the index has and the store no longer has.
 
-        ``seen``: the keys that were found in the store.
+        ``seen``: the keys that were found in the store. Returns none for a store that ``forgets``.
         """
+        accessor = replica.accessor
+        if accessor.forgets:
+            return []
         entries = self._index.entries(replica.type.name, presence=Presence.PRESENT)
-        return [key for key, _ in entries if key not in seen and not _exists(replica, key)]
+        unseen = (key for key, _ in entries if key not in seen)
+        return [key for key in unseen if not reading.holds(accessor, key)]
 
     def _check_deletes(self, replica: Replica, missing: int, deletes: float) -> None:
         """Raise ``SuspiciousReadError`` if more records are missing than ``deletes`` allows.
@@ -180,17 +203,13 @@ class Capture:
         )
 
 
+def _capture_apart(
+    replica: Replica, keys: Sequence[str], encode: Encode | None, deletes: float
+) -> Iterator[Done[str, list[Change]] | Failed[str]]:
+    return isolate(keys, lambda part: replica.capture(part, encode, deletes=deletes))
+
+
 def _keys(replica: Replica, unreadable: Unreadable) -> Iterator[str]:
     """Yield the keys of all records in the store. Call ``unreadable`` for unreadable records."""
     query = Query.parse(replica.type, None, unreadable=unreadable)
     return (record.key for record in replica.accessor.find(query))
-
-
-def _exists(replica: Replica, key: str) -> bool:
-    """Return whether the store holds the record with this key. An unreadable record counts."""
-    try:
-        return replica.accessor.get(key) is not None
-    except Exception as error:
-        if concerns_all(error):
-            raise
-        return True

@@ -92,17 +92,20 @@ def item_error(error: Exception, item: str = "") -> EventSyncError:
     return unexpected
 
 
-def record_error(error: Exception, record: str) -> RecordError:
+def record_error(error: Exception, record: str, *, key: str | None = None) -> RecordError:
     """Return ``error`` as a ``RecordError``, for a callback that reports unreadable records.
 
     A ``RecordError`` is returned itself; its message then begins with ``record``, which names the
-    record, if it does not contain it. Any other exception is wrapped.
+    record, if it does not contain it. Any other exception is wrapped. ``key``: the key of the
+    record, if it is known and the error does not name it yet.
     """
     if isinstance(error, RecordError):
         if record not in error.message:
             error.message = f"{record}: {error.message}"
+        error.key = error.key or key
         return error
     cause = item_error(error)
     unreadable = RecordError(f"{record} cannot be read: {cause.message}", hint=cause.hint)
     unreadable.__cause__ = error
+    unreadable.key = key
     return unreadable

@@ -137,5 +137,8 @@ class _JoinedIndex(Index):
     def load_mark(self, name: str) -> str:
         return self._index.load_mark(name)
 
-    def save_mark(self, name: str, text: str) -> None:
-        self._index.save_mark(name, text)
+    def marks(self, prefix: str) -> Any:
+        return self._index.marks(prefix)
+
+    def save_marks(self, marks: Any) -> None:
+        self._index.save_marks(marks)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from eventsync.changes.clock import Clock
 from eventsync.engine.accessor import Accessor
-from eventsync.engine.apply import DEFAULT_LIMITS, Limits, complete
+from eventsync.engine.apply import DEFAULT_LIMITS, Limits
+from eventsync.engine.completion import complete
 from eventsync.engine.publisher import Publisher
 from eventsync.engine.store import Store
 from eventsync.engine.synchronize import Synchronization, SyncProgress, SyncReport
-from eventsync.errors import ConfigError
+from eventsync.errors import ConfigError, FilterError, RecordError
 from eventsync.records.query import Filter
 from eventsync.records.record import Record
 
@@ -118,12 +120,28 @@ class StoreRegistry:
         sort: Sequence[str] = (),
         limit: int | None = None,
         skip: int = 0,
+        unreadable: Callable[[str, RecordError], None] | None = None,
     ) -> dict[str, list[Record]]:
-        """Call ``Store.find`` on each store that holds the record type. Return lists of records."""
-        return {
-            store.name: list(store.find(record_type, where, sort=sort, limit=limit, skip=skip))
-            for store in self._holding([record_type], stores)
-        }
+        """Call ``Store.find`` on each store that holds the record type. Return lists of records.
+
+        ``unreadable``: called with the name of the store and the error of each record that cannot
+        be read, and once if a store cannot read any record of the type. If ``None``, the first such
+        error is raised.
+        """
+        found: dict[str, list[Record]] = {}
+        for store in self._holding([record_type], stores):
+            report = None if unreadable is None else partial(unreadable, store.name)
+            records: list[Record] = []
+            found[store.name] = records
+            try:
+                records += store.find(
+                    record_type, where, sort=sort, limit=limit, skip=skip, unreadable=report
+                )
+            except RecordError as error:
+                if report is None or isinstance(error, FilterError):
+                    raise
+                report(error)
+        return found
 
     def count(
         self,

@@ -15,6 +15,7 @@ from eventsync.engine.joined_store import JoinedStore
 from eventsync.engine.publisher import Backlog, Publisher
 from eventsync.engine.replica import Replica
 from eventsync.engine.replica_set import ReplicaSet
+from eventsync.engine.unreadable import Notice, UnreadableKeys, UnreadableNotes, states_of
 from eventsync.envelope import codec
 from eventsync.errors import BusUnavailableError, ConfigError, RecordError
 from eventsync.index import FileIndex, Index, Outgoing, Presence
@@ -100,6 +101,8 @@ class Store:
             self, name, {t: self._replica_of(a) for t, a in self.accessors.items()}
         )
         self._capture = Capture(self.index, name)
+        self.unreadable_records = UnreadableNotes(self.index)
+        """The notes of the records that could not be read when all records were last read."""
 
     # -- lifecycle -------------------------------------------------------------------------------
 
@@ -195,30 +198,40 @@ class Store:
         sort: Sequence[str] = (),
         limit: int | None = None,
         skip: int = 0,
+        unreadable: Callable[[RecordError], None] | None = None,
     ) -> Iterator[R]:
         """Yield the records that match the filter ``where``.
 
         ``record_type``: the type of the records; ``None`` for all types of the store. ``sort``:
         field names; a ``-`` before a name sorts in descending order. ``skip`` and ``limit``: how
-        many records of each type to leave out at the start, and to return at most. Raises
-        ``FilterError`` if ``where`` or ``sort`` is invalid.
+        many records of each type to leave out at the start, and to return at most. ``unreadable``:
+        called with the error of each record that cannot be read; such a record is left out. If
+        ``None``, the error is raised. Raises ``FilterError`` if ``where`` or ``sort`` is invalid.
         """
         for type in self._types(record_type):
             accessor = self.accessors[type]
-            query = Query.parse(accessor.type, where, sort=sort, limit=limit, skip=skip)
+            query = Query.parse(
+                accessor.type, where, sort=sort, limit=limit, skip=skip, unreadable=unreadable
+            )
             for record in accessor.find(query):
                 yield self._ours(record)
 
     def count(
-        self, record_type: type[Record] | None = None, where: Mapping[str, Any] | None = None
+        self,
+        record_type: type[Record] | None = None,
+        where: Mapping[str, Any] | None = None,
+        *,
+        unreadable: Callable[[RecordError], None] | None = None,
     ) -> int:
         """Return how many records match the filter ``where``.
 
-        ``record_type``: the type of the records; ``None`` for all types of the store. Raises
-        ``FilterError`` if ``where`` is not a valid filter.
+        ``record_type``: the type of the records; ``None`` for all types of the store.
+        ``unreadable``: as in ``find``; but a store that counts without reading counts unreadable
+        records, too. Raises ``FilterError`` if ``where`` is not a valid filter.
         """
         accessors = [self.accessors[type] for type in self._types(record_type)]
-        return sum(accessor.count(Query.parse(accessor.type, where)) for accessor in accessors)
+        queries = [Query.parse(each.type, where, unreadable=unreadable) for each in accessors]
+        return sum(each.count(query) for each, query in zip(accessors, queries, strict=True))
 
     def remove(
         self,
@@ -333,11 +346,18 @@ class Store:
             age = max(0.0, self.clock.now() - made / 1000)
         return Backlog(self.index.waiting() if oldest else 0, age)
 
-    def republish(self, publisher: Publisher, *, since: float) -> int:
+    def republish(
+        self,
+        publisher: Publisher,
+        *,
+        since: float,
+        unreadable: Callable[[RecordError], None] = lambda error: None,
+    ) -> int:
         """Publish every record that changed since a time again. Return the number of records.
 
         Use this method if the broker lost envelopes that it had confirmed. ``since``: the time, in
-        seconds since the epoch. Reads the whole version index. Publishing a record twice is
+        seconds since the epoch. Reads the whole version index. ``unreadable``: called with the
+        error of each record that cannot be read, and is left out. Publishing a record twice is
         harmless. Raises ``BusUnavailableError`` if the broker does not accept the envelopes.
         """
         published = 0
@@ -348,7 +368,7 @@ class Store:
                 if Version(entry.version).millis >= since * 1000
             )
             for chunk in chunked(keys, _CHUNK):
-                changes = replica.states(chunk)
+                changes = list(states_of(replica, chunk, lambda key, error: unreadable(error)))
                 if changes:
                     make_bodies(changes)
                     publisher.publish(name, [publisher.encode(change) for change in changes])
@@ -363,6 +383,7 @@ class Store:
         deletes: float = ALLOWED_DELETES,
         publisher: Publisher | None = None,
         unreadable: Callable[[RecordError], None] | None = None,
+        notice: Notice | None = None,
     ) -> Iterator[list[Change]]:
         """Find foreign writes, give each a new version and publish it. Yield the changes in chunks.
 
@@ -376,7 +397,10 @@ class Store:
           is deleted, because the read may have failed.
         - ``publisher``: the publisher to use; by default the store's own.
         - ``unreadable``: called with the error of each record that cannot be read. Such a record is
-          skipped and does not count as missing. If ``None``, the error is raised.
+          skipped, noted in ``unreadable_records``, and does not count as missing. If ``None``, the
+          error is raised.
+        - ``notice``: called once for each record that turns unreadable; again when its error
+          changes, and when it is readable again or gone (see ``Notice``).
 
         Idempotent.
         """
@@ -389,20 +413,35 @@ class Store:
                 whole_every=whole_every,
                 deletes=deletes,
                 unreadable=unreadable,
+                notice=notice,
             ):
                 if changes:
                     self._try_flush(publisher)
                 yield changes
 
-    def capture_before(self, changes: Iterable[Change], publisher: Publisher) -> None:
+    def note_unreadable(self, type: str) -> None:
+        """Read all records of a type, and note those that cannot be read. Publishes nothing.
+
+        ``type``: the name of the record type. See ``unreadable_records``.
+        """
+        reading = self.unreadable_records.reading(type)
+        query = Query.parse(self.accessors[type].type, None, unreadable=reading)
+        for _ in self.accessors[type].find(query):
+            pass  # only the calls of ``reading`` matter
+        reading.read_known(self.accessors[type])
+        reading.save(whole=True)
+
+    def capture_before(self, changes: Iterable[Change], publisher: Publisher) -> UnreadableKeys:
         """Capture foreign writes to the records that ``changes`` are about. Idempotent.
 
         Call this method before ``changes`` are applied. Otherwise they overwrite foreign writes
-        that were made since the last capture. Records that cannot be read are left out, because
-        applying their changes will raise the error anyway.
+        that were made since the last capture. Returns the errors of those records that cannot be
+        read; pass them to ``apply``.
         """
-        if self._capture.before(changes, self.replicas, publisher.encode):
+        captured, unreadable = self._capture.before(changes, self.replicas, publisher.encode)
+        if captured:
             self._try_flush(publisher)
+        return unreadable
 
     def collect(self, before: float) -> int:
         """Remove the tombstones of deletes that were made before a time. Return their number.

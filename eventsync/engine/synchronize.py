@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from eventsync.changes.change import Change
@@ -14,9 +15,10 @@ from eventsync.changes.clock import Clock
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.apply import Limits, Settled, apply
 from eventsync.engine.gate import Outcome
-from eventsync.engine.isolation import Failed, concerns_all, isolate, item_error
+from eventsync.engine.isolation import Failed, concerns_all, isolate
 from eventsync.engine.store import Store
-from eventsync.errors import EventSyncError
+from eventsync.engine.unreadable import UnreadableKeys, error_of, states_of
+from eventsync.errors import RecordError
 from eventsync.records.query import Filter, Query
 from eventsync.records.record import Record
 from eventsync.values.chunk import chunked
@@ -51,7 +53,7 @@ class SyncReport:
     captured: int = 0
     outcomes: dict[str, dict[Outcome, int]] = field(default_factory=dict)
     rejected: list[tuple[str, Settled]] = field(default_factory=list)
-    unreadable: list[tuple[str, EventSyncError]] = field(default_factory=list)
+    unreadable: list[tuple[str, RecordError]] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,7 +67,7 @@ class Synchronization:
     limits: Limits
     progress: Callable[[SyncProgress], None]
     report: SyncReport = field(default_factory=SyncReport)
-    _reported: set[tuple[str, str]] = field(default_factory=set)
+    _reported: set[tuple[str, str, str]] = field(default_factory=set)
 
     def copy(
         self, source: Store, accessor: Accessor[Any], targets: Sequence[Store], where: Filter
@@ -89,8 +91,8 @@ class Synchronization:
                 if change.data is None or where.matches(_values_of(change, accessor))
             ]
             for target in targets:
-                target.replicas[type].forget_missing(keys, deletes=self.deletes)
-                self._apply(target, changes)
+                unreadable = self._forget_missing(target, type, keys)
+                self._apply(target, changes, unreadable)
             index.save_mark(mark, keys[-1])
             done += len(keys)
             self.progress(SyncProgress(source.name, type, done, max(total, done)))
@@ -105,7 +107,7 @@ class Synchronization:
         """
         type = accessor.type.name
         query = Query.parse(
-            accessor.type, None, unreadable=lambda error: self._unreadable(source, error)
+            accessor.type, None, unreadable=lambda error: self._unreadable(source, type, error)
         )
         total = accessor.count(query)
         for done, record in enumerate(accessor.find(query), start=1):
@@ -119,7 +121,7 @@ class Synchronization:
         captured = source.capture(
             accessor.record_class,
             deletes=self.deletes,
-            unreadable=lambda error: self._unreadable(source, error),
+            unreadable=lambda error: self._unreadable(source, accessor.type.name, error),
         )
         for changes in captured:
             self.report.captured += len(changes)
@@ -127,31 +129,42 @@ class Synchronization:
     def _states(
         self, source: Store, accessor: Accessor[Any], keys: Sequence[str]
     ) -> Iterable[Change]:
-        """Yield the records with these keys as changes. Report records that cannot be read."""
-        for part in isolate(keys, lambda keys: source.replicas[accessor.type.name].states(keys)):
-            if isinstance(part, Failed):
-                error = item_error(part.error, f"{accessor.type.name} {part.item!r}")
-                self._unreadable(source, error)
-            else:
-                yield from part.result
+        """Return the records with these keys as changes. Report records that cannot be read."""
+        replica = source.replicas[accessor.type.name]
+        return states_of(
+            replica, keys, lambda key, error: self._unreadable(source, replica.type.name, error)
+        )
 
-    def _apply(self, target: Store, changes: Sequence[Change]) -> None:
+    def _forget_missing(self, target: Store, type: str, keys: Sequence[str]) -> UnreadableKeys:
+        """Call ``Replica.forget_missing``; report and return the errors of unreadable records."""
+        unreadable: dict[tuple[str, str], RecordError] = {}
+        forget = partial(target.replicas[type].forget_missing, deletes=self.deletes)
+        for part in isolate(keys, forget):
+            if isinstance(part, Failed):
+                unreadable[type, part.item] = error_of(part, type)
+                self._unreadable(target, type, unreadable[type, part.item])
+        return unreadable
+
+    def _apply(self, target: Store, changes: Sequence[Change], unreadable: UnreadableKeys) -> None:
         # These changes are the current state of the source, so an old version is not an old change.
         limits = replace(self.limits, retention=math.inf)
-        for settled in apply(target, changes, clock=self.clock, limits=limits):
+        for settled in apply(
+            target, changes, clock=self.clock, limits=limits, unreadable=unreadable
+        ):
             self._count(target, settled.outcome)
             if settled.outcome is Outcome.REJECTED:
                 self.report.rejected.append((target.name, settled))
 
     def _count_difference(self, record: Record, target: Store) -> None:
         """Count ``record`` as applied if copying it would alter ``target``, else as duplicate."""
-        accessor, values = target.accessors[record.__record__.name], record.raw()
+        type, values = record.__record__.name, record.raw()
+        accessor = target.accessors[type]
         try:
             found = accessor.get(record.key)
         except Exception as error:
             if concerns_all(error):
                 raise
-            self._unreadable(target, item_error(error, f"{accessor.type.name} {record.key!r}"))
+            self._unreadable(target, type, error_of(Failed(record.key, error), type))
             return
         if found is None:
             same = not accessor.view.matches(values)
@@ -164,10 +177,11 @@ class Synchronization:
         outcomes = self.report.outcomes.setdefault(target.name, {})
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
-    def _unreadable(self, store: Store, error: EventSyncError) -> None:
-        """Add ``error`` to the report, unless the same error of this store was added before."""
-        if (store.name, str(error)) not in self._reported:
-            self._reported.add((store.name, str(error)))
+    def _unreadable(self, store: Store, type: str, error: RecordError) -> None:
+        """Add ``error`` to the report, unless an error of this record was added before."""
+        record = store.name, type, error.key or str(error)
+        if record not in self._reported:
+            self._reported.add(record)
             self.report.unreadable.append((store.name, error))
 
 

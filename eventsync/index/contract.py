@@ -34,9 +34,18 @@ __all__ = [
     "Outgoing",
     "Presence",
     "UndoneError",
+    "after_all",
 ]
 
 T = TypeVar("T")
+
+
+def after_all(prefix: str) -> str:
+    """Return the least text that is greater than every text that begins with ``prefix``.
+
+    ``prefix``: ends with "/".
+    """
+    return f"{prefix[:-1]}0"  # "0" comes right after "/"
 
 
 class UndoneError(StoreUnavailableError):
@@ -316,8 +325,16 @@ class Index(ABC):
         """Return the mark (a checkpoint, as text) that was saved under ``name``, or ``""``."""
 
     @abstractmethod
+    def marks(self, prefix: str) -> dict[str, str]:
+        """Return the marks whose names begin with ``prefix``, by name. ``prefix`` ends with "/"."""
+
+    @abstractmethod
+    def save_marks(self, marks: Mapping[str, str]) -> None:
+        """Save each text durably under its name. An empty text removes the mark of that name."""
+
     def save_mark(self, name: str, text: str) -> None:
         """Save the mark ``text`` durably under ``name``. An empty ``text`` removes the mark."""
+        self.save_marks({name: text})
 
     def close(self) -> None:  # noqa: B027  # an index in memory has nothing to close
         """Close connections and files. Idempotent. A later use of the index opens them again."""

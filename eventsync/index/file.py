@@ -9,7 +9,15 @@ from contextlib import contextmanager
 
 from eventsync.database_file import DatabaseFile
 from eventsync.errors import ConfigError, StoreUnavailableError
-from eventsync.index.contract import Entry, Index, IndexTransaction, Intent, Outgoing, Presence
+from eventsync.index.contract import (
+    Entry,
+    Index,
+    IndexTransaction,
+    Intent,
+    Outgoing,
+    Presence,
+    after_all,
+)
 from eventsync.values.chunk import chunked
 
 __all__ = ["FileIndex"]
@@ -111,9 +119,20 @@ class FileIndex(Index):
         rows = self._file.read("SELECT text FROM mark WHERE name = ?", [name])
         return str(rows[0][0]) if rows else ""
 
-    def save_mark(self, name: str, text: str) -> None:
+    def marks(self, prefix: str) -> dict[str, str]:
+        rows = self._file.read(
+            "SELECT name, text FROM mark WHERE name > ? AND name < ?", [prefix, after_all(prefix)]
+        )
+        return dict(rows)
+
+    def save_marks(self, marks: Mapping[str, str]) -> None:
         with self._file.transaction() as connection:
-            connection.execute("REPLACE INTO mark VALUES (?, ?)", [name, text])
+            connection.executemany(
+                "REPLACE INTO mark VALUES (?, ?)", [mark for mark in marks.items() if mark[1]]
+            )
+            connection.executemany(
+                "DELETE FROM mark WHERE name = ?", [(name,) for name in marks if not marks[name]]
+            )
 
     def close(self) -> None:
         self._file.close()

@@ -61,9 +61,14 @@ class MemoryIndex(Index):
         with self._lock:
             return self._marks.get(name, "")
 
-    def save_mark(self, name: str, text: str) -> None:
+    def marks(self, prefix: str) -> dict[str, str]:
         with self._lock:
-            self._marks[name] = text
+            return {name: text for name, text in self._marks.items() if name.startswith(prefix)}
+
+    def save_marks(self, marks: Mapping[str, str]) -> None:
+        with self._lock:
+            kept = {**self._marks, **marks}
+            self._marks = {name: text for name, text in kept.items() if text}
 
 
 class _MemoryTransaction(IndexTransaction):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, TypeVar
 
 from eventsync.broker.bus import Bus
@@ -110,13 +110,15 @@ class OutboxBacklog:
 
     ``oldest``: when the oldest waiting change was made. ``since``: when this change was first seen
     as the oldest one. Both in seconds since the epoch; ``None`` if no change waits. ``bytes``: the
-    bytes in use in a spool; ``None`` for an outbox.
+    bytes in use in a spool; ``None`` for an outbox. ``unreadable``: how many records of each type
+    the store of the outbox holds and cannot read.
     """
 
     waiting: int
     oldest: float | None
     since: float | None
     bytes: int | None = None
+    unreadable: Mapping[str, int] = field(default_factory=dict)
 
 
 class BacklogMonitor:
@@ -146,7 +148,10 @@ class BacklogMonitor:
             return {name: self._queues(name) for name in names}
 
         def of_store(store: Store) -> Callable[[], OutboxBacklog]:
-            return lambda: self._outbox(store.name, store.backlog())
+            return lambda: replace(
+                self._outbox(store.name, store.backlog()),
+                unreadable={type: store.unreadable_records.count(type) for type in store.accessors},
+            )
 
         def of_spool(spool: Spool) -> Callable[[], OutboxBacklog]:
             return lambda: self._outbox(spool.name, spool.state())

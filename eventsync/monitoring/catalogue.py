@@ -126,6 +126,12 @@ OUTBOX_OLDEST: Final = Metric(
 SPOOL_BYTES: Final = Metric(
     "eventsync_spool_bytes", "gauge", "Bytes in use in a spool.", ("store",)
 )
+UNREADABLE: Final = Metric(
+    "eventsync_unreadable_records",
+    "gauge",
+    "Records in the store that cannot be read.",
+    _TYPED,
+)
 BROKER_UP: Final = Metric(
     "eventsync_broker_up", "gauge", "Whether the broker answered when it was last asked."
 )

@@ -65,7 +65,7 @@ class MemoryAccessor(Accessor[R]):
         except Exception as error:
             if concerns_all(error):
                 raise
-            known = record_error(error, f"{self.type.name} {key!r}")
+            known = record_error(error, f"{self.type.name} {key!r}", key=key)
             raise known from known.__cause__
 
     def remove(self, key: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from eventsync.changes.change import Change
-from eventsync.engine.apply import Limits, apply, complete
+from eventsync.engine.apply import Limits, apply
+from eventsync.engine.completion import complete
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
 from eventsync.index import Presence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eventsync.engine.apply import complete
+from eventsync.engine.completion import complete
 from eventsync.engine.gate import Outcome
 from eventsync.index import Presence
 from eventsync.records.view import Convert, View

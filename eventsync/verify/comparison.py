@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from eventsync.engine.isolation import concerns_all, item_error
 from eventsync.engine.registry import StoreRegistry
 from eventsync.engine.store import Store
+from eventsync.engine.unreadable import UnreadableRecord
 from eventsync.errors import RecordError
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -23,7 +25,8 @@ class StoreCounts:
 
     ``records``, ``fields``: how many records, and fields of these records, the store should hold.
     ``differing``: how many fields have another value. ``missing``, ``extra``, ``unreadable``: how
-    many records differ in this way (see ``Kind``).
+    many records differ in this way (see ``Kind``). ``error``: why no record of the type could be
+    read; empty if some could be read, or if there are none.
     """
 
     records: int = 0
@@ -32,6 +35,7 @@ class StoreCounts:
     extra: int = 0
     differing: int = 0
     unreadable: int = 0
+    error: str = ""
 
 
 @dataclass(slots=True)
@@ -69,35 +73,98 @@ def compare(
     differences in the result; further differences are only counted. ``progress`` is called with the
     name of the type, the number of records compared, and the number of records of this type.
 
-    Blocks; idempotent. Writes nothing, except that it finishes or undoes writes that a crash
-    interrupted. Raises ``StoreUnavailableError`` if a store does not answer, and other errors if
-    they concern a whole store.
+    Blocks; idempotent. Writes no records, except that it finishes or undoes writes that a crash
+    interrupted; it notes the records that cannot be read (``Store.unreadable_records``). Raises
+    ``StoreUnavailableError`` if a store does not answer, and other errors if they concern a whole
+    store.
     """
     types = registry.record_types.values() if record_types is None else record_types
     comparison = Comparison()
     for record_type in types:
         name = record_type.__record__.name
-        keys = sorted({key for store in holding(registry, name) for key in _keys(store, name)})
+        reads = [_read(store, name) for store in holding(registry, name)]
+        keys = sorted(set().union(*(read.keys for read in reads)))
         comparison.records[name] = 0
-        for store in holding(registry, name):
-            comparison.stores.setdefault(store.name, {})[name] = StoreCounts()
+        for read in reads:
+            comparison.stores.setdefault(read.store, {})[name] = StoreCounts(error=read.error)
         for start in range(0, len(keys), _CHUNK):
             for row in look(registry, record_type, keys[start : start + _CHUNK]):
                 _count(row, comparison, keep)
+                for read in reads:
+                    read.compared(row)
             progress(name, min(start + _CHUNK, len(keys)), len(keys))
+        for read in reads:
+            _add(comparison, read.left(), keep)
     return comparison
 
 
-def _keys(store: Store, type: str) -> Iterable[str]:
-    """Yield the keys of all records of a type in the index and the data of a store, some twice."""
-    yield from (key for key, _ in store.index.entries(type))
+@dataclass(slots=True)
+class _Read:
+    """The read of all records of one type in one store.
+
+    ``keys``: the keys in the index and in the data. ``unreadable``: the notes of the records that
+    could not be read, by name. ``error``: as in ``StoreCounts``. ``counted``: how many unreadable
+    records were counted with their keys. ``hidden``: how many of these are not among
+    ``unreadable``, because they are in content whose keys cannot be read.
+    """
+
+    store: str
+    type: str
+    keys: set[str]
+    unreadable: dict[str, UnreadableRecord]
+    error: str = ""
+    counted: int = 0
+    hidden: int = 0
+
+    def compared(self, row: SideBySide) -> None:
+        """Take note that ``row`` was counted."""
+        state = row.stores[self.store]
+        if all(found.kind is not Kind.UNREADABLE for found in state.differences):
+            return
+        self.counted += 1
+        if self.unreadable.pop(row.key, None) is None:
+            self.hidden += 1
+
+    def left(self) -> list[Difference]:
+        """Return a difference for each unreadable record that was not counted with its key."""
+        notes = [note for note in self.unreadable.values() if note.keyed]
+        notes += [note for note in self.unreadable.values() if not note.keyed][self.hidden :]
+        found = [
+            Difference(self.store, self.type, note.name, Kind.UNREADABLE, detail=note.error)
+            for note in notes
+        ]
+        if self.error and not self.counted and not found:
+            found.append(Difference(self.store, self.type, "", Kind.UNREADABLE, detail=self.error))
+        return found
+
+
+def _read(store: Store, type: str) -> _Read:
+    """Read all records of a type in a store, and note those that cannot be read."""
     accessor = store.accessors[type]
+    keys = {key for key, _ in store.index.entries(type)}
+    reading = store.unreadable_records.reading(type)
+    readable, error = 0, ""
 
-    def skip(error: RecordError) -> None:
-        """Do nothing: the key of an unreadable record is known if the index has an entry for it."""
+    def report(unreadable: RecordError) -> None:
+        if unreadable.key is not None:
+            keys.add(unreadable.key)
+        reading(unreadable)
 
-    for record in accessor.find(Query.parse(accessor.type, None, unreadable=skip)):
-        yield record.key
+    try:
+        for record in accessor.find(Query.parse(accessor.type, None, unreadable=report)):
+            keys.add(record.key)
+            readable += 1
+    except Exception as failure:
+        if concerns_all(failure):
+            raise
+        error = str(item_error(failure))
+    else:
+        reading.read_known(accessor)
+        reading.save(whole=True)
+        if reading.found and not readable:
+            first = next(iter(reading.found.values())).error
+            error = f"{len(reading.found):,} are unreadable, for example: {first}"
+    return _Read(store.name, type, keys, dict(reading.found), error)
 
 
 def _count(row: SideBySide, comparison: Comparison, keep: int) -> None:
@@ -108,15 +175,20 @@ def _count(row: SideBySide, comparison: Comparison, keep: int) -> None:
         if state.expected is not None:
             counts.records += 1
             counts.fields += len(state.expected)
-        for difference in state.differences:
-            if difference.kind is Kind.FIELD:
-                counts.differing += 1
-            elif difference.kind is Kind.MISSING:
-                counts.missing += 1
-            elif difference.kind is Kind.EXTRA:
-                counts.extra += 1
-            else:
-                counts.unreadable += 1
-    found = row.differences
+    _add(comparison, row.differences, keep)
+
+
+def _add(comparison: Comparison, found: Sequence[Difference], keep: int) -> None:
+    """Count the differences ``found``."""
+    for difference in found:
+        counts = comparison.stores[difference.store][difference.type]
+        if difference.kind is Kind.FIELD:
+            counts.differing += 1
+        elif difference.kind is Kind.MISSING:
+            counts.missing += 1
+        elif difference.kind is Kind.EXTRA:
+            counts.extra += 1
+        else:
+            counts.unreadable += 1
     comparison.total += len(found)
     comparison.differences += found[: max(0, keep - len(comparison.differences))]

@@ -11,6 +11,7 @@ from eventsync.changes.change import Change
 from eventsync.engine.apply import Settled, apply
 from eventsync.engine.gate import Outcome
 from eventsync.engine.isolation import Done, Failed, concerns_all, isolate, item_error
+from eventsync.engine.unreadable import UnreadableKeys
 from eventsync.errors import (
     BusUnavailableError,
     ConfigError,
@@ -143,9 +144,11 @@ class Applier:
 
     def _apply_once(self, changes: Sequence[Change]) -> list[Settled]:
         store, context = self._store, self._context
+        unreadable: UnreadableKeys = {}
         if store.capture_every:
-            store.capture_before(changes, context.publisher)
-        return apply(store, changes, clock=store.clock, limits=context.options.limits)
+            unreadable = store.capture_before(changes, context.publisher)
+        limits = context.options.limits
+        return apply(store, changes, clock=store.clock, limits=limits, unreadable=unreadable)
 
     def _traced(
         self,

@@ -11,8 +11,9 @@ from typing import Final
 
 from eventsync.broker.bus import Delivery, QueueBrowser
 from eventsync.broker.relay import Relay
-from eventsync.engine.apply import complete
+from eventsync.engine.completion import complete
 from eventsync.engine.store import Store
+from eventsync.engine.unreadable import UnreadableRecord
 from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.errors import (
     BusUnavailableError,
@@ -20,6 +21,7 @@ from eventsync.errors import (
     ConfigError,
     DependencyError,
     EventSyncError,
+    RecordError,
 )
 from eventsync.retry import Backoff
 from eventsync.worker.applier import Applier
@@ -111,9 +113,14 @@ class Maintenance:
         """
         life, window = self._broker_life, self._options.republish_window
         if life.may_have_forgotten() and life.seen_at is not None and window:
-            count = self._store.republish(self._publisher, since=life.seen_at - window)
+            count = self._store.republish(
+                self._publisher, since=life.seen_at - window, unreadable=self._log_unpublished
+            )
             self._log.info("broker restarted, recent changes published again", count=count)
         life.confirm()
+
+    def _log_unpublished(self, error: RecordError) -> None:
+        self._log.error("record unreadable, not published again", error=str(error))
 
     def _flush_outbox(self) -> None:
         self._store.flush(self._publisher)
@@ -216,16 +223,30 @@ class Maintenance:
             letters.settle(delivery for _, delivery in wrong)
 
     def _capture(self) -> None:
-        def log_unreadable(error: EventSyncError) -> None:
-            self._log.error("record unreadable, not captured", error=str(error))
-
         captured = self._store.capture(
-            whole=False, publisher=self._publisher, unreadable=log_unreadable
+            whole=False,
+            publisher=self._publisher,
+            # Each unreadable record is logged once, by the notice.
+            unreadable=lambda error: None,
+            notice=self._log_unreadable,
         )
         for changes in captured:
             self._status.beat()
             if changes:
                 self._log.info("captured foreign writes", count=len(changes))
+
+    def _log_unreadable(self, record: UnreadableRecord, unreadable: bool) -> None:
+        about = {"type": record.type, "key" if record.keyed else "place": record.name}
+        if unreadable:
+            self._log.error(
+                "record unreadable, not captured",
+                **about,
+                reason=record.reason,
+                error=record.error,
+                hint=record.hint or f"eventsync unreadable {self._store.name} lists such records",
+            )
+        else:
+            self._log.info("record no longer unreadable", **about)
 
     def _collect_tombstones(self) -> None:
         """Remove old tombstones, but keep those that a waiting message may still need.

@@ -22,6 +22,7 @@ COMMANDS = [
     ("get",),
     ("find",),
     ("verify",),
+    ("unreadable",),
     ("dlq", "list"),
     ("dlq", "show"),
     ("dlq", "replay"),

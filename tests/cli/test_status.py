@@ -30,6 +30,7 @@ def test_status_counts(cli: Cli) -> None:
         "away": 1,
         "deleted": 0,
         "new": 1,
+        "unreadable": 0,
     }
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from eventsync.changes.change import BaseState, Change
 from eventsync.changes.clock import Clock, Version
 from eventsync.changes.stamp import DELETE, PATCH, PUT
-from eventsync.engine.apply import Limits, apply, complete
+from eventsync.engine.apply import Limits, apply
+from eventsync.engine.completion import complete
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
 from eventsync.errors import (

@@ -182,7 +182,7 @@ def test_record_whose_accessor_fails_is_named():
     report = stores.synchronize(dry_run=True)
     assert report.outcomes == {"two": {Outcome.APPLIED: 8}}
     assert [(store, str(error)) for store, error in report.unreadable] == [
-        ("two", "Item '4': unexpected ZeroDivisionError: fault")
+        ("two", "Item '4' cannot be read: unexpected ZeroDivisionError: fault")
     ]
 
 

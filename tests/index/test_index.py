@@ -363,6 +363,17 @@ def test_marks(index):
     assert (index.load_mark("a"), index.load_mark("b")) == ("", "other")
 
 
+def test_marks_by_prefix(index):
+    """The marks under a prefix are found together, saved together and removed together."""
+    index.save_marks({"a/1": "one", "a/2": "two", "a0": "no", "a": "no", "b/1": "other"})
+    assert index.marks("a/") == {"a/1": "one", "a/2": "two"}
+    index.save_marks({"a/1": "", "a/2": "new", "a/3": ""})
+    assert index.marks("a/") == {"a/2": "new"}
+    assert index.marks("c/") == {}
+    index.save_marks({})
+    assert index.marks("b/") == {"b/1": "other"}
+
+
 # -- the file -------------------------------------------------------------------------------------
 
 

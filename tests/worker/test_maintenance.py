@@ -10,7 +10,12 @@ from support.worker_harness import Product, publish, put, running, worker_parts
 from eventsync.broker.bus import Bus
 from eventsync.engine.gate import Outcome
 from eventsync.engine.store import Store
-from eventsync.errors import BusUnavailableError
+from eventsync.errors import (
+    BusUnavailableError,
+    RecordError,
+    StoreUnavailableError,
+    SuspiciousReadError,
+)
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor
@@ -107,6 +112,51 @@ def test_a_task_that_fails_stops_no_other(bus, store, monkeypatch):
     assert call.method_name == "error"
     assert call.kwargs["task"] == "pending"
     assert call.kwargs["error"] == "unexpected ZeroDivisionError: a fault of an accessor"
+
+
+TASKS = {
+    "broker": "republish_lost",
+    "held": "_retry_held",
+    "outbox": "_flush_outbox",
+    "pending": "_complete_pending",
+    "tombstones": "_collect_tombstones",
+    "letters": "_drop_old_dead_letters",
+    "capture": "_capture",
+}
+
+
+@pytest.mark.parametrize("failing", TASKS)
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("a fault of an accessor"),
+        RecordError("one record is odd"),
+        SuspiciousReadError("the store is empty"),
+        StoreUnavailableError("the store is away"),
+        OSError("the disk is full"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_each_task_is_fenced(bus, monkeypatch, failing, error):
+    """Whichever task fails, for whatever reason, all others run, and only it is logged."""
+    store = Store("crm", MemoryAccessor(Product), capture_every=0.01).open()
+    context, applier, settlement = worker_parts(store, bus)
+    context.log = log = CapturingLogger()
+    ran = []
+
+    def task(name):
+        def run(self):
+            ran.append(name)
+            if name == failing:
+                raise error
+
+        return run
+
+    for name, method in TASKS.items():
+        monkeypatch.setattr(Maintenance, method, task(name))
+    Maintenance(context, applier, settlement).run(at_once=True)
+    assert sorted(ran) == sorted(TASKS)
+    assert [call.kwargs["task"] for call in log.calls] == [failing]
 
 
 def test_a_broker_that_is_unreachable_is_not_a_failed_task(bus, store, monkeypatch):

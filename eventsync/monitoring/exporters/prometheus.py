@@ -96,6 +96,8 @@ class Exporter:
             if outbox is not None:
                 yield catalogue.OUTBOX, (name,), outbox.waiting
                 yield catalogue.OUTBOX_OLDEST, (name,), _age(outbox.oldest, now)
+                for type, count in outbox.unreadable.items():
+                    yield catalogue.UNREADABLE, (name, type), count
                 if outbox.bytes is not None:
                     yield catalogue.SPOOL_BYTES, (name,), outbox.bytes
 

@@ -40,11 +40,11 @@ class SwallowedError(DependencyError, RecordError):
 
 
 @contextmanager
-def located(place: str, record: str = "") -> Iterator[None]:
+def located(place: str, type: str = "", key: str | None = None) -> Iterator[None]:
     """Turn any error of the record at ``place`` into a ``RecordError`` that names the place.
 
-    ``record``: its type and key, if they are known. An error that concerns the whole store passes
-    unchanged.
+    ``type``, ``key``: of the record, if they are known. An error that concerns the whole store
+    passes unchanged.
     """
     try:
         yield
@@ -52,8 +52,10 @@ def located(place: str, record: str = "") -> Iterator[None]:
         if concerns_all(error):
             raise
         known = item_error(error)
-        named = f"{place}, {record}" if record else place
-        raise RecordError(f"{named}: {known.message}", hint=known.hint) from error
+        named = place if key is None else f"{place}, {type} {key!r}"
+        unreadable = RecordError(f"{named}: {known.message}", hint=known.hint)
+        unreadable.key, unreadable.place = key, place
+        raise unreadable from error
 
 
 @contextmanager

@@ -329,7 +329,7 @@ class JsonFolderAccessor(FileAccessor[R]):
         """Return a document, or ``None`` if it does not exist. Raises ``RecordError``."""
         path = self._folder / name
         key = key_in_name(name)
-        with located(str(path), self.named(key) if key is not None else ""):
+        with located(str(path), self.type.name, key):
             with disk.errors(path):
                 try:
                     self._check_file(path)
@@ -359,7 +359,7 @@ class JsonFolderAccessor(FileAccessor[R]):
             return self.key_of(document.members)
 
     def _record(self, document: _Document, key: str) -> R:
-        with located(str(document.path), self.named(key)):
+        with located(str(document.path), self.type.name, key):
             return self.data_to_record(document.members)
 
 

@@ -333,14 +333,13 @@ class SingleFileAccessor(FileAccessor[R]):
                 continue
             first = content.numbers.setdefault(key, number)
             if first != number:
-                content.duplicates.setdefault(
-                    key,
-                    RecordError(
-                        f"{self._path}, lines {content.segments[first].line} and {segment.line}: "
-                        f"{self.type.name} {key!r} stands there twice",
-                        hint="remove one of the two, or change its key",
-                    ),
+                twice = RecordError(
+                    f"{self._path}, lines {content.segments[first].line} and {segment.line}: "
+                    f"{self.type.name} {key!r} stands there twice",
+                    hint="remove one of the two, or change its key",
                 )
+                twice.key = key
+                content.duplicates.setdefault(key, twice)
         return content
 
     def _check(
@@ -360,13 +359,13 @@ class SingleFileAccessor(FileAccessor[R]):
             return self.key_of(segment.data or {})
 
     def _record(self, segment: Segment, key: str) -> R:
-        with self.located(segment, self.named(key)):
+        with self.located(segment, key):
             return self.data_to_record(segment.data)
 
-    def located(self, segment: Segment, record: str = "") -> AbstractContextManager[None]:
-        """Turn any error of a segment into a ``RecordError`` that names its line and ``record``."""
+    def located(self, segment: Segment, key: str | None = None) -> AbstractContextManager[None]:
+        """Turn any error of a segment into a ``RecordError`` that names its line and ``key``."""
         place = f"{self._path}, line {segment.line}" if segment.line else str(self._path)
-        return located(place, record)
+        return located(place, self.type.name, key)
 
 
 def _digest(raw: bytes) -> bytes:

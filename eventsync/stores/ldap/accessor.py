@@ -256,6 +256,11 @@ class LdapAccessor(Accessor[R]):
         """Return the list of values of each attribute. An empty list stands for no attribute."""
         return self._attributes.encode(super().record_to_data(record))
 
+    def key_in(self, data: Any) -> str:
+        names = [self.view.names[name] for name in self.type.keys]
+        values = self._attributes.decode({name: data[name] for name in names})
+        return super().key_in(values)
+
     def data_to_record(self, data: Any) -> R:
         found: Found = self._attribute_names().renamed(data)
         return super().data_to_record(self._attributes.decode(found))

@@ -328,8 +328,23 @@ class MongoAccessor(Accessor[R]):
             place = f"{self.collection} {document[_ID]!r}"
             if self.collection != self.type.name:
                 place = f"{self.type.name} in {place}"
-            raise RecordError(f"{place}: {known.message}", hint=known.hint) from error
+            unreadable = RecordError(f"{place}: {known.message}", hint=known.hint)
+            unreadable.place = f"{self.collection} {document[_ID]!r}"
+            unreadable.key = self._key_at(document)
+            raise unreadable from error
         return record
+
+    def _key_at(self, document: Mapping[str, Any]) -> str | None:
+        """Return the key that this document is found by, or ``None`` if there is no such key."""
+        try:
+            if self._natural:
+                key = self.key_in(self._codec.decode({_ID: document[_ID]}))
+            else:
+                key = str(document[_ID])
+            same = self._id(key) == document[_ID]
+            return key if same and _family(self._id(key)) == _family(document[_ID]) else None
+        except EventSyncError:
+            return None
 
     def _found(self, query: Query) -> Iterator[R]:
         for document in self._documents(self._condition(query)):

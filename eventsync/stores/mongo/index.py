@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Final
 from uuid import uuid4
 
 from bson import ObjectId
-from pymongo import ASCENDING, UpdateMany
+from pymongo import ASCENDING, DeleteOne, ReplaceOne, UpdateMany
 from pymongo.errors import DuplicateKeyError
 
 from eventsync.errors import ConfigError
 from eventsync.index import Entry, Index, Outgoing, Presence
+from eventsync.index.contract import after_all
 from eventsync.records.key import join
 from eventsync.stores.mongo.database import Database, Place
 from eventsync.stores.mongo.entry import ABSENT, Entries, entry_id, entry_of
@@ -181,14 +182,20 @@ class MongoIndex(Index):
         mark = self.database.call(self._marks, lambda marks: marks.find_one({"_id": name}))
         return str(mark["text"]) if mark else ""
 
-    def save_mark(self, name: str, text: str) -> None:
-        def save(marks: Any) -> None:
-            if text:
-                marks.replace_one({"_id": name}, {"text": text}, upsert=True)
-            else:
-                marks.delete_one({"_id": name})
+    def marks(self, prefix: str) -> dict[str, str]:
+        named = {"_id": {"$gt": prefix, "$lt": after_all(prefix)}}
+        found = self.database.call(self._marks, lambda marks: list(marks.find(named)))
+        return {mark["_id"]: str(mark["text"]) for mark in found}
 
-        self.database.call(self._marks, save)
+    def save_marks(self, marks: Mapping[str, str]) -> None:
+        writes = [
+            ReplaceOne({"_id": name}, {"text": text}, upsert=True)
+            if text
+            else DeleteOne({"_id": name})
+            for name, text in marks.items()
+        ]
+        if writes:
+            self.database.call(self._marks, lambda marks: marks.bulk_write(writes, ordered=False))
 
     def close(self) -> None:
         self.database.close()

@@ -333,9 +333,11 @@ class RedisAccessor(Accessor[R]):
             if concerns_all(error):
                 raise
             known, name = item_error(error), self.pattern.name(key)
-            raise RecordError(
+            unreadable = RecordError(
                 f"{name}, {self.type.name} {key!r}: {known.message}", hint=known.hint
-            ) from error
+            )
+            unreadable.key = key
+            raise unreadable from error
         return record if len(values) == len(record.raw()) else self.make(values)
 
     def _found(self, query: Query) -> Iterator[R]:

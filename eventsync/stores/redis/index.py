@@ -138,11 +138,19 @@ class RedisIndex(Index):
         text = self.server.call("HGET", f"{self._base}:mark", name)
         return text.decode() if text else ""
 
-    def save_mark(self, name: str, text: str) -> None:
-        if text:
-            self.server.call("HSET", f"{self._base}:mark", name, text)
-        else:
-            self.server.call("HDEL", f"{self._base}:mark", name)
+    def marks(self, prefix: str) -> dict[str, str]:
+        with self.server.errors():
+            found = self.server.client.hgetall(f"{self._base}:mark")
+        named = {name.decode(): text.decode() for name, text in found.items()}
+        return {name: text for name, text in named.items() if name.startswith(prefix)}
+
+    def save_marks(self, marks: Mapping[str, str]) -> None:
+        saved = [part for mark in marks.items() if mark[1] for part in mark]
+        removed = [name for name, text in marks.items() if not text]
+        if saved:
+            self.server.call("HSET", f"{self._base}:mark", *saved)
+        if removed:
+            self.server.call("HDEL", f"{self._base}:mark", *removed)
 
     def close(self) -> None:
         self.server.close()

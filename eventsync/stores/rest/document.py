@@ -282,7 +282,7 @@ class DocumentAccessor(Accessor[R]):
         return split_key(self.identity.minted(str(id)) if key is None else key)[0]
 
     def _record(self, key: str, found: Object) -> R:
-        with reading(f"{self.type.name} {key!r}"):
+        with reading(f"{self.type.name} {key!r}", key=key):
             return self._read_record(key, found)
 
     def _read_record(self, key: str, found: Object) -> R:

@@ -163,10 +163,10 @@ class ObjectAccessor(DocumentAccessor[R]):
         path = self.path_of(key)
         if path is None:
             return None
-        answer = self.read_alone(path, query=self.resource.single)
-        if answer is None:
-            return None
-        with reading(f"{self.type.name} {key!r}"):
+        with reading(f"{self.type.name} {key!r}", key=key):
+            answer = self.read_alone(path, query=self.resource.single)
+            if answer is None:
+                return None
             data = self.placed(key, self.data_of(answer))
             if not self.present(data) or self._is_of_another(key, data):
                 return None

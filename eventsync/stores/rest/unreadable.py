@@ -74,19 +74,23 @@ DECODER: Final = json.JSONDecoder(
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
+def reading(what: str, *, key: str | None = None) -> Iterator[None]:
     """Turn whatever is raised while one object is read into a ``RecordError`` that names it.
+
+    ``key``: the key of its record, if it is known.
 
     Errors that concern the whole store are raised as they are.
     """
     try:
         yield
     except RecordError as error:
-        raise record_error(error, what) from error.__cause__
+        raise record_error(error, what, key=key) from error.__cause__
     except Exception as error:
         if concerns_all(error):
             raise
-        raise _record_error(error, what) from error
+        unreadable = _record_error(error, what)
+        unreadable.key = key
+        raise unreadable from error
 
 
 def _record_error(error: Exception, what: str) -> RecordError:

@@ -583,18 +583,22 @@ class SqlAccessor(Accessor[R]):
         if concerns_all(error):
             raise error
         parts = self._table.key_of(row)
+        key, place = None, ""
         try:
-            key = repr(self._table.key_text(parts))
+            key = self._table.key_text(parts)
+            about = repr(key)
         except EventSyncError:
-            key = "/".join(map(shown, parts))
+            place = "/".join(map(str, parts))
+            about = "/".join(map(shown, parts))
         cause = item_error(error)
-        message = f"{self.type.name} {key} cannot be read: {cause.message}"
-        if not isinstance(cause, RecordError):
-            named = RecordError(message, hint=cause.hint)
-            named.__cause__ = error
-            return named
-        cause.message = message
-        cause.args = (message,)
+        message = f"{self.type.name} {about} cannot be read: {cause.message}"
+        if isinstance(cause, RecordError):
+            cause.message = message
+            cause.args = (message,)
+        else:
+            cause = RecordError(message, hint=cause.hint)
+            cause.__cause__ = error
+        cause.key, cause.place = key, place
         return cause
 
     def _pages(self, clause: Clause | None) -> Iterator[Sequence[Any]]:

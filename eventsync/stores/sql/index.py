@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -10,9 +10,11 @@ import sqlalchemy as sa
 
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.index import Entry, Index, IndexTransaction, Outgoing, Presence, UndoneError
+from eventsync.index.contract import after_all
 from eventsync.stores.sql.engine import connection_of, dialect_of, errors, open_engine
 from eventsync.stores.sql.index_table import IndexTables
 from eventsync.stores.sql.transaction import SqlTransaction
+from eventsync.values.chunk import chunked
 
 __all__ = ["SqlIndex"]
 
@@ -130,10 +132,21 @@ class SqlIndex(Index):
         rows = self._rows(sa.select(table.text).where(table.name == name))
         return str(rows[0][0]) if rows else ""
 
-    def save_mark(self, name: str, text: str) -> None:
+    def marks(self, prefix: str) -> dict[str, str]:
+        table = self.tables.mark.c
+        named = (table.name > prefix, table.name < after_all(prefix))
+        return dict(self._rows(sa.select(table.name, table.text).where(*named)))
+
+    def save_marks(self, marks: Mapping[str, str]) -> None:
+        saved = [mark for mark in marks.items() if mark[1]]
+        removed = [name for name, text in marks.items() if not text]
         with self.transaction() as transaction:
             assert isinstance(transaction, SqlTransaction)
-            self.dialect.upsert(transaction.connection, self.tables.marks, [(name, text)])
+            if saved:
+                self.dialect.upsert(transaction.connection, self.tables.marks, saved)
+            for names in chunked(removed, _CHUNK):
+                named = self.tables.mark.c.name.in_(names)
+                transaction.connection.execute(sa.delete(self.tables.mark).where(named))
 
     def close(self) -> None:
         self.engine.dispose()
