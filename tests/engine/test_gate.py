@@ -14,6 +14,7 @@ from eventsync.changes.change import BaseState, Change
 from eventsync.changes.clock import Version
 from eventsync.changes.merge import State, join
 from eventsync.changes.stamp import DELETE, PATCH, PUT
+from eventsync.engine.fingerprint import fingerprint_of
 from eventsync.engine.gate import (
     UNVERSIONED,
     Decision,
@@ -493,8 +494,8 @@ def test_echo_stays_with_the_row():
     """The fingerprint is kept while the store has the row, and lost with it."""
     copy = Copy(POSITIVE)
     copy.apply(put(5, **OLD))
-    copy.entry.echo = b"fingerprint"
-    assert copy.decide(patch(6, b=9)).entry.echo == b"fingerprint"
+    echo = copy.entry.echo = fingerprint_of(copy.entry, copy.row, copy.bound)
+    assert copy.decide(patch(6, b=9)).entry.echo == echo
     copy.apply(patch(6, a=-1))
     copy.row = None
     assert copy.decide(put(7, **NEW)).entry.echo is None

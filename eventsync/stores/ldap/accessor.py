@@ -7,19 +7,16 @@ version index outside the directory.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from string import Formatter
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from eventsync.engine.accessor import Accessor
-from eventsync.engine.write import Write
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
-from eventsync.index import IndexTransaction
 from eventsync.records.key import split as split_key
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
-from eventsync.stores.foreign_edits import kept_from
 from eventsync.stores.ldap.attribute import Attributes
 from eventsync.stores.ldap.directory import Directory, Found
 from eventsync.stores.ldap.schema import STATE, AttributeNames, Schema
@@ -100,8 +97,6 @@ class LdapAccessor(Accessor[R]):
         # Names that differ only in case are one attribute at every server.
         AttributeNames([*self._names, *self.view.constant], Schema(), owner=self.type.name)
         self._known: AttributeNames | None = None
-        # By key, the values that were not written, because others have edited their fields.
-        self._kept: dict[str, dict[str, Any]] = {}
         # By key: the value of the attribute STATE when this accessor last read the entry.
         self._states: dict[str, bytes] = {}
 
@@ -228,29 +223,6 @@ class LdapAccessor(Accessor[R]):
         if self.get(key) is not None:
             self._states.pop(key, None)
             self._directory.delete(self.dn_of(key))
-
-    # -- many at once ------------------------------------------------------------------------------
-
-    def write_rows(
-        self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
-    ) -> None:
-        self._kept = {}
-        reduced = []
-        for write in writes:
-            record = None if write.whole else self.get(write.key)
-            row = {} if record is None else record.raw()
-            kept = kept_from(write, row, self.view, transaction)
-            # Read back as if written, so that capture still sees the edit of others.
-            self._kept[write.key] = {name: write.values[name] for name in kept}
-            values = {n: value for n, value in write.values.items() if n not in kept}
-            reduced.append(Write(write.key, values, write.whole))
-        super().write_rows(reduced, removals, transaction)
-
-    def read_back(
-        self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
-    ) -> Mapping[str, Mapping[str, Any]]:
-        rows = super().read_back(writes, transaction)
-        return {key: {**row, **self._kept.get(key, {})} for key, row in rows.items()}
 
     def record_to_data(self, record: R) -> dict[str, list[bytes]]:
         """Return the list of values of each attribute. An empty list stands for no attribute."""
