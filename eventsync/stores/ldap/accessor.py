@@ -10,9 +10,16 @@ import os
 from collections.abc import Iterable, Sequence
 from string import Formatter
 from typing import Any, ClassVar, Final, Literal, TypeVar
+from uuid import UUID
 
 from eventsync.engine.accessor import Accessor
-from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
+from eventsync.errors import (
+    ConfigError,
+    RecordError,
+    RejectedError,
+    StoreUnavailableError,
+    shown,
+)
 from eventsync.records.key import split as split_key
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -99,6 +106,8 @@ class LdapAccessor(Accessor[R]):
         self._known: AttributeNames | None = None
         # By key: the value of the attribute STATE when this accessor last read the entry.
         self._states: dict[str, bytes] = {}
+        # By key, the form of the key in which the last ``find`` met the entry.
+        self._others: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"LdapAccessor({self.type.name}, {self._directory.url!r}, {self._base!r})"
@@ -166,6 +175,7 @@ class LdapAccessor(Accessor[R]):
 
     def add(self, record: R) -> None:
         self._attribute_names()
+        self._refuse(record.key)
         key, data = record.key, self.record_to_data(record)
         dn = self.dn_of(key)
         present = {name: values for name, values in data.items() if values}
@@ -199,6 +209,7 @@ class LdapAccessor(Accessor[R]):
 
     def get(self, key: str) -> R | None:
         self._attribute_names()
+        self._refuse(key)
         state = [STATE] if self._directory.can_assert() else []
         found = self._directory.entry(self.dn_of(key), [*self._names, *state])
         if found is None:
@@ -214,6 +225,7 @@ class LdapAccessor(Accessor[R]):
 
     def find(self, query: Query) -> Iterable[R]:
         self._attribute_names()
+        self._others.clear()
         entries = self._directory.entries(
             self._base, self._classes[0], self._names, deep=self._deep
         )
@@ -230,4 +242,24 @@ class LdapAccessor(Accessor[R]):
 
     def data_to_record(self, data: Any) -> R:
         found: Found = self._attribute_names().renamed(data)
-        return super().data_to_record(self._attributes.decode(found))
+        record = super().data_to_record(self._attributes.decode(found))
+        for name, text in zip(self.type.keys, split_key(record.key), strict=True):
+            values = [
+                one.decode(errors="replace") for one in found.get(self.view.names[name]) or ()
+            ]
+            varies = self.type.fields[name].type in (int, UUID) and name not in self.view.convert
+            # A directory itself ignores case in most names.
+            if varies and text.casefold() not in map(str.casefold, values):
+                self._others[record.key] = ", ".join(map(shown, values))
+                self._refuse(record.key)
+        return record
+
+    def _refuse(self, key: str) -> None:
+        """Raise ``RecordError`` if ``find`` met the entry of ``key`` under another form of it."""
+        if key in self._others:
+            raise RecordError(
+                f"{self.type.name} {key!r} stands in the directory under the key "
+                f"{self._others[key]}, but eventsync writes {self.dn_of(key)!r}: it would add a "
+                "second entry",
+                hint="rename the entry, or declare the key field as str",
+            )
