@@ -148,3 +148,24 @@ def test_the_forms_that_the_database_takes_for_one(servers):
         store.update(record)
         assert rows(database) == [(U.upper(), "ours")]
     database.engine.dispose()
+
+
+@pytest.mark.parametrize("type", [int, UUID])
+@both_rules
+def test_many_records(foreign, type, rule):
+    """Large batches write and find the same rows as small ones."""
+    record_type = make(type, rule)
+    ids = [type(n) if type is int else UUID(int=n) for n in range(1200)]
+    keys = [record_type(id=one).key for one in ids]
+    with Store("things", SqlAccessor(record_type, foreign.engine, table="thing")) as store:
+        for step, name in [(1, "first"), (2, "second")]:
+            changes = [
+                change_of("Thing", key, step, {"id": one, "name": name})
+                for key, one in zip(keys, ids, strict=True)
+            ]
+            settled = apply(store, changes, clock=store.clock)
+            assert {one.outcome for one in settled} == {Outcome.APPLIED}
+        assert sorted(foreign.rows("SELECT id, name FROM thing")) == sorted(
+            (key, "second") for key in keys
+        )
+        assert not any(store.capture())
