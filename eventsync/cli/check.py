@@ -96,6 +96,7 @@ def _registry(deployment: Deployment) -> Iterator[Finding]:
 
 def _store(store: Store, *, create: bool) -> Iterator[Finding]:
     about = f"store {store.name}"
+    yield from _filters(store, about)
     found: set[tuple[Level, str]] = set()
     absent = False
     try:
@@ -138,6 +139,21 @@ def _store(store: Store, *, create: bool) -> Iterator[Finding]:
                 )
         types = ", ".join(store.accessors)
         yield Finding(Level.OK, about, f"can be read and written: {types}")
+
+
+def _filters(store: Store, about: str) -> Iterator[Finding]:
+    """Yield the views whose filter reads fields that the store does not hold."""
+    for accessor in store.accessors.values():
+        name, view = accessor.type.name, accessor.view
+        unheld = [f for f in accessor.type.fields if f in view.judged and f not in view.names]
+        if unheld:
+            yield Finding(
+                Level.RISK,
+                about,
+                f"the filter of the view of {name} reads {', '.join(unheld)}, which this store "
+                f"does not hold: a {name} that others write there stays, whatever the filter says, "
+                "until another store has a value; hold the field, or filter by held fields",
+            )
 
 
 def _refill(store: Store) -> str:

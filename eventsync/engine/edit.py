@@ -9,7 +9,7 @@ from typing import Any
 from eventsync.changes.change import BaseState, Change
 from eventsync.changes.clock import Clock, Version
 from eventsync.changes.stamp import DELETE, PATCH, PUT, Op
-from eventsync.engine.fingerprint import changed_fields
+from eventsync.engine.fingerprint import changed_fields, unset_fields, without_new_fields
 from eventsync.engine.gate import UNVERSIONED, decide_one
 from eventsync.errors import (
     AlreadyExistsError,
@@ -84,7 +84,9 @@ class ChangeFactory:
         if not changed:
             return None
         if type.rule == "record":
-            return self._new(key, PUT, {**row, **changed}, entry)
+            # A field that is only filled in has no value, so that no store takes it for one.
+            held = None if entry is None else without_new_fields(entry, row, self.view)
+            return self._new(key, PUT, {**(held or row), **changed}, entry)
         if entry is None:
             first = self._first(key, row)
             entry = decide_one(None, row, first, self.view).entry
@@ -145,10 +147,12 @@ class ChangeFactory:
             return None
         if type.rule == "record":
             # The store may have altered the values, but the change must keep the record's stamp.
+            # Therefore it leaves out fields that are newer than the record's put.
+            written = without_new_fields(entry, row, self.view) or row
             return Change(
                 op=PUT,
                 version=entry.stamp.version,
-                data=dict(row),
+                data=dict(written),
                 digest=None if entry.echo is None else entry.stamp.digest,
                 **common,
             )
@@ -225,9 +229,10 @@ class ChangeFactory:
     ) -> BaseState:
         """Return the base state for a patch: the values and the versions that the store holds.
 
-        ``without``: the names of the fields to leave out. Key fields are always left out.
+        ``without``: the names of the fields to leave out. Key fields and unset fields are always
+        left out.
         """
-        left_out = {*self.view.record_type.keys, *without}
+        left_out = {*self.view.record_type.keys, *without, *unset_fields(entry, row, self.view)}
         values = {n: value for n, value in row.items() if n not in left_out}
         versions = {n: v for n, v in entry.versions.items() if n in values}
         return BaseState(entry.stamp, values, versions)

@@ -7,15 +7,15 @@ reads or writes a store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
 from eventsync.changes.change import Change
 from eventsync.changes.merge import State, join
-from eventsync.changes.stamp import DELETE, PATCH, Stamp
-from eventsync.engine.fingerprint import changed_fields
+from eventsync.changes.stamp import DELETE, PATCH, PUT, Stamp
+from eventsync.engine.fingerprint import changed_fields, unset_fields, without_new_fields
 from eventsync.errors import ChangeRefusedError, DependencyError
 from eventsync.index import Entry, Presence
 from eventsync.records.record_type import same
@@ -31,6 +31,7 @@ __all__ = [
     "decide_one",
     "decide_patches",
     "decide_put_or_delete",
+    "lacks_fields",
 ]
 
 UNVERSIONED: Final = Stamp(bytes(16) + b"\x01" + bytes(32))
@@ -84,6 +85,8 @@ class Decision:
     - ``altered``: whether ``write`` differs from the body of the change that won.
     - ``row``: the field values that the store held before; ``None`` if the store held no record, or
       if the record was not read.
+    - ``unversioned``: the names of the fields that keep their values although the change is a put.
+      No fingerprint covers them, so capture finds them as foreign writes.
     """
 
     verdicts: list[Verdict]
@@ -92,6 +95,7 @@ class Decision:
     remove: bool = False
     altered: bool = False
     row: Mapping[str, Any] | None = field(default=None, repr=False)
+    unversioned: frozenset[str] = frozenset()
 
 
 # Python 3.11 looks up members of an enumeration slowly, so frequent code uses these constants.
@@ -107,10 +111,18 @@ APPLIED: Final = Verdict(_WON)
 # -- the per-record rule --------------------------------------------------------------------------
 
 
-def decide_put_or_delete(current: Stamp | None, change: Change, view: BoundView) -> Decision:
+def decide_put_or_delete(
+    current: Stamp | None,
+    change: Change,
+    view: BoundView,
+    *,
+    entry: Entry | None = None,
+    row: Mapping[str, Any] | None = None,
+) -> Decision:
     """Decide about one change under the per-record rule: the greatest stamp wins.
 
-    ``current``: the stamp in the record's index entry; ``None`` if there is no entry. Raises
+    ``current``: the stamp in the record's index entry; ``None`` if there is no entry. ``entry`` and
+    ``row``: as in ``decide``; needed only if ``lacks_fields(change, view)``. Raises
     ``ChangeRefusedError`` if ``change`` is a patch, or a put without a value for a field that has
     no default.
     """
@@ -130,9 +142,20 @@ def decide_put_or_delete(current: Stamp | None, change: Change, view: BoundView)
         return Decision([verdict], Entry(stamp, Presence.DELETED), remove=True)
     data = change.data
     assert data is not None
-    values = _whole_record(data, view, change.key)
-    if not view.matches(values):
+    kept = {} if row is None else _kept_beside(change, entry, row, view)
+    values = _whole_record({**data, **kept} if kept else data, view, change.key, row)
+    if view.excludes(values):
         return Decision([verdict], Entry(stamp, Presence.FILTERED_OUT), remove=True)
+    if kept:
+        write = {n: v for n, v in values.items() if n not in kept and not _holds(row, n, v)}
+        return Decision(
+            [verdict],
+            Entry(stamp, _PRESENT),
+            write=write or None,
+            altered=True,
+            row=row,
+            unversioned=frozenset(kept),
+        )
     altered = view.partial or not change.exact or len(values) != len(data)
     return Decision([verdict], Entry(stamp, _PRESENT), write=values, altered=altered)
 
@@ -152,8 +175,39 @@ def _compare_stamps(stamp: Stamp, current: Stamp | None) -> Verdict:
     return Verdict(Outcome.APPLIED if stamp > current else Outcome.STALE, collision=True)
 
 
-def _whole_record(data: Mapping[str, Any], view: BoundView, key: str) -> Mapping[str, Any]:
+def lacks_fields(change: Change, view: BoundView) -> bool:
+    """Return whether ``change`` is a put without a value for a field that the store needs."""
+    data = change.data
+    return change.op == PUT and data is not None and any(name not in data for name in view.needed)
+
+
+def _kept_beside(
+    change: Change, entry: Entry | None, row: Mapping[str, Any], view: BoundView
+) -> dict[str, Any]:
+    """Return the values of ``row`` that a put without these fields does not replace.
+
+    These are values that nobody has versioned, and all values if the put comes from a producer
+    whose record type is older.
+    """
+    data = change.data or {}
+    absent = {name: row[name] for name in view.needed if name in row and name not in data}
+    if not absent or entry is None or change.schema < view.record_type.schema:
+        return absent
+    versioned = without_new_fields(entry, row, view)
+    return absent if versioned is None else {n: v for n, v in absent.items() if n not in versioned}
+
+
+def _holds(row: Mapping[str, Any] | None, name: str, value: Any) -> bool:
+    return row is not None and name in row and same(row[name], value)
+
+
+def _whole_record(
+    data: Mapping[str, Any], view: BoundView, key: str, row: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
     """Return the values of a put, completed with the key fields and with defaults.
+
+    ``row``: the field values that the store holds; ``None`` if it does not hold the record. A
+    record that it holds is not judged by the default of a field that it does not hold.
 
     Raises ``ChangeRefusedError`` if a missing field has no default.
     """
@@ -162,7 +216,7 @@ def _whole_record(data: Mapping[str, Any], view: BoundView, key: str) -> Mapping
         return data  # the data contain no undeclared fields here, so no field is missing
     values = {**data, **record_type.key_values(key)}
     for name in view.needed:
-        if name not in values:
+        if name not in values and (row is None or name in view.names):
             values[name] = _default_of(name, view, key)
     return values
 
@@ -188,7 +242,8 @@ def decide(
     Raises ``ChangeRefusedError`` if the record's put has no value for a needed field without
     default.
     """
-    before = _state_before(entry, row, view)
+    unset = {} if entry is None or row is None else unset_fields(entry, row, view)
+    before = _state_before(entry, row, view, unset)
     after, verdicts = _merge(before, changes, view, is_present=row is not None)
     if final:
         after.whole = True
@@ -199,6 +254,7 @@ def decide(
             return Decision(verdicts)
     if entry is not None and row is not None:
         _keep_foreign(after, before, entry, row, view)
+        _keep_unset(after, before, unset, view)
     _drop_unneeded(after, view)
     if entry is None and not after.stamp and not after.versions:
         return Decision(verdicts)  # the store's view covers no field of these changes
@@ -249,16 +305,27 @@ def decide_one(
 ) -> Decision:
     """Decide about one change that this store itself made, under the merge rule of its type."""
     if view.record_type.rule == "record":
-        return decide_put_or_delete(None if entry is None else entry.stamp, change, view)
+        current = None if entry is None else entry.stamp
+        return decide_put_or_delete(current, change, view, entry=entry, row=row)
     # The first change of a row without an entry describes the whole row, so no value can arrive
     # later.
     first = entry is None and row is not None
     return decide(entry, row, [change], view, change.key, final=first)
 
 
-def _state_before(entry: Entry | None, row: Mapping[str, Any] | None, view: BoundView) -> State:
-    """Return what the store knew about the record before the changes arrived."""
+def _state_before(
+    entry: Entry | None,
+    row: Mapping[str, Any] | None,
+    view: BoundView,
+    unset: Collection[str] = (),
+) -> State:
+    """Return what the store knew about the record before the changes arrived.
+
+    ``unset``: the names of the fields of ``row`` that are unset, so that their values do not count.
+    """
     values = {} if row is None else _without_key(row, view)
+    for name in unset:
+        values.pop(name, None)
     if entry is None:
         return State() if row is None else State(UNVERSIONED, values=values, whole=True)
     is_present = entry.presence is _PRESENT and row is not None
@@ -315,18 +382,35 @@ def _keep_foreign(
     """Put the values of foreign writes that have no version yet into ``state``, in place.
 
     ``before``: the state without the changes that are decided about. A foreign write is replaced
-    only by a later version of its field, never by the value that it replaced.
+    only by a later version of its field, never by the value that it replaced, nor by a default.
     """
     differing = [
         name
         for name, held in row.items()
-        if name in state.values
-        and state.version_of(name) == before.version_of(name)
-        and not same(state.values[name], held)
+        if name not in state.values
+        or (
+            state.version_of(name) == before.version_of(name) and not same(state.values[name], held)
+        )
     ]
     if differing:
         foreign = changed_fields(entry, row, view)
         state.values.update({name: row[name] for name in differing if name in foreign})
+
+
+def _keep_unset(state: State, before: State, unset: Mapping[str, Any], view: BoundView) -> None:
+    """Put the values of unset fields into ``state``, in place, where no store has a value.
+
+    ``before``: as in ``_keep_foreign``. A default, or an absent value, does not replace what fills
+    the field in this store.
+    """
+    for name, held in unset.items():
+        if name in state.values and (
+            held is None
+            or state.version_of(name) != before.version_of(name)
+            or not view.fills_in(name, state.values[name])
+        ):
+            continue
+        state.values[name] = held
 
 
 def _verdict_on_patch(patch: Change, before: State, after: State, view: BoundView) -> Verdict:
@@ -382,12 +466,15 @@ def _decide_presence(
         entry = Entry(state.stamp, Presence.DELETED, state.versions, patched, state.whole)
         return Decision(verdicts, entry, remove=row is not None, row=row)
     if state.whole:
-        _fill_defaults(state, view, key)
-    if _is_filtered_out(state, view, key):
+        _fill_defaults(state, view, key, is_present=row is not None)
+    if view.excludes(view.record_type.key_values(key) | state.values):
         judged = {name: state.values[name] for name in view.judged if name in state.values}
         entry = Entry(state.stamp, Presence.FILTERED_OUT, state.versions, judged, whole=False)
         return Decision(verdicts, entry, remove=row is not None, row=row)
-    if _missing_fields(state, view):
+    missing = _missing_fields(state, view)
+    if row is not None and view.names.keys().isdisjoint(missing):
+        missing = []  # only the filter cannot be judged, so the record stays
+    if missing:
         return _pending(state, row, verdicts, dict(state.values))
     return _present(state, row, verdicts, view, key)
 
@@ -427,17 +514,6 @@ def _present(
     return Decision(verdicts, entry, write, row=row)
 
 
-def _is_filtered_out(state: State, view: BoundView, key: str) -> bool:
-    """Return whether the view's filter excludes the record.
-
-    Returns ``False`` if the value of a field that the filter reads is not known.
-    """
-    if view.where is None:
-        return False
-    values = view.record_type.key_values(key) | state.values
-    return view.judged <= values.keys() and not view.matches(values)
-
-
 def _missing_fields(state: State, view: BoundView) -> list[str]:
     """Return the names of the needed fields that have no known value and no usable default."""
     fields = view.record_type.fields
@@ -450,13 +526,16 @@ def _missing_fields(state: State, view: BoundView) -> list[str]:
     ]
 
 
-def _fill_defaults(state: State, view: BoundView, key: str) -> None:
+def _fill_defaults(state: State, view: BoundView, key: str, *, is_present: bool) -> None:
     """Add to ``state``, in place, the defaults of the fields that no change has ever set.
 
-    Raises ``ChangeRefusedError`` if one of these fields has no default.
+    ``is_present``: whether the store holds the record. It is then not judged by the default of a
+    field that the store does not hold. Raises ``ChangeRefusedError`` if one of these fields has no
+    default.
     """
     for name in view.needed:
-        if name not in state.values and name not in state.versions:
+        known = name in state.values or name in state.versions
+        if not known and (not is_present or name in view.names):
             state.values[name] = _default_of(name, view, key)
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -14,8 +15,15 @@ from eventsync.changes.clock import Clock
 from eventsync.changes.stamp import DELETE
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.edit import ChangeFactory, Edit
-from eventsync.engine.fingerprint import fingerprint_of
-from eventsync.engine.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete
+from eventsync.engine.fingerprint import fields_without_digest, fingerprint_of, unset_fields
+from eventsync.engine.gate import (
+    Decision,
+    Verdict,
+    decide,
+    decide_one,
+    decide_put_or_delete,
+    lacks_fields,
+)
 from eventsync.engine.unit_of_work import UnitOfWork
 from eventsync.errors import ChangeRefusedError, ConfigError, RecordError
 from eventsync.index import Entry, Index, IndexTransaction, Presence
@@ -116,7 +124,7 @@ class Replica:
     def _apply_per_record(
         self, work: UnitOfWork, changes: Mapping[str, Change], *, hold: bool
     ) -> dict[str, Sequence[Verdict]]:
-        """Apply one put or delete of each record. Reads stamps, but no rows.
+        """Apply one put or delete of each record. Reads stamps, but rows only for incomplete puts.
 
         ``hold`` and the result: as in ``apply``.
         """
@@ -124,9 +132,16 @@ class Replica:
         if self.accessor.plain and not hold and all(map(self.is_plain, changes.values())):
             verdicts = work.put_newer(changes)
             changes = {key: change for key, change in changes.items() if key not in verdicts}
+        view = self.accessor.view
         stamps = work.transaction.stamps(self.type.name, list(changes)) if changes else {}
+        lacking = [key for key in stamps if lacks_fields(changes[key], view)]
+        entries, rows = (
+            self.accessor.read_with_entries(lacking, work.transaction) if lacking else ({}, {})
+        )
         decisions = {
-            key: decide_put_or_delete(stamps.get(key), change, self.accessor.view)
+            key: decide_put_or_delete(
+                stamps.get(key), change, view, entry=entries.get(key), row=rows.get(key)
+            )
             for key, change in changes.items()
         }
         return verdicts | _perform(work, decisions, hold=hold)
@@ -220,7 +235,10 @@ class Replica:
                 change = self._changes.from_foreign_write(
                     key, entry, row, forgets=self.accessor.forgets
                 )
+                unset = {} if entry is None or row is None else unset_fields(entry, row, view)
                 if change is None:
+                    if entry is not None and row is not None and unset:
+                        updated |= self._noted(key, entry, row, unset)
                     continue
                 changes.append(change)
                 decision = decide_one(entry, row, change, view)
@@ -231,7 +249,7 @@ class Replica:
                     continue
                 updated[key] = decision.entry
                 if row is not None and decision.entry.presence is Presence.PRESENT:
-                    decision.entry.echo = fingerprint_of(decision.entry, row, view)
+                    decision.entry.echo = fingerprint_of(decision.entry, row, view, unset=unset)
             # Removals must come first, because storing their intents commits at once.
             work.perform(leaving)
             work.transaction.write(self.type.name, updated)
@@ -241,6 +259,18 @@ class Replica:
         if lacking:
             self.lacking = lacking
         return changes
+
+    def _noted(
+        self, key: str, entry: Entry, row: Mapping[str, Any], unset: Mapping[str, Any]
+    ) -> dict[str, Entry]:
+        """Return the entry, by key, with the digests of unset fields; ``{}`` if it has them.
+
+        A later foreign write to one of these fields is then found, even if it sets a default.
+        """
+        if not fields_without_digest(entry, row, self.accessor.view):
+            return {}
+        echo = fingerprint_of(entry, row, self.accessor.view, unset=unset)
+        return {key: replace(entry, echo=echo)}
 
     @_until_done
     def forget_missing(self, keys: Sequence[str], *, deletes: float) -> int:

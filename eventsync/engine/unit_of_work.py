@@ -8,7 +8,12 @@ from typing import Any, Final
 from eventsync.changes.change import Change, stamps
 from eventsync.changes.stamp import DELETE, PUT
 from eventsync.engine.accessor import Accessor
-from eventsync.engine.fingerprint import fingerprint_after, fingerprint_of, patched_fingerprints
+from eventsync.engine.fingerprint import (
+    fields_without_digest,
+    fingerprint_after,
+    fingerprint_of,
+    patched_fingerprints,
+)
 from eventsync.engine.gate import APPLIED, Decision, Outcome, Verdict, decide_patches
 from eventsync.engine.isolation import Done, isolate
 from eventsync.engine.write import Puts, Write
@@ -64,6 +69,9 @@ class UnitOfWork:
         if (None if row is None else packing.digest(row)) != intent.digest:
             return False
         if row is not None and intent.entry.presence is Presence.PRESENT:
+            # Whether the write was one of the fields without a digest is not known.
+            newer = fields_without_digest(intent.entry, row, self.accessor.view)
+            row = {name: value for name, value in row.items() if name not in newer}
             intent.entry.echo = fingerprint_of(intent.entry, row, self.accessor.view)
         return True
 
@@ -207,6 +215,8 @@ class UnitOfWork:
             if as_written and verbatim and not per_field and not decision.altered:
                 continue  # the stamp contains the digest of the row already
             row = self._row_after(decision) if as_written else read_back[key]
+            if decision.unversioned:
+                row = {n: value for n, value in row.items() if n not in decision.unversioned}
             if per_field:
                 entry.echo = fingerprint_after(
                     entry.echo, row, read=decision.row or {}, written=decision.write or {}

@@ -9,6 +9,7 @@ from typing import Any
 from eventsync.errors import ConfigError, EventSyncError, RejectedError
 from eventsync.records.query import Filter
 from eventsync.records.record import RecordType
+from eventsync.records.record_type import same
 
 __all__ = ["BoundView", "Convert", "View"]
 
@@ -121,6 +122,16 @@ class BoundView:
         """The names in ``needed``, as a set."""
         self.optional: tuple[str, ...] = tuple(n for n in self.fields if known[n].optional)
         """The names of the fields that the store holds and whose value may be ``None``."""
+        self.fills: dict[str, Any] = {}
+        """Field name -> the value that the store itself gives new and old records in that field.
+
+        For example the default of a column. The accessor sets it when it knows the store.
+        """
+        self._defaults: dict[str, Any] = {
+            name: known[name].make_default()
+            for name in self.fields
+            if known[name].default_factory in (None, list, dict, set) and known[name].has_default
+        }
         self._plain = not self.convert and all(n == s for n, s in self.names.items())
 
     def _error(self, message: str, *, hint: str = "") -> ConfigError:
@@ -129,6 +140,22 @@ class BoundView:
     def matches(self, values: Mapping[str, Any]) -> bool:
         """Return whether a record with these field values matches the filter of the view."""
         return self.where is None or self.where.matches(values)
+
+    def excludes(self, values: Mapping[str, Any]) -> bool:
+        """Return whether the filter of the view excludes a record with these field values.
+
+        Returns ``False`` if the value of a field that the filter reads is not known.
+        """
+        return self.judged <= values.keys() and not self.matches(values)
+
+    def fills_in(self, name: str, value: Any) -> bool:
+        """Return whether ``value`` may stand in the field ``name`` although nobody has set it.
+
+        So may ``None``, the field's default, and the value that the store itself gives the field.
+        """
+        return value is None or any(
+            name in filled and same(filled[name], value) for filled in (self._defaults, self.fills)
+        )
 
     def to_store(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of ``values`` that the store holds, converted and by the store's names.

@@ -6,13 +6,19 @@ from eventsync.testing.capture import CaptureContract
 from eventsync.testing.convergence import ConvergenceContract
 from eventsync.testing.crashes import CrashContract
 from eventsync.testing.crud import CrudContract
+from eventsync.testing.unversioned import UnversionedContract
 from eventsync.testing.views import ViewContract
 
 __all__ = ["StoreContract"]
 
 
 class StoreContract(
-    CrudContract, ViewContract, ConvergenceContract, CaptureContract, CrashContract
+    CrudContract,
+    ViewContract,
+    ConvergenceContract,
+    CaptureContract,
+    UnversionedContract,
+    CrashContract,
 ):
     """The tests that every accessor must pass.
 

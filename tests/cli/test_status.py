@@ -55,6 +55,16 @@ def test_check_is_content(cli: Cli) -> None:
     }
 
 
+def test_check_names_a_filter_that_cannot_be_judged(cli: Cli) -> None:
+    """A view whose filter reads a field that its store does not hold is a risk."""
+    workers = cli.folder / "workers.py"
+    text = workers.read_text(encoding="utf-8")
+    workers.write_text(text.replace('omit=("balance",)', 'omit=("city",)'), encoding="utf-8")
+    findings = cli("check", "--json").check().json
+    (risk,) = [f for f in findings if f["about"] == "store documents" and f["level"] == "risk"]
+    assert "the filter of the view of Person reads city" in risk["text"]
+
+
 def test_check_with_signatures(cli: Cli) -> None:
     """With keys configured, the check does not warn of missing signatures."""
     key = "k1:MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="

@@ -15,6 +15,8 @@ from eventsync.engine.fingerprint import (
     fingerprint_after,
     fingerprint_of,
     patched_fingerprints,
+    unset_fields,
+    without_new_fields,
 )
 from eventsync.index import Entry, Presence
 from eventsync.records.record import Field, Record
@@ -34,6 +36,23 @@ class Note(Record, rule="field"):
     pinned: bool | None = None
 
 
+class Account(Record, rule="field"):
+    id: int = Field(key=True)
+    level: int = 5
+    kind: str | None = "x"
+
+
+class Wide(Record):
+    id: int = Field(key=True)
+    name: str
+    a: int | None = None
+    price: Decimal | None = None
+    note: str | None = None
+    b: int | None = None
+    c: int = 3
+
+
+WIDE = View().bind(Wide.__record__)
 PRODUCT, NOTE = View().bind(Product.__record__), View().bind(Note.__record__)
 texts = st.none() | st.sampled_from(["", "a", "b"])
 prices = st.none() | st.sampled_from([Decimal("1.5"), Decimal("1.50"), Decimal("2")])
@@ -79,11 +98,49 @@ def test_per_record_the_form_of_the_store_counts():
     assert changed_fields(entry, body, PRODUCT) == body
 
 
-def test_a_new_field_of_a_view_is_no_foreign_write():
-    """A fingerprint made before the view had the field says nothing of it."""
+def test_a_value_in_a_new_field_is_a_foreign_write():
+    """A fingerprint that is older than the field says nothing of it, so a value is of others."""
     entry = entry_of({"id": 1, "text": "a"}, NOTE)
     row = {"id": 1, "text": "a", "price": None, "pinned": True}
-    assert changed_fields(entry, row, NOTE) == {}
+    assert changed_fields(entry, row, NOTE) == {"pinned": True}
+    assert unset_fields(entry, row, NOTE) == {"price": None}
+
+
+def test_what_fills_a_new_field_is_no_foreign_write():
+    """Neither None, nor the default of the field, nor that of the store, is a value."""
+    view = View().bind(Account.__record__)
+    view.fills = {"level": 7}
+    entry = entry_of({"id": 1}, view)
+    for row in ({"level": 7, "kind": None}, {"level": 5, "kind": "x"}):
+        row = {"id": 1, **row}
+        assert changed_fields(entry, row, view) == {}
+        noted = Entry(entry.stamp, Presence.PRESENT)
+        noted.echo = fingerprint_of(noted, row, view, unset=unset_fields(entry, row, view))
+        assert unset_fields(noted, row, view).keys() == {"level", "kind"}
+        # Once noted, any other value is a foreign write, even a default.
+        other = {"id": 1, "level": 12 - row["level"], "kind": row["kind"]}
+        assert changed_fields(noted, other, view) == {"level": other["level"]}
+
+
+def test_an_unwritten_new_field_stays_without_a_digest():
+    """A write of other fields does not make a foreign value of a new field one of eventsync."""
+    entry = entry_of({"id": 1, "text": "a"}, NOTE)
+    read = {"id": 1, "text": "a", "price": Decimal(9), "pinned": None}
+    row = read | {"text": "b"}
+    entry.echo = fingerprint_after(entry.echo, row, read=read, written={"text": "b"})
+    assert changed_fields(entry, row, NOTE) == {"price": Decimal(9)}
+    assert unset_fields(entry, row, NOTE) == {"pinned": None}
+
+
+def test_per_record_a_new_field_that_is_only_filled_in():
+    """The rest of the row is compared, whichever fields are new, and however many."""
+    older = {"id": 1, "name": "Lamp", "price": Decimal(2)}
+    entry = entry_of(older, WIDE)
+    row = older | {"a": None, "b": None, "c": 3, "note": None}
+    assert without_new_fields(entry, row, WIDE) == older
+    assert changed_fields(entry, row, WIDE) == {}
+    for change in ({"name": "Desk"}, {"b": 1}, {"c": 4}):
+        assert changed_fields(entry, row | change, WIDE) == row | change
 
 
 @given(notes, notes, written_values)

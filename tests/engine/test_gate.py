@@ -14,6 +14,7 @@ from eventsync.changes.change import BaseState, Change
 from eventsync.changes.clock import Version
 from eventsync.changes.merge import State, join
 from eventsync.changes.stamp import DELETE, PATCH, PUT
+from eventsync.engine.fingerprint import fingerprint_of
 from eventsync.engine.gate import (
     UNVERSIONED,
     Decision,
@@ -493,11 +494,38 @@ def test_echo_stays_with_the_row():
     """The fingerprint is kept while the store has the row, and lost with it."""
     copy = Copy(POSITIVE)
     copy.apply(put(5, **OLD))
-    copy.entry.echo = b"fingerprint"
-    assert copy.decide(patch(6, b=9)).entry.echo == b"fingerprint"
+    echo = copy.entry.echo = fingerprint_of(copy.entry, copy.row, copy.bound)
+    assert copy.decide(patch(6, b=9)).entry.echo == echo
     copy.apply(patch(6, a=-1))
     copy.row = None
     assert copy.decide(put(7, **NEW)).entry.echo is None
+
+
+class Extended(Record, rule="field"):
+    id: str = Field(key=True)
+    a: int
+    new: int | None = 5
+
+
+@pytest.mark.parametrize("fill", [None, 7])
+@pytest.mark.parametrize("known", [None, {}, {"new": None}, {"new": 5}])
+def test_a_default_does_not_replace_what_fills_a_new_field(fill, known):
+    """Neither a patch, nor what its origin fills in, nor a put without the field writes it."""
+    view = View().bind(Extended.__record__)
+    view.fills = {"new": 7}
+    first = put(5, id="k", a=1)
+    entry = Entry(first.stamp, PRESENT)
+    entry.echo = fingerprint_of(entry, {"id": "k", "a": 1}, view)
+    row = {"id": "k", "a": 1, "new": fill}
+    base_state = None if known is None else BaseState(first.stamp, known, {})
+    for change in (patch(6, base_state, a=2), put(6, id="k", a=2)):
+        decision = decide(entry, row, [change], view, "k")
+        expected = {"a": 2}
+        if fill is None and change.op == PATCH and known == {"new": 5}:
+            expected["new"] = 5  # the origin has a value, and this store has none
+        assert decision.write == expected
+    for change in (patch(6, new=5), put(6, id="k", a=1, new=5)):
+        assert decide(entry, row, [change], view, "k").write == {"new": 5}
 
 
 # -- properties -----------------------------------------------------------------------------------

@@ -517,3 +517,34 @@ def test_an_unreadable_record_error_is_a_record_error(tmp_path):
         pytest.raises(RecordError, match="Thing '1': more"),
     ):
         store.get(Thing, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("notes.csv", "id,a,b\n{form},theirs,\n"),
+        ("notes.jsonl", '{{"id": "{form}", "a": "theirs", "b": ""}}\n'),
+        ("notes/{form}.json", '{{"id": 7, "a": "theirs", "b": ""}}'),
+        ("notes/7.json", '{{"id": "{form}", "a": "theirs", "b": ""}}'),
+    ],
+)
+@pytest.mark.parametrize("form", ["007", "+7", "07"])
+def test_a_key_in_another_form_is_written_where_it_stands(tmp_path, name, text, form):
+    """No second row or document is added for the number 7, and the form is kept."""
+    path = tmp_path / name.format(form=form)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text.format(form=form), encoding="utf-8")
+    kinds = {".csv": CsvAccessor, ".jsonl": JsonLinesAccessor}
+    accessor = kinds.get(path.suffix, JsonFolderAccessor)
+    where = path if path.suffix in kinds else path.parent
+    with Store("plain", accessor(Note, where), index=FileIndex(tmp_path / "v.db")) as store:
+        assert [change.key for changes in store.capture() for change in changes] == ["7"]
+        note = store[Note, 7]
+        note.a = "ours"
+        store.update(note)
+        assert not any(store.capture())
+        assert [one.a for one in store.find(Note)] == ["ours"]
+        store.remove(note)
+        assert not any(store.find(Note))
+    after = path.read_text(encoding="utf-8") if path.exists() else ""
+    assert "ours" not in after

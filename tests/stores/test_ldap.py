@@ -287,6 +287,40 @@ def test_update_depends_on_what_was_read(people, store):
     assert accessor.get("ada").surname == "Lovelace"
 
 
+@pytest.mark.parametrize("form", ["007", "+7", "0007"])
+def test_a_key_in_another_form(people, tmp_path, form):
+    """An entry named by a number in another form is reported and refused, and not deleted."""
+
+    class Member(Record, rule="field"):
+        uid: int = Field(key=True)
+        cn: str
+        sn: str
+
+    people_dn = "ou=people,dc=example,dc=org"
+    accessor = LdapAccessor(
+        Member,
+        people.url,
+        dn=f"uid={{uid}},{people_dn}",
+        object_classes=["inetOrgPerson"],
+        user=people.user_dn,
+        password=people.password,
+    )
+    client = people.client()
+    with Store("members", accessor, index=FileIndex(tmp_path / "m.db")) as store:
+        store.add(Member(uid=7, cn="Ada", sn="Byron"))
+        assert client.modify_dn(f"uid=7,{people_dn}", f"uid={form}"), client.result
+        for _ in range(2):
+            errors = []
+            assert not any(store.capture(unreadable=errors.append))
+            assert [form in error.message for error in errors] == [True]
+        with pytest.raises(RecordError, match="second entry"):
+            store.update(Member(uid=7, cn="Ada", sn="King"), upsert=True)
+        assert client.modify_dn(f"uid={form},{people_dn}", "uid=7"), client.result
+        assert not any(store.capture())
+        store.remove(store[Member, 7])
+    client.unbind()
+
+
 def test_needs_an_index(people):
     """A store of LDAP entries without a version index is refused."""
     with pytest.raises(ConfigError, match="FileIndex"):

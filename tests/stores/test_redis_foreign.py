@@ -332,3 +332,29 @@ def test_records_that_expire_are_no_loss(server, client):
         client.flushall()
         assert store.accessor(Thing).loss() is not None
         assert isinstance(store.index, RedisIndex)
+
+
+@pytest.mark.parametrize("layout", ["hash", "json"])
+@pytest.mark.parametrize("record_type", [Thing, Note], ids=["record", "field"])
+@pytest.mark.parametrize("form", ["007", "+7", " 7"])
+def test_a_key_in_another_form(server, client, layout, record_type, form):
+    """A record under such a Redis key is reported and refused, and is not taken for deleted."""
+    type = record_type.__record__.name
+    accessor = RedisAccessor(record_type, server.url, layout=layout)
+    with Store("cache", accessor) as store:
+        store.add(record_type(id=7))
+        client.rename(f"{type}:7", f"{type}:{form}")
+        for _ in range(2):
+            errors = []
+            assert not any(store.capture(unreadable=errors.append))
+            assert [f"{type}:{form}" in error.message for error in errors] == [True]
+        puts = [put(record_type(id=n), Version.of(2**41 + n)) for n in (7, 8)]
+        later = [one.replace(version=store.clock.tick()) for one in puts]
+        settled = {one.change.key: one for one in apply(store, later, clock=store.clock)}
+        assert settled["7"].outcome is Outcome.REJECTED
+        assert f"rename it to '{type}:7'" in str(settled["7"].error)
+        assert settled["8"].outcome is Outcome.APPLIED
+        assert not client.exists(f"{type}:7")
+        client.rename(f"{type}:{form}", f"{type}:7")
+        assert not any(store.capture())
+        assert store[record_type, 7].id == 7

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from eventsync.errors import ConfigError, EventSyncError, RecordError
@@ -69,6 +70,10 @@ class CsvAccessor(SingleFileAccessor[R]):
                 )
         self._delimiter, self._quote = delimiter, quote
         self.codec = Cells(self.view, null)
+        for column in self.view.names.values():
+            # Whoever adds a column leaves its cells empty. Not every field reads an empty cell.
+            with suppress(EventSyncError):
+                self.view.fills |= self.view.to_record(self.codec.decode({column: ""}))
 
     def empty(self) -> Content:
         columns = [*self.view.names.values(), *self.view.constant]

@@ -7,19 +7,23 @@ version index outside the directory.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from string import Formatter
 from typing import Any, ClassVar, Final, Literal, TypeVar
+from uuid import UUID
 
 from eventsync.engine.accessor import Accessor
-from eventsync.engine.write import Write
-from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
-from eventsync.index import IndexTransaction
+from eventsync.errors import (
+    ConfigError,
+    RecordError,
+    RejectedError,
+    StoreUnavailableError,
+    shown,
+)
 from eventsync.records.key import split as split_key
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
-from eventsync.stores.foreign_edits import kept_from
 from eventsync.stores.ldap.attribute import Attributes
 from eventsync.stores.ldap.directory import Directory, Found
 from eventsync.stores.ldap.schema import STATE, AttributeNames, Schema
@@ -100,10 +104,10 @@ class LdapAccessor(Accessor[R]):
         # Names that differ only in case are one attribute at every server.
         AttributeNames([*self._names, *self.view.constant], Schema(), owner=self.type.name)
         self._known: AttributeNames | None = None
-        # By key, the values that were not written, because others have edited their fields.
-        self._kept: dict[str, dict[str, Any]] = {}
         # By key: the value of the attribute STATE when this accessor last read the entry.
         self._states: dict[str, bytes] = {}
+        # By key, the form of the key in which the last ``find`` met the entry.
+        self._others: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"LdapAccessor({self.type.name}, {self._directory.url!r}, {self._base!r})"
@@ -171,6 +175,7 @@ class LdapAccessor(Accessor[R]):
 
     def add(self, record: R) -> None:
         self._attribute_names()
+        self._refuse(record.key)
         key, data = record.key, self.record_to_data(record)
         dn = self.dn_of(key)
         present = {name: values for name, values in data.items() if values}
@@ -204,6 +209,7 @@ class LdapAccessor(Accessor[R]):
 
     def get(self, key: str) -> R | None:
         self._attribute_names()
+        self._refuse(key)
         state = [STATE] if self._directory.can_assert() else []
         found = self._directory.entry(self.dn_of(key), [*self._names, *state])
         if found is None:
@@ -219,6 +225,7 @@ class LdapAccessor(Accessor[R]):
 
     def find(self, query: Query) -> Iterable[R]:
         self._attribute_names()
+        self._others.clear()
         entries = self._directory.entries(
             self._base, self._classes[0], self._names, deep=self._deep
         )
@@ -228,29 +235,6 @@ class LdapAccessor(Accessor[R]):
         if self.get(key) is not None:
             self._states.pop(key, None)
             self._directory.delete(self.dn_of(key))
-
-    # -- many at once ------------------------------------------------------------------------------
-
-    def write_rows(
-        self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
-    ) -> None:
-        self._kept = {}
-        reduced = []
-        for write in writes:
-            record = None if write.whole else self.get(write.key)
-            row = {} if record is None else record.raw()
-            kept = kept_from(write, row, self.view, transaction)
-            # Read back as if written, so that capture still sees the edit of others.
-            self._kept[write.key] = {name: write.values[name] for name in kept}
-            values = {n: value for n, value in write.values.items() if n not in kept}
-            reduced.append(Write(write.key, values, write.whole))
-        super().write_rows(reduced, removals, transaction)
-
-    def read_back(
-        self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
-    ) -> Mapping[str, Mapping[str, Any]]:
-        rows = super().read_back(writes, transaction)
-        return {key: {**row, **self._kept.get(key, {})} for key, row in rows.items()}
 
     def record_to_data(self, record: R) -> dict[str, list[bytes]]:
         """Return the list of values of each attribute. An empty list stands for no attribute."""
@@ -263,4 +247,24 @@ class LdapAccessor(Accessor[R]):
 
     def data_to_record(self, data: Any) -> R:
         found: Found = self._attribute_names().renamed(data)
-        return super().data_to_record(self._attributes.decode(found))
+        record = super().data_to_record(self._attributes.decode(found))
+        for name, text in zip(self.type.keys, split_key(record.key), strict=True):
+            values = [
+                one.decode(errors="replace") for one in found.get(self.view.names[name]) or ()
+            ]
+            varies = self.type.fields[name].type in (int, UUID) and name not in self.view.convert
+            # A directory itself ignores case in most names.
+            if varies and text.casefold() not in map(str.casefold, values):
+                self._others[record.key] = ", ".join(map(shown, values))
+                self._refuse(record.key)
+        return record
+
+    def _refuse(self, key: str) -> None:
+        """Raise ``RecordError`` if ``find`` met the entry of ``key`` under another form of it."""
+        if key in self._others:
+            raise RecordError(
+                f"{self.type.name} {key!r} stands in the directory under the key "
+                f"{self._others[key]}, but eventsync writes {self.dn_of(key)!r}: it would add a "
+                "second entry",
+                hint="rename the entry, or declare the key field as str",
+            )

@@ -258,6 +258,7 @@ class RedisAccessor(Accessor[R]):
     ) -> None:
         assert isinstance(transaction, RedisTransaction)
         transaction.layout = self._layout
+        self._rows.refuse([*(write.key for write in writes), *removals])
         # A JSON object is written whole, with the members that others put into it.
         needed = [write.key for write in writes if not (write.whole and self._hash)]
         behind: dict[str, Any] = {}
@@ -342,7 +343,8 @@ class RedisAccessor(Accessor[R]):
 
     def _found(self, query: Query) -> Iterator[R]:
         candidates = self._candidates(query)
-        keys = iter(self._rows.listed() if candidates is None else candidates)
+        report = query.unreadable
+        keys = iter(self._rows.listed(report) if candidates is None else candidates)
         while chunk := list(islice(keys, PAGE)):
             rows: dict[str, Any] = {}
             for part in isolate(chunk, self._rows.fetch):

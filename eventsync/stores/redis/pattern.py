@@ -58,21 +58,40 @@ class KeyPattern:
 
     def key(self, name: str) -> str | None:
         """Return the key of the record of that name; ``None`` if it is no record of this type."""
-        match = self._name.fullmatch(name)
-        if match is None:
+        text = self._key_text(name)
+        if text is None:
             return None
-        if not self._order:
-            text = match[1].replace("%7B", "{").replace("%7D", "}")
-        else:
-            parts = [""] * len(self._order)
-            for place, part in zip(self._order, match.groups(), strict=True):
-                parts[place] = unquote(part, errors="replace")
-            text = keys.join(parts)
         try:
             self._type.key_values(text)
         except RecordError:
             return None
         return text if self.name(text) == name else None
+
+    def other_form(self, name: str) -> str | None:
+        """Return the key that ``name`` holds in a form in which eventsync does not write it.
+
+        Return ``None`` if there is none. For example ``customer:007`` holds the key 7 of a number.
+        """
+        text = self._key_text(name)
+        try:
+            parts = [] if text is None else keys.split(text)
+            if text is None or len(parts) != len(self._type.keys):
+                return None
+            key = self._type.key_text(dict(zip(self._type.keys, parts, strict=True)))
+        except RecordError:
+            return None
+        return key if key != text else None
+
+    def _key_text(self, name: str) -> str | None:
+        match = self._name.fullmatch(name)
+        if match is None:
+            return None
+        if not self._order:
+            return match[1].replace("%7B", "{").replace("%7D", "}")
+        parts = [""] * len(self._order)
+        for place, part in zip(self._order, match.groups(), strict=True):
+            parts[place] = unquote(part, errors="replace")
+        return keys.join(parts)
 
     def _whole_name(self, key: str) -> str:
         first, last = self._literals

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from eventsync.errors import RecordError
@@ -29,9 +29,12 @@ class Rows:
         self._fields = fields
         self._type = type
         self._read = server.script("rows.lua")
+        # By key, the names of records that stand under a name in another form.
+        self._others: dict[str, str] = {}
 
     def fetch(self, keys: Sequence[str]) -> dict[str, Any]:
         """Return what Redis keeps of those records that exist, by key."""
+        self.refuse(keys)
         found: dict[str, Any] = {}
         kind = ["h", *self._fields] if self._fields else ["j"]
         for start in range(0, len(keys), PAGE):
@@ -48,9 +51,13 @@ class Rows:
                     found[key] = kept
         return found
 
-    def listed(self) -> Iterator[str]:
-        """Yield the keys of all records, each once."""
+    def listed(self, report: Callable[[RecordError], None] | None = None) -> Iterator[str]:
+        """Yield the keys of all records, each once.
+
+        ``report``: called with an error for each name that holds a key in another form.
+        """
         seen: set[bytes] = set()
+        others: dict[str, str] = {}
         for name in self._server.scan(self._pattern.glob, "hash" if self._fields else "string"):
             if name not in seen:
                 seen.add(name)
@@ -60,6 +67,25 @@ class Rows:
                     continue  # no key of a record has such a name
                 if key is not None:
                     yield key
+                elif (other := self._pattern.other_form(name.decode())) is not None:
+                    others[other] = self._others[other] = name.decode()
+                    if report is not None:
+                        report(self._other_error(other))
+        self._others = others
+
+    def refuse(self, keys: Iterable[str]) -> None:
+        """Raise ``RecordError`` for the first of ``keys`` that ``listed`` found in another form."""
+        for key in keys if self._others else ():
+            if key in self._others:
+                raise self._other_error(key)
+
+    def _other_error(self, key: str) -> RecordError:
+        written = self._pattern.name(key)
+        return RecordError(
+            f"{self._type} {key!r} stands under the Redis key {self._others[key]!r}, but eventsync "
+            f"writes {written!r}: it would add a second one",
+            hint=f"rename it to {written!r}, or declare the key field as str",
+        )
 
     def trace(self, kept: Any) -> bytes:
         """Return a digest of what was read, the same as ``trace`` of ``commit.lua``."""

@@ -20,7 +20,6 @@ from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.record_type import same
 from eventsync.records.view import View
-from eventsync.stores.foreign_edits import kept_from
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest.document import Object
 from eventsync.stores.rest.object import ObjectAccessor
@@ -75,8 +74,6 @@ class RestAccessor(ObjectAccessor[R]):
         self._reading: IndexTransaction | None = None
         self._objects: dict[str, Object] = {}
         self._answered: dict[str, dict[str, Any]] = {}
-        # By key, the values that were not written, because others have edited their fields.
-        self._kept: dict[str, dict[str, Any]] = {}
         # By key, the field values before a write that was not conditional.
         self._seen: dict[str, Mapping[str, Any]] = {}
 
@@ -145,17 +142,9 @@ class RestAccessor(ObjectAccessor[R]):
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
-        self._answered, self._seen, self._kept = {}, {}, {}
+        self._answered, self._seen = {}, {}
         for write in writes:
-            found = self._found(write.key, transaction)
-            if found is not None:
-                row = self._record(write.key, found).raw()
-                kept = kept_from(write, row, self.view, transaction)
-                # Read back as if written, so that capture still sees the edit of others.
-                self._kept[write.key] = {name: write.values[name] for name in kept}
-                values = {n: value for n, value in write.values.items() if n not in kept}
-                write = Write(write.key, values, write.whole)
-            self._write(write, found)
+            self._write(write, self._found(write.key, transaction))
         for key in removals:
             found = self._found(key, transaction)
             if found is not None:
@@ -173,7 +162,7 @@ class RestAccessor(ObjectAccessor[R]):
             if key in rows:
                 untouched = {name: v for name, v in seen.items() if name not in writes[key]}
                 rows[key] = {**rows[key], **untouched}
-        return {key: {**row, **self._kept.get(key, {})} for key, row in rows.items()}
+        return rows
 
     def changed_since(
         self, mark: str, unreadable: Callable[[RecordError], None] | None

@@ -23,7 +23,7 @@ from eventsync.errors import (
     StoreUnavailableError,
     shown,
 )
-from eventsync.index import Entry, Index, IndexTransaction, UndoneError
+from eventsync.index import Entry, Index, IndexTransaction, Presence, UndoneError
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
@@ -32,6 +32,7 @@ from eventsync.stores.sql.dialect import Statement
 from eventsync.stores.sql.engine import LockedError, UniqueError, dialect_of, errors, open_engine
 from eventsync.stores.sql.index import SqlIndex
 from eventsync.stores.sql.inspection import inspect_index, inspect_table, is_reachable
+from eventsync.stores.sql.key_form import KeyForms
 from eventsync.stores.sql.reference import Dependents
 from eventsync.stores.sql.table import Table, new_table
 from eventsync.stores.sql.transaction import SqlTransaction
@@ -54,6 +55,7 @@ class _Known:
     dependents: Dependents
     plain: bool
     patchable: bool
+    forms: KeyForms
     looked: float = field(default_factory=time.monotonic)
 
 
@@ -120,6 +122,7 @@ class SqlAccessor(Accessor[R]):
 
     def get(self, key: str) -> R | None:
         with self._errors(), self.dialect.connected(self.engine) as connection:
+            self._known.forms.refuse([key])
             rows = self._select(connection, [key])
         return self.make(rows[key]) if key in rows else None
 
@@ -155,6 +158,7 @@ class SqlAccessor(Accessor[R]):
     ) -> dict[str, Mapping[str, Any]]:
         assert isinstance(transaction, SqlTransaction)
         with self._watched(transaction.plain_connection):
+            self._known.forms.refuse(keys)
             return self._found(transaction.ask(self._queries(keys)))
 
     def read_with_entries(
@@ -166,7 +170,15 @@ class SqlAccessor(Accessor[R]):
         with self._watched(transaction.plain_connection):
             answers = transaction.ask([*queries, *self._queries(keys)])
             entries = transaction.entries(name, keys, *answers[: len(queries)])
-            return entries, self._found(answers[len(queries) :])
+            found = self._found(answers[len(queries) :])
+            forms = self._known.forms
+            if forms.vary and any(
+                entry.presence is Presence.PRESENT and key not in found
+                for key, entry in entries.items()
+            ):
+                forms.look(transaction.plain_connection)  # a missing row may have another form
+            forms.refuse(keys)
+            return entries, found
 
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
@@ -174,6 +186,8 @@ class SqlAccessor(Accessor[R]):
         assert isinstance(transaction, SqlTransaction)
         connection = transaction.connection
         with self._conflict_named(connection, writes), self._watched(connection):
+            if self._known.forms.vary:
+                self._known.forms.refuse([*(write.key for write in writes), *removals])
             self._write(connection, writes, removals)
 
     def update_rows(
@@ -284,8 +298,12 @@ class SqlAccessor(Accessor[R]):
                     Dependents(table, self.engine, self.dialect),
                     plain=exact and table.verbatim and self.type.rule == "record",
                     patchable=exact and table.exact_key and self.type.rule == "field" and not own,
+                    forms=KeyForms(table, self.dialect, self.engine),
                 )
             )
+            if table.free_keys:
+                with self._errors(), self.dialect.connected(self.engine) as connection:
+                    self._knowledge[0].forms.look(connection)
         return self._knowledge[0]
 
     @property
@@ -312,6 +330,7 @@ class SqlAccessor(Accessor[R]):
             if found != known.table.catalogue:
                 self._knowledge.clear()
                 return True
+            known.forms.look(one)
         return False
 
     @contextmanager
@@ -320,8 +339,10 @@ class SqlAccessor(Accessor[R]):
 
         The transaction is then repeated with what the table is now.
         """
+        # If the table no longer fits the view, this error says what has changed.
+        looked = self._known.looked
         try:
-            if time.monotonic() - self._known.looked > _LOOK_EVERY:
+            if time.monotonic() - looked > _LOOK_EVERY:
                 with self._errors():
                     altered = self._is_changed(connection, failed=False)
                 if altered:
@@ -563,17 +584,21 @@ class SqlAccessor(Accessor[R]):
 
     def _readable(self, rows: Iterable[Sequence[Any]], query: Query) -> Iterator[R]:
         """Yield the records of rows. Report the unreadable ones to ``query.unreadable``."""
+        forms = self._known.forms
         for row in rows:
             try:
                 record = self.data_to_record(self._table.loaded(row))
                 _ = record.key  # a key can be too long, or absent
+                other = forms.note(self._table.key_of(row)) if forms.vary else None
+                unreadable = None if other is None else forms.error(other)
             except Exception as error:
                 unreadable = self._unreadable(row, error)
-                if query.unreadable is None:
-                    raise unreadable from unreadable.__cause__
-                query.unreadable(unreadable)
-            else:
+            if unreadable is None:
                 yield record
+            elif query.unreadable is None:
+                raise unreadable from unreadable.__cause__
+            else:
+                query.unreadable(unreadable)
 
     def _unreadable(self, row: Sequence[Any], error: Exception) -> RecordError:
         """Return the error of a row that cannot be read, with the type and key of the record.

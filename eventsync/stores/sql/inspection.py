@@ -223,6 +223,17 @@ def _behaviour(table: Table, name: str, about: str) -> Iterator[Finding]:
             " one, or gives them back in another form: the later one of two such records is"
             " rejected",
         )
+    for column in sorted(table.free_keys):
+        field = table.field_of(column)
+        text = (
+            f"the key field {table.type.name}.{field} is declared "
+            f"{_named(table.type.fields[field])}, but the column {name}.{column} is text: a row "
+            "whose key does not stand there in one form, that of eventsync, is refused; "
+            "declare the field as str, or give the column the field's type"
+        )
+        # SQLite has no type for these.
+        native = table.dialect_name == "sqlite" and table.type.fields[field].type is not int
+        yield Finding(Level.NOTE if native else Level.RISK, about, text)
     columns = list(table.view.names.values())
     for trigger in catalogue.triggers or ():
         sets = trigger.sets(columns)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import repeat
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
-from eventsync.errors import ConfigError
+from eventsync.errors import ConfigError, EventSyncError
 from eventsync.records.view import BoundView
 from eventsync.stores.sql.derive import reflect
 from eventsync.stores.sql.dialect import ColumnCodec, Dialect, Target
@@ -42,6 +44,13 @@ def new_table(view: BoundView, dialect: Dialect, name: str, schema: str | None) 
             sa.Column(column, sa.BigInteger() if isinstance(value, int) else dialect.text_key(255))
         )
     return sa.Table(name, sa.MetaData(), *columns, schema=schema)
+
+
+_LITERAL: Final = re.compile(
+    r"\(?(?:(?P<bare>[+-]?[0-9.]+|true|false)|'(?P<quoted>(?:[^']|'')*)')\)?(?:::[\w\s\"().,\[\]]+)?",
+    re.IGNORECASE,
+)
+"""A constant as databases state the default of a column, with PostgreSQL's type after it."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -127,6 +136,7 @@ class Table:
         shape = zlib.crc32(repr(self.catalogue.columns).encode())
         self.target = replace(self.target, shape=shape)
         self._make_codecs(dialect)
+        view.fills = self._column_defaults()
         self._read_constraints(engine, dialect, name, schema)
 
     def _read_constraints(
@@ -167,6 +177,9 @@ class Table:
         for name, column in self.view.names.items():
             field = None if name in self.view.convert else self.type.fields[name]
             codec = dialect.codec(self.found.c[column].type, field)
+            if column in self.keys and self._is_free(column) and self.type.fields[name].type is int:
+                # Compared with a number, PostgreSQL fails, and MySQL takes '7 days' for 7.
+                codec = replace(codec, write=str)
             if isinstance(self.found.c[column].type, sa.JSON) and codec.write:
                 not_null = not self.found.c[column].nullable
                 codec = replace(codec, write=null_as_json(codec.write)) if not_null else codec
@@ -198,8 +211,43 @@ class Table:
         self._places = [(order[column], write) for column, write in self._writers.items()]
         self._key_places = [order[column] for column in self.keys]
         self._converts_key = not self.view.convert.keys().isdisjoint(self.type.keys)
+        self.free_keys = frozenset(filter(self._is_free, self.keys))
+        """The key columns of text whose values may stand in several forms for one key."""
         self.key_kinds = tuple(self._kinds[column] for column in self.keys)
         """The database's name for the type of each key column; empty where it is not known."""
+
+    def _column_defaults(self) -> dict[str, Any]:
+        """Return the constant defaults of the columns as field values, by field name.
+
+        Defaults that are expressions are left out.
+        """
+        readers = dict(self._readers)
+        found: dict[str, Any] = {}
+        for column in self.view.names.values():
+            default = getattr(self.found.c[column].server_default, "arg", None)
+            literal = _LITERAL.fullmatch("" if default is None else str(default))
+            if literal is None:
+                continue
+            text, quoted = literal.group("bare"), literal.group("quoted")
+            if text is None:
+                text = quoted.replace("''", "'")
+            # Not every reader takes text, and a default need not fit the field.
+            with suppress(EventSyncError, ValueError, TypeError, ArithmeticError, LookupError):
+                value = readers[column](text) if column in readers else text
+                found |= self.view.to_record({column: value})
+        return found
+
+    def field_of(self, column: str) -> str:
+        """Return the name of the field that a column holds."""
+        return next(name for name, held in self.view.names.items() if held == column)
+
+    def _is_free(self, column: str) -> bool:
+        name = self.field_of(column)
+        textual = isinstance(self.found.c[column].type, sa.String) or (
+            self.dialect_name == "sqlite"
+            and isinstance(self.found.c[column].type, sa.types.NullType)
+        )
+        return textual and name not in self.view.convert and self.type.fields[name].type is not str
 
     def _is_loose(self, column: str) -> bool:
         return column in self.catalogue.loose or column not in self._exact_columns
