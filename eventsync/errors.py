@@ -17,6 +17,8 @@ The hierarchy::
     │   ├── AlreadyExistsError   a record with this key exists already
     │   ├── RejectedError        the store will never accept the record as it is
     │   ├── DependencyError      another record must be written or removed first  (retryable)
+    │   │   └── UniqueError      another record has a value that must be unique   (retryable);
+    │   │                        a RejectedError, too
     │   ├── StoreUnavailableError  the store is unreachable or busy               (retryable)
     │   └── SuspiciousReadError  too many records are missing from a read
     └── BusError                 the broker could not carry out an operation
@@ -47,6 +49,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "SuspiciousReadError",
+    "UniqueError",
     "UnroutableError",
     "ValueRefusedError",
     "is_retryable",
@@ -186,6 +189,15 @@ class DependencyError(StoreError):
 
     retryable = True
     reason = "dependency"
+
+
+class UniqueError(DependencyError, RejectedError):
+    """Another record has a value that must be unique, and must change or be removed first.
+
+    A worker holds the change, because the other record may release the value. An edit is rejected.
+    """
+
+    reason = "unique"
 
 
 class StoreUnavailableError(StoreError):

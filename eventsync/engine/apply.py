@@ -20,7 +20,9 @@ from eventsync.changes.clock import Clock, Version
 from eventsync.changes.stamp import DELETE, PATCH
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.gate import Outcome, Verdict
-from eventsync.engine.isolation import Failed, isolate, item_error
+from eventsync.engine.isolation import Failed, concerns_all, isolate, item_error
+from eventsync.engine.joint import apply_jointly, linked
+from eventsync.engine.plan import RecordId
 from eventsync.engine.replica import Replica
 from eventsync.engine.store import Store
 from eventsync.errors import (
@@ -29,6 +31,7 @@ from eventsync.errors import (
     DependencyError,
     EventSyncError,
     RecordError,
+    UniqueError,
 )
 from eventsync.index import Presence
 from eventsync.records.record_type import same
@@ -55,6 +58,8 @@ class Limits:
 DEFAULT_LIMITS: Final = Limits()
 
 _version: Final = attrgetter("change.version")
+_TAKEN: Final = frozenset({UniqueError.reason})
+_ON_OTHERS: Final = frozenset({DependencyError.reason, UniqueError.reason})
 
 
 @dataclass(slots=True)
@@ -98,10 +103,9 @@ def apply(
             of_type[key] = [item]
     by_type = {type: batch for type, batch in by_type.items() if batch}
     for replica, batch in _in_order(store, by_type):
-        if replica.type.rule == "record":
-            _apply_greatest(replica, batch)
-        else:
-            _apply_all(replica, batch)
+        _apply_batch(replica, batch)
+    _apply_released(store, by_type)
+    _apply_circles(store, by_type)
     applied = Outcome.APPLIED
     versions = [item.change.version for item in settled if item.outcome is applied]
     if versions:
@@ -247,6 +251,75 @@ class _Admission:
         )
 
 
+def _apply_batch(replica: Replica, batch: Mapping[str, list[Settled]]) -> None:
+    """Apply changes of one record type under its merge rule. Set the outcomes in ``batch``."""
+    if replica.type.rule == "record":
+        _apply_greatest(replica, batch)
+    else:
+        _apply_all(replica, batch)
+
+
+def _apply_released(store: Store, by_type: Mapping[str, Mapping[str, list[Settled]]]) -> None:
+    """Apply changes again that took a unique value before the same batch released it.
+
+    Only for stores that write each record by itself. The changes are applied in the order of their
+    versions, until that makes no difference any more.
+    """
+    for type, batch in by_type.items():
+        replica = store.replicas[type]
+        waiting = {} if replica.accessor.atomic else _waiting(batch, _TAKEN)
+        before = len(batch)
+        while waiting and len(waiting) < before:
+            before = len(waiting)
+            in_order = sorted(waiting, key=lambda key: max(map(_version, waiting[key])))
+            _apply_batch(replica, {key: waiting[key] for key in in_order})
+            waiting = _waiting(waiting, _TAKEN)
+
+
+def _apply_circles(store: Store, by_type: Mapping[str, Mapping[str, list[Settled]]]) -> None:
+    """Apply held changes of record types that depend on each other, in one transaction."""
+    waiting = {
+        type: held
+        for type, batch in by_type.items()
+        if store.replicas[type].accessor.joint and (held := _waiting(batch, _ON_OTHERS))
+    }
+    for types in _circles(store, waiting):
+        ready = {type: _ready(store.replicas[type], waiting[type]) for type in types}
+        _submit_jointly(store, {type: batch for type, batch in ready.items() if batch})
+        for settled in (items for type in types for items in waiting[type].values()):
+            failed = [item for item in settled if item.outcome is Outcome.HELD and item.error]
+            if failed and failed[0].error is not None:
+                _set_aside(settled, failed[0].error)
+
+
+def _circles(store: Store, types: Iterable[str]) -> list[list[str]]:
+    """Return those of ``types`` that depend on each other, in groups of two or more types."""
+    types = list(types)
+    if len(types) < 2:
+        return []
+    accessors = store.accessors
+    above = {
+        one: {b for b in types if b != one and accessors[one].depends_on(accessors[b])}
+        for one in types
+    }
+    for _ in types:
+        for one in types:
+            above[one] |= {far for near in above[one] for far in above[near]}
+    circles = {frozenset(b for b in types if b in above[a] and a in above[b]) for a in types}
+    return [[type for type in types if type in circle] for circle in circles if len(circle) > 1]
+
+
+def _waiting(
+    batch: Mapping[str, list[Settled]], reasons: frozenset[str]
+) -> dict[str, list[Settled]]:
+    """Return the changes of the records that are held for one of ``reasons``, by key."""
+    found = {}
+    for key, items in batch.items():
+        if any(i.outcome is Outcome.HELD and i.error and i.error.reason in reasons for i in items):
+            found[key] = [item for item in items if item.outcome is not Outcome.REJECTED]
+    return found
+
+
 def _apply_greatest(replica: Replica, batch: Mapping[str, list[Settled]]) -> None:
     """Apply the greatest change of each record, under the per-record rule.
 
@@ -299,6 +372,7 @@ def _greatest(
             for item in items:
                 if item is not greatest and item.outcome is not Outcome.REJECTED:
                     item.outcome = duplicate if _is_same(item, greatest) else superseded
+                    item.error = None
         found[key] = (greatest,)
     return found
 
@@ -349,14 +423,7 @@ def _apply_all(replica: Replica, batch: Mapping[str, list[Settled]]) -> None:
     If the changes of a record are rejected, apply each of them alone. Set the outcomes in
     ``batch``.
     """
-    changes = [item.change for items in batch.values() for item in items]
-    read_rows(changes, replica.accessor.reader)
-    read_patches(changes, replica.accessor.reader)
-    loaded = {
-        key: fitting
-        for key, items in batch.items()
-        if (fitting := [item for item in items if _load(replica.accessor, item)])
-    }
+    loaded = _ready(replica, batch)
     for key, error in _submit(replica, loaded).items():
         items = loaded[key]
         if len(items) == 1 or isinstance(error, DependencyError):
@@ -365,6 +432,23 @@ def _apply_all(replica: Replica, batch: Mapping[str, list[Settled]]) -> None:
         for item in items:
             for alone in _submit(replica, {key: [item]}).values():
                 _set_aside([item], alone)
+
+
+def _ready(replica: Replica, batch: Mapping[str, list[Settled]]) -> dict[str, Sequence[Settled]]:
+    """Return the changes to apply, by key: those whose values fit the record type.
+
+    Under the per-record rule, this is the greatest change of each record (see ``_greatest``).
+    """
+    if replica.type.rule == "record":
+        return _greatest(replica.accessor, batch)
+    changes = [item.change for items in batch.values() for item in items]
+    read_rows(changes, replica.accessor.reader)
+    read_patches(changes, replica.accessor.reader)
+    return {
+        key: fitting
+        for key, items in batch.items()
+        if (fitting := [item for item in items if _load(replica.accessor, item)])
+    }
 
 
 def _load(accessor: Accessor[Any], item: Settled) -> bool:
@@ -438,8 +522,10 @@ def _submit(replica: Replica, batch: Mapping[str, Sequence[Settled]]) -> dict[st
         except DependencyError:
             if not replica.accessor.atomic:
                 raise
-            # Nothing was written. Try again without the records that must wait for others.
-            return replica.apply(changes, hold=True)
+            # Nothing was written. Try again in the order of the dependencies, and without the
+            # records that must wait for others.
+            verdicts = apply_jointly([(replica, changes)])
+            return {key: verdict for (_, key), verdict in verdicts.items()}
 
     errors: dict[str, EventSyncError] = {}
     for part in isolate(list(batch), apply_part):
@@ -447,12 +533,53 @@ def _submit(replica: Replica, batch: Mapping[str, Sequence[Settled]]) -> dict[st
             errors[part.item] = item_error(part.error)
             continue
         for key, verdicts in part.result.items():
-            for item, verdict in zip(batch[key], verdicts, strict=True):
-                item.outcome = verdict.outcome
-                if verdict.collision:
-                    item.collision = True
-                if verdict.error is not None:
-                    errors[key] = verdict.error
+            errors |= _set_outcomes(key, batch[key], verdicts)
+    return errors
+
+
+def _submit_jointly(store: Store, ready: Mapping[str, Mapping[str, Sequence[Settled]]]) -> None:
+    """Apply held changes, given by record type and key, in one transaction. Set their outcomes.
+
+    A change stays held, with the error that it has, if a change that it depends on fails.
+    """
+
+    def apply_records(records: Iterable[RecordId]) -> dict[RecordId, Sequence[Verdict]]:
+        return apply_jointly(batches_of(records))
+
+    def batches_of(records: Iterable[RecordId]) -> list[tuple[Replica, dict[str, list[Change]]]]:
+        batches: dict[str, dict[str, list[Change]]] = {}
+        for type, key in records:
+            loaded = [item.loaded for item in ready[type][key] if item.loaded]
+            batches.setdefault(type, {})[key] = loaded
+        return [(store.replicas[type], batch) for type, batch in batches.items()]
+
+    records = [(type, key) for type, batch in ready.items() for key in batch]
+    found: dict[RecordId, Sequence[Verdict]] = {}
+    try:
+        found = apply_records(records)
+    except Exception as error:
+        if concerns_all(error):
+            raise
+        groups = linked(batches_of(records))
+        for part in isolate(groups, lambda part: apply_records(r for group in part for r in group)):
+            if not isinstance(part, Failed):
+                found |= part.result
+    for type, batch in ready.items():
+        for key, items in batch.items():
+            _set_outcomes(key, items, found.get((type, key), ()))
+
+
+def _set_outcomes(
+    key: str, items: Sequence[Settled], verdicts: Sequence[Verdict]
+) -> dict[str, EventSyncError]:
+    """Set the outcome of each change of one record. Return the record's error, by its key."""
+    errors: dict[str, EventSyncError] = {}
+    for item, verdict in zip(items, verdicts, strict=False):
+        item.outcome, item.error = verdict.outcome, verdict.error
+        if verdict.collision:
+            item.collision = True
+        if verdict.error is not None:
+            errors[key] = verdict.error
     return errors
 
 

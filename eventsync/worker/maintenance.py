@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Final
 
 from eventsync.broker.relay import Relay
@@ -16,14 +15,13 @@ from eventsync.errors import (
     BusUnavailableError,
     ClockDriftError,
     ConfigError,
-    DependencyError,
     EventSyncError,
 )
 from eventsync.retry import Backoff
 from eventsync.worker.applier import Applier
 from eventsync.worker.context import WorkerContext
 from eventsync.worker.outcome_reporter import describe_letter
-from eventsync.worker.settlement import Settlement, dependency_may_arrive
+from eventsync.worker.settlement import ON_OTHERS, Settlement, dependency_may_arrive
 
 __all__ = ["Maintenance"]
 
@@ -132,7 +130,7 @@ class Maintenance:
             return
         age = states["queue"].oldest
         queue_oldest = math.inf if age is None else time.time() - age
-        freed = self._freed_types()
+        news = self._types_with_news()
         began = self._monotonic()
         with self._bus.letters(self._store.name, held=True) as letters:
             # Read each letter once: changes that are held again are put at the end of the queue.
@@ -141,7 +139,7 @@ class Maintenance:
                 due = [
                     (letter, delivery)
                     for letter, delivery in chunk
-                    if letter.type in freed[letter.reason]
+                    if (letter.reason in ON_OTHERS and letter.type in news)
                     or time.time() >= self._due_at(letter, queue_oldest)
                 ]
                 if due:
@@ -152,20 +150,20 @@ class Maintenance:
         pause = max(1.0, 4.0 * (self._monotonic() - began))
         self._due["held"] = self._monotonic() + pause
 
-    def _freed_types(self) -> Mapping[str, Container[str]]:
-        """Return the record types whose held changes are retried at once, by reason for holding.
+    def _types_with_news(self) -> Container[str | None]:
+        """Return the types whose changes are retried at once if another record holds them up.
 
-        Only changes held for a missing dependency are retried at once. Their types depend on a type
-        to which changes were applied since the last call, or the reverse.
+        These are the types to which changes were applied since the last call, and those that depend
+        on such a type or the reverse. Newly held changes count, too: two records that exchange a
+        value or refer to each other can only be applied together.
         """
-        accessors, applied = self._store.accessors, self._applier.take_applied_types()
-        freed = {
+        accessors, touched = self._store.accessors, self._applier.take_touched_types()
+        return touched | {
             name
             for name, accessor in accessors.items()
-            for other in applied
+            for other in touched
             if accessor.depends_on(accessors[other]) or accessors[other].depends_on(accessor)
         }
-        return defaultdict(tuple, {DependencyError.reason: freed})
 
     def _due_at(self, letter: DeadLetter, queue_oldest: float) -> float:
         """Return when a held change is due for its next attempt, in seconds since the epoch.

@@ -13,15 +13,17 @@ from eventsync.changes.change import Change
 from eventsync.engine.apply import Settled
 from eventsync.engine.gate import Outcome
 from eventsync.envelope.dead_letter import DeadLetter
-from eventsync.errors import DependencyError, EventSyncError
+from eventsync.errors import DependencyError, EventSyncError, UniqueError
 from eventsync.monitoring import lag
 from eventsync.worker.applier import Applier
 from eventsync.worker.context import WorkerContext
 from eventsync.worker.message import Message, MessageReader
 from eventsync.worker.outcome_reporter import OutcomeReporter, reason_of
 
-__all__ = ["Settlement", "dependency_may_arrive"]
+__all__ = ["ON_OTHERS", "Settlement", "dependency_may_arrive"]
 
+ON_OTHERS: Final = frozenset({DependencyError.reason, UniqueError.reason})
+"""The reasons of changes that are held until another record changes."""
 _FAILED: Final = frozenset({Outcome.REJECTED, Outcome.HELD})
 
 
@@ -178,11 +180,11 @@ class Settlement:
 def dependency_may_arrive(reason: str, first_time: float, queue_oldest: float) -> bool:
     """Return whether the record that a held change depends on may still arrive from the queue.
 
-    This is possible if the change is held for a missing dependency (``reason``) and the queue has
+    This is possible if the change is held because of another record (``reason``) and the queue has
     messages that are older than the first attempt. ``first_time``: the time of the first attempt.
     ``queue_oldest``: the time of the oldest message. Both in seconds since the epoch.
     """
-    return reason == DependencyError.reason and queue_oldest < first_time
+    return reason in ON_OTHERS and queue_oldest < first_time
 
 
 def _results(

@@ -17,9 +17,7 @@ __all__ = ["NewestWinsReplica"]
 class NewestWinsReplica(Replica):
     """A replica whose script compares the stamps, so that nothing is read before a write."""
 
-    def apply(
-        self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, Sequence[Verdict]]:
+    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, Sequence[Verdict]]:
         view = self.accessor.view
         # Decide as if Redis held none of the records. The script writes a record only if Redis
         # holds no later change of it, and returns the entries of those that it did not write.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.isolation import concerns_all
-from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
+from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError, UniqueError
 from eventsync.records.key import join as join_key
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
@@ -295,7 +295,8 @@ class ObjectAccessor(Accessor[R]):
         if answer.status in taken:
             if self.identity is None and self.fetch(key) is not None:
                 raise self.overtaken(key)
-            raise RejectedError(self.service.meaning(method, answer).message)
+            error = self.service.meaning(method, answer)
+            raise error if isinstance(error, UniqueError) else RejectedError(error.message)
         return self.accepted(method, answer)
 
     def posted(self, path: str, body: Any, *, allow: Iterable[int] = ()) -> Answer:
@@ -316,7 +317,7 @@ class ObjectAccessor(Accessor[R]):
         error = self.service.meaning(method, answer)
         if answer.status in (404, 410):
             self.ping()
-        elif self.service.has_moved(answer):
+        elif self.service.has_moved(answer) or isinstance(error, UniqueError):
             raise error
         raise RejectedError(error.message, hint="only this object is refused; correct the record")
 
