@@ -14,6 +14,7 @@ from support.foreign import ForeignDatabase, change_of, fresh_database
 from eventsync.broker.bus import Bus
 from eventsync.engine.apply import apply
 from eventsync.engine.gate import Outcome
+from eventsync.engine.registry import StoreRegistry
 from eventsync.engine.store import Store
 from eventsync.errors import DependencyError, StoreUnavailableError, UniqueError
 from eventsync.records.record import Field, Record
@@ -337,13 +338,13 @@ CIRCLES = {
 }
 
 
-def circle(database, name, types=(Staff, Team)):
+def circle(database, name, types=(Staff, Team), store="firm"):
     """Return a database with two tables that refer to each other, and an open store of them."""
     kind, null, late, _ = CIRCLES[name]
     found = database(kind)
     found.run(*(s.format(null, "", late) for s in (IN_SQLITE if kind == "sqlite" else CIRCLE)))
     accessors = [SqlAccessor(t, found.engine, table=t.__record__.name.lower()) for t in types]
-    return found, Store("firm", *accessors).open()
+    return found, Store(store, *accessors).open()
 
 
 def staff(key, team, step):
@@ -465,6 +466,21 @@ def test_a_circle_that_is_cut_off(database, kind, monkeypatch):
     assert outcomes(settled) == [APPLIED] * 2
     assert rows(found) == ([(1, 7)], [(7, 1)])
     assert not any(store.capture())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [3, 5000])
+def test_a_circle_is_copied_by_a_synchronization(database, kind, count):
+    """``synchronize`` fills an empty store, whatever the order of the record types."""
+    found, store = circle(database, f"{kind}, nullable")
+    other, target = circle(database, "sqlite, nullable", (Team, Staff), "copy")
+    people = [staff(n, n % 4 + 1, n) for n in range(1, 20)]
+    teams = [team(n, 20 - n, 100 + n) for n in range(1, 5)]
+    assert outcomes(apply(store, [*people, *teams], clock=store.clock)) == [APPLIED] * 23
+    registry = StoreRegistry(store, target)
+    report = registry.synchronize(sources=["firm"], targets=["copy"], count=count)
+    assert report.outcomes["copy"] == {HELD: 0, APPLIED: 23}
+    assert rows(other) == rows(found)
 
 
 # -- what `check` says beforehand -----------------------------------------------------------------
