@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Container, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Final
 
 from eventsync.broker.relay import Relay
@@ -15,13 +16,15 @@ from eventsync.errors import (
     BusUnavailableError,
     ClockDriftError,
     ConfigError,
+    DependencyError,
     EventSyncError,
+    UniqueError,
 )
 from eventsync.retry import Backoff
 from eventsync.worker.applier import Applier
 from eventsync.worker.context import WorkerContext
 from eventsync.worker.outcome_reporter import describe_letter
-from eventsync.worker.settlement import ON_OTHERS, Settlement, dependency_may_arrive
+from eventsync.worker.settlement import Settlement, dependency_may_arrive
 
 __all__ = ["Maintenance"]
 
@@ -130,7 +133,7 @@ class Maintenance:
             return
         age = states["queue"].oldest
         queue_oldest = math.inf if age is None else time.time() - age
-        news = self._types_with_news()
+        freed = self._freed_types()
         began = self._monotonic()
         with self._bus.letters(self._store.name, held=True) as letters:
             # Read each letter once: changes that are held again are put at the end of the queue.
@@ -139,7 +142,7 @@ class Maintenance:
                 due = [
                     (letter, delivery)
                     for letter, delivery in chunk
-                    if (letter.reason in ON_OTHERS and letter.type in news)
+                    if letter.type in freed[letter.reason]
                     or time.time() >= self._due_at(letter, queue_oldest)
                 ]
                 if due:
@@ -150,20 +153,23 @@ class Maintenance:
         pause = max(1.0, 4.0 * (self._monotonic() - began))
         self._due["held"] = self._monotonic() + pause
 
-    def _types_with_news(self) -> Container[str | None]:
-        """Return the types whose changes are retried at once if another record holds them up.
+    def _freed_types(self) -> Mapping[str, Container[str]]:
+        """Return the record types whose held changes are retried at once, by reason for holding.
 
-        These are the types to which changes were applied since the last call, and those that depend
-        on such a type or the reverse. Newly held changes count, too: two records that exchange a
-        value or refer to each other can only be applied together.
+        A change that waits for a unique value is retried if changes of its type were applied or
+        newly held since the last call; one that waits for another dependency, if its type depends
+        on such a type or the reverse. Newly held changes count, because two records that exchange
+        a value or refer to each other can only be applied together.
         """
         accessors, touched = self._store.accessors, self._applier.take_touched_types()
-        return touched | {
+        related = {
             name
             for name, accessor in accessors.items()
             for other in touched
             if accessor.depends_on(accessors[other]) or accessors[other].depends_on(accessor)
         }
+        freed = {DependencyError.reason: related, UniqueError.reason: touched}
+        return defaultdict(tuple, freed)
 
     def _due_at(self, letter: DeadLetter, queue_oldest: float) -> float:
         """Return when a held change is due for its next attempt, in seconds since the epoch.

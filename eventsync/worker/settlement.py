@@ -20,10 +20,9 @@ from eventsync.worker.context import WorkerContext
 from eventsync.worker.message import Message, MessageReader
 from eventsync.worker.outcome_reporter import OutcomeReporter, reason_of
 
-__all__ = ["ON_OTHERS", "Settlement", "dependency_may_arrive"]
+__all__ = ["Settlement", "dependency_may_arrive"]
 
-ON_OTHERS: Final = frozenset({DependencyError.reason, UniqueError.reason})
-"""The reasons of changes that are held until another record changes."""
+_ON_OTHERS: Final = frozenset({DependencyError.reason, UniqueError.reason})
 _FAILED: Final = frozenset({Outcome.REJECTED, Outcome.HELD})
 
 
@@ -184,7 +183,7 @@ def dependency_may_arrive(reason: str, first_time: float, queue_oldest: float) -
     messages that are older than the first attempt. ``first_time``: the time of the first attempt.
     ``queue_oldest``: the time of the oldest message. Both in seconds since the epoch.
     """
-    return reason in ON_OTHERS and queue_oldest < first_time
+    return reason in _ON_OTHERS and queue_oldest < first_time
 
 
 def _results(
