@@ -157,15 +157,16 @@ class Maintenance:
         """Return the record types whose held changes are retried at once, by reason for holding.
 
         A change that waits for a unique value is retried if changes of its type were applied or
-        newly held since the last call; one that waits for another dependency, if its type depends
-        on such a type or the reverse. Newly held changes count, because two records that exchange
-        a value or refer to each other can only be applied together.
+        newly held since the last call; one that waits for another dependency, if that is so of its
+        type or of one that its type depends on, or the reverse. Newly held changes count, because
+        records that exchange a value or refer to each other can only be applied together.
         """
         accessors, touched = self._store.accessors, self._applier.take_touched_types()
         related = {
-            name
+            one
             for name, accessor in accessors.items()
             for other in touched
+            for one in (name, other)
             if accessor.depends_on(accessors[other]) or accessors[other].depends_on(accessor)
         }
         freed = {DependencyError.reason: related, UniqueError.reason: touched}
