@@ -79,6 +79,9 @@ from .errors import (
     SuspiciousReadError as SuspiciousReadError,
 )
 from .errors import (
+    UniqueError as UniqueError,
+)
+from .errors import (
     UnroutableError as UnroutableError,
 )
 from .errors import (

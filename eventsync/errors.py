@@ -18,6 +18,8 @@ The hierarchy::
     │   ├── RejectedError        the store will never accept the record as it is
     │   ├── DependencyError      another record must be written or removed first  (retryable)
     │   │   └── UnreadableError  what a change would overwrite cannot be read     (retryable)
+    │   │   └── UniqueError      another record has a value that must be unique   (retryable);
+    │   │                        a RejectedError, too
     │   ├── StoreUnavailableError  the store is unreachable or busy               (retryable)
     │   └── SuspiciousReadError  too many records are missing from a read
     └── BusError                 the broker could not carry out an operation
@@ -48,6 +50,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "SuspiciousReadError",
+    "UniqueError",
     "UnreadableError",
     "UnroutableError",
     "ValueRefusedError",
@@ -200,6 +203,15 @@ class UnreadableError(DependencyError):
     """A change must wait, because it would overwrite a record that the store cannot read."""
 
     reason = "unreadable"
+
+
+class UniqueError(DependencyError, RejectedError):
+    """Another record has a value that must be unique, and must change or be removed first.
+
+    A worker holds the change, because the other record may release the value. An edit is rejected.
+    """
+
+    reason = "unique"
 
 
 class StoreUnavailableError(StoreError):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from eventsync.engine.finding import Finding
 from eventsync.engine.isolation import concerns_all, record_error
+from eventsync.engine.plan import Part, Plan
 from eventsync.engine.write import Puts, Write
 from eventsync.errors import ConfigError, DependencyError, RecordError, StoreUnavailableError
 from eventsync.index import Entry, Index, IndexTransaction
@@ -248,6 +249,21 @@ class Accessor(ABC, Generic[R]):
         records by trying smaller batches.
         """
         return {}
+
+    joint: ClassVar[bool] = False
+    """Whether ``plan`` accepts parts of other accessors of the same store."""
+
+    def plan(self, parts: Sequence[Part], transaction: IndexTransaction) -> Plan:
+        """Return how to write ``parts`` after ``write_rows`` raised ``DependencyError``.
+
+        One part is about the records of this accessor. There are others only if ``joint`` is true.
+        """
+        waiting = {
+            (part.accessor.type.name, key): error
+            for part in parts
+            for key, error in part.accessor.waiting(part.rows, part.removals, transaction).items()
+        }
+        return Plan(parts, transaction, waiting)
 
     def ensure(self) -> None:
         """Create what the accessor needs in its store, for example a folder. Idempotent."""

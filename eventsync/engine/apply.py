@@ -8,71 +8,32 @@ applies the whole batch again.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
-from eventsync.changes.change import Change, read_patches, read_rows
-from eventsync.changes.clock import Clock, Version
+from eventsync.changes.change import Change
+from eventsync.changes.clock import Clock
 from eventsync.changes.stamp import DELETE, PATCH
-from eventsync.engine.accessor import Accessor
+from eventsync.engine.admission import DEFAULT_LIMITS, Admission, Limits
+from eventsync.engine.batch import apply_batch, ready, set_aside, set_outcomes
 from eventsync.engine.gate import Outcome, Verdict
-from eventsync.engine.isolation import Failed, isolate, item_error
+from eventsync.engine.isolation import Failed, concerns_all, isolate
+from eventsync.engine.joint import apply_jointly, linked
+from eventsync.engine.plan import RecordId
 from eventsync.engine.replica import Replica
+from eventsync.engine.settled import Settled
 from eventsync.engine.store import Store
 from eventsync.engine.unreadable import UnreadableKeys
-from eventsync.errors import (
-    ChangeRefusedError,
-    ClockDriftError,
-    DependencyError,
-    EventSyncError,
-    RecordError,
-    UnreadableError,
-)
+from eventsync.errors import DependencyError, RecordError, UniqueError, UnreadableError
 from eventsync.index import Entry
-from eventsync.records.record_type import same
 
 __all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply"]
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
-class Limits:
-    """The limits beyond which a store does not apply a change.
-
-    - ``retention``: how many seconds tombstones are kept. A change older than ``retention`` minus
-      ``drift`` is rejected, because the tombstone of its record may be gone already.
-    - ``drift``: how many seconds a version may lie in the future. A later change is held.
-    - ``hops``: how often a change may have been passed on from one synchronizer to another. A
-      change with more hops is rejected.
-    """
-
-    retention: float = 10 * 86_400.0
-    drift: float = 5.0
-    hops: int = 8
-
-
-DEFAULT_LIMITS: Final = Limits()
-
 _version: Final = attrgetter("change.version")
-
-
-@dataclass(slots=True)
-class Settled:
-    """The result of applying one change.
-
-    ``error``: why the change was rejected or held, else ``None``. ``collision``: whether a
-    different change has the same version.
-    """
-
-    change: Change
-    outcome: Outcome = Outcome.HELD
-    error: EventSyncError | None = None
-    collision: bool = False
-    loaded: Change | None = None
-    """The change with values of the record type's types; ``None`` if they were not read."""
+_TAKEN: Final = frozenset({UniqueError.reason})
+_ON_OTHERS: Final = frozenset({DependencyError.reason, UniqueError.reason})
 
 
 def apply(
@@ -97,7 +58,7 @@ def apply(
     """
     settled = [Settled(change) for change in changes]
     by_type: dict[str, dict[str, list[Settled]]] = {type: {} for type in store.accessors}
-    for item in _Admission(store, clock, limits).admitted(settled):
+    for item in Admission(store, clock, limits).admitted(settled):
         change = item.change
         of_type = by_type[change.type]
         key = change.key
@@ -109,10 +70,9 @@ def apply(
         _withhold(store, by_type[type].pop(key, ()), cause)
     by_type = {type: batch for type, batch in by_type.items() if batch}
     for replica, batch in _in_order(store, by_type):
-        if replica.type.rule == "record":
-            _apply_greatest(replica, batch)
-        else:
-            _apply_all(replica, batch)
+        apply_batch(replica, batch)
+    _apply_released(store, by_type)
+    _apply_circles(store, by_type)
     applied = Outcome.APPLIED
     versions = [item.change.version for item in settled if item.outcome is applied]
     if versions:
@@ -196,296 +156,94 @@ def _deletes(items: Sequence[Settled]) -> bool:
     return bool(changes) and max(changes, key=lambda change: change.stamp).op == DELETE
 
 
-class _Admission:
-    """The checks of changes before the gate: record type, hops, and time. Reads no field values."""
+def _apply_released(store: Store, by_type: Mapping[str, Mapping[str, list[Settled]]]) -> None:
+    """Apply changes again that took a unique value before the same batch released it.
 
-    def __init__(self, store: Store, clock: Clock, limits: Limits) -> None:
-        self._store = store
-        self._clock = clock
-        self._limits = limits
-        now = clock.now()
-        # A version from ``_oldest`` to ``_newest`` is neither too old nor too far in the future.
-        oldest = max(0.0, now - limits.retention + limits.drift)
-        self._oldest = Version.of(math.ceil(oldest * 1000))
-        self._newest = Version.of(int((now + limits.drift) * 1000))
-
-    def admitted(self, items: Iterable[Settled]) -> Iterator[Settled]:
-        """Yield the items that pass all checks. Set ``outcome`` and ``error`` of the others."""
-        accessors, hops = self._store.accessors, self._limits.hops
-        oldest, newest = self._oldest, self._newest
-        for item in items:
-            change = item.change
-            if (
-                change.type in accessors
-                and change.hops <= hops
-                and oldest <= change.version <= newest
-                and change.packed
-            ) or self._admits(item):
-                yield item
-
-    def _admits(self, item: Settled) -> bool:
-        """Return whether ``item`` passes all checks. If not, set its ``outcome`` and ``error``."""
-        change = item.change
-        try:
-            if change.type not in self._store.accessors:
-                raise self._unknown_type(change)
-            if change.hops > self._limits.hops:
-                raise self._too_many_hops(change)
-            self._check_time(change)
-            change.digest  # noqa: B018  # raises if the values may not travel
-        except ClockDriftError as error:
-            item.error = error
-        except (ChangeRefusedError, RecordError) as error:
-            item.outcome, item.error = Outcome.REJECTED, error
-        else:
-            return True
-        return False
-
-    def _check_time(self, change: Change) -> None:
-        limits = self._limits
-        self._clock.check_drift(change.version, max_drift=limits.drift)
-        age = self._clock.now() - change.version.millis / 1000
-        if age > limits.retention - limits.drift:
-            raise ChangeRefusedError(
-                f"the change of {change.type} {change.key!r} is {age / 86_400:.1f} days old, but "
-                f"tombstones are kept for {limits.retention / 86_400:g} days; the change might "
-                "bring a deleted record back",
-                reason="too-old",
-                hint="bring the store up to date with eventsync sync",
-            )
-
-    def _unknown_type(self, change: Change) -> ChangeRefusedError:
-        types = ", ".join(self._store.accessors)
-        return ChangeRefusedError(
-            f"store {self._store.name!r} holds no records of type {change.type!r}",
-            reason="unknown-type",
-            hint=f"the store holds {types}; add an accessor for the type, or correct the producer",
-        )
-
-    def _too_many_hops(self, change: Change) -> ChangeRefusedError:
-        return ChangeRefusedError(
-            f"the change of {change.type} {change.key!r} was passed on {change.hops} times; "
-            f"the limit is {self._limits.hops}",
-            reason="hops",
-            hint="probably two synchronizers send each other's changes back; "
-            "see 'Echo' in docs/concepts.md",
-        )
-
-
-def _apply_greatest(replica: Replica, batch: Mapping[str, list[Settled]]) -> None:
-    """Apply the greatest change of each record, under the per-record rule.
-
-    If the store rejects the greatest change, try the next greatest. Set the outcomes in ``batch``.
+    Only for stores that write each record by itself. The changes are applied in the order of their
+    versions, until that makes no difference any more.
     """
-    while batch:
-        greatest = _greatest(replica.accessor, batch)
-        errors: dict[str, EventSyncError] = {}
-        for part in _plain_apart(replica, greatest):
-            errors |= _submit(replica, part)
-        remaining = {}
-        for key, error in errors.items():
-            _set_aside(greatest[key], error)
-            others = [item for item in batch[key] if item.outcome is not Outcome.REJECTED]
-            if isinstance(error, DependencyError):
-                _set_aside(others, error)
-            elif others:
-                remaining[key] = others
-        batch = remaining
+    for type, batch in by_type.items():
+        replica = store.replicas[type]
+        waiting = {} if replica.accessor.atomic else _waiting(batch, _TAKEN)
+        before = len(batch)
+        while waiting and len(waiting) < before:
+            before = len(waiting)
+            in_order = sorted(waiting, key=lambda key: max(map(_version, waiting[key])))
+            apply_batch(replica, {key: waiting[key] for key in in_order})
+            waiting = _waiting(waiting, _TAKEN)
 
 
-def _greatest(
-    accessor: Accessor[Any], batch: Mapping[str, list[Settled]]
-) -> dict[str, Sequence[Settled]]:
-    """Return, by key, the greatest change of each record whose values fit the record type.
+def _apply_circles(store: Store, by_type: Mapping[str, Mapping[str, list[Settled]]]) -> None:
+    """Apply held changes of record types that depend on each other, in one transaction."""
+    waiting = {
+        type: held
+        for type, batch in by_type.items()
+        if store.replicas[type].accessor.joint and (held := _waiting(batch, _ON_OTHERS))
+    }
+    for types in _circles(store, waiting):
+        loaded = {type: ready(store.replicas[type], waiting[type]) for type in types}
+        _submit_jointly(store, {type: batch for type, batch in loaded.items() if batch})
+        for settled in (items for type in types for items in waiting[type].values()):
+            failed = [item for item in settled if item.outcome is Outcome.HELD and item.error]
+            if failed and failed[0].error is not None:
+                set_aside(settled, failed[0].error)
 
-    Set the outcome of every other change: rejected if its values do not fit, duplicate if it equals
-    the greatest change, otherwise superseded.
-    """
-    for items in batch.values():
-        if len(items) > 1:
-            _sort(items)
-    firsts = [items[0].change for items in batch.values()]
-    read_rows(firsts, accessor.reader)
-    deletes = _sound_deletes(accessor, firsts)
-    # Looked up once, because Python 3.11 looks up members of an enumeration slowly.
-    duplicate, superseded = Outcome.DUPLICATE, Outcome.SUPERSEDED
-    found: dict[str, Sequence[Settled]] = {}
+
+def _circles(store: Store, types: Iterable[str]) -> list[list[str]]:
+    """Return those of ``types`` that depend on each other, in groups of two or more types."""
+    types = list(types)
+    if len(types) < 2:
+        return []
+    accessors = store.accessors
+    above = {
+        one: {b for b in types if b != one and accessors[one].depends_on(accessors[b])}
+        for one in types
+    }
+    for _ in types:
+        for one in types:
+            above[one] |= {far for near in above[one] for far in above[near]}
+    circles = {frozenset(b for b in types if b in above[a] and a in above[b]) for a in types}
+    return [[type for type in types if type in circle] for circle in circles if len(circle) > 1]
+
+
+def _waiting(
+    batch: Mapping[str, list[Settled]], reasons: frozenset[str]
+) -> dict[str, list[Settled]]:
+    """Return the changes of the records that are held for one of ``reasons``, by key."""
+    found = {}
     for key, items in batch.items():
-        greatest = items[0]
-        change = greatest.change
-        if change.row is not None or key in deletes:
-            greatest.loaded = change
-        elif not _load(accessor, greatest):
-            fitting = next((item for item in items[1:] if _load(accessor, item)), None)
-            if fitting is None:
-                continue
-            greatest = fitting
-        if len(items) > 1:
-            for item in items:
-                if item is not greatest and item.outcome is not Outcome.REJECTED:
-                    item.outcome = duplicate if _is_same(item, greatest) else superseded
-        found[key] = (greatest,)
+        if any(i.outcome is Outcome.HELD and i.error and i.error.reason in reasons for i in items):
+            found[key] = [item for item in items if item.outcome is not Outcome.REJECTED]
     return found
 
 
-def _sound_deletes(accessor: Accessor[Any], changes: Iterable[Change]) -> Container[str]:
-    """Return the keys of the deletes among ``changes`` if all are valid keys of the record type.
+def _submit_jointly(store: Store, waiting: Mapping[str, Mapping[str, Sequence[Settled]]]) -> None:
+    """Apply held changes, given by record type and key, in one transaction. Set their outcomes.
 
-    Returns no keys if one is invalid. The caller then checks each delete by itself.
-    """
-    keys = [change.key for change in changes if change.op == DELETE]
-    return set() if accessor.type.key_columns(keys) is None else set(keys)
-
-
-def _sort(items: list[Settled]) -> None:
-    """Sort ``items`` in place, the greatest change first.
-
-    Compares versions, and compares stamps, which need a digest, only if two versions are equal.
-    """
-    items.sort(key=_version, reverse=True)
-    if any(one.change.version == other.change.version for one, other in pairwise(items)):
-        items.sort(key=lambda item: item.change.stamp, reverse=True)
-
-
-def _is_same(one: Settled, other: Settled) -> bool:
-    return one.change.version == other.change.version and one.change.stamp == other.change.stamp
-
-
-def _plain_apart(
-    replica: Replica, batch: dict[str, Sequence[Settled]]
-) -> Iterable[dict[str, Sequence[Settled]]]:
-    """Split ``batch`` into the plain changes (``Replica.is_plain``) and the others.
-
-    A batch that contains only plain changes is applied much faster.
-    """
-    plain = {
-        key: items
-        for key, items in batch.items()
-        if items[0].loaded and replica.is_plain(items[0].loaded)
-    }
-    if not plain or len(plain) == len(batch):
-        return (batch,)
-    return plain, {key: items for key, items in batch.items() if key not in plain}
-
-
-def _apply_all(replica: Replica, batch: Mapping[str, list[Settled]]) -> None:
-    """Apply all changes of each record together, under the per-field rule.
-
-    If the changes of a record are rejected, apply each of them alone. Set the outcomes in
-    ``batch``.
-    """
-    changes = [item.change for items in batch.values() for item in items]
-    read_rows(changes, replica.accessor.reader)
-    read_patches(changes, replica.accessor.reader)
-    loaded = {
-        key: fitting
-        for key, items in batch.items()
-        if (fitting := [item for item in items if _load(replica.accessor, item)])
-    }
-    for key, error in _submit(replica, loaded).items():
-        items = loaded[key]
-        if len(items) == 1 or isinstance(error, DependencyError):
-            _set_aside(items, error)
-            continue
-        for item in items:
-            for alone in _submit(replica, {key: [item]}).values():
-                _set_aside([item], alone)
-
-
-def _load(accessor: Accessor[Any], item: Settled) -> bool:
-    """Set ``item.loaded``. Return whether the values of the change fit the record type.
-
-    If they do not fit, reject the item.
-    """
-    if item.loaded is None:
-        change = item.change
-        try:
-            # If the change has a row, its values are known to fit (see ``read_rows``).
-            item.loaded = change if change.row is not None else _loaded(accessor, change)
-        except (ChangeRefusedError, RecordError) as error:
-            _set_aside([item], error)
-    return item.loaded is not None
-
-
-def _loaded(accessor: Accessor[Any], change: Change) -> Change:
-    """Return ``change`` with its values converted to the types of the record type.
-
-    Raises ``RecordError`` if a value does not fit or the key is invalid. Raises
-    ``ChangeRefusedError`` if the key fields in the data belong to another record.
-    """
-    type = accessor.type
-    if change.op == DELETE:
-        type.key_values(change.key)  # raises if this is not a key of the type
-        return change
-    data = change.data
-    assert data is not None
-    loaded = data if type.fits(data) else type.load(data, partial=True, unknown="ignore")
-    known = change.known
-    if change.op == PATCH:
-        key = type.key_values(change.key)
-        foreign = any(name in loaded and loaded[name] != value for name, value in key.items())
-        if not key.keys().isdisjoint(loaded):
-            loaded = {name: value for name, value in loaded.items() if name not in key}
-        if known is not None:
-            values = type.load(known.values, partial=True, unknown="ignore")
-            known = replace(known, values=values)
-    else:
-        for name in type.keys:
-            if name not in loaded:
-                loaded = {**type.key_values(change.key), **loaded}
-                break
-        foreign = type.key_text(loaded) != change.key
-    if foreign:
-        raise ChangeRefusedError(
-            f"the change of {type.name} {change.key!r} contains the key fields of another record",
-            reason="key-mismatch",
-            hint="the key of a record cannot change: delete the record, and add one with the new "
-            "key",
-        )
-    if loaded is data and known is change.known:
-        return change
-    if len(loaded) == len(data) and known is change.known and same(dict(loaded), dict(data)):
-        return change  # lists and dicts were copied, but no value has changed
-    return change.adapted(loaded, known)
-
-
-def _submit(replica: Replica, batch: Mapping[str, Sequence[Settled]]) -> dict[str, EventSyncError]:
-    """Apply loaded changes, given by record key. Set the outcome of each change that succeeded.
-
-    Returns the errors of the records that failed, by key. A ``DependencyError`` means that the
-    record must wait for another record. Any other error means that the store refuses the record.
+    A change stays held, with the error that it has, if a change that it depends on fails.
     """
 
-    def apply_part(keys: Sequence[str]) -> dict[str, Sequence[Verdict]]:
-        changes = {key: [item.loaded for item in batch[key] if item.loaded] for key in keys}
-        try:
-            return replica.apply(changes)
-        except DependencyError:
-            if not replica.accessor.atomic:
-                raise
-            # Nothing was written. Try again without the records that must wait for others.
-            return replica.apply(changes, hold=True)
+    def apply_records(records: Iterable[RecordId]) -> dict[RecordId, Sequence[Verdict]]:
+        return apply_jointly(batches_of(records))
 
-    errors: dict[str, EventSyncError] = {}
-    for part in isolate(list(batch), apply_part):
-        if isinstance(part, Failed):
-            errors[part.item] = item_error(part.error)
-            continue
-        for key, verdicts in part.result.items():
-            for item, verdict in zip(batch[key], verdicts, strict=True):
-                item.outcome = verdict.outcome
-                if verdict.collision:
-                    item.collision = True
-                if verdict.error is not None:
-                    errors[key] = verdict.error
-    return errors
+    def batches_of(records: Iterable[RecordId]) -> list[tuple[Replica, dict[str, list[Change]]]]:
+        batches: dict[str, dict[str, list[Change]]] = {}
+        for type, key in records:
+            loaded = [item.loaded for item in waiting[type][key] if item.loaded]
+            batches.setdefault(type, {})[key] = loaded
+        return [(store.replicas[type], batch) for type, batch in batches.items()]
 
-
-def _set_aside(items: Iterable[Settled], error: EventSyncError) -> None:
-    """Set ``error`` and ``outcome`` of items that failed.
-
-    The outcome is held after a ``DependencyError`` and rejected after any other error.
-    """
-    outcome = Outcome.HELD if isinstance(error, DependencyError) else Outcome.REJECTED
-    for item in items:
-        item.outcome, item.error = outcome, error
+    records = [(type, key) for type, batch in waiting.items() for key in batch]
+    found: dict[RecordId, Sequence[Verdict]] = {}
+    try:
+        found = apply_records(records)
+    except Exception as error:
+        if concerns_all(error):
+            raise
+        groups = linked(batches_of(records))
+        for part in isolate(groups, lambda part: apply_records(r for group in part for r in group)):
+            if not isinstance(part, Failed):
+                found |= part.result
+    for type, batch in waiting.items():
+        for key, items in batch.items():
+            set_outcomes(key, items, found.get((type, key), ()))

@@ -291,6 +291,7 @@ class StoreRegistry:
                 if into and (wanted is None or type in wanted):
                     run(source, accessor, into, Filter.parse(data, accessor.type))
         if not dry_run:
+            synchronization.retry_held()
             for target in to_stores:
                 complete(target, self)
         return synchronization.report

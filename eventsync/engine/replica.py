@@ -90,29 +90,51 @@ class Replica:
     # -- apply -------------------------------------------------------------------------------------
 
     @_until_done
-    def apply(
-        self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, Sequence[Verdict]]:
+    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, Sequence[Verdict]]:
         """Decide about changes with the gate, and write those that win. Return verdicts by key.
 
-        - ``batch``: the changes of each record, by key. Their values must have the types of the
-          record type. Under the per-record rule, only the first change of each record is applied;
-          pass the greatest.
-        - ``hold``: do not write the records that ``Accessor.waiting`` returns; their verdict is
-          held.
+        ``batch``: the changes of each record, by key. Their values must have the types of the
+        record type. Under the per-record rule, only the first change of each record is applied;
+        pass the greatest.
 
         Idempotent. Raises ``ChangeRefusedError`` or ``RejectedError`` if a change cannot be
         applied, ``DependencyError`` if a record must wait for another one, and a retryable error if
         the store is unreachable. If the accessor is ``atomic``, nothing was written in these cases.
         """
-        # Atomic batches are sorted by key, so that neighbouring rows are read and written together.
-        # Other batches may fail in the middle, so they keep the order in which the changes arrived.
-        keys = sorted(batch) if self.accessor.atomic else list(batch)
+        batch = self._in_order(batch)
+        verdicts: dict[str, Sequence[Verdict]] = {}
         with self._begin() as work:
             if self.type.rule == "record":
-                firsts = {key: batch[key][0] for key in keys}
-                return self._apply_per_record(work, firsts, hold=hold)
-            return self._apply_per_field(work, {key: batch[key] for key in keys}, hold=hold)
+                firsts = {key: changes[0] for key, changes in batch.items()}
+                if self.accessor.plain and all(map(self.is_plain, firsts.values())):
+                    verdicts = work.put_newer(firsts)
+                    firsts = {key: one for key, one in firsts.items() if key not in verdicts}
+                decisions = self._decide_per_record(work, firsts)
+            else:
+                entries = work.transaction.read(self.type.name, list(batch))
+                if self.accessor.patchable:
+                    verdicts = work.patch_newer(batch, entries)
+                    batch = {key: batch[key] for key in batch if key not in verdicts}
+                decisions = self._decide_per_field(work, batch, entries)
+            work.perform(decisions)
+        return verdicts | {key: decision.verdicts for key, decision in decisions.items()}
+
+    def decide(
+        self, work: UnitOfWork, batch: Mapping[str, Sequence[Change]]
+    ) -> dict[str, Decision]:
+        """Decide about changes as ``apply`` does, in the transaction of ``work``. Write nothing."""
+        batch = self._in_order(batch)
+        if self.type.rule == "record":
+            firsts = {key: changes[0] for key, changes in batch.items()}
+            return self._decide_per_record(work, firsts)
+        return self._decide_per_field(
+            work, batch, work.transaction.read(self.type.name, list(batch))
+        )
+
+    def _in_order(self, batch: Mapping[str, Sequence[Change]]) -> Mapping[str, Sequence[Change]]:
+        # Atomic batches are sorted by key, so that neighbouring rows are read and written together.
+        # Other batches may fail in the middle, so they keep the order in which the changes arrived.
+        return {key: batch[key] for key in sorted(batch)} if self.accessor.atomic else batch
 
     def is_plain(self, change: Change) -> bool:
         """Return whether ``change`` can be applied by comparing versions only.
@@ -121,49 +143,38 @@ class Replica:
         """
         return self.accessor.plain and (change.row is not None or change.op == DELETE)
 
-    def _apply_per_record(
-        self, work: UnitOfWork, changes: Mapping[str, Change], *, hold: bool
-    ) -> dict[str, Sequence[Verdict]]:
-        """Apply one put or delete of each record. Reads stamps, but rows only for incomplete puts.
+    def _decide_per_record(
+        self, work: UnitOfWork, changes: Mapping[str, Change]
+    ) -> dict[str, Decision]:
+        """Decide about one put or delete of each record.
 
-        ``hold`` and the result: as in ``apply``.
+        Reads stamps, but rows only for incomplete puts.
         """
-        verdicts: dict[str, Sequence[Verdict]] = {}
-        if self.accessor.plain and not hold and all(map(self.is_plain, changes.values())):
-            verdicts = work.put_newer(changes)
-            changes = {key: change for key, change in changes.items() if key not in verdicts}
         view = self.accessor.view
         stamps = work.transaction.stamps(self.type.name, list(changes)) if changes else {}
         lacking = [key for key in stamps if lacks_fields(changes[key], view)]
         entries, rows = (
             self.accessor.read_with_entries(lacking, work.transaction) if lacking else ({}, {})
         )
-        decisions = {
+        return {
             key: decide_put_or_delete(
                 stamps.get(key), change, view, entry=entries.get(key), row=rows.get(key)
             )
             for key, change in changes.items()
         }
-        return verdicts | _perform(work, decisions, hold=hold)
 
-    def _apply_per_field(
-        self, work: UnitOfWork, batch: Mapping[str, Sequence[Change]], *, hold: bool
-    ) -> dict[str, Sequence[Verdict]]:
-        """Merge all changes of each record with the fields that the store holds, and write them.
-
-        ``hold`` and the result: as in ``apply``.
-        """
-        entries = work.transaction.read(self.type.name, list(batch))
-        verdicts: dict[str, Sequence[Verdict]] = {}
-        if self.accessor.patchable and not hold:
-            verdicts = work.patch_newer(batch, entries)
-            batch = {key: changes for key, changes in batch.items() if key not in verdicts}
+    def _decide_per_field(
+        self,
+        work: UnitOfWork,
+        batch: Mapping[str, Sequence[Change]],
+        entries: Mapping[str, Entry],
+    ) -> dict[str, Decision]:
+        """Merge all changes of each record with the fields that the store holds."""
         rows = self.accessor.read_rows(list(batch), work.transaction)
-        decisions = {
+        return {
             key: decide(entries.get(key), rows.get(key), changes, self.accessor.view, key)
             for key, changes in batch.items()
         }
-        return verdicts | _perform(work, decisions, hold=hold)
 
     # -- edits and foreign writes ------------------------------------------------------------------
 
@@ -400,16 +411,3 @@ class Replica:
         with self.index.transaction() as transaction:
             self.recover(transaction)
             yield UnitOfWork(self.accessor, transaction)
-
-
-def _perform(
-    work: UnitOfWork, decisions: dict[str, Decision], *, hold: bool
-) -> dict[str, Sequence[Verdict]]:
-    """Write what the gate decided. Return the verdicts, by the keys of the records.
-
-    ``hold``: as in ``Replica.apply``.
-    """
-    if hold:
-        work.hold_waiting(decisions)
-    work.perform(decisions)
-    return {key: decision.verdicts for key, decision in decisions.items()}

@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from itertools import groupby
+from typing import Any, Final, NamedTuple
 
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
@@ -18,12 +19,15 @@ from eventsync.engine.gate import Outcome
 from eventsync.engine.isolation import Failed, concerns_all, isolate
 from eventsync.engine.store import Store
 from eventsync.engine.unreadable import UnreadableKeys, error_of, states_of
-from eventsync.errors import RecordError
+from eventsync.errors import RecordError, UnreadableError
 from eventsync.records.query import Filter, Query
 from eventsync.records.record import Record
 from eventsync.values.chunk import chunked
 
 __all__ = ["SyncProgress", "SyncReport", "Synchronization"]
+
+_MOST_TOGETHER: Final = 50_000
+"""So many records that depend on each other are applied in one transaction at most."""
 
 
 @dataclass(slots=True)
@@ -56,6 +60,15 @@ class SyncReport:
     unreadable: list[tuple[str, RecordError]] = field(default_factory=list)
 
 
+class _Held(NamedTuple):
+    """A record that a target held, because it depends on another record."""
+
+    source: Store
+    target: Store
+    type: str
+    key: str
+
+
 @dataclass(slots=True, kw_only=True)
 class Synchronization:
     """One run of ``StoreRegistry.synchronize``. The attributes are arguments of that method."""
@@ -68,6 +81,7 @@ class Synchronization:
     progress: Callable[[SyncProgress], None]
     report: SyncReport = field(default_factory=SyncReport)
     _reported: set[tuple[str, str, str]] = field(default_factory=set)
+    _held: list[_Held] = field(default_factory=list)
 
     def copy(
         self, source: Store, accessor: Accessor[Any], targets: Sequence[Store], where: Filter
@@ -92,11 +106,43 @@ class Synchronization:
             ]
             for target in targets:
                 unreadable = self._forget_missing(target, type, keys)
-                self._apply(target, changes, unreadable)
+                self._apply(source, target, changes, unreadable)
             index.save_mark(mark, keys[-1])
             done += len(keys)
             self.progress(SyncProgress(source.name, type, done, max(total, done)))
         index.save_mark(mark, "")
+
+    def retry_held(self) -> None:
+        """Copy the held records again, until no target takes another one.
+
+        The records that they depend on may have been copied later. Records that depend on each
+        other must be applied together, so ever more of them are.
+        """
+        size = self.count
+        while self._held:
+            held, self._held = self._held, []
+            held.sort(key=lambda one: (one.source.name, one.target.name))
+            for _, same in groupby(held, key=lambda one: (one.source.name, one.target.name)):
+                for chunk in chunked(same, size):
+                    self._copy_held(chunk)
+            if len(self._held) == len(held):
+                if size >= min(len(held), _MOST_TOGETHER):
+                    return
+                size *= 4
+
+    def _copy_held(self, held: Sequence[_Held]) -> None:
+        """Apply the present states of records of one source to their target."""
+        source, target = held[0].source, held[0].target
+        self.report.outcomes[target.name][Outcome.HELD] -= len(held)
+        keys: dict[str, list[str]] = {}
+        for one in held:
+            keys.setdefault(one.type, []).append(one.key)
+        changes = [
+            change
+            for type, of_type in keys.items()
+            for change in self._states(source, source.accessors[type], of_type)
+        ]
+        self._apply(source, target, changes, {})
 
     def compare(
         self, source: Store, accessor: Accessor[Any], targets: Sequence[Store], where: Filter
@@ -145,7 +191,13 @@ class Synchronization:
                 self._unreadable(target, type, unreadable[type, part.item])
         return unreadable
 
-    def _apply(self, target: Store, changes: Sequence[Change], unreadable: UnreadableKeys) -> None:
+    def _apply(
+        self,
+        source: Store,
+        target: Store,
+        changes: Sequence[Change],
+        unreadable: UnreadableKeys,
+    ) -> None:
         # These changes are the current state of the source, so an old version is not an old change.
         limits = replace(self.limits, retention=math.inf)
         for settled in apply(
@@ -154,6 +206,9 @@ class Synchronization:
             self._count(target, settled.outcome)
             if settled.outcome is Outcome.REJECTED:
                 self.report.rejected.append((target.name, settled))
+            elif settled.outcome is Outcome.HELD and not isinstance(settled.error, UnreadableError):
+                change = settled.change
+                self._held.append(_Held(source, target, change.type, change.key))
 
     def _count_difference(self, record: Record, target: Store) -> None:
         """Count ``record`` as applied if copying it would alter ``target``, else as duplicate."""

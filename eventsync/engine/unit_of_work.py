@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from eventsync.changes.change import Change, stamps
@@ -14,8 +15,9 @@ from eventsync.engine.fingerprint import (
     fingerprint_of,
     patched_fingerprints,
 )
-from eventsync.engine.gate import APPLIED, Decision, Outcome, Verdict, decide_patches
+from eventsync.engine.gate import APPLIED, Decision, Verdict, decide_patches
 from eventsync.engine.isolation import Done, isolate
+from eventsync.engine.plan import Part
 from eventsync.engine.write import Puts, Write
 from eventsync.errors import StoreUnavailableError
 from eventsync.index import Entry, IndexTransaction, Intent, Presence
@@ -125,20 +127,15 @@ class UnitOfWork:
         self.transaction.write(self.type, patched)
         return {key: decided[key].verdicts for key in patched}
 
-    def hold_waiting(self, decisions: dict[str, Decision]) -> None:
-        """Replace, in place, the decisions about records that must wait for other records.
-
-        ``Accessor.waiting`` names these records. The new decision holds all their changes.
-        """
-        rows = {
-            key: d.write if d.row is None else {**d.row, **d.write}
-            for key, d in decisions.items()
-            if d.write is not None
-        }
-        removals = [key for key, d in decisions.items() if d.remove]
-        for key, error in self.accessor.waiting(rows, removals, self.transaction).items():
-            verdict = Verdict(Outcome.HELD, error=error)
-            decisions[key] = Decision([verdict] * len(decisions[key].verdicts))
+    def part(self, decisions: Mapping[str, Decision]) -> Part:
+        """Return the writes that ``decisions`` ask for as a part of a joint write."""
+        written = {key: d for key, d in decisions.items() if d.write is not None}
+        return Part(
+            self.accessor,
+            [Write(key, d.write or {}, d.row is None) for key, d in written.items()],
+            {key: {**(d.row or {}), **(d.write or {})} for key, d in written.items()},
+            [key for key, d in decisions.items() if d.remove],
+        )
 
     def perform(self, decisions: Mapping[str, Decision], bodies: Sequence[bytes] = ()) -> None:
         """Write the data and the index entries that ``decisions`` ask for.
@@ -146,24 +143,34 @@ class UnitOfWork:
         ``bodies``: envelopes to put into the outbox together with the writes. Raises the errors of
         ``Accessor.write_rows``.
         """
-        transaction = self.transaction
-        entries: dict[str, Entry] = {}
         writes: list[Write] = []
         removals: list[str] = []
         for key, decision in decisions.items():
-            if decision.entry is not None:
-                entries[key] = decision.entry
             if decision.write is not None:
                 writes.append(Write(key, decision.write, decision.row is None))
             if decision.remove:
                 removals.append(key)
+        with self.writing(decisions, bodies):
+            if writes or removals:
+                self.accessor.write_rows(writes, removals, self.transaction)
+
+    @contextmanager
+    def writing(
+        self, decisions: Mapping[str, Decision], bodies: Sequence[bytes] = ()
+    ) -> Iterator[None]:
+        """Write the intents, run the block, which writes the data, and write the index entries.
+
+        ``bodies``: as in ``perform``. If the block raises, no entry is written.
+        """
+        transaction = self.transaction
+        entries = {key: d.entry for key, d in decisions.items() if d.entry is not None}
         if not entries:
+            yield
             return
         intents = self._intents(decisions) if transaction.intents else {}
         transaction.intend(self.type, intents, bodies)
         try:
-            if writes or removals:
-                self.accessor.write_rows(writes, removals, transaction)
+            yield
         except Exception as error:
             # If some data may have been written, the intents stay open. The next transaction
             # compares them with the data.

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from eventsync.errors import ValueRefusedError
 from eventsync.records.scalar import (
+    is_comparable,
     is_text,
     to_bool,
     to_bytes,
@@ -166,7 +167,7 @@ _SCALARS: Final[Mapping[type[Any], Coercion]] = {
     bytes: _scalar(bytes, to_bytes, "bytes"),
     dt.date: _scalar(dt.date, to_date, "a date (ISO 8601)"),
     dt.time: _scalar(dt.time, to_time, "a time (ISO 8601)"),
-    dt.datetime: _scalar(dt.datetime, to_datetime, "a datetime (ISO 8601)"),
+    dt.datetime: _scalar(dt.datetime, to_datetime, "a datetime (ISO 8601)", is_comparable),
     UUID: _scalar(UUID, to_uuid, "a UUID"),
 }
 

@@ -21,7 +21,7 @@ from eventsync.errors import ValueRefusedError
 from eventsync.records import key
 from eventsync.records.field import Field
 from eventsync.records.record_type import RecordType
-from eventsync.records.scalar import is_text
+from eventsync.records.scalar import is_comparable, is_text
 from eventsync.values import packing, unpacking
 
 __all__ = ["ColumnReader"]
@@ -48,7 +48,7 @@ _WIRE_TYPES: Final[dict[type[Any], Any]] = {
     UUID: _Ext,
 }
 # These checks can be skipped, because every decoded value passes them.
-_CERTAIN: Final = (is_text, Decimal.is_finite)
+_CERTAIN: Final = (is_comparable, is_text, Decimal.is_finite)
 # The errors that msgspec raises for hostile bytes. RecursionError: arrays nest too deep.
 _UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 _split: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode

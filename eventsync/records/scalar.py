@@ -14,6 +14,7 @@ from typing import Any, Final
 from uuid import UUID
 
 __all__ = [
+    "is_comparable",
     "is_text",
     "to_bool",
     "to_bytes",
@@ -157,10 +158,25 @@ def to_time(value: Any) -> dt.time:
     )
 
 
+def is_comparable(moment: dt.datetime) -> bool:
+    """Return whether Python compares ``moment`` by its instant.
+
+    A time that a change of the clock repeats or skips equals no time of another zone, and in its
+    own zone it equals the other time with the same digits (PEP 495).
+    """
+    zone = moment.tzinfo
+    if zone is None or isinstance(zone, dt.timezone):
+        return True
+    return moment.utcoffset() == moment.replace(fold=1 - moment.fold).utcoffset()
+
+
 def to_datetime(value: Any) -> dt.datetime:
-    """Convert ``value`` to a datetime. Accepts datetimes, dates, and their ISO 8601 texts."""
+    """Convert ``value`` to a datetime. Accepts datetimes, dates, and their ISO 8601 texts.
+
+    A datetime for which ``is_comparable`` is false is returned in UTC.
+    """
     if isinstance(value, dt.datetime):
-        return dt.datetime(
+        moment = dt.datetime(
             value.year,
             value.month,
             value.day,
@@ -171,6 +187,7 @@ def to_datetime(value: Any) -> dt.datetime:
             value.tzinfo,
             fold=value.fold,
         )
+        return moment if is_comparable(moment) else moment.astimezone(dt.UTC)
     if isinstance(value, dt.date):
         return dt.datetime(value.year, value.month, value.day)
     return dt.datetime.fromisoformat(_some_text(value))

@@ -49,7 +49,7 @@ class Applier:
         self._suspects_one = False
         # Whether the store has taken a change since `suspect_one_change`.
         self._took_one = False
-        self._applied_types: set[str] = set()
+        self._touched_types: set[str] = set()
 
     def apply(self, changes: Sequence[Change]) -> list[Settled]:
         """Apply changes and return the outcome of each change, in the same order.
@@ -57,10 +57,13 @@ class Applier:
         Idempotent, blocks. Raises the last retryable error when the retry budget is spent. No
         outcome is decided then; the caller must apply all changes again.
         """
-        if not self._suspects_one:
-            return self._traced(changes, self._apply_retrying)
-        settled = self._traced(changes, self._apply_apart)
-        self._suspects_one = any(item.outcome is Outcome.HELD for item in settled)
+        if self._suspects_one:
+            settled = self._traced(changes, self._apply_apart)
+            self._suspects_one = any(item.outcome is Outcome.HELD for item in settled)
+        else:
+            settled = self._traced(changes, self._apply_retrying)
+        held = Outcome.HELD
+        self._touched_types |= {item.change.type for item in settled if item.outcome is held}
         return settled
 
     def apply_held(self, changes: Sequence[Change]) -> list[Settled]:
@@ -88,10 +91,10 @@ class Applier:
         for type in self._store.accessors:
             self._store.index.counts(type)[Presence.PENDING]
 
-    def take_applied_types(self) -> set[str]:
-        """Return the types of the records to which changes were applied since the last call."""
-        taken, self._applied_types = self._applied_types, set()
-        return taken
+    def take_touched_types(self) -> set[str]:
+        """Return the types whose changes were applied, or newly held, since the last call."""
+        taken, self._touched_types = self._touched_types, set()
+        return taken & self._store.accessors.keys()
 
     def _apply_retrying(self, changes: Sequence[Change]) -> list[Settled]:
         """Apply changes; after a retryable error, apply all again within the retry budget."""
@@ -163,7 +166,7 @@ class Applier:
                 settled = apply_all(changes)
                 report_outcomes(settled)
         applied = Outcome.APPLIED
-        self._applied_types |= {item.change.type for item in settled if item.outcome is applied}
+        self._touched_types |= {item.change.type for item in settled if item.outcome is applied}
         return settled
 
     def _count_retried(self, changes: Sequence[Change], error: BaseException) -> None:

@@ -22,6 +22,7 @@ from eventsync.errors import (
     DependencyError,
     EventSyncError,
     RecordError,
+    UniqueError,
 )
 from eventsync.retry import Backoff
 from eventsync.worker.applier import Applier
@@ -164,17 +165,21 @@ class Maintenance:
     def _freed_types(self) -> Mapping[str, Container[str]]:
         """Return the record types whose held changes are retried at once, by reason for holding.
 
-        Only changes held for a missing dependency are retried at once. Their types depend on a type
-        to which changes were applied since the last call, or the reverse.
+        A change that waits for a unique value is retried if changes of its type were applied or
+        newly held since the last call; one that waits for another dependency, if that is so of its
+        type or of one that its type depends on, or the reverse. Newly held changes count, because
+        records that exchange a value or refer to each other can only be applied together.
         """
-        accessors, applied = self._store.accessors, self._applier.take_applied_types()
-        freed = {
-            name
+        accessors, touched = self._store.accessors, self._applier.take_touched_types()
+        related = {
+            one
             for name, accessor in accessors.items()
-            for other in applied
+            for other in touched
+            for one in (name, other)
             if accessor.depends_on(accessors[other]) or accessors[other].depends_on(accessor)
         }
-        return defaultdict(tuple, {DependencyError.reason: freed})
+        freed = {DependencyError.reason: related, UniqueError.reason: touched}
+        return defaultdict(tuple, freed)
 
     def _due_at(self, letter: DeadLetter, queue_oldest: float) -> float:
         """Return when a held change is due for its next attempt, in seconds since the epoch.

@@ -15,7 +15,7 @@ from eventsync.engine.apply import Settled
 from eventsync.engine.gate import Outcome
 from eventsync.envelope import batch
 from eventsync.envelope.dead_letter import DeadLetter
-from eventsync.errors import DependencyError, EnvelopeError, EventSyncError
+from eventsync.errors import DependencyError, EnvelopeError, EventSyncError, UniqueError
 from eventsync.monitoring import lag
 from eventsync.worker.applier import Applier
 from eventsync.worker.context import WorkerContext
@@ -26,6 +26,7 @@ __all__ = ["FailedEnvelope", "Settlement", "dependency_may_arrive"]
 
 # How many envelopes of one message that cannot be decoded become dead letters of their own.
 _LETTERS_OF_MESSAGE: Final = 10
+_ON_OTHERS: Final = frozenset({DependencyError.reason, UniqueError.reason})
 _FAILED: Final = frozenset({Outcome.REJECTED, Outcome.HELD})
 
 
@@ -222,11 +223,11 @@ def _joined(failed: Sequence[FailedEnvelope]) -> list[FailedEnvelope]:
 def dependency_may_arrive(reason: str, first_time: float, queue_oldest: float) -> bool:
     """Return whether the record that a held change depends on may still arrive from the queue.
 
-    This is possible if the change is held for a missing dependency (``reason``) and the queue has
+    This is possible if the change is held because of another record (``reason``) and the queue has
     messages that are older than the first attempt. ``first_time``: the time of the first attempt.
     ``queue_oldest``: the time of the oldest message. Both in seconds since the epoch.
     """
-    return reason == DependencyError.reason and queue_oldest < first_time
+    return reason in _ON_OTHERS and queue_oldest < first_time
 
 
 def _results(

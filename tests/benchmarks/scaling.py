@@ -65,13 +65,13 @@ KINDS = (
 class SlowReplica(NewestWinsReplica):
     """A replica whose calls take 20 ms longer. Its accessor notes when they began and ended."""
 
-    def apply(self, batch, *, hold=False):
+    def apply(self, batch):
         slow = self.accessor
         slow.began = slow.began or time.monotonic()
         calls = len(batch) if slow.a_record else 1
         for _ in range(calls):
             time.sleep(CALL)
-        verdicts = super().apply(batch, hold=hold)
+        verdicts = super().apply(batch)
         slow.calls += calls
         slow.ended = time.monotonic()
         return verdicts

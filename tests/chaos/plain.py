@@ -36,10 +36,8 @@ _DELETES = 0.1
 class _ObservedReplica(Replica):
     """Writes down when changes became visible."""
 
-    def apply(
-        self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, Sequence[Verdict]]:
-        verdicts = super().apply(batch, hold=hold)
+    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, Sequence[Verdict]]:
+        verdicts = super().apply(batch)
         self.accessor.applied.note(
             changes[0].version
             for key, changes in batch.items()

@@ -11,6 +11,7 @@ from eventsync.changes.clock import Clock, Version
 from eventsync.changes.stamp import DELETE, PATCH, PUT
 from eventsync.engine.edit import Edit
 from eventsync.engine.gate import Outcome
+from eventsync.engine.joint import apply_jointly
 from eventsync.engine.replica import Replica
 from eventsync.envelope import codec
 from eventsync.errors import (
@@ -292,15 +293,16 @@ def test_a_refused_batch_writes_nothing():
 
 
 def test_records_that_wait_are_held():
-    """With ``hold`` a record that waits for another is left out, with the reason."""
+    """A record that waits for another is left out of a joint write, with the reason."""
     replica = replica_of(Product, accessor=Refusing(Product))
     batch = {
         str(n): [put(n, Version.of(n), name=name, price=0)]
         for n, name in [(1, "ready"), (2, "early")]
     }
-    verdicts = replica.apply(batch, hold=True)
-    assert outcomes(verdicts) == {"1": [Outcome.APPLIED], "2": [Outcome.HELD]}
-    assert str(verdicts["2"][0].error) == "later"
+    verdicts = apply_jointly([(replica, batch)])
+    assert [v.outcome for v in verdicts["Product", "1"]] == [Outcome.APPLIED]
+    assert [v.outcome for v in verdicts["Product", "2"]] == [Outcome.HELD]
+    assert str(verdicts["Product", "2"][0].error) == "later"
     assert list(data(replica)) == ["1"]
     assert entry(replica, "2") is None
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import ldap3
 import pytest
 from servers.slapd import SlapdServer
+from support.foreign import change_of
 
 from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock, Version
@@ -23,6 +24,7 @@ from eventsync.errors import (
     RecordError,
     RejectedError,
     StoreUnavailableError,
+    UniqueError,
 )
 from eventsync.index import FileIndex
 from eventsync.records.record import Field, Record
@@ -262,7 +264,7 @@ def test_change_of_a_key_that_the_directory_considers_equal(store, other):
         Change(type="Person", key=other, op="delete", version=clock.tick(), data=None, source="t"),
     ]
     outcomes = [apply(store, [change], clock=clock)[0].outcome for change in changes]
-    assert outcomes[0] == "rejected"
+    assert outcomes[0] == "held"
     assert store[Person, own].surname == "first"
     assert [c for found in store.capture() for c in found] == []
 
@@ -555,8 +557,9 @@ RESULT_CODES = {
     **dict.fromkeys([1, 3, 11, 51, 52, 118, 122], RETRYABLE),
     **dict.fromkeys([2, 4, 7, 8, 10, 12, 13, 14, 17, 48, 49, 50, 123], CONFIGURATION),
     **dict.fromkeys([16, 18, 19, 20, 21, 32, 33, 34, 36, 53, 54], REJECTED),
-    **dict.fromkeys([64, 65, 67, 68, 69, 71, 80, 4711], REJECTED),
+    **dict.fromkeys([64, 65, 67, 69, 71, 80, 4711], REJECTED),
     66: DependencyError,
+    68: UniqueError,
 }
 
 
@@ -620,6 +623,46 @@ def test_unknown_certificate_is_configuration(tmp_path):
             with pytest.raises(ConfigError, match="ca_file="):
                 accessor.ping()
             accessor.close()
+
+
+UNIQUE = "overlay unique\nunique_uri ldap:///?mail?sub?"
+
+
+def test_a_value_that_the_directory_wants_unique(tmp_path):
+    """A taken value is held until its release; within one batch the release comes first."""
+    with (
+        SlapdServer(more=f"moduleload unique\n{SCHEMA}", database=UNIQUE) as own,
+        Store("p", persons(own), index=FileIndex(tmp_path / "v.db")) as store,
+    ):
+
+        def person(uid, mail, step):
+            values = {"uid": uid, "name": uid, "surname": "x", "mails": mail and [mail]}
+            return change_of("Person", uid, step, values)
+
+        first = [person("ada", "a@x", 1), person("ben", "b@x", 2)]
+        assert [s.outcome for s in apply(store, first, clock=store.clock)] == ["applied"] * 2
+        for taking in (person("ben", "a@x", 20), person("cem", "a@x", 21)):
+            (early,) = apply(store, [taking], clock=store.clock)
+            assert (early.outcome, early.error.reason) == ("held", "unique")
+        batch = [person("cem", "b@x", 12), person("ben", "a@x", 11), person("ada", [], 10)]
+        settled = apply(store, batch, clock=store.clock)
+        assert [s.outcome for s in settled] == ["applied"] * 3
+        mails = {one.uid: one.mails for one in store.find(Person)}
+        assert mails == {"ada": [], "ben": ["a@x"], "cem": ["b@x"]}
+        assert not any(store.capture())
+
+
+def test_an_entry_renamed_in_another_case(store):
+    """A put of ``ann`` waits for the delete of ``Ann``, which the directory takes for the same."""
+    store.add(Person(uid="Ann", name="Ann", surname="x"))
+    values = {"uid": "ann", "name": "Ann", "surname": "x"}
+    put, gone = change_of("Person", "ann", 5001, values), change_of("Person", "Ann", 5000, None)
+    (early,) = apply(store, [put], clock=store.clock)
+    assert (early.outcome, early.error.reason) == ("held", "unique")
+    assert "Person 'Ann'" in early.error.message
+    settled = apply(store, [put, gone], clock=store.clock)
+    assert [s.outcome for s in settled] == ["applied"] * 2
+    assert [one.uid for one in store.find(Person)] == ["ann"]
 
 
 def test_entry_with_entries_below_it_waits(people, store):

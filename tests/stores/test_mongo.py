@@ -215,7 +215,7 @@ def test_a_key_that_is_not_the_id(shop, url):
 
 
 def test_a_unique_index(shop, url):
-    """A record that breaks a unique index is rejected alone; the error names the index only."""
+    """A record that breaks a unique index is held alone; the error names index and document."""
     shop["Customer"].create_index("email", unique=True, sparse=True, name="one_email")
     shop["Customer"].insert_one({"_id": 7, "name": "Eve", "email": "secret@x", "visits": 0})
     bus = FakeBus()
@@ -225,10 +225,11 @@ def test_a_unique_index(shop, url):
             for n in range(4)
         ]
         settled = apply(store, batch, clock=store.clock)
-        assert settled[2].outcome is Outcome.REJECTED
+        assert (settled[2].outcome, settled[2].error.reason) == (Outcome.HELD, "unique")
+        assert "the document 7" in str(settled[2].error)
         assert "one_email" in str(settled[2].error)
         assert "secret" not in str(settled[2].error)
-        assert Outcome.REJECTED not in [s.outcome for s in settled if s.change.key != "2"]
+        assert Outcome.HELD not in [s.outcome for s in settled if s.change.key != "2"]
         assert sorted(c.id for c in store.find(Customer)) == [0, 1, 3, 7]
         assert [key for key, _ in store.index.scan("Customer")] == ["0", "1", "3"]
         with pytest.raises(RejectedError, match="one_email"):
@@ -242,6 +243,12 @@ def test_a_unique_index(shop, url):
         assert store.index.outgoing() == []
         shop["Customer"].delete_one({"_id": 7})
         assert outcomes(store, batch[2]) == [Outcome.APPLIED]
+        taken = put(Customer(id=2, email="3@x"), version(50))
+        chain = [put(Customer(id=3, email="0@x"), version(40)), taken]
+        freed = put(Customer(id=0, email=None), version(30))
+        settled = apply(store, [*reversed(chain), freed], clock=store.clock)
+        assert {s.outcome for s in settled} <= {Outcome.APPLIED, Outcome.DUPLICATE}
+        assert [store[Customer, n].email for n in (0, 2, 3)] == [None, "3@x", "0@x"]
 
 
 def test_a_validator(shop, url):

@@ -377,7 +377,7 @@ def fold_case(server):
 @pytest.mark.parametrize("etags", [True, False])
 @pytest.mark.parametrize("other", ["ann", "ANN", "aNn"])
 def test_keys_that_the_service_takes_for_one(server, tmp_path, etags, other):
-    """The second key is refused, and neither its put nor its delete reaches the first object."""
+    """The second key is held, and neither its put nor its delete reaches the first object."""
     with store_of(server, tmp_path, etags=etags) as store:
         store.add(Note(id="Ann", name="first"))
         fold_case(server)
@@ -387,10 +387,47 @@ def test_keys_that_the_service_takes_for_one(server, tmp_path, etags, other):
             patch(store.clock, "Note", other).replace(op="delete", data=None),
         ]
         settled = [apply(store, [change], clock=store.clock)[0] for change in changes]
-        assert settled[0].outcome == "rejected"
+        assert (settled[0].outcome, settled[0].error.reason) == ("held", "unique")
         assert "the existing 'Ann' for the same" in str(settled[0].error)
         assert server.objects["notes"] == {"Ann": {"id": "Ann", "name": "first"}}
         assert captured(store) == ([], [])
+
+
+@pytest.mark.parametrize("create", ["PUT", "POST"])
+@pytest.mark.parametrize(
+    ("status", "text", "unique"),
+    [
+        (409, {"message": "name has already been taken"}, True),
+        (422, {"errors": [{"code": "already_exists"}]}, True),
+        (422, {"detail": "Name must be unique."}, True),
+        (409, {"message": "the project is archived"}, False),
+        (422, {"message": "name is too long"}, False),
+    ],
+)
+def test_a_value_that_the_service_wants_unique(server, tmp_path, create, status, text, unique):
+    """What names uniqueness is held until the release arrives; any other refusal is final."""
+    act = server.act
+
+    def refusing(asked):
+        values = asked.body if isinstance(asked.body, dict) else {}
+        others = server.objects.get("notes", {}).values()
+        taken = any(o["name"] == values.get("name") and o["id"] != values["id"] for o in others)
+        return (status, text) if asked.method in ("PUT", "POST") and taken else act(asked)
+
+    described = {"create": create, "update": "PUT", "etags": False}
+    with store_of(server, tmp_path, **described) as store:
+
+        def note(key, name):
+            return patch(store.clock, "Note", key).replace(op="put", data={"id": key, "name": name})
+
+        assert apply(store, [note("1", "a")], clock=store.clock)[0].outcome == "applied"
+        vars(server)["act"] = refusing
+        release = note("1", "b")
+        take = note("2", "a")
+        (early,) = apply(store, [take], clock=store.clock)
+        assert early.outcome == ("held" if unique else "rejected")
+        settled = apply(store, [take, release], clock=store.clock)
+        assert [s.outcome for s in settled] == ["applied" if unique else "rejected", "applied"]
 
 
 def test_labels_that_differ_in_case(github, tmp_path):

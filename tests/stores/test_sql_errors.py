@@ -48,7 +48,7 @@ STATES = {
     **dict.fromkeys(["0L000", "0P000", "28P01", "2B000", "3D000", "42501"], SETUP),
     **dict.fromkeys(["26000", "40001", "40P01", "42P05"], UndoneError),
     "23503": DependencyError,
-    "23505": UniqueError,
+    **dict.fromkeys(["23505", "23P01"], UniqueError),
     "55P03": LockedError,
 }
 
@@ -61,7 +61,7 @@ NUMBERS = {
     **dict.fromkeys([1044, 1045, 1049, 1142, 1143, 1227, 1370, 1698], SETUP),
     **dict.fromkeys([1020, 1213], UndoneError),
     **dict.fromkeys([1216, 1217, 1451, 1452], DependencyError),
-    **dict.fromkeys([1062, 1242, 1586], UniqueError),
+    **dict.fromkeys([1022, 1062, 1169, 1242, 1586, 1859], UniqueError),
     **dict.fromkeys([1205, 3572], LockedError),
 }
 

@@ -52,8 +52,8 @@ def test_a_suspected_change_is_held(applier, store):
     settled = applier.apply(changes)
     assert outcomes(settled) == ["applied", "held", "applied", "applied"]
     assert settled[1].error.reason == "unavailable"
-    assert applier.take_applied_types() == {"Product"}
-    assert applier.take_applied_types() == set()
+    assert applier.take_touched_types() == {"Product"}
+    assert applier.take_touched_types() == set()
 
 
 def test_isolation_ends_when_nothing_is_held(applier, store):

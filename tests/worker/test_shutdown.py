@@ -43,11 +43,11 @@ class Product(Record):
 class SlowReplica(Replica):
     """Writes the keys that it is given to a journal, and is slow."""
 
-    def apply(self, batch, *, hold=False):
+    def apply(self, batch):
         with self.accessor.journal.open("a") as journal:
             journal.write("".join(f"{key}\n" for key in batch))
         time.sleep(self.accessor.pause)  # before its transaction, which would lock others out
-        return super().apply(batch, hold=hold)
+        return super().apply(batch)
 
 
 class Slow(SqlAccessor):

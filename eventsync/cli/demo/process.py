@@ -9,18 +9,22 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import eventsync
 
-__all__ = ["Commands", "WorkerProcess", "read_log"]
+__all__ = ["HOLD_FOR", "Commands", "WorkerProcess", "read_log"]
+
+HOLD_FOR: Final = 5.0
+"""After so many seconds a change that still waits for another record becomes a dead letter."""
 
 
 class Commands:
     """Runs ``eventsync`` commands and workers as processes in a folder.
 
     The processes use the same installation of eventsync as this process, and the broker at the URL
-    ``broker``. They inherit no other ``EVENTSYNC_`` variable.
+    ``broker``, and hold changes for ``HOLD_FOR`` seconds. They inherit no other ``EVENTSYNC_``
+    variable.
     """
 
     def __init__(self, folder: Path, broker: str) -> None:
@@ -28,7 +32,12 @@ class Commands:
         kept = {n: v for n, v in os.environ.items() if not n.startswith("EVENTSYNC_")}
         installed = str(Path(eventsync.__file__).parents[1])
         path = os.pathsep.join(filter(None, [kept.get("PYTHONPATH"), installed]))
-        self._environment = {**kept, "PYTHONPATH": path, "EVENTSYNC_BROKER": broker}
+        self._environment = {
+            **kept,
+            "PYTHONPATH": path,
+            "EVENTSYNC_BROKER": broker,
+            "EVENTSYNC_HOLD_FOR": f"{HOLD_FOR:g}",
+        }
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command, wait for its end, and return its exit code and output."""

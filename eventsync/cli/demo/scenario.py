@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from eventsync.cli.demo.ledger import captured_in, totals_of, versions_in
-from eventsync.cli.demo.process import WorkerProcess, read_log
+from eventsync.cli.demo.process import HOLD_FOR, WorkerProcess, read_log
 from eventsync.cli.demo.result import Result
 from eventsync.cli.demo.stage import Stage
 from eventsync.cli.deployment import Deployment
@@ -161,7 +161,8 @@ class _Scenario:
         self.tell.line(f"broker: delivers {len(old)} old changes again, out of order")
         stockroom.add(self.made(number=119, symbol="U", name="Ununennium", mass=Decimal(315)))
         self.tell.line(
-            "stockroom: adds element 119 with the symbol of uranium, which lab will refuse"
+            "stockroom: adds element 119 with the symbol of uranium, which lab holds and, after "
+            f"{HOLD_FOR:g} s, refuses"
         )
         self.stage.bus.send_to("lab", [b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n"])
         self.tell.line("a stranger: sends bytes to lab that are not a change")

@@ -16,8 +16,8 @@ from eventsync.engine.accessor import Accessor
 from eventsync.errors import (
     ConfigError,
     RecordError,
-    RejectedError,
     StoreUnavailableError,
+    UniqueError,
     shown,
 )
 from eventsync.records.key import split as split_key
@@ -185,7 +185,7 @@ class LdapAccessor(Accessor[R]):
         if existing is not None:
             other = self.data_to_record(existing).key
             if other != key:
-                raise RejectedError(
+                raise UniqueError(
                     f"{dn!r} is already the entry of {self.type.name} {other!r}: the directory "
                     "considers both names the same",
                     hint="the naming attribute ignores case or blanks; use keys that differ in "
@@ -201,11 +201,17 @@ class LdapAccessor(Accessor[R]):
         state = self._states.pop(record.key, None)
         dn = self.dn_of(record.key)
         only_if = None if state is None else (STATE, state)
-        if stored and not self._directory.replace(dn, self._attributes.encode(stored), only_if):
-            raise StoreUnavailableError(
-                f"{dn}: another client changed the entry at the same moment",
-                hint="the change is retried",
-            )
+        attributes = self._attributes.encode(stored)
+        if stored and not self._directory.replace(dn, attributes, only_if):
+            self.get(record.key)
+            if self._states.pop(record.key, None) != state:
+                raise StoreUnavailableError(
+                    f"{dn}: another client changed the entry at the same moment",
+                    hint="the change is retried",
+                )
+            # OpenLDAP's overlay ``unique`` answers that no assertion holds when an attribute that
+            # it guards is written. The entry is unchanged, so it is written without an assertion.
+            self._directory.replace(dn, attributes, None)
 
     def get(self, key: str) -> R | None:
         self._attribute_names()

@@ -12,6 +12,7 @@ from eventsync.errors import (
     EventSyncError,
     RejectedError,
     StoreUnavailableError,
+    UniqueError,
 )
 
 __all__ = ["RESULTS", "Meaning", "error_of"]
@@ -23,12 +24,14 @@ class Meaning(Enum):
     RETRYABLE = "the same request may succeed later"
     REJECTED = "the directory refuses this record"
     DEPENDENCY = "another entry must be added or removed first"
+    UNIQUE = "another entry has a value that must be unique"
     CONFIGURATION = "no record can be read or written until the configuration changes"
 
 
 _CREDENTIALS: Final = "correct user= and password=, or the access rights of the user"
 _TLS: Final = 'pass user= and password=, and tls="starttls" or an ldaps:// URL'
 _VIEW: Final = "correct the names of attributes in the view (rename=)"
+_UNIQUE: Final = "a held change is retried when the other entry has changed or is removed"
 _SERVER: Final = "pass the URL of the server that holds these entries, or referrals=True"
 
 RESULTS: Final[Mapping[int, tuple[Meaning, str]]] = {
@@ -67,7 +70,7 @@ RESULTS: Final[Mapping[int, tuple[Meaning, str]]] = {
     # notAllowedOnNonLeaf
     66: (Meaning.DEPENDENCY, "the entries below this one must be removed first"),
     67: (Meaning.REJECTED, ""),  # notAllowedOnRDN
-    68: (Meaning.REJECTED, ""),  # entryAlreadyExists
+    68: (Meaning.UNIQUE, _UNIQUE),  # entryAlreadyExists
     69: (Meaning.REJECTED, ""),  # objectClassModsProhibited
     71: (Meaning.REJECTED, ""),  # affectsMultipleDSAs
     # other: servers also return it for a name that is too long, and such a record must not stop
@@ -81,6 +84,12 @@ RESULTS: Final[Mapping[int, tuple[Meaning, str]]] = {
 
 _READ_ONLY: Final = ("shadow context", "operation restricted", "read-only", "read only")
 """Texts in answers with unwillingToPerform that concern all writes: the server is read-only."""
+_TAKEN: Final = ("unique", "already exists", "already in use")
+"""Texts in answers with constraintViolation of servers whose values must be unique.
+
+OpenLDAP: "some attributes not unique". 389 Directory Server: "Another entry with the same attribute
+value already exists".
+"""
 
 
 def error_of(code: int, message: str) -> EventSyncError:
@@ -88,6 +97,10 @@ def error_of(code: int, message: str) -> EventSyncError:
     meaning, hint = RESULTS.get(code, (Meaning.REJECTED, ""))
     if code == 53 and any(text in message.lower() for text in _READ_ONLY):
         meaning, hint = Meaning.CONFIGURATION, "pass the URL of a server that takes writes as url="
+    if code == 19 and any(text in message.lower() for text in _TAKEN):
+        meaning, hint = Meaning.UNIQUE, _UNIQUE
+    if meaning is Meaning.UNIQUE:
+        return UniqueError(message, hint=hint)
     if meaning is Meaning.RETRYABLE:
         return StoreUnavailableError(message, hint=hint)
     if meaning is Meaning.DEPENDENCY:

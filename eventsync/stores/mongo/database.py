@@ -24,6 +24,7 @@ from eventsync.errors import (
     RejectedError,
     StoreError,
     StoreUnavailableError,
+    UniqueError,
 )
 
 __all__ = ["MEANINGS", "Database", "Documents", "Place", "is_duplicate"]
@@ -101,7 +102,7 @@ MEANINGS: Final[Mapping[int, type[EventSyncError]]] = {
     66: RejectedError,  # ImmutableField
     _INVALID: RejectedError,  # DocumentValidationFailure
     10334: RejectedError,  # BSONObjectTooLarge
-    _DUPLICATE: RejectedError,  # DuplicateKey
+    _DUPLICATE: UniqueError,  # DuplicateKey
     17280: RejectedError,  # KeyTooLong
     17419: RejectedError,  # the document would grow too large
 }
@@ -226,13 +227,15 @@ class Database:
             # The server's text shows values. The index's name is enough to find them.
             index = str(problem.get("errmsg", "")).partition("index: ")[2].partition(" ")[0]
             fields = ", ".join(problem.get("keyPattern") or ())
-            return RejectedError(
+            holder = self._holder(name, problem)
+            return UniqueError(
                 self._said(
                     name,
-                    f"another document has the same {fields or 'value'} in the unique "
-                    f"index {index or '?'}",
+                    f"{holder or 'another document'} has the same {fields or 'value'} in the unique"
+                    f" index {index or '?'}",
                 ),
-                hint="change one of the two records",
+                hint="a held change is retried when the other record has changed; otherwise change"
+                " one of the two",
             )
         if code == _INVALID:
             return RejectedError(
@@ -243,6 +246,17 @@ class Database:
         if meaning is ConfigError:
             return self._configuration(code, text)
         return meaning(text)
+
+    def _holder(self, name: str, problem: Mapping[str, Any]) -> str:
+        """Return the id of the document that has a value already, as far as it can be found."""
+        values = problem.get("keyValue")
+        if not values:
+            return ""
+        try:
+            found = self.collection(name).find_one(dict(values), {"_id": True})
+        except driver.PyMongoError:
+            return ""  # the index's name is enough
+        return f"the document {found['_id']!r}" if found else ""
 
     def _said(self, name: str, text: str) -> str:
         return f"MongoDB at {self.address}, {name}: {text}"

@@ -20,13 +20,11 @@ class MongoReplica(Replica):
     ``apply`` and ``capture`` are repeated with the records that another writer changed meanwhile.
     """
 
-    def apply(
-        self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, Sequence[Verdict]]:
+    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, Sequence[Verdict]]:
         verdicts: dict[str, Sequence[Verdict]] = {}
 
         def attempt(lenient: Replica, keys: Sequence[str]) -> None:
-            verdicts.update(Replica.apply(lenient, {key: batch[key] for key in keys}, hold=hold))
+            verdicts.update(Replica.apply(lenient, {key: batch[key] for key in keys}))
 
         self._repeat(list(batch), attempt)
         return verdicts

@@ -17,16 +17,14 @@ __all__ = ["NewestWinsReplica"]
 class NewestWinsReplica(Replica):
     """A replica whose script compares the stamps, so that nothing is read before a write."""
 
-    def apply(
-        self, batch: Mapping[str, Sequence[Change]], *, hold: bool = False
-    ) -> dict[str, Sequence[Verdict]]:
+    def apply(self, batch: Mapping[str, Sequence[Change]]) -> dict[str, Sequence[Verdict]]:
         view = self.accessor.view
         # A put that lacks fields leaves these fields as they are, so its record is read.
         lacking = {k: changes for k, changes in batch.items() if lacks_fields(changes[0], view)}
         if lacking:
-            verdicts = super().apply(lacking, hold=hold)
+            verdicts = super().apply(lacking)
             rest = {key: changes for key, changes in batch.items() if key not in lacking}
-            return verdicts | (self.apply(rest, hold=hold) if rest else {})
+            return verdicts | (self.apply(rest) if rest else {})
         # Decide as if Redis held none of the records. The script writes a record only if Redis
         # holds no later change of it, and returns the entries of those that it did not write.
         decisions = {

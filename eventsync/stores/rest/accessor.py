@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Write
 from eventsync.engine.isolation import concerns_all, record_error
-from eventsync.errors import RecordError, RejectedError, StoreUnavailableError
+from eventsync.errors import RecordError, StoreUnavailableError, UniqueError
 from eventsync.index import IndexTransaction
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -223,7 +223,7 @@ class RestAccessor(ObjectAccessor[R]):
                     f"{self.type.name} {write.key!r} disappeared during its update"
                 )
             if (other := self.others.pop(write.key, None)) is not None:
-                raise RejectedError(
+                raise UniqueError(
                     f"{self.type.name} {write.key!r}: {self.service.url} takes this key and the "
                     f"existing {other!r} for the same",
                     hint="use keys that differ in more than case and blanks",

@@ -119,12 +119,12 @@ class Ids:
             if not error.uncertain:
                 self._map.abandon(name, key)
             raise
+        except RejectedError:
+            self._map.abandon(name, key)
+            raise
         except DependencyError:
             if not objects.leaves:
                 self._map.abandon(name, key)
-            raise
-        except RejectedError:
-            self._map.abandon(name, key)
             raise
         if not self._map.bind(name, key, objects.id_made(answer, members)):
             raise StoreUnavailableError(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import concerns_all
-from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
+from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError, UniqueError
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
@@ -241,7 +241,8 @@ class ObjectAccessor(DocumentAccessor[R]):
         if answer.status in taken:
             if self.identity is None and self.fetch(key) is not None:
                 raise self.overtaken(key)
-            raise RejectedError(self.service.meaning(method, answer).message)
+            error = self.service.meaning(method, answer)
+            raise error if isinstance(error, UniqueError) else RejectedError(error.message)
         return self.accepted(method, answer)
 
     def posted(self, path: str, body: Any, *, allow: Iterable[int] = ()) -> Answer:
@@ -262,7 +263,7 @@ class ObjectAccessor(DocumentAccessor[R]):
         error = self.service.meaning(method, answer)
         if answer.status in (404, 410):
             self.ping()
-        elif self.service.has_moved(answer):
+        elif self.service.has_moved(answer) or isinstance(error, UniqueError):
             raise error
         raise RejectedError(error.message, hint="only this object is refused; correct the record")
 

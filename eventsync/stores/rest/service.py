@@ -17,13 +17,14 @@ from eventsync.errors import (
     RecordError,
     RejectedError,
     StoreUnavailableError,
+    UniqueError,
 )
 from eventsync.stores.json_values import dump
 from eventsync.stores.rest.address import Gateway
 from eventsync.stores.rest.auth import Auth, ClientCredentials
 from eventsync.stores.rest.multipart import Upload
 from eventsync.stores.rest.pace import Throttle, delay_asked
-from eventsync.stores.rest.status import AccessRefusedError, Meaning, meaning_of
+from eventsync.stores.rest.status import AccessRefusedError, Meaning, meaning_of, names_uniqueness
 from eventsync.stores.rest.unreadable import DECODER
 
 try:
@@ -44,6 +45,7 @@ _FAILED: Final = (
     httpx.TransportError,
 )
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_UNIQUE: Final = "a held change is retried when the other object has changed or is removed"
 _OF_ONE: Final = _REDIRECTS | {400, 404, 410, 413, 414, 422, 431, 451}
 """The statuses of a read of one object that concern this object alone."""
 OF_ONE_WRITE: Final = _REDIRECTS | {404, 410}
@@ -210,6 +212,8 @@ class Service:
             hint = "correct the path, or the rights to see it" if missing else self.forbidden_hint
             return AccessRefusedError(message, hint=hint)
         if meaning is Meaning.REJECTED:
+            if names_uniqueness(status, message):
+                return UniqueError(message, hint=_UNIQUE)
             return RejectedError(message)
         if status < 400:
             return ConfigError(message, hint="redirects are not followed; pass the final URL")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import ClassVar, Final
 
 from eventsync.errors import ConfigError
 
-__all__ = ["STATUSES", "AccessRefusedError", "Meaning", "meaning_of"]
+__all__ = ["STATUSES", "AccessRefusedError", "Meaning", "meaning_of", "names_uniqueness"]
+
+
+_TAKEN: Final = re.compile(
+    r"already[_ -]?(?:exists?|in use|taken|used|been taken|registered)|has already been"
+    r"|(?:must|should) be unique|not unique|unique (?:constraint|violation|key)|uniqueness"
+    r"|duplicate",
+    re.IGNORECASE,
+)
 
 
 class AccessRefusedError(ConfigError):
@@ -69,6 +78,14 @@ STATUSES: Final[Mapping[int, Meaning]] = {
     508: Meaning.CONFIGURATION,
     511: Meaning.CONFIGURATION,
 }
+
+
+def names_uniqueness(status: int, message: str) -> bool:
+    """Return whether the message of a refusal says that another object has a value already.
+
+    Statuses alone do not say that: 409 and 422 have other causes, too.
+    """
+    return status in (409, 422) and _TAKEN.search(message) is not None
 
 
 def meaning_of(status: int) -> Meaning:

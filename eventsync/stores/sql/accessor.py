@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from eventsync.engine.accessor import Accessor, Puts, Write
 from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import concerns_all, item_error
+from eventsync.engine.plan import Part, Plan
 from eventsync.errors import (
     ConfigError,
     DependencyError,
@@ -21,6 +22,7 @@ from eventsync.errors import (
     RecordError,
     RejectedError,
     StoreUnavailableError,
+    UniqueError,
     shown,
 )
 from eventsync.index import Entry, Index, IndexTransaction, Presence, UndoneError
@@ -29,10 +31,12 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.sql.condition import Clause, clause_of
 from eventsync.stores.sql.dialect import Statement
-from eventsync.stores.sql.engine import LockedError, UniqueError, dialect_of, errors, open_engine
+from eventsync.stores.sql.engine import LockedError, dialect_of, errors, open_engine
 from eventsync.stores.sql.index import SqlIndex
 from eventsync.stores.sql.inspection import inspect_index, inspect_table, is_reachable
+from eventsync.stores.sql.joint_write import JointWrite, Participant
 from eventsync.stores.sql.key_form import KeyForms
+from eventsync.stores.sql.member import Member
 from eventsync.stores.sql.reference import Dependents
 from eventsync.stores.sql.table import Table, new_table
 from eventsync.stores.sql.transaction import SqlTransaction
@@ -72,6 +76,7 @@ class SqlAccessor(Accessor[R]):
     """
 
     atomic: ClassVar[bool] = True
+    joint: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -92,7 +97,7 @@ class SqlAccessor(Accessor[R]):
         # A list that the accessors of callers' transactions share (``joined``).
         self._knowledge: list[_Known] = []
         self._met_lock = False
-        """Whether the last write met a lock, so that ``waiting`` has to look for locked rows."""
+        """Whether the last write met a lock, so that ``plan`` has to look for locked rows."""
 
     def __repr__(self) -> str:
         return f"SqlAccessor({self.type.name}, {self._table_name!r})"
@@ -218,21 +223,26 @@ class SqlAccessor(Accessor[R]):
     ) -> Mapping[str, Mapping[str, Any]]:
         return {} if self._table.faithful else self.read_rows(list(writes), transaction)
 
-    def waiting(
-        self,
-        rows: Mapping[str, Mapping[str, Any]],
-        removals: Sequence[str],
-        transaction: IndexTransaction,
-    ) -> Mapping[str, DependencyError]:
+    def plan(self, parts: Sequence[Part], transaction: IndexTransaction) -> Plan:
         assert isinstance(transaction, SqlTransaction)
-        connection = transaction.connection
         with self._errors():
-            waiting = self._dependents.waiting(connection, rows, removals)
-            if not self._met_lock:
-                return waiting
+            found = [part.accessor._participant(part, transaction) for part in parts]
+            return JointWrite(found, transaction)
+
+    def _participant(self, part: Part, transaction: SqlTransaction) -> Participant:
+        """Return this accessor as a participant of a joint write."""
+        connection, keys = transaction.connection, [*part.rows, *part.removals]
+        locked: Mapping[str, DependencyError] = {}
+        if self._met_lock:
             self._met_lock = False
-            others = [key for key in (*rows, *removals) if key not in waiting]
-            return waiting | self._locked(connection, others)
+            locked = self._locked(connection, keys)
+        removals = dict.fromkeys(part.removals)
+        member = Member(self._table, part.rows, removals, self._present(connection, keys))
+
+        def write(writes: Sequence[Write], removals: Sequence[str]) -> None:
+            self.write_rows(writes, removals, transaction)
+
+        return Participant(part, member, self._dependents, write, locked)
 
     @property
     def verbatim(self) -> bool:
@@ -494,7 +504,7 @@ class SqlAccessor(Accessor[R]):
         try:
             yield
         except LockedError as error:
-            # Most likely a lock on a row, which concerns its record only. See ``waiting``.
+            # Most likely a lock on a row, which concerns its record only. See ``plan``.
             self._met_lock = True
             raise DependencyError(error.message, reason=error.reason, hint=_LOCKED_HINT) from error
         except UniqueError as error:

@@ -32,6 +32,11 @@ class UniqueIndex:
     arbiter: bool = True
     prefix: bool = False
 
+    @property
+    def deferrable(self) -> bool:
+        """Whether the database checks it only at the commit if a transaction asks for that."""
+        return self.enforced and not self.arbiter
+
 
 @dataclass(slots=True, frozen=True)
 class Trigger:

@@ -111,6 +111,8 @@ class Dialect(ABC):
     """Whether ``upsert_if`` is implemented."""
     skipping: ClassVar[bool] = True
     """Whether a trigger can skip a row, so that it is neither written nor an error."""
+    removes_own_parent: ClassVar[bool] = True
+    """Whether a row that refers to itself can be deleted."""
     relaxed_commit: ClassVar[tuple[Statement, ...]] = ()
     """Statements for a transaction that a crash of the database may undo without harm."""
     error: type[Exception]
@@ -252,6 +254,16 @@ class Dialect(ABC):
         """Return the foreign keys of all tables of a schema, as SQLAlchemy describes them."""
         found: Any = sa.inspect(engine).get_multi_foreign_keys(schema=schema)
         return cast(Mapping[tuple[str | None, str], Sequence[Mapping[str, Any]]], found)
+
+    def checks_references(self, connection: sa.Connection) -> bool:
+        """Return whether the database checks foreign keys on this connection."""
+        return True
+
+    def defer_constraints(self, connection: sa.Connection) -> None:  # noqa: B027  # optional
+        """Check those constraints only at the commit for which the database can do that."""
+
+    def check_constraints(self, connection: sa.Connection) -> None:  # noqa: B027  # optional
+        """Check the deferred constraints now, if the database can do that."""
 
     def sequences(
         self, engine: sa.Engine, table: sa.Table, columns: Sequence[str]

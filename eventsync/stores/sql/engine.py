@@ -14,14 +14,15 @@ from eventsync.errors import (
     DependencyError,
     RejectedError,
     StoreUnavailableError,
+    UniqueError,
 )
 from eventsync.index import UndoneError
 from eventsync.stores.sql.dialect import Dialect, Fault
 from eventsync.stores.sql.sqlite import Sqlite
 
 __all__ = [
+    "UNIQUE_HINT",
     "LockedError",
-    "UniqueError",
     "connection_of",
     "dialect_of",
     "errors",
@@ -35,15 +36,15 @@ _DRIVERS = {
     "mariadb": ("mariadb+pymysql", "mysql"),
 }
 
+UNIQUE_HINT = (
+    "a held change is retried when the other record has changed; otherwise change one of the two"
+)
+
 
 class LockedError(StoreUnavailableError):
     """Another session has locked a row or a table for longer than the lock timeout."""
 
     reason = "locked"
-
-
-class UniqueError(RejectedError):
-    """Another record already has a value that must be unique."""
 
 
 def open_engine(database: str | sa.Engine) -> sa.Engine:
@@ -113,7 +114,7 @@ def errors(what: str, dialect: Dialect, url: sa.URL | None = None) -> Iterator[N
                 text, hint="it is retried when the other record has been written or removed"
             ) from error
         if fault is Fault.UNIQUE:
-            raise UniqueError(text, hint="change one of the two records") from error
+            raise UniqueError(text, hint=UNIQUE_HINT) from error
         if fault is Fault.LOCKED:
             raise LockedError(
                 text, hint="end the session that holds the lock, or wait until it commits"

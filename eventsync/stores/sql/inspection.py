@@ -17,6 +17,7 @@ from eventsync.records.view import BoundView
 from eventsync.stores.sql.derive import field_type
 from eventsync.stores.sql.dialect import Dialect
 from eventsync.stores.sql.index_table import IndexTables
+from eventsync.stores.sql.order_check import inspect_order
 from eventsync.stores.sql.table import Table, new_table
 
 __all__ = ["inspect_index", "inspect_table", "is_reachable"]
@@ -118,6 +119,7 @@ def inspect_table(
         yield from _rights(dialect, connection, engine, table.found, list(table.columns), about)
     yield from _columns(table, name, about)
     yield from _behaviour(table, name, about)
+    yield from inspect_order(table, engine, dialect, about)
 
 
 def _is_view(connection: sa.Connection, name: str, schema: str | None) -> bool:
@@ -221,7 +223,7 @@ def _behaviour(table: Table, name: str, about: str) -> Iterator[Finding]:
             about,
             f"the key column {', '.join(table.loose_keys)} of {name} takes some different keys for"
             " one, or gives them back in another form: the later one of two such records is"
-            " rejected",
+            " held until the other one is removed",
         )
     for column in sorted(table.free_keys):
         field = table.field_of(column)

@@ -36,6 +36,7 @@ _NO_DEFAULT = 1364
 FAULTS: Final[Mapping[int, Fault]] = {
     1020: Fault.UNDONE,  # changed since it was read
     1021: Fault.UNREACHABLE,  # disk full
+    1022: Fault.UNIQUE,
     1040: Fault.UNREACHABLE,  # too many connections
     1044: Fault.ACCESS,
     1045: Fault.ACCESS,  # user or password
@@ -55,6 +56,7 @@ FAULTS: Final[Mapping[int, Fault]] = {
     1203: Fault.UNREACHABLE,  # connections of this user
     1205: Fault.LOCKED,
     1213: Fault.UNDONE,  # deadlock
+    1169: Fault.UNIQUE,
     1216: Fault.DEPENDENCY,
     1217: Fault.DEPENDENCY,
     1242: Fault.UNIQUE,  # see ``upsert_sql``
@@ -78,6 +80,7 @@ FAULTS: Final[Mapping[int, Fault]] = {
     1698: Fault.ACCESS,  # user or password
     1792: Fault.UNREACHABLE,  # read-only
     1836: Fault.UNREACHABLE,
+    1859: Fault.UNIQUE,
     1969: Fault.UNREACHABLE,  # statement took too long
     3024: Fault.UNREACHABLE,
     3140: Fault.REJECTED,  # not JSON
@@ -137,6 +140,7 @@ class Mysql(Dialect):
     """MySQL or MariaDB, with PyMySQL."""
 
     skipping: ClassVar[bool] = False
+    removes_own_parent: ClassVar[bool] = False
     error = pymysql.err.Error
 
     def __init__(self, *, maria: bool) -> None:

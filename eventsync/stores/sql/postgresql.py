@@ -160,7 +160,7 @@ SELECT r.relname::text,
     f.relname::text,
     ARRAY(SELECT attname::text FROM unnest(confkey) WITH ORDINALITY k (number, place)
         JOIN pg_attribute ON attrelid = confrelid AND attnum = number ORDER BY place),
-    confdeltype::text
+    confdeltype::text, condeferrable
 FROM pg_constraint JOIN pg_class r ON r.oid = conrelid JOIN pg_class f ON f.oid = confrelid
 JOIN pg_namespace n ON n.oid = r.relnamespace JOIN pg_namespace o ON o.oid = f.relnamespace
 WHERE contype = 'f' AND CASE WHEN %(schema)s::text IS NULL THEN pg_table_is_visible(r.oid)
@@ -201,6 +201,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "23": Fault.REJECTED,  # a constraint
     "23503": Fault.DEPENDENCY,
     "23505": Fault.UNIQUE,
+    "23P01": Fault.UNIQUE,  # an exclusion constraint
     "24": Fault.UNREACHABLE,
     "25": Fault.UNREACHABLE,  # read-only, as on a standby; idle for too long
     "26": Fault.UNDONE,  # the prepared statement is gone
@@ -482,19 +483,34 @@ class Postgresql(Dialect):
         # SQLAlchemy parses their definitions, and fails at names with line breaks.
         found: dict[tuple[str | None, str], list[Mapping[str, Any]]] = {}
         with self.connected(engine) as connection:
-            for table, columns, other_schema, other, referred, rule in self.raw(connection).execute(
-                _FOREIGN_KEYS, {"schema": schema}
-            ):
+            for (
+                table,
+                columns,
+                other_schema,
+                other,
+                referred,
+                rule,
+                deferrable,
+            ) in self.raw(connection).execute(_FOREIGN_KEYS, {"schema": schema}):
                 found.setdefault((schema, table), []).append(
                     {
                         "constrained_columns": columns,
                         "referred_schema": other_schema,
                         "referred_table": other,
                         "referred_columns": referred,
-                        "options": {"ondelete": "" if rule in "ar" else "OTHER"},
+                        "options": {
+                            "ondelete": {"a": "", "r": "RESTRICT"}.get(rule, "OTHER"),
+                            "deferrable": deferrable,
+                        },
                     }
                 )
         return found
+
+    def defer_constraints(self, connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SET CONSTRAINTS ALL DEFERRED")
+
+    def check_constraints(self, connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
 
     def insert_sql(self, target: Target) -> str:
         return super().insert_sql(target).replace(*_alias(target), 1)

@@ -8,15 +8,23 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 
 from eventsync.errors import DependencyError
 from eventsync.stores.sql.dialect import Dialect
+from eventsync.stores.sql.member import Member
+from eventsync.stores.sql.order import Link, Node
 from eventsync.stores.sql.table import Reference, Table
+from eventsync.values.chunk import chunked
 
-__all__ = ["Dependents"]
+__all__ = ["Dependents", "Place", "Wait", "loosely"]
+
+Place: TypeAlias = tuple[str | None, str]
+"""The schema and the name of a table."""
+Wait: TypeAlias = tuple[Node, DependencyError]
+"""A row that must wait for a row outside the joint write."""
 
 _IN = 500
 _HINT = "it is retried when the other record has been written or removed"
@@ -28,88 +36,68 @@ class Dependents:
     def __init__(self, table: Table, engine: sa.Engine, dialect: Dialect) -> None:
         self._table, self._engine, self._dialect = table, engine, dialect
         self._quote = engine.dialect.identifier_preparer
-        fields = {column: field for field, column in table.view.names.items()}
+        fields = set(table.view.names.values())
         # Only the database can judge a foreign key whose columns are not all in the view.
-        self._references = [r for r in table.references if fields.keys() >= {*r.columns}]
+        self._references = [r for r in table.references if fields >= {*r.columns}]
         self._own = [r for r in table.references if r.is_to(table.found)]
-        self._fields = {r: [fields[c] for c in r.columns] for r in self._references}
-        self._referred = {
-            r: [fields[c] for c in r.referred] for r in self._own if fields.keys() >= {*r.referred}
-        }
 
     # -- records that must wait --------------------------------------------------------------------
 
-    def waiting(
-        self,
-        connection: sa.Connection,
-        rows: Mapping[str, Mapping[str, Any]],
-        removals: Sequence[str],
-    ) -> dict[str, DependencyError]:
-        """Return the errors of records that must wait, by key, as ``Accessor.waiting`` does.
+    def links(
+        self, connection: sa.Connection, member: Member, members: Mapping[Place, Sequence[Member]]
+    ) -> Iterator[Link | Wait]:
+        """Yield what the rows of ``member`` wait for, in the joint write of ``members``, by table.
 
-        A parent may be written, and a child removed, in the same batch.
+        A parent may be written, and a child removed or changed, in the same joint write.
         """
-        return self._orphans(connection, rows) | self._parents(connection, removals)
+        yield from self._orphans(connection, member, members)
+        yield from self._parents(connection, member, members)
 
     def _orphans(
-        self, connection: sa.Connection, rows: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, DependencyError]:
-        """Return the rows whose parents are neither in the database nor written by this batch."""
-        waiting: dict[str, DependencyError] = {}
-        followers: dict[str, list[tuple[str, DependencyError]]] = {}
+        self, connection: sa.Connection, member: Member, members: Mapping[Place, Sequence[Member]]
+    ) -> Iterator[Link | Wait]:
+        """Yield the rows whose parents are not in the database, or are to be removed."""
         for reference in self._references:
             wanted: dict[tuple[Any, ...], list[str]] = {}
-            for key, values in rows.items():
-                parts = self._stored(values, self._fields[reference])
+            for key in member.rows:
+                parts = member.stored(key, reference.columns)
                 if parts is not None:
                     wanted.setdefault(parts, []).append(key)
+            parents = members.get((reference.schema, reference.table), ())
             absent = self._absent(connection, reference, wanted)
-            offered = self._offered(reference, rows) if absent else {}
+            offered = {
+                parts: parent.node(key)
+                for parent in parents
+                for key in (parent.rows if absent else ())
+                if (parts := parent.stored(key, reference.referred)) is not None
+            }
             for parts in absent:
                 named = ", ".join(map(str, parts))
                 for key in wanted[parts]:
+                    node = member.node(key)
                     error = DependencyError(
                         f"{self._table.type.name} {key!r} refers to {reference.table} {named!r}"
                         f" by {', '.join(reference.columns)}, which does not exist",
                         hint=_HINT,
                     )
-                    if parts in offered:
-                        followers.setdefault(offered[parts], []).append((key, error))
-                    else:
-                        waiting.setdefault(key, error)
-        # A row whose parent in this batch waits has to wait too.
-        late = list(waiting)
-        while late:
-            for key, error in followers.get(late.pop(), ()):
-                if key not in waiting:
-                    waiting[key] = error
-                    late.append(key)
-        return waiting
-
-    def _stored(self, values: Mapping[str, Any], fields: Sequence[str]) -> tuple[Any, ...] | None:
-        """Return the values to write to the columns of ``fields``.
-
-        Return ``None`` if any of the fields has no value.
-        """
-        if any(values.get(field) is None for field in fields):
-            return None
-        stored = self._table.stored({field: values[field] for field in fields})
-        parts = tuple(stored[self._table.view.names[field]] for field in fields)
-        return None if None in parts else parts
-
-    def _offered(
-        self, reference: Reference, rows: Mapping[str, Mapping[str, Any]]
-    ) -> dict[tuple[Any, ...], str]:
-        """Return the keys of rows that others of the same table can refer to, by what they hold."""
-        fields = self._referred.get(reference)
-        if fields is None:
-            return {}
-        offered = {}
-        for key, values in rows.items():
-            parts = self._stored(values, fields)
-            if parts is not None:
-                offered[parts] = key
-        return offered
+                    if parts not in offered:
+                        yield node, error
+                    elif offered[parts] != node:
+                        yield Link(
+                            offered[parts],
+                            node,
+                            error,
+                            postpone=member.postpones(key, reference.columns),
+                            ordered=not reference.deferrable,
+                        )
+            for parent in parents:
+                if tuple(reference.referred) == parent.table.keys:
+                    for key in parent.removals:
+                        children = wanted.get(parent.table.key_row(key), ())
+                        if children and reference.guarded:
+                            yield self._still(
+                                parent, key, f"{self._table.type.name} {children[0]!r}"
+                            )
 
     def _absent(
         self, connection: sa.Connection, reference: Reference, wanted: Collection[tuple[Any, ...]]
@@ -121,47 +109,58 @@ class Dependents:
             sa.Table(reference.table, sa.MetaData(), schema=reference.schema)
         )
         there: set[tuple[Any, ...]] = set()
-        for chunk in _chunks(list(wanted)):
+        for chunk in chunked(wanted, _IN):
             found = connection.exec_driver_sql(
                 f"SELECT {names} FROM {target} WHERE {self._dialect.keys_in(columns, len(chunk))}",
                 tuple(part for parts in chunk for part in parts),
             )
-            there.update(_loosely(tuple(row)) for row in found)
-        if not there <= {_loosely(parts) for parts in wanted}:
+            there.update(loosely(tuple(row)) for row in found)
+        if not there <= {loosely(parts) for parts in wanted}:
             return []  # the database compares by rules of its own, so let it judge
-        return [parts for parts in wanted if _loosely(parts) not in there]
+        return [parts for parts in wanted if loosely(parts) not in there]
 
     def _parents(
-        self, connection: sa.Connection, removals: Sequence[str]
-    ) -> dict[str, DependencyError]:
-        """Return the rows to remove that are still referred to by rows that stay."""
-        if not removals:
-            return {}
-        waiting: dict[str, DependencyError] = {}
-        above: dict[str, list[str]] = {}
-        gone = set(removals)
+        self, connection: sa.Connection, member: Member, members: Mapping[Place, Sequence[Member]]
+    ) -> Iterator[Link | Wait]:
+        """Yield the rows to remove that are still referred to."""
+        if not member.removals:
+            return
         for child, reference in self._children:
-            own = child is self._table.found
-            for parent, row in self._referring(connection, child, reference, removals):
-                if own and row in gone:
-                    above.setdefault(row, []).append(parent)
-                    continue
-                what = f"{child.name} {row!r}" if own else child.name
-                waiting.setdefault(parent, self._still(parent, what))
-        late = list(waiting)
-        while late:
-            child_key = late.pop()
-            for parent in above.get(child_key, ()):
-                if parent not in waiting:
-                    waiting[parent] = self._still(parent, f"{self._table.type.name} {child_key!r}")
-                    late.append(parent)
-        return waiting
+            others = members.get((child.schema, str(child.name)), ())
+            other = others[0] if others else None
+            known = other.table if other is not None else None
+            for parent, key in self._referring(
+                connection, child, reference, list(member.removals), known
+            ):
+                what = f"{other.table.type.name} {key!r}" if other else str(child.name)
+                wait = self._still(member, parent, what)
+                if other is None or not self._leaves(other, key, reference, parent):
+                    yield wait
+                elif other.node(key) != wait[0] or not self._dialect.removes_own_parent:
+                    yield Link(
+                        other.node(key),
+                        *wait,
+                        clear=other.empties(reference.columns),
+                        ordered=not reference.deferrable or reference.restricts,
+                    )
 
-    def _still(self, key: str, what: str) -> DependencyError:
-        return DependencyError(
+    def _leaves(self, child: Member, key: str, reference: Reference, parent: str) -> bool:
+        """Return whether a child will not refer to its parent any more after the joint write."""
+        if key in child.removals:
+            return True
+        if key not in child.rows or child.fields(reference.columns) is None:
+            return False
+        parts = child.stored(key, reference.columns)
+        return parts is None or (
+            tuple(reference.referred) == self._table.keys and parts != self._table.key_row(parent)
+        )
+
+    def _still(self, member: Member, key: str, what: str) -> Wait:
+        error = DependencyError(
             f"{what} still refers to {self._table.type.name} {key!r}, which is to be removed",
             hint=_HINT,
         )
+        return member.node(key), error
 
     @cached_property
     def _children(self) -> list[tuple[sa.Table, Reference]]:
@@ -182,22 +181,22 @@ class Dependents:
         child: sa.Table,
         reference: Reference,
         keys: Sequence[str],
+        known: Table | None,
     ) -> Iterator[tuple[str, str]]:
-        """Yield each of ``keys`` that has children, with the child's key if it is in this table."""
+        """Yield each of ``keys`` that has children, with the child's key if its table is known."""
         table, quote = self._table, self._quote.quote
-        own = child is table.found
-        sides = ("p", "c") if own else ("p",)
+        sides = [("p", table)] if known is None else [("p", table), ("c", known)]
         selected = ", ".join(
-            self._dialect.select_expression(f"{side}.{quote(c)}", table.found.c[c].type)
-            for side in sides
-            for c in table.keys
+            self._dialect.select_expression(f"{side}.{quote(c)}", of.found.c[c].type)
+            for side, of in sides
+            for c in of.keys
         )
         joined = " AND ".join(
             f"c.{quote(ours)} = p.{quote(theirs)}"
             for ours, theirs in zip(reference.columns, reference.referred, strict=True)
         )
         names = [f"p.{name}" for name in table.key_names]
-        for chunk in _chunks(keys):
+        for chunk in chunked(keys, _IN):
             found = connection.exec_driver_sql(
                 f"SELECT DISTINCT {selected} FROM {table.name} p"
                 f" JOIN {self._quote.format_table(child)} c ON {joined}"
@@ -207,7 +206,7 @@ class Dependents:
             for row in found:
                 count = len(table.keys)
                 parent = table.key_text(row[:count])
-                yield parent, table.key_text(row[count:]) if own else ""
+                yield parent, known.key_text(row[count:]) if known is not None else ""
 
     # -- the order of writes -----------------------------------------------------------------------
 
@@ -244,7 +243,9 @@ class Dependents:
         left = dict.fromkeys(keys)
         below: dict[str, set[str]] = {}
         for reference in guarded:
-            for parent, child in self._referring(connection, self._table.found, reference, keys):
+            for parent, child in self._referring(
+                connection, self._table.found, reference, keys, self._table
+            ):
                 if child in left and child != parent:
                     below.setdefault(parent, set()).add(child)
         while left:
@@ -255,12 +256,7 @@ class Dependents:
                 del left[key]
 
 
-def _chunks(whole: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(whole), _IN):
-        yield whole[start : start + _IN]
-
-
-def _loosely(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+def loosely(parts: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return values without case, accents and blanks at the end, as some databases compare them."""
     return tuple(
         "".join(

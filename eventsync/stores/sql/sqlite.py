@@ -222,7 +222,8 @@ class Sqlite(Dialect):
                             "referred_schema": schema,
                             "referred_table": other,
                             "referred_columns": primary if referred is None else [],
-                            "options": {"ondelete": rule},
+                            # A pragma defers the check of any foreign key.
+                            "options": {"ondelete": rule, "deferrable": True},
                         },
                     )
                     key["constrained_columns"].append(column)
@@ -230,6 +231,13 @@ class Sqlite(Dialect):
                         key["referred_columns"].append(referred)
                 found[schema, table] = list(keys.values())
         return found
+
+    def checks_references(self, connection: sa.Connection) -> bool:
+        return bool(self.raw(connection).execute("PRAGMA foreign_keys").fetchone()[0])
+
+    def defer_constraints(self, connection: sa.Connection) -> None:
+        # Until the end of the transaction. Only foreign keys, not unique constraints.
+        self.raw(connection).execute("PRAGMA defer_foreign_keys = ON")
 
     def _collation(self, raw: Any, table: str, column: str) -> str:
         """Return the collation by which a column compares; empty if it is not known.

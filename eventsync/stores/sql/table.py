@@ -58,6 +58,8 @@ class Reference:
     """A foreign key: ``columns`` refer to the ``referred`` columns of ``table``.
 
     ``guarded``: the database refuses to remove a row that is referred to, rather than cascade.
+    ``restricts``: it does so at once, even if the constraint is ``deferrable``: checked only at the
+    commit if a transaction asks for that.
     """
 
     table: str
@@ -65,6 +67,8 @@ class Reference:
     columns: tuple[str, ...]
     referred: tuple[str, ...]
     guarded: bool
+    restricts: bool = False
+    deferrable: bool = False
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Reference:
@@ -76,6 +80,8 @@ class Reference:
             tuple(found["constrained_columns"]),
             tuple(found["referred_columns"]),
             action in ("", "NO ACTION", "RESTRICT"),
+            action == "RESTRICT",
+            bool(found.get("options", {}).get("deferrable")),
         )
 
     def is_to(self, table: sa.Table) -> bool:

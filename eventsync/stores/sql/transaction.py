@@ -18,9 +18,10 @@ from typing import Any, ClassVar, Final
 import sqlalchemy as sa
 
 from eventsync.changes.stamp import Stamp
+from eventsync.errors import UniqueError
 from eventsync.index import Entry, IndexTransaction, Intent, Presence, UndoneError
-from eventsync.stores.sql.dialect import Statement, Target
-from eventsync.stores.sql.engine import UniqueError, errors
+from eventsync.stores.sql.dialect import Dialect, Statement, Target
+from eventsync.stores.sql.engine import errors
 from eventsync.stores.sql.index_table import IndexTables
 
 __all__ = ["SqlTransaction"]
@@ -58,6 +59,11 @@ class SqlTransaction(IndexTransaction):
         if self._deferred:
             self.ask([])
         return self._connection
+
+    @property
+    def dialect(self) -> Dialect:
+        """The dialect of the database."""
+        return self._dialect
 
     @property
     def plain_connection(self) -> sa.Connection:
