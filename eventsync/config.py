@@ -11,7 +11,6 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, ValidationError, create_model, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -22,6 +21,7 @@ from eventsync.broker.tracing import Tracing
 from eventsync.engine.apply import Limits
 from eventsync.envelope.codec import Keyring
 from eventsync.errors import ConfigError
+from eventsync.transports.credential import passwords
 from eventsync.worker.options import Options
 
 __all__ = ["Settings", "load", "location"]
@@ -147,11 +147,7 @@ class Settings(BaseSettings):
         """
         found = []
         for url in self.broker.get_secret_value().split(";"):
-            _, _, after = url.partition("://")
-            user, at, _ = after.partition("/")[0].rpartition("@")
-            if at:
-                password = user.partition(":")[2]
-                found += [password, unquote(password)]
+            found += passwords(url)
         for key in self.keys.get_secret_value().split(",") if self.keys else []:
             found.append(key.partition(":")[2].strip())
         return [secret for secret in found if secret]

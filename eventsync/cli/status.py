@@ -73,7 +73,8 @@ def _store(deployment: Deployment, store: Store, bus_errors: list[str]) -> dict[
     try:
         backlog = store.backlog()
         found["outbox"], found["outbox_oldest"] = backlog.waiting, backlog.oldest
-        found["types"] = {name: _records(store, name) for name in store.accessors}
+        with store.errors():
+            found["types"] = {name: _records(store, name) for name in store.accessors}
     except (StoreUnavailableError, OSError) as error:
         found["error"] = str(error)
     return found

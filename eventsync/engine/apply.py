@@ -102,6 +102,9 @@ def apply(
             _apply_greatest(replica, batch)
         else:
             _apply_all(replica, batch)
+    for item in settled:
+        if item.error is not None and not item.error.store:
+            item.error.store = store.name
     applied = Outcome.APPLIED
     versions = [item.change.version for item in settled if item.outcome is applied]
     if versions:

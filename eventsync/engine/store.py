@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -16,7 +17,7 @@ from eventsync.engine.publisher import Backlog, Publisher
 from eventsync.engine.replica import Replica
 from eventsync.engine.replica_set import ReplicaSet
 from eventsync.envelope import codec
-from eventsync.errors import BusUnavailableError, ConfigError, RecordError
+from eventsync.errors import BusUnavailableError, ConfigError, RecordError, in_store
 from eventsync.index import FileIndex, Index, Outgoing, Presence
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -110,9 +111,25 @@ class Store:
         """
         if publisher is not None:
             self.publisher = publisher
-        for accessor in self.accessors.values():
-            accessor.ensure()
+        with self.errors():
+            for accessor in self.accessors.values():
+                accessor.ensure()
         return self
+
+    def ping(self) -> None:
+        """Check that the store and its version index answer.
+
+        Raises ``StoreUnavailableError`` or an ``OSError`` if they do not, and ``ConfigError`` if
+        the store refuses what it is asked, for example because of a wrong password.
+        """
+        with self.errors():
+            for name, accessor in self.accessors.items():
+                accessor.ping()
+                self.index.counts(name)
+
+    def errors(self) -> AbstractContextManager[None]:
+        """Return a context manager: errors that its block raises name this store."""
+        return in_store(self.name)
 
     def close(self) -> None:
         """Close connections and files. Idempotent."""
@@ -185,7 +202,8 @@ class Store:
         """
         accessor = self.accessor(record)
         text = record.key if isinstance(record, Record) else accessor.type.key_of(key)
-        return self._ours(accessor.get(text))
+        with self.errors():
+            return self._ours(accessor.get(text))
 
     def find(
         self,
@@ -206,8 +224,9 @@ class Store:
         for type in self._types(record_type):
             accessor = self.accessors[type]
             query = Query.parse(accessor.type, where, sort=sort, limit=limit, skip=skip)
-            for record in accessor.find(query):
-                yield self._ours(record)
+            with self.errors():
+                for record in accessor.find(query):
+                    yield self._ours(record)
 
     def count(
         self, record_type: type[Record] | None = None, where: Mapping[str, Any] | None = None
@@ -218,7 +237,9 @@ class Store:
         ``FilterError`` if ``where`` is not a valid filter.
         """
         accessors = [self.accessors[type] for type in self._types(record_type)]
-        return sum(accessor.count(Query.parse(accessor.type, where)) for accessor in accessors)
+        queries = [Query.parse(accessor.type, where) for accessor in accessors]
+        with self.errors():
+            return sum(each.count(query) for each, query in zip(accessors, queries, strict=True))
 
     def remove(
         self,
@@ -302,13 +323,14 @@ class Store:
         if publisher is None:
             return 0
         published = 0
-        while limit is None or published < limit:
-            left = _CHUNK if limit is None else min(_CHUNK, limit - published)
-            if not (waiting := self.index.outgoing(left)):
-                break
-            self.send(waiting, publisher)
-            self.index.sent([outgoing.number for outgoing in waiting])
-            published += len(waiting)
+        with self.errors():
+            while limit is None or published < limit:
+                left = _CHUNK if limit is None else min(_CHUNK, limit - published)
+                if not (waiting := self.index.outgoing(left)):
+                    break
+                self.send(waiting, publisher)
+                self.index.sent([outgoing.number for outgoing in waiting])
+                published += len(waiting)
         self.publish_error = None
         return published
 
@@ -326,12 +348,13 @@ class Store:
 
     def backlog(self) -> Backlog:
         """Return the number of envelopes in the outbox, and the age of the oldest one."""
-        oldest = self.index.outgoing(1)
-        age = None
-        if oldest:
-            made = codec.decode(oldest[0].body, max_bytes=len(oldest[0].body)).version.millis
-            age = max(0.0, self.clock.now() - made / 1000)
-        return Backlog(self.index.waiting() if oldest else 0, age)
+        with self.errors():
+            oldest = self.index.outgoing(1)
+            age = None
+            if oldest:
+                made = codec.decode(oldest[0].body, max_bytes=len(oldest[0].body)).version.millis
+                age = max(0.0, self.clock.now() - made / 1000)
+            return Backlog(self.index.waiting() if oldest else 0, age)
 
     def republish(self, publisher: Publisher, *, since: float) -> int:
         """Publish every record that changed since a time again. Return the number of records.
@@ -383,16 +406,18 @@ class Store:
         publisher = publisher or self.publisher
         whole_every = 0.0 if whole else self.capture_whole_every
         for type in self._types(record_type):
-            for changes in self._capture.search(
+            found = self._capture.search(
                 self.replicas[type],
                 publisher.encode if publisher else None,
                 whole_every=whole_every,
                 deletes=deletes,
                 unreadable=unreadable,
-            ):
-                if changes:
-                    self._try_flush(publisher)
-                yield changes
+            )
+            with self.errors():
+                for changes in found:
+                    if changes:
+                        self._try_flush(publisher)
+                    yield changes
 
     def capture_before(self, changes: Iterable[Change], publisher: Publisher) -> None:
         """Capture foreign writes to the records that ``changes`` are about. Idempotent.

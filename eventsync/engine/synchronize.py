@@ -147,7 +147,7 @@ class Synchronization:
         """Count ``record`` as applied if copying it would alter ``target``, else as duplicate."""
         accessor, values = target.accessors[record.__record__.name], record.raw()
         try:
-            found = accessor.get(record.key)
+            found = target.get(record)
         except Exception as error:
             if concerns_all(error):
                 raise
@@ -166,8 +166,8 @@ class Synchronization:
 
     def _unreadable(self, store: Store, error: EventSyncError) -> None:
         """Add ``error`` to the report, unless the same error of this store was added before."""
-        if (store.name, str(error)) not in self._reported:
-            self._reported.add((store.name, str(error)))
+        if (store.name, error.message) not in self._reported:
+            self._reported.add((store.name, error.message))
             self.report.unreadable.append((store.name, error))
 
 

@@ -77,7 +77,11 @@ def compare(
     comparison = Comparison()
     for record_type in types:
         name = record_type.__record__.name
-        keys = sorted({key for store in holding(registry, name) for key in _keys(store, name)})
+        found: set[str] = set()
+        for store in holding(registry, name):
+            with store.errors():
+                found.update(_keys(store, name))
+        keys = sorted(found)
         comparison.records[name] = 0
         for store in holding(registry, name):
             comparison.stores.setdefault(store.name, {})[name] = StoreCounts()
