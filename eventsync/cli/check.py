@@ -159,6 +159,8 @@ def _broker(deployment: Deployment) -> Iterator[Finding]:
         reached = True
         yield Finding(Level.OK, "broker", f"{bus.shown_url} is reachable")
     scheme = bus.transport.lower()
+    if not scheme:
+        return  # said already
     lost = weakness(scheme)
     if lost is None:
         yield Finding(

@@ -72,7 +72,16 @@ def _amqp(url: str, lease: float, max_message: int) -> Link:
 
 def _kombu(url: str, lease: float, max_message: int) -> Link:
     untyped: Any = Connection  # kombu does not annotate its constructor
-    return Link(untyped(url))
+    try:
+        connection = untyped(url)
+    except ValueError:
+        # Nothing of the error is shown, because the mistake may be in the password.
+        raise ConfigError(
+            f"the broker URL {masked(url)!r} is wrong",
+            hint="write scheme://user:password@host:port/, with the signs :/?#[]@ of user and "
+            "password percent-encoded",
+        ) from None
+    return Link(connection)
 
 
 # Add a line here for a new transport of eventsync. kombu connects to all other schemes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ _OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
 )
 # A write is acknowledged when it survives a crash, and the loss of the primary of a replica set.
 _DURABLE: Final = WriteConcern(w="majority", j=True, wtimeout=10_000)
+_HOST: Final = re.compile(r"(?:[^:/?#\[\]]+|\[[^\]]*\])(?::\d+)?")
 _DUPLICATE: Final = 11000
 _INVALID: Final = 121
 _FORBIDDEN: Final = frozenset({11, 13, 18, 8000})
@@ -123,7 +125,8 @@ class Database:
             self._url = place
             hosts, _, path = place.partition("://")[2].rpartition("@")[2].partition("/")
             self.name = path.partition("?")[0]
-            if not place.startswith(("mongodb://", "mongodb+srv://")) or not (hosts and self.name):
+            sound = all(_HOST.fullmatch(host) for host in hosts.split(",")) and self.name
+            if not (place.startswith(("mongodb://", "mongodb+srv://")) and sound):
                 # Nothing of the URL is shown, because the mistake may be in its password.
                 raise ConfigError(
                     "the MongoDB URL is not valid, or names no database",
