@@ -40,6 +40,8 @@ def bus_errors(what: str, link: Callable[[], Link | None]) -> Iterator[None]:
     except EventSyncError:
         raise
     except (OSError, KombuOperationalError) as error:
+        if isinstance(error.__cause__, BusUnavailableError):
+            raise error.__cause__  # kombu has wrapped it
         raise BusUnavailableError(
             f"{what} cannot be reached: {error}",
             hint="check that the broker runs and that the broker URL is correct",

@@ -21,6 +21,7 @@ from eventsync.errors import (
 )
 
 if TYPE_CHECKING:
+    from eventsync.engine.accessor import Accessor
     from eventsync.engine.store import Store
 
 __all__ = ["status"]
@@ -96,7 +97,7 @@ def _store(deployment: Deployment, store: Store, failures: _Failures) -> dict[st
         backlog = store.backlog()
         found["outbox"], found["outbox_oldest"] = backlog.waiting, backlog.oldest
         with store.errors():
-            found["types"] = {name: _records(store, name) for name in store.accessors}
+            found["types"] = {name: _records(store, name, failures) for name in store.accessors}
     except (StoreUnavailableError, ConfigError, OSError) as error:
         failures.is_refused |= isinstance(error, ConfigError)
         found["error"] = str(error)
@@ -126,7 +127,7 @@ def _queues(deployment: Deployment, store: str, failures: _Failures) -> dict[str
     }
 
 
-def _records(store: Store, name: str) -> dict[str, Any]:
+def _records(store: Store, name: str, failures: _Failures) -> dict[str, Any]:
     from eventsync.index import Presence
 
     accessor = store.accessors[name]
@@ -139,12 +140,21 @@ def _records(store: Store, name: str) -> dict[str, Any]:
     }
     try:
         found["new"] = max(0, store.count(accessor.record_class) - counts[Presence.PRESENT])
-    except (StoreUnavailableError, ConfigError, OSError):
+    except (StoreUnavailableError, OSError):
         raise
     except EventSyncError as error:
+        failures.is_refused |= isinstance(error, ConfigError) and not _is_absent(accessor)
         # Report the error for this count only. The counts from the index are known.
         found["new"], found["error"] = None, str(error)
     return found
+
+
+def _is_absent(accessor: Accessor[Any]) -> bool:
+    """Return whether the folder or table of an accessor is created when a worker starts."""
+    try:
+        return any(finding.absent for finding in accessor.findings())
+    except (EventSyncError, OSError):
+        return False
 
 
 def _print(stores: dict[str, dict[str, Any]]) -> None:

@@ -115,6 +115,9 @@ class FileIndex(Index):
         with self._file.transaction() as connection:
             connection.execute("REPLACE INTO mark VALUES (?, ?)", [name, text])
 
+    def missing(self) -> str:
+        return "" if self._file.exists() else f"the version index {self._file.path}"
+
     def close(self) -> None:
         self._file.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from kombu.connection import Connection
@@ -18,7 +19,7 @@ from eventsync.transports.sqlite import transport as sqlite_transport
 # kombu knows ``memory:`` without slashes. A colon and a number are a host and a port.
 _SCHEME: Final = re.compile(r"([A-Za-z][\w+.-]*):(?://|$)")
 
-__all__ = ["OWN_SCHEMES", "connect", "masked", "scheme_of"]
+__all__ = ["OWN_SCHEMES", "connect", "masked", "missing", "scheme_of"]
 
 
 def connect(url: str, *, lease: float, max_message: int) -> Link:
@@ -37,6 +38,18 @@ def connect(url: str, *, lease: float, max_message: int) -> Link:
             hint="write a URL like sqlite:///broker.db, redis://host/0 or amqp://user@host//",
         )
     return _CONNECT.get(scheme, _kombu)(url, lease, max_message)
+
+
+def missing(url: str) -> str:
+    """Return which file ``connect`` would create; empty if it creates none. Creates nothing.
+
+    Raises ``ConfigError`` if the URL is wrong.
+    """
+    if scheme_of(url) != "sqlite":
+        return ""
+    path = Path(sqlite_transport.SQLiteSettings.from_url(url).path)
+    # Without its folder the file cannot be created, as ``connect`` then says.
+    return f"the broker file {path}" if path.parent.is_dir() and not path.exists() else ""
 
 
 def scheme_of(url: str) -> str:

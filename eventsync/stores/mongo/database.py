@@ -43,6 +43,8 @@ _OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
 # A write is acknowledged when it survives a crash, and the loss of the primary of a replica set.
 _DURABLE: Final = WriteConcern(w="majority", j=True, wtimeout=10_000)
 _HOST: Final = re.compile(r"(?:[^:/?#\[\]]+|\[[^\]]*\])(?::\d+)?")
+# What a user must be allowed to do with the collections of a store.
+_ACTIONS: Final = ("find", "insert", "update", "remove", "createIndex")
 _DUPLICATE: Final = 11000
 _INVALID: Final = 121
 _FORBIDDEN: Final = frozenset({11, 13, 18, 8000})
@@ -288,6 +290,30 @@ class Database:
             ) from error
         except (driver.PyMongoError, OSError) as error:
             raise StoreUnavailableError(self._said(name, _brief(error))) from error
+
+    def lacking_rights(self, collections: Sequence[str]) -> dict[str, list[str]]:
+        """Return the actions that this user may not do, by collection. Changes nothing.
+
+        Empty if the server requires no login, or does not tell the rights of its users.
+        """
+        with self.errors("rights"):
+            answer = self._database().command("connectionStatus", showPrivileges=True)
+        told = answer.get("authInfo") or {}
+        privileges = told.get("authenticatedUserPrivileges")
+        if not told.get("authenticatedUsers") or not privileges:
+            return {}
+        found = {}
+        for name in collections:
+            allowed: set[str] = set()
+            for privilege in privileges:
+                place = privilege.get("resource") or {}
+                here = place.get("db", "-") in ("", self.name)
+                here = here and place.get("collection", "-") in ("", name)
+                if here or place.get("anyResource"):
+                    allowed |= set(privilege.get("actions") or ())
+            if lack := [action for action in _ACTIONS if action not in allowed]:
+                found[name] = lack
+        return found
 
     def close(self) -> None:
         """Close connections. Idempotent; a later use opens them again."""

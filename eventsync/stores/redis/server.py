@@ -192,6 +192,10 @@ class Server:
             return {}
         return dict(answer)
 
+    def user(self) -> str:
+        """Return the name of the user of this client."""
+        return str(self._options().get("username") or "default")
+
     def close(self) -> None:
         """Close connections. Idempotent; a later use opens them again."""
         if self._own:

@@ -167,9 +167,9 @@ def _numbering(
         yield Finding(
             Level.RISK,
             about,
-            f"eventsync cannot advance the sequence {sequence}, which numbers {name}.{column}: after"
-            " a record from another store the application's own INSERT may take a number that is"
-            f" in use, and fail; {remedy}",
+            f"eventsync cannot advance the sequence {sequence}, which numbers {name}.{column}:"
+            " after a record of another store the application's own INSERT may take a number that"
+            f" is in use, and fail; {remedy}",
             (f"GRANT SELECT, UPDATE ON SEQUENCE {sequence} TO {user};",) if grantable else (),
         )
 
