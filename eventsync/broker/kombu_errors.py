@@ -41,7 +41,7 @@ def bus_errors(what: str, link: Callable[[], Link | None]) -> Iterator[None]:
         raise
     except (OSError, KombuOperationalError) as error:
         if isinstance(error.__cause__, BusUnavailableError):
-            raise error.__cause__  # kombu has wrapped it
+            raise error.__cause__ from None  # kombu has wrapped it
         raise BusUnavailableError(
             f"{what} cannot be reached: {error}",
             hint="check that the broker runs and that the broker URL is correct",

@@ -97,11 +97,12 @@ def apply(
         else:
             of_type[key] = [item]
     by_type = {type: batch for type, batch in by_type.items() if batch}
-    for replica, batch in _in_order(store, by_type):
-        if replica.type.rule == "record":
-            _apply_greatest(replica, batch)
-        else:
-            _apply_all(replica, batch)
+    with store.errors():
+        for replica, batch in _in_order(store, by_type):
+            if replica.type.rule == "record":
+                _apply_greatest(replica, batch)
+            else:
+                _apply_all(replica, batch)
     for item in settled:
         if item.error is not None and not item.error.store:
             item.error.store = store.name
@@ -162,15 +163,19 @@ def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict
     peers = [peer for peer in peers if peer is not store]
     completed: dict[str, int] = {}
     for type, replica in store.replicas.items():
-        pending = store.index.scan(type, presence=Presence.PENDING, limit=limit)
+        with store.errors():
+            pending = store.index.scan(type, presence=Presence.PENDING, limit=limit)
         if not pending:
             continue
         states: dict[str, list[Change]] = {key: [] for key, _ in pending}
         for peer in peers:
             if type in peer.replicas:
-                for change in peer.replicas[type].states(list(states)):
+                with peer.errors():
+                    found = peer.replicas[type].states(list(states))
+                for change in found:
                     states[change.key].append(change)
-        completed[type] = replica.complete(states)
+        with store.errors():
+            completed[type] = replica.complete(states)
     return completed
 
 

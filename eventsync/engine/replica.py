@@ -17,7 +17,7 @@ from eventsync.engine.edit import ChangeFactory, Edit
 from eventsync.engine.fingerprint import fingerprint_of
 from eventsync.engine.gate import Decision, Verdict, decide, decide_one, decide_put_or_delete
 from eventsync.engine.unit_of_work import UnitOfWork
-from eventsync.errors import ChangeRefusedError, ConfigError, RecordError, in_store
+from eventsync.errors import ChangeRefusedError, ConfigError, RecordError
 from eventsync.index import Entry, Index, IndexTransaction, Presence
 from eventsync.records.query import Query
 
@@ -37,13 +37,12 @@ T = TypeVar("T")
 def _until_done(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
     """Decorate ``method``: call it again if a conflict undid its transaction.
 
-    See ``Index.until_done``. The errors of the method name the store.
+    See ``Index.until_done``.
     """
 
     @wraps(method)
     def until_done(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with in_store(self.source):
-            return self.index.until_done(lambda: method(self, *args, **kwargs))
+        return self.index.until_done(lambda: method(self, *args, **kwargs))
 
     return until_done
 

@@ -426,8 +426,9 @@ class Store:
         that were made since the last capture. Records that cannot be read are left out, because
         applying their changes will raise the error anyway.
         """
-        if self._capture.before(changes, self.replicas, publisher.encode):
-            self._try_flush(publisher)
+        with self.errors():
+            if self._capture.before(changes, self.replicas, publisher.encode):
+                self._try_flush(publisher)
 
     def collect(self, before: float) -> int:
         """Remove the tombstones of deletes that were made before a time. Return their number.

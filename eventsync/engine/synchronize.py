@@ -89,7 +89,8 @@ class Synchronization:
                 if change.data is None or where.matches(_values_of(change, accessor))
             ]
             for target in targets:
-                target.replicas[type].forget_missing(keys, deletes=self.deletes)
+                with target.errors():
+                    target.replicas[type].forget_missing(keys, deletes=self.deletes)
                 self._apply(target, changes)
             index.save_mark(mark, keys[-1])
             done += len(keys)

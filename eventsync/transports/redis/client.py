@@ -61,6 +61,11 @@ _LASTING: tuple[tuple[str, str], ...] = (
     ("NOAUTH", "give the user and password in the broker URL"),
     ("WRONGPASS", "correct the user and password in the broker URL"),
     ("NOPERM", "give the user in the broker URL the right to run scripts and commands of streams"),
+    # Since Redis 7, this is what a script gets.
+    (
+        "The user executing the script can't",
+        "give the user in the broker URL the right to run commands of streams",
+    ),
     ("DENIED", "set a password for the server, or bind it to the address that clients use"),
     ("CROSSSLOT", "use a rediscluster:// URL"),
     ("MOVED", "use a rediscluster:// URL"),
