@@ -419,6 +419,61 @@ def test_fault(row: Row, project: Callable[[Row], tuple[Cli, str]]) -> None:
                 assert "store 'crm'" in text, text
 
 
+COMMANDS = {
+    False: (
+        "get Item 1",
+        "verify",
+        "sync --from crm --to other",
+        "sync --from crm --to other --dry-run",
+        "publish crm --type Item -f items.jsonl",
+        "relay crm --once",
+        "worker crm --drain",
+        "status",
+    ),
+    True: (
+        "publish --type Item -f items.jsonl",
+        "relay crm --once",
+        "worker crm --drain",
+        "dlq replay crm --all",
+        "status",
+    ),
+}
+"""The other commands that use a store, and those that use the broker."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "row",
+    [
+        row
+        for row in ROWS
+        if row.at in ("postgresql", "rest", "broker redis")
+        and row.fault in ("server unreachable", "wrong password", "wrong token")
+    ],
+    ids=lambda row: f"{row.at}-{row.fault}".replace(" ", "-"),
+)
+def test_every_command(row: Row, project: Callable[[Row], tuple[Cli, str]]) -> None:
+    """Every command that needs what has failed ends with the code of the table."""
+    cli, broker = project(row)
+    (cli.folder / "items.jsonl").write_text('{"id": "1", "name": "Ann"}\n', encoding="utf-8")
+    ran = [
+        (line, *start(cli, broker, *line.split())) for line in COMMANDS[row.at.startswith("broker")]
+    ]
+    try:
+        codes = {line: process.wait(120) for line, process, _ in ran}
+        texts = {line: output.read_text() for line, _, output in ran}
+    finally:
+        for _, process, _ in ran:
+            process.kill()
+            process.wait()
+    assert codes == dict.fromkeys(codes, row.command), texts
+    for line, text in texts.items():
+        assert SECRET not in text, line
+        assert "Traceback" not in text, text
+        if not row.at.startswith("broker"):
+            assert "crm" in text, line
+
+
 def test_the_table_is_whole() -> None:
     """The table was found, and names each kind of store and broker with a server."""
     places = {row.at for row in ROWS}
