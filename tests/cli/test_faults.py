@@ -393,16 +393,18 @@ def test_fault(row: Row, project: Callable[[Row], tuple[Cli, str]]) -> None:
     try:
         for name, code in (("command", row.command), ("check", row.check)):
             process, output = ran[name]
-            assert process.wait(60) == code, output.read_text()
+            assert process.wait(180) == code, output.read_text()
         process, output = ran["worker"]
         if row.worker is None:
             waiting = "broker unreachable" if of_broker else "circuit opened"
-            eventually(lambda: waiting in output.read_text() or process.poll() is not None)
+            eventually(
+                lambda: waiting in output.read_text() or process.poll() is not None, timeout=120
+            )
             assert process.poll() is None, output.read_text()
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0, output.read_text()
         else:
-            assert process.wait(60) == row.worker, output.read_text()
+            assert process.wait(180) == row.worker, output.read_text()
     finally:
         for process, _ in ran.values():
             process.kill()
@@ -460,7 +462,7 @@ def test_every_command(row: Row, project: Callable[[Row], tuple[Cli, str]]) -> N
         (line, *start(cli, broker, *line.split())) for line in COMMANDS[row.at.startswith("broker")]
     ]
     try:
-        codes = {line: process.wait(120) for line, process, _ in ran}
+        codes = {line: process.wait(240) for line, process, _ in ran}
         texts = {line: output.read_text() for line, _, output in ran}
     finally:
         for _, process, _ in ran:
