@@ -113,7 +113,7 @@ def worker(
     if drain:
         if listen:
             raise typer.BadParameter("--listen and --drain exclude each other")
-        instance.store.open()
+        instance.store.open().ping()  # some stores need no server to be opened
         instance.drain()
     elif lifeline is not None:
         _work_supervised(instance, settings, lifeline)
