@@ -459,7 +459,10 @@ def test_every_command(row: Row, project: Callable[[Row], tuple[Cli, str]]) -> N
     cli, broker = project(row)
     (cli.folder / "items.jsonl").write_text('{"id": "1", "name": "Ann"}\n', encoding="utf-8")
     ran = [
-        (line, *start(cli, broker, *line.split())) for line in COMMANDS[row.at.startswith("broker")]
+        (line, *start(cli, broker, *line.split()))
+        for line in COMMANDS[row.at.startswith("broker")]
+        # The outbox of a REST store is in a file, so a relay does not need the service.
+        if row.at != "rest" or "relay" not in line
     ]
     try:
         codes = {line: process.wait(240) for line, process, _ in ran}
