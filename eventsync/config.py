@@ -11,7 +11,6 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, ValidationError, create_model, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,6 +22,7 @@ from eventsync.engine.apply import Limits
 from eventsync.envelope.codec import Keyring
 from eventsync.envelope.key_file import KeyFile
 from eventsync.errors import ConfigError
+from eventsync.transports.credential import passwords
 from eventsync.worker.options import Options
 
 __all__ = ["Settings", "key_path", "load", "location"]
@@ -151,11 +151,7 @@ class Settings(BaseSettings):
         """
         found = []
         for url in self.broker.get_secret_value().split(";"):
-            _, _, after = url.partition("://")
-            user, at, _ = after.partition("/")[0].rpartition("@")
-            if at:
-                password = user.partition(":")[2]
-                found += [password, unquote(password)]
+            found += passwords(url)
         for word in re.split(r"[,\s]+", self.keys.get_secret_value()) if self.keys else []:
             found.append(word.partition(":")[2])
         return [secret for secret in found if secret]

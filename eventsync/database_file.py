@@ -178,6 +178,11 @@ class DatabaseFile:
         with self._uses:
             self._files.add(self)
 
+    def exists(self) -> bool:
+        """Return whether the file exists. Raises ``invalid`` if its folder does not."""
+        self._check_directory()
+        return self.path.exists()
+
     # -- use ---------------------------------------------------------------------------------------
 
     @contextmanager

@@ -24,15 +24,19 @@ The hierarchy::
     │   └── SuspiciousReadError  too many records are missing from a read
     └── BusError                 the broker could not carry out an operation
         ├── BusUnavailableError  the broker is unreachable or accepts no messages (retryable)
+        ├── BusConfigError       the broker refuses the URL's credentials or rights; a ConfigError
         └── UnroutableError      no queue receives the message
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 __all__ = [
     "AlreadyExistsError",
+    "BusConfigError",
     "BusError",
     "BusUnavailableError",
     "ChangeRefusedError",
@@ -54,6 +58,7 @@ __all__ = [
     "UnreadableError",
     "UnroutableError",
     "ValueRefusedError",
+    "in_store",
     "is_retryable",
     "malformed",
     "shown",
@@ -67,10 +72,13 @@ class EventSyncError(Exception):
       configuration.
     - ``reason``: a stable, machine-readable word. Dead letters and ``--json`` output contain it.
     - ``hint``: what an operator can do. ``str(error)`` contains the hint.
+    - ``store``: the name of the store that failed; empty if it is not known. ``str(error)`` begins
+      with it.
     """
 
     retryable: ClassVar[bool] = False
     reason: str = "error"
+    store: str = ""
 
     def __init__(self, message: str, *, reason: str | None = None, hint: str = "") -> None:
         """Set message and hint. ``reason`` replaces the reason of the error class."""
@@ -81,7 +89,10 @@ class EventSyncError(Exception):
             self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+        text = f"{self.message} ({self.hint})" if self.hint else self.message
+        if not self.store or f"store {self.store!r}" in text:
+            return text
+        return f"store {self.store!r}: {text}"
 
 
 class ConfigError(EventSyncError):
@@ -253,10 +264,27 @@ class BusUnavailableError(BusError):
     reason = "bus-unavailable"
 
 
+class BusConfigError(BusError, ConfigError):
+    """The broker refuses the user, password, rights or names of the broker URL."""
+
+    reason = "configuration"
+
+
 class UnroutableError(BusError):
     """No queue receives the message: no store that holds its record type has declared a queue."""
 
     reason = "unroutable"
+
+
+@contextmanager
+def in_store(name: str) -> Iterator[None]:
+    """Set the ``store`` of an error that the block raises, unless the error has one already."""
+    try:
+        yield
+    except EventSyncError as error:
+        if not (error.store or isinstance(error, BusError)):
+            error.store = name
+        raise
 
 
 def is_retryable(error: BaseException) -> bool:

@@ -44,6 +44,7 @@ def retrying(
     wait: Callable[[float], None],
     give_up: Callable[[], bool] = lambda: False,
     before_wait: Callable[[BaseException, int, float], None] = lambda error, attempt, seconds: None,
+    retryable: Callable[[BaseException], bool] = is_retryable,
 ) -> T:
     """Call ``call``, repeat it after each retryable error, and return its result.
 
@@ -53,7 +54,8 @@ def retrying(
 
     ``wait``: sleeps for the given number of seconds; it may return early. ``before_wait``: called
     before each pause with the error, the number of the failed attempt (from 1) and the pause in
-    seconds. If the error has a longer ``retry_after``, the pause is that long.
+    seconds. If the error has a longer ``retry_after``, the pause is that long. ``retryable``:
+    returns whether to call again after an error.
     """
 
     def report(state: tenacity.RetryCallState) -> None:
@@ -74,7 +76,7 @@ def retrying(
         return give_up() or is_spent(state)
 
     retryer = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_retryable),
+        retry=tenacity.retry_if_exception(retryable),
         wait=pause,
         stop=stop,
         sleep=wait,

@@ -97,6 +97,16 @@ class Bus:
             self._connected()
         return self
 
+    def missing(self) -> str:
+        """Return which file of the broker the first use would create; empty if nothing."""
+        with self._errors():
+            return schemes.missing(self._url)
+
+    def ping(self) -> None:
+        """Connect to the broker and disconnect; declare nothing. Raises as ``open`` does."""
+        with self._errors():
+            disconnect(self._connect())
+
     def close(self) -> None:
         """Disconnect from the broker. Idempotent. The next use connects again."""
         with self._lock:

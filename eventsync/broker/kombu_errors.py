@@ -8,7 +8,13 @@ from contextlib import contextmanager, suppress
 from kombu.exceptions import BatchPublishError, KombuError
 from kombu.exceptions import OperationalError as KombuOperationalError
 
-from eventsync.errors import BusError, BusUnavailableError, ConfigError, EventSyncError
+from eventsync.errors import (
+    BusConfigError,
+    BusError,
+    BusUnavailableError,
+    ConfigError,
+    EventSyncError,
+)
 from eventsync.transports.link import Link
 
 __all__ = ["bus_errors", "disconnect"]
@@ -24,20 +30,32 @@ def bus_errors(what: str, link: Callable[[], Link | None]) -> Iterator[None]:
     """
     try:
         yield
+    except BusUnavailableError as error:
+        error.hint = error.hint or "check that the broker runs and that the broker URL is correct"
+        raise
+    except BusError:
+        raise
+    except ConfigError as error:
+        raise BusConfigError(error.message, hint=error.hint) from error
     except EventSyncError:
         raise
     except (OSError, KombuOperationalError) as error:
-        raise BusUnavailableError(f"{what} cannot be reached: {error}") from error
+        if isinstance(error.__cause__, BusUnavailableError):
+            raise error.__cause__ from None  # kombu has wrapped it
+        raise BusUnavailableError(
+            f"{what} cannot be reached: {error}",
+            hint="check that the broker runs and that the broker URL is correct",
+        ) from error
     except BatchPublishError as error:
         raise BusUnavailableError(f"{what} did not store all messages: {error}") from error
     except KeyError as error:
         # kombu raises a KeyError for an unknown transport. Its argument is a readable text.
-        raise ConfigError(
-            f"{what} cannot be used: {error.args[0] if error.args else error}",
+        raise BusConfigError(
+            f"{what} cannot be used: its scheme is unknown",
             hint="write a URL like sqlite:///broker.db, redis://host/0 or amqp://user@host//",
         ) from error
     except ImportError as error:
-        raise ConfigError(
+        raise BusConfigError(
             f"{what} cannot be used: {error}",
             hint="install the package that this transport of kombu needs",
         ) from error

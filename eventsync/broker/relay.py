@@ -191,8 +191,8 @@ class Relay:
     def close(self) -> None:
         """Remove published envelopes from the outbox and give up the lease. Idempotent."""
         self._has_lease = False
-        # If the store is unreachable, the lease expires by itself.
-        with suppress(StoreUnavailableError):
+        # If the store is unreachable or refuses this, the lease expires by itself.
+        with suppress(StoreUnavailableError, ConfigError):
             self._remove_published()
             self._lease.release()
 
@@ -296,22 +296,22 @@ def serve(
     ``connect``: called at the start, and before the next attempt after each failure. ``describe``:
     returns further fields for each log line. A failure is logged and retried after a pause of up to
     30 seconds. The number of published envelopes is logged once a second. Raises ``ConfigError`` if
-    a setting is wrong.
+    the store or the broker refuses the first connection; a later refusal is retried.
     """
     log = log or structlog.get_logger("eventsync.relay").bind(outbox=outlet.name)
     failures = 0
-    connected = False
+    connected = has_connected = False
     found_at = logged_at = -math.inf
     unlogged = 0
     while not stopping.is_set():
         try:
             if not connected:
                 connect()
-                connected = True
+                connected = has_connected = True
             published = outlet.run_once()
-        except ConfigError:
-            raise
         except (EventSyncError, OSError) as error:
+            if isinstance(error, ConfigError) and not has_connected:
+                raise
             failures += 1
             wait = _BACKOFF.pause(failures)
             connected = False

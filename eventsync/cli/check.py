@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -12,7 +13,12 @@ from eventsync.cli.command import FOUND_WRONG, OK, UNAVAILABLE, JsonOption, comm
 from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import print_json, print_table
 from eventsync.engine.finding import Finding, Level
-from eventsync.errors import BusUnavailableError, EventSyncError, StoreUnavailableError
+from eventsync.errors import (
+    BusUnavailableError,
+    ConfigError,
+    EventSyncError,
+    StoreUnavailableError,
+)
 
 if TYPE_CHECKING:
     from eventsync.engine.registry import StoreRegistry
@@ -41,10 +47,10 @@ def check(deployment: Deployment, create: CreateOption = False, as_json: JsonOpt
     """Check the configuration, the stores and the broker.
 
     Compares declared types with the columns of SQL tables, keys with constraints, and the user's
-    rights with the rights that eventsync needs. Creates missing SQL tables only with --create;
-    otherwise prints the statements that a database administrator has to run. Then opens every store
-    and checks that its data and its version index can be read and written. No record is changed.
-    Tells which messages the broker may lose in a crash.
+    rights with the rights that eventsync needs. Creates nothing without --create: no table, file,
+    folder or queue. Instead it prints the statements that a database administrator has to run. If
+    nothing is missing, it opens every store and checks that its data and its version index can be
+    read and written. No record is changed. Tells which messages the broker may lose in a crash.
 
     Levels:
       wrong         has to be corrected
@@ -61,7 +67,7 @@ def check(deployment: Deployment, create: CreateOption = False, as_json: JsonOpt
     findings = [*_registry(deployment)]
     for store in deployment.registry:
         findings += _store(store, create=create)
-    findings += _broker(deployment)
+    findings += _broker(deployment, create=create)
     if as_json:
         # Whether something is absent only decides what is checked next.
         print_json([{n: v for n, v in asdict(f).items() if n != "absent"} for f in findings])
@@ -97,29 +103,27 @@ def _registry(deployment: Deployment) -> Iterator[Finding]:
 def _store(store: Store, *, create: bool) -> Iterator[Finding]:
     about = f"store {store.name}"
     yield from _filters(store, about)
-    found: set[tuple[Level, str]] = set()
+    found: dict[tuple[Level, str], None] = {}
     absent = False
     try:
-        for accessor in store.accessors.values():
-            for finding in accessor.findings():
+        with store.errors():
+            for finding in _before_opening(store):
                 absent |= finding.absent
                 # The same tables of the index are looked at for every type.
                 if (finding.level, finding.text) not in found and not (create and finding.absent):
-                    found.add((finding.level, finding.text))
+                    found[finding.level, finding.text] = None
                     yield replace(finding, about=about)
-        if any(level is Level.WRONG for level, _ in found):
-            return
-        if absent and not create:
-            yield Finding(Level.OK, about, "can be opened, which makes what does not exist yet")
-            return
-        store.open()
-        for accessor in store.accessors.values():
-            accessor.ping()
-            store.index.counts(accessor.type.name)
-        # Take and release the write lock, as an edit does.
-        with store.index.transaction():
-            pass
-        store.index.outgoing(1)
+            if any(level is Level.WRONG for level, _ in found):
+                return
+            if absent and not create:
+                yield Finding(Level.OK, about, "what exists can be used; nothing was created")
+                return
+            store.open()
+            store.ping()
+            # Take and release the write lock, as an edit does.
+            with store.index.transaction():
+                pass
+            store.index.outgoing(1)
     except PermissionError as error:
         yield Finding(Level.WRONG, about, str(error))
     except (StoreUnavailableError, OSError) as error:
@@ -156,11 +160,30 @@ def _filters(store: Store, about: str) -> Iterator[Finding]:
             )
 
 
+def _before_opening(store: Store) -> Iterator[Finding]:
+    """Yield what can be found without creating anything. Raises the errors of the store."""
+    absent = wrong = False
+    for accessor in store.accessors.values():
+        here = False
+        for finding in accessor.findings():
+            here |= finding.absent
+            wrong |= finding.level is Level.WRONG
+            yield finding
+        if not (here or wrong):
+            accessor.ping()
+        absent |= here
+    # The index may be in a folder that does not exist yet either.
+    with suppress(*[ConfigError] if absent else []):
+        if missing := store.index.missing():
+            text = f"{missing} does not exist yet; a worker or `eventsync check --create` makes it"
+            yield Finding(Level.OK, store.name, text, absent=True)
+
+
 def _refill(store: Store) -> str:
     return f"fill it from another store: eventsync sync --from STORE --to {store.name}"
 
 
-def _broker(deployment: Deployment) -> Iterator[Finding]:
+def _broker(deployment: Deployment, *, create: bool) -> Iterator[Finding]:
     # Imported here, because these modules import kombu, which is slow.
     from eventsync.transports.guarantees import weakness
     from eventsync.transports.redis import url as redis_url
@@ -168,15 +191,24 @@ def _broker(deployment: Deployment) -> Iterator[Finding]:
     bus = deployment.bus
     reached = False
     try:
-        bus.open()
+        missing = "" if create else bus.missing()
+        if create:
+            bus.open()
+        elif not missing:
+            bus.ping()
     except BusUnavailableError as error:
         yield Finding(Level.UNREACHABLE, "broker", str(error))
     except EventSyncError as error:
         yield Finding(Level.WRONG, "broker", str(error))
     else:
-        reached = True
-        yield Finding(Level.OK, "broker", f"{bus.shown_url} is reachable")
+        reached = not missing
+        text = f"{bus.shown_url} is reachable"
+        if missing:
+            text = f"{missing} does not exist yet; a worker or `eventsync check --create` makes it"
+        yield Finding(Level.OK, "broker", text)
     scheme = bus.transport.lower()
+    if not scheme:
+        return  # said already
     lost = weakness(scheme)
     if lost is None:
         yield Finding(

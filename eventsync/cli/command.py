@@ -60,8 +60,8 @@ UNAVAILABLE: Final = 69  # EX_UNAVAILABLE of sysexits.h
 CONFIG: Final = 78  # EX_CONFIG
 
 EXIT_CODES: Final = (
-    "Exit codes: 0 success; 1 a problem was found; 2 wrong usage; "
-    "69 a store or the broker is unreachable; 78 wrong configuration."
+    "Exit codes: 0 success; 1 a problem was found; 2 wrong usage; 69 a store or the broker is "
+    "unreachable; 78 wrong configuration, or refused by a store or the broker."
 )
 
 

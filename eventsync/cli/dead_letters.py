@@ -171,7 +171,7 @@ def read_current(
     crash interrupted.
     """
     accessor = store.accessor(type)
-    with store.index.transaction() as transaction:
+    with store.errors(), store.index.transaction() as transaction:
         store.replicas[type].recover(transaction)
         entry = transaction.read(type, [key]).get(key)
         rows = accessor.read_rows([key], transaction)

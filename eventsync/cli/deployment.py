@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,7 +160,10 @@ def find_registry(app: str) -> StoreRegistry:
             found = getattr(found, name)
         if callable(found) and not isinstance(found, StoreRegistry):
             found = found()
-    except EventSyncError:
+    except EventSyncError as error:
+        place = _place(error, here)
+        if place:
+            error.message = f"{place}: {error.message}"
         raise
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
@@ -191,6 +195,15 @@ def find_registry(app: str) -> StoreRegistry:
             hint="define registry = StoreRegistry(...) with your stores, and name it with --app",
         )
     return found
+
+
+def _place(error: BaseException, folder: str) -> str:
+    """Return the file and line in ``folder`` whose execution raised ``error``; empty if none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(folder):
+            return f"{path.relative_to(folder)}, line {frame.lineno}"
+    return ""
 
 
 def _broken(app: str, error: Exception) -> ConfigError:

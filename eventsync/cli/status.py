@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from eventsync.cli.command import FOUND_WRONG, OK, UNAVAILABLE, JsonOption, command
+from eventsync.cli.command import CONFIG, FOUND_WRONG, OK, UNAVAILABLE, JsonOption, command
 from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import ago, print_json, print_table, warn
-from eventsync.errors import BusError, BusUnavailableError, EventSyncError, StoreUnavailableError
+from eventsync.errors import (
+    BusConfigError,
+    BusError,
+    BusUnavailableError,
+    ConfigError,
+    EventSyncError,
+    StoreUnavailableError,
+)
 
 if TYPE_CHECKING:
+    from eventsync.engine.accessor import Accessor
     from eventsync.engine.store import Store
     from eventsync.errors import RecordError
 
@@ -48,52 +57,65 @@ def status(deployment: Deployment, as_json: JsonOption = False) -> int:
       circuit    the circuit breaker: open while the store is unreachable
       since      how long the circuit breaker has been in this state
 
-    The exit code is 69 if a store or the broker is unreachable, and 1 if there are dead letters.
+    The exit code is 78 if a store or the broker refuses access, 69 if one is unreachable, and 1 if
+    there are dead letters.
 
     Examples:
       eventsync status
       eventsync status --json | jq '.stores.crm.queues.dead'
     """
-    bus_errors: list[str] = []
-    stores = {store.name: _store(deployment, store, bus_errors) for store in deployment.registry}
+    failures = _Failures()
+    stores = {store.name: _store(deployment, store, failures) for store in deployment.registry}
     if as_json:
         print_json({"broker": deployment.bus.shown_url, "stores": stores})
     else:
         _print(stores)
+    if failures.is_refused:
+        return CONFIG
     if any("error" in part for found in stores.values() for part in (found, found["queues"])):
         return UNAVAILABLE
     return FOUND_WRONG if any(found["queues"].get("dead") for found in stores.values()) else OK
 
 
-def _store(deployment: Deployment, store: Store, bus_errors: list[str]) -> dict[str, Any]:
+@dataclass(slots=True)
+class _Failures:
+    """What has failed so far. ``broker``: the error of the broker, which is then asked no more.
+
+    ``is_refused``: whether a store or the broker refused something, so that a setting is wrong.
+    """
+
+    broker: str = ""
+    is_refused: bool = False
+
+
+def _store(deployment: Deployment, store: Store, failures: _Failures) -> dict[str, Any]:
     from eventsync.monitoring.worker_status import read_states
 
-    found: dict[str, Any] = {"queues": _queues(deployment, store.name, bus_errors)}
+    found: dict[str, Any] = {"queues": _queues(deployment, store.name, failures)}
     folder = deployment.settings.state_dir
     if folder is not None:
         found["workers"] = [state for state in read_states(folder) if state["store"] == store.name]
     try:
         backlog = store.backlog()
         found["outbox"], found["outbox_oldest"] = backlog.waiting, backlog.oldest
-        found["types"] = {name: _records(store, name) for name in store.accessors}
-    except (StoreUnavailableError, OSError) as error:
+        with store.errors():
+            found["types"] = {name: _records(store, name, failures) for name in store.accessors}
+    except (StoreUnavailableError, ConfigError, OSError) as error:
+        failures.is_refused |= isinstance(error, ConfigError)
         found["error"] = str(error)
     return found
 
 
-def _queues(deployment: Deployment, store: str, bus_errors: list[str]) -> dict[str, Any]:
-    """Return the state of a store's queues for JSON, or ``{"error": ...}`` without a broker.
-
-    ``bus_errors``: an error is added to this list if the broker is unreachable. If the list has an
-    error already, the broker is not asked.
-    """
-    if bus_errors:
-        return {"error": bus_errors[0]}
+def _queues(deployment: Deployment, store: str, failures: _Failures) -> dict[str, Any]:
+    """Return the state of a store's queues for JSON, or ``{"error": ...}`` without a broker."""
+    if failures.broker:
+        return {"error": failures.broker}
     try:
         states = deployment.bus.states(store)
-    except BusUnavailableError as error:
-        bus_errors.append(str(error))
-        return {"error": bus_errors[0]}
+    except (BusUnavailableError, BusConfigError) as error:
+        failures.is_refused |= isinstance(error, BusConfigError)
+        failures.broker = str(error)
+        return {"error": failures.broker}
     except BusError:
         return {"declared": False}
     queue = states["queue"]
@@ -107,7 +129,7 @@ def _queues(deployment: Deployment, store: str, bus_errors: list[str]) -> dict[s
     }
 
 
-def _records(store: Store, name: str) -> dict[str, Any]:
+def _records(store: Store, name: str, failures: _Failures) -> dict[str, Any]:
     from eventsync.index import Presence
 
     accessor = store.accessors[name]
@@ -126,11 +148,20 @@ def _records(store: Store, name: str) -> dict[str, Any]:
     except (StoreUnavailableError, OSError):
         raise
     except EventSyncError as error:
+        failures.is_refused |= isinstance(error, ConfigError) and not _is_absent(accessor)
         # Report the error for this count only. The counts from the index are known.
         found["new"], found["error"] = None, str(error)
     # A store that counts without reading does not report unreadable records.
     found["unreadable"] = max(noted, len(unreadable))
     return found
+
+
+def _is_absent(accessor: Accessor[Any]) -> bool:
+    """Return whether the folder or table of an accessor is created when a worker starts."""
+    try:
+        return any(finding.absent for finding in accessor.findings())
+    except (EventSyncError, OSError):
+        return False
 
 
 def _print(stores: dict[str, dict[str, Any]]) -> None:

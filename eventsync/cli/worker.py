@@ -70,6 +70,9 @@ def worker(
     times for several workers of one store. On SIGTERM, the worker finishes its current work and
     exits; a second SIGTERM ends the worker at once. No change is lost, not even by SIGKILL.
 
+    While the store or the broker is unreachable, the worker waits. If one of them refuses the
+    worker from the start, the worker ends with exit code 78.
+
     With --processes or --all, the workers run in processes of their own, which are restarted when
     they end or hang. A worker whose store hangs for longer than EVENTSYNC_STALL_AFTER seconds ends
     with exit code 71, and one that does not finish within EVENTSYNC_GRACE seconds with 70.
@@ -110,7 +113,7 @@ def worker(
     if drain:
         if listen:
             raise typer.BadParameter("--listen and --drain exclude each other")
-        instance.store.open()
+        instance.store.open().ping()  # some stores need no server to be opened
         instance.drain()
     elif lifeline is not None:
         _work_supervised(instance, settings, lifeline)

@@ -69,10 +69,14 @@ def apply(
     for (type, key), cause in (unreadable or {}).items():
         _withhold(store, by_type[type].pop(key, ()), cause)
     by_type = {type: batch for type, batch in by_type.items() if batch}
-    for replica, batch in _in_order(store, by_type):
-        apply_batch(replica, batch)
-    _apply_released(store, by_type)
-    _apply_circles(store, by_type)
+    with store.errors():
+        for replica, batch in _in_order(store, by_type):
+            apply_batch(replica, batch)
+        _apply_released(store, by_type)
+        _apply_circles(store, by_type)
+    for item in settled:
+        if item.error is not None and not item.error.store:
+            item.error.store = store.name
     applied = Outcome.APPLIED
     versions = [item.change.version for item in settled if item.outcome is applied]
     if versions:

@@ -29,21 +29,25 @@ def complete(store: Store, peers: Iterable[Store], *, limit: int = 1000) -> dict
     completed: dict[str, int] = {}
     refused: list[Exception] = []
     for type, replica in store.replicas.items():
-        pending = store.index.scan(type, presence=Presence.PENDING, limit=limit)
+        with store.errors():
+            pending = store.index.scan(type, presence=Presence.PENDING, limit=limit)
         if not pending:
             continue
         states: dict[str, list[Change]] = {key: [] for key, _ in pending}
         for peer in peers:
             if type in peer.replicas:
-                _add_states(states, peer.replicas[type])
+                with peer.errors():
+                    _add_states(states, peer.replicas[type])
         completed[type] = 0
-        for part in isolate(list(states), partial(_complete, replica, states)):
-            if isinstance(part, Done):
-                completed[type] += part.result
-            elif not isinstance(part.error, RecordError):
-                refused.append(part.error)
+        with store.errors():
+            for part in isolate(list(states), partial(_complete, replica, states)):
+                if isinstance(part, Done):
+                    completed[type] += part.result
+                elif not isinstance(part.error, RecordError):
+                    refused.append(part.error)
     if refused:
-        raise refused[0]
+        with store.errors():
+            raise refused[0]
     return completed
 
 

@@ -289,7 +289,9 @@ class StoreRegistry:
             for type, accessor in source.accessors.items():
                 into = [s for s in to_stores if s is not source and type in s.accessors]
                 if into and (wanted is None or type in wanted):
-                    run(source, accessor, into, Filter.parse(data, accessor.type))
+                    where = Filter.parse(data, accessor.type)
+                    with source.errors():  # those of a target name the target already
+                        run(source, accessor, into, where)
         if not dry_run:
             synchronization.retry_held()
             for target in to_stores:

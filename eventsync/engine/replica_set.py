@@ -7,7 +7,7 @@ from typing import Any
 
 from eventsync.engine.edit import Edit
 from eventsync.engine.replica import Encode, Replica
-from eventsync.errors import ConfigError
+from eventsync.errors import ConfigError, in_store
 from eventsync.index import Index
 from eventsync.records.record import Record
 
@@ -67,7 +67,9 @@ class ReplicaSet(Mapping[str, Replica]):
         for record in records:
             by_type.setdefault(record.__record__.name, []).append(self._edit_of(op, record))
         for name, edits in by_type.items():
-            self.of(name).edit(edits, encode)
+            replica = self.of(name)
+            with in_store(self._name):
+                replica.edit(edits, encode)
         for record in records:
             if op == "remove":
                 record.stores.discard(self._store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -17,7 +18,7 @@ from eventsync.engine.replica import Replica
 from eventsync.engine.replica_set import ReplicaSet
 from eventsync.engine.unreadable import Notice, UnreadableKeys, UnreadableNotes, states_of
 from eventsync.envelope import codec
-from eventsync.errors import BusUnavailableError, ConfigError, RecordError
+from eventsync.errors import BusUnavailableError, ConfigError, RecordError, in_store
 from eventsync.index import FileIndex, Index, Outgoing, Presence
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -113,9 +114,25 @@ class Store:
         """
         if publisher is not None:
             self.publisher = publisher
-        for accessor in self.accessors.values():
-            accessor.ensure()
+        with self.errors():
+            for accessor in self.accessors.values():
+                accessor.ensure()
         return self
+
+    def ping(self) -> None:
+        """Check that the store and its version index answer.
+
+        Raises ``StoreUnavailableError`` or an ``OSError`` if they do not, and ``ConfigError`` if
+        the store refuses what it is asked, for example because of a wrong password.
+        """
+        with self.errors():
+            for name, accessor in self.accessors.items():
+                accessor.ping()
+                self.index.counts(name)
+
+    def errors(self) -> AbstractContextManager[None]:
+        """Return a context manager: errors that its block raises name this store."""
+        return in_store(self.name)
 
     def close(self) -> None:
         """Close connections and files. Idempotent."""
@@ -188,7 +205,8 @@ class Store:
         """
         accessor = self.accessor(record)
         text = record.key if isinstance(record, Record) else accessor.type.key_of(key)
-        return self._ours(accessor.get(text))
+        with self.errors():
+            return self._ours(accessor.get(text))
 
     def find(
         self,
@@ -213,8 +231,9 @@ class Store:
             query = Query.parse(
                 accessor.type, where, sort=sort, limit=limit, skip=skip, unreadable=unreadable
             )
-            for record in accessor.find(query):
-                yield self._ours(record)
+            with self.errors():
+                for record in accessor.find(query):
+                    yield self._ours(record)
 
     def count(
         self,
@@ -231,7 +250,8 @@ class Store:
         """
         accessors = [self.accessors[type] for type in self._types(record_type)]
         queries = [Query.parse(each.type, where, unreadable=unreadable) for each in accessors]
-        return sum(each.count(query) for each, query in zip(accessors, queries, strict=True))
+        with self.errors():
+            return sum(each.count(query) for each, query in zip(accessors, queries, strict=True))
 
     def remove(
         self,
@@ -315,13 +335,14 @@ class Store:
         if publisher is None:
             return 0
         published = 0
-        while limit is None or published < limit:
-            left = _CHUNK if limit is None else min(_CHUNK, limit - published)
-            if not (waiting := self.index.outgoing(left)):
-                break
-            self.send(waiting, publisher)
-            self.index.sent([outgoing.number for outgoing in waiting])
-            published += len(waiting)
+        with self.errors():
+            while limit is None or published < limit:
+                left = _CHUNK if limit is None else min(_CHUNK, limit - published)
+                if not (waiting := self.index.outgoing(left)):
+                    break
+                self.send(waiting, publisher)
+                self.index.sent([outgoing.number for outgoing in waiting])
+                published += len(waiting)
         self.publish_error = None
         return published
 
@@ -339,12 +360,13 @@ class Store:
 
     def backlog(self) -> Backlog:
         """Return the number of envelopes in the outbox, and the age of the oldest one."""
-        oldest = self.index.outgoing(1)
-        age = None
-        if oldest:
-            made = codec.decode(oldest[0].body, max_bytes=len(oldest[0].body)).version.millis
-            age = max(0.0, self.clock.now() - made / 1000)
-        return Backlog(self.index.waiting() if oldest else 0, age)
+        with self.errors():
+            oldest = self.index.outgoing(1)
+            age = None
+            if oldest:
+                made = codec.decode(oldest[0].body, max_bytes=len(oldest[0].body)).version.millis
+                age = max(0.0, self.clock.now() - made / 1000)
+            return Backlog(self.index.waiting() if oldest else 0, age)
 
     def republish(
         self,
@@ -407,17 +429,19 @@ class Store:
         publisher = publisher or self.publisher
         whole_every = 0.0 if whole else self.capture_whole_every
         for type in self._types(record_type):
-            for changes in self._capture.search(
+            found = self._capture.search(
                 self.replicas[type],
                 publisher.encode if publisher else None,
                 whole_every=whole_every,
                 deletes=deletes,
                 unreadable=unreadable,
                 notice=notice,
-            ):
-                if changes:
-                    self._try_flush(publisher)
-                yield changes
+            )
+            with self.errors():
+                for changes in found:
+                    if changes:
+                        self._try_flush(publisher)
+                    yield changes
 
     def note_unreadable(self, type: str) -> None:
         """Read all records of a type, and note those that cannot be read. Publishes nothing.
@@ -438,9 +462,10 @@ class Store:
         that were made since the last capture. Returns the errors of those records that cannot be
         read; pass them to ``apply``.
         """
-        captured, unreadable = self._capture.before(changes, self.replicas, publisher.encode)
-        if captured:
-            self._try_flush(publisher)
+        with self.errors():
+            captured, unreadable = self._capture.before(changes, self.replicas, publisher.encode)
+            if captured:
+                self._try_flush(publisher)
         return unreadable
 
     def collect(self, before: float) -> int:

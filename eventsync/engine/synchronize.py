@@ -105,7 +105,8 @@ class Synchronization:
                 if change.data is None or where.matches(_values_of(change, accessor))
             ]
             for target in targets:
-                unreadable = self._forget_missing(target, type, keys)
+                with target.errors():
+                    unreadable = self._forget_missing(target, type, keys)
                 self._apply(source, target, changes, unreadable)
             index.save_mark(mark, keys[-1])
             done += len(keys)
@@ -215,7 +216,7 @@ class Synchronization:
         type, values = record.__record__.name, record.raw()
         accessor = target.accessors[type]
         try:
-            found = accessor.get(record.key)
+            found = target.get(record)
         except Exception as error:
             if concerns_all(error):
                 raise
@@ -234,7 +235,7 @@ class Synchronization:
 
     def _unreadable(self, store: Store, type: str, error: RecordError) -> None:
         """Add ``error`` to the report, unless an error of this record was added before."""
-        record = store.name, type, error.key or str(error)
+        record = store.name, type, error.key or error.message
         if record not in self._reported:
             self._reported.add(record)
             self.report.unreadable.append((store.name, error))

@@ -336,5 +336,12 @@ class Index(ABC):
         """Save the mark ``text`` durably under ``name``. An empty ``text`` removes the mark."""
         self.save_marks({name: text})
 
+    def missing(self) -> str:
+        """Return what the first use of this index would create; empty if it exists.
+
+        Creates nothing. Raises ``ConfigError`` if it cannot be created.
+        """
+        return ""
+
     def close(self) -> None:  # noqa: B027  # an index in memory has nothing to close
         """Close connections and files. Idempotent. A later use of the index opens them again."""

@@ -134,6 +134,9 @@ class FileIndex(Index):
                 "DELETE FROM mark WHERE name = ?", [(name,) for name in marks if not marks[name]]
             )
 
+    def missing(self) -> str:
+        return "" if self._file.exists() else f"the version index {self._file.path}"
+
     def close(self) -> None:
         self._file.close()
 

@@ -140,6 +140,11 @@ class _Read:
 
 def _read(store: Store, type: str) -> _Read:
     """Read all records of a type in a store, and note those that cannot be read."""
+    with store.errors():
+        return _read_all(store, type)
+
+
+def _read_all(store: Store, type: str) -> _Read:
     accessor = store.accessors[type]
     keys = {key for key, _ in store.index.entries(type)}
     reading = store.unreadable_records.reading(type)

@@ -160,7 +160,7 @@ def _read(accessor: Accessor[Any], store: Store, keys: Sequence[str]) -> dict[st
     Finishes or undoes writes that a crash interrupted.
     """
     name = accessor.type.name
-    with store.index.transaction() as transaction:
+    with store.errors(), store.index.transaction() as transaction:
         store.replicas[name].recover(transaction)
         entries = transaction.read(name, keys)
         rows, errors = _read_rows(accessor, keys, transaction)

@@ -19,7 +19,6 @@ from eventsync.errors import (
     StoreUnavailableError,
     is_retryable,
 )
-from eventsync.index import Presence
 from eventsync.monitoring import catalogue
 from eventsync.retry import retrying
 from eventsync.worker.context import WorkerContext
@@ -86,10 +85,7 @@ class Applier:
 
     def ping(self) -> None:
         """Check that the store and its index answer; raise a retryable error if they do not."""
-        for accessor in self._store.accessors.values():
-            accessor.ping()
-        for type in self._store.accessors:
-            self._store.index.counts(type)[Presence.PENDING]
+        self._store.ping()
 
     def take_touched_types(self) -> set[str]:
         """Return the types whose changes were applied, or newly held, since the last call."""

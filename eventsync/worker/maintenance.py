@@ -72,8 +72,8 @@ class Maintenance:
         """Run the tasks that are due; with ``at_once``, run all tasks.
 
         If a task fails, the error is logged and the other tasks run. Raises only
-        ``BusUnavailableError``, if the broker cannot be reached, and ``ConfigError``, if a setting
-        is wrong.
+        ``BusUnavailableError``, if the broker cannot be reached, and ``ConfigError``, if the broker
+        or this store refuses what the task asks; if a peer does, the error is logged.
         """
         tasks: list[tuple[str, float, Callable[[], object]]] = [
             ("broker", 1.0, self.republish_lost),
@@ -98,9 +98,10 @@ class Maintenance:
     def _run_task(self, name: str, task: Callable[[], object]) -> None:
         try:
             task()
-        except (BusUnavailableError, ConfigError):
-            raise
         except (EventSyncError, OSError) as error:
+            own = getattr(error, "store", "") in ("", self._store.name)
+            if isinstance(error, BusUnavailableError) or (isinstance(error, ConfigError) and own):
+                raise
             self._log.warning("maintenance task failed", task=name, error=str(error))
         except Exception as error:
             shown = f"unexpected {type(error).__name__}: {error}"

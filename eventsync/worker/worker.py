@@ -17,7 +17,13 @@ from eventsync.broker.bus import Bus, Delivery, Subscription
 from eventsync.engine.gate import Outcome
 from eventsync.engine.rate_limit import RateLimit
 from eventsync.engine.store import Store
-from eventsync.errors import BusUnavailableError, EventSyncError, is_retryable
+from eventsync.errors import (
+    BusConfigError,
+    BusUnavailableError,
+    ConfigError,
+    EventSyncError,
+    is_retryable,
+)
 from eventsync.monitoring import catalogue
 from eventsync.monitoring.counters import Counters
 from eventsync.monitoring.worker_status import WorkerStatus, resident_bytes
@@ -93,6 +99,9 @@ class Worker:
         self._memory_at_first: int | None = None
         # How often the circuit has opened since the last settled message.
         self._reopened = 0
+        # Whether the store, and the broker, have accepted this worker before.
+        self._has_opened = False
+        self._has_subscribed = False
 
     @property
     def collisions(self) -> int:
@@ -109,31 +118,43 @@ class Worker:
     def run(self) -> None:
         """Settle messages and run maintenance until ``stop`` is called. Blocks.
 
-        While the broker or the store is unreachable, the worker waits and tries again.
+        While the broker or the store is unreachable, the worker waits and tries again. It also
+        waits while one of them refuses what it has accepted before, for example because a password
+        or a column was changed. Raises ``ConfigError`` if one of them refuses it from the start.
         """
         context = self._context
         self._log.info("worker started", pid=os.getpid(), broker=self.bus.shown_url)
         while not context.stopping.is_set():
             try:
                 retrying(
-                    self.store.open,
+                    self._open,
                     budget=self.options.retry_for,
                     wait=context.wait,
                     give_up=context.stopping.is_set,
                     before_wait=partial(context.log_retry, "store unreachable, retrying"),
+                    retryable=_is_outage,
                 )
                 self._consume()
-            except BusUnavailableError as error:
+            except (BusUnavailableError, BusConfigError) as error:
+                if isinstance(error, BusConfigError) and not self._has_subscribed:
+                    raise
                 context.broker_life.interrupted()
                 self.progress.error = str(error)
                 self._log.warning("broker unreachable, retrying", error=str(error))
                 context.wait(_BROKER_PAUSE)
             except (EventSyncError, OSError) as error:
-                if not is_retryable(error):
+                if not (_is_outage(error) or (self._has_opened and isinstance(error, ConfigError))):
                     raise
                 if not context.stopping.is_set():
                     self._await_store(error)
         self._log.info("worker stopped", **{str(k): n for k, n in self.outcomes.items()})
+
+    def _open(self) -> None:
+        """Open the store, and check that it answers, which some stores do not need to be opened."""
+        self.store.open()
+        if not self._has_opened:
+            self.store.ping()
+            self._has_opened = True
 
     def drain(self, *, timeout: float = _POLL) -> int:
         """Settle messages until no message arrives for ``timeout`` seconds, then run maintenance.
@@ -164,6 +185,7 @@ class Worker:
     def _consume(self) -> None:
         """Receive and settle messages, and run maintenance, until the worker shall stop."""
         subscription = self._subscribe()
+        self._has_subscribed = True
         try:
             self.maintenance.republish_lost()
             while not self._context.stopping.is_set():
@@ -263,7 +285,9 @@ class Worker:
         context, circuit = self._context, self.progress.circuit
         circuit.open(cause)
         self.progress.error = str(cause)
-        self._log.error("circuit opened: store unreachable", error=str(cause))
+        refused = isinstance(cause, ConfigError)
+        event = "circuit opened: store " + ("refuses the worker" if refused else "unreachable")
+        self._log.error(event, error=str(cause))
         self._reopened += 1
         context.wait(_REOPEN_BACKOFF.pause(self._reopened))
         try:
@@ -273,9 +297,10 @@ class Worker:
                 wait=context.wait,
                 give_up=context.stopping.is_set,
                 before_wait=lambda error, attempt, seconds: circuit.open(error),
+                retryable=_is_refused if self._has_opened else _is_outage,
             )
         except (EventSyncError, OSError) as error:
-            if context.stopping.is_set() and is_retryable(error):
+            if context.stopping.is_set() and _is_refused(error):
                 return
             raise
         circuit.close()
@@ -286,6 +311,16 @@ class Worker:
     def _probe(self) -> None:
         self.progress.circuit.probe()
         self._applier.ping()
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Return whether a store that raises ``error`` may work again without any correction."""
+    return is_retryable(error) and not isinstance(error, ConfigError)
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Return whether a store that raises ``error`` may work again, perhaps after a correction."""
+    return is_retryable(error) or isinstance(error, ConfigError)
 
 
 @contextmanager

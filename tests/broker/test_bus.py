@@ -28,6 +28,7 @@ from eventsync.envelope import batch
 from eventsync.envelope.codec import CONTENT_TYPE
 from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.errors import (
+    BusConfigError,
     BusError,
     BusUnavailableError,
     ConfigError,
@@ -496,10 +497,10 @@ def test_amqps_verifies_the_server(store):
             bus.declare(store, ["Product"])
             bus.publish("Product", [b"x"])
             ready(bus, store_queue(store), 1)
-        with pytest.raises(BusUnavailableError, match="certificate verify failed"):
+        with pytest.raises(BusConfigError, match="certificate verify failed"):
             Bus(f"amqps://guest:guest@{place}").open()
         by_number = place.replace("localhost", "127.0.0.1")
-        with pytest.raises(BusUnavailableError, match="certificate is not valid for"):
+        with pytest.raises(BusConfigError, match="certificate is not valid for"):
             Bus(f"amqps://guest:guest@{by_number}&ca={server.certificate}").open()
 
 

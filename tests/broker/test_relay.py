@@ -297,14 +297,14 @@ def test_a_broker_that_refuses_everything_is_not_tried_for_each():
 
 
 def test_serve_waits_for_an_unreachable_broker():
-    """``serve`` reconnects to an unreachable broker; a ``ConfigError`` ends it."""
+    """``serve`` reconnects after each failure; only a refusal of the first connection ends it."""
 
     class Outlet:
         name = "crm"
         errors: ClassVar = [
             BusUnavailableError("broker"),
             StoreUnavailableError("store"),
-            ConfigError("no"),
+            ConfigError("no longer"),
         ]
 
         def run_once(self):
@@ -317,11 +317,23 @@ def test_serve_waits_for_an_unreachable_broker():
             self.waits.append(timeout)
             return False
 
-    connected = []
-    with pytest.raises(ConfigError):
-        serve(Outlet(), Hasty(), connect=lambda: connected.append(1))
-    assert len(connected) == 3
-    assert Hasty.waits == [0.5, 1.0]
+    connected, stopping = [], Hasty()
+
+    def connect():
+        connected.append(1)
+        if not Outlet.errors:
+            stopping.set()
+            raise ConfigError("no longer")
+
+    serve(Outlet(), stopping, connect=connect)
+    assert len(connected) == 4
+    assert Hasty.waits == [0.5, 1.0, 2.0, 4.0]
+
+    def refused():
+        raise ConfigError("from the start")
+
+    with pytest.raises(ConfigError, match="from the start"):
+        serve(Outlet(), Hasty(), connect=refused)
 
 
 def test_pauses_grow_with_the_idle_time():

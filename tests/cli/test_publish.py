@@ -109,7 +109,7 @@ def test_a_new_record_that_lacks_a_field(cli: Cli) -> None:
     """A new record without a required field is reported, and the other lines are published."""
     lines = '{"id": 1, "city": "Oslo"}\n{"id": 2, "name": "Bob"}\n'
     ran = cli("publish", "crm", "--type", "Person", input=lines).check(1)
-    assert "standard input:1: Person '1' was put without the field 'name'" in ran.err
+    assert "standard input:1: store 'crm': Person '1' was put without the field 'name'" in ran.err
     assert sorted(people(cli)) == ["2"]
 
 

@@ -138,7 +138,7 @@ def test_check_looks_at_the_settings_of_redis(cli: Cli) -> None:
     [
         ("amqp://somebody:hidden@127.0.0.1:1//", "127.0.0.1:1"),
         ("redis://somebody:hidden@127.0.0.1:1/0", "127.0.0.1:1"),
-        ("nonsense://somebody:hidden@127.0.0.1:1//", "No such transport: nonsense"),
+        ("nonsense://somebody:hidden@127.0.0.1:1//", "its scheme is unknown"),
     ],
 )
 def test_check_names_the_broker_that_fails(cli: Cli, broker: str, said: str) -> None:

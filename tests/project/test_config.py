@@ -20,7 +20,7 @@ def test_settings_from_files(tmp_path, monkeypatch):
     (tmp_path / "eventsync_store_crm_2").write_text("sqlite:///files.db\n", encoding="utf-8")
     monkeypatch.setenv("EVENTSYNC_SECRETS_DIR", str(tmp_path))
     assert load().broker.get_secret_value() == "redis://:hunter22@files/0"
-    assert load().secrets() == ["hunter22", "hunter22"]
+    assert load().secrets() == ["hunter22"]
     assert location("crm-2", "sqlite:///default.db") == "sqlite:///files.db"
     monkeypatch.setenv("EVENTSYNC_BROKER", "redis://environment/0")
     monkeypatch.setenv("EVENTSYNC_STORE_CRM_2", "sqlite:///environment.db")

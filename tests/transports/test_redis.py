@@ -21,7 +21,7 @@ from servers.redis import RedisServer
 from transports.contract import PATIENCE, Broker, TransportContract, eventually
 
 from eventsync.broker.bus import Bus
-from eventsync.errors import BusError, BusUnavailableError, ConfigError
+from eventsync.errors import BusConfigError, BusError, BusUnavailableError, ConfigError
 from eventsync.transports.leased.message import OutboundMessage
 from eventsync.transports.redis import client as client_module
 from eventsync.transports.redis import scripts
@@ -169,7 +169,7 @@ def test_a_lasting_error_of_the_server(word: str) -> None:
     if word.startswith(("DB", "unknown")):
         answer = f"ERR {answer}"
     error = client_module._bus_error("redis://x", BaseParser.parse_error(answer))
-    assert type(error) is BusError
+    assert isinstance(error, BusConfigError)
     assert "broker URL" in error.hint or "rediscluster" in error.hint or error.hint
 
 
@@ -228,10 +228,10 @@ def test_tls(tmp_path: Path) -> None:
             broker.declare("crm")
             broker.publish("crm", "1")
             assert broker.ready("crm") == 1
-        with pytest.raises(BusUnavailableError, match="certificate verify failed"):
+        with pytest.raises(BusConfigError, match="certificate verify failed"):
             connect(url).transport.open_backend()
         by_number = f"rediss://127.0.0.1:{port}/0?ca_file={certificate}"
-        with pytest.raises(BusUnavailableError, match="certificate is not valid for"):
+        with pytest.raises(BusConfigError, match="certificate is not valid for"):
             connect(by_number).transport.open_backend()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eventsync.engine.accessor import Accessor, Write
+from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import concerns_all, item_error
 from eventsync.engine.replica import Replica
 from eventsync.errors import (
@@ -160,6 +161,16 @@ class FileAccessor(Accessor[R]):
                 self._folder.mkdir(parents=True, exist_ok=True)
         self.check_folder()
 
+    def findings(self) -> Iterator[Finding]:
+        with disk.errors(self._folder):
+            absent = not self._folder.exists() and self._create and not self.knows_records()
+        if absent:
+            text = (
+                f"the folder {self._folder} does not exist yet; a worker or `eventsync check"
+                " --create` makes it"
+            )
+            yield Finding(Level.OK, self.type.name, text, absent=True)
+
     def ping(self) -> None:
         self.check_folder()
         if not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
@@ -237,6 +248,8 @@ class FileAccessor(Accessor[R]):
         if self._index is None:
             return False
         try:
+            if self._index.missing():
+                return False  # to count would create it
             return self._index.counts(self.type.name)[Presence.PRESENT] > 0
         except ConfigError:
             return False  # the index itself is in a folder that does not exist

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Write
+from eventsync.engine.finding import Finding, Level
 from eventsync.errors import DependencyError, RecordError, RejectedError, StoreUnavailableError
 from eventsync.index import IndexTransaction
 from eventsync.records.query import Query
@@ -172,6 +173,28 @@ class SingleFileAccessor(FileAccessor[R]):
     def ensure(self) -> None:
         super().ensure()
         self._load()
+
+    def findings(self) -> Iterator[Finding]:
+        absent = list(super().findings())
+        yield from absent
+        if absent:
+            return
+        content = self._load()
+        if content.open is not None:
+            yield Finding(
+                Level.WRONG,
+                self.type.name,
+                f"{content.open}; until then no record is appended to the file, and records behind "
+                "this place may have become a part of it",
+            )
+        broken = [*content.unreadable, *content.duplicates.values()]
+        others = [error for error in broken if error is not content.open]
+        if others:
+            yield Finding(
+                Level.RISK,
+                self.type.name,
+                f"{len(others):,} records of {self._path} cannot be read, the first: {others[0]}",
+            )
 
     def ping(self) -> None:
         super().ping()

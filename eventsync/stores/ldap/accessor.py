@@ -7,12 +7,13 @@ version index outside the directory.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from string import Formatter
 from typing import Any, ClassVar, Final, Literal, TypeVar
 from uuid import UUID
 
 from eventsync.engine.accessor import Accessor
+from eventsync.engine.finding import Finding, Level
 from eventsync.errors import (
     ConfigError,
     RecordError,
@@ -143,6 +144,25 @@ class LdapAccessor(Accessor[R]):
     def ensure(self) -> None:
         self.ping()
 
+    def findings(self) -> Iterator[Finding]:
+        schema = Schema(*self._directory.schema(self._base))
+        if not schema.is_known:
+            yield Finding(
+                Level.NOTE,
+                self.type.name,
+                "this user may not read the directory's schema, so names of attributes are not "
+                "checked; let it read the subschema entry",
+            )
+        for name in self.type.keys:
+            attribute = self.view.names[name]
+            if self.type.fields[name].type is str and schema.ignores_case(attribute):
+                yield Finding(
+                    Level.NOTE,
+                    self.type.name,
+                    f"the key attribute {attribute} ignores case: of two records whose keys differ "
+                    "only in case, the later one is rejected",
+                )
+
     def ping(self) -> None:
         if self._directory.entry(self._base, ["1.1"]) is None:  # "1.1": no attribute
             raise ConfigError(
@@ -159,10 +179,9 @@ class LdapAccessor(Accessor[R]):
         Raises ``ConfigError`` if the server declares no attribute with one of the names.
         """
         if self._known is None:
-            schema = Schema(*self._directory.schema(self._base))
             self._known = AttributeNames(
                 [*self._names, *self.view.constant],
-                schema,
+                Schema(*self._directory.schema(self._base)),
                 classes=self._classes[:1],  # an entry of others need not have the other classes
                 owner=self.type.name,
             )

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
 from eventsync.errors import ConfigError, RejectedError, StoreUnavailableError
 from eventsync.stores.ldap.result import error_of
@@ -52,7 +53,11 @@ class Directory:
         timeout: float,
         page: int,
     ) -> None:
-        if not url.startswith(("ldap://", "ldaps://")) or "@" in url:
+        try:
+            sound = url.startswith(("ldap://", "ldaps://")) and urlsplit(url).port != 0
+        except ValueError:
+            sound = False  # of the port, which may be a password
+        if not sound or "@" in url:
             raise ConfigError(
                 "url= is not the URL of an LDAP server",
                 hint="pass ldap:// or ldaps:// and a host, as in ldaps://ldap.example.org; pass "

@@ -33,11 +33,12 @@ class Schema:
     """
 
     def __init__(self, types: Sequence[bytes] = (), classes: Sequence[bytes] = ()) -> None:
-        self._canonical = {
-            name.lower(): info.oid
+        self._types = {
+            name.lower(): info
             for info in _parsed(AttributeTypeInfo, types)
             for name in (info.oid, *(info.name or ()))
         }
+        self._canonical = {name: info.oid for name, info in self._types.items()}
         self._classes = {
             name.lower(): info
             for info in _parsed(ObjectClassInfo, classes)
@@ -57,6 +58,22 @@ class Schema:
         """Return a text that is the same for all names of one attribute, options included."""
         base, options = _split(name)
         return ";".join([self._canonical.get(base, base), *sorted(options)])
+
+    def ignores_case(self, name: str) -> bool:
+        """Return whether two values of an attribute that differ only in case are equal."""
+        seen: set[str] = set()
+        waiting = [_split(name)[0]]
+        while waiting:
+            base = waiting.pop()
+            info = None if base in seen else self._types.get(base)
+            seen.add(base)
+            if info is None:
+                continue
+            if info.equality:
+                # RFC 4517 names these rules caseIgnoreMatch, caseIgnoreIA5Match and so on.
+                return any("caseignore" in rule.lower() for rule in info.equality)
+            waiting += [superior.lower() for superior in info.superior or ()]
+        return False
 
     def required(self, classes: Iterable[str]) -> set[str]:
         """Return the identities of the attributes that each entry of these classes has."""

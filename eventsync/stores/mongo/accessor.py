@@ -11,6 +11,7 @@ from bson import Binary, Decimal128, ObjectId
 from pymongo import DeleteOne, UpdateOne
 
 from eventsync.engine.accessor import Accessor, Write
+from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import concerns_all, item_error
 from eventsync.errors import ConfigError, EventSyncError, RecordError, RejectedError
 from eventsync.index import Index, IndexTransaction
@@ -121,6 +122,20 @@ class MongoAccessor(Accessor[R]):
         self._check_object_ids()
         self._versions.register(self.type.name, self.collection)
         self._versions.prepare()
+
+    def findings(self) -> Iterator[Finding]:
+        lack = self.database.lacking_rights([self.collection, *self._versions.collections])
+        for name, actions in lack.items():
+            yield Finding(
+                Level.WRONG,
+                self.type.name,
+                f"this user may not {', '.join(actions)} in the collection {name!r} of "
+                f"{self.database.address}",
+                (
+                    "db.grantRolesToUser(<user>, "
+                    f'[{{role: "readWrite", db: "{self.database.name}"}}])',
+                ),
+            )
 
     def _check_object_ids(self) -> None:
         """Refuse a collection of ObjectIds for a key of text, as which they read."""

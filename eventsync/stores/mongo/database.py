@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ _OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
 )
 # A write is acknowledged when it survives a crash, and the loss of the primary of a replica set.
 _DURABLE: Final = WriteConcern(w="majority", j=True, wtimeout=10_000)
+_HOST: Final = re.compile(r"(?:[^:/?#\[\]]+|\[[^\]]*\])(?::\d+)?")
+# What a user must be allowed to do with the collections of a store.
+_ACTIONS: Final = ("find", "insert", "update", "remove", "createIndex")
 _DUPLICATE: Final = 11000
 _INVALID: Final = 121
 _FORBIDDEN: Final = frozenset({11, 13, 18, 8000})
@@ -124,7 +128,8 @@ class Database:
             self._url = place
             hosts, _, path = place.partition("://")[2].rpartition("@")[2].partition("/")
             self.name = path.partition("?")[0]
-            if not place.startswith(("mongodb://", "mongodb+srv://")) or not (hosts and self.name):
+            sound = all(_HOST.fullmatch(host) for host in hosts.split(",")) and self.name
+            if not (place.startswith(("mongodb://", "mongodb+srv://")) and sound):
                 # Nothing of the URL is shown, because the mistake may be in its password.
                 raise ConfigError(
                     "the MongoDB URL is not valid, or names no database",
@@ -299,6 +304,30 @@ class Database:
             ) from error
         except (driver.PyMongoError, OSError) as error:
             raise StoreUnavailableError(self._said(name, _brief(error))) from error
+
+    def lacking_rights(self, collections: Sequence[str]) -> dict[str, list[str]]:
+        """Return the actions that this user may not do, by collection. Changes nothing.
+
+        Empty if the server requires no login, or does not tell the rights of its users.
+        """
+        with self.errors("rights"):
+            answer = self._database().command("connectionStatus", showPrivileges=True)
+        told = answer.get("authInfo") or {}
+        privileges = told.get("authenticatedUserPrivileges")
+        if not told.get("authenticatedUsers") or not privileges:
+            return {}
+        found = {}
+        for name in collections:
+            allowed: set[str] = set()
+            for privilege in privileges:
+                place = privilege.get("resource") or {}
+                here = place.get("db", "-") in ("", self.name)
+                here = here and place.get("collection", "-") in ("", name)
+                if here or place.get("anyResource"):
+                    allowed |= set(privilege.get("actions") or ())
+            if lack := [action for action in _ACTIONS if action not in allowed]:
+                found[name] = lack
+        return found
 
     def close(self) -> None:
         """Close connections. Idempotent; a later use opens them again."""

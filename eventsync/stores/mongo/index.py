@@ -82,6 +82,16 @@ class MongoIndex(Index):
         )
         self._ready = True
 
+    @property
+    def collections(self) -> tuple[str, str]:
+        """The names of the collections of this index."""
+        return self._versions, self._marks
+
+    def missing(self) -> str:
+        if self.database.call(self._marks, lambda marks: marks.find_one({})) is not None:
+            return ""
+        return f"the version index {self.name} in {self.database.address}"
+
     def register(self, type: str, collection: str) -> None:
         """Note in which collection the records of a type are. Idempotent.
 

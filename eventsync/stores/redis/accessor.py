@@ -8,10 +8,11 @@ from itertools import islice
 from typing import Any, ClassVar, Literal, TypeVar
 
 from eventsync.engine.accessor import Accessor, Write
+from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import Done, concerns_all, isolate, item_error
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
 from eventsync.index import Index, IndexTransaction
-from eventsync.records.key import CODERS
+from eventsync.records.key import CODERS, join
 from eventsync.records.query import All, Compare, Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
@@ -25,6 +26,7 @@ from eventsync.stores.redis.index import (
 )
 from eventsync.stores.redis.pattern import KeyPattern
 from eventsync.stores.redis.replica import NewestWinsReplica
+from eventsync.stores.redis.rights import lacking
 from eventsync.stores.redis.row import PAGE, Rows
 from eventsync.stores.redis.server import Database, Server
 
@@ -148,6 +150,29 @@ class RedisAccessor(Accessor[R]):
                 hint=f"begin the pattern with a hash tag: key='{{{{{slot}}}}}:{self.pattern.text}'",
             )
         self._register()
+
+    def findings(self) -> Iterator[Finding]:
+        name = self.pattern.name(join(["0"] * len(self.type.keys)))
+        lack = lacking(self._server, [*self._commands(name), *self._versions.commands])
+        if lack:
+            words = sorted({command[0] for command in lack})
+            user = self._server.user()
+            patterns = sorted({self.pattern.glob, f"{self._versions.base}:*"})
+            rights = [*(f"~{one}" for one in patterns), *(f"+{word.lower()}" for word in words)]
+            yield Finding(
+                Level.WRONG,
+                self.type.name,
+                f"this user may not run {', '.join(words)} on the keys of {self.type.name} and of "
+                "its versions",
+                (f"ACL SETUSER {user} {' '.join(rights)}",),
+            )
+
+    def _commands(self, name: str) -> list[list[str]]:
+        """Return the commands that this accessor runs on the Redis key of a record."""
+        own = [["HMGET", name, "f"], ["HSET", name, "f", "v"], ["HDEL", name, "f"]]
+        if not self._hash:
+            own = [["GET", name], ["SET", name, "v"]]
+        return [*own, ["DEL", name], ["TYPE", name], ["SCAN", "0"]]
 
     def _register(self) -> None:
         place = f"{'hash' if self._hash else 'json'} {self.pattern.text}"

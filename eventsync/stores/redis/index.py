@@ -186,6 +186,35 @@ class RedisIndex(Index):
         self.server.call("HSETNX", name, _BORN, uuid4().hex)
         self._born = self.load_mark(_BORN)
 
+    @property
+    def base(self) -> str:
+        """The beginning of the names of all keys of this index."""
+        return self._base
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The commands that this index runs, each with the name of one of its keys."""
+        name = f"{self._base}:version:x"
+        return [
+            ["EVALSHA", "0", "0"],
+            ["HGET", name, "f"],
+            ["HSET", name, "f", "v"],
+            ["HSETNX", name, "f", "v"],
+            ["HDEL", name, "f"],
+            ["ZADD", name, "0", "m"],
+            ["ZREM", name, "m"],
+            ["ZCARD", name],
+            ["ZRANGEBYLEX", name, "-", "+"],
+            ["XADD", name, "*", "f", "v"],
+            ["XDEL", name, "0-1"],
+            ["XRANGE", name, "-", "+"],
+        ]
+
+    def missing(self) -> str:
+        if self.server.call("EXISTS", f"{self._base}:records"):
+            return ""
+        return f"the version index {self._base} at {self.server.address}"
+
     def read_entries(self, type: str, keys: Sequence[str]) -> dict[str, Entry]:
         """Return the entries of those of ``keys`` that have one."""
         if not keys:

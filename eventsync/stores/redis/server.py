@@ -98,6 +98,8 @@ _CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
 )
 # Up to version 6, the error of a command in a script is a part of the error of the script.
 _IN_SCRIPT: Final = re.compile(r": -([A-Z]+) ")
+# Since version 7, a missing right within a script has no code.
+_DENIED_TO_SCRIPT: Final = "The user executing the script can't"
 _PAGE: Final = 1000
 
 
@@ -192,6 +194,10 @@ class Server:
             return {}
         return dict(answer)
 
+    def user(self) -> str:
+        """Return the name of the user of this client."""
+        return str(self._options().get("username") or "default")
+
     def close(self) -> None:
         """Close connections. Idempotent; a later use opens them again."""
         if self._own:
@@ -232,6 +238,8 @@ def code_of(error: Exception) -> str:
     if not isinstance(error, exceptions.ResponseError):
         return ""
     text = str(error)
+    if _DENIED_TO_SCRIPT in text:
+        return "NOPERM"
     nested = _IN_SCRIPT.search(text)
     word = nested[1] if nested else text.partition(" ")[0]
     return word if word.isalpha() and word.isupper() else ""

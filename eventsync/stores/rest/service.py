@@ -112,8 +112,12 @@ class Service:
         allow: Iterable[str] = (),
         ca_file: str | os.PathLike[str] | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            sound = False  # of the port, which may be a part of a password
+        if not sound:
             raise ConfigError(
                 "the URL of a REST service must begin with http:// or https:// and name a host"
             )

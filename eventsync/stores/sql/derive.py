@@ -22,7 +22,7 @@ __all__ = ["derive", "field_type", "reflect"]
 def reflect(engine: sa.Engine, table: str, schema: str | None) -> sa.Table:
     """Return the table as the database describes it. Raises ``ConfigError`` if there is none."""
     dialect = dialect_of(engine)
-    with errors(table, dialect), warnings.catch_warnings():
+    with errors(table, dialect, engine.url), warnings.catch_warnings():
         # SQLAlchemy warns of types it does not know; their values are read as text.
         warnings.simplefilter("ignore", sa.exc.SAWarning)
         try:

@@ -240,6 +240,15 @@ class Dialect(ABC):
         """Return the sequences that number other columns than these and that this user lacks."""
         return []
 
+    def stuck_sequences(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[tuple[str, str, bool]]:
+        """Return the sequences of these columns that eventsync cannot advance.
+
+        Each with its column, and whether a right is all that this user lacks.
+        """
+        return []
+
     def user(self, connection: sa.Connection) -> str:
         """Return this user's name as GRANT takes it."""
         return "CURRENT_USER"

@@ -57,9 +57,14 @@ def open_engine(database: str | sa.Engine) -> sa.Engine:
         options = {} if scheme.startswith("sqlite") else {"pool_pre_ping": True}
         try:
             engine = sa.create_engine(f"{scheme}://{rest}", **options)
-        except sa.exc.ArgumentError as error:
+            if "@" in (engine.url.host or ""):
+                raise ValueError("the password contains an unencoded @")
+        except (sa.exc.ArgumentError, ValueError):
+            # Nothing of the URL is shown, because the mistake may be in its password.
             raise ConfigError(
-                f"not a database URL: {error}", hint="write it like sqlite:////srv/data/crm.db"
+                "the database URL is not valid",
+                hint="write it like postgresql://user:password@host:5432/crm, with the signs "
+                ":/?#[]@ of user and password percent-encoded, or like sqlite:////srv/data/crm.db",
             ) from None
         except ImportError as error:
             extra = _DRIVERS.get(scheme.partition("+")[0], ("", "sql"))[1]
@@ -127,8 +132,8 @@ def errors(what: str, dialect: Dialect, url: sa.URL | None = None) -> Iterator[N
             named = f"{text}; database URL {url.render_as_string()}" if url else text
             raise ConfigError(
                 named,
-                hint="correct the user, password or database in the store's URL, or grant this "
-                "user the right",
+                hint="correct the user, password, database or certificates in the store's URL, or "
+                "grant this user the right",
             ) from error
         raise (RejectedError if fault is Fault.REJECTED else StoreUnavailableError)(text) from error
 

@@ -117,6 +117,7 @@ def inspect_table(
     table = Table(view, engine, dialect, name, schema)
     with dialect.connected(engine) as connection:
         yield from _rights(dialect, connection, engine, table.found, list(table.columns), about)
+        yield from _numbering(dialect, connection, table, about)
     yield from _columns(table, name, about)
     yield from _behaviour(table, name, about)
     yield from inspect_order(table, engine, dialect, about)
@@ -152,6 +153,26 @@ def _rights(
             f"this user lacks USAGE on {', '.join(sequences)}, which numbers rows of"
             f" {table.name!r}",
             tuple(f"GRANT USAGE ON SEQUENCE {one} TO {user};" for one in sequences),
+        )
+
+
+def _numbering(
+    dialect: Dialect, connection: sa.Connection, table: Table, about: str
+) -> Iterator[Finding]:
+    """Find sequences that stay behind the numbers which eventsync writes."""
+    name, schema = str(table.found.name), table.found.schema
+    for column, sequence, grantable in dialect.stuck_sequences(
+        connection, name, schema, list(table.columns)
+    ):
+        user = dialect.user(connection)
+        remedy = "grant SELECT and UPDATE on it" if grantable else "advance it yourself"
+        yield Finding(
+            Level.RISK,
+            about,
+            f"eventsync cannot advance the sequence {sequence}, which numbers {name}.{column}:"
+            " after a record of another store the application's own INSERT may take a number that"
+            f" is in use, and fail; {remedy}",
+            (f"GRANT SELECT, UPDATE ON SEQUENCE {sequence} TO {user};",) if grantable else (),
         )
 
 

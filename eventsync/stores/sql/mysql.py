@@ -150,6 +150,8 @@ class Mysql(Dialect):
 
     def fault(self, error: Exception) -> Fault:
         number = error.args[0] if error.args else 0
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return Fault.ACCESS
         fault = FAULTS.get(number)
         if fault is not None:
             return fault
@@ -249,6 +251,24 @@ class Mysql(Dialect):
                         raise
         self.raw(connection).rollback()
         return lacking
+
+    def stuck_sequences(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[tuple[str, str, bool]]:
+        # AUTO_INCREMENT advances itself; a sequence of MariaDB, named in a DEFAULT, does not.
+        with self.raw(connection).cursor() as cursor:
+            cursor.execute(
+                "SELECT column_name, column_default FROM information_schema.columns"
+                " WHERE table_schema = coalesce(%s, database()) AND table_name = %s"
+                " AND column_default LIKE 'nextval(%%'",
+                (schema, table),
+            )
+            found = cursor.fetchall()
+        return [
+            (column, str(default)[len("nextval(") :].rstrip(")"), False)
+            for column, default in found
+            if column in columns
+        ]
 
     def user(self, connection: sa.Connection) -> str:
         user, _, host = str(

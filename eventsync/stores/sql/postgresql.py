@@ -241,6 +241,7 @@ _LOGIN: Final = re.compile(
     r"password authentication failed|no password supplied|authentication failed for user"
     r"|(?:database|role) \".*\" does not exist|no such (?:database|user)"
     r"|no pg_hba.conf entry|permission denied for database|not permitted to log in"
+    r"|certificate verify failed|root certificate file|server certificate for|SSL was required"
 )
 _CAUSES: Final = 10
 """How many causes of an error are looked at; they can form a circle."""
@@ -250,17 +251,25 @@ _LOCK_TIMEOUT: Final = (
     "SELECT set_config('lock_timeout', '5s', {}) WHERE current_setting('lock_timeout') = '0'"
 )
 
-# The sequences that number the rows of a table, by column, as far as this user may advance them.
-_SEQUENCES = r"""
-SELECT attname, name FROM (
+# The sequences that number the rows of a table, by column.
+_NUMBERED = r"""
+FROM (
     SELECT a.attname, coalesce(
         pg_get_serial_sequence(%s, a.attname),
         substring(pg_get_expr(d.adbin, d.adrelid) FROM $$^nextval\('(.*)'::regclass\)$$)) AS name
     FROM pg_attribute a
     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     WHERE a.attrelid = %s::regclass AND a.attname = ANY(%s)) AS numbered
-WHERE name IS NOT NULL AND has_sequence_privilege(name::regclass, 'UPDATE')
-    AND has_sequence_privilege(name::regclass, 'SELECT')"""
+JOIN pg_sequence ON seqrelid = name::regclass"""
+# Whether this user may advance a sequence.
+_MAY_ADVANCE = (
+    "(has_sequence_privilege(seqrelid, 'UPDATE') AND has_sequence_privilege(seqrelid, 'SELECT'))"
+)
+_SEQUENCES = f"SELECT attname, name {_NUMBERED} WHERE {_MAY_ADVANCE}"
+_STUCK = (
+    f"SELECT attname, name, seqincrement > 0 {_NUMBERED}"
+    f" WHERE seqincrement <= 0 OR NOT {_MAY_ADVANCE}"
+)
 _ADVANCE = (
     "SELECT setval(s.seqrelid::regclass, least(n.top, s.seqmax)) FROM pg_sequence s, {} q,"
     " (SELECT %s::bigint AS top) n WHERE s.seqrelid = %s::regclass AND s.seqincrement > 0"
@@ -473,6 +482,13 @@ class Postgresql(Dialect):
             {"table": name, "columns": list(columns)},
         )
         return [str(sequence) for (sequence,) in found]
+
+    def stuck_sequences(
+        self, connection: sa.Connection, table: str, schema: str | None, columns: Sequence[str]
+    ) -> list[tuple[str, str, bool]]:
+        name = ".".join(_quoted(part) for part in (schema, table) if part)
+        found = self.raw(connection).execute(_STUCK, (name, name, list(columns)))
+        return [(column, sequence, upward) for column, sequence, upward in found]
 
     def user(self, connection: sa.Connection) -> str:
         return _quoted(self.raw(connection).execute("SELECT current_user").fetchone()[0])

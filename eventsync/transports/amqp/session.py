@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Final
 
 import amqp
 
-from eventsync.errors import BusError, BusUnavailableError, ConfigError
+from eventsync.errors import BusConfigError, BusError, BusUnavailableError, ConfigError
 from eventsync.transports.amqp.connection import LOST, REFUSED, connection
 from eventsync.transports.amqp.url import Endpoint
 from eventsync.transports.keep_alive import KeepAliveThread
@@ -127,6 +128,12 @@ class Session:
                 if wire is None or wire.connected:
                     raise  # a programming error; the driver raises it only after losing its socket
                 raise BusUnavailableError(f"{what}: the connection to RabbitMQ is lost") from error
+            except ssl.SSLCertVerificationError as error:
+                self.drop()
+                raise BusConfigError(
+                    f"{what}: the certificate is not trusted: {error}",
+                    hint="name the authority that issued it as ca= in the broker URL",
+                ) from error
             except LOST as error:
                 if isinstance(error, TimeoutError):
                     self._read_reason()
@@ -157,13 +164,23 @@ class Session:
         self._blocked = False
 
 
+# The refusals that last until somebody changes the configuration.
+_LASTING: Final[dict[type[Exception], str]] = {
+    amqp.AccessRefused: "correct the user and password in the broker URL, or give the user the "
+    "rights to configure, write and read",
+    amqp.NotAllowed: "correct the virtual host in the broker URL, or give the user access to it",
+    amqp.PreconditionFailed: "the queue or exchange exists with other properties; delete it when "
+    "it is empty",
+}
+
+
 def _refusal(what: str, error: Exception) -> BusError:
     if "delivery acknowledgement" in str(error):
         return BusUnavailableError(
             f"{what}: a message was not acknowledged for longer than RabbitMQ allows: {error}",
             hint="raise the server's consumer_timeout, or lower prefetch and batch",
         )
-    hint = ""
-    if isinstance(error, amqp.PreconditionFailed):
-        hint = "the queue or exchange exists with other properties; delete it when it is empty"
-    return BusError(f"{what}: RabbitMQ refuses the request: {error}", hint=hint)
+    hint = next((hint for kind, hint in _LASTING.items() if isinstance(error, kind)), None)
+    if hint is not None:
+        return BusConfigError(f"{what}: RabbitMQ refuses the request: {error}", hint=hint)
+    return BusError(f"{what}: RabbitMQ refuses the request: {error}")

@@ -8,6 +8,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from eventsync.errors import ConfigError
+from eventsync.transports.credential import masked
 
 __all__ = ["SCHEMES", "Endpoint"]
 
@@ -46,9 +47,19 @@ class Endpoint:
     def parse(cls, url: str) -> Endpoint:
         """Return the endpoint of an AMQP URL.
 
-        Raises ``ConfigError`` if a setting in the query is unknown or has a wrong value.
+        Raises ``ConfigError`` if the URL is wrong, or a setting in its query is unknown or has a
+        wrong value.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            # Nothing of the error is shown, because the mistake may be in the password.
+            raise ConfigError(
+                f"the broker URL {masked(url)!r} is wrong",
+                hint="write amqp://user:password@host:5672/vhost, with the signs :/?#[]@ of user "
+                "and password percent-encoded",
+            ) from None
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         times = {
             name: _seconds(name, query.pop(name, default)) for name, default in _SETTINGS.items()
@@ -65,7 +76,7 @@ class Endpoint:
         host = parts.hostname or "localhost"
         arguments: dict[str, Any] = {
             "hostname": host,
-            "port": parts.port or (5671 if secure else 5672),
+            "port": port or (5671 if secure else 5672),
             "userid": unquote(parts.username or "guest"),
             "password": unquote(parts.password or "guest"),
             "virtual_host": unquote(parts.path.removeprefix("/")) or "/",

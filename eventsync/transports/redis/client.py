@@ -17,7 +17,7 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from eventsync.errors import BusError, BusUnavailableError
+from eventsync.errors import BusConfigError, BusError, BusUnavailableError
 from eventsync.transports.redis.scripts import Script
 from eventsync.transports.redis.url import RedisSettings
 
@@ -61,6 +61,11 @@ _LASTING: tuple[tuple[str, str], ...] = (
     ("NOAUTH", "give the user and password in the broker URL"),
     ("WRONGPASS", "correct the user and password in the broker URL"),
     ("NOPERM", "give the user in the broker URL the right to run scripts and commands of streams"),
+    # Since Redis 7, this is what a script gets.
+    (
+        "The user executing the script can't",
+        "give the user in the broker URL the right to run commands of streams",
+    ),
     ("DENIED", "set a password for the server, or bind it to the address that clients use"),
     ("CROSSSLOT", "use a rediscluster:// URL"),
     ("MOVED", "use a rediscluster:// URL"),
@@ -169,10 +174,18 @@ def _client(settings: RedisSettings) -> Any:
     return redis.Redis(host=host, port=port, **options)
 
 
+def _is_untrusted(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _bus_error(place: str, error: Exception) -> BusError:
     text = str(error)
     if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
-        return BusError(
+        return BusConfigError(
             f"the Redis server {place} refuses these credentials: {text}",
             hint="correct the user and password in the broker URL",
         )
@@ -182,6 +195,11 @@ def _bus_error(place: str, error: Exception) -> BusError:
             return BusUnavailableError(
                 f"the Redis server {place} refuses a command for now: {text or word}", hint=meaning
             )
+    if _is_untrusted(error):
+        return BusConfigError(
+            f"the Redis server {place} has a certificate that is not trusted: {text}",
+            hint="name the authority that issued it as ca_file= in the broker URL",
+        )
     if isinstance(
         error,
         redis.ConnectionError | redis.TimeoutError | exceptions.RedisClusterException | OSError,
@@ -193,9 +211,9 @@ def _bus_error(place: str, error: Exception) -> BusError:
     for word, hint in _LASTING:
         if word in text or isinstance(error, _CLASSES.get(word, ())):
             said = text if word in text else f"{word} {text}"
-            return BusError(f"the Redis server {place} refuses a command: {said}", hint=hint)
+            return BusConfigError(f"the Redis server {place} refuses a command: {said}", hint=hint)
     if "WRONGTYPE" in text:
-        return BusError(
+        return BusConfigError(
             f"the Redis server {place} holds data of another program under the broker's keys: "
             f"{text}",
             hint="choose another prefix in the broker URL",

@@ -8,11 +8,12 @@ import redis
 from kombu.connection import Connection
 
 from eventsync.errors import BusError, BusUnavailableError
+from eventsync.transports.credential import masked
 from eventsync.transports.leased.backend import Backend
 from eventsync.transports.leased.transport import LeasedTransport
 from eventsync.transports.redis.backend import RedisBackend
 from eventsync.transports.redis.client import RedisClient
-from eventsync.transports.redis.url import ALIASES, RedisSettings, masked
+from eventsync.transports.redis.url import ALIASES, RedisSettings
 
 __all__ = ["RedisSettings", "RedisTransport", "advice", "connect"]
 

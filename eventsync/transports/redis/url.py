@@ -1,7 +1,4 @@
-"""The URL of a Redis server and the settings in it.
-
-This module does not import the client library. So a URL can be masked without that library.
-"""
+"""The URL of a Redis server and the settings in it. Does not import the client library."""
 
 from __future__ import annotations
 
@@ -10,9 +7,10 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from eventsync.errors import ConfigError
+from eventsync.transports.credential import masked
 from eventsync.transports.leased.backend import LeaseSettings
 
-__all__ = ["ALIASES", "SCHEMES", "RedisSettings", "masked"]
+__all__ = ["ALIASES", "SCHEMES", "RedisSettings"]
 
 # URL schemes, and the schemes that kombu gets instead. kombu would take the part before a plus sign
 # for the name of a transport.
@@ -125,23 +123,15 @@ class RedisSettings(LeaseSettings):
         return f"{self.service} of sentinels {hosts}" if self.service else hosts
 
 
-def masked(url: str, mask: str = "**") -> str:
-    """Return ``url`` with its password replaced by ``mask``. Accepts any text and never raises."""
-    scheme, separator, rest = url.partition("://")
-    # The last `@`, so that a password that contains an unencoded `@` is hidden, too.
-    credentials, at, place = rest.rpartition("@")
-    if not at:
-        return url
-    username, colon, _ = credentials.partition(":")
-    return f"{scheme}{separator}{username}{colon}{mask if colon else ''}@{place}"
-
-
 def _address(text: str, default: int) -> tuple[str, int]:
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
         port = rest.removeprefix(":")
     else:
         host, _, port = text.partition(":")
+    if port and not port.isdecimal():
+        # The port is not shown, because it may be a password: redis://user:password
+        raise ValueError("the port is not a number")
     number = int(port) if port else default
     if not 0 < number < 65536:
         raise ValueError(f"the port {number} is not between 1 and 65535")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from eventsync.database_file import DatabaseFile
-from eventsync.errors import BusError, BusUnavailableError
+from eventsync.errors import BusConfigError, BusError, BusUnavailableError
 
 __all__ = ["BrokerFile"]
 
@@ -54,7 +54,7 @@ class BrokerFile(DatabaseFile):
             schema_version=schema_version,
             schema=create_tables,
             unavailable=BusUnavailableError,
-            invalid=BusError,
+            invalid=BusConfigError,
             repair="stop everything, save a copy, and try the `.recover` command of sqlite3",
             timeout=busy_timeout,
             synchronous=synchronous,
