@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from eventsync.changes.change import Change
-from eventsync.engine.isolation import Done, concerns_all, isolate, record_error
+from eventsync.engine.isolation import Done, isolate, record_error
 from eventsync.engine.replica import Encode, Replica
 from eventsync.errors import RecordError, SuspiciousReadError
 from eventsync.index import Index, Presence
 from eventsync.records.query import Query
 from eventsync.values.chunk import chunked
 
-__all__ = ["ALLOWED_DELETES", "Capture", "Unreadable"]
+__all__ = ["ALLOWED_DELETES", "SLICE", "Capture", "Unreadable"]
 
 ALLOWED_DELETES: Final = 0.5
 """The share of the known records of a type that may be missing by default."""
@@ -26,7 +26,8 @@ Unreadable: TypeAlias = Callable[[RecordError], None] | None
 ``None`` means that the first such error is raised.
 """
 
-_CHUNK: Final = 1000
+SLICE: Final = 1000
+"""How many records a capture compares at a time by default."""
 
 
 class Capture:
@@ -52,8 +53,13 @@ class Capture:
         whole_every: float,
         deletes: float,
         unreadable: Unreadable,
+        count: int = SLICE,
     ) -> Iterator[list[Change]]:
-        """Capture the foreign writes to the records of one type. Yield the changes in chunks.
+        """Capture the foreign writes to the records of one type, in slices of ``count`` records.
+
+        Yields the changes of each slice, often none. Between two slices nothing is locked, and the
+        caller may write to the store or pause. A record that is missing is captured as a delete
+        only after all slices were read without an error and the record was looked for again.
 
         ``encode``: makes the envelopes for the outbox; ``None`` to put nothing there.
         ``whole_every``: if all records were read during the last ``whole_every`` seconds, read only
@@ -63,18 +69,23 @@ class Capture:
         name = replica.type.name
         started = self._monotonic()
         if started - self._all_read_at.get(name, -math.inf) < whole_every:
-            recent = self._search_recent(replica, encode, unreadable, deletes)
+            recent = self._search_recent(replica, encode, unreadable, deletes, count)
             if recent is not None:
                 yield from recent
                 return
         seen: set[str] = set()
-        for keys in chunked(_keys(replica, unreadable), _CHUNK):
+        for keys in chunked(_keys(replica, unreadable), count):
             seen.update(keys)
             yield self._compare(replica, keys, encode, unreadable, deletes=deletes)
         if not replica.accessor.forgets:
-            missing = self._missing(replica, seen)
+            missing: list[str] = []
+            known = self._index.entries(name, presence=Presence.PRESENT)
+            for number, entries in enumerate(chunked(known, count)):
+                if number:
+                    yield []
+                missing += _absent(replica, [key for key, _ in entries if key not in seen])
             self._check_deletes(replica, len(missing), deletes)
-            for keys in chunked(missing, _CHUNK):
+            for keys in chunked(missing, count):
                 yield self._compare(replica, keys, encode, unreadable, deletes=1.0)
         self._all_read_at[name] = started
 
@@ -123,7 +134,12 @@ class Capture:
         return changes
 
     def _search_recent(
-        self, replica: Replica, encode: Encode | None, unreadable: Unreadable, deletes: float
+        self,
+        replica: Replica,
+        encode: Encode | None,
+        unreadable: Unreadable,
+        deletes: float,
+        count: int,
     ) -> Iterator[list[Change]] | None:
         """Return an iterator that captures the records that changed since the last search.
 
@@ -146,20 +162,12 @@ class Capture:
         keys, next_mark = changed
 
         def captured() -> Iterator[list[Change]]:
-            for chunk in chunked(keys, _CHUNK):
+            for chunk in chunked(keys, count):
                 yield self._compare(replica, chunk, encode, reporting, deletes=deletes)
             if not errors and next_mark != mark:
                 self._index.save_mark(mark_name, next_mark)
 
         return captured()
-
-    def _missing(self, replica: Replica, seen: set[str]) -> list[str]:
-        """Return the keys of the records that the index has and the store no longer has.
-
-        ``seen``: the keys that were found in the store.
-        """
-        entries = self._index.entries(replica.type.name, presence=Presence.PRESENT)
-        return [key for key, _ in entries if key not in seen and not _exists(replica, key)]
 
     def _check_deletes(self, replica: Replica, missing: int, deletes: float) -> None:
         """Raise ``SuspiciousReadError`` if more records are missing than ``deletes`` allows.
@@ -175,8 +183,10 @@ class Capture:
         raise SuspiciousReadError(
             f"store {self._name!r}: {missing} of {known} known records of type {type} are "
             "missing; this looks like a failed read, so none of them was deleted elsewhere",
-            hint="if the records were really deleted, repeat the command with --allow-deletes, "
-            "or the call with deletes=1.0; to fill the store again, run eventsync sync",
+            hint="to fill the store again, run: "
+            f"eventsync sync --to {self._name} --records {type}; "
+            "if somebody really deleted these records, run: "
+            f"eventsync sync --from {self._name} --records {type} --allow-deletes",
         )
 
 
@@ -186,11 +196,14 @@ def _keys(replica: Replica, unreadable: Unreadable) -> Iterator[str]:
     return (record.key for record in replica.accessor.find(query))
 
 
-def _exists(replica: Replica, key: str) -> bool:
-    """Return whether the store holds the record with this key. An unreadable record counts."""
-    try:
-        return replica.accessor.get(key) is not None
-    except Exception as error:
-        if concerns_all(error):
-            raise
-        return True
+def _absent(replica: Replica, keys: Sequence[str]) -> list[str]:
+    """Return those of ``keys`` whose records the store should hold and does not hold.
+
+    A record that cannot be read is not absent.
+    """
+    return [
+        key
+        for part in isolate(keys, replica.absent)
+        if isinstance(part, Done)
+        for key in part.result
+    ]
