@@ -15,6 +15,7 @@ from eventsync.engine.accessor import Accessor
 from eventsync.engine.apply import Limits, Settled, apply
 from eventsync.engine.gate import Outcome
 from eventsync.engine.isolation import Failed, concerns_all, isolate, item_error
+from eventsync.engine.refill import loss_of, note_filled
 from eventsync.engine.store import Store
 from eventsync.errors import EventSyncError
 from eventsync.records.query import Filter, Query
@@ -95,6 +96,9 @@ class Synchronization:
             done += len(keys)
             self.progress(SyncProgress(source.name, type, done, max(total, done)))
         index.save_mark(mark, "")
+        if not where.fields and loss_of(source, type) is None:
+            for target in targets:
+                note_filled(target, type)
 
     def compare(
         self, source: Store, accessor: Accessor[Any], targets: Sequence[Store], where: Filter

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from eventsync.engine.accessor import Accessor, Puts, Write
 from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import concerns_all, item_error
+from eventsync.engine.replica import MOST_DELETES
 from eventsync.errors import (
     ConfigError,
     DependencyError,
@@ -23,7 +24,7 @@ from eventsync.errors import (
     StoreUnavailableError,
     shown,
 )
-from eventsync.index import Entry, Index, IndexTransaction, UndoneError
+from eventsync.index import Entry, Index, IndexTransaction, Presence, UndoneError
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
@@ -259,6 +260,16 @@ class SqlAccessor(Accessor[R]):
                 about,
                 create=self._create,
             )
+
+    def loss(self) -> str | None:
+        known = self.index.scan(self.type.name, presence=Presence.PRESENT, limit=MOST_DELETES + 1)
+        if len(known) <= MOST_DELETES:
+            return None
+        with self._errors(), self.dialect.connected(self.engine) as connection:
+            statement = f"SELECT 1 FROM {self._table.name} LIMIT 1"
+            if connection.exec_driver_sql(statement).first() is not None:
+                return None
+        return f"the table {self._table_name} is empty, which held records of {self.type.name}"
 
     def ping(self) -> None:
         with self._errors(), self.dialect.connected(self.engine) as connection:
