@@ -56,7 +56,8 @@ def scraped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scraped")
     with Bus(f"sqlite:///{folder / 'broker.db'}") as bus, Spool(folder / "spool.db") as spool:
         bus.declare("crm", ["Product"])
-        store = Store("crm", Moody(Product), publisher=Bus("redis://127.0.0.1:1/0")).open()
+        away = Bus("redis://127.0.0.1:1/0")
+        store = Store("crm", Moody(Product), publisher=away, capture_every=60.0).open()
         store.add(Product(id=1, name="a"))
         first = Change(
             type="Product", key="2", op=PUT, version=store.clock.tick(), data={"name": 2}
