@@ -120,9 +120,7 @@ class Supervisor:
         }
         try:
             while not self._signals:
-                for child in self._children:
-                    self._check(child)
-                self._report_state()
+                self.step()
                 time.sleep(_POLL)
             return self._stop()
         finally:
@@ -133,6 +131,15 @@ class Supervisor:
                 self._close_lifeline(child)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+    def step(self) -> None:
+        """Look after each process once: start it, read its reports, notice its end. Do not block.
+
+        ``run`` calls this method again and again.
+        """
+        for child in self._children:
+            self._check(child)
+        self._report_state()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
