@@ -211,9 +211,18 @@ def test_a_worker_that_crashes_again_and_again_is_seen(place: Place) -> None:
     assert_fine(place)
 
 
+def has_noted_progress() -> bool:
+    """Return whether the worker has noted its progress in the index of its store."""
+    with sqlite3.connect("crm.db", timeout=30) as connection:
+        query = "SELECT count(*) FROM eventsync_mark WHERE name = 'worker/progress'"
+        (count,) = connection.execute(query).fetchone()
+    connection.close()
+    return bool(count)
+
+
 def test_a_store_that_does_not_apply_although_work_waits_is_seen(place: Place) -> None:
     """The worker process is suspended; what waits for it is told in each place."""
-    eventually(lambda: Path("state").is_dir() and bool(place.status()), what="status")
+    eventually(has_noted_progress)
     (pid,) = place.pids()
     os.kill(pid, signal.SIGSTOP)
     try:
