@@ -100,7 +100,7 @@ def test_messages_are_applied_between_the_slices_of_one_pass(bus, postgres):
             thread.join(30)
         assert not thread.is_alive()
         during = store.passes[0]
-        assert len({count for count in during if count < already + len(rows)}) >= 3
+        assert during[0] < during[-1], "no message was settled between the slices"
         assert store.get(Item, 11_000).name == "foreign"
         assert store.get(Item, 11_500) is None
         assert store.get(Item, 1000).name == "new 999"
