@@ -30,7 +30,7 @@ The hierarchy::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -249,6 +249,16 @@ class SuspiciousReadError(StoreError):
     """A read returned so few of the known records that the read itself has probably failed."""
 
     reason = "suspicious-read"
+
+    @classmethod
+    def of(cls, errors: Sequence[SuspiciousReadError]) -> SuspiciousReadError:
+        """Return the only one of ``errors``, or one error that says what all of them say."""
+        if len(errors) == 1:
+            return errors[0]
+        return cls(
+            "; ".join(error.message for error in errors),
+            hint="; ".join(error.hint for error in errors),
+        )
 
 
 class BusError(EventSyncError):

@@ -131,9 +131,12 @@ def _store(store: Store, *, create: bool) -> Iterator[Finding]:
     except EventSyncError as error:
         yield Finding(Level.WRONG, about, str(error))
     else:
+        from eventsync.engine.refill import how_to_fill, loss_of  # slow to import
+
         for accessor in store.accessors.values():
-            if (loss := accessor.loss()) is not None:
-                yield Finding(Level.WRONG, about, f"{loss}; {_refill(store)}")
+            if (loss := loss_of(store, accessor.type.name)) is not None:
+                told = f"{loss}; {how_to_fill(store, accessor.type.name)}"
+                yield Finding(Level.WRONG, about, told)
             elif not any(store.index.counts(accessor.type.name).values()):
                 yield Finding(
                     Level.NOTE,

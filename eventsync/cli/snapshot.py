@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventsync.cli.health import ask, parse_url
-from eventsync.monitoring.backlog import BacklogMonitor, Poller
-from eventsync.monitoring.worker_status import read_states
+from eventsync.monitoring.backlog import BacklogMonitor, Poller, stall_of
+from eventsync.monitoring.health import problem_text
+from eventsync.monitoring.worker_status import read_crashes, read_states
 
 if TYPE_CHECKING:
     from eventsync.cli.deployment import Deployment
@@ -85,8 +86,8 @@ class Snapshot:
     """The state of a deployment at one moment.
 
     ``at``: the time of the snapshot, in seconds since the epoch. ``broker``: whether the broker is
-    reachable. ``problems``: a text for each source that could not be read, and the error of each
-    store whose circuit breaker is open.
+    reachable. ``problems``: a text for each source that could not be read, for each open circuit
+    breaker, for each worker that crashes again and again, and for each problem of a store.
     """
 
     at: float
@@ -120,6 +121,9 @@ class Sampler:
         }
         self._stopping = threading.Event()
         self._reported_stores: set[str] = set()
+        # The problems that workers report, and the workers that crash.
+        self._told: list[str] = []
+        self._stall_after = settings.stall_after
         self._before: dict[tuple[str, int, float], tuple[float, int]] = {}
 
     @property
@@ -162,8 +166,22 @@ class Sampler:
             snapshot.stores.append(self._store(name, [w for w in workers if w.store == name], now))
         snapshot.problems += [look.error for look in self._endpoints.values() if look.error]
         errors = (f"{w.store}: circuit breaker open: {w.error}" for w in workers if w.error)
-        snapshot.problems += dict.fromkeys(errors)
+        snapshot.problems += dict.fromkeys([*errors, *self._told, *self._stalls(now)])
         return snapshot
+
+    def _stalls(self, now: float) -> Iterator[str]:
+        for name, look in self._survey.stores.items():
+            queue, outbox = (self._survey.broker.answer or {}).get(name), look.answer
+            if queue is not None and outbox is not None:
+                stall = stall_of(
+                    queue.work,
+                    None if queue.oldest is None else now - queue.oldest,
+                    outbox.progress_at,
+                    now=now,
+                    stall_after=self._stall_after,
+                )
+                if stall is not None:
+                    yield f"{name}: {stall}"
 
     def _store(self, name: str, workers: list[WorkerSnapshot], now: float) -> StoreSnapshot:
         store = StoreSnapshot(name)
@@ -193,11 +211,18 @@ class Sampler:
         found: dict[tuple[str, int, float], WorkerSnapshot] = {}
         states = [] if self._folder is None else [("", s) for s in read_states(self._folder)]
         self._reported_stores = set()
+        crashes = [] if self._folder is None else read_crashes(self._folder)
         for look in self._endpoints.values():
             for where, body in look.answer or ():
                 self._reported_stores.update(body["stores"])
+                crashes += body["crashes"]
                 states += [(where, state) for state in body["workers"]]
         moment = time.monotonic()
+        self._told = [f"{crash['store']}: {crash['text']}" for crash in crashes] + [
+            problem_text(state["store"], problem)
+            for _, state in states
+            for problem in state["problems"]
+        ]
         for where, state in states:
             worker = _worker(where, state)
             # The key is unique: an endpoint and a state file may report the same worker.

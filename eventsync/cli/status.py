@@ -57,8 +57,12 @@ def status(deployment: Deployment, as_json: JsonOption = False) -> int:
       circuit    the circuit breaker: open while the store is unreachable
       since      how long the circuit breaker has been in this state
 
+    Problems, on standard error: a store that lost its records, a capture that is blocked, a worker
+    that crashes again and again, and messages that wait while no worker makes progress for
+    EVENTSYNC_STALL_AFTER seconds. Workers and their problems are known with EVENTSYNC_STATE_DIR.
+
     The exit code is 78 if a store or the broker refuses access, 69 if one is unreachable, and 1 if
-    there are dead letters.
+    there are dead letters or problems. A capture that only takes long does not count.
 
     Examples:
       eventsync status
@@ -74,7 +78,8 @@ def status(deployment: Deployment, as_json: JsonOption = False) -> int:
         return CONFIG
     if any("error" in part for found in stores.values() for part in (found, found["queues"])):
         return UNAVAILABLE
-    return FOUND_WRONG if any(found["queues"].get("dead") for found in stores.values()) else OK
+    wrong = any(found["queues"].get("dead") or _counting(found) for found in stores.values())
+    return FOUND_WRONG if wrong else OK
 
 
 @dataclass(slots=True)
@@ -100,10 +105,46 @@ def _store(deployment: Deployment, store: Store, failures: _Failures) -> dict[st
         found["outbox"], found["outbox_oldest"] = backlog.waiting, backlog.oldest
         with store.errors():
             found["types"] = {name: _records(store, name, failures) for name in store.accessors}
+            found["problems"] = _problems(deployment, store, found)
     except (StoreUnavailableError, ConfigError, OSError) as error:
         failures.is_refused |= isinstance(error, ConfigError)
         found["error"] = str(error)
     return found
+
+
+def _problems(deployment: Deployment, store: Store, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the problems of a store for JSON, each with ``kind``, ``type`` and ``text``."""
+    from eventsync.monitoring.backlog import progress_of, stall_of
+    from eventsync.monitoring.worker_status import read_crashes
+
+    problems = [problem for state in found.get("workers", ()) for problem in state["problems"]]
+    reported = {(problem["kind"], problem["type"]) for problem in problems}
+    for name, counts in found["types"].items():
+        loss = counts.pop("loss")
+        if loss and not reported & {("loss", name), ("guard", name)}:
+            problems.append({"kind": "loss", "type": name, "text": loss})
+    queues, settings = found["queues"], deployment.settings
+    stall = stall_of(
+        queues.get("ready", 0),
+        queues.get("oldest"),
+        progress_of(store),
+        now=time.time(),
+        stall_after=settings.stall_after,
+    )
+    if stall is not None:
+        problems.append({"kind": "stall", "type": "", "text": stall})
+    crashes = read_crashes(settings.state_dir) if settings.state_dir else []
+    problems += [
+        {"kind": "crash", "type": "", "text": crash["text"]}
+        for crash in crashes
+        if crash["store"] == store.name
+    ]
+    return list({str(problem): problem for problem in problems}.values())
+
+
+def _counting(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the problems that make the command fail."""
+    return [one for one in found.get("problems", ()) if one["kind"] != "overrun"]
 
 
 def _queues(deployment: Deployment, store: str, failures: _Failures) -> dict[str, Any]:
@@ -130,11 +171,13 @@ def _queues(deployment: Deployment, store: str, failures: _Failures) -> dict[str
 
 
 def _records(store: Store, name: str, failures: _Failures) -> dict[str, Any]:
+    from eventsync.engine.refill import how_to_fill, loss_of
     from eventsync.index import Presence
 
     accessor = store.accessors[name]
     counts = store.index.counts(name)
     found: dict[str, Any] = {
+        "loss": None,
         "here": counts[Presence.PRESENT],
         "pending": counts[Presence.PENDING],
         "away": counts[Presence.FILTERED_OUT],
@@ -143,6 +186,8 @@ def _records(store: Store, name: str, failures: _Failures) -> dict[str, Any]:
     noted = store.unreadable_records.count(name)
     unreadable: list[RecordError] = []
     try:
+        loss = loss_of(store, name)
+        found["loss"] = loss and f"{loss}; {how_to_fill(store, name)}"
         held = store.count(accessor.record_class, unreadable=unreadable.append)
         found["new"] = max(0, held - counts[Presence.PRESENT])
     except (StoreUnavailableError, OSError):
@@ -165,6 +210,8 @@ def _is_absent(accessor: Accessor[Any]) -> bool:
 
 
 def _print(stores: dict[str, dict[str, Any]]) -> None:
+    from eventsync.monitoring.health import problem_text
+
     queues = []
     for name, found in stores.items():
         state = found["queues"]
@@ -205,6 +252,8 @@ def _print(stores: dict[str, dict[str, Any]]) -> None:
         for part in (found, found["queues"], *found.get("types", {}).values()):
             if "error" in part:
                 warn(f"{name}: {part['error']}")
+        for problem in found.get("problems", ()):
+            warn(problem_text(name, problem))
         if found["queues"].get("declared") is False:
             warn(f"{name}: there is no queue yet; eventsync worker {name} creates it")
 

@@ -171,6 +171,7 @@ def _supervise(
     listen: str | None,
 ) -> int:
     from eventsync.monitoring.worker_group import WorkerGroup
+    from eventsync.monitoring.worker_status import StateFile
     from eventsync.worker.supervisor import Supervisor
 
     commands = {}
@@ -189,9 +190,21 @@ def _supervise(
     given = {f"EVENTSYNC_{name.upper()}": value for name, value in deployment.given.items()}
     environment = {**os.environ, **given, "EVENTSYNC_LISTEN": ""}  # the supervisor listens
     group = WorkerGroup()
-    supervisor = Supervisor(commands, environment=environment, grace=settings.grace, observer=group)
-    with listening(deployment, listen, group, [deployment.store(name) for name in stores]):
-        return supervisor.run()
+    folder = settings.state_dir
+    state = StateFile(folder, group, name="supervisor") if folder else None
+    supervisor = Supervisor(
+        commands,
+        environment=environment,
+        grace=settings.grace,
+        observer=group,
+        each=state.write if state else lambda: None,
+    )
+    try:
+        with listening(deployment, listen, group, [deployment.store(name) for name in stores]):
+            return supervisor.run()
+    finally:
+        if state is not None:
+            state.remove()
 
 
 def log_to_stderr(level: LogLevel, settings: Settings) -> None:

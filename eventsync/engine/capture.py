@@ -16,7 +16,7 @@ from eventsync.index import Index, Presence
 from eventsync.records.query import Query
 from eventsync.values.chunk import chunked
 
-__all__ = ["ALLOWED_DELETES", "Capture", "Unreadable"]
+__all__ = ["ALLOWED_DELETES", "SLICE", "Capture", "Unreadable"]
 
 ALLOWED_DELETES: Final = 0.5
 """The share of the known records of a type that may be missing by default."""
@@ -27,7 +27,8 @@ Unreadable: TypeAlias = Callable[[RecordError], None] | None
 ``None`` means that the first such error is raised.
 """
 
-_CHUNK: Final = 1000
+SLICE: Final = 1000
+"""How many records a capture compares at a time by default."""
 
 
 class Capture:
@@ -55,8 +56,13 @@ class Capture:
         deletes: float,
         unreadable: Unreadable,
         notice: Notice | None = None,
+        count: int = SLICE,
     ) -> Iterator[list[Change]]:
-        """Capture the foreign writes to the records of one type. Yield the changes in chunks.
+        """Capture the foreign writes to the records of one type, in slices of ``count`` records.
+
+        Yields the changes of each slice, often none. Between two slices nothing is locked, and the
+        caller may write to the store or pause. A record that is missing is captured as a delete
+        only after all slices were read without an error and the record was looked for again.
 
         ``encode``: makes the envelopes for the outbox; ``None`` to put nothing there.
         ``whole_every``: if all records were read during the last ``whole_every`` seconds, read only
@@ -67,23 +73,30 @@ class Capture:
         name = replica.type.name
         started = self._monotonic()
         if started - self._all_read_at.get(name, -math.inf) < whole_every:
-            recent = self._search_recent(replica, encode, unreadable, deletes, notice)
+            recent = self._search_recent(replica, encode, unreadable, deletes, notice, count)
             if recent is not None:
                 yield from recent
                 return
         seen: set[str] = set()
         reading = self._notes.reading(name, report=unreadable, notice=notice)
         report = None if unreadable is None else reading
-        for keys in chunked(_keys(replica, report), _CHUNK):
+        for keys in chunked(_keys(replica, report), count):
             seen.update(keys)
             yield self._compare(replica, keys, encode, report, deletes=deletes)
             reading.save()
-        missing = self._missing(replica, seen | reading.found.keys(), reading)
+        missing: list[str] = []
+        if not replica.accessor.forgets:
+            known = self._index.entries(name, presence=Presence.PRESENT)
+            for number, entries in enumerate(chunked(known, count)):
+                if number:
+                    yield []
+                unseen = [k for k, _ in entries if k not in seen and k not in reading.found]
+                missing += _absent(replica, unseen, reading)
         reading.read_known(replica.accessor)
         reading.save(whole=True)
         if not replica.accessor.forgets:
             self._check_deletes(replica, len(missing), deletes)
-            for keys in chunked(missing, _CHUNK):
+            for keys in chunked(missing, count):
                 yield self._compare(replica, keys, encode, unreadable, deletes=1.0)
         self._all_read_at[name] = started
 
@@ -143,6 +156,7 @@ class Capture:
         unreadable: Unreadable,
         deletes: float,
         notice: Notice | None,
+        count: int,
     ) -> Iterator[list[Change]] | None:
         """Return an iterator that captures the records that changed since the last search.
 
@@ -163,7 +177,7 @@ class Capture:
         keys = list(dict.fromkeys([*keys, *reading.keys]))
 
         def captured() -> Iterator[list[Change]]:
-            for chunk in chunked(keys, _CHUNK):
+            for chunk in chunked(keys, count):
                 yield self._compare(replica, chunk, encode, report, deletes=deletes)
                 reading.save(read=chunk)
             reading.save()
@@ -171,18 +185,6 @@ class Capture:
                 self._index.save_mark(mark_name, next_mark)
 
         return captured()
-
-    def _missing(self, replica: Replica, seen: set[str], reading: Reading) -> list[str]:
-        """Return the keys of the records that the index has and the store no longer has.
-
-        ``seen``: the keys that were found in the store. Returns none for a store that ``forgets``.
-        """
-        accessor = replica.accessor
-        if accessor.forgets:
-            return []
-        entries = self._index.entries(replica.type.name, presence=Presence.PRESENT)
-        unseen = (key for key, _ in entries if key not in seen)
-        return [key for key in unseen if not reading.holds(accessor, key)]
 
     def _check_deletes(self, replica: Replica, missing: int, deletes: float) -> None:
         """Raise ``SuspiciousReadError`` if more records are missing than ``deletes`` allows.
@@ -198,8 +200,10 @@ class Capture:
         raise SuspiciousReadError(
             f"store {self._name!r}: {missing} of {known} known records of type {type} are "
             "missing; this looks like a failed read, so none of them was deleted elsewhere",
-            hint="if the records were really deleted, repeat the command with --allow-deletes, "
-            "or the call with deletes=1.0; to fill the store again, run eventsync sync",
+            hint="to fill the store again, run: "
+            f"eventsync sync --to {self._name} --records {type}; "
+            "if somebody really deleted these records, run: "
+            f"eventsync sync --from {self._name} --records {type} --allow-deletes",
         )
 
 
@@ -213,3 +217,17 @@ def _keys(replica: Replica, unreadable: Unreadable) -> Iterator[str]:
     """Yield the keys of all records in the store. Call ``unreadable`` for unreadable records."""
     query = Query.parse(replica.type, None, unreadable=unreadable)
     return (record.key for record in replica.accessor.find(query))
+
+
+def _absent(replica: Replica, keys: Sequence[str], reading: Reading) -> list[str]:
+    """Return those of ``keys`` whose records the store should hold and does not hold.
+
+    A record that cannot be read is not absent; ``reading`` takes in its error.
+    """
+    absent: list[str] = []
+    for part in isolate(keys, replica.absent):
+        if isinstance(part, Done):
+            absent += part.result
+        else:
+            reading.refused(part)
+    return absent

@@ -13,7 +13,7 @@ from eventsync.engine.completion import complete
 from eventsync.engine.publisher import Publisher
 from eventsync.engine.store import Store
 from eventsync.engine.synchronize import Synchronization, SyncProgress, SyncReport
-from eventsync.errors import ConfigError, FilterError, RecordError
+from eventsync.errors import ConfigError, FilterError, RecordError, SuspiciousReadError
 from eventsync.records.query import Filter
 from eventsync.records.record import Record
 
@@ -270,8 +270,9 @@ class StoreRegistry:
         - ``progress``: called after each batch of records.
 
         Raises ``ConfigError`` if there are ``problems()`` or a store name is unknown. Raises
-        ``FilterError`` if ``data`` is not a valid filter, ``SuspiciousReadError`` as
-        ``Store.capture`` does, and ``StoreUnavailableError`` if a store is unreachable.
+        ``FilterError`` if ``data`` is not a valid filter, and ``StoreUnavailableError`` if a store
+        is unreachable. Raises ``SuspiciousReadError`` as ``Store.capture`` does, after all other
+        types were copied.
         """
         self.check()
         wanted = None if record_types is None else {t.__record__.name for t in record_types}
@@ -285,15 +286,24 @@ class StoreRegistry:
             progress=progress,
         )
         run = synchronization.compare if dry_run else synchronization.copy
+        # A source that is named is captured, even if no other store holds the type.
+        capture_only = not dry_run and sources is not None and targets is None
+        suspicious: list[SuspiciousReadError] = []
         for source in from_stores:
             for type, accessor in source.accessors.items():
                 into = [s for s in to_stores if s is not source and type in s.accessors]
-                if into and (wanted is None or type in wanted):
-                    where = Filter.parse(data, accessor.type)
+                if not (into or capture_only) or (wanted is not None and type not in wanted):
+                    continue
+                where = Filter.parse(data, accessor.type)
+                try:
                     with source.errors():  # those of a target name the target already
                         run(source, accessor, into, where)
+                except SuspiciousReadError as error:
+                    suspicious.append(error)
         if not dry_run:
             synchronization.retry_held()
             for target in to_stores:
                 complete(target, self)
+        if suspicious:
+            raise SuspiciousReadError.of(suspicious)
         return synchronization.report

@@ -284,6 +284,20 @@ class Replica:
         return {key: replace(entry, echo=echo)}
 
     @_until_done
+    def absent(self, keys: Sequence[str]) -> list[str]:
+        """Return those of ``keys`` that the index calls present and the store does not hold.
+
+        Changes nothing. Raises the error of a record that cannot be read.
+        """
+        with self._begin() as work:
+            entries, rows = self.accessor.read_with_entries(keys, work.transaction)
+        return [
+            key
+            for key, entry in entries.items()
+            if entry.presence is Presence.PRESENT and key not in rows
+        ]
+
+    @_until_done
     def forget_missing(self, keys: Sequence[str], *, deletes: float) -> int:
         """Make an emptied store take its missing records again, and return how many.
 
@@ -332,16 +346,16 @@ class Replica:
         ``missing``: how many of the records that were read are missing. The store may lack others
         that were not read, so its records are counted.
         """
-        allowed = self.allowed_deletes(deletes)
-        if not missing or self.accessor.forgets or allowed == math.inf:
+        if not missing or self.accessor.forgets or deletes >= 1.0:
             return 0
+        allowed = self.allowed_deletes(deletes)
         missing = max(missing, self.lacking)
         if missing <= allowed:
             known = self.index.counts(self.type.name)[Presence.PRESENT]
-            missing = max(missing, known - self._count())
+            missing = max(missing, known - self.count())
         return missing if missing > allowed else 0
 
-    def _count(self) -> int:
+    def count(self) -> int:
         """Return how many records the store holds, unreadable ones included."""
         unreadable: list[RecordError] = []
         query = Query.parse(self.type, None, unreadable=unreadable.append)

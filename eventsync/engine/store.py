@@ -11,14 +11,20 @@ from typing import Any, TypeVar, overload
 from eventsync.changes.change import Change, make_bodies
 from eventsync.changes.clock import Clock, Version
 from eventsync.engine.accessor import Accessor
-from eventsync.engine.capture import ALLOWED_DELETES, Capture
+from eventsync.engine.capture import ALLOWED_DELETES, SLICE, Capture
 from eventsync.engine.joined_store import JoinedStore
 from eventsync.engine.publisher import Backlog, Publisher
 from eventsync.engine.replica import Replica
 from eventsync.engine.replica_set import ReplicaSet
 from eventsync.engine.unreadable import Notice, UnreadableKeys, UnreadableNotes, states_of
 from eventsync.envelope import codec
-from eventsync.errors import BusUnavailableError, ConfigError, RecordError, in_store
+from eventsync.errors import (
+    BusUnavailableError,
+    ConfigError,
+    RecordError,
+    SuspiciousReadError,
+    in_store,
+)
 from eventsync.index import FileIndex, Index, Outgoing, Presence
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -50,6 +56,9 @@ class Store:
       that reads all records finds deletes.
     - ``rate``: how many changes a second all workers of one ``eventsync worker`` command together
       apply at most; ``None`` for no limit.
+    - ``refill``: whether the store's worker fills the store from the other stores, at its first
+      start and after it was emptied, for example a cache. Set this only if the other stores
+      together hold all records: what is missing here is then not taken for deleted.
 
     Use the store as a context manager to open and close it. As thread-safe as its accessors.
     Raises ``ConfigError`` if the name is invalid, or if there is no accessor, two accessors of one
@@ -66,6 +75,7 @@ class Store:
         capture_every: float | None = None,
         capture_whole_every: float = 600.0,
         rate: float | None = None,
+        refill: bool = False,
     ) -> None:
         if not name or not all(c.isalnum() or c in "_-" for c in name):
             raise ConfigError(
@@ -82,6 +92,7 @@ class Store:
         self.capture_every = capture_every
         self.capture_whole_every = capture_whole_every
         self.rate = rate
+        self.refill = refill
         self.publish_error: BusUnavailableError | None = None
         """The error of the last attempt to publish; ``None`` if the attempt succeeded."""
         self.accessors: dict[str, Accessor[Any]] = {}
@@ -406,8 +417,12 @@ class Store:
         publisher: Publisher | None = None,
         unreadable: Callable[[RecordError], None] | None = None,
         notice: Notice | None = None,
+        count: int = SLICE,
     ) -> Iterator[list[Change]]:
-        """Find foreign writes, give each a new version and publish it. Yield the changes in chunks.
+        """Find foreign writes, give each a new version and publish it, in slices of records.
+
+        Yields the changes of each slice, often none. Between two slices nothing is locked, so the
+        caller may write to the store, pause, or give up.
 
         - ``record_type``: the type of the records to read; ``None`` for all types of the store.
         - ``whole``: whether to read all records. If false, read only the records that changed since
@@ -415,19 +430,22 @@ class Store:
           does not know which records changed, or if the last read of all records was more than
           ``capture_whole_every`` seconds ago.
         - ``deletes``: the share of the known records of a type that may be missing, from 0 to 1. If
-          more records are missing, and more than ten, ``SuspiciousReadError`` is raised and nothing
-          is deleted, because the read may have failed.
+          more records are missing, and more than ten, no record of that type is deleted, because
+          the read may have failed. ``SuspiciousReadError`` is raised after the other types were
+          captured.
         - ``publisher``: the publisher to use; by default the store's own.
         - ``unreadable``: called with the error of each record that cannot be read. Such a record is
           skipped, noted in ``unreadable_records``, and does not count as missing. If ``None``, the
           error is raised.
         - ``notice``: called once for each record that turns unreadable; again when its error
           changes, and when it is readable again or gone (see ``Notice``).
+        - ``count``: how many records to compare at a time.
 
         Idempotent.
         """
         publisher = publisher or self.publisher
         whole_every = 0.0 if whole else self.capture_whole_every
+        suspicious: list[SuspiciousReadError] = []
         for type in self._types(record_type):
             found = self._capture.search(
                 self.replicas[type],
@@ -436,12 +454,19 @@ class Store:
                 deletes=deletes,
                 unreadable=unreadable,
                 notice=notice,
+                count=count,
             )
+            try:
+                with self.errors():
+                    for changes in found:
+                        if changes:
+                            self._try_flush(publisher)
+                        yield changes
+            except SuspiciousReadError as error:
+                suspicious.append(error)
+        if suspicious:
             with self.errors():
-                for changes in found:
-                    if changes:
-                        self._try_flush(publisher)
-                    yield changes
+                raise SuspiciousReadError.of(suspicious)
 
     def note_unreadable(self, type: str) -> None:
         """Read all records of a type, and note those that cannot be read. Publishes nothing.

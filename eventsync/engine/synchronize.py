@@ -17,6 +17,7 @@ from eventsync.engine.accessor import Accessor
 from eventsync.engine.apply import Limits, Settled, apply
 from eventsync.engine.gate import Outcome
 from eventsync.engine.isolation import Failed, concerns_all, isolate
+from eventsync.engine.refill import loss_of, note_filled
 from eventsync.engine.store import Store
 from eventsync.engine.unreadable import UnreadableKeys, error_of, states_of
 from eventsync.errors import RecordError, UnreadableError
@@ -112,6 +113,9 @@ class Synchronization:
             done += len(keys)
             self.progress(SyncProgress(source.name, type, done, max(total, done)))
         index.save_mark(mark, "")
+        if not where.fields and loss_of(source, type) is None:
+            for target in targets:
+                note_filled(target, type)
 
     def retry_held(self) -> None:
         """Copy the held records again, until no target takes another one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,16 @@ from eventsync.broker.spool import Spool, SpoolState
 from eventsync.engine.publisher import Backlog
 from eventsync.engine.store import Store
 from eventsync.errors import BusUnavailableError, EventSyncError
+from eventsync.monitoring.worker_status import PROGRESS_MARK
 
-__all__ = ["BacklogMonitor", "OutboxBacklog", "Poller", "QueueBacklog"]
+__all__ = [
+    "BacklogMonitor",
+    "OutboxBacklog",
+    "Poller",
+    "QueueBacklog",
+    "progress_of",
+    "stall_of",
+]
 
 T = TypeVar("T")
 # The pause between two polls, in seconds.
@@ -104,6 +113,37 @@ class QueueBacklog:
     since: float | None
 
 
+def stall_of(
+    waiting: int,
+    oldest: float | None,
+    progress_at: float | None,
+    *,
+    now: float,
+    stall_after: float,
+) -> str | None:
+    """Return what shows that messages wait and no worker makes progress, else ``None``.
+
+    ``waiting``: how many messages wait. ``oldest``: how long the oldest one has waited, in seconds;
+    ``None`` if the transport does not report it. ``progress_at``: when a worker last noted its
+    progress in the store's index; ``None`` for never. ``stall_after``: after so many seconds
+    without progress it counts as a stall.
+    """
+    if not waiting or (oldest is None and progress_at is None):
+        return None
+    silence = math.inf if progress_at is None else now - progress_at
+    if min(silence, math.inf if oldest is None else oldest) <= stall_after:
+        return None
+    since = "no worker has run yet" if progress_at is None else f"for {silence:,.0f} s"
+    none = since if progress_at is None else f"none was settled {since}"
+    return f"{waiting:,} messages wait, and {none}"
+
+
+def progress_of(store: Store) -> float | None:
+    """Return when a worker of ``store`` last noted its progress in the index of the store."""
+    mark = store.index.load_mark(PROGRESS_MARK)
+    return float(mark) if mark else None
+
+
 @dataclass(slots=True, frozen=True)
 class OutboxBacklog:
     """The number of unpublished changes in an outbox or spool.
@@ -111,7 +151,7 @@ class OutboxBacklog:
     ``oldest``: when the oldest waiting change was made. ``since``: when this change was first seen
     as the oldest one. Both in seconds since the epoch; ``None`` if no change waits. ``bytes``: the
     bytes in use in a spool; ``None`` for an outbox. ``unreadable``: how many records of each type
-    the store of the outbox holds and cannot read.
+    the store of the outbox holds and cannot read. ``progress_at``: see ``progress_of``.
     """
 
     waiting: int
@@ -119,6 +159,7 @@ class OutboxBacklog:
     since: float | None
     bytes: int | None = None
     unreadable: Mapping[str, int] = field(default_factory=dict)
+    progress_at: float | None = None
 
 
 class BacklogMonitor:
@@ -149,7 +190,7 @@ class BacklogMonitor:
 
         def of_store(store: Store) -> Callable[[], OutboxBacklog]:
             return lambda: replace(
-                self._outbox(store.name, store.backlog()),
+                self._outbox(store.name, store.backlog(), progress_of(store)),
                 unreadable={type: store.unreadable_records.count(type) for type in store.accessors},
             )
 
@@ -208,7 +249,9 @@ class BacklogMonitor:
             since=self._waiting_since.get(store),
         )
 
-    def _outbox(self, name: str, state: Backlog | SpoolState) -> OutboxBacklog:
+    def _outbox(
+        self, name: str, state: Backlog | SpoolState, progress_at: float | None = None
+    ) -> OutboxBacklog:
         now, before = self._now(), self._outboxes.get(name)
         oldest = since = None
         if state.oldest is not None:
@@ -216,5 +259,6 @@ class BacklogMonitor:
             if before is not None and before.oldest is not None and before.since is not None:
                 since = before.since if abs(before.oldest - oldest) < _TOLERANCE else now
         size = state.bytes if isinstance(state, SpoolState) else None
-        backlog = self._outboxes[name] = OutboxBacklog(state.waiting, oldest, since, size)
+        backlog = OutboxBacklog(state.waiting, oldest, since, size, progress_at=progress_at)
+        self._outboxes[name] = backlog
         return backlog

@@ -87,6 +87,12 @@ LAG: Final = Metric(
 STARTS: Final = Metric(
     "eventsync_worker_starts_total", "counter", "Processes started by the supervisor.", _WORKER
 )
+OVERRUNS: Final = Metric(
+    "eventsync_capture_overruns_total",
+    "counter",
+    "Captures that could not begin because the last one was under way.",
+    ("store",),
+)
 COUNTED: Final = {
     metric.name: metric
     for metric in (
@@ -100,6 +106,7 @@ COUNTED: Final = {
         BATCH_DURATION,
         LAG,
         STARTS,
+        OVERRUNS,
     )
 }
 """The counters and histograms whose values ``Counters`` keeps, by name."""
@@ -140,6 +147,15 @@ STORE_UP: Final = Metric(
     "gauge",
     "Whether the store answered when it was last asked.",
     ("store",),
+)
+PROBLEM: Final = Metric(
+    "eventsync_problem",
+    "gauge",
+    "1 while a worker of the store reports the problem, else 0.",
+    (*_TYPED, "kind"),
+)
+CAPTURE_SECONDS: Final = Metric(
+    "eventsync_capture_seconds", "gauge", "How long the last whole capture took.", ("store",)
 )
 WORKERS: Final = Metric("eventsync_workers", "gauge", "Running worker processes.", ("store",))
 CIRCUIT: Final = Metric(

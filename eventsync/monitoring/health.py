@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from eventsync.monitoring.backlog import BacklogMonitor
 from eventsync.monitoring.circuit_breaker import CircuitState
+from eventsync.monitoring.problem import ProblemKind
 from eventsync.monitoring.worker_group import WorkerGroup
 
-__all__ = ["Health"]
+__all__ = ["Health", "problem_text"]
 
 
 class Health:
@@ -52,8 +53,9 @@ class Health:
     def progress(self) -> list[str]:
         """Return the reasons why workers or relays make no progress; an empty list if they do.
 
-        The reasons are an unreachable broker or store, open circuits, and messages or changes that
-        have waited for more than ``stall_after`` seconds.
+        The reasons are an unreachable broker or store, open circuits, messages or changes that have
+        waited for more than ``stall_after`` seconds, workers that crash again and again, and the
+        problems of the stores. An overrun of the capture is no reason.
         """
         reasons = self._unreachable()
         queues, now = self._backlog.broker.answer or {}, self._now()
@@ -86,7 +88,8 @@ class Health:
                         f"{name}: {outbox.waiting:,} changes wait to be published, and none was "
                         f"published for {stalled_for:.0f} s"
                     )
-        return reasons
+        reasons += [f"{crash.store}: {crash}" for crash in self._workers.crashes()]
+        return reasons + list(dict.fromkeys(self._problems()))
 
     def to_json(self) -> dict[str, Any]:
         """Return the state of broker, queues, outboxes and workers as a dict for ``json.dumps``.
@@ -122,7 +125,14 @@ class Health:
             "workers": [
                 {"worker": name, **state} for name, state in self._workers.states().items()
             ],
+            "crashes": self._workers.to_json()["crashes"],
         }
+
+    def _problems(self) -> Iterator[str]:
+        for state in self._workers.states().values():
+            for problem in state["problems"]:
+                if problem["kind"] != ProblemKind.OVERRUN:
+                    yield problem_text(state["store"], problem)
 
     def _unreachable(self) -> list[str]:
         error = self._backlog.broker.error
@@ -132,6 +142,12 @@ class Health:
 
     def _states_of(self, store: str) -> list[dict[str, Any]]:
         return [state for state in self._workers.states().values() if state["store"] == store]
+
+
+def problem_text(store: str, problem: Mapping[str, Any]) -> str:
+    """Return the text of a problem in a worker's state, with the names of store and type."""
+    about = f"{store}: {problem['type']}: " if problem["type"] else f"{store}: "
+    return f"{about}{problem['text']}"
 
 
 def _is_closed(state: dict[str, Any]) -> bool:

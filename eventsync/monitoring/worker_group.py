@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from eventsync.broker.broker_life import Broker
 from eventsync.engine.gate import Outcome
 from eventsync.monitoring import catalogue
 from eventsync.monitoring.counters import Counters
 from eventsync.monitoring.counting_publisher import CountingPublisher
+from eventsync.monitoring.problem import ProblemKind
 from eventsync.monitoring.worker_status import WorkerStatus
 
-__all__ = ["StatusReporter", "WorkerGroup"]
+__all__ = ["Crash", "StatusReporter", "WorkerGroup"]
+
+
+CRASHES: Final = 3
+"""After so many failures in a row, a worker counts as one that crashes again and again."""
+CRASH_WINDOW: Final = 60.0
+"""A worker that has run for so many seconds no longer counts as one."""
+
+
+@dataclass(slots=True, frozen=True)
+class Crash:
+    """A worker process that ended with an error.
+
+    ``failures``: how often in a row. ``code``: the last exit code. ``at``: when it ended last, in
+    seconds since the epoch.
+    """
+
+    worker: str
+    store: str
+    failures: int
+    code: int
+    at: float
+
+    def __str__(self) -> str:
+        return (
+            f"worker {self.worker} has ended {self.failures} times in a row, the "
+            f"last time with exit code {self.code}; its log says why"
+        )
 
 
 class WorkerGroup:
@@ -27,15 +57,23 @@ class WorkerGroup:
     """
 
     def __init__(
-        self, counters: Counters | None = None, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        counters: Counters | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.counters = counters or Counters()
         self._monotonic = monotonic
+        self._now = now
         self._lock = threading.Lock()
         self._stores: list[str] = []
+        self.possible_problems: list[tuple[str, str, str]] = []
+        """The store, record type and kind of each problem that a worker may report."""
         self._local: dict[str, WorkerStatus] = {}
         # The last report of each worker in another process, with the monotonic time of its arrival.
         self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._crashes: dict[str, Crash] = {}
         # When an ended worker of each store last settled a message, by store name.
         self._settled_at: dict[str, float] = {}
 
@@ -51,6 +89,11 @@ class WorkerGroup:
         counter appeared with its first count, a monitoring system would not see an increase.
         """
         self._stores.append(store)
+        types = list(types)
+        for kind in ProblemKind:
+            of_all = ("",) if kind is ProblemKind.OVERRUN else types
+            self.possible_problems += [(store, type, str(kind)) for type in of_all]
+        self.counters.add(catalogue.OVERRUNS, 0, store)
         self.counters.add(catalogue.MESSAGES, 0, store)
         for type in (*types, catalogue.OTHER):
             self.counters.add(catalogue.COLLISIONS, 0, store, type)
@@ -90,6 +133,41 @@ class WorkerGroup:
             if state is not None and state["applied_at"] is not None:
                 before = self._settled_at.get(state["store"], 0.0)
                 self._settled_at[state["store"]] = max(before, state["applied_at"])
+
+    def restarting(self, worker: str, code: int, failures: int) -> None:
+        """Note that a worker process ended, and how often in a row it ended with an error.
+
+        ``code``: its exit code. ``failures``: 0 if it ended without an error.
+        """
+        with self._lock:
+            if failures:
+                self._crashes[worker] = Crash(
+                    worker, worker.rpartition("-")[0], failures, code, self._now()
+                )
+            else:
+                self._crashes.pop(worker, None)
+
+    def crashes(self) -> list[Crash]:
+        """Return the workers that end with an error again and again, by their last end.
+
+        A worker that has run for a minute since, or that settled a message, is left out.
+        """
+        with self._lock:
+            crashes, reports = list(self._crashes.values()), dict(self._reports)
+        found = []
+        for crash in crashes:
+            _, state = reports.get(crash.worker, (0.0, None))
+            works = state is not None and (
+                state["applied_at"] is not None or self._now() - state["started"] > CRASH_WINDOW
+            )
+            if crash.failures >= CRASHES and not works:
+                found.append(crash)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the crashes as the content of a supervisor's state file."""
+        crashes = [{**asdict(crash), "text": str(crash)} for crash in self.crashes()]
+        return {"pid": os.getpid(), "crashes": crashes}
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Return the state of each running worker by worker name.

@@ -10,12 +10,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol
 
 from eventsync.errors import ConfigError
 from eventsync.monitoring.circuit_breaker import CircuitBreaker
+from eventsync.monitoring.problem import Problems
 
-__all__ = ["StateFile", "WorkerStatus", "read_states", "resident_bytes"]
+__all__ = [
+    "PROGRESS_MARK",
+    "StateFile",
+    "WorkerStatus",
+    "read_crashes",
+    "read_states",
+    "resident_bytes",
+]
+
+PROGRESS_MARK: Final = "worker/progress"
+"""The mark in a store's index that says when a worker last settled a message of the store, or found
+its queue empty, in seconds since the epoch."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -54,6 +66,12 @@ class WorkerStatus:
         empty."""
         self.error = ""
         """The last error of the store or the broker; cleared when a message is settled."""
+        self.problems = Problems()
+        """The problems of the store, as this worker sees them."""
+        self.capture_seconds: float | None = None
+        """How long the last whole pass of the capture took; ``None`` if none has ended."""
+        self.progress_at: float | None = None
+        """When the worker last settled a message or found its queue empty."""
         self._now = now
         self._monotonic = monotonic
         self.started = now()
@@ -73,9 +91,18 @@ class WorkerStatus:
         """Record that ``messages`` more messages were settled and no message is in hand."""
         self.messages += messages
         self.in_hand = 0
-        self.applied_at = self._now()
+        self.applied_at = self.progress_at = self._now()
         self.error = ""
         self.beat()
+
+    def idle(self) -> None:
+        """Record that no message waits in the queue."""
+        self.oldest = None
+        self.progress_at = self._now()
+
+    def captured(self, seconds: float) -> None:
+        """Record that a pass of the capture has ended, which took so many seconds."""
+        self.capture_seconds = seconds
 
     @property
     def silence(self) -> float:
@@ -106,22 +133,34 @@ class WorkerStatus:
             "lag": round(self.lag, 3),
             "outcomes": {str(name): count for name, count in self.outcomes.copy().items()},
             "circuit": self.circuit.to_json(),
+            "problems": self.problems.to_json(),
+            "capture_seconds": self.capture_seconds,
             "error": self.error,
             "memory": resident_bytes(),
         }
 
 
+class Reporting(Protocol):
+    """What a state file shows."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the state as a dict for ``json.dumps``, with the process id as ``pid``."""
+
+
 class StateFile:
     """The file ``worker-STORE-PID.json`` with the status of one worker.
 
-    Each write replaces the file atomically.
+    Each write replaces the file atomically. ``name``: the beginning of another file name; a
+    supervisor writes ``supervisor-PID.json``.
     """
 
-    def __init__(self, folder: Path, status: WorkerStatus) -> None:
+    def __init__(self, folder: Path, status: Reporting, *, name: str = "") -> None:
         """Create ``folder`` if it does not exist.
 
         Raises ``ConfigError`` if the folder cannot be created.
         """
+        if isinstance(status, WorkerStatus):
+            name = name or f"worker-{status.store}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -130,7 +169,7 @@ class StateFile:
                 hint="name another folder in EVENTSYNC_STATE_DIR",
             ) from error
         self._status = status
-        self.path = folder / f"worker-{status.store}-{os.getpid()}.json"
+        self.path = folder / f"{name}-{os.getpid()}.json"
 
     def write(self) -> None:
         """Write the current status. Raises ``OSError`` if the file cannot be written."""
@@ -148,7 +187,19 @@ class StateFile:
 
 def read_states(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the status of each running worker that has a state file in ``folder``."""
-    for path in sorted(folder.glob("worker-*.json")):
+    return _read(folder, "worker-*.json")
+
+
+def read_crashes(folder: Path) -> list[dict[str, Any]]:
+    """Return the crashes that the running supervisors report in ``folder``.
+
+    See ``WorkerGroup.crashes``.
+    """
+    return [one for state in _read(folder, "supervisor-*.json") for one in state["crashes"]]
+
+
+def _read(folder: Path, pattern: str) -> Iterator[dict[str, Any]]:
+    for path in sorted(folder.glob(pattern)):
         with contextlib.suppress(FileNotFoundError, ValueError):
             # Suppressed: a worker may remove its file meanwhile, and another program may have
             # written a file with such a name.
@@ -159,7 +210,7 @@ def read_states(folder: Path) -> Iterator[dict[str, Any]]:
 
 def remove_dead(folder: Path) -> None:
     """Remove the state files in ``folder`` whose processes have ended. Idempotent."""
-    for path in folder.glob("worker-*.json"):
+    for path in (*folder.glob("worker-*.json"), *folder.glob("supervisor-*.json")):
         pid = path.stem.rpartition("-")[2]
         if pid.isdecimal() and not _is_running(int(pid)):
             path.unlink(missing_ok=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock, patch
 
 import pytest
 
 from eventsync.engine.gate import Outcome
 from eventsync.errors import EventSyncError, StoreUnavailableError, SuspiciousReadError
+from eventsync.index import IndexTransaction
 from eventsync.records.record import Record
 from eventsync.testing.fake import FakeBus
 from eventsync.testing.harness import Contact, Harness, Item, changed, put
@@ -93,6 +96,38 @@ class CaptureContract(Harness):
         self.send(target, bus.changes())
         assert self.rows(target, record_type) == self.rows(store, record_type)
 
+    @_RULES
+    def test_writes_between_slices(self, tmp_path: Path, record_type: type[Record]) -> None:
+        """While a capture pauses between two slices, changes may be applied: none is an edit."""
+        store = self.store(tmp_path, record_type)
+        self.send(store, [put(record_type(id=n, name="Ada"), self.version(n)) for n in range(1, 8)])
+        foreign = self.accessor(record_type, tmp_path)
+        edited = foreign.get("1")
+        assert edited is not None, "get() does not find a record that apply() wrote"
+        edited["name"] = "Edited"
+        foreign.update(edited)
+        foreign.remove("2")
+        foreign.close()
+        # A service may have listed an object that is deleted before it is converted.
+        slices = store.capture(count=2, unreadable=lambda error: None)
+        found = list(next(slices))
+        applied = [
+            put(record_type(id=5, name="Eve"), self.version(20)),
+            changed(record_type, "6", "delete", self.version(21), None),
+            changed(record_type, "7", "delete", self.version(22), None),
+            put(record_type(id=8, name="New"), self.version(23)),
+        ]
+        self.send(store, applied)
+        found += next(slices)
+        self.send(store, [put(record_type(id=7, name="Back"), self.version(24))])
+        found += [change for changes in slices for change in changes]
+        assert sorted((change.key, change.op == "delete") for change in found) == [
+            ("1", False),
+            ("2", True),
+        ]
+        self.assert_no_edits(store)
+        assert self.rows(store, record_type).keys() == {"1", "3", "4", "5", "7", "8"}
+
     def test_foreign_edit_beside_a_change(self, tmp_path: Path) -> None:
         """A foreign edit of one field is captured even after a change of another field arrives."""
         store = self.store(tmp_path, Contact)
@@ -139,10 +174,15 @@ class CaptureContract(Harness):
         before = self.entries(store, Item)
         error = StoreUnavailableError("the disk is gone")
         find = Mock(return_value=[], side_effect=error if failure == "raises" else None)
+
+        def entries_alone(keys: Sequence[str], transaction: IndexTransaction) -> Any:
+            return transaction.read("Item", keys), {}
+
         with (
             patch.object(accessor, "find", find),
             patch.object(accessor, "get", return_value=None),
             patch.object(accessor, "read_rows", return_value={}),
+            patch.object(accessor, "read_with_entries", entries_alone),
             pytest.raises(EventSyncError) as caught,
         ):
             self.captured(store)

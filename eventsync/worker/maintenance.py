@@ -7,13 +7,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from eventsync.broker.bus import Delivery, QueueBrowser
 from eventsync.broker.relay import Relay
 from eventsync.engine.completion import complete
 from eventsync.engine.store import Store
-from eventsync.engine.unreadable import UnreadableRecord
 from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.errors import (
     BusUnavailableError,
@@ -24,24 +24,30 @@ from eventsync.errors import (
     RecordError,
     UniqueError,
 )
+from eventsync.monitoring.worker_status import PROGRESS_MARK
 from eventsync.retry import Backoff
 from eventsync.worker.applier import Applier
+from eventsync.worker.capture import CaptureTask
 from eventsync.worker.context import WorkerContext
 from eventsync.worker.outcome_reporter import describe_letter
+from eventsync.worker.refill import RefillTask
 from eventsync.worker.settlement import Settlement, dependency_may_arrive
 
 __all__ = ["Maintenance"]
 
 _HELD_BACKOFF: Final = Backoff(2.0, 60.0)
+# A capture that failed is repeated after so many seconds, even if `capture_every` is longer.
+_REPEAT_FAILED_CAPTURE: Final = 30.0
 
 
 class Maintenance:
     """Runs the periodic tasks of one store's worker. Not thread-safe.
 
     The tasks: republish changes after a restart of the broker, retry held changes, publish the
-    outbox, complete pending records, capture foreign writes, and remove old tombstones and old dead
-    letters. ``peers``: the other stores, from which pending records are completed. A tombstone is
-    kept while messages as old as the tombstone wait in a queue of any of these stores.
+    outbox, complete pending records, capture foreign writes, fill an emptied store, note the
+    progress, and remove old tombstones and old dead letters. ``peers``: the other stores, from
+    which pending records are completed and an emptied store is filled. A tombstone is kept while
+    messages as old as the tombstone wait in a queue of any of these stores.
     """
 
     def __init__(
@@ -65,12 +71,25 @@ class Maintenance:
         self._peers = peers
         self._monotonic = monotonic
         self._relay = Relay(context.store, context.publisher)
+        self._capture = CaptureTask(context, monotonic=monotonic)
+        self._refill = RefillTask(context, peers, monotonic=monotonic)
+        self._long_tasks = {"refill": self._refill.background, "capture": self._capture.background}
         # When each task is due next, by its name, on the monotonic clock.
         self._due: dict[str, float] = {}
 
-    def run(self, *, at_once: bool = False) -> None:
-        """Run the tasks that are due; with ``at_once``, run all tasks.
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a long task is under way, of which each call of ``run`` does a slice."""
+        return any(task.is_under_way for task in self._long_tasks.values())
 
+    def accept_losses(self) -> None:
+        """Let a store that was emptied take records again, if it is declared with ``refill``."""
+        self._refill.accept_losses()
+
+    def run(self, *, idle: bool = True, at_once: bool = False) -> None:
+        """Run the tasks that are due; with ``at_once``, run all tasks to their end.
+
+        ``idle``: whether no message waits. If messages wait, long tasks pause between two slices.
         If a task fails, the error is logged and the other tasks run. Raises only
         ``BusUnavailableError``, if the broker cannot be reached, and ``ConfigError``, if the broker
         or this store refuses what the task asks; if a peer does, the error is logged.
@@ -83,9 +102,11 @@ class Maintenance:
             ("pending", 2.0, self._complete_pending),
             ("tombstones", 3600.0, self._collect_tombstones),
             ("letters", 3600.0, self._drop_old_dead_letters),
+            ("progress", 10.0, self._save_progress),
+            ("refill", 10.0, self._refill.check),
         ]
         if self._store.capture_every:
-            tasks.append(("capture", self._store.capture_every, self._capture))
+            tasks.append(("capture", self._store.capture_every, self._capture.begin))
         for number, (name, every, task) in enumerate(tasks):
             now = self._monotonic()
             # Spread the tasks over a second, so that an arriving message waits for one task only.
@@ -94,6 +115,19 @@ class Maintenance:
                 self._due[name] = now + every - max(0.0, now - due) % every
                 self._status.beat(name)
                 self._run_task(name, task)
+        for name, long_task in self._long_tasks.items():
+            if long_task.is_under_way:
+                self._status.beat(name)
+                advance = partial(long_task.advance, idle=idle)
+                self._run_task(name, long_task.finish if at_once else advance)
+        if self._capture.has_failed:
+            due = self._monotonic() + _REPEAT_FAILED_CAPTURE
+            self._due["capture"] = min(self._due["capture"], due)
+
+    def _save_progress(self) -> None:
+        """Note in the index when the queue was last worked on, for ``eventsync status``."""
+        if self._status.progress_at is not None:
+            self._store.index.save_mark(PROGRESS_MARK, f"{self._status.progress_at:.0f}")
 
     def _run_task(self, name: str, task: Callable[[], object]) -> None:
         try:
@@ -227,32 +261,6 @@ class Maintenance:
             ]
             self._bus.dead_letter(self._store.name, dated)
             letters.settle(delivery for _, delivery in wrong)
-
-    def _capture(self) -> None:
-        captured = self._store.capture(
-            whole=False,
-            publisher=self._publisher,
-            # Each unreadable record is logged once, by the notice.
-            unreadable=lambda error: None,
-            notice=self._log_unreadable,
-        )
-        for changes in captured:
-            self._status.beat()
-            if changes:
-                self._log.info("captured foreign writes", count=len(changes))
-
-    def _log_unreadable(self, record: UnreadableRecord, unreadable: bool) -> None:
-        about = {"type": record.type, "key" if record.keyed else "place": record.name}
-        if unreadable:
-            self._log.error(
-                "record unreadable, not captured",
-                **about,
-                reason=record.reason,
-                error=record.error,
-                hint=record.hint or f"eventsync unreadable {self._store.name} lists such records",
-            )
-        else:
-            self._log.info("record no longer unreadable", **about)
 
     def _collect_tombstones(self) -> None:
         """Remove old tombstones, but keep those that a waiting message may still need.

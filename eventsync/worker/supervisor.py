@@ -41,6 +41,13 @@ class ProcessObserver(Protocol):
     def ended(self, name: str, /) -> None:
         """Handle that a process has ended. No more reports of this process follow."""
 
+    def restarting(self, name: str, code: int, failures: int, /) -> None:
+        """Handle that an ended process is about to be restarted.
+
+        ``code``: the exit code of the process. ``failures``: how many processes of this command in
+        a row ended with an error.
+        """
+
 
 @dataclass(slots=True)
 class _Child:
@@ -75,7 +82,8 @@ class Supervisor:
     still run five seconds after ``grace`` seconds, or at the fourth signal. If the supervisor dies,
     the processes detect this by their lifelines and stop. ``environment``: the environment of the
     processes; by default that of the supervisor. ``observer``: called when a process starts,
-    reports or ends. Use this class only in the main thread.
+    reports or ends. ``each``: called every second, for example to write a state file; if it raises
+    an ``OSError``, the error is logged. Use this class only in the main thread.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class Supervisor:
         grace: float,
         silence: float = 30.0,
         observer: ProcessObserver | None = None,
+        each: Callable[[], None] = lambda: None,
         log: Any = None,
     ) -> None:
         self._children = [_Child(name, command) for name, command in commands.items()]
@@ -93,6 +102,9 @@ class Supervisor:
         self._grace = grace
         self._silence = silence
         self._observer = observer
+        self._each = each
+        self._each_at = 0.0
+        self._each_failed = ""
         self._log = log or structlog.get_logger("eventsync.supervisor")
         self._signals = 0
         self._passed_on = 0
@@ -108,8 +120,7 @@ class Supervisor:
         }
         try:
             while not self._signals:
-                for child in self._children:
-                    self._check(child)
+                self.step()
                 time.sleep(_POLL)
             return self._stop()
         finally:
@@ -121,8 +132,30 @@ class Supervisor:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
+    def step(self) -> None:
+        """Look after each process once: start it, read its reports, notice its end. Do not block.
+
+        ``run`` calls this method again and again.
+        """
+        for child in self._children:
+            self._check(child)
+        self._report_state()
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
+
+    def _report_state(self) -> None:
+        now = time.monotonic()
+        if now < self._each_at:
+            return
+        self._each_at = now + 1.0
+        try:
+            self._each()
+            self._each_failed = ""
+        except OSError as error:
+            if str(error) != self._each_failed:
+                self._each_failed = str(error)
+                self._log.warning("supervisor status not reported", error=self._each_failed)
 
     def _check(self, child: _Child) -> None:
         now = time.monotonic()
@@ -150,6 +183,8 @@ class Supervisor:
         log("worker ended, restarting", worker=child.name, code=code, wait=round(wait, 2))
         self._close_lifeline(child)
         child.process, child.start_at = None, now + wait
+        if self._observer is not None:
+            self._observer.restarting(child.name, code, child.failures if code else 0)
 
     def _start(self, child: _Child) -> None:
         ours, theirs = socket.socketpair()

@@ -38,6 +38,8 @@ __all__ = ["Worker"]
 
 # The longest wait for a message, in seconds, before maintenance runs.
 _POLL: Final = 0.5
+# The same while a long task of maintenance is under way.
+_SHORT_POLL: Final = 0.005
 # The pause before the next attempt to reach the broker, in seconds.
 _BROKER_PAUSE: Final = 1.0
 # A message that was delivered so often before is settled alone, because it may crash workers.
@@ -190,12 +192,13 @@ class Worker:
             self.maintenance.republish_lost()
             while not self._context.stopping.is_set():
                 self.progress.beat("waiting")
-                deliveries = subscription.fetch(timeout=_POLL, limit=self._prefetch)
+                timeout = _SHORT_POLL if self.maintenance.is_under_way else _POLL
+                deliveries = subscription.fetch(timeout=timeout, limit=self._prefetch)
                 if deliveries:
                     self._take(deliveries, subscription)
                 else:
-                    self.progress.oldest = None
-                self.maintenance.run()
+                    self.progress.idle()
+                self.maintenance.run(idle=not deliveries)
                 if self._is_spent():
                     self._log.info(
                         "worker stopping to be replaced", messages=self.progress.messages
@@ -310,6 +313,7 @@ class Worker:
 
     def _probe(self) -> None:
         self.progress.circuit.probe()
+        self.maintenance.accept_losses()
         self._applier.ping()
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from support.scraping import polled, scrape
+from support.waiting import eventually
 
 from eventsync.broker.bus import Bus
 from eventsync.monitoring import catalogue
@@ -29,6 +30,7 @@ for number in range(100):
     reporter.report()
     counters.observe(catalogue.BATCH, number, "crm")
 reporter.report()
+open(sys.argv[2], "w").close()
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -37,16 +39,22 @@ def test_killed_process_takes_no_counts_along(tmp_path):
     """What a process reported before it was killed is counted, and its gauges are removed."""
     (tmp_path / "reporting.py").write_text(REPORTING)
     workers = WorkerGroup()
-    command = [sys.executable, str(tmp_path / "reporting.py"), "{lifeline}"]
+    done = tmp_path / "done"
+    command = [sys.executable, str(tmp_path / "reporting.py"), "{lifeline}", str(done)]
     supervisor = Supervisor({"crm-1": command}, grace=1.0, observer=workers)
-    child = supervisor._children[0]
-    supervisor._check(child)
-    process = child.process
-    process.wait(20)
-    assert process.returncode == -signal.SIGKILL
+    supervisor.step()
+    eventually(done.exists)
     counts = [count for one, _, count in workers.counters.totals() if one is catalogue.MESSAGES]
     assert not counts
-    supervisor._check(child)
+    codes = []
+    workers.restarting = lambda name, code, failures: codes.append(code)
+
+    def has_ended():
+        supervisor.step()
+        return codes
+
+    eventually(has_ended)
+    assert codes == [-signal.SIGKILL]
     with Bus(f"sqlite:///{tmp_path / 'broker.db'}") as bus:
         found = scrape(workers, polled(bus, []))
     assert found["eventsync_worker_starts_total", "crm", "crm-1"] == 1

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import structlog
 from typer.testing import CliRunner
@@ -145,14 +145,19 @@ class Cli:
         )
         return Ran(done.returncode, done.stdout, done.stderr)
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Start a command that keeps running; the caller ends it."""
+    def start(
+        self, *arguments: str, log: IO[str] | None = None, **environment: str
+    ) -> subprocess.Popen[str]:
+        """Start a command that keeps running; the caller ends it.
+
+        ``log``: a file for its standard error, instead of a pipe.
+        """
         return subprocess.Popen(
             [sys.executable, "-m", "eventsync", *arguments],
             cwd=self.folder,
             env=self.environment(**environment),
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=log or subprocess.PIPE,
             text=True,
         )
 

@@ -32,14 +32,13 @@ def test_an_unreachable_store_is_retried_and_then_raised(applier, store):
 
 def test_an_unexpected_error_rejects_one_change(applier, store, monkeypatch):
     """A fault that meets one change, wherever it is raised, rejects that change alone."""
-    real = applier._apply_once
 
-    def faulty(changes):
+    def faulty(changes, publisher):
         if any(change.key == "2" for change in changes):
             raise ZeroDivisionError("a fault")
-        return real(changes)
 
-    monkeypatch.setattr(applier, "_apply_once", faulty)
+    store.capture_every = 1.0
+    monkeypatch.setattr(store, "capture_before", faulty)
     settled = applier.apply([put(store.clock, n) for n in range(4)])
     assert outcomes(settled) == ["applied", "applied", "rejected", "applied"]
     assert settled[2].error.message == "unexpected ZeroDivisionError: a fault"

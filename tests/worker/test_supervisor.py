@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from structlog.testing import CapturingLogger
 from support.waiting import eventually
 
 from eventsync.worker.supervisor import Supervisor
@@ -99,14 +100,56 @@ def test_children_notice_that_they_are_alone(supervised):
     eventually(lambda: not any(map(lives, supervised.started())))
 
 
-def test_failing_child_is_started_ever_more_seldom(tmp_path):
+class Watching:
+    """An observer that notes the restarts, with the time of each."""
+
+    def __init__(self):
+        self.restarts = []
+
+    def started(self, name):
+        """Do nothing."""
+
+    def reported(self, name, report):
+        """Do nothing."""
+
+    def ended(self, name):
+        """Do nothing."""
+
+    def restarting(self, name, code, failures):
+        self.restarts.append((name, code, failures, time.monotonic()))
+
+
+def test_failing_child_is_started_ever_more_seldom():
     """A child that fails at once is restarted after longer and longer pauses."""
     command = [sys.executable, "-c", "import sys; sys.exit(3)", "{lifeline}"]
-    supervisor = Supervisor({"a": command}, grace=1.0)
-    child = supervisor._children[0]
-    deadline = time.monotonic() + 20
-    while child.failures < 3:
-        supervisor._check(child)
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert child.start_at - time.monotonic() > 0.3
+    watching = Watching()
+    supervisor = Supervisor({"a": command}, grace=1.0, observer=watching)
+
+    def has_failed_four_times():
+        supervisor.step()
+        return len(watching.restarts) >= 4
+
+    eventually(has_failed_four_times)
+    assert [restart[:3] for restart in watching.restarts] == [("a", 3, n) for n in (1, 2, 3, 4)]
+    times = [restart[3] for restart in watching.restarts]
+    assert times[3] - times[2] > 0.3
+
+
+def test_a_state_file_that_cannot_be_written_stops_nothing():
+    """An error of the report about the processes is logged once, and they are looked after."""
+    command = [sys.executable, "-c", "pass", "{lifeline}"]
+    log, watching = CapturingLogger(), Watching()
+
+    def full():
+        raise OSError("no space left")
+
+    supervisor = Supervisor({"a": command}, grace=1.0, observer=watching, each=full, log=log)
+
+    def has_run_twice():
+        supervisor.step()
+        return len(watching.restarts) >= 2
+
+    eventually(has_run_twice)
+    warnings = [call for call in log.calls if call.args == ("supervisor status not reported",)]
+    assert len(warnings) == 1
+    assert [failures for _, _, failures, _ in watching.restarts[:2]] == [0, 0]

@@ -104,7 +104,9 @@ class Exporter:
     def _worker_values(self) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
         states = self._workers.states()
         lags: dict[str, float] = {}
+        seconds: dict[str, float] = {}
         counts: dict[str, int] = dict.fromkeys(self._workers.stores, 0)
+        problems = dict.fromkeys(self._workers.possible_problems, 0.0)
         for worker, state in states.items():
             store = state["store"]
             counts[store] = counts.get(store, 0) + 1
@@ -115,10 +117,17 @@ class Exporter:
             yield catalogue.SILENCE, (store, worker), state["silence"]
             yield catalogue.MEMORY, (store, worker), state["memory"]
             yield catalogue.STARTED, (store, worker), state["started"]
+            problems |= {(store, one["type"], one["kind"]): 1.0 for one in state["problems"]}
+            if state["capture_seconds"] is not None:
+                seconds[store] = max(seconds.get(store, 0.0), state["capture_seconds"])
         for store, lag in lags.items():
             yield catalogue.CURRENT_LAG, (store,), lag
+        for store, took in seconds.items():
+            yield catalogue.CAPTURE_SECONDS, (store,), took
         for store, count in counts.items():
             yield catalogue.WORKERS, (store,), count
+        for labels, is_present in problems.items():
+            yield catalogue.PROBLEM, labels, is_present
 
 
 def _age(moment: float | None, now: float) -> float:

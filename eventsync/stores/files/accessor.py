@@ -179,6 +179,26 @@ class FileAccessor(Accessor[R]):
                 hint="let the user of this process write to the folder: files in it are replaced",
             )
 
+    def loss(self) -> str | None:
+        found = self.absence() if self.knows_records() else None
+        return None if found is None else f"{found}, although it held records of {self.type.name}"
+
+    def accept_loss(self) -> int:
+        if self.loss() is None or not (self._create or self._folder.exists()):
+            return 0
+        with self.index.transaction() as transaction:
+            known = [
+                key for key, _ in self.index.entries(self.type.name, presence=Presence.PRESENT)
+            ]
+            transaction.forget(self.type.name, known)
+        self.ensure()
+        return len(known)
+
+    def absence(self) -> str | None:
+        """Return a sentence if the files of all records are gone or empty, else ``None``."""
+        exists = self._folder.is_dir()
+        return None if exists else f"the folder {self._folder} does not exist"
+
     def sweep(self, transaction: IndexTransaction) -> None:
         """Delete the temporary files of crashed writers, if there may be any."""
         if not self._swept or transaction.open_intents(self.type.name):

@@ -316,6 +316,14 @@ class JsonFolderAccessor(FileAccessor[R]):
         except OSError:
             return False  # there is no document of that name
 
+    def absence(self) -> str | None:
+        if (found := super().absence()) is not None:
+            return found
+        with disk.errors(self._folder):
+            if (self._folder / EMPTY).exists() or any(True for _ in self._names()):
+                return None
+        return f"the folder {self._folder} holds no documents"
+
     def _check_emptiness(self, names: Sequence[str]) -> None:
         """Raise an error if the folder lost all its documents, unless it says that it should."""
         if not names and not (self._folder / EMPTY).exists() and self.knows_records():

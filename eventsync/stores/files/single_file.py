@@ -322,6 +322,14 @@ class SingleFileAccessor(FileAccessor[R]):
         self._content = content
         return content
 
+    def absence(self) -> str | None:
+        if (found := super().absence()) is not None:
+            return found
+        with disk.errors(self._path):
+            if not self._path.exists():
+                return f"the file {self._path} does not exist"
+            return f"the file {self._path} is empty" if not self._path.stat().st_size else None
+
     def _missing(self) -> Content:
         self._content = None
         if not self._create or self.knows_records():

@@ -15,6 +15,7 @@ from eventsync.engine.accessor import Accessor, Puts, Write
 from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import concerns_all, item_error
 from eventsync.engine.plan import Part, Plan
+from eventsync.engine.replica import MOST_DELETES
 from eventsync.errors import (
     ConfigError,
     DependencyError,
@@ -283,6 +284,16 @@ class SqlAccessor(Accessor[R]):
                 about,
                 create=self._create,
             )
+
+    def loss(self) -> str | None:
+        known = self.index.scan(self.type.name, presence=Presence.PRESENT, limit=MOST_DELETES + 1)
+        if len(known) <= MOST_DELETES:
+            return None
+        with self._errors(), self.dialect.connected(self.engine) as connection:
+            statement = f"SELECT 1 FROM {self._table.name} LIMIT 1"
+            if connection.exec_driver_sql(statement).first() is not None:
+                return None
+        return f"the table {self._table_name} is empty, which held records of {self.type.name}"
 
     def ping(self) -> None:
         with self._errors(), self.dialect.connected(self.engine) as connection:
