@@ -42,7 +42,7 @@ class SyncProgress:
 class SyncReport:
     """The results of a synchronization. Stores are given by name.
 
-    - ``captured``: the number of foreign writes that were captured in the sources.
+    - ``captured``: the number of foreign writes that were captured in sources and targets.
     - ``outcomes``: for each target, the number of records with each outcome.
     - ``rejected``: a pair of target and change, for each change that a target rejected.
     - ``unreadable``: a pair of store and error, for each record that could not be read.
@@ -89,6 +89,7 @@ class Synchronization:
                 if change.data is None or where.matches(_values_of(change, accessor))
             ]
             for target in targets:
+                self._capture_known(target, accessor, keys)
                 target.replicas[type].forget_missing(keys, deletes=self.deletes)
                 self._apply(target, changes)
             index.save_mark(mark, keys[-1])
@@ -123,6 +124,12 @@ class Synchronization:
         )
         for changes in captured:
             self.report.captured += len(changes)
+
+    def _capture_known(self, target: Store, accessor: Accessor[Any], keys: Sequence[str]) -> None:
+        """Capture foreign writes to these records of a target, which a copy would overwrite."""
+        self.report.captured += target.capture_known(
+            accessor.record_class, keys, deletes=self.deletes
+        )
 
     def _states(
         self, source: Store, accessor: Accessor[Any], keys: Sequence[str]
