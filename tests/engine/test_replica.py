@@ -435,6 +435,21 @@ def test_a_foreign_write_is_not_hidden_by_an_edit_of_another_field():
     assert captured.version > patch.version
 
 
+@pytest.mark.parametrize("foreign", ["zzz", "aaa"])
+def test_a_foreign_write_is_no_second_change_of_one_version(foreign):
+    """A patch that comes back while its field is edited again is no collision, and loses."""
+    replica = replica_of(Note)
+    edit(replica, add(1, text="hello"))
+    edit(replica, update(1, text="bye"))
+    patch = published(replica)[-1]
+    data(replica)["1"]["text"] = foreign
+    [verdict] = replica.apply({"1": [patch]})["1"]
+    assert not verdict.collision
+    assert data(replica)["1"]["text"] == foreign
+    [captured] = replica.capture(["1"], codec.encode)
+    assert captured.data == {"text": foreign}
+
+
 def test_the_first_version_of_a_record_overrides_nothing():
     """A record that the store held before eventsync knew it loses to every put."""
     replica, other = replica_of(Note), replica_of(Note)
