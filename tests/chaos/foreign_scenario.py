@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
@@ -120,10 +121,9 @@ def work(places: Places, name: str) -> None:
             sys.exit(CONFIGURATION)
 
 
-def synchronize(places: Places, target: str) -> None:
-    """Fill a store again from the others, as ``eventsync sync --to`` does."""
+def synchronize(places: Places, sources: Sequence[str], target: str) -> None:
+    """Fill a store again from others, as ``eventsync sync --from .. --to ..`` does."""
     _log_to(places.folder / "operator.log")
-    sources = [name for name in Places.STORES if name != target]
     stores = [places.store(name) for name in Places.STORES]
     with places.bus() as bus, StoreRegistry(*stores).open(publisher=bus) as registry:
         registry.synchronize(sources=sources, targets=[target])

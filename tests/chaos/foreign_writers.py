@@ -124,6 +124,9 @@ class Harness:
         self._crew: dict[str, _Member] = {}
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._planned = 0
+        self._emptied: set[str] = set()
+        self._refilled: set[str] = set()
+        """Sides to be filled once more, from what their sources had not applied the first time."""
         self.busy: set[str] = set()
         """Sides on which a disaster is going on."""
         self.may_end: set[str] = set()
@@ -151,24 +154,32 @@ class Harness:
         self._planned += 1
         heapq.heappush(self._due, (time.monotonic() + seconds, self._planned, action))
 
-    def refill(self, side: str) -> None:
-        """Have an operator fill a store again from the others, and unblock it when that is done."""
-        name = f"operator:{self.writers.new()}"
-        self._crew[name] = _Member(synchronize, (self.places, side))
-        self._crew[name].start()
-        self.later(0.2, lambda: self._look_after_operator(name, side))
+    def refill(self, side: str, *, again: bool = False) -> None:
+        """Have an operator fill a store again from the others, and unblock it when that is done.
 
-    def _look_after_operator(self, name: str, side: str) -> None:
+        ``again``: for the second time, with empty queues.
+        """
+        name = f"operator:{self.writers.new()}"
+        # From the stores that are whole: what is suspicious in a source stops a synchronization.
+        self._emptied.add(side)
+        sources = [one for one in Places.STORES if one not in self._emptied]
+        self._crew[name] = _Member(synchronize, (self.places, sources, side))
+        self._crew[name].start()
+        self.later(0.2, lambda: self._look_after_operator(name, side, again))
+
+    def _look_after_operator(self, name: str, side: str, again: bool) -> None:
         member = self._crew[name]
         if member.process.is_alive():
-            self.later(0.2, lambda: self._look_after_operator(name, side))
+            self.later(0.2, lambda: self._look_after_operator(name, side, again))
             return
         del self._crew[name]
         self.report.exits[f"sync to {side}: {member.process.exitcode}"] += 1
         self.writers.note(f"sync to {side} ended with {member.process.exitcode}")
         if member.process.exitcode != 0:
-            self.later(1.0, lambda: self.refill(side))
+            self.later(1.0, lambda: self.refill(side, again=again))
             return
+        self._emptied.discard(side)
+        self._refilled = self._refilled - {side} if again else self._refilled | {side}
         self.writers.blocked -= {one for one in self.writers.blocked if one[0] == side}
         self.busy.discard(side)
 
@@ -279,6 +290,11 @@ class Harness:
             self._look_after_crew()
             if self._due or self.busy or self._is_at_work(registry):
                 quiet_since = None
+            elif self._refilled:
+                quiet_since = None
+                for side in self._refilled:
+                    self.busy.add(side)
+                    self.refill(side, again=True)
             else:
                 quiet_since = quiet_since or now
                 # Every store was captured as a whole meanwhile.
