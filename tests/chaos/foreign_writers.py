@@ -394,7 +394,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="of each store")
     parser.add_argument("--every", type=float, default=30.0, help="seconds between checkpoints")
     parser.add_argument("--rest", type=float, default=2.5, help="seconds of rest at a checkpoint")
-    parser.add_argument("--settle", type=float, default=90.0, help="seconds to settle at most")
+    parser.add_argument("--settle", type=float, default=300.0, help="seconds to settle at most")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--folder", type=Path, help="work here, and leave it")
     options = parser.parse_args(arguments)
