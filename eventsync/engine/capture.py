@@ -126,6 +126,24 @@ class Capture:
                     unreadable[name, part.item] = error_of(part, name)
         return captured, unreadable
 
+    def known(
+        self, replica: Replica, keys: Sequence[str], encode: Encode | None, *, deletes: float
+    ) -> list[Change]:
+        """Capture foreign writes to those of the records that have an entry in the index.
+
+        A record without an entry was there before eventsync: it is older than every version.
+        ``encode``, ``deletes`` and the result: as in ``search`` and ``before``.
+        """
+        with self._index.transaction() as transaction:
+            known = list(transaction.read(replica.type.name, keys))
+        return self._compare_readable(replica, known, encode, deletes=deletes) if known else []
+
+    def _compare_readable(
+        self, replica: Replica, keys: Sequence[str], encode: Encode | None, *, deletes: float
+    ) -> list[Change]:
+        """Return what ``_compare`` returns, without the records that cannot be read."""
+        return self._compare(replica, keys, encode, lambda error: None, deletes=deletes)
+
     def _compare(
         self,
         replica: Replica,

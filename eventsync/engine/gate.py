@@ -8,7 +8,7 @@ reads or writes a store.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -255,6 +255,8 @@ def decide(
     if entry is not None and row is not None:
         _keep_foreign(after, before, entry, row, view)
         _keep_unset(after, before, unset, view)
+        if any(verdict.collision for verdict in verdicts):
+            verdicts = _judged_without_foreign(before, changes, entry, row, view)
     _drop_unneeded(after, view)
     if entry is None and not after.stamp and not after.versions:
         return Decision(verdicts)  # the store's view covers no field of these changes
@@ -411,6 +413,18 @@ def _keep_unset(state: State, before: State, unset: Mapping[str, Any], view: Bou
         ):
             continue
         state.values[name] = held
+
+
+def _judged_without_foreign(
+    before: State, changes: Sequence[Change], entry: Entry, row: Mapping[str, Any], view: BoundView
+) -> list[Verdict]:
+    """Return the verdicts for ``changes`` as if nobody else had written to the record.
+
+    A foreign write has no version yet, so its value is no second value of the version of its field.
+    """
+    foreign = changed_fields(entry, row, view)
+    values = {name: value for name, value in before.values.items() if name not in foreign}
+    return _merge(replace(before, values=values), changes, view, is_present=True)[1]
 
 
 def _verdict_on_patch(patch: Change, before: State, after: State, view: BoundView) -> Verdict:

@@ -252,8 +252,10 @@ class StoreRegistry:
     ) -> SyncReport:
         """Copy records and deletes from the sources to the targets. Block until all are copied.
 
-        Foreign writes in the sources are captured first (``Store.capture``). Then the gate of each
-        target decides about each record, so a target keeps a record that has a later version there.
+        Foreign writes in the sources are captured first (``Store.capture``), and those to records
+        of the targets before these are written. Then the gate of each target decides about each
+        record, so a target keeps a record that has a later version there. A record that a target
+        held before eventsync knew it has no version, and gives way to the source.
         Idempotent. Workers may run at the same time. A store may be both source and target. A
         record that cannot be read or applied is reported and does not stop the others. To continue
         an interrupted synchronization, call this method with the same arguments again.

@@ -493,6 +493,21 @@ class Store:
                 self._try_flush(publisher)
         return unreadable
 
+    def capture_known(
+        self, record_type: type[Record], keys: Sequence[str], *, deletes: float
+    ) -> int:
+        """Capture foreign writes to records that this store has a version of. Return their number.
+
+        Call this method before changes from another store are copied to these records.
+        ``deletes``: as in ``capture``, but suspiciously missing records are left out. Idempotent.
+        """
+        encode = self.publisher.encode if self.publisher else None
+        replica = self.replicas.of(record_type)
+        changes = self._capture.known(replica, keys, encode, deletes=deletes)
+        if changes:
+            self._try_flush()
+        return len(changes)
+
     def collect(self, before: float) -> int:
         """Remove the tombstones of deletes that were made before a time. Return their number.
 

@@ -49,7 +49,7 @@ class SyncProgress:
 class SyncReport:
     """The results of a synchronization. Stores are given by name.
 
-    - ``captured``: the number of foreign writes that were captured in the sources.
+    - ``captured``: the number of foreign writes that were captured in sources and targets.
     - ``outcomes``: for each target, the number of records with each outcome.
     - ``rejected``: a pair of target and change, for each change that a target rejected.
     - ``unreadable``: a pair of store and error, for each record that could not be read.
@@ -107,6 +107,7 @@ class Synchronization:
             ]
             for target in targets:
                 with target.errors():
+                    self._capture_known(target, accessor, keys)
                     unreadable = self._forget_missing(target, type, keys)
                 self._apply(source, target, changes, unreadable)
             index.save_mark(mark, keys[-1])
@@ -176,6 +177,12 @@ class Synchronization:
         )
         for changes in captured:
             self.report.captured += len(changes)
+
+    def _capture_known(self, target: Store, accessor: Accessor[Any], keys: Sequence[str]) -> None:
+        """Capture foreign writes to these records of a target, which a copy would overwrite."""
+        self.report.captured += target.capture_known(
+            accessor.record_class, keys, deletes=self.deletes
+        )
 
     def _states(
         self, source: Store, accessor: Accessor[Any], keys: Sequence[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 from eventsync.changes.change import Change, stamps
@@ -21,7 +22,7 @@ from eventsync.engine.plan import Part
 from eventsync.engine.write import Puts, Write
 from eventsync.errors import StoreUnavailableError
 from eventsync.index import Entry, IndexTransaction, Intent, Presence
-from eventsync.values import packing
+from eventsync.values import packing, unpacking
 
 __all__ = ["UnitOfWork"]
 
@@ -44,12 +45,14 @@ class UnitOfWork:
         """Finish or undo the writes of a writer that died, by its open intents.
 
         If the store's data match an intent, the data were written, so the entry of the intent is
-        written too. Otherwise the record's entry stays as it was.
+        written too. So it is if somebody has edited other fields since. Otherwise the record's
+        entry stays as it was.
         """
         transaction = self.transaction
         intents = transaction.open_intents(self.type)
         if not intents:
             return
+        before = transaction.read(self.type, list(intents))
         done = {}
         for part in isolate(list(intents), self._read_rows):
             if not isinstance(part, Done):
@@ -57,8 +60,9 @@ class UnitOfWork:
                 # store receives its change again, and applying it raises the error of the record.
                 continue
             for key in part.items:
-                if self.matches(intents[key], part.result.get(key)):
-                    done[key] = intents[key].entry
+                intent, row = intents[key], part.result.get(key)
+                if self.matches(intent, row) or self._holds_a_field(intent, row, before.get(key)):
+                    done[key] = intent.entry
         transaction.write(self.type, done)
         transaction.settle(self.type, list(intents), send=True)
 
@@ -76,6 +80,31 @@ class UnitOfWork:
             row = {name: value for name, value in row.items() if name not in newer}
             intent.entry.echo = fingerprint_of(intent.entry, row, self.accessor.view)
         return True
+
+    def _holds_a_field(
+        self, intent: Intent, row: Mapping[str, Any] | None, before: Entry | None
+    ) -> bool:
+        """Return whether a field of ``row`` has the new value that ``intent`` announced.
+
+        The write was then made, and somebody has edited other fields since. The fingerprint in the
+        entry of the intent tells these from what eventsync wrote. ``before``: the present entry of
+        the record. Only for records under the per-field rule.
+        """
+        announced = intent.entry.echo
+        if row is None or announced is None or intent.digest is None or not self._per_field:
+            return False
+        new = unpacking.unpack_own(announced)
+        is_new = before is None or before.presence is not Presence.PRESENT
+        old = {} if before is None or before.echo is None else unpacking.unpack_own(before.echo)
+        return any(
+            new[name] == packing.short_digest(value)
+            for name, value in row.items()
+            if name in new and (is_new or new[name] != old.get(name, new[name]))
+        )
+
+    @property
+    def _per_field(self) -> bool:
+        return self.accessor.type.rule == "field"
 
     def put_newer(self, changes: Mapping[str, Change]) -> dict[str, Sequence[Verdict]]:
         """Write the puts and deletes that are newer than the entries of their records.
@@ -196,8 +225,18 @@ class UnitOfWork:
                 digest = packing.digest(self._row_after(decision))
             elif decision.row is not None and not decision.remove:
                 digest = packing.digest(decision.row)
-            intents[key] = Intent(decision.entry, digest)
+            entry = decision.entry
+            if self._per_field and decision.write is not None:
+                # A copy, because the entry itself gets the fingerprint of what was written.
+                entry = replace(entry, echo=self._fingerprint_after(decision))
+            intents[key] = Intent(entry, digest)
         return intents
+
+    def _fingerprint_after(self, decision: Decision) -> bytes:
+        """Return the fingerprint of ``_row_after``."""
+        before = decision.entry.echo if decision.entry is not None else None
+        row, read, written = self._row_after(decision), decision.row or {}, decision.write or {}
+        return fingerprint_after(before, row, read=read, written=written)
 
     def _row_after(self, decision: Decision) -> dict[str, Any]:
         """Return the row that the write makes, if the store does not alter the written values."""
@@ -211,7 +250,7 @@ class UnitOfWork:
         """
         writes = {key: d.write for key, d in decisions.items() if d.write is not None}
         read_back = self.accessor.read_back(writes, self.transaction) if writes else {}
-        per_field, verbatim = self.accessor.type.rule == "field", self.accessor.verbatim
+        per_field, verbatim = self._per_field, self.accessor.verbatim
         # Looked up once, because Python 3.11 looks up members of an enumeration slowly.
         present = Presence.PRESENT
         for key, decision in decisions.items():

@@ -121,6 +121,34 @@ class CrashContract(Harness):
 
         self._die_everywhere(tmp_path, Contact, prepare=prepare, act=act, check=check)
 
+    def test_foreign_edit_after_a_crash(self, tmp_path: Path) -> None:
+        """An edit of a record whose last write was interrupted is captured alone.
+
+        The values that eventsync wrote keep their versions, so a later patch replaces them.
+        """
+        old = put(Contact(id=1, name="Old"), self.version(1))
+        patch = changed(Contact, "1", "patch", self.version(11), {"score": 5})
+        later = changed(Contact, "1", "patch", self.version(12), {"score": 7})
+
+        def check(store: Store, crashed: bool) -> None:
+            accessor = store.accessor(Contact)
+            edited = accessor.get("1")
+            assert edited is not None, "get() does not find a record that apply() wrote"
+            edited["name"] = "Edited"
+            accessor.update(edited)
+            assert [change.data for change in self.captured(store)] == [{"name": "Edited"}]
+            self.send(store, [later, patch, old])
+            assert self.rows(store, Contact)["1"] == Contact(id=1, name="Edited", score=7).raw()
+            self.assert_no_edits(store)
+
+        self._die_everywhere(
+            tmp_path,
+            Contact,
+            prepare=lambda store: self.send(store, [old]),
+            act=lambda store: self.send(store, [patch]),
+            check=check,
+        )
+
     def test_failed_write_publishes_nothing(self, tmp_path: Path) -> None:
         """An edit whose write fails is not published, and is not made later."""
         bus = FakeBus()

@@ -78,6 +78,21 @@ def test_tracker_both_ways():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rule", ["record", "field"])
+def test_what_foreign_writers_wrote_last_stays(rule):
+    """PostgreSQL, files and Redis written to by others, altered and emptied, under kills."""
+    report = run(
+        *("foreign_writers.py", "--seconds", 20, "--kills", 8, "--disasters", 10, "--every", 10),
+        *("--rule", rule, "--seed", 4),
+    )
+    assert report["faults"]
+    assert report["disasters"]
+    assert (report["wrong"], report["others"]) == ([], [])
+    assert report["planted"] == report["found"] == 9
+    assert report["sound"]
+
+
+@pytest.mark.slow
 def test_existing_database(tmp_path):
     """A database as it stands, edited on three sides while workers are killed."""
     database = tmp_path / "music.db"

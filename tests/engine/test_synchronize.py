@@ -28,9 +28,11 @@ class Note(Record, rule="field"):
     text: str = ""
 
 
-def registry(*record_types, count=2):
+def registry(*record_types, count=2, clock=None):
+    """Stores in memory. With a ``clock`` of all stores, no two writes are at the same moment."""
     stores = [
-        Store(name, *map(MemoryAccessor, record_types)) for name in ("one", "two", "three")[:count]
+        Store(name, *map(MemoryAccessor, record_types), clock=clock)
+        for name in ("one", "two", "three")[:count]
     ]
     return StoreRegistry(*stores)
 
@@ -77,6 +79,55 @@ def test_foreign_writes_are_captured_first():
     report = stores.synchronize(sources=["one"])
     assert report.captured == 1
     assert names(stores["two"])[1] == "foreign"
+
+
+def test_foreign_write_in_a_target_is_not_overwritten():
+    """What somebody wrote in a target later than the source did stays, and comes back."""
+    stores = registry(Item, clock=Clock())
+    fill(stores["one"], 3, "old")
+    stores.synchronize()
+    stores["one"].update(Item(id=1, name="one"))
+    stores["two"].accessors["Item"].data["1"]["name"] = "foreign"
+    report = stores.synchronize()
+    assert names(stores["one"])[1] == names(stores["two"])[1] == "foreign"
+    assert report.captured == 1
+
+
+@pytest.mark.parametrize("record_type", [Item, Note])
+def test_foreign_delete_in_a_target_is_not_undone(record_type):
+    """A record that somebody deleted in a target is not written there again."""
+    stores = registry(record_type, clock=Clock())
+    name = record_type.__record__.name
+    for number in range(3):
+        stores["one"].add(record_type(id=number, name="old"))
+    stores.synchronize()
+    stores["one"].update(record_type(id=1, name="one"))
+    del stores["two"].accessors[name].data["1"]
+    del stores["two"].accessors[name].data["2"]
+    stores.synchronize(sources=["one"], targets=["two"])
+    assert list(stores["two"].accessors[name].data) == ["0"]
+    stores.synchronize()
+    assert list(stores["one"].accessors[name].data) == ["0"]
+
+
+def test_foreign_edit_in_a_target_keeps_its_fields():
+    """Of a record edited on both sides each field has the later value, the foreign one too."""
+    stores = registry(Note, clock=Clock())
+    stores["one"].add(Note(id=1, name="old", text="old"))
+    stores.synchronize()
+    stores["one"].update(Note(id=1, name="one", text="one"))
+    stores["two"].accessors["Note"].data["1"]["text"] = "foreign"
+    stores.synchronize(sources=["one"], targets=["two"])
+    assert stores["two"].accessors["Note"].data["1"] == {"id": 1, "name": "one", "text": "foreign"}
+
+
+def test_record_that_a_target_held_before_eventsync_is_older_than_the_source():
+    """Nobody versioned it, so the source's version wins over it."""
+    stores = registry(Item, clock=Clock())
+    fill(stores["one"], 2, "one")
+    stores["two"].accessors["Item"].data["1"] = {"id": 1, "name": "before"}
+    stores.synchronize(sources=["one"], targets=["two"])
+    assert names(stores["two"]) == {0: "one", 1: "one"}
 
 
 def test_filter_and_types_restrict_the_copy():
