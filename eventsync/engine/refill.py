@@ -22,6 +22,7 @@ __all__ = ["Refill", "how_to_fill", "loss_of", "note_filled"]
 _CHUNK: Final = 1000
 _LOST: Final = "lost"
 _FILLED: Final = "filled"
+_BEHIND: Final = "behind "
 
 
 def loss_of(store: Store, type: str) -> str | None:
@@ -89,7 +90,22 @@ class Refill:
     @property
     def is_due(self) -> bool:
         """Whether the store was never filled, or lost its records since."""
-        return self._store.index.load_mark(_mark(self._type)) != _FILLED
+        mark = self._store.index.load_mark(_mark(self._type))
+        return mark != _FILLED and not mark.startswith(_BEHIND)
+
+    @property
+    def behind_since(self) -> float | None:
+        """When the refill began after which ``note_behind`` was called, else ``None``."""
+        mark = self._store.index.load_mark(_mark(self._type))
+        return float(mark.removeprefix(_BEHIND)) if mark.startswith(_BEHIND) else None
+
+    def note_behind(self, since: float) -> None:
+        """Note that sources lacked changes when the refill began at ``since`` (epoch seconds).
+
+        The lost store may have been the origin of these changes, and then nobody sends them again.
+        So the store has to be filled once more when the sources have them.
+        """
+        self._store.index.save_mark(_mark(self._type), f"{_BEHIND}{since}")
 
     def is_for_the_guard(self) -> bool:
         """Return whether only a capture says that records are missing, which then reports it."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from eventsync.engine.isolation import item_error
 from eventsync.engine.refill import Refill, how_to_fill
 from eventsync.engine.store import Store
-from eventsync.errors import BusUnavailableError, EventSyncError
+from eventsync.errors import BusError, BusUnavailableError, EventSyncError
 from eventsync.monitoring.problem import ProblemKind
 from eventsync.worker.background import Background
 from eventsync.worker.context import WorkerContext
@@ -31,6 +31,8 @@ class RefillTask:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = context.store
+        self._bus = context.bus
+        self._peers = [peer for peer in peers if peer is not context.store]
         self._problems = context.status.problems
         self._status = context.status
         self._log = context.log
@@ -63,7 +65,9 @@ class RefillTask:
         if store.refill:
             if loss is not None:
                 self._report(type, told)
-            return loss is not None or refill.is_due
+            since = refill.behind_since
+            again = since is not None and not self._are_behind(since)
+            return loss is not None or refill.is_due or again
         if loss is None or (store.capture_every and refill.is_for_the_guard()):
             self._clear(type)
         else:
@@ -83,7 +87,7 @@ class RefillTask:
 
     def _fill(self, types: Sequence[str]) -> Iterator[None]:
         for type in types:
-            refill, copied = self._refills[type], 0
+            refill, copied, began = self._refills[type], 0, time.time()
             refill.rejected.clear()
             try:
                 refill.accept_loss()
@@ -109,6 +113,25 @@ class RefillTask:
             for settled in refill.rejected[:10]:
                 self._log.warning("record refused during the refill", error=str(settled.error))
             self._clear(type)
+            if self._are_behind(began):
+                refill.note_behind(began)
+
+    def _are_behind(self, since: float) -> bool:
+        """Return whether queues of other stores may have messages from before ``since``."""
+        now = time.time()
+        for peer in self._peers:
+            try:
+                states = self._bus.states(peer.name)
+            except BusUnavailableError:
+                raise
+            except BusError:
+                continue  # the queues are not declared, so no message waits there
+            for state in (states["queue"], states["held"]):
+                if not (state.ready or state.leased):
+                    continue
+                if state.oldest is None or now - state.oldest < since:
+                    return True
+        return False
 
     def _report(self, type: str, text: str) -> None:
         if self._problems.set(ProblemKind.LOSS, type, text):

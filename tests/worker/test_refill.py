@@ -342,3 +342,24 @@ def test_a_removed_folder_is_filled_by_a_running_worker(bus, tmp_path, server):
         worker.stop()
         thread.join(10)
     assert rows(cache, Item) == rows(source, Item)
+
+
+def test_a_source_that_was_behind_is_read_once_more(record_type, bus, tmp_path, server):
+    """An edit that only the flushed store had made comes back, once its source has applied it."""
+    source, cache, worker, foreign = deployment(
+        _Redis, record_type, bus, tmp_path, server, refill=True
+    )
+    Worker(source, bus).drain(timeout=0.05)
+    record = cache[record_type, 1]
+    record.name = "of the cache"
+    cache.update(record)
+    worker.drain(timeout=0.05)  # the cache settles its own copy of the change
+    foreign.empty()
+    worker.drain(timeout=0.05)
+    assert cache[record_type, 1].name == "old"  # the source has not applied the edit yet
+    Worker(source, bus).drain(timeout=0.05)
+    successor = Worker(cache, bus, peers=[source, cache])
+    successor.drain(timeout=0.05)
+    assert cache[record_type, 1].name == "of the cache"
+    assert rows(cache, record_type) == rows(source, record_type)
+    assert successor.progress.problems.present() == []
