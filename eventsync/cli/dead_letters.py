@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from eventsync.broker.bus import Bus, Delivery, QueueBrowser
     from eventsync.engine.store import Store
     from eventsync.envelope.dead_letter import DeadLetter
+    from eventsync.index import IndexTransaction
 
 __all__ = [
     "FoundLetter",
@@ -171,11 +172,17 @@ def read_current(
     crash interrupted.
     """
     accessor = store.accessor(type)
-    with store.errors(), store.index.transaction() as transaction:
+
+    def read(
+        transaction: IndexTransaction,
+    ) -> tuple[Mapping[str, Any] | None, Version | None]:
         store.replicas[type].recover(transaction)
         entry = transaction.read(type, [key]).get(key)
-        rows = accessor.read_rows([key], transaction)
-    return rows.get(key), Version(entry.version) if entry else None
+        row = accessor.read_rows([key], transaction).get(key)
+        return row, Version(entry.version) if entry else None
+
+    with store.errors():
+        return store.index.run(read)
 
 
 def edit_change(

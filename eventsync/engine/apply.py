@@ -9,6 +9,7 @@ applies the whole batch again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Final
 
@@ -26,7 +27,7 @@ from eventsync.engine.settled import Settled
 from eventsync.engine.store import Store
 from eventsync.engine.unreadable import UnreadableKeys
 from eventsync.errors import DependencyError, RecordError, UniqueError, UnreadableError
-from eventsync.index import Entry
+from eventsync.index import Entry, IndexTransaction
 
 __all__ = ["DEFAULT_LIMITS", "Limits", "Settled", "apply"]
 
@@ -93,8 +94,7 @@ def _withhold(store: Store, items: Iterable[Settled], cause: RecordError) -> Non
     for item in items:
         change = item.change
         type, key = change.type, change.key
-        with store.index.transaction() as transaction:
-            entry = transaction.read(type, [key]).get(key)
+        entry = store.index.run(partial(_entry_of, type, key))
         if entry is not None and _is_known(entry, change):
             same = change.version == entry.version
             item.outcome = Outcome.DUPLICATE if same else Outcome.STALE
@@ -104,6 +104,10 @@ def _withhold(store: Store, items: Iterable[Settled], cause: RecordError) -> Non
             f"overwrite: {cause.message}",
             hint=cause.hint or "correct or remove the record in the store",
         )
+
+
+def _entry_of(type: str, key: str, transaction: IndexTransaction) -> Entry | None:
+    return transaction.read(type, [key]).get(key)
 
 
 def _is_known(entry: Entry, change: Change) -> bool:

@@ -134,8 +134,7 @@ class Capture:
         A record without an entry was there before eventsync: it is older than every version.
         ``encode``, ``deletes`` and the result: as in ``search`` and ``before``.
         """
-        with self._index.transaction() as transaction:
-            known = list(transaction.read(replica.type.name, keys))
+        known = list(self._index.run(lambda one: one.read(replica.type.name, keys)))
         return self._compare_readable(replica, known, encode, deletes=deletes) if known else []
 
     def _compare_readable(

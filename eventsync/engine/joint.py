@@ -35,13 +35,7 @@ def apply_jointly(batches: Sequence[Batch]) -> dict[RecordId, Sequence[Verdict]]
 def linked(batches: Sequence[Batch]) -> list[list[RecordId]]:
     """Return the records in groups that depend on each other. Write nothing."""
     replica = batches[0][0]
-
-    def look() -> list[list[RecordId]]:
-        with replica.index.transaction() as transaction:
-            _, plan = _planned(batches, transaction)
-            return plan.groups()
-
-    return replica.index.until_done(look)
+    return replica.index.run(lambda transaction: _planned(batches, transaction)[1].groups())
 
 
 def _apply(batches: Sequence[Batch]) -> dict[RecordId, Sequence[Verdict]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -25,7 +26,7 @@ from eventsync.errors import (
     SuspiciousReadError,
     in_store,
 )
-from eventsync.index import FileIndex, Index, Outgoing, Presence
+from eventsync.index import Entry, FileIndex, Index, IndexTransaction, Outgoing, Presence
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.values.chunk import chunked
@@ -522,16 +523,7 @@ class Store:
                 if Version(entry.version).millis < before * 1000
             )
             for chunk in chunked(old, _CHUNK):
-                known = dict(chunk)
-                with self.index.transaction() as transaction:
-                    # Read the entries again under the lock, because a record may have been added
-                    # again since the scan.
-                    now = transaction.read(name, list(known))
-                    unchanged = [
-                        key for key, entry in now.items() if entry.stamp == known[key].stamp
-                    ]
-                    transaction.forget(name, unchanged)
-                forgotten += len(unchanged)
+                forgotten += self.index.run(partial(_forget, name, dict(chunk)))
         return forgotten
 
     def _edit(self, op: str, records: Sequence[Record]) -> None:
@@ -565,3 +557,14 @@ class Store:
 
 def _listed(records: Record | Iterable[Record]) -> list[Record]:
     return [records] if isinstance(records, Record) else list(records)
+
+
+def _forget(type: str, known: Mapping[str, Entry], transaction: IndexTransaction) -> int:
+    """Forget those of the entries ``known`` that have not changed. Return their number.
+
+    Reads the entries again under the lock, because a record may have been added again meanwhile.
+    """
+    now = transaction.read(type, list(known))
+    unchanged = [key for key, entry in now.items() if entry.stamp == known[key].stamp]
+    transaction.forget(type, unchanged)
+    return len(unchanged)

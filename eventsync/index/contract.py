@@ -260,6 +260,18 @@ class Index(ABC):
                 time.sleep(random.random() * 0.0005 * 2 ** min(number, 7))
         return call()
 
+    def run(self, call: Callable[[IndexTransaction], T]) -> T:
+        """Return the result of ``call``, which gets a new transaction. Repeat it as ``until_done``.
+
+        ``call`` may run several times, so it must have no effect outside the transaction.
+        """
+
+        def attempt() -> T:
+            with self.transaction() as transaction:
+                return call(transaction)
+
+        return self.until_done(attempt)
+
     @abstractmethod
     def scan(
         self, type: str, *, after: str = "", limit: int = 1000, presence: Presence | None = None

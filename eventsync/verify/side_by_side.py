@@ -160,13 +160,18 @@ def _read(accessor: Accessor[Any], store: Store, keys: Sequence[str]) -> dict[st
     Finishes or undoes writes that a crash interrupted.
     """
     name = accessor.type.name
-    with store.errors(), store.index.transaction() as transaction:
+
+    def read(transaction: IndexTransaction) -> dict[str, _Copy]:
         store.replicas[name].recover(transaction)
         entries = transaction.read(name, keys)
         rows, errors = _read_rows(accessor, keys, transaction)
-    return {
-        key: _Copy(accessor.view, entries.get(key), rows.get(key), errors.get(key)) for key in keys
-    }
+        return {
+            key: _Copy(accessor.view, entries.get(key), rows.get(key), errors.get(key))
+            for key in keys
+        }
+
+    with store.errors():
+        return store.index.run(read)
 
 
 def _read_rows(

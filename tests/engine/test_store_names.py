@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from eventsync.changes.change import Change
-from eventsync.engine.apply import apply, complete
+from eventsync.engine.apply import apply
+from eventsync.engine.completion import complete
 from eventsync.engine.registry import StoreRegistry
 from eventsync.engine.store import Store
 from eventsync.errors import (
