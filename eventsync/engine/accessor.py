@@ -199,6 +199,15 @@ class Accessor(ABC, Generic[R]):
         """
         return True
 
+    def writes_whole(self, *, new: bool) -> bool:
+        """Return whether a record with some of the values of an interrupted write was written.
+
+        Others have then edited it since. If false, the record may as well be half written, or have
+        been there before under another id, and it is written again. ``new``: whether the index had
+        no such record before the write.
+        """
+        return True
+
     @property
     def plain(self) -> bool:
         """Whether a put or delete with the newest version can be written without any read.

@@ -245,6 +245,6 @@ def _absent(replica: Replica, keys: Sequence[str], reading: Reading) -> list[str
     for part in isolate(keys, replica.absent):
         if isinstance(part, Done):
             absent += part.result
-        else:
-            reading.refused(part)
+        elif not reading.holds(replica.accessor, part.item):
+            absent.append(part.item)
     return absent

@@ -95,6 +95,8 @@ class UnitOfWork:
             return False
         new = unpacking.unpack_own(announced)
         is_new = before is None or before.presence is not Presence.PRESENT
+        if not self.accessor.writes_whole(new=is_new):
+            return False
         old = {} if before is None or before.echo is None else unpacking.unpack_own(before.echo)
         return any(
             new[name] == packing.short_digest(value)
@@ -226,7 +228,9 @@ class UnitOfWork:
             elif decision.row is not None and not decision.remove:
                 digest = packing.digest(decision.row)
             entry = decision.entry
-            if self._per_field and decision.write is not None:
+            # Of a row that was there and has no fingerprint, it is not known what it held before.
+            known = decision.row is None or entry.echo is not None
+            if self._per_field and decision.write is not None and known:
                 # A copy, because the entry itself gets the fingerprint of what was written.
                 entry = replace(entry, echo=self._fingerprint_after(decision))
             intents[key] = Intent(entry, digest)

@@ -173,20 +173,14 @@ class Reading:
         except Exception as error:
             if concerns_all(error):
                 raise
-            self.refused(Failed(key, error))
+            if not self._is_met(error):
+                if self._nameless:
+                    # Most likely one of the records that were met without a name.
+                    del self.found[self._nameless.pop()]
+                    self._take_in(error_of(Failed(key, error), self.type))
+                else:
+                    self(error_of(Failed(key, error), self.type))
             return True
-
-    def refused(self, failed: Failed[str]) -> None:
-        """Take in the error of a record that was looked for by its key. The item is the key."""
-        if self._is_met(failed.error):
-            return
-        error = error_of(failed, self.type)
-        if self._nameless:
-            # Most likely one of the records that were met without a name.
-            del self.found[self._nameless.pop()]
-            self._take_in(error)
-        else:
-            self(error)
 
     def read_known(self, accessor: Accessor[Any]) -> None:
         """Read the records again that were noted before and not met by this read.

@@ -218,8 +218,11 @@ class TestJira(TrackerContract):
         captured(tracker)
         issue = self.id_of(tracker, "K")
         self.jira.edits(issue, project=self.jira.site.projects["WEB"])
+        unreadable: list[RecordError] = []
         for whole in (True, False):
-            assert captured(tracker, whole=whole) == []
+            found = tracker.capture(whole=whole, unreadable=unreadable.append)
+            assert [change for changes in found for change in changes] == []
+        assert "moved to the project 'WEB'" in str(unreadable[-1])
         with pytest.raises(RecordError, match=r"Issue 'K': .* moved to the project 'WEB'"):
             tracker.get(Issue, "K")
         change = put(Issue(id="K", title="u"), self.clock.tick())

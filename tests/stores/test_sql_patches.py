@@ -75,7 +75,9 @@ def histories(draw, odd):
                 seen = State()
                 for state in draw(st.lists(st.sampled_from(states.get(key) or [seen]), max_size=3)):
                     seen = join(seen, state)
-                if seen.live and not forged:
+                newest = max([seen.stamp[:16], *seen.versions.values()])
+                # Nothing in a patch is later than the patch itself.
+                if seen.live and not forged and newest <= version:
                     beside = {n: v for n, v in seen.values.items() if n in FIELDS and n not in data}
                     versions = {n: v for n, v in seen.versions.items() if n in beside}
                     known = BaseState(seen.stamp, beside, versions)

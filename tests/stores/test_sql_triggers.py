@@ -15,7 +15,7 @@ from eventsync.engine.store import Store
 from eventsync.records.record import Field, Record
 from eventsync.stores.sql import SqlAccessor
 
-APPLIED, REJECTED = Outcome.APPLIED, Outcome.REJECTED
+APPLIED, REJECTED, HELD = Outcome.APPLIED, Outcome.REJECTED, Outcome.HELD
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,8 @@ def test_a_trigger_that_alters_the_key(make):
     with Store("names", SqlAccessor(Named, database.engine, table="named")) as store:
         puts = [change_of("Named", n, 1, {"name": n}) for n in ("ann", "Ben", "ANN")]
         settled = apply(store, puts, clock=store.clock)
-        assert [s.outcome for s in settled] == [APPLIED, REJECTED, REJECTED]
+        # The row of ann may yet go, so the change that the trigger turns into it waits.
+        assert [s.outcome for s in settled] == [APPLIED, REJECTED, HELD]
         assert database.rows("SELECT * FROM named") == [("ann",)]
         assert not any(store.capture())
 

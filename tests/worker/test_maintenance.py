@@ -19,8 +19,10 @@ from eventsync.errors import (
 from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor
+from eventsync.worker.capture import CaptureTask
 from eventsync.worker.maintenance import Maintenance
 from eventsync.worker.options import Options
+from eventsync.worker.refill import RefillTask
 from eventsync.worker.worker import Worker
 
 
@@ -121,8 +123,10 @@ TASKS = {
     "pending": "_complete_pending",
     "tombstones": "_collect_tombstones",
     "letters": "_drop_old_dead_letters",
-    "capture": "_capture",
+    "refill": "check",
+    "capture": "begin",
 }
+OWNERS = {"refill": RefillTask, "capture": CaptureTask}
 
 
 @pytest.mark.parametrize("failing", TASKS)
@@ -153,7 +157,7 @@ def test_each_task_is_fenced(bus, monkeypatch, failing, error):
         return run
 
     for name, method in TASKS.items():
-        monkeypatch.setattr(Maintenance, method, task(name))
+        monkeypatch.setattr(OWNERS.get(name, Maintenance), method, task(name))
     Maintenance(context, applier, settlement).run(at_once=True)
     assert sorted(ran) == sorted(TASKS)
     assert [call.kwargs["task"] for call in log.calls] == [failing]

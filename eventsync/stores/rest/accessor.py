@@ -114,6 +114,10 @@ class RestAccessor(ObjectAccessor[R]):
 
     # -- many at once ------------------------------------------------------------------------------
 
+    def writes_whole(self, *, new: bool) -> bool:
+        # The object may have been there before, under an id that the map does not know.
+        return not new or self.identity is None
+
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> dict[str, Mapping[str, Any]]:

@@ -90,6 +90,9 @@ class TrackerAccessor(RestAccessor[R]):
     named: ClassVar[frozenset[str]] = frozenset({"Account", "Group", "Label", "Project"})
     """The names of record types whose records the tracker identifies by a name, not by an id."""
 
+    def writes_whole(self, *, new: bool) -> bool:
+        return False  # some members are set by further requests
+
     def __init__(
         self,
         record_type: type[R],
