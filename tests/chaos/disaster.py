@@ -17,6 +17,8 @@ import psycopg
 from psycopg import sql
 from writers import Writers
 
+from eventsync.index import Presence
+
 __all__ = ["DISASTERS", "Scene", "strike"]
 
 
@@ -30,6 +32,8 @@ class Scene(Protocol):
     may_end: set[str]
     """Stores whose workers may end with 78 just now, since their configuration is wrong."""
     report: Any
+    places: Any
+    """Where the stores are: a ``foreign_scenario.Places``."""
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something after a while."""
@@ -245,7 +249,14 @@ def damage_document(scene: Scene) -> bool:
 
 
 def move_folder(scene: Scene) -> bool:
-    """The folder of the documents is not mounted for a while."""
+    """The folder of the documents is not mounted for a while.
+
+    Not before the store knows records of each type: until then it makes a folder that is missing.
+    """
+    store = scene.places.store("docs")
+    with contextlib.closing(store):
+        if not all(store.index.counts(type)[Presence.PRESENT] for type in scene.writers.models):
+            return False
     scene.writers.blocked.update(("docs", type) for type in scene.writers.models)
     away = scene.writers.files.folder.with_name("docs.away")
     scene.writers.files.folder.rename(away)

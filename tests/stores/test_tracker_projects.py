@@ -282,7 +282,7 @@ def test_lost_answers(several, failure):
         assert settled.outcome in ("applied", "duplicate")
         assert several.titles(several.two) == ["t"]
         # Jira gives a new issue a priority. If its answer was lost, this is a value of others.
-            assert {name for change in captured(store) for name in change.data} <= {"priority"}
+        assert {name for change in captured(store) for name in change.data} <= {"priority"}
 
 
 def test_lost_identity_map(several):
