@@ -207,7 +207,7 @@ def _place(source: Mapping[str, Any]) -> int | None:
         try:
             file = int(str(source.get("file") or "").rpartition(".")[2] or 0)
             pos, row = int(source["pos"]), int(source.get("row") or 0)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise malformed("the log position in the Debezium event is malformed") from error
         return (file & 0xF) << 44 | (pos & 0xFFFF_FFFF) << 12 | row & 0xFFF
     if found is None:

@@ -149,7 +149,7 @@ class StateFile:
 def read_states(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the status of each running worker that has a state file in ``folder``."""
     for path in sorted(folder.glob("worker-*.json")):
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
             # Suppressed: a worker may remove its file meanwhile, and another program may have
             # written a file with such a name.
             state = json.loads(path.read_text(encoding="utf-8"))
@@ -182,8 +182,8 @@ def resident_bytes() -> int:
 
 
 def _is_running(pid: Any) -> bool:
-    if not isinstance(pid, int):
-        return False
+    if not isinstance(pid, int) or not 0 < pid < 1 << 31:
+        return False  # not the id of a process: 0 and less would name a group of processes
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

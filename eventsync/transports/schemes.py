@@ -41,7 +41,10 @@ def masked(url: str) -> str:
         return url  # the path of a file, without a password
     if scheme in redis_url.SCHEMES:
         return redis_url.masked(url)
-    return ";".join(str(maybe_sanitize_url(part)) for part in url.split(";"))
+    try:
+        return ";".join(str(maybe_sanitize_url(part)) for part in url.split(";"))
+    except ValueError:  # a host, a port or a character that no URL has
+        return f"{scheme}:**"
 
 
 def _sqlite(url: str, lease: float, max_message: int) -> Link:

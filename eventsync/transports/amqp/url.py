@@ -46,9 +46,18 @@ class Endpoint:
     def parse(cls, url: str) -> Endpoint:
         """Return the endpoint of an AMQP URL.
 
-        Raises ``ConfigError`` if a setting in the query is unknown or has a wrong value.
+        Raises ``ConfigError`` if the host or the port is wrong, or if a setting in the query is
+        unknown or has a wrong value.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise ConfigError(
+                "the broker URL has a host or a port that is wrong",
+                hint="write amqp://user:password@host:5672/virtual_host, special characters in the "
+                "user and password percent-encoded",
+            ) from None  # the text of the error may contain the password
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         times = {
             name: _seconds(name, query.pop(name, default)) for name, default in _SETTINGS.items()
@@ -65,7 +74,7 @@ class Endpoint:
         host = parts.hostname or "localhost"
         arguments: dict[str, Any] = {
             "hostname": host,
-            "port": parts.port or (5671 if secure else 5672),
+            "port": port or (5671 if secure else 5672),
             "userid": unquote(parts.username or "guest"),
             "password": unquote(parts.password or "guest"),
             "virtual_host": unquote(parts.path.removeprefix("/")) or "/",

@@ -112,7 +112,7 @@ class SQLiteBackend(SQLiteRouting):
         ]
         routes = [[queue_ids[queue] for queue in queues] for _, queues in routed if queues]
         with self._file.transaction(durable=True) as db:
-            current, first = db.execute("SELECT epoch, next_id FROM broker").fetchone()
+            current, first = self._numbers(db)
             if current != epoch:
                 return False
             if rows:
@@ -297,6 +297,10 @@ class SQLiteBackend(SQLiteRouting):
             consumer, scope, pid, started, lease, seen = row
             if consumer == self._consumer:
                 continue
+            if type(pid) is not int or type(lease) is not float or type(seen) is not float:
+                raise self._strange_row(
+                    "consumer", f"has a row {consumer} without a process id, a lease and a time"
+                )
             process = ProcessIdentity(decode_text(scope), pid, decode_text(started))
             # All processes of a host have the same monotonic clock, which starts again at a reboot.
             # A time in the future was therefore written before the last reboot.
