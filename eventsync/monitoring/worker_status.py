@@ -200,7 +200,7 @@ def read_crashes(folder: Path) -> list[dict[str, Any]]:
 
 def _read(folder: Path, pattern: str) -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob(pattern)):
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
             # Suppressed: a worker may remove its file meanwhile, and another program may have
             # written a file with such a name.
             state = json.loads(path.read_text(encoding="utf-8"))
@@ -233,8 +233,8 @@ def resident_bytes() -> int:
 
 
 def _is_running(pid: Any) -> bool:
-    if not isinstance(pid, int):
-        return False
+    if not isinstance(pid, int) or not 0 < pid < 1 << 31:
+        return False  # not the id of a process: 0 and less would name a group of processes
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

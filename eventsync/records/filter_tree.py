@@ -28,6 +28,8 @@ __all__ = [
     "to_json",
 ]
 
+_LONGEST_PATTERN: Final = 4096
+
 Op: TypeAlias = Literal["$eq", "$lt", "$lte", "$gt", "$gte", "$in", "$like", "$re", "$mod"]
 
 
@@ -107,9 +109,16 @@ def fields_of(node: Node) -> Iterator[str]:
 def like_to_regex(pattern: str) -> str:
     """Return a ``$like`` pattern as a regular expression for ``re.fullmatch`` with ``re.DOTALL``.
 
-    Raises ``FilterError`` if a backslash is not followed by ``%``, ``_`` or another backslash.
+    The time of a match grows with the length of the text times the length of the pattern: each part
+    between two ``%`` is looked for once, from left to right, and never again. Raises
+    ``FilterError`` if a backslash is not followed by ``%``, ``_`` or another backslash, or if the
+    pattern has more than 4,096 characters.
     """
-    parts = []
+    if len(pattern) > _LONGEST_PATTERN:
+        raise FilterError(
+            f"$like: the pattern has {len(pattern)} characters; {_LONGEST_PATTERN} is the limit"
+        )
+    parts: list[list[str]] = [[]]  # what stands between one % and the next, by character
     characters = iter(pattern)
     for character in characters:
         if character == "\\":
@@ -119,10 +128,19 @@ def like_to_regex(pattern: str) -> str:
                     "$like: a backslash must be followed by '%', '_' or another backslash",
                     hint="write two backslashes to match one backslash",
                 )
-            parts.append(re.escape(character))
+            parts[-1].append(re.escape(character))
+        elif character == "%":
+            parts.append([])
         else:
-            parts.append({"%": ".*", "_": "."}.get(character) or re.escape(character))
-    return "".join(parts)
+            parts[-1].append("." if character == "_" else re.escape(character))
+    first, *middle = map("".join, parts)
+    if not middle:
+        return first
+    # The leftmost match of each part leaves the most text for the others, so no other match has to
+    # be tried: the groups are atomic. The last part has a fixed length and ends the text.
+    *middle, last = middle
+    searches = "".join(f"(?>.*?{part})" for part in middle if part)
+    return f"{first}{searches}(?>.{{{len(parts[-1])},}})(?<={last})"
 
 
 # -- to JSON ---------------------------------------------------------------------------------------

@@ -41,6 +41,11 @@ class CsvAccessor(SingleFileAccessor[R]):
     ``false``, bytes in base64, lists and dicts as JSON. A conversion of the view receives the text
     of the cell.
 
+    ``formulas``: with ``False``, a text that a spreadsheet would take for a formula, because it
+    begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return, is written with an
+    apostrophe before it, and read back without it. Use it if people open the file in a spreadsheet
+    and others may write the texts. Cells of columns that the view does not name stay as they are.
+
     ``delimiter``, ``quote``, ``encoding``: of the file. ``create``: create the folder and the file
     if they do not exist. The version index is beside the file, ``.<name>.eventsync.db``, unless the
     store names another.
@@ -58,6 +63,7 @@ class CsvAccessor(SingleFileAccessor[R]):
         delimiter: str = ",",
         quote: str = '"',
         null: str = "\\N",
+        formulas: bool = True,
         encoding: str = "utf-8",
         create: bool = True,
     ) -> None:
@@ -69,7 +75,7 @@ class CsvAccessor(SingleFileAccessor[R]):
                     "quote must differ"
                 )
         self._delimiter, self._quote = delimiter, quote
-        self.codec = Cells(self.view, null)
+        self.codec = Cells(self.view, null, formulas=formulas)
         for column in self.view.names.values():
             # Whoever adds a column leaves its cells empty. Not every field reads an empty cell.
             with suppress(EventSyncError):
@@ -131,9 +137,11 @@ class CsvAccessor(SingleFileAccessor[R]):
                 raise self._bad_header(
                     f"it lacks the column {column!r}; it has {', '.join(map(repr, cells))}"
                 )
+        seen: set[str] = set()
         for column in cells:
-            if cells.count(column) > 1:
+            if column in seen:
                 raise self._bad_header(f"it has the column {column!r} twice")
+            seen.add(column)
         return cells
 
     def _bad_header(self, message: str) -> EventSyncError:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
@@ -32,6 +33,9 @@ from eventsync.stores.json_values import (
 __all__ = ["MAX_SIZE", "Cells", "Members", "dump", "escape_surrogates", "has_surrogates", "parse"]
 
 _TEXT: Final = frozenset({str, bytes})
+# The types whose cells can begin like a formula, and the beginning of such a cell.
+_FORMULA_KINDS: Final = frozenset({str, bytes, object})
+_FORMULA: Final = re.compile(r"'*[=+\-@\t\r]")
 
 
 class Cells:
@@ -41,9 +45,13 @@ class Cells:
     that looks like it is written with a backslash before it. With ``null=""`` an empty cell means
     ``None`` there, and an empty value is refused. In any other optional column an empty cell means
     ``None``. Lists, dicts and values of an undeclared type are JSON.
+
+    ``formulas``: write texts that a spreadsheet would take for a formula as they are. If false,
+    they get an apostrophe before them, and so do texts that already look like that; ``decode``
+    removes it. Columns of numbers and dates cannot hold formulas and need none.
     """
 
-    def __init__(self, view: BoundView, null: str) -> None:
+    def __init__(self, view: BoundView, null: str, *, formulas: bool = True) -> None:
         self._names = tuple(view.names.values())
         self._fields = fields_by_name(view)
         self._null = null
@@ -55,13 +63,30 @@ class Cells:
             if name in view.convert or view.record_type.fields[name].optional
         } | set(view.constant)
 
+        self._escaped: frozenset[str] = frozenset()
+        if not formulas:
+            kinds = {name: self._fields[name].type for name in names if name in self._fields}
+            self._escaped = frozenset(n for n in names if kinds.get(n, str) in _FORMULA_KINDS)
+
     def encode(self, stored: Mapping[str, Any]) -> dict[str, str]:
         """Return the cells for the result of ``View.to_store``. Raises ``RejectedError``."""
-        return {name: self._encode(name, value) for name, value in stored.items()}
+        cells = {name: self._encode(name, value) for name, value in stored.items()}
+        for name in self._escaped & cells.keys():
+            if _FORMULA.match(cells[name]):
+                cells[name] = f"'{cells[name]}"
+        return cells
 
     def decode(self, cells: Mapping[str, str]) -> dict[str, Any]:
         """Return the argument of ``View.to_record`` for these cells. Raises ``FieldError``."""
-        return {name: self._decode(name, cells[name]) for name in self._names if name in cells}
+        return {
+            name: self._decode(name, self._unescaped(name, cells[name]))
+            for name in self._names
+            if name in cells
+        }
+
+    def _unescaped(self, name: str, text: str) -> str:
+        escaped = name in self._escaped and text.startswith("'") and _FORMULA.match(text)
+        return text[1:] if escaped else text
 
     def _encode(self, name: str, value: Any) -> str:
         field = self._fields.get(name)

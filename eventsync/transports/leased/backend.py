@@ -105,12 +105,14 @@ class RoutingTables(NamedTuple):
     """All queues, exchanges and bindings of a broker.
 
     ``epoch``: a number that changes whenever a queue, exchange or binding is added or removed.
+    ``place``: the broker and where it is, for errors.
     """
 
     epoch: int
     queues: Sequence[str]
     exchanges: Sequence[ExchangeDeclaration]
     bindings: Sequence[Binding]
+    place: str = "the broker"
 
 
 class Backend(ABC):

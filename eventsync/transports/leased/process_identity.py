@@ -38,7 +38,7 @@ def is_dead(other: ProcessIdentity, *, seen_from: ProcessIdentity) -> bool:
     False means that the process is alive or that its state cannot be known. ``seen_from``: the
     calling process. Thread-safe, does not block.
     """
-    if not other.scope or other.scope != seen_from.scope:
+    if not other.scope or other.scope != seen_from.scope or not 0 < other.pid < 1 << 31:
         return False
     try:
         os.kill(other.pid, 0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from kombu.transport import virtual
 
+from eventsync.errors import BusError
 from eventsync.transports.leased.backend import RoutingTables
 
 __all__ = ["Routing"]
@@ -41,8 +43,17 @@ class Routing:
             }
         for binding in tables.bindings:
             self.state.binding_declare(*binding)
-            exchange = exchanges[binding.exchange]
-            exchange["table"].append(exchange_types[exchange["type"]].prepare_bind(*binding))
+            exchange = exchanges.get(binding.exchange)
+            try:
+                exchange_type = exchange_types[exchange["type"]]
+                exchange["table"].append(exchange_type.prepare_bind(*binding))
+            except (LookupError, TypeError, ValueError, re.error) as error:
+                raise BusError(
+                    f"{tables.place} has a binding of the queue {binding.queue[:80]!r} to the "
+                    f"exchange {binding.exchange[:80]!r} that cannot be used: there is no such "
+                    "exchange, or its type or the routing key is unknown to eventsync",
+                    hint="another program wrote it; remove the binding",
+                ) from error
 
     def match(self, exchange: str, routing_key: str) -> tuple[str, ...]:
         """Return the sorted names of the queues that receive messages with ``routing_key``.
@@ -63,5 +74,19 @@ class Routing:
         declared = self.state.exchanges.get(exchange)
         if declared is None:
             return ()
-        exchange_type = self._exchange_types[declared["type"]]
-        return tuple(sorted(exchange_type.lookup(declared["table"], exchange, routing_key, None)))
+        exchange_type = self._exchange_types.get(declared["type"])
+        if exchange_type is None:
+            raise BusError(
+                f"the exchange {exchange[:80]!r} has the type {declared['type'][:80]!r}, which "
+                "eventsync does not know",
+                hint="another program declared it; delete the exchange",
+            )
+        try:
+            found = exchange_type.lookup(declared["table"], exchange, routing_key, None)
+        except re.error as error:  # kombu makes a regular expression of the key of a binding
+            raise BusError(
+                f"the exchange {exchange[:80]!r} has a binding with a routing key that is no "
+                f"pattern: {error}",
+                hint="another program wrote it; remove the binding",
+            ) from error
+        return tuple(sorted(found))

@@ -339,11 +339,11 @@ class RedisBackend(RedisRouting):
         server_time, gone, others = self._client.run(script.BEAT, [self._consumers_key], words)
         if due:
             self._renewed_at = now
-        lost = [name.decode() for name in gone]
+        lost = [name.decode(errors="replace") for name in gone]
         for name in lost:
             self._forget(name)
         self._leave(self._empty_names())
-        names = [name.decode() for name in others[::2]]
+        names = [name.decode(errors="replace") for name in others[::2]]
         pairs = zip(names, others[1::2], strict=True)
         return not lost, float(server_time), [pair for pair in pairs if pair[0] not in own]
 
@@ -440,7 +440,7 @@ class RedisBackend(RedisRouting):
 
 def _process_of(name: str) -> ProcessIdentity:
     parts = name.split(".")
-    if len(parts) != 4 or not parts[1].isdecimal():
+    if len(parts) != 4 or not parts[1].isdecimal() or len(parts[1]) > 10:
         # The name was made by another program. Only its time of expiry shows whether it is dead.
         return ProcessIdentity("", 0, "")
     return ProcessIdentity(parts[0], int(parts[1]), parts[2])

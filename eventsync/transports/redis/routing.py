@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from eventsync.errors import BusError
 from eventsync.transports.leased.backend import Backend, Binding, ExchangeDeclaration, RoutingTables
 from eventsync.transports.leased.json_object import decode_object, encode_object
 from eventsync.transports.redis.client import RedisClient
@@ -13,6 +14,7 @@ from eventsync.transports.redis.scripts import ALTER, LOAD
 
 __all__ = ["RedisRouting"]
 
+_T = TypeVar("_T")
 _Command = tuple[str, ...]
 
 
@@ -34,20 +36,36 @@ class RedisRouting(Backend):
         declared = []
         for name, raw in zip(exchanges[::2], exchanges[1::2], strict=True):
             about = decode_object(raw)
+            arguments = about.get("arguments")
             declared.append(
                 ExchangeDeclaration(
-                    name.decode(),
+                    self._read(self._exchanges_key, name, bytes.decode),
                     str(about.get("type", "direct")),
                     bool(about.get("durable")),
                     bool(about.get("auto_delete")),
-                    about.get("arguments") or {},
+                    arguments if isinstance(arguments, dict) else {},
                 )
             )
         bound = []
         for name, raw in zip(bindings[::2], bindings[1::2], strict=True):
-            queue, exchange, routing_key = json.loads(name)
+            queue, exchange, routing_key = self._read(self._bindings_key, name, _binding_names)
             bound.append(Binding(queue, exchange, routing_key, decode_object(raw)))
-        return RoutingTables(int(epoch), [queue.decode() for queue in queues], declared, bound)
+        names = [self._read(self._queues_key, queue, bytes.decode) for queue in queues]
+        number = self._read(self._epoch_key, epoch, int)
+        place = f"the Redis server {self._client.place}"
+        return RoutingTables(number, names, declared, bound, place)
+
+    def _read(self, key: str, raw: Any, read: Callable[[Any], _T]) -> _T:
+        """Return ``read(raw)``; ``raw`` is an entry of the control key ``key``."""
+        try:
+            return read(raw)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise BusError(
+                f"the key {key!r} of the Redis server {self._client.place} has an entry that is "
+                f"not the broker's: {bytes(raw)[:80]!r}",
+                hint="another program wrote it; remove it, or choose another prefix in the "
+                "broker URL",
+            ) from error
 
     def declare_queue(self, queue: str) -> None:
         """Create a durable queue. Idempotent. The first message creates the queue's stream."""
@@ -145,6 +163,13 @@ class RedisRouting(Backend):
 
     def _stream(self, queue: str) -> str:
         return f"{self._streams}{queue}"
+
+
+def _binding_names(raw: bytes) -> tuple[str, str, str]:
+    queue, exchange, routing_key = json.loads(raw)
+    if not all(isinstance(name, str) for name in (queue, exchange, routing_key)):
+        raise TypeError("a name is not text")
+    return queue, exchange, routing_key
 
 
 def _binding_name(binding: Binding) -> str:

@@ -112,7 +112,7 @@ class SQLiteBackend(SQLiteRouting):
         ]
         routes = [[queue_ids[queue] for queue in queues] for _, queues in routed if queues]
         with self._file.transaction(durable=True) as db:
-            current, first = db.execute("SELECT epoch, next_id FROM broker").fetchone()
+            current, first = self._numbers(db)
             if current != epoch:
                 return False
             if rows:
@@ -296,6 +296,9 @@ class SQLiteBackend(SQLiteRouting):
         for row in self._file.read("SELECT id, scope, pid, started, lease, seen FROM consumer"):
             consumer, scope, pid, started, lease, seen = row
             if consumer == self._consumer:
+                continue
+            if type(pid) is not int or type(lease) is not float or type(seen) is not float:
+                self._take_over(consumer, seen)  # another program wrote the row
                 continue
             process = ProcessIdentity(decode_text(scope), pid, decode_text(started))
             # All processes of a host have the same monotonic clock, which starts again at a reboot.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from eventsync.errors import BusError
 from eventsync.transports.leased.backend import Backend, Binding, ExchangeDeclaration, RoutingTables
 from eventsync.transports.leased.json_object import decode_object, encode_object
 from eventsync.transports.sqlite.file import BrokerFile
@@ -19,6 +20,8 @@ __all__ = [
     "decode_text",
 ]
 
+# SQLite's integers end at 2^63.
+_LARGEST_ID = 1 << 62
 APPLICATION_ID = 0x65767371  # "evsq"
 SCHEMA_VERSION = 1
 
@@ -90,7 +93,7 @@ class SQLiteRouting(Backend):
         """Read all queues, exchanges and bindings in one consistent step and return them."""
         text = decode_text
         with self._file.snapshot() as db:
-            (epoch,) = db.execute("SELECT epoch FROM broker").fetchone()
+            epoch, _ = self._numbers(db)
             queues = {text(name): id_ for name, id_ in db.execute("SELECT name, id FROM queue")}
             exchanges = [
                 ExchangeDeclaration(
@@ -107,7 +110,22 @@ class SQLiteRouting(Backend):
                 )
             ]
         self._queue_ids = {epoch: queues}
-        return RoutingTables(epoch, tuple(queues), exchanges, bindings)
+        place = f"the broker file {self._file.path}"
+        return RoutingTables(epoch, tuple(queues), exchanges, bindings, place)
+
+    def _numbers(self, db: sqlite3.Connection) -> tuple[int, int]:
+        """Return the epoch of the routing and the id of the next message."""
+        row = db.execute("SELECT epoch, next_id FROM broker").fetchone()
+        if row is None or not all(type(n) is int and 0 <= n < _LARGEST_ID for n in row):
+            raise self._strange_row("broker", "has not one row with an epoch and a next id")
+        return row[0], row[1]
+
+    def _strange_row(self, table: str, what: str) -> BusError:
+        return BusError(
+            f"the table {table!r} of the broker file {self._file.path} {what}",
+            hint="another program wrote into the file; stop everything, save a copy, and correct "
+            "or remove the row with sqlite3",
+        )
 
     def declare_queue(self, queue: str) -> None:
         """Create a durable queue. Idempotent."""
