@@ -298,7 +298,7 @@ class SQLiteBackend(SQLiteRouting):
             if consumer == self._consumer:
                 continue
             if type(pid) is not int or type(lease) is not float or type(seen) is not float:
-                self._take_over(consumer, seen)  # another program wrote the row
+                self._take_over(consumer, None)  # another program wrote the row
                 continue
             process = ProcessIdentity(decode_text(scope), pid, decode_text(started))
             # All processes of a host have the same monotonic clock, which starts again at a reboot.
@@ -306,10 +306,16 @@ class SQLiteBackend(SQLiteRouting):
             if not 0 <= time.monotonic() - seen < lease or is_dead(process, seen_from=me):
                 self._take_over(consumer, seen)
 
-    def _take_over(self, consumer: int, seen: float) -> None:
+    def _take_over(self, consumer: int, seen: float | None) -> None:
+        """Make the messages of a consumer ready again, and unregister it.
+
+        ``seen``: when it last renewed its lease; do nothing if it has done so since. ``None``: in
+        any case.
+        """
         with self._file.transaction(durable=False) as db:
             still = db.execute(
-                "SELECT last_id FROM consumer WHERE id = ? AND seen = ?", (consumer, seen)
+                "SELECT last_id FROM consumer WHERE id = ? AND seen = coalesce(?, seen)",
+                (consumer, seen),
             ).fetchone()
             if still is not None:  # else it has renewed its lease, or another process took over
                 db.execute(
