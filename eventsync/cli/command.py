@@ -21,6 +21,7 @@ from typing import Annotated, Any, Concatenate, Final, ParamSpec, get_type_hints
 import typer
 
 from eventsync.cli.deployment import Deployment
+from eventsync.cli.output import echo
 from eventsync.errors import (
     BusUnavailableError,
     ConfigError,
@@ -186,14 +187,14 @@ def reported(*, debug: bool = False) -> Iterator[None]:
 
             traceback.print_exception(error)
         else:
-            typer.echo(f"eventsync: {error}", err=True)
+            echo(f"eventsync: {error}", err=True)
         raise typer.Exit(exit_code(error)) from None
     except BrokenPipeError:
         raise  # the reader of the output is gone; Typer ends the command without a message
     except OSError as error:
         if debug:
             raise
-        typer.echo(f"eventsync: {error}", err=True)
+        echo(f"eventsync: {error}", err=True)
         raise typer.Exit(exit_code(error)) from None
 
 

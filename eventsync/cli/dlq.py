@@ -22,7 +22,7 @@ from eventsync.cli.command import (
     help_of,
 )
 from eventsync.cli.deployment import Deployment
-from eventsync.cli.output import note, plural, print_json, warn
+from eventsync.cli.output import echo, note, plural, print_json, warn
 from eventsync.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ def list_letters(
     with _selected(deployment, store, selection) as (_, chunks):
         found = [one for chunk in chunks for one in chunk]
         if as_json:
-            print_json([letter_json(one) for one in found])
+            target = deployment.store(store)
+            print_json([letter_json(one, target) for one in found])
         elif found:
             print_letters(found)
         else:
@@ -338,7 +339,7 @@ def edit(
             }
         )
     else:
-        typer.echo(f"{new.type} {new.key} published to all stores with {', '.join(fields)}.")
+        echo(f"{new.type} {new.key} published to all stores with {', '.join(fields)}.")
 
 
 def _confirm_signing(change: Change, store: Store, why: SignatureError, *, yes: bool) -> None:

@@ -14,6 +14,7 @@ from eventsync.cli.dead_letters import envelopes_in, read_current, readable_data
 from eventsync.cli.output import ago, plural, print_table, say, shown
 from eventsync.errors import ConfigError, EventSyncError
 from eventsync.records.record_type import same
+from eventsync.values.printable import printable
 
 if TYPE_CHECKING:
     from eventsync.changes.change import Change
@@ -47,10 +48,24 @@ def print_letters(found: Sequence[FoundLetter]) -> None:
     )
 
 
-def letter_json(one: FoundLetter) -> dict[str, Any]:
-    """Return a dict for ``json.dumps`` that describes a dead letter, without its original bytes."""
+def letter_json(one: FoundLetter, store: Store) -> dict[str, Any]:
+    """Return a dict for ``json.dumps`` that describes a dead letter, without its original bytes.
+
+    The values of secret fields are hidden. ``store``: knows the record types.
+    """
     found = one.letter.to_json()
     del found["raw"]
+    event, accessor = found["event"], store.accessors.get(one.letter.type or "")
+    if event is not None:
+        # The base state of a patch is text within the event; it may contain secrets, too.
+        event.pop("recordknown", None)
+        values = event.get("data")
+        if isinstance(values, dict):
+            fields = {} if accessor is None else accessor.type.fields
+            event["data"] = {
+                name: "***" if name in fields and fields[name].secret else value
+                for name, value in values.items()
+            }
     return found | {
         "id": one.id,
         "bytes": len(one.letter.raw),
@@ -65,7 +80,7 @@ def explanation(one: FoundLetter, store: Store) -> dict[str, Any]:
     The dict has the original bytes, the change, the record as ``store`` holds it now, the fields
     that differ, and what a replay would do. Values of secret fields are hidden.
     """
-    found = letter_json(one) | {"raw": base64.b64encode(one.letter.raw).decode("ascii")}
+    found = letter_json(one, store) | {"raw": base64.b64encode(one.letter.raw).decode("ascii")}
     change = one.change
     if change is None:
         envelopes = len(envelopes_in(one.letter.raw))
@@ -121,7 +136,8 @@ def _prospect(change: Change, version: bytes | None) -> str:
 
 def print_letter(found: dict[str, Any]) -> None:
     """Print the result of ``explanation`` as text and a table."""
-    typer.secho(f"dead letter {found['id'][-8:]}: {found['reason']}", bold=True)
+    title = f"dead letter {found['id'][-8:]}: {found['reason']}"
+    typer.secho(printable(title), bold=True)
     say(f"  {found['message']}", indent=2)
     say(
         f"  from queue {found['queue']}, {plural(found['attempts'], 'try', 'tries')}, "

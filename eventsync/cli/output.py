@@ -20,6 +20,8 @@ from uuid import UUID
 
 import typer
 
+from eventsync.values.printable import printable, printable_json
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -43,7 +45,9 @@ _LONGEST_CELL = 60
 def print_json(value: Any) -> None:
     """Print one JSON document: indented on a terminal, otherwise on one line."""
     indent = 2 if sys.stdout.isatty() else None
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=indent, default=to_json))
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=to_json)
+    lines = map(printable_json, text.split("\n"))
+    typer.echo("\n".join(lines))
 
 
 def to_json(value: Any) -> Any:
@@ -91,12 +95,18 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a text as it is, with the control characters of foreign text in it escaped."""
+    typer.echo(printable(text, lines=True), err=err)
+
+
 def say(text: str, *, indent: int = 0, colour: str | None = None, err: bool = False) -> None:
     """Print a text, wrapped to the width of the terminal if the stream is one.
 
     ``indent``: the number of spaces at the start of each line after the first. ``err``: print on
     standard error instead of standard output.
     """
+    text = printable(text, lines=True)
     stream = sys.stderr if err else sys.stdout
     lines = [text]
     if stream.isatty():
@@ -130,7 +140,8 @@ def print_table(
     or ``None``, given the indexes of the row and the column.
     """
     if not sys.stdout.isatty():
-        _print_plain(columns, [list(row) for row in rows], frozenset(right))
+        lines = [list(map(printable, line)) for line in (columns, *rows)]
+        _print_plain(lines[0], lines[1:], frozenset(right))
         return
     from rich.console import Console
 
@@ -153,11 +164,14 @@ def draw_table(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     for number, column in enumerate(columns):
         table.add_column(
-            column, justify="right" if number in flush_right else "left", overflow="fold"
+            printable(column), justify="right" if number in flush_right else "left", overflow="fold"
         )
     for row_number, row in enumerate(rows):
         table.add_row(
-            *(Text(cell, style=marked(row_number, column) or "") for column, cell in enumerate(row))
+            *(
+                Text(printable(cell), style=marked(row_number, column) or "")
+                for column, cell in enumerate(row)
+            )
         )
     return table
 

@@ -22,7 +22,7 @@ from eventsync.cli.command import (
     complete_type,
 )
 from eventsync.cli.deployment import Deployment
-from eventsync.cli.output import Advance, plural, print_json, progress, warn
+from eventsync.cli.output import Advance, echo, plural, print_json, progress, warn
 from eventsync.errors import BusUnavailableError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class _Report:
             self.wrong += 1
             if self.wrong <= _MAX_ERRORS:
                 self.errors.append({"file": path, "line": line.number, "error": line.error})
-                typer.echo(f"{path}:{line.number}: {line.error}", err=True)
+                echo(f"{path}:{line.number}: {line.error}", err=True)
 
     def print(self, as_json: bool) -> None:
         if self.wrong > _MAX_ERRORS:

@@ -67,7 +67,7 @@ def print_record(row: SideBySide, record_type: type[Record]) -> None:
 def _cell(values: Mapping[str, Any], name: str, *, secret: bool) -> str:
     if name not in values:
         return _ABSENT
-    return "***" if secret else shown(values[name])
+    return _HIDDEN if secret else shown(values[name])
 
 
 def _version(state: StoreState) -> str:
@@ -184,12 +184,15 @@ def print_comparison(comparison: Comparison) -> None:
         typer.echo(f"\nThe stores differ: {plural(comparison.total, 'difference')}.")
 
 
+_HIDDEN: Final = "***"
 _COUNTS: Final = ("records", "fields", "differing", "missing", "extra", "unreadable")
 
 
 def _line(found: Difference) -> str:
     about = f"{found.store}: {found.type} {found.key}"
     if found.field:
+        if found.secret:
+            return f"{about}.{found.field} differs; it is secret"
         return f"{about}.{found.field} is {shown(found.held)}, not {shown(found.expected)}"
     return f"{about} is {found.kind}" + (f" ({found.detail})" if found.detail else "")
 
@@ -198,15 +201,24 @@ def _line(found: Difference) -> str:
 
 
 def row_json(row: SideBySide) -> dict[str, Any]:
-    """Return a dict for ``json.dumps`` with one record as each store holds it."""
+    """Return a dict for ``json.dumps`` with one record as each store holds it.
+
+    The values of secret fields are hidden.
+    """
+
+    def hidden(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        if values is None:
+            return None
+        return {n: _HIDDEN if n in row.secret else value for n, value in values.items()}
+
     return {
         "type": row.type,
         "key": row.key,
         "version": row.version.hex() if row.version else None,
-        "merged": row.merged,
+        "merged": hidden(row.merged),
         "stores": {
             name: {
-                "values": state.values,
+                "values": hidden(state.values),
                 "state": _JSON_STATES[state.presence] if state.presence else None,
                 "version": state.version.hex() if state.version else None,
                 "field_versions": {n: v.hex() for n, v in state.versions.items()},
@@ -269,4 +281,6 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
 
 def _difference_json(found: Difference) -> dict[str, Any]:
     members = asdict(found)
+    if members.pop("secret"):
+        members |= {"held": _HIDDEN, "expected": _HIDDEN}
     return {name: value for name, value in members.items() if value != "" or name == "key"}

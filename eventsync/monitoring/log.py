@@ -9,6 +9,8 @@ from typing import Any, Final, TextIO
 
 import structlog
 
+from eventsync.values.printable import printable, printable_json
+
 __all__ = ["Redaction", "configure"]
 
 _HIDDEN: Final = "***"
@@ -79,6 +81,8 @@ def configure(level: str, stream: TextIO, *, secrets: Iterable[str] = ()) -> Non
         structlog.processors.format_exc_info,
     ]
     last: list[structlog.typing.Processor] = [redaction, _renderer(terminal)]
+    if terminal:
+        last.insert(1, _escape_controls)
     structlog.configure(
         processors=[*first, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -99,7 +103,24 @@ def configure(level: str, stream: TextIO, *, secrets: Iterable[str] = ()) -> Non
     logging.captureWarnings(True)
 
 
+def _escape_controls(
+    logger: Any, method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Escape the control characters in texts, which a terminal would obey."""
+    return {
+        printable(name): printable(value, lines=name == "exception")
+        if isinstance(value, str)
+        else value
+        for name, value in event.items()
+    }
+
+
 def _renderer(terminal: bool) -> structlog.typing.Processor:
     if terminal:
         return structlog.dev.ConsoleRenderer()
-    return structlog.processors.JSONRenderer(ensure_ascii=False)
+    render = structlog.processors.JSONRenderer(ensure_ascii=False)
+
+    def render_printable(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        return printable_json(str(render(logger, method, event)))
+
+    return render_printable

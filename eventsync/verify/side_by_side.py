@@ -42,7 +42,8 @@ class Difference:
 
     ``field``, ``held``, ``expected``: only for ``Kind.FIELD``; the name of the field, the value in
     the store, and the value that the store should hold. ``detail``: why the record is missing or
-    unreadable, if that is known.
+    unreadable, if that is known. ``secret``: whether the field is secret, so that its values must
+    not be shown.
     """
 
     store: str
@@ -53,6 +54,7 @@ class Difference:
     held: Any = None
     expected: Any = None
     detail: str = ""
+    secret: bool = False
 
 
 @dataclass(slots=True)
@@ -87,6 +89,8 @@ class SideBySide:
     merged: Mapping[str, Any] | None
     version: Version | None
     stores: dict[str, StoreState]
+    secret: frozenset[str] = frozenset()
+    """The names of the secret fields, whose values must not be shown."""
 
     @property
     def differences(self) -> list[Difference]:
@@ -198,7 +202,8 @@ def _side_by_side(record_type: RecordType, key: str, copies: Mapping[str, _Copy]
         joined = join(joined, state)
     merged = _winner(record_type, key, joined, states, copies) if joined.live else None
     version = Version(joined.version) if joined.version else None
-    found = SideBySide(record_type.name, key, merged, version, {})
+    secret = frozenset(name for name, one in record_type.fields.items() if one.secret)
+    found = SideBySide(record_type.name, key, merged, version, {}, secret)
     for store, copy in copies.items():
         entry = copy.entry
         held = StoreState(
@@ -282,7 +287,16 @@ def _differences(row: SideBySide, store: str, held: StoreState, copy: _Copy) -> 
         detail = "pending" if held.presence is Presence.PENDING else ""
         return [Difference(store, row.type, row.key, Kind.MISSING, detail=detail)]
     return [
-        Difference(store, row.type, row.key, Kind.FIELD, name, held.values.get(name), expected)
+        Difference(
+            store,
+            row.type,
+            row.key,
+            Kind.FIELD,
+            name,
+            held.values.get(name),
+            expected,
+            secret=name in row.secret,
+        )
         for name, expected in held.expected.items()
         if name not in held.values or not _agrees(copy.view, name, held.values[name], expected)
     ]
