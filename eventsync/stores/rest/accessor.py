@@ -22,6 +22,7 @@ from eventsync.records.record_type import same
 from eventsync.records.view import View
 from eventsync.stores.foreign_edits import kept_from
 from eventsync.stores.identity import IdentityMap
+from eventsync.stores.rest.fence import fenced
 from eventsync.stores.rest.object import Object, ObjectAccessor
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.replica import RestReplica
@@ -81,20 +82,25 @@ class RestAccessor(ObjectAccessor[R]):
 
     # -- the six -----------------------------------------------------------------------------------
 
+    @fenced
     def add(self, record: R) -> None:
         self._write(Write(record.key, record.raw(), whole=True), self.fetch(record.key))
 
+    @fenced
     def update(self, record: R) -> None:
         changed = record.changes() if record.is_dirty else record.raw()
         self._write(Write(record.key, changed, whole=False), self.fetch(record.key))
 
+    @fenced
     def get(self, key: str) -> R | None:
         found = self.fetch(key)
         return None if found is None else self._record(key, found)
 
+    @fenced
     def find(self, query: Query) -> Iterable[R]:
         return query.select(self.read(map(self._whole, self.listed({})), query))
 
+    @fenced
     def remove(self, key: str) -> None:
         found = self.fetch(key)
         if found is not None:
@@ -112,6 +118,7 @@ class RestAccessor(ObjectAccessor[R]):
 
     # -- many at once ------------------------------------------------------------------------------
 
+    @fenced
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> dict[str, Mapping[str, Any]]:
@@ -137,6 +144,7 @@ class RestAccessor(ObjectAccessor[R]):
             key: self._record(key, self._objects[key]).raw() for key in keys if key in self._objects
         }
 
+    @fenced
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
@@ -156,6 +164,7 @@ class RestAccessor(ObjectAccessor[R]):
             if found is not None:
                 self.destroy(key, found)
 
+    @fenced
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
@@ -170,6 +179,7 @@ class RestAccessor(ObjectAccessor[R]):
                 rows[key] = {**rows[key], **untouched}
         return {key: {**row, **self._kept.get(key, {})} for key, row in rows.items()}
 
+    @fenced
     def changed_since(
         self, mark: str, unreadable: Callable[[RecordError], None] | None
     ) -> tuple[list[str], str] | None:

@@ -16,6 +16,7 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.json_values import Members
+from eventsync.stores.rest.fence import fenced
 from eventsync.stores.rest.ids import Ids, OvertakenError
 from eventsync.stores.rest.path import ABSENT, Place, at, member, place, put
 from eventsync.stores.rest.resource import Reference, Resource, filled
@@ -123,6 +124,7 @@ class ObjectAccessor(Accessor[R]):
 
     # -- lifecycle ---------------------------------------------------------------------------------
 
+    @fenced
     def ping(self) -> None:
         listed = self.resource.within or self.resource
         pages = listed.pages or self.resource.pages
