@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -110,3 +111,21 @@ def test_failing_child_is_started_ever_more_seldom(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert child.start_at - time.monotonic() > 0.3
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+def test_a_system_without_processes(monkeypatch, number):
+    """If the system has no process left, the supervisor goes on and tries again."""
+    start, tries = subprocess.Popen, []
+
+    def spawn(*arguments, **options):
+        tries.append(time.monotonic())
+        if len(tries) < 3:
+            raise OSError(number, "no more")
+        supervisor._signals = 1  # as SIGTERM does
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", spawn)
+    supervisor = Supervisor({"a": [sys.executable, "-c", ""]}, grace=5.0)
+    assert supervisor.run() == 0
+    assert len(tries) == 3
