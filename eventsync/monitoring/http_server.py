@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +15,10 @@ from eventsync.errors import ConfigError
 
 __all__ = ["HttpResponse", "HttpServer", "parse_address"]
 
-_TIMEOUT: Final = 10.0
+_DEADLINE: Final = 10.0
+_CONNECTIONS: Final = 32
+_CLOSING: Final = 1.0
+"""How long a new connection waits until another one is closed."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -77,26 +82,94 @@ class HttpServer:
         self._server.server_close()
 
 
-def _server(family: socket.AddressFamily) -> type[ThreadingHTTPServer]:
-    class Server(ThreadingHTTPServer):
-        address_family = family
-        daemon_threads = True
-        # Do not wait for hanging clients when the server closes.
-        block_on_close = False
+def _server(family: socket.AddressFamily) -> type[_Server]:
+    return type("Server", (_Server,), {"address_family": family})
 
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """Ignore the error of a client that disconnects before it has read its response."""
 
-    return Server
+class _Server(ThreadingHTTPServer):
+    """A server with a bounded number of connections, of which each has a deadline.
+
+    A slow client holds a connection for ``_DEADLINE`` seconds at most, whatever it sends. If all
+    connections are in use, the oldest that has not sent its request yet is closed, so slow clients
+    do not keep others out.
+    """
+
+    daemon_threads = True
+    # Do not wait for hanging clients when the server closes.
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(self, *args: Any) -> None:
+        self._guard = threading.Lock()
+        # The open connections, oldest first: when each began, and whether its request has arrived.
+        self._open: dict[socket.socket, tuple[float, bool]] = {}
+        self._free = threading.Semaphore(_CONNECTIONS)
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            self._close_oldest()
+            if not self._free.acquire(timeout=_CLOSING):
+                self.shutdown_request(request)
+                return
+        with self._guard:
+            self._open[request] = time.monotonic(), False
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # the system has no thread left; the caller closes the connection
+            self._forget(request)
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._forget(request)
+
+    def arrived(self, request: socket.socket) -> None:
+        """Note that the request of a connection is complete."""
+        with self._guard:
+            if request in self._open:
+                self._open[request] = self._open[request][0], True
+
+    def service_actions(self) -> None:
+        """Close the connections that are past their deadline. Called twice a second."""
+        late = time.monotonic() - _DEADLINE
+        with self._guard:
+            for request, (began, _) in self._open.items():
+                if began < late:
+                    _shut(request)
+
+    def _close_oldest(self) -> None:
+        with self._guard:
+            # The sort is stable: the oldest without a request, else the oldest.
+            for request in sorted(self._open, key=lambda request: self._open[request][1])[:1]:
+                _shut(request)
+
+    def _forget(self, request: socket.socket) -> None:
+        with self._guard:
+            del self._open[request]
+        self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore the error of a client that disconnects before it has read its response."""
+
+
+def _shut(connection: socket.socket) -> None:
+    """End a connection, so that the thread that waits for it goes on."""
+    with contextlib.suppress(OSError):  # the client, or its thread, has closed it
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _handler(routes: Mapping[str, Callable[[str], HttpResponse]]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        timeout = _TIMEOUT
+        timeout = _DEADLINE
         server_version = "eventsync"
         sys_version = ""
 
         def do_GET(self) -> None:  # http.server requires this name
+            assert isinstance(self.server, _Server)
+            self.server.arrived(self.connection)
             route = routes.get(self.path.partition("?")[0])
             if route is None:
                 paths = " ".join(routes)

@@ -56,7 +56,7 @@ MAX_SIZE: Final = 1 << 24
 MAX_DEPTH: Final = 64
 """How deep lists and objects may nest. What nests deeper is not parsed."""
 
-_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _SALT: Final = secrets.token_hex(16)  # of texts that stand for others for a moment
 _MARK: Final = re.compile(rf'"{_SALT}\.([0-9]+)"')
 _LARGE_EXPONENT: Final = re.compile("[0-9][eE][+-]?[0-9]{3}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -24,6 +25,8 @@ _POLL: Final = 0.05
 _STABLE: Final = 60.0
 _RESTART_BACKOFF: Final = Backoff(0.2, 30.0, jitter=0.5)
 _FAILED: Final = 70
+_SCARCE: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+"""Errors of a system that has no more processes, memory or open files at the moment."""
 
 
 class ProcessObserver(Protocol):
@@ -75,7 +78,8 @@ class Supervisor:
     ``commands``: the argument lists by name. The text ``{lifeline}`` in an argument is replaced by
     the file descriptor of the process's ``Lifeline``. A process that ends with exit code 0 is
     restarted at once. After another exit code there is a pause, which doubles with each failure up
-    to 30 seconds; a process that has run for a minute resets the pause. A process that sends
+    to 30 seconds, as it does if the system has no process left to start; a process that has run for
+    a minute resets the pause. A process that sends
     nothing over its lifeline for ``silence`` seconds is killed and restarted.
 
     After SIGTERM or SIGINT, the supervisor sends SIGTERM to the processes. It kills those that
@@ -187,24 +191,46 @@ class Supervisor:
             self._observer.restarting(child.name, code, child.failures if code else 0)
 
     def _start(self, child: _Child) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            number = theirs.fileno()
-            child.process = subprocess.Popen(
-                [part.replace("{lifeline}", str(number)) for part in child.command],
-                env=None if self._environment is None else dict(self._environment),
-                stdin=subprocess.DEVNULL,
-                pass_fds=(number,),
-                # In a new session, so that Ctrl-C on a terminal signals only the supervisor, which
-                # then sends SIGTERM to each process once.
-                start_new_session=True,
+        try:
+            child.process, child.lifeline = self._spawn(child.command)
+        except OSError as error:
+            if error.errno not in _SCARCE:
+                raise
+            child.failures += 1
+            wait = _RESTART_BACKOFF.pause(child.failures)
+            child.start_at = time.monotonic() + wait
+            self._log.error(
+                "worker process not started, retrying",
+                worker=child.name,
+                error=str(error),
+                wait=round(wait, 2),
             )
-        child.lifeline = ours
+            return
         child.started = child.heard = time.monotonic()
         if self._observer is not None:
             self._observer.started(child.name)
         self._log.info("worker process started", worker=child.name, pid=child.process.pid)
+
+    def _spawn(self, command: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """Start a process, and return it with our end of its lifeline."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            number = theirs.fileno()
+            try:
+                process = subprocess.Popen(
+                    [part.replace("{lifeline}", str(number)) for part in command],
+                    env=None if self._environment is None else dict(self._environment),
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(number,),
+                    # In a new session, so that Ctrl-C on a terminal signals only the supervisor,
+                    # which then sends SIGTERM to each process once.
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        return process, ours
 
     def _receive(self, child: _Child) -> bool:
         """Read all data that a process has sent, and pass complete reports to the observer.

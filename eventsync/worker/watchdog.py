@@ -35,7 +35,7 @@ class Watchdog:
     blocks the whole interpreter, the timer of ``faulthandler`` ends the process.
 
     ``each``: called every second from the watchdog's thread, even while the worker is busy, for
-    example to write a state file. If it raises an ``OSError``, the error is logged.
+    example to write a state file. If it raises, the error is logged.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Watchdog:
         self._frame: FrameType | None = None
         self._at = -1
         self._same_since = 0.0
+        self._logged: dict[str, str] = {}  # by what has failed, the last error that was logged
         self._thread = threading.Thread(target=self._run, name="eventsync-watchdog", daemon=True)
 
     def start(self) -> None:
@@ -73,7 +74,6 @@ class Watchdog:
 
     def _run(self) -> None:
         checked_at = time.monotonic()
-        logged = ""
         while not self._stopped.wait(self._interval):
             now = time.monotonic()
             if now - checked_at > 5 * self._interval + 1.0:
@@ -81,21 +81,34 @@ class Watchdog:
                 self._status.beat()
                 self._frame = None
             checked_at = now
-            with contextlib.suppress(ValueError, OSError):  # without a standard error
-                faulthandler.dump_traceback_later(
-                    self._stall_after + 10 * self._interval, exit=True, file=_stderr()
-                )
-            try:
-                self._each()
-                logged = ""
-            except OSError as error:
-                if str(error) != logged:
-                    logged = str(error)
-                    self._log.warning("worker status not reported", error=logged)
+            self._try("timer of the watchdog not set", self._set_timer)
+            self._try("worker status not reported", self._each)
             if self.is_stuck(now):
                 self._end()
                 return
         faulthandler.cancel_dump_traceback_later()
+
+    def _set_timer(self) -> None:
+        """Set the timer that ends the process if a call blocks the whole interpreter.
+
+        Raises ``RuntimeError`` if the system has no thread for it.
+        """
+        with contextlib.suppress(ValueError, OSError):  # without a standard error
+            faulthandler.dump_traceback_later(
+                self._stall_after + 10 * self._interval, exit=True, file=_stderr()
+            )
+
+    def _try(self, what: str, call: Callable[[], None]) -> None:
+        """Call ``call``, and log an error once: nothing that fails here ends the watchdog."""
+        try:
+            call()
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            if self._logged.get(what) != text:
+                self._logged[what] = text
+                self._log.warning(what, error=text)
+        else:
+            self._logged.pop(what, None)
 
     def is_stuck(self, now: float) -> bool:
         """Return whether the worker hangs. ``now``: the time on the monotonic clock."""

@@ -17,7 +17,7 @@ def refused(status: int, message: str) -> tuple[Any, ...]:
 
 def paged(name: str, found: list[Any], asked: Asked) -> tuple[Any, ...]:
     """Return a page of a list."""
-    start, size = int(asked.query["startAt"]), int(asked.query["maxResults"])
+    start, size = int(asked.query.get("startAt", 0)), int(asked.query.get("maxResults", 50))
     chosen = found[start : start + size]
     page = {name: chosen, "startAt": start, "maxResults": size, "total": len(found)}
     if name == "values":
@@ -51,8 +51,10 @@ class Site:
             case "GET", "myself":
                 return 200, self.users["5b-ann"]
             case "GET", "users", "search":
-                start = int(query["startAt"])
-                return 200, list(self.users.values())[start : start + int(query["maxResults"])]
+                start = int(query.get("startAt", 0))
+                return 200, list(self.users.values())[
+                    start : start + int(query.get("maxResults", 50))
+                ]
             case "GET", "user" if query["accountId"] in self.users:
                 return 200, self.users[query["accountId"]]
             case "GET", "group", "bulk":

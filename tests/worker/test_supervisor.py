@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -153,3 +154,21 @@ def test_a_state_file_that_cannot_be_written_stops_nothing():
     warnings = [call for call in log.calls if call.args == ("supervisor status not reported",)]
     assert len(warnings) == 1
     assert [failures for _, _, failures, _ in watching.restarts[:2]] == [0, 0]
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+def test_a_system_without_processes(monkeypatch, number):
+    """If the system has no process left, the supervisor goes on and tries again."""
+    start, tries = subprocess.Popen, []
+
+    def spawn(*arguments, **options):
+        tries.append(time.monotonic())
+        if len(tries) < 3:
+            raise OSError(number, "no more")
+        supervisor._signals = 1  # as SIGTERM does
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", spawn)
+    supervisor = Supervisor({"a": [sys.executable, "-c", ""]}, grace=5.0)
+    assert supervisor.run() == 0
+    assert len(tries) == 3

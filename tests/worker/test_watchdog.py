@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import faulthandler
+import queue
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from eventsync.monitoring.worker_status import WorkerStatus
+from eventsync.worker.watchdog import Watchdog
 
 WATCHED = """
 import sys, time, threading
@@ -46,3 +52,23 @@ def test_watchdog(how, code):
     assert done.returncode == code, done.stderr
     if code:
         assert "most recent call first" in done.stderr
+
+
+def test_what_fails_beside_the_watchdog_does_not_end_it(monkeypatch):
+    """Without a thread for its timer, and with a failing report, a hung worker is still ended."""
+    codes = queue.SimpleQueue()
+    warnings = queue.SimpleQueue()
+
+    def no_thread(*_, **__):
+        raise RuntimeError("unable to start watchdog thread")
+
+    def report():
+        raise ValueError("odd")
+
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", no_thread)
+    log = SimpleNamespace(warning=lambda what, **_: warnings.put(what), error=lambda *_, **__: None)
+    watchdog = Watchdog(WorkerStatus("crm"), stall_after=0.2, each=report, exit=codes.put, log=log)
+    watchdog.start()
+    assert codes.get(timeout=10) == 71
+    logged = [warnings.get() for _ in range(warnings.qsize())]
+    assert sorted(logged) == ["timer of the watchdog not set", "worker status not reported"]

@@ -22,6 +22,7 @@ from eventsync.records.record_type import same
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest.document import Object
+from eventsync.stores.rest.fence import fenced
 from eventsync.stores.rest.object import ObjectAccessor
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.replica import RestReplica
@@ -79,17 +80,21 @@ class RestAccessor(ObjectAccessor[R]):
 
     # -- the six -----------------------------------------------------------------------------------
 
+    @fenced
     def add(self, record: R) -> None:
         self._write(Write(record.key, record.raw(), whole=True), self.fetch(record.key))
 
+    @fenced
     def update(self, record: R) -> None:
         changed = record.changes() if record.is_dirty else record.raw()
         self._write(Write(record.key, changed, whole=False), self.fetch(record.key))
 
+    @fenced
     def get(self, key: str) -> R | None:
         found = self.fetch(key)
         return None if found is None else self._record(key, found)
 
+    @fenced
     def find(self, query: Query) -> Iterable[R]:
         return query.select(self.records(query))
 
@@ -97,6 +102,7 @@ class RestAccessor(ObjectAccessor[R]):
         """Yield all records, unfiltered and unsorted. ``query`` says what unreadable ones cause."""
         return self.read(map(self._whole, self.listed({})), query)
 
+    @fenced
     def remove(self, key: str) -> None:
         found = self.fetch(key)
         if found is not None:
@@ -118,6 +124,7 @@ class RestAccessor(ObjectAccessor[R]):
         # The object may have been there before, under an id that the map does not know.
         return not new or self.identity is None
 
+    @fenced
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> dict[str, Mapping[str, Any]]:
@@ -143,6 +150,7 @@ class RestAccessor(ObjectAccessor[R]):
             key: self._record(key, self._objects[key]).raw() for key in keys if key in self._objects
         }
 
+    @fenced
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
@@ -154,6 +162,7 @@ class RestAccessor(ObjectAccessor[R]):
             if found is not None:
                 self.destroy(key, found)
 
+    @fenced
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
@@ -168,6 +177,7 @@ class RestAccessor(ObjectAccessor[R]):
                 rows[key] = {**rows[key], **untouched}
         return rows
 
+    @fenced
     def changed_since(
         self, mark: str, unreadable: Callable[[RecordError], None] | None
     ) -> tuple[list[str], str] | None:

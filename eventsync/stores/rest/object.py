@@ -15,6 +15,7 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest.document import IN, DocumentAccessor, Object
+from eventsync.stores.rest.fence import fenced
 from eventsync.stores.rest.ids import Ids, OvertakenError
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.resource import Resource, filled
@@ -54,6 +55,7 @@ class ObjectAccessor(DocumentAccessor[R]):
 
     # -- lifecycle ---------------------------------------------------------------------------------
 
+    @fenced
     def ping(self) -> None:
         listed = self.resource.within or self.resource
         pages = listed.pages or self.resource.pages

@@ -114,7 +114,7 @@ class Links(Pages):
         for target, parameters in _LINK.findall(answer.headers.get("link", "")):
             relations = _REL.search(parameters)
             if relations and "next" in (relations[1] or relations[2]).lower().split():
-                return urljoin(answer.url, target), {}
+                return _joined(answer, target), {}
         return None
 
 
@@ -138,7 +138,7 @@ class NextLink(Pages):
             raise RecordError(
                 f"{answer.url}: the next page at {self.at!r} is not a URL: {shown(target)}"
             )
-        return urljoin(answer.url, target), {}
+        return _joined(answer, target), {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +193,16 @@ class Cursor(Pages):
         if cursor is None or cursor == "":
             return None
         return request[0], {**request[1], self.name: str(cursor)}
+
+
+def _joined(answer: Answer, target: str) -> str:
+    """Return the URL of the next page, which may be relative. Raises ``RecordError``."""
+    try:
+        return urljoin(answer.url, target)
+    except ValueError as error:
+        raise RecordError(
+            f"{answer.url}: the next page is not a URL: {shown(target)}: {error}"
+        ) from None
 
 
 def _odd(service: Service, path: str, item: Any) -> Unreadable:

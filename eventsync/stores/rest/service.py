@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -18,6 +17,7 @@ from eventsync.errors import (
     RejectedError,
     StoreUnavailableError,
     UniqueError,
+    shown,
 )
 from eventsync.stores.json_values import dump
 from eventsync.stores.rest.address import Gateway
@@ -25,7 +25,7 @@ from eventsync.stores.rest.auth import Auth, ClientCredentials
 from eventsync.stores.rest.multipart import Upload
 from eventsync.stores.rest.pace import Throttle, delay_asked
 from eventsync.stores.rest.status import AccessRefusedError, Meaning, meaning_of, names_uniqueness
-from eventsync.stores.rest.unreadable import DECODER
+from eventsync.stores.rest.unreadable import DECODER, refuse_many
 
 try:
     import httpcore
@@ -65,7 +65,9 @@ class Answer:
     def json(self) -> Any:
         """Return the body as JSON; numbers with a point are decimals. Raises ``RecordError``."""
         try:
-            return DECODER.decode(self.content.decode("utf-8-sig").strip(" \t\r\n"))
+            text = self.content.decode("utf-8-sig").strip(" \t\r\n")
+            refuse_many(text)
+            return DECODER.decode(text)
         except (ValueError, RecursionError) as error:
             raise RecordError(f"{self.url}: the answer is not JSON: {error}") from error
 
@@ -141,6 +143,7 @@ class Service:
         self._connections = connections
         self._max_response = max_response
         self._gateway = Gateway(allow)
+        self._until = self._gateway.deadline
         self._ca_file = None if ca_file is None else os.fspath(ca_file)
         self.pace = Throttle(rate, burst)
         self._lock = threading.Lock()
@@ -252,7 +255,10 @@ class Service:
         """Return whether a redirect leads to the same path elsewhere: the whole service moved."""
         if not 300 <= answer.status < 400:
             return False
-        there = urlsplit(urljoin(answer.url, answer.headers.get("location", "")))
+        try:
+            there = urlsplit(urljoin(answer.url, answer.headers.get("location", "")))
+        except ValueError:
+            return False  # no URL
         here = urlsplit(answer.url)
         return there.path == here.path and there.netloc + there.scheme != here.netloc + here.scheme
 
@@ -261,7 +267,7 @@ class Service:
         text = answer.content[: 4 * _SHOWN].decode("utf-8", "replace")
         if answer.status < 400:
             text = f"to {_shown_url(answer.headers.get('location', ''))}"
-        return self._hide(" ".join("".join(c if c.isprintable() else " " for c in text).split()))
+        return self._hide(" ".join(_printable(text).split()))
 
     def _hide(self, text: str) -> str:
         for secret in self._auth.secrets() if self._auth else ():
@@ -272,7 +278,13 @@ class Service:
     def _address(self, path: str) -> str:
         if path.startswith(("http://", "https://")):
             # A link in an answer of the service, for example to the next page.
-            if _origin(path) != self._origin:
+            try:
+                origin = _origin(path)
+            except ValueError as error:
+                raise RecordError(
+                    f"{self.url} refers to an invalid URL: {_shown_url(shown(path))}: {error}"
+                ) from None
+            if origin != self._origin:
                 raise ConfigError(
                     f"{self.url} refers to another host: {_shown_url(path)}",
                     hint="requests go to the configured host only; if the service is at the other "
@@ -316,8 +328,9 @@ class Service:
             )
         self.pace.wait()
         unsafe = method not in _SAFE and form is None
-        until = time.monotonic() + self._deadline
+        what = f"{method} {_shown_url(url)}"
         try:
+            self._until.begin(self._deadline)
             with self._client().stream(
                 method,
                 url,
@@ -325,46 +338,49 @@ class Service:
                 content=content,
                 params=dict(query) if query else None,
                 data=dict(form) if form is not None else None,
+                timeout=min(self._timeout, self._deadline),
             ) as answer:
                 names = {name.lower(): value for name, value in answer.headers.items()}
-                body = b"".join(self._received(answer, url, until, unsafe))
+                body = self._received(answer, url, unsafe)
                 return Answer(answer.status_code, names, body, url)
         except _FAILED as error:
             cause = self._hide(str(error) or type(error).__name__)
             if "CERTIFICATE_VERIFY_FAILED" in cause:
                 raise ConfigError(
-                    f"{method} {_shown_url(url)}: the certificate is not trusted: {cause}",
+                    f"{what}: the certificate is not trusted: {cause}",
                     hint="pass the authority that issued it as ca_file=",
                 ) from None
-            raise StoreUnavailableError(
-                f"{method} {_shown_url(url)}: {cause}",
-                uncertain=unsafe and not isinstance(error, _UNSENT),
+            if self._until.passed:
+                cause = f"no complete answer within {self._deadline:g} s"
+            unsure = unsafe and not isinstance(error, _UNSENT)
+            raise StoreUnavailableError(f"{what}: {cause}", uncertain=unsure) from None
+        except (httpx.InvalidURL, UnicodeError) as error:
+            # A link, a cursor or an id in an answer of the service, or a key of a record.
+            raise RecordError(
+                f"{self._hide(_printable(what))}: this URL cannot be requested: "
+                f"{self._hide(_printable(str(error)))}",
+                hint="correct the object or the list at the service that has it",
             ) from None
 
-    def _received(
-        self, answer: httpx.Response, url: str, until: float, unsafe: bool
-    ) -> Iterator[bytes]:
+    def _received(self, answer: httpx.Response, url: str, unsafe: bool) -> bytes:
         if answer.headers.get("content-encoding", "identity") != "identity":
             raise StoreUnavailableError(
                 f"{_shown_url(url)}: the answer is compressed, although the request declined that",
                 uncertain=unsafe,
             )
-        size = 0
+        body = bytearray()  # the service decides how small the parts are
         for chunk in answer.iter_raw():
-            size += len(chunk)
-            if size > self._max_response:
+            body += chunk
+            if len(body) > self._max_response:
                 message = f"{_shown_url(url)}: the answer has more than {self._max_response} bytes"
                 hint = "request smaller pages, or raise max_response"
                 if unsafe:
                     # The size of the answer does not undo the write.
                     raise StoreUnavailableError(message, hint=hint, uncertain=True)
                 raise RejectedError(message, hint=hint)
-            if time.monotonic() > until:
-                raise StoreUnavailableError(
-                    f"{_shown_url(url)}: no complete answer within {self._deadline:g} s",
-                    uncertain=unsafe,
-                )
-            yield chunk
+            if self._until.passed:
+                raise httpcore.ReadTimeout("the deadline of the request has passed")
+        return bytes(body)
 
     def _client(self) -> httpx.Client:
         with self._lock:
@@ -439,6 +455,10 @@ class _AnswerBody(httpx.SyncByteStream):
 def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _shown_url(url: str) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from itertools import islice, pairwise
 from typing import Any, Final
 
 from eventsync.engine.isolation import concerns_all, item_error, record_error
-from eventsync.errors import RecordError
+from eventsync.errors import RecordError, shown
+from eventsync.values.packing import MAX_DECIMAL
 
-__all__ = ["DECODER", "OddNumber", "Unreadable", "reading"]
+__all__ = ["DECODER", "OddNumber", "Unreadable", "reading", "refuse_many"]
+
+_MAX_VALUES: Final = 1_000_000
+_SEPARATORS: Final = ("[", "{", ",", ":")
+_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{,:]', re.DOTALL)
 
 
 class Unreadable(dict[str, Any]):
@@ -44,27 +51,42 @@ class OddNumber:
     text: str
 
 
+def refuse_many(text: str) -> None:
+    """Raise ``RecordError`` for a JSON text of so many values that they need too much memory.
+
+    One byte of JSON may become 35 bytes of objects: 16 MiB took 535 MB.
+    """
+    if sum(map(text.count, _SEPARATORS)) <= _MAX_VALUES:
+        return
+    # Texts may contain separators too.
+    outside = (match for match in _TOKEN.finditer(text) if match[0] in _SEPARATORS)
+    if next(islice(outside, _MAX_VALUES, None), None) is not None:
+        raise RecordError(
+            f"the answer has more than {_MAX_VALUES:,} values", hint="request smaller pages"
+        )
+
+
 def _number(text: str) -> Any:
+    if len(text) > MAX_DECIMAL:
+        return OddNumber(f"{text[:40]}...")
     try:
-        return Decimal(text)
+        number = Decimal(text)
     except InvalidOperation:
         return OddNumber(text)
+    return number if abs(number.adjusted()) <= MAX_DECIMAL else OddNumber(text)
 
 
 def _integer(text: str) -> Any:
-    try:
-        return int(text)
-    except ValueError:  # more digits than Python converts
-        return OddNumber(text[:40])
+    return int(text) if len(text) <= MAX_DECIMAL else OddNumber(f"{text[:40]}...")
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) == len(pairs):
         return members
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
-    return Unreadable(RecordError(f"a JSON object has the member {twice!r} twice"))
+    names = sorted(name for name, _ in pairs)
+    twice = next(name for name, following in pairwise(names) if name == following)
+    return Unreadable(RecordError(f"a JSON object has the member {shown(twice)} twice"))
 
 
 DECODER: Final = json.JSONDecoder(
