@@ -18,17 +18,12 @@ from eventsync.records.query import Filter
 from eventsync.stores.files import CsvAccessor
 
 BY_NAME = {parser.name: parser for parser in PARSERS}
-# Another branch mends what these parsers raise; remove them here when it is merged.
-ELSEWHERE = {"rest-link", "rest-pages", "tracker-JiraAccounts", "tracker-JiraGroups"}
-ELSEWHERE |= {"tracker-JiraLabels"}
 FINDS = sorted(CORPUS.glob("*/*"))
 
 
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
 def test_no_input_does_harm(parser: Parser) -> None:
     """A parser raises only eventsync's errors, in less than half a second, in bounded memory."""
-    if parser.name in ELSEWHERE:
-        pytest.skip("mended on another branch")
     found = run(parser, max(5, round(300 * min(parser.weight, 1))), seed=1)
     assert found["wrong"] == {}
 
