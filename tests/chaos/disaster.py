@@ -41,6 +41,9 @@ class Scene(Protocol):
     def refill(self, side: str) -> None:
         """Have an operator fill a store again from the others, and unblock it then."""
 
+    def accept(self, side: str) -> None:
+        """Have an operator accept the deletes in a store that was restored, and unblock it."""
+
 
 def _ending(scene: Scene, side: str, seconds: float, action: Callable[[], None]) -> bool:
     """Do ``action`` after a while, and have the side ready for the next disaster then."""
@@ -265,9 +268,11 @@ def move_folder(scene: Scene) -> bool:
         with contextlib.suppress(OSError):
             scene.writers.files.folder.rmdir()
         away.rename(scene.writers.files.folder)
-        scene.writers.blocked -= {("docs", type) for type in scene.writers.models}
+        scene.accept("docs")
 
-    return _ending(scene, "docs", scene.rng.uniform(0.5, 3.0), back)
+    scene.busy.add("docs")
+    scene.later(scene.rng.uniform(0.5, 3.0), back)
+    return True
 
 
 def empty_table(scene: Scene) -> bool:
@@ -283,9 +288,11 @@ def empty_table(scene: Scene) -> bool:
 
     def back() -> None:
         away.rename(path)
-        scene.writers.blocked.discard(("docs", "Note"))
+        scene.accept("docs")
 
-    return _ending(scene, "docs", scene.rng.uniform(0.5, 3.0), back)
+    scene.busy.add("docs")
+    scene.later(scene.rng.uniform(0.5, 3.0), back)
+    return True
 
 
 def flush(scene: Scene) -> bool:

@@ -127,3 +127,11 @@ def synchronize(places: Places, sources: Sequence[str], target: str) -> None:
     stores = [places.store(name) for name in Places.STORES]
     with places.bus() as bus, StoreRegistry(*stores).open(publisher=bus) as registry:
         registry.synchronize(sources=sources, targets=[target])
+
+
+def accept_deletes(places: Places, source: str) -> None:
+    """Take what is missing for deleted, as ``eventsync sync --from .. --allow-deletes`` does."""
+    _log_to(places.folder / "operator.log")
+    stores = [places.store(name) for name in Places.STORES]
+    with places.bus() as bus, StoreRegistry(*stores).open(publisher=bus) as registry:
+        registry.synchronize(sources=[source], deletes=1.0)

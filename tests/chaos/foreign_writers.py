@@ -36,7 +36,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import disaster
 import fault
-from foreign_scenario import CONFIGURATION, FIELDS, RULES, TABLE, Places, synchronize, work
+from foreign_scenario import (
+    CONFIGURATION,
+    FIELDS,
+    RULES,
+    TABLE,
+    Places,
+    accept_deletes,
+    synchronize,
+    work,
+)
 from last_writer import LastWriter
 from servers.postgres import PostgresServer
 from servers.redis import RedisServer
@@ -166,6 +175,30 @@ class Harness:
         self._crew[name] = _Member(synchronize, (self.places, sources, side))
         self._crew[name].start()
         self.later(0.2, lambda: self._look_after_operator(name, side, again))
+
+    def accept(self, side: str) -> None:
+        """Have an operator say that what is missing in a restored store was deleted there.
+
+        The delete guard stays tripped until then: eventsync cannot know whether the owner restored
+        everything that was not deleted.
+        """
+        name = f"operator:{self.writers.new()}"
+        self._crew[name] = _Member(accept_deletes, (self.places, side))
+        self._crew[name].start()
+        self.later(0.2, lambda: self._look_after_acceptance(name, side))
+
+    def _look_after_acceptance(self, name: str, side: str) -> None:
+        member = self._crew[name]
+        if member.process.is_alive():
+            self.later(0.2, lambda: self._look_after_acceptance(name, side))
+            return
+        del self._crew[name]
+        self.report.exits[f"deletes of {side} accepted: {member.process.exitcode}"] += 1
+        if member.process.exitcode != 0:
+            self.later(1.0, lambda: self.accept(side))
+            return
+        self.writers.blocked -= {one for one in self.writers.blocked if one[0] == side}
+        self.busy.discard(side)
 
     def _look_after_operator(self, name: str, side: str, again: bool) -> None:
         member = self._crew[name]
