@@ -123,7 +123,7 @@ def test_a_late_event_counts_from_when_it_was_due():
     due, committed = latency.paced(Slow(), made, 200)
     times = [due[number] for number in range(40)]
     assert [round(late - first, 6) for first, late in pairwise(times)] == [0.005] * 39
-    assert calls[0] == 1
+    assert calls[0] < max(calls)
     assert max(calls) >= 5
     assert committed[39] - due[39] >= 0.05
 

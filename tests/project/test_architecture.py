@@ -77,7 +77,7 @@ def test_import_loads_nothing_else():
 def test_extras_are_optional(code):
     """No public name and no part of the command line needs a library that only an extra brings."""
     extras = optional() - {"yaml", "_yaml"}  # which kombu takes where it is there
-    assert {"sqlalchemy", "pymongo", "ldap3", "httpx", "psycopg", "hypothesis"} <= extras
+    assert {"sqlalchemy", "pymongo", "ldap3", "httpx2", "psycopg", "hypothesis"} <= extras
     assert extras.isdisjoint(name.partition(".")[0] for name in loaded(code))
 
 

@@ -52,9 +52,8 @@ class Site:
                 return 200, self.users["5b-ann"]
             case "GET", "users", "search":
                 start = int(query.get("startAt", 0))
-                return 200, list(self.users.values())[
-                    start : start + int(query.get("maxResults", 50))
-                ]
+                size = int(query.get("maxResults", 50))
+                return 200, list(self.users.values())[start : start + size]
             case "GET", "user" if query["accountId"] in self.users:
                 return 200, self.users[query["accountId"]]
             case "GET", "group", "bulk":

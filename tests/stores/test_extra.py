@@ -12,9 +12,9 @@ EXTRAS = {
     "sql": (["sqlalchemy"], "sql"),
     "ldap": (["ldap3"], "ldap"),
     "mongo": (["pymongo"], "mongo"),
-    "rest": (["httpx", "httpcore"], "rest"),
-    "trackers.roundup": (["httpx", "httpcore"], "rest"),
-    "trackers.github": (["httpx", "httpcore"], "rest"),
+    "rest": (["httpx2", "httpcore2"], "rest"),
+    "trackers.roundup": (["httpx2", "httpcore2"], "rest"),
+    "trackers.github": (["httpx2", "httpcore2"], "rest"),
 }
 
 

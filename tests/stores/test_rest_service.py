@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-import httpcore
+import httpcore2 as httpcore
 import pytest
 from servers.objects import ObjectServer
 

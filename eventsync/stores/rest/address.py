@@ -14,9 +14,9 @@ from eventsync.errors import ConfigError
 from eventsync.stores.rest.deadline import Deadline, TimedStream
 
 try:
-    import httpcore
+    import httpcore2 as httpcore
 except ImportError as error:  # pragma: no cover - the message is all there is to it
-    raise ConfigError("REST stores need httpcore", hint="pip install 'eventsync[rest]'") from error
+    raise ConfigError("REST stores need httpcore2", hint="pip install 'eventsync[rest]'") from error
 
 __all__ = ["Gateway"]
 

@@ -28,10 +28,10 @@ from eventsync.stores.rest.status import AccessRefusedError, Meaning, meaning_of
 from eventsync.stores.rest.unreadable import DECODER, refuse_many
 
 try:
-    import httpcore
-    import httpx
+    import httpcore2 as httpcore
+    import httpx2 as httpx
 except ImportError as error:  # pragma: no cover - the message is all there is to it
-    raise ConfigError("REST stores need httpx", hint="pip install 'eventsync[rest]'") from error
+    raise ConfigError("REST stores need httpx2", hint="pip install 'eventsync[rest]'") from error
 
 __all__ = ["OF_ONE_WRITE", "Answer", "Service"]
 
