@@ -121,7 +121,8 @@ def check(
         else:
             eventually(lambda: worker.outcomes.total() >= 6, what=str(worker.outcomes))
             # A change is counted before the broker has stored its letter.
-            found = eventually(lambda: letters(bus, store.name, held=outcome == HELD))
+            eventually(lambda: letters(bus, store.name, held=outcome == HELD))
+            found = letters(bus, store.name, held=outcome == HELD)
             assert [letter.key for letter in found] == ["1"]
             assert f"store {store.name!r}" in found[0].message
             assert circuit.opened == 0
