@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 from fuzz.parser import Parser
 from fuzz.record_parsers import VALUES, Thing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import uuid
 
-import httpx
+import httpx2 as httpx
 import pytest
 from servers.gitlab import GitLabSimulator
 from servers.jira import JiraSimulator

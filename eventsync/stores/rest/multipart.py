@@ -8,9 +8,11 @@ from typing import NamedTuple
 from eventsync.errors import ConfigError
 
 try:
-    import httpx
+    import httpx2 as httpx
 except ImportError as error:  # pragma: no cover
-    raise ConfigError("the REST store needs httpx", hint="pip install 'eventsync[rest]'") from error
+    raise ConfigError(
+        "the REST store needs httpx2", hint="pip install 'eventsync[rest]'"
+    ) from error
 
 __all__ = ["Upload", "multipart"]
 
