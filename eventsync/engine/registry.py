@@ -266,7 +266,8 @@ class StoreRegistry:
         - ``count``: how many records to copy together.
         - ``dry_run``: only count what would be copied, and write nothing.
         - ``restart``: start from the beginning instead of continuing.
-        - ``deletes``: the share of the known records that may be missing, as in ``Store.capture``.
+        - ``deletes``: the share of the known records that may be missing in a source, as in
+          ``Store.capture``. What a target has lost is filled again, and never taken for deleted.
         - ``clock``: observes the applied versions; by default a new clock.
         - ``limits``: as in ``apply``; ``retention`` is ignored.
         - ``progress``: called after each batch of records.

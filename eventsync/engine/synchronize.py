@@ -15,6 +15,7 @@ from eventsync.changes.change import Change
 from eventsync.changes.clock import Clock
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.apply import Limits, Settled, apply
+from eventsync.engine.capture import ALLOWED_DELETES
 from eventsync.engine.gate import Outcome
 from eventsync.engine.isolation import Failed, concerns_all, isolate
 from eventsync.engine.refill import loss_of, note_filled
@@ -179,9 +180,12 @@ class Synchronization:
             self.report.captured += len(changes)
 
     def _capture_known(self, target: Store, accessor: Accessor[Any], keys: Sequence[str]) -> None:
-        """Capture foreign writes to these records of a target, which a copy would overwrite."""
+        """Capture foreign writes to these records of a target, which a copy would overwrite.
+
+        ``deletes`` is about the sources: what a target has lost is never taken for deleted.
+        """
         self.report.captured += target.capture_known(
-            accessor.record_class, keys, deletes=self.deletes
+            accessor.record_class, keys, deletes=ALLOWED_DELETES
         )
 
     def _states(
@@ -196,7 +200,7 @@ class Synchronization:
     def _forget_missing(self, target: Store, type: str, keys: Sequence[str]) -> UnreadableKeys:
         """Call ``Replica.forget_missing``; report and return the errors of unreadable records."""
         unreadable: dict[tuple[str, str], RecordError] = {}
-        forget = partial(target.replicas[type].forget_missing, deletes=self.deletes)
+        forget = partial(target.replicas[type].forget_missing, deletes=ALLOWED_DELETES)
         for part in isolate(keys, forget):
             if isinstance(part, Failed):
                 unreadable[type, part.item] = error_of(part, type)

@@ -110,6 +110,21 @@ def test_foreign_delete_in_a_target_is_not_undone(record_type):
     assert list(stores["one"].accessors[name].data) == ["0"]
 
 
+def test_deletes_that_are_allowed_in_a_source_are_not_in_a_target():
+    """A target that has lost its records is filled, although the source may lack as many."""
+    stores = registry(Item)
+    fill(stores["one"], 60)
+    stores.synchronize()
+    for number in range(3):
+        stores["one"].accessor("Item").remove(str(number))
+    for number in range(50):
+        stores["two"].accessor("Item").remove(str(number))
+    stores.synchronize(sources=["one"], deletes=1.0)
+    expected = dict.fromkeys(range(3, 60), "item")
+    assert names(stores["one"]) == expected
+    assert names(stores["two"]) == expected
+
+
 def test_foreign_edit_in_a_target_keeps_its_fields():
     """Of a record edited on both sides each field has the later value, the foreign one too."""
     stores = registry(Note, clock=Clock())
