@@ -203,13 +203,16 @@ def _line(found: Difference) -> str:
 def row_json(row: SideBySide) -> dict[str, Any]:
     """Return a dict for ``json.dumps`` with one record as each store holds it.
 
-    The values of secret fields are hidden.
+    The values of secret fields are hidden, but not that a secret field has none.
     """
 
     def hidden(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
         if values is None:
             return None
-        return {n: _HIDDEN if n in row.secret else value for n, value in values.items()}
+        return {
+            name: _HIDDEN if name in row.secret and value is not None else value
+            for name, value in values.items()
+        }
 
     return {
         "type": row.type,
