@@ -165,8 +165,8 @@ def _queues(deployment: Deployment, store: str, failures: _Failures) -> dict[str
         "ready": queue.ready,
         "in_hand": queue.leased,
         "oldest": queue.oldest,
-        "held": states["held"].ready,
-        "dead": states["dead"].ready,
+        "held": states["held"].unsettled,
+        "dead": states["dead"].unsettled,
     }
 
 

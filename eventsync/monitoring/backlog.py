@@ -243,8 +243,8 @@ class BacklogMonitor:
         return QueueBacklog(
             work=queue.ready,
             in_hand=queue.leased,
-            held=states["held"].ready,
-            dead=states["dead"].ready,
+            held=states["held"].unsettled,
+            dead=states["dead"].unsettled,
             oldest=None if queue.oldest is None else now - queue.oldest,
             since=self._waiting_since.get(store),
         )

@@ -59,6 +59,11 @@ class QueueState:
     oldest: float | None
     """The age of the oldest message, in seconds; ``None`` also if the queue is empty."""
 
+    @property
+    def unsettled(self) -> int:
+        """The number of messages in the queue, with those that consumers have leased."""
+        return self.ready + (self.leased or 0)
+
 
 class RawMessage(virtual.Message):
     """A message of one of kombu's virtual transports. Its body is not decompressed or decoded."""

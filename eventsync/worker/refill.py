@@ -127,7 +127,7 @@ class RefillTask:
             except BusError:
                 continue  # the queues are not declared, so no message waits there
             for state in (states["queue"], states["held"]):
-                if not (state.ready or state.leased):
+                if not state.unsettled:
                     continue
                 if state.oldest is None or now - state.oldest < since:
                     return True

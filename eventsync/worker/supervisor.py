@@ -167,16 +167,16 @@ class Supervisor:
             if now >= child.start_at:
                 self._start(child)
             return
-        code = child.process.poll()
-        if code is None:
-            if self._receive(child):
-                child.heard = now
-            elif now - child.heard > self._silence:
-                self._log.error(
-                    "worker unresponsive, killed", worker=child.name, pid=child.process.pid
-                )
-                child.process.kill()
-            return
+        if (code := child.process.poll()) is not None:
+            self._note_end(child, code, "worker ended, restarting")
+        elif self._receive(child):
+            child.heard = now
+        elif now - child.heard > self._silence:
+            self._log.error("worker unresponsive, killed", worker=child.name, pid=child.process.pid)
+            child.process.kill()
+
+    def _note_end(self, child: _Child, code: int, event: str) -> None:
+        now = time.monotonic()
         if now - child.started > _STABLE:
             child.failures = 0
         wait = 0.0
@@ -184,7 +184,7 @@ class Supervisor:
             child.failures += 1
             wait = _RESTART_BACKOFF.pause(child.failures)
         log = self._log.warning if code else self._log.info
-        log("worker ended, restarting", worker=child.name, code=code, wait=round(wait, 2))
+        log(event, worker=child.name, code=code, wait=round(wait, 2))
         self._close_lifeline(child)
         child.process, child.start_at = None, now + wait
         if self._observer is not None:
@@ -251,6 +251,10 @@ class Supervisor:
     def _stop(self) -> int:
         self._log.info("stopping workers")
         deadline = time.monotonic() + self._grace + 5.0
+        for child in self._children:
+            # A process that ended by itself before the signal says nothing about the stop.
+            if child.process is not None and (code := child.process.poll()) is not None:
+                self._note_end(child, code, "worker ended")
         running = [c.process for c in self._children if c.process is not None]
         while any(process.poll() is None for process in running):
             if self._passed_on < self._signals:

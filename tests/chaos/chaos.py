@@ -390,7 +390,7 @@ class Harness:
             for store in registry:
                 states = patiently(partial(self.bus.states, store.name))
                 waiting["queue"] += states["queue"].ready + (states["queue"].leased or 0)
-                waiting["held"] += states["held"].ready
+                waiting["held"] += states["held"].unsettled
                 waiting["outbox"] += len(patiently(partial(store.index.outgoing, 1)))
                 waiting["pending"] += sum(
                     store.index.counts(type)[Presence.PENDING] for type in store.accessors

@@ -134,7 +134,7 @@ def drain(store: Store, bus: Bus) -> dict[str, Any]:
     begun = time.monotonic()
     worker = Worker(store, bus)
     worker.drain(timeout=0.05)
-    while bus.states(store.name)["held"].ready:
+    while bus.states(store.name)["held"].unsettled:
         worker.drain(timeout=0.05)
     return {
         "seconds": round(time.monotonic() - begun, 1),

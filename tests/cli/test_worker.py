@@ -176,4 +176,4 @@ def test_supervised_workers_of_a_project(cli):
         supervisor.kill()
         supervisor.communicate()
     assert supervisor.returncode == 0, err
-    assert re.search(r'"event": "worker ended, restarting"', err)
+    assert re.search(r'"event": "worker ended', err)

@@ -94,6 +94,17 @@ def test_sigterm_ends_all_processes(supervised):
     assert not any(map(lives, supervised.started()))
 
 
+def test_a_child_that_was_killed_before_the_signal_is_no_fault_of_the_stop(supervised):
+    """The supervisor ends with 0 though it notices the killed child only after its own signal."""
+    first, _ = supervised.started()
+    os.kill(supervised.process.pid, signal.SIGSTOP)
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: not lives(first))
+    os.kill(supervised.process.pid, signal.SIGTERM)
+    os.kill(supervised.process.pid, signal.SIGCONT)
+    assert supervised.process.wait(timeout=20) == 0
+
+
 def test_children_notice_that_they_are_alone(supervised):
     """When the supervisor is killed its children stop."""
     supervised.process.kill()

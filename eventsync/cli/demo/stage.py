@@ -114,7 +114,8 @@ class Stage:
         """Return whether all queues and outboxes are empty, and no change is held or pending."""
         for store in self.registry:
             states = self.bus.states(store.name)
-            if states["queue"].ready or states["queue"].leased or states["held"].ready:
+            # A worker leases held changes while it tries them again.
+            if states["queue"].unsettled or states["held"].unsettled:
                 return False
             if store.index.outgoing(1) or store.index.counts("Element")[Presence.PENDING]:
                 return False
