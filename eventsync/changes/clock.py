@@ -194,6 +194,24 @@ class Clock:
             # Like ``Version(issued)``, but without the check of the length.
             return bytes.__new__(Version, issued)
 
+    def at(self, moment: float, *, after: bytes = b"") -> Version:
+        """Return a version for a change that was made at ``moment``, in seconds since the epoch.
+
+        A moment in the future counts as now. ``after``: a version of the same record, if it has
+        one; the result is greater. The result is not greater than every version that was issued
+        before, so that it loses to a change of another store that was made later. It is unique for
+        the record only: ``after`` must be its greatest version.
+        """
+        self._after_fork()
+        millis, counter = max(0, int(min(moment, self._now()) * 1000)), 0
+        if after:
+            last = Version(after)
+            if (last.millis, last.counter) >= (millis, counter):
+                millis, counter = last.millis, last.counter + 1
+        if counter >= _COUNTER_LIMIT:
+            millis, counter = millis + 1, 0
+        return Version((millis << 16 | counter).to_bytes(8, "big") + self._node)
+
     def observe(self, version: Version, *, max_drift: float | None = None) -> None:
         """Advance the clock: every version that it issues later is greater than ``version``.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from eventsync.cli import (
+    capture,
     check,
     demo,
     dlq,
@@ -81,6 +82,7 @@ def _program() -> typer.Typer:
         for function in commands:
             app.command(help=help_of(function), rich_help_panel=panel, epilog=EXIT_CODES)(function)
     app.add_typer(dlq.dlq(), name="dlq", rich_help_panel=_RUN)
+    app.add_typer(capture.capture(), name="capture", rich_help_panel=_RUN)
     app.add_typer(keys.keys(), name="keys", rich_help_panel=_RUN)
     return app
 

@@ -16,9 +16,10 @@ from eventsync.cli.listen import ListenOption, listening
 
 if TYPE_CHECKING:
     from eventsync.config import Settings
+    from eventsync.worker.capture_service import CaptureService
     from eventsync.worker.worker import Worker
 
-__all__ = ["LogLevel", "log_to_stderr", "worker"]
+__all__ = ["LogLevel", "log_to_stderr", "work", "work_supervised", "worker"]
 
 
 class LogLevel(StrEnum):
@@ -66,9 +67,11 @@ def worker(
     """Run a worker: apply the changes in the queue of STORE.
 
     The worker also publishes the store's outbox, completes pending records from other stores, and
-    captures foreign writes if the store is declared with capture_every. Start the command several
-    times for several workers of one store. On SIGTERM, the worker finishes its current work and
-    exits; a second SIGTERM ends the worker at once. No change is lost, not even by SIGKILL.
+    captures foreign writes if the store is declared with capture_every. If the store is declared
+    with capture, the command also runs eventsync capture for it, in a process of its own. Start the
+    command several times for several workers of one store. On SIGTERM, the worker finishes its
+    current work and exits; a second SIGTERM ends the worker at once. No change is lost, not even by
+    SIGKILL.
 
     While the store or the broker is unreachable, the worker waits. If one of them refuses the
     worker from the start, the worker ends with exit code 78.
@@ -99,7 +102,8 @@ def worker(
     log_to_stderr(log_level, settings)
     registry = deployment.registry
     registry.check()
-    if every or processes:
+    follows = not drain and lifeline is None and not every and registry[str(store)].captured_by
+    if every or processes or follows:
         if drain:
             raise typer.BadParameter("--drain cannot be combined with --processes or --all")
         names = list(registry.stores) if every else [registry[str(store)].name]
@@ -116,35 +120,38 @@ def worker(
         instance.store.open().ping()  # some stores need no server to be opened
         instance.drain()
     elif lifeline is not None:
-        _work_supervised(instance, settings, lifeline)
+        work_supervised(instance, settings, lifeline)
     else:
         group = WorkerGroup(instance.counters)
         group.join(instance.store.name, instance.progress)
         with listening(deployment, listen, group, [instance.store]):
-            _work(instance, settings)
+            work(instance, settings)
     return OK
 
 
-def _work_supervised(worker: Worker, settings: Settings, lifeline: int) -> None:
-    """Run a worker that a supervisor has started, and report its status to the supervisor.
+def work_supervised(worker: Worker | CaptureService, settings: Settings, lifeline: int) -> None:
+    """Run a worker or capture that a supervisor has started, and report its status to it.
 
     Reports each second and after each batch. ``lifeline``: the file descriptor of the connection to
     the supervisor. The worker stops when the supervisor dies.
     """
     from eventsync.monitoring.worker_group import StatusReporter
     from eventsync.worker.supervisor import Lifeline
+    from eventsync.worker.worker import Worker
 
     line = Lifeline(lifeline)
     reporter = StatusReporter(worker.counters, worker.progress, line.send)
-    worker.before_acknowledge = reporter.report_if_possible
+    if isinstance(worker, Worker):
+        worker.before_acknowledge = reporter.report_if_possible
     line.watch(reporter.report)
     try:
-        _work(worker, settings)
+        work(worker, settings)
     finally:
         reporter.report_if_possible()
 
 
-def _work(worker: Worker, settings: Settings) -> None:
+def work(worker: Worker | CaptureService, settings: Settings) -> None:
+    """Run a worker or capture until a signal, watched, and with a state file if one is set."""
     from eventsync.monitoring.worker_status import StateFile
     from eventsync.worker.signals import run
     from eventsync.worker.watchdog import Watchdog
@@ -184,6 +191,12 @@ def _supervise(
             command += ["--rate", str(limit / processes)]
         for number in range(processes):
             commands[f"{name}-{number + 1}"] = command
+        if deployment.store(name).captured_by:
+            # Of several such processes, on this and other machines, one captures at a time.
+            commands[f"{name}-capture"] = [
+                *(sys.executable, "-m", "eventsync", "capture", "run", name),
+                *("--log-level", level.value, "--lifeline", "{lifeline}"),
+            ]
     settings = deployment.settings
     # Pass the options of this command on to the workers. Secrets that were read from files are not
     # put into the environment; the workers read the files themselves.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from eventsync.engine.finding import Finding
 from eventsync.engine.isolation import concerns_all, record_error
@@ -16,6 +16,9 @@ from eventsync.records.columnar import ColumnReader
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
+
+if TYPE_CHECKING:
+    from eventsync.engine.change_source import ChangeSource
 
 __all__ = ["Accessor", "Puts", "Write"]
 
@@ -307,6 +310,25 @@ class Accessor(ABC, Generic[R]):
 
     def close(self) -> None:
         """Close connections and files. Idempotent."""
+
+    @classmethod
+    def sources(cls, accessors: Sequence[Self]) -> Sequence[ChangeSource]:
+        """Return the change sources of a store, the best first; none if there are none.
+
+        ``accessors``: all accessors of this class that the store has. Connects to nothing.
+        """
+        return ()
+
+    resumable: ClassVar[bool] = False
+    """Whether ``list_keys`` can continue after a key."""
+
+    def list_keys(self, query: Query, *, after: str = "") -> Iterator[str]:
+        """Yield the keys of the records that ``query`` selects, which has no order and no limit.
+
+        ``after``: continue after the record with this key, which may be gone, in the store's own
+        order. Called only if ``resumable`` is true.
+        """
+        return (record.key for record in self.find(query))
 
     def changed_since(
         self, mark: str, unreadable: Callable[[RecordError], None] | None

@@ -57,6 +57,8 @@ class Capture:
         unreadable: Unreadable,
         notice: Notice | None = None,
         count: int = SLICE,
+        after: str = "",
+        reached: Callable[[str, int], None] | None = None,
     ) -> Iterator[list[Change]]:
         """Capture the foreign writes to the records of one type, in slices of ``count`` records.
 
@@ -67,7 +69,10 @@ class Capture:
         ``encode``: makes the envelopes for the outbox; ``None`` to put nothing there.
         ``whole_every``: if all records were read during the last ``whole_every`` seconds, read only
         the records that changed since, provided that the store knows them. ``deletes``,
-        ``unreadable``, ``notice``: as in ``Store.capture``. Raises ``SuspiciousReadError`` if too
+        ``unreadable``, ``notice``: as in ``Store.capture``. ``after``: continue a search of all
+        records after the record with this key; needs an accessor that is ``resumable``.
+        ``reached``: called after each slice of a search of all records, with its last key and the
+        number of keys in it. Raises ``SuspiciousReadError`` if too
         many records are missing.
         """
         name = replica.type.name
@@ -77,13 +82,17 @@ class Capture:
             if recent is not None:
                 yield from recent
                 return
+        # A search that was interrupted does not know what it saw before.
         seen: set[str] = set()
         reading = self._notes.reading(name, report=unreadable, notice=notice)
         report = None if unreadable is None else reading
-        for keys in chunked(_keys(replica, report), count):
+        for keys in chunked(_keys(replica, report, after), count):
             seen.update(keys)
-            yield self._compare(replica, keys, encode, report, deletes=deletes)
+            found = self._compare(replica, keys, encode, report, deletes=deletes)
             reading.save()
+            if reached is not None:
+                reached(keys[-1], len(keys))
+            yield found
         missing: list[str] = []
         if not replica.accessor.forgets:
             known = self._index.entries(name, presence=Presence.PRESENT)
@@ -119,7 +128,7 @@ class Capture:
         captured: list[Change] = []
         unreadable: dict[tuple[str, str], RecordError] = {}
         for name, of_type in keys.items():
-            for part in _capture_apart(replicas[name], list(of_type), encode, ALLOWED_DELETES):
+            for part in _capture_apart(replicas[name], list(of_type), encode, ALLOWED_DELETES, {}):
                 if isinstance(part, Done):
                     captured += part.result
                 else:
@@ -137,6 +146,31 @@ class Capture:
         known = list(self._index.run(lambda one: one.read(replica.type.name, keys)))
         return self._compare_readable(replica, known, encode, deletes=deletes) if known else []
 
+    def dirty(
+        self,
+        replica: Replica,
+        moments: Mapping[str, float | None],
+        encode: Encode | None,
+        reading: Reading,
+        *,
+        deletes: float,
+    ) -> list[Change]:
+        """Capture foreign writes to the records that a change source has told.
+
+        ``moments``: as in ``Replica.capture``, for each of the records. ``reading``: takes in the
+        errors of the records that cannot be read. ``encode``, ``deletes`` and the result: as in
+        ``search`` and ``before``.
+        """
+        keys = list(moments)
+        reading.begin_again(keys)
+        changes = self._compare(replica, keys, encode, reading, deletes=deletes, moments=moments)
+        reading.save(read=keys)
+        return changes
+
+    def reading(self, type: str, *, notice: Notice | None) -> Reading:
+        """Return what takes in the errors of unreadable records in ``dirty``."""
+        return self._notes.reading(type, notice=notice)
+
     def _compare_readable(
         self, replica: Replica, keys: Sequence[str], encode: Encode | None, *, deletes: float
     ) -> list[Change]:
@@ -151,6 +185,7 @@ class Capture:
         unreadable: Unreadable,
         *,
         deletes: float,
+        moments: Mapping[str, float | None] | None = None,
     ) -> list[Change]:
         """Capture foreign writes to the records with these keys, and return them as changes.
 
@@ -159,7 +194,7 @@ class Capture:
         if unreadable is None:
             return replica.capture(keys, encode, deletes=deletes)
         changes: list[Change] = []
-        for part in _capture_apart(replica, keys, encode, deletes):
+        for part in _capture_apart(replica, keys, encode, deletes, moments or {}):
             if isinstance(part, Done):
                 changes += part.result
             else:
@@ -212,9 +247,13 @@ class Capture:
             replica.lacking = 0
             return
         replica.lacking = max(missing, replica.lacking)
+        raise self.lacks(replica, missing)
+
+    def lacks(self, replica: Replica, missing: int) -> SuspiciousReadError:
+        """Return the error of a type of which so many records are missing."""
         type = replica.type.name
         known = self._index.counts(type)[Presence.PRESENT]
-        raise SuspiciousReadError(
+        return SuspiciousReadError(
             f"store {self._name!r}: {missing} of {known} known records of type {type} are "
             "missing; this looks like a failed read, so none of them was deleted elsewhere",
             hint="to fill the store again, run: "
@@ -225,15 +264,21 @@ class Capture:
 
 
 def _capture_apart(
-    replica: Replica, keys: Sequence[str], encode: Encode | None, deletes: float
+    replica: Replica,
+    keys: Sequence[str],
+    encode: Encode | None,
+    deletes: float,
+    moments: Mapping[str, float | None],
 ) -> Iterator[Done[str, list[Change]] | Failed[str]]:
-    return isolate(keys, lambda part: replica.capture(part, encode, deletes=deletes))
+    return isolate(
+        keys, lambda part: replica.capture(part, encode, deletes=deletes, moments=moments)
+    )
 
 
-def _keys(replica: Replica, unreadable: Unreadable) -> Iterator[str]:
+def _keys(replica: Replica, unreadable: Unreadable, after: str = "") -> Iterator[str]:
     """Yield the keys of all records in the store. Call ``unreadable`` for unreadable records."""
     query = Query.parse(replica.type, None, unreadable=unreadable)
-    return (record.key for record in replica.accessor.find(query))
+    return replica.accessor.list_keys(query, after=after)
 
 
 def _absent(replica: Replica, keys: Sequence[str], reading: Reading) -> list[str]:

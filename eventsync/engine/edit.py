@@ -99,31 +99,38 @@ class ChangeFactory:
         return change
 
     def from_foreign_write(
-        self, key: str, entry: Entry | None, row: Mapping[str, Any] | None, *, forgets: bool
+        self,
+        key: str,
+        entry: Entry | None,
+        row: Mapping[str, Any] | None,
+        *,
+        forgets: bool,
+        moment: float | None = None,
     ) -> Change | None:
         """Return a foreign write as a change with a new version; ``None`` if there is none.
 
         ``entry`` and ``row``: as in ``from_edit``; a foreign write is a difference between these
         two. ``forgets``: whether records may expire in the store. A missing record is then not a
-        delete.
+        delete. ``moment``: when the write was committed, in seconds since the epoch; ``None`` if
+        that is unknown, and the version is that of now.
         """
         if row is None:
             if entry is None or entry.presence is not Presence.PRESENT or forgets:
                 return None
-            return self._new(key, DELETE, None, entry)
+            return self._new(key, DELETE, None, entry, moment)
         if (entry is None or entry.presence is not Presence.PRESENT) and self._is_outside(row):
             return None
         if entry is None:
-            return self._first(key, row)
+            return self._first(key, row, moment)
         if entry.presence is not Presence.PRESENT:
             # The store did not hold the record at the last write of eventsync, and holds it now.
-            return self._new(key, PUT, dict(row), entry)
+            return self._new(key, PUT, dict(row), entry, moment)
         changed = changed_fields(entry, row, self.view)
         if not changed:
             return None
         if self.view.record_type.rule == "record":
-            return self._new(key, PUT, dict(row), entry)
-        change = self._new(key, PATCH, changed, entry)
+            return self._new(key, PUT, dict(row), entry, moment)
+        change = self._new(key, PATCH, changed, entry, moment)
         change.known = self._base_state(entry, row, without=changed)
         return change
 
@@ -171,7 +178,7 @@ class ChangeFactory:
         """
         return self.view.judged <= self.view.names.keys() and not self.view.matches(row)
 
-    def _first(self, key: str, row: Mapping[str, Any]) -> Change:
+    def _first(self, key: str, row: Mapping[str, Any], moment: float | None = None) -> Change:
         """Return the first change of a record that the store held before eventsync knew it.
 
         Under the per-record rule, the change is a put of the row. Under the per-field rule, a put
@@ -180,27 +187,36 @@ class ChangeFactory:
         """
         type = self.view.record_type
         if type.rule == "record":
-            return self._new(key, PUT, dict(row), None)
+            return self._new(key, PUT, dict(row), None, moment)
         values = {n: value for n, value in row.items() if n not in type.keys}
         # An empty field must not override a value that another store has.
         empty = {n: None for n, value in values.items() if value is None}
         values = {n: value for n, value in values.items() if value is not None}
-        change = self._new(key, PATCH, values, None)
+        change = self._new(key, PATCH, values, None, moment)
         change.known = BaseState(UNVERSIONED, empty, {})
         return change
 
-    def _new(self, key: str, op: Op, data: dict[str, Any] | None, entry: Entry | None) -> Change:
+    def _new(
+        self,
+        key: str,
+        op: Op,
+        data: dict[str, Any] | None,
+        entry: Entry | None,
+        moment: float | None = None,
+    ) -> Change:
         """Return a change with a new version, greater than every version in ``entry``.
 
+        ``moment``: when the change was made, in seconds since the epoch; ``None`` for now.
         Raises ``ChangeRefusedError`` if a version in ``entry`` lies too far in the future.
         """
-        if entry is not None and entry.version:
-            self._observe(key, Version(entry.version))
+        known = b"" if entry is None else entry.version
+        if known:
+            self._observe(key, Version(known))
         return Change(
             type=self.view.record_type.name,
             key=key,
             op=op,
-            version=self.clock.tick(),
+            version=self.clock.tick() if moment is None else self.clock.at(moment, after=known),
             data=data,
             source=self.source,
             schema=self.view.record_type.schema,

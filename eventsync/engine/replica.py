@@ -29,13 +29,16 @@ from eventsync.errors import ChangeRefusedError, ConfigError, RecordError
 from eventsync.index import Entry, Index, IndexTransaction, Presence
 from eventsync.records.query import Query
 
-__all__ = ["MOST_DELETES", "Encode", "Replica"]
+__all__ = ["MOST_DELETES", "NO_MOMENTS", "Encode", "Replica"]
 
 MOST_DELETES: Final = 10
 """So many records of a type may always be missing, whatever share of them that is."""
 
 Encode = Callable[[Change], bytes]
 """A function that returns the envelope of a change."""
+
+NO_MOMENTS: Final[Mapping[str, float | None]] = {}
+"""The moments of foreign writes of which no moment is known."""
 
 S = TypeVar("S", bound="Replica")
 P = ParamSpec("P")
@@ -212,7 +215,12 @@ class Replica:
 
     @_until_done
     def capture(
-        self, keys: Sequence[str], encode: Encode | None, *, deletes: float = 1.0
+        self,
+        keys: Sequence[str],
+        encode: Encode | None,
+        *,
+        deletes: float = 1.0,
+        moments: Mapping[str, float | None] = NO_MOMENTS,
     ) -> list[Change]:
         """Find the foreign writes to the records with these keys. Return them as changes.
 
@@ -224,7 +232,8 @@ class Replica:
         ``deletes``: the greatest share of the known records that may be missing. If the store lacks
         more of them, missing records are not captured as deletes, because a store that was emptied
         or restored looks just like that. ``lacking`` is set then. With 1 every missing record
-        is captured as a delete.
+        is captured as a delete. ``moments``: when records were written, by key, in seconds since
+        the epoch; without a moment, the write gets the version of now.
         """
         changes: list[Change] = []
         updated: dict[str, Entry] = {}
@@ -244,7 +253,11 @@ class Replica:
             for key in dict.fromkeys(keys):
                 entry, row = entries.get(key), rows.get(key)
                 change = self._changes.from_foreign_write(
-                    key, entry, row, forgets=self.accessor.forgets
+                    key,
+                    entry,
+                    row,
+                    forgets=self.accessor.forgets,
+                    moment=moments.get(key),
                 )
                 unset = {} if entry is None or row is None else unset_fields(entry, row, view)
                 if change is None:

@@ -13,6 +13,14 @@ from eventsync.changes.change import Change, make_bodies
 from eventsync.changes.clock import Clock, Version
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.capture import ALLOWED_DELETES, SLICE, Capture
+from eventsync.engine.change_source import ChangeSource, choose
+from eventsync.engine.follower import (
+    Copy,
+    Follower,
+    FollowerObserver,
+    mark_name,
+    saved_copies,
+)
 from eventsync.engine.joined_store import JoinedStore
 from eventsync.engine.publisher import Backlog, Publisher
 from eventsync.engine.replica import Replica
@@ -55,6 +63,11 @@ class Store:
     - ``capture_whole_every``: after this many seconds, a capture of the worker reads all records.
       Other captures read only the records that changed, if the store knows them. Only a capture
       that reads all records finds deletes.
+    - ``capture``: how the foreign writes of the store are captured as they happen: the kind of a
+      change source, for example ``log`` or ``triggers``, or ``auto`` for the best that the store
+      can do. ``eventsync capture`` does it. By default, only ``capture_every`` finds them.
+    - ``copy_rate``: how many records a second ``eventsync capture`` reads at most when it has to
+      read all records; ``None`` for no limit.
     - ``rate``: how many changes a second all workers of one ``eventsync worker`` command together
       apply at most; ``None`` for no limit.
     - ``refill``: whether the store's worker fills the store from the other stores, at its first
@@ -75,6 +88,8 @@ class Store:
         clock: Clock | None = None,
         capture_every: float | None = None,
         capture_whole_every: float = 600.0,
+        capture: str | None = None,
+        copy_rate: float | None = None,
         rate: float | None = None,
         refill: bool = False,
     ) -> None:
@@ -92,6 +107,8 @@ class Store:
         self.clock = clock or Clock()
         self.capture_every = capture_every
         self.capture_whole_every = capture_whole_every
+        self.captured_by = capture
+        self.copy_rate = copy_rate
         self.rate = rate
         self.refill = refill
         self.publish_error: BusUnavailableError | None = None
@@ -468,6 +485,62 @@ class Store:
         if suspicious:
             with self.errors():
                 raise SuspiciousReadError.of(suspicious)
+
+    def change_sources(self) -> list[ChangeSource]:
+        """Return the change sources that this store can use, the best first."""
+        classes: dict[type[Accessor[Any]], list[Accessor[Any]]] = {}
+        for accessor in self.accessors.values():
+            classes.setdefault(type(accessor), []).append(accessor)
+        return [source for kind, them in classes.items() for source in kind.sources(them)]
+
+    def change_source(self, kind: str | None = None) -> ChangeSource:
+        """Return the change source of a kind, by default that which this store is declared with.
+
+        Raises ``ConfigError`` if it is declared with none, or cannot use it.
+        """
+        with self.errors():
+            kind = kind or self.captured_by
+            if kind is None:
+                raise ConfigError(
+                    f"store {self.name!r} is not declared with a way to capture foreign writes",
+                    hint='declare it with Store(..., capture="auto")',
+                )
+            return choose(self.change_sources(), kind, self.name)
+
+    def whole_reads(self) -> dict[str, Copy]:
+        """Return how far the reads of all records are that a follower has not ended, by type."""
+        with self.errors():
+            return saved_copies(self.index)
+
+    def forget_mark(self, source: ChangeSource) -> None:
+        """Forget how far a change source was read, so that the next follower begins anew."""
+        with self.errors():
+            self.index.save_mark(mark_name(source), "")
+
+    def follower(
+        self,
+        publisher: Publisher,
+        observer: FollowerObserver,
+        *,
+        source: ChangeSource | None = None,
+        notice: Notice | None = None,
+    ) -> Follower:
+        """Return a follower, which captures foreign writes as a change source tells them.
+
+        ``source``: the change source; by default that of ``change_source``. ``publisher``,
+        ``notice``: as in ``capture``. ``observer``: is told what the follower does.
+        """
+        return Follower(
+            source or self.change_source(),
+            self.replicas,
+            self.index,
+            self._capture,
+            publisher=publisher,
+            flush=partial(self._try_flush, publisher),
+            observer=observer,
+            notice=notice,
+            rate=self.copy_rate,
+        )
 
     def note_unreadable(self, type: str) -> None:
         """Read all records of a type, and note those that cannot be read. Publishes nothing.

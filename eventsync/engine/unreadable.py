@@ -201,6 +201,11 @@ class Reading:
         """The keys of the records that were noted before this read, as far as they are known."""
         return [note.name for note in self._known.values() if note.keyed]
 
+    def begin_again(self, keys: Iterable[str]) -> None:
+        """Forget what was met of the records with these keys: they are read once more."""
+        for key in keys:
+            self.found.pop(_shortened(key), None)
+
     def save(self, *, whole: bool = False, read: Iterable[str] = ()) -> None:
         """Save the notes of the records met so far, and call ``notice`` for what is new.
 

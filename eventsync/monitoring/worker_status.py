@@ -70,6 +70,12 @@ class WorkerStatus:
         """The problems of the store, as this worker sees them."""
         self.capture_seconds: float | None = None
         """How long the last whole pass of the capture took; ``None`` if none has ended."""
+        self.role = "worker"
+        """``worker``, or ``capture`` for a process that only captures foreign writes."""
+        self.followed_writes = 0
+        """The number of foreign writes that were captured as they happened."""
+        self.followed_at: float | None = None
+        """When the last of them was committed, if that is known."""
         self.progress_at: float | None = None
         """When the worker last settled a message or found its queue empty."""
         self._now = now
@@ -104,6 +110,11 @@ class WorkerStatus:
         """Record that a pass of the capture has ended, which took so many seconds."""
         self.capture_seconds = seconds
 
+    def followed(self, count: int, moment: float | None) -> None:
+        """Record that ``count`` foreign writes were captured, the last committed at ``moment``."""
+        self.followed_writes += count
+        self.followed_at = self._now() if moment is None else moment
+
     @property
     def silence(self) -> float:
         """Seconds since the last progress; 0 or less while the worker waits on purpose."""
@@ -123,6 +134,7 @@ class WorkerStatus:
         return {
             "pid": os.getpid(),
             "store": self.store,
+            "role": self.role,
             "started": self.started,
             "written": self._now(),
             "doing": self.doing,
@@ -135,6 +147,8 @@ class WorkerStatus:
             "circuit": self.circuit.to_json(),
             "problems": self.problems.to_json(),
             "capture_seconds": self.capture_seconds,
+            "followed_writes": self.followed_writes,
+            "followed_at": self.followed_at,
             "error": self.error,
             "memory": resident_bytes(),
         }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 from eventsync.engine.isolation import item_error
 from eventsync.engine.unreadable import UnreadableRecord
@@ -13,7 +15,7 @@ from eventsync.monitoring.problem import ProblemKind
 from eventsync.worker.background import Background
 from eventsync.worker.context import WorkerContext
 
-__all__ = ["CaptureTask"]
+__all__ = ["CaptureTask", "log_unreadable"]
 
 
 class CaptureTask:
@@ -79,26 +81,13 @@ class CaptureTask:
             publisher=self._publisher,
             # Each unreadable record is logged once, by the notice.
             unreadable=lambda error: None,
-            notice=self._log_unreadable,
+            notice=partial(log_unreadable, self._log, self._store.name),
         )
         for changes in captured:
             self._status.beat()
             if changes:
                 self._log.info("captured foreign writes", type=type, count=len(changes))
             yield
-
-    def _log_unreadable(self, record: UnreadableRecord, unreadable: bool) -> None:
-        about = {"type": record.type, "key" if record.keyed else "place": record.name}
-        if unreadable:
-            self._log.error(
-                "record unreadable, not captured",
-                **about,
-                reason=record.reason,
-                error=record.error,
-                hint=record.hint or f"eventsync unreadable {self._store.name} lists such records",
-            )
-        else:
-            self._log.info("record no longer unreadable", **about)
 
     def _overrun(self, took: float, every: float) -> None:
         self._counters.add(catalogue.OVERRUNS, 1, self._store.name)
@@ -121,3 +110,18 @@ class CaptureTask:
     def _cleared(self, kind: ProblemKind, type: str) -> None:
         if self._status.problems.clear(kind, type):
             self._log.info("capture works again", problem=str(kind), type=type)
+
+
+def log_unreadable(log: Any, store: str, record: UnreadableRecord, unreadable: bool) -> None:
+    """Log that a record turned unreadable, or that it no longer is. See ``Notice``."""
+    about = {"type": record.type, "key" if record.keyed else "place": record.name}
+    if unreadable:
+        log.error(
+            "record unreadable, not captured",
+            **about,
+            reason=record.reason,
+            error=record.error,
+            hint=record.hint or f"eventsync unreadable {store} lists such records",
+        )
+    else:
+        log.info("record no longer unreadable", **about)

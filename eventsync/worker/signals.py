@@ -6,17 +6,26 @@ import os
 import signal
 import threading
 from types import FrameType
-from typing import Final
+from typing import Final, Protocol
 
 from eventsync.worker.watchdog import Watchdog
-from eventsync.worker.worker import Worker
 
-__all__ = ["run"]
+__all__ = ["Service", "run"]
 
 _ABORTED: Final = 70  # EX_SOFTWARE: ended with unsettled messages, which the broker redelivers
 
 
-def run(worker: Worker, *, grace: float, watchdog: Watchdog | None = None) -> None:
+class Service(Protocol):
+    """A worker, or a process that captures foreign writes."""
+
+    def run(self) -> None:
+        """Work until ``stop`` is called. Blocks."""
+
+    def stop(self) -> None:
+        """Make ``run`` return soon. May be called from any thread. Does not block."""
+
+
+def run(worker: Service, *, grace: float, watchdog: Watchdog | None = None) -> None:
     """Run a worker until SIGTERM or SIGINT. The worker then settles its current batch, and ends.
 
     If the worker has not ended ``grace`` seconds after the signal, or if a second signal arrives,

@@ -18,7 +18,7 @@ from support.records import Product
 from support.waiting import eventually
 
 from eventsync.broker.bus import Bus
-from eventsync.broker.relay import Lease, Relay, serve
+from eventsync.broker.relay import Relay, serve
 from eventsync.engine.store import Store
 from eventsync.envelope.batch import split_batch
 from eventsync.errors import (
@@ -29,6 +29,7 @@ from eventsync.errors import (
     UnroutableError,
 )
 from eventsync.index import FileIndex
+from eventsync.index.lease import Lease
 from eventsync.stores.files import JsonFolderAccessor
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.redis import RedisAccessor
@@ -82,7 +83,7 @@ def index(request, servers, tmp_path):
 
 
 def lease(index, clock, wait=lambda seconds: None):
-    return Lease(index, lifetime=10.0, monotonic=clock, wait=wait)
+    return Lease(index, "relay", lifetime=10.0, monotonic=clock, wait=wait)
 
 
 def test_lease_has_one_holder(index):
@@ -222,7 +223,7 @@ def test_relay_without_the_lease_publishes_nothing():
     """A relay publishes nothing without the lease, and stops when it loses the lease."""
     store = Store("crm", MemoryAccessor(Product), publisher=Away()).open()
     store.add([Product(id=n, name="x") for n in range(3000)])
-    other = Lease(store.index)
+    other = Lease(store.index, "relay")
     assert other.take()
     assert Relay(store, FakeBus()).run_once() == 0
     other.release()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from eventsync.changes.change import Change
 from eventsync.engine.gate import Verdict
-from eventsync.engine.replica import Encode, Replica
+from eventsync.engine.replica import NO_MOMENTS, Encode, Replica
 from eventsync.index import UndoneError
 from eventsync.stores.mongo.index import MongoIndex
 from eventsync.stores.mongo.transaction import Envelope
@@ -30,14 +30,19 @@ class MongoReplica(Replica):
         return verdicts
 
     def capture(
-        self, keys: Sequence[str], encode: Encode | None, *, deletes: float = 1.0
+        self,
+        keys: Sequence[str],
+        encode: Encode | None,
+        *,
+        deletes: float = 1.0,
+        moments: Mapping[str, float | None] = NO_MOMENTS,
     ) -> list[Change]:
         changes: dict[str, Change] = {}
 
         def attempt(lenient: Replica, keys: Sequence[str]) -> None:
             for key in keys:
                 changes.pop(key, None)  # another writer was faster at the last attempt
-            captured = Replica.capture(lenient, keys, encode, deletes=deletes)
+            captured = Replica.capture(lenient, keys, encode, deletes=deletes, moments=moments)
             changes.update({change.key: change for change in captured})
 
         self._repeat(list(dict.fromkeys(keys)), attempt)

@@ -78,6 +78,7 @@ class SqlAccessor(Accessor[R]):
 
     atomic: ClassVar[bool] = True
     joint: ClassVar[bool] = True
+    resumable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -134,6 +135,10 @@ class SqlAccessor(Accessor[R]):
 
     def find(self, query: Query) -> Iterable[R]:
         return query.select(self._readable(self._pages(self._clause(query)), query))
+
+    def list_keys(self, query: Query, *, after: str = "") -> Iterator[str]:
+        pages = self._pages(self._clause(query), after)
+        return (record.key for record in self._readable(pages, query))
 
     def count(self, query: Query) -> int:
         clause = self._clause(query)
@@ -647,8 +652,11 @@ class SqlAccessor(Accessor[R]):
         cause.key, cause.place = key, place
         return cause
 
-    def _pages(self, clause: Clause | None) -> Iterator[Sequence[Any]]:
-        """Yield all rows in key order, page by page, so that nothing is locked between pages."""
+    def _pages(self, clause: Clause | None, after: str = "") -> Iterator[Sequence[Any]]:
+        """Yield all rows in key order, page by page, so that nothing is locked between pages.
+
+        ``after``: leave out the rows up to that of this key.
+        """
         if time.monotonic() - self._known.looked > _LOOK_EVERY:
             with self._errors(), self.dialect.connected(self.engine) as connection:
                 self._is_changed(connection, failed=False)
@@ -657,12 +665,12 @@ class SqlAccessor(Accessor[R]):
         marks = ", ".join([mark] * len(table.key_names))
         select = f"SELECT {table.selected} FROM {table.name}"
         # The second part implies the first, which lets MySQL use the index.
-        after = f"{table.key_names[0]} >= {mark} AND ({keys}) > ({marks})"
+        beyond = f"{table.key_names[0]} >= {mark} AND ({keys}) > ({marks})"
         condition, parameters = (clause.sql, clause.parameters) if clause else ("", ())
-        last: tuple[Any, ...] = ()
+        last: tuple[Any, ...] = tuple(table.key_rows([after])[0]) if after else ()
         while True:
             with self._errors(), self.dialect.connected(self.engine) as connection:
-                where = " AND ".join(filter(None, (condition, after if last else "")))
+                where = " AND ".join(filter(None, (condition, beyond if last else "")))
                 found = self.dialect.fetch(
                     connection,
                     f"{select}{' WHERE ' if where else ''}{where} ORDER BY {keys} LIMIT {_PAGE}",
