@@ -125,6 +125,7 @@ class Store:
             self.index: Index = accessors[0].default_index()
         else:
             self.index = FileIndex(Path(index)) if not isinstance(index, Index) else index
+        self.index.marks_own = capture is not None
         for accessor in accessors:
             accessor.bind(self.index)
         self.replicas = ReplicaSet(

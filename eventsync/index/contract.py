@@ -239,6 +239,12 @@ class Index(ABC):
     attempts: ClassVar[int] = 1
     """How often ``until_done`` tries a transaction. More than 1 if transactions can conflict."""
 
+    marks_own: bool = False
+    """Whether transactions should mark their writes as eventsync's own, for a change source.
+
+    ``Store`` sets it if the store is declared with a change source. Where the database can do so,
+    the source then leaves these writes out."""
+
     @abstractmethod
     def transaction(self) -> AbstractContextManager[IndexTransaction]:
         """Return a context manager that commits when its block ends, or rolls back if it raises.

@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import sqlalchemy as sa
 
 from eventsync.engine.accessor import Accessor, Puts, Write
+from eventsync.engine.change_source import ChangeSource
 from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import concerns_all, item_error
 from eventsync.engine.plan import Part, Plan
@@ -30,6 +31,8 @@ from eventsync.index import Entry, Index, IndexTransaction, Presence, UndoneErro
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
+from eventsync.stores.sql.capture import sources_of
+from eventsync.stores.sql.capture.source import CapturedTable
 from eventsync.stores.sql.condition import Clause, clause_of
 from eventsync.stores.sql.dialect import Statement
 from eventsync.stores.sql.engine import LockedError, dialect_of, errors, open_engine
@@ -118,6 +121,17 @@ class SqlAccessor(Accessor[R]):
 
     def depends_on(self, other: Accessor[Any]) -> bool:
         return isinstance(other, SqlAccessor) and self._table.refers_to(other._table)
+
+    @classmethod
+    def sources(cls, accessors: Sequence[Self]) -> Sequence[ChangeSource]:
+        return sources_of(accessors)
+
+    def captured_table(self) -> CapturedTable:
+        """Return what a change source needs to know of the table. Connects to the database."""
+        table = self._table
+        return CapturedTable(
+            self.type.name, self._schema, self._table_name, tuple(table.keys), table.key_text
+        )
 
     # -- the six methods of the contract -----------------------------------------------------------
 

@@ -1,0 +1,62 @@
+"""What the change sources of SQL stores share: the captured tables, and the keys of their rows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from eventsync.engine.change_source import ChangeSource
+
+if TYPE_CHECKING:
+    from eventsync.stores.sql.accessor import SqlAccessor
+    from eventsync.stores.sql.dialect import Dialect
+
+__all__ = ["CapturedTable", "SqlSource"]
+
+
+@dataclass(slots=True, frozen=True)
+class CapturedTable:
+    """A table whose foreign writes are captured.
+
+    - ``type``: the name of the record type.
+    - ``schema``, ``name``: the names of schema and table; no schema means the default one.
+    - ``keys``: the names of the key columns, in the order of the record's key fields.
+    - ``key_text``: returns the key of a record from the values of its key columns, as the driver
+      returns them. Raises ``EventSyncError`` if a value is no key.
+    """
+
+    type: str
+    schema: str | None
+    name: str
+    keys: tuple[str, ...]
+    key_text: Callable[[Sequence[Any]], str]
+
+
+class SqlSource(ChangeSource):
+    """A change source of one database. ``accessors``: those of one store."""
+
+    def __init__(self, accessors: Sequence[SqlAccessor[Any]]) -> None:
+        self._accessors = list(accessors)
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The engine of the store's database."""
+        # Asked for each time, because a store gives all its accessors one engine when it is made.
+        return self._accessors[0].engine
+
+    @property
+    def dialect(self) -> Dialect:
+        """The dialect of the database."""
+        return self._accessors[0].dialect
+
+    def tables(self) -> list[CapturedTable]:
+        """Return the captured tables. Connects to the database."""
+        return [accessor.captured_table() for accessor in self._accessors]
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close connections. Idempotent."""
