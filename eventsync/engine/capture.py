@@ -278,7 +278,9 @@ def _capture_apart(
 def _keys(replica: Replica, unreadable: Unreadable, after: str = "") -> Iterator[str]:
     """Yield the keys of all records in the store. Call ``unreadable`` for unreadable records."""
     query = Query.parse(replica.type, None, unreadable=unreadable)
-    return replica.accessor.list_keys(query, after=after)
+    if after:
+        return replica.accessor.list_keys(query, after=after)
+    return (record.key for record in replica.accessor.find(query))
 
 
 def _absent(replica: Replica, keys: Sequence[str], reading: Reading) -> list[str]:

@@ -88,6 +88,11 @@ class Ordered(MemoryAccessor):
         self.listed = []
         self.failure = None
 
+    def find(self, query):
+        for record in sorted(super().find(query), key=lambda record: record.key):
+            self.listed.append(record.key)
+            yield record
+
     def list_keys(self, query, *, after=""):
         for record in sorted(super().find(query), key=lambda record: record.key):
             if record.key > after:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from eventsync.engine.change_source import ChangeSource
-
-if TYPE_CHECKING:
-    from eventsync.stores.sql.accessor import SqlAccessor
+from eventsync.stores.sql.capture.source import Captured
 
 __all__ = ["sources_of"]
 
 
-def sources_of(accessors: Sequence[SqlAccessor[Any]]) -> list[ChangeSource]:
+def sources_of(accessors: Sequence[Captured]) -> list[ChangeSource]:
     """Return the change sources of a database, the best first. Connects to nothing.
 
     ``accessors``: the accessors of one store.

@@ -5,17 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 
 from eventsync.engine.change_source import ChangeSource
+from eventsync.stores.sql.dialect import Dialect
 
-if TYPE_CHECKING:
-    from eventsync.stores.sql.accessor import SqlAccessor
-    from eventsync.stores.sql.dialect import Dialect
-
-__all__ = ["CapturedTable", "SqlSource"]
+__all__ = ["Captured", "CapturedTable", "SqlSource"]
 
 
 @dataclass(slots=True, frozen=True)
@@ -36,10 +33,20 @@ class CapturedTable:
     key_text: Callable[[Sequence[Any]], str]
 
 
+class Captured(Protocol):
+    """What a source needs of an SQL accessor."""
+
+    engine: sa.Engine
+    dialect: Dialect
+
+    def captured_table(self) -> CapturedTable:
+        """Return what a source needs to know of the table. Connects to the database."""
+
+
 class SqlSource(ChangeSource):
     """A change source of one database. ``accessors``: those of one store."""
 
-    def __init__(self, accessors: Sequence[SqlAccessor[Any]]) -> None:
+    def __init__(self, accessors: Sequence[Captured]) -> None:
         self._accessors = list(accessors)
 
     @property
