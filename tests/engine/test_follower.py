@@ -93,6 +93,9 @@ class Ordered(MemoryAccessor):
             self.listed.append(record.key)
             yield record
 
+    def count(self, query):
+        return len(self.data)
+
     def list_keys(self, query, *, after=""):
         for record in sorted(super().find(query), key=lambda record: record.key):
             if record.key > after:
