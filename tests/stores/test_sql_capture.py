@@ -32,10 +32,13 @@ class ByTriggers(SourceContract):
 
 class TestSqlite(ForeignSqlite, ByTriggers):
     def lose(self, folder):
-        names = self.run(folder, "SELECT name FROM sqlite_master WHERE name LIKE 'eventsync_%e%'"
-                         " AND type = 'trigger'")
-        self.run(folder, *(f"DROP TRIGGER {name}" for (name,) in names),
-                 "DROP TABLE eventsync_change")
+        names = self.run(
+            folder,
+            "SELECT name FROM sqlite_master WHERE name LIKE 'eventsync_%e%' AND type = 'trigger'",
+        )
+        self.run(
+            folder, *(f"DROP TRIGGER {name}" for (name,) in names), "DROP TABLE eventsync_change"
+        )
 
 
 class TestPostgres(ForeignPostgres, ByTriggers):
@@ -45,6 +48,8 @@ class TestPostgres(ForeignPostgres, ByTriggers):
 
 
 class TestMariadb(ForeignMariadb, ByTriggers):
+    truncates = True
+
     @pytest.fixture(autouse=True)
     def _server(self, mariadb):
         type(self).server = mariadb

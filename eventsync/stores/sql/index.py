@@ -79,9 +79,7 @@ class SqlIndex(Index):
                 # Other writers have to wait before anything is read, as in ``transaction``.
                 self.dialect.join(connection, self.tables.envelopes.name)
                 # An edit that fails leaves no trace, even if the caller ignores its error.
-                part = SqlTransaction(
-                    connection, self.tables, part=True, marks_own=self.marks_own
-                )
+                part = SqlTransaction(connection, self.tables, part=True, marks_own=self.marks_own)
                 try:
                     yield part
                     part.finish()

@@ -16,7 +16,14 @@ from sqlalchemy.dialects import mysql
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.records.field import Field
 from eventsync.stores.sql.catalogue import Catalogue, Trigger, UniqueIndex
-from eventsync.stores.sql.dialect import ColumnCodec, ColumnComparison, Dialect, Fault, Statement, Target
+from eventsync.stores.sql.dialect import (
+    ColumnCodec,
+    ColumnComparison,
+    Dialect,
+    Fault,
+    Statement,
+    Target,
+)
 from eventsync.stores.sql.value import (
     exact_decimal,
     from_json,
@@ -73,6 +80,8 @@ FAULTS: Final[Mapping[int, Fault]] = {
     1367: Fault.REJECTED,
     1370: Fault.ACCESS,
     1406: Fault.REJECTED,  # too long
+    1419: Fault.ACCESS,  # triggers need SUPER or log_bin_trust_function_creators
+    1449: Fault.ACCESS,  # the user who defined a trigger is gone
     1451: Fault.DEPENDENCY,
     1452: Fault.DEPENDENCY,
     1586: Fault.UNIQUE,

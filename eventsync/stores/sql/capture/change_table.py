@@ -18,11 +18,22 @@ from eventsync.stores.sql.capture.source import CapturedTable
 from eventsync.stores.sql.dialect import Dialect, Statement
 from eventsync.values.chunk import chunked
 
-__all__ = ["NAME", "ChangeTable", "Installed", "Look", "Parts", "Place", "Row", "places_of", "spans"]
+__all__ = [
+    "NAME",
+    "ChangeTable",
+    "Installed",
+    "Look",
+    "Parts",
+    "Place",
+    "Row",
+    "places_of",
+    "spans",
+]
 
 NAME: Final = "eventsync_change"
 """The name of the change table."""
 
+_PAGE: Final = 20_000
 _SPANS: Final = 100
 """How many spans of numbers one statement deletes."""
 _VERSION: Final = 1
@@ -153,11 +164,16 @@ class ChangeTable(ABC):
     def look(self, connection: sa.Connection, after: int, limit: int) -> Look:
         """Return the rows with greater numbers than ``after``, at most ``limit``, by number."""
 
-    @abstractmethod
     def later(
         self, connection: sa.Connection, upto: int
     ) -> Iterator[tuple[str, Parts | None, float]]:
-        """Yield the place, the parts and the last moment of the changes after number ``upto``."""
+        """Yield place, parts and moment of the changes after number ``upto``.
+
+        May leave out those whose place and parts are not among the changes up to this number.
+        """
+        while rows := self.look(connection, upto, _PAGE).rows:
+            for upto, place, parts, at in rows:
+                yield place, parts, at
 
     @abstractmethod
     def values(self, place: Place, parts: Parts) -> Sequence[Any]:

@@ -137,18 +137,18 @@ class PostgresqlTriggers(ChangeTable):
         if raw.execute("SELECT to_regclass(%s)", (self._name,)).fetchone()[0] is not None:
             row = raw.execute(f"SELECT key[1] FROM {self._name} WHERE number = -1").fetchone()
             found.identity = str(row[0]) if row else ""
-        elif not raw.execute(
-            "SELECT has_schema_privilege(current_schema(), 'CREATE')"
-        ).fetchone()[0]:
-            found.findings.append(self._lacks(raw, "the schema", f"CREATE ON SCHEMA {self._schema}"))
+        elif not raw.execute("SELECT has_schema_privilege(current_schema(), 'CREATE')").fetchone()[
+            0
+        ]:
+            found.findings.append(
+                self._lacks(raw, "the schema", f"CREATE ON SCHEMA {self._schema}")
+            )
         functions = {name for (name,) in raw.execute(_FUNCTIONS)}
         for place in self.places:
             self._inspect_place(raw, place, functions, found)
         return found
 
-    def _inspect_place(
-        self, raw: Any, place: Place, functions: set[str], found: Installed
-    ) -> None:
+    def _inspect_place(self, raw: Any, place: Place, functions: set[str], found: Installed) -> None:
         tree = self._tree(raw, place)
         root = tree[0]
         rows = self._by_rows(root)
@@ -390,8 +390,7 @@ class PostgresqlTriggers(ChangeTable):
     def values(self, place: Place, parts: Parts) -> Sequence[Any]:
         loaders = self._loaders[place.id]
         return [
-            part if part is None else load(part)
-            for load, part in zip(loaders, parts, strict=True)
+            part if part is None else load(part) for load, part in zip(loaders, parts, strict=True)
         ]
 
     def _loaders_of(self, raw: Any, place: Place) -> list[Callable[[str], Any]]:

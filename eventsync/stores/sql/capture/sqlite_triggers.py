@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 import sqlalchemy as sa
@@ -161,11 +161,7 @@ class SqliteTriggers(ChangeTable):
             f" VALUES (-1, 'installed', {_NOW}, lower(hex(randomblob(16))))"
         )
         wanted = {name for place in self.places for name in self._triggers(connection, place)}
-        made += [
-            f"DROP TRIGGER {name}"
-            for name in self._own_triggers(raw)
-            if name not in wanted
-        ]
+        made += [f"DROP TRIGGER {name}" for name in self._own_triggers(raw) if name not in wanted]
         for place in self.places:
             sql = self._trigger_sql(connection, place)
             names = ", ".join(_literal(name) for name in sql)
@@ -257,20 +253,6 @@ class SqliteTriggers(ChangeTable):
             (after, *self._told, limit),
         )
         return Look(now, [Row(n, *self._change(place, k), at) for n, place, at, *k in rows])
-
-    def later(
-        self, connection: sa.Connection, upto: int
-    ) -> Iterator[tuple[str, Parts | None, float]]:
-        marks = ", ".join("?" * len(self._told))
-        columns = ", ".join(self._columns)
-        rows = self.dialect.fetch(
-            connection,
-            f"SELECT place, max(at), {columns} FROM {NAME} c"
-            f" WHERE number > ? AND place IN ({marks}) GROUP BY place, {columns}",
-            (upto, *self._told),
-        )
-        for place, at, *key in rows:
-            yield *self._change(place, key), at
 
     def _change(self, place: str, columns: Sequence[Any]) -> tuple[str, Parts | None]:
         """Return the id of a place and the key values, of the columns of a row."""

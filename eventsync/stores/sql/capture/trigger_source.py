@@ -28,7 +28,7 @@ from eventsync.stores.sql.engine import errors
 
 __all__ = ["TriggerSource"]
 
-_LIMIT: Final = 200_000
+_LIMIT: Final = 100_000
 """How many rows of the change table one call reads at most."""
 _SHORTEST: Final = 0.004
 """The pause between two looks after one that found changes."""
@@ -225,9 +225,7 @@ class TriggerSource(SqlSource):
             self._highest = max(self._highest, look.rows[-1].number)
         return found
 
-    def _merged(
-        self, connection: sa.Connection, look: Look, *, behind: bool
-    ) -> Changes | None:
+    def _merged(self, connection: sa.Connection, look: Look, *, behind: bool) -> Changes | None:
         """Return rows of the change table as changes, each key once with its last moment."""
         if not look.rows and not self._wholes:
             return None
