@@ -27,7 +27,6 @@ __all__ = [
     "Place",
     "Row",
     "places_of",
-    "spans",
 ]
 
 NAME: Final = "eventsync_change"
@@ -172,8 +171,9 @@ class ChangeTable(ABC):
         May leave out those whose place and parts are not among the changes up to this number.
         """
         while rows := self.look(connection, upto, _PAGE).rows:
-            for upto, place, parts, at in rows:
+            for _, place, parts, at in rows:
                 yield place, parts, at
+            upto = rows[-1].number
 
     @abstractmethod
     def values(self, place: Place, parts: Parts) -> Sequence[Any]:

@@ -211,7 +211,10 @@ class PostgresqlTriggers(ChangeTable):
     def _tree(self, raw: Any, place: Place) -> list[_Relation]:
         table = _table_of(place)
         rows = raw.execute(_TREE, (table, table))
-        return [_Relation(*row[:6], tuple(map(tuple, row[6]))) for row in rows]
+        return [
+            _Relation(number, name, kind, subscribed, may, owner, tuple(map(tuple, triggers)))
+            for number, name, kind, subscribed, may, owner, triggers in rows
+        ]
 
     @staticmethod
     def _by_rows(root: _Relation) -> bool:
@@ -352,7 +355,8 @@ class PostgresqlTriggers(ChangeTable):
         )
         return [
             f"CREATE OR REPLACE FUNCTION {function} RETURNS trigger\n"
-            f"    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp{settings}\n"
+            "    LANGUAGE plpgsql SECURITY DEFINER"
+            f" SET search_path = pg_catalog, pg_temp{settings}\n"
             f"    AS {_dollars(text)}",
             f"REVOKE ALL ON FUNCTION {function} FROM PUBLIC",
         ]
@@ -408,7 +412,7 @@ class PostgresqlTriggers(ChangeTable):
         self._name = f"{schema}.{NAME}"
 
 
-def _loader(transformer: Transformer, kind: str, number: int) -> Callable[[str], Any]:
+def _loader(transformer: Any, kind: str, number: int) -> Callable[[str], Any]:
     if kind == "bytea":
         return bytes.fromhex
     if kind not in _LOADED:

@@ -245,13 +245,13 @@ class TriggerSource(SqlSource):
         keys: dict[str, dict[str, float | None]] = {}
         earliest = self._seen_until or 0.0
         for (id, parts), at in moments.items():
-            place = places[id]
             if parts is None:
-                whole |= {one.type: "a trigger could not tell the rows" for one in place.tables}
+                reason = "TRUNCATE, new triggers, or a trigger that could not tell the rows"
+                whole |= {one.type: reason for one in places[id].tables}
                 continue
-            for one in place.tables:
+            for one in places[id].tables:
                 try:
-                    key = one.key_text(table.values(place, parts))
+                    key = one.key_text(table.values(places[id], parts))
                 except EventSyncError:
                     continue  # no record has such a key; a read of all records reports the row
                 except Exception as error:
