@@ -116,9 +116,11 @@ class SqliteTriggers(ChangeTable):
     def _replaced(self, connection: sa.Connection, place: Place) -> list[str]:
         """Return, for each unique index, the condition that a row is in the way of a new one."""
         catalogue = self.dialect.catalogue(connection, place.name, None)
+        primary = [str(c[1]) for c in catalogue.columns if c[5] and str(c[2]).upper() == "INTEGER"]
         conditions = []
         for index in catalogue.uniques:
-            exact = not catalogue.loose.intersection(index.columns)
+            # The collation of the row's number is not known, but it has none.
+            exact = not catalogue.loose.intersection(index.columns) or [*index.columns] == primary
             if set(index.columns) == set(place.keys) and exact:
                 continue  # the row in the way has the key of the new one
             conditions.append(

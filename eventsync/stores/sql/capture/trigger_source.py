@@ -40,7 +40,10 @@ _CHECK_EVERY: Final = 5.0
 _LOOK_EVERY: Final = 1.0
 """After so many seconds, look even if nothing seems to have changed."""
 _FULL_SHARE: Final = 20.0
-"""A look at all rows takes at most this part of the time: one in so many."""
+"""Slow looks at all rows take about this part of the time: one in so many."""
+_SLOW: Final = 0.1
+"""A look that takes longer is slow, unless it finds more than ``_FEW`` rows."""
+_FEW: Final = 1000
 
 
 @dataclass(slots=True)
@@ -100,19 +103,27 @@ class TriggerSource(SqlSource):
         self._seen_until: float | None = None
         self._highest = 0
         self._full_due = 0.0
+        self._behind = False
 
     # -- the contract ------------------------------------------------------------------------------
 
     def open(self, mark: str) -> str:
         self.close()
         with self._errors():
-            found = self._ready(self._connected())
+            connection = self._connected()
+            found = self._ready(connection)
+            if not mark:
+                # All records are going to be read.
+                rows = self._change_table.look(connection, 0, self._limit).rows
+                if numbers := [row.number for row in rows if row.parts is None]:
+                    self._change_table.delete(connection, numbers)
         told = _Told.parse(mark)
         if mark and told.identity != found.identity:
             raise MarkLostError("the change table was made anew")
         self._wholes = self._altered(told.shapes, found.shapes) if mark else {}
         self._told = _Told(found.identity, found.shapes)
         self._seen_until, self._highest, self._full_due = None, 0, 0.0
+        self._looked_at, self._behind = 0.0, False
         self._checked_at = self._monotonic()
         return self._told.text()
 
@@ -208,16 +219,17 @@ class TriggerSource(SqlSource):
         table, began = self._change_table, self._monotonic()
         hurried = began - self._looked_at < _LOOK_EVERY
         changed = table.has_changed(connection)  # asked each time, because it counts from the last
-        if not self._wholes and hurried and not changed:
+        if hurried and not changed and not self._behind and not self._wholes:
             return None
         # Rows that were deleted may still be in the way until the database has cleaned up. Where
         # that takes long, most looks begin after the greatest number that was seen.
         full = began >= self._full_due
         look = table.look(connection, 0 if full else self._highest, self._limit)
         self._looked_at = self._monotonic()
-        if full:
-            self._full_due = self._looked_at + (self._looked_at - began) * _FULL_SHARE
-        behind = len(look.rows) >= self._limit
+        took = self._looked_at - began
+        if full and took > _SLOW and len(look.rows) < _FEW:
+            self._full_due = self._looked_at + took * _FULL_SHARE
+        behind = self._behind = len(look.rows) >= self._limit
         found = self._merged(connection, look, behind=behind)
         if full:
             self._seen_until = None if behind else look.now
