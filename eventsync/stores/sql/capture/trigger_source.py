@@ -111,7 +111,7 @@ class TriggerSource(SqlSource):
         self.close()
         with self._errors():
             connection = self._connected()
-            found = self._ready(connection)
+            before, found = self._ready(connection)
             if not mark:
                 # All records are going to be read.
                 rows = self._change_table.look(connection, 0, self._limit).rows
@@ -120,7 +120,7 @@ class TriggerSource(SqlSource):
         told = _Told.parse(mark)
         if mark and told.identity != found.identity:
             raise MarkLostError("the change table was made anew")
-        self._wholes = self._altered(told.shapes, found.shapes) if mark else {}
+        self._wholes = self._altered(told.shapes, before, found) if mark else {}
         self._told = _Told(found.identity, found.shapes)
         self._seen_until, self._highest, self._full_due = None, 0, 0.0
         self._looked_at, self._behind = 0.0, False
@@ -281,12 +281,15 @@ class TriggerSource(SqlSource):
 
     # -- whether all is there ----------------------------------------------------------------------
 
-    def _ready(self, connection: sa.Connection) -> Installed:
-        """Install what is missing, and return what is there. Raise ``ConfigError`` if it cannot."""
+    def _ready(self, connection: sa.Connection) -> tuple[Installed, Installed]:
+        """Install what is missing. Return what was there before, and what is there now.
+
+        Raise ``ConfigError`` if it cannot be installed.
+        """
         table = self._change_table
-        found = table.inspect(connection)
-        if found.complete:
-            return found
+        before = table.inspect(connection)
+        if before.complete:
+            return before, before
         try:
             self.install()
         except ConfigError as error:
@@ -302,25 +305,25 @@ class TriggerSource(SqlSource):
                 f"the triggers that capture foreign writes are missing: {'; '.join(named)}",
                 hint="run: eventsync check",
             )
-        return found
+        return before, found
 
     def _check(self, connection: sa.Connection) -> None:
         """Install triggers that have vanished. Note where rows may have changed without one."""
-        found = self._ready(connection)
+        before, found = self._ready(connection)
         self._checked_at = self._monotonic()
         if found.identity != self._told.identity:
             raise MarkLostError("the change table was made anew")
         self._change_table.prepare(connection)
-        self._wholes |= self._altered(self._told.shapes, found.shapes)
+        self._wholes |= self._altered(self._told.shapes, before, found)
         self._told = _Told(found.identity, found.shapes)
 
-    def _altered(self, before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    def _altered(self, told: dict[str, str], before: Installed, now: Installed) -> dict[str, str]:
         """Return the record types of the tables whose shapes differ, with the reason."""
         reason = "the table, its partitions or its triggers were altered"
         return {
             one.type: reason
             for place in self._change_table.places
-            if before.get(place.id) != now.get(place.id)
+            if {before.shapes.get(place.id), now.shapes.get(place.id)} != {told.get(place.id)}
             for one in place.tables
         }
 
