@@ -74,7 +74,7 @@ def as_role(url, role):
 
 
 def waiting(url):
-    return run(url, "SELECT count(*) FROM eventsync_change WHERE number > 0")[0][0]
+    return run(url, "SELECT coalesce(sum(count), 0) FROM eventsync_change WHERE number > 0")[0][0]
 
 
 # -- ways to write ---------------------------------------------------------------------------------
@@ -133,6 +133,20 @@ def test_an_update_that_leaves_the_key_writes_one_row(database):
         run(database, "UPDATE note SET id = id + 1000 WHERE id > 50")
         assert waiting(database) == 100
         assert len(told.keys(Note)) == 100
+
+
+@pytest.mark.parametrize("count", [999, 1000, 1001, 2000, 3500])
+def test_a_statement_of_many_rows_is_told_in_parts(database, count):
+    run(database, TABLE)
+    with Told(database, Note) as told:
+        run(database, f"INSERT INTO note SELECT n FROM generate_series(1, {count}) n")
+        assert waiting(database) == count
+        assert len(told.keys(Note)) == count
+        run(database, "UPDATE note SET id = -id")
+        assert waiting(database) == 2 * count
+        assert len(told.keys(Note)) == 2 * count
+        run(database, "DELETE FROM note")
+        assert len(told.keys(Note)) == count
 
 
 def test_foreign_keys_and_triggers_of_the_application_are_told(database):
@@ -216,7 +230,7 @@ def test_a_writer_needs_no_right_on_the_tables_of_eventsync(database):
     with Told(database, Note) as told:
         run(
             as_role(database, "clerk"),
-            "CREATE TABLE trap.eventsync_change (place text, key text[], at timestamptz)",
+            "CREATE TABLE trap.eventsync_change (place text, keys text, count int, at timestamptz)",
             "CREATE FUNCTION trap.clock_timestamp() RETURNS timestamptz LANGUAGE sql"
             " AS 'SELECT now() + interval ''1 day'''",
             "SET search_path = trap",

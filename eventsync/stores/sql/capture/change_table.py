@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
@@ -20,6 +20,7 @@ from eventsync.values.chunk import chunked
 
 __all__ = [
     "NAME",
+    "PAGE",
     "ChangeTable",
     "Installed",
     "Look",
@@ -32,7 +33,8 @@ __all__ = [
 NAME: Final = "eventsync_change"
 """The name of the change table."""
 
-_PAGE: Final = 20_000
+PAGE: Final = 2000
+"""How many rows of the change table one statement reads at most."""
 _SPANS: Final = 100
 """How many spans of numbers one statement deletes."""
 _VERSION: Final = 1
@@ -82,14 +84,15 @@ def places_of(tables: Iterable[CapturedTable]) -> list[Place]:
 
 
 class Row(NamedTuple):
-    """A row of the change table: one change of one row, or of all rows if it has no ``parts``.
+    """A row of the change table: the rows that one statement changed.
 
-    ``at``: when it was written, in seconds since the epoch.
+    ``keys``: their keys; ``None`` if all rows of the table may have changed. ``at``: when the row
+    was written, in seconds since the epoch.
     """
 
     number: int
     place: str
-    parts: Parts | None
+    keys: Sequence[Parts] | None
     at: float
 
 
@@ -139,6 +142,9 @@ class ChangeTable(ABC):
         self.places = list(places)
         self.ids = [place.id for place in places]
 
+    counted: ClassVar[str] = "count(*)"
+    """The expression that counts the keys in the change table."""
+
     @abstractmethod
     def prepare(self, connection: sa.Connection) -> None:
         """Let each statement on a connection be a transaction of its own."""
@@ -163,18 +169,6 @@ class ChangeTable(ABC):
     def look(self, connection: sa.Connection, after: int, limit: int) -> Look:
         """Return the rows with greater numbers than ``after``, at most ``limit``, by number."""
 
-    def later(
-        self, connection: sa.Connection, upto: int
-    ) -> Iterator[tuple[str, Parts | None, float]]:
-        """Yield place, parts and moment of the changes after number ``upto``.
-
-        May leave out those whose place and parts are not among the changes up to this number.
-        """
-        while rows := self.look(connection, upto, _PAGE).rows:
-            for _, place, parts, at in rows:
-                yield place, parts, at
-            upto = rows[-1].number
-
     @abstractmethod
     def values(self, place: Place, parts: Parts) -> Sequence[Any]:
         """Return the values of key columns as the driver returns them from the captured table."""
@@ -191,9 +185,9 @@ class ChangeTable(ABC):
     def waiting(self, connection: sa.Connection) -> int:
         """Return how many changes wait."""
         found = self.dialect.execute_all(
-            connection, [(f"SELECT COUNT(*) FROM {self.name} WHERE number > 0", ())]
+            connection, [(f"SELECT {self.counted} FROM {self.name} WHERE number > 0", ())]
         )
-        return int(found[0][0][0])
+        return int(found[0][0][0] or 0)
 
     @property
     @abstractmethod

@@ -315,7 +315,7 @@ class MysqlTriggers(ChangeTable):
         return Look(
             _seconds(now),
             [
-                Row(number, place, None if key is None else tuple(json.loads(key)), _seconds(at))
+                Row(number, place, None if key is None else (tuple(json.loads(key)),), _seconds(at))
                 for number, place, key, at in rows
             ],
         )

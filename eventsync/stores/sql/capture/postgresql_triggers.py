@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
@@ -48,16 +49,10 @@ FROM base JOIN pg_type t ON t.oid = type AND typtype <> 'd'
 JOIN pg_attribute ON attrelid = %s::regclass AND attnum = number
 """
 _LOOK: Final = """
-SELECT 0::bigint, NULL::text, NULL::text[], extract(epoch FROM statement_timestamp())::float8
+SELECT 0::bigint, NULL::text, NULL::text, extract(epoch FROM statement_timestamp())::float8
 UNION ALL (
-    SELECT number, place, key, extract(epoch FROM at)::float8 FROM {}
+    SELECT number, place, keys, extract(epoch FROM at)::float8 FROM {}
     WHERE number > %s AND place = ANY(%s) ORDER BY number LIMIT %s)
-"""
-_LATER: Final = """
-SELECT place, key, extract(epoch FROM max(at))::float8 FROM {0} c
-WHERE number > %s AND place = ANY(%s) AND (place, coalesce(key, '{{}}')) IN (
-    SELECT place, coalesce(key, '{{}}') FROM {0} WHERE number BETWEEN 1 AND %s)
-GROUP BY place, key
 """
 _FUNCTIONS: Final = """
 SELECT proname::text FROM pg_proc
@@ -81,6 +76,8 @@ _LOADED: Final = frozenset(
     {*_EXACT, "float4", "float8", "date", "time", "timetz", "timestamp", "timestamptz"}
 )
 """Types that the driver makes values of; other ones are read as text."""
+_TOGETHER: Final = 1000
+"""How many keys of one statement are told in one row of the change table at most."""
 _SETTINGS: Final = (
     "SET datestyle = 'ISO, MDY'",
     "SET timezone = 'UTC'",
@@ -110,6 +107,7 @@ class PostgresqlTriggers(ChangeTable):
     for statements.
     """
 
+    counted: ClassVar[str] = "sum(count)"
     begin: ClassVar[tuple[Statement, ...]] = (("SET LOCAL synchronous_commit TO off", ()),)
 
     def __init__(self, dialect: Any, places: Sequence[Place]) -> None:
@@ -135,7 +133,7 @@ class PostgresqlTriggers(ChangeTable):
         self._read_schema(raw)
         found = Installed()
         if raw.execute("SELECT to_regclass(%s)", (self._name,)).fetchone()[0] is not None:
-            row = raw.execute(f"SELECT key[1] FROM {self._name} WHERE number = -1").fetchone()
+            row = raw.execute(f"SELECT keys FROM {self._name} WHERE number = -1").fetchone()
             found.identity = str(row[0]) if row else ""
         elif not raw.execute("SELECT has_schema_privilege(current_schema(), 'CREATE')").fetchone()[
             0
@@ -244,10 +242,12 @@ class PostgresqlTriggers(ChangeTable):
         made = [
             f"CREATE TABLE IF NOT EXISTS {self._name} (\n"
             "    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,\n"
-            "    place text NOT NULL, key text[], at timestamptz NOT NULL)\n"
+            "    place text NOT NULL, keys text, count integer NOT NULL,\n"
+            "    at timestamptz NOT NULL)\n"
             "WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)",
-            f"INSERT INTO {self._name} (number, place, key, at) OVERRIDING SYSTEM VALUE\n"
-            "SELECT -1, 'installed', ARRAY[md5(random()::text || clock_timestamp()::text)], now()\n"
+            f"INSERT INTO {self._name} (number, place, keys, count, at)"
+            " OVERRIDING SYSTEM VALUE\n"
+            "SELECT -1, 'installed', md5(random()::text || clock_timestamp()::text), 0, now()\n"
             "ON CONFLICT DO NOTHING",
             f"GRANT SELECT, DELETE ON {self._name} TO {user}",
         ]
@@ -304,37 +304,55 @@ class PostgresqlTriggers(ChangeTable):
         settings = "" if plain else "\n    " + " ".join(_SETTINGS)
         columns = list(zip(map(_quoted, place.keys), kinds, strict=True))
         names = ", ".join(map(_literal, place.keys))
-        insert = f"INSERT INTO {self._name} (place, key, at)"
-        id = _literal(place.id)
+        insert = f"INSERT INTO {self._name} (place, keys, count, at)"
+        id, part = _literal(place.id), f"(row_number() OVER () - 1) / {_TOGETHER}"
 
         def key(row: str) -> str:
-            return f"ARRAY[{', '.join(_text(row, name, kind) for name, kind in columns)}]"
+            texts = ", ".join(_text(row, name, kind) for name, kind in columns)
+            return texts if len(columns) == 1 else f"json_build_array({texts})"
 
-        same = " AND ".join(_same("n", "o", name, kind) for name, kind in columns)
+        def told(table: str) -> str:
+            """Return the statements that tell the rows of a table."""
+            return (
+                f"{insert} SELECT {id}, json_agg(k)::text, count(*), moment\n"
+                f"            FROM (SELECT {key('r')} AS k FROM {table} r LIMIT {_TOGETHER}) t\n"
+                "            HAVING count(*) > 0 RETURNING count INTO told;\n"
+                f"        IF told = {_TOGETHER} THEN\n"
+                f"            {insert} SELECT {id}, json_agg(k)::text, count(*), moment\n"
+                f"            FROM (SELECT {key('r')} AS k, {part} AS p\n"
+                f"                FROM {table} r OFFSET {_TOGETHER}) t GROUP BY p;\n"
+                "        END IF;\n"
+            )
+
         if rows:
+            new, old = (f"json_build_array({key(row)})::text" for row in ("NEW", "OLD"))
             body = (
                 "    IF TG_OP <> 'DELETE' THEN\n"
-                f"        {insert} VALUES ({id}, {key('NEW')}, moment);\n"
+                f"        {insert} VALUES ({id}, {new}, 1, moment);\n"
                 "    END IF;\n"
-                f"    IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND {key('NEW')} IS DISTINCT FROM"
-                f" {key('OLD')}) THEN\n"
-                f"        {insert} VALUES ({id}, {key('OLD')}, moment);\n"
+                f"    IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE' AND {new} <> {old}) THEN\n"
+                f"        {insert} VALUES ({id}, {old}, 1, moment);\n"
                 "    END IF;\n"
             )
         else:
+            same = " AND ".join(_same("n", "o", name, kind) for name, kind in columns)
             body = (
-                "    IF TG_OP <> 'DELETE' THEN\n"
-                f"        {insert} SELECT {id}, {key('n')}, moment FROM eventsync_new n;\n"
-                "    END IF;\n"
                 "    IF TG_OP = 'DELETE' THEN\n"
-                f"        {insert} SELECT {id}, {key('o')}, moment FROM eventsync_old o;\n"
-                "    ELSIF TG_OP = 'UPDATE' THEN\n"
-                f"        {insert} SELECT {id}, {key('o')}, moment FROM eventsync_old o\n"
-                f"        WHERE NOT EXISTS (SELECT FROM eventsync_new n WHERE {same});\n"
+                f"        {told('eventsync_old')}"
+                "    ELSE\n"
+                f"        {told('eventsync_new')}"
+                "    END IF;\n"
+                "    IF TG_OP = 'UPDATE' THEN\n"
+                f"        {insert} SELECT {id}, json_agg(k)::text, count(*), moment\n"
+                f"        FROM (SELECT {key('o')} AS k, {part} AS p\n"
+                "            FROM eventsync_old o WHERE NOT EXISTS (\n"
+                f"                SELECT FROM eventsync_new n WHERE {same})) t GROUP BY p;\n"
                 "    END IF;\n"
             )
         text = (
-            "\nDECLARE moment CONSTANT timestamptz := clock_timestamp();\n"
+            "\nDECLARE\n"
+            "    moment CONSTANT timestamptz := clock_timestamp();\n"
+            "    told integer;\n"
             "BEGIN\n"
             "    -- After TRUNCATE, or if a column of the key was renamed, all rows are told.\n"
             "    IF TG_OP = 'TRUNCATE' OR (\n"
@@ -343,7 +361,7 @@ class PostgresqlTriggers(ChangeTable):
             f"        OR to_regclass({_literal(self._name)}) IS NULL\n"
             "    THEN\n"
             "        BEGIN\n"
-            f"            {insert} VALUES ({id}, NULL, moment);\n"
+            f"            {insert} VALUES ({id}, NULL, 0, moment);\n"
             "        EXCEPTION WHEN OTHERS THEN\n"
             "            NULL; -- The application's own statement must not fail.\n"
             "        END;\n"
@@ -380,16 +398,8 @@ class PostgresqlTriggers(ChangeTable):
         (_, _, _, now), *rows = found.fetchall()
         return Look(
             now,
-            [Row(n, place, None if key is None else tuple(key), at) for n, place, key, at in rows],
+            [Row(n, place, _keys(texts), at) for n, place, texts, at in rows],
         )
-
-    def later(
-        self, connection: sa.Connection, upto: int
-    ) -> Iterator[tuple[str, Parts | None, float]]:
-        statement = _LATER.format(self._name)
-        found = self.dialect.raw(connection).execute(statement, (upto, self.ids, upto))
-        for place, key, at in found.fetchall():
-            yield place, None if key is None else tuple(key), at
 
     def values(self, place: Place, parts: Parts) -> Sequence[Any]:
         loaders = self._loaders[place.id]
@@ -410,6 +420,13 @@ class PostgresqlTriggers(ChangeTable):
         (schema,) = raw.execute("SELECT quote_ident(current_schema())").fetchone()
         self._schema = schema
         self._name = f"{schema}.{NAME}"
+
+
+def _keys(text: str | None) -> Sequence[Parts] | None:
+    if text is None:
+        return None
+    keys = json.loads(text)
+    return [tuple(key) if isinstance(key, list) else (key,) for key in keys]
 
 
 def _loader(transformer: Any, kind: str, number: int) -> Callable[[str], Any]:

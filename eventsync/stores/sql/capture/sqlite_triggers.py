@@ -256,10 +256,10 @@ class SqliteTriggers(ChangeTable):
         )
         return Look(now, [Row(n, *self._change(place, k), at) for n, place, at, *k in rows])
 
-    def _change(self, place: str, columns: Sequence[Any]) -> tuple[str, Parts | None]:
-        """Return the id of a place and the key values, of the columns of a row."""
+    def _change(self, place: str, columns: Sequence[Any]) -> tuple[str, Sequence[Parts] | None]:
+        """Return the id of a place and the key that was told, of the columns of a row."""
         length = self._lengths.get(place)
-        return (place, tuple(columns[:length])) if length else (place.removesuffix(_ALL), None)
+        return (place, (tuple(columns[:length]),)) if length else (place.removesuffix(_ALL), None)
 
     def values(self, place: Place, parts: Parts) -> Sequence[Any]:
         return parts

@@ -15,6 +15,7 @@ from eventsync.engine.change_source import Changes, MarkLostError, SourceState
 from eventsync.engine.finding import Finding, Level
 from eventsync.errors import ConfigError, EventSyncError
 from eventsync.stores.sql.capture.change_table import (
+    PAGE,
     ChangeTable,
     Installed,
     Look,
@@ -29,7 +30,7 @@ from eventsync.stores.sql.engine import errors
 __all__ = ["TriggerSource"]
 
 _LIMIT: Final = 100_000
-"""How many rows of the change table one call reads at most."""
+"""About how many keys one call tells at most."""
 _SHORTEST: Final = 0.004
 """The pause between two looks after one that found changes."""
 _LONGEST: Final = 0.04
@@ -114,8 +115,8 @@ class TriggerSource(SqlSource):
             before, found = self._ready(connection)
             if not mark:
                 # All records are going to be read.
-                rows = self._change_table.look(connection, 0, self._limit).rows
-                if numbers := [row.number for row in rows if row.parts is None]:
+                rows = self._read(connection, 0)[0].rows
+                if numbers := [row.number for row in rows if row.keys is None]:
                     self._change_table.delete(connection, numbers)
         told = _Told.parse(mark)
         if mark and told.identity != found.identity:
@@ -224,12 +225,12 @@ class TriggerSource(SqlSource):
         # Rows that were deleted may still be in the way until the database has cleaned up. Where
         # that takes long, most looks begin after the greatest number that was seen.
         full = began >= self._full_due
-        look = table.look(connection, 0 if full else self._highest, self._limit)
+        look, behind = self._read(connection, 0 if full else self._highest)
         self._looked_at = self._monotonic()
         took = self._looked_at - began
         if full and took > _SLOW and len(look.rows) < _FEW:
             self._full_due = self._looked_at + took * _FULL_SHARE
-        behind = self._behind = len(look.rows) >= self._limit
+        self._behind = behind
         found = self._merged(connection, look, behind=behind)
         if full:
             self._seen_until = None if behind else look.now
@@ -237,21 +238,39 @@ class TriggerSource(SqlSource):
             self._highest = max(self._highest, look.rows[-1].number)
         return found
 
+    def _read(self, connection: sa.Connection, after: int) -> tuple[Look, bool]:
+        """Return the rows that wait, up to the limit, and whether more wait."""
+        table, count = self._change_table, 0
+        look = table.look(connection, after, PAGE)
+        page, rows = look.rows, []
+        while True:
+            for row in page:
+                rows.append(row)
+                count += len(row.keys or ())
+                if count >= self._limit:
+                    return Look(look.now, rows), True
+            if len(page) < PAGE:
+                return Look(look.now, rows), False
+            page = table.look(connection, page[-1].number, PAGE).rows
+
     def _merged(self, connection: sa.Connection, look: Look, *, behind: bool) -> Changes | None:
         """Return rows of the change table as changes, each key once with its last moment."""
         if not look.rows and not self._wholes:
             return None
         table = self._change_table
         moments: dict[tuple[str, Parts | None], float] = {}
-        for _, place, parts, at in look.rows:
-            told = place, parts
-            if moments.get(told, 0.0) < at:
-                moments[told] = at
+        for _, place, keys_of, at in look.rows:
+            for parts in (None,) if keys_of is None else keys_of:
+                if moments.get((place, parts), 0.0) < at:
+                    moments[place, parts] = at
         if behind:
             # What is told now is read now, so it has the moment of the last change that waits.
-            for place, parts, at in table.later(connection, look.rows[-1].number):
-                if moments.get((place, parts), at) < at:
-                    moments[place, parts] = at
+            page = look.rows
+            while page := table.look(connection, page[-1].number, PAGE).rows:
+                for _, place, keys_of, at in page:
+                    for parts in keys_of or ():
+                        if moments.get((place, parts), at) < at:
+                            moments[place, parts] = at
         whole, self._wholes = self._wholes, {}
         places = {place.id: place for place in table.places}
         keys: dict[str, dict[str, float | None]] = {}
