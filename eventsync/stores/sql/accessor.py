@@ -59,7 +59,7 @@ _LOOK_EVERY = 10.0
 class _Known:
     """What an accessor knows of its table, and when it last looked, in seconds.
 
-    ``entails``: whether a write to the table can make the database write to other rows.
+    ``cascades``: whether a write to the table can change rows of others by their foreign keys.
     """
 
     table: Table
@@ -67,7 +67,7 @@ class _Known:
     plain: bool
     patchable: bool
     forms: KeyForms
-    entails: bool | None = None
+    cascades: bool | None = None
     looked: float = field(default_factory=time.monotonic)
 
 
@@ -236,15 +236,16 @@ class SqlAccessor(Accessor[R]):
         if not transaction.marks_own:
             return
         known = self._known
-        if known.entails is None:
+        if known.cascades is None:
             connection = transaction.plain_connection
             with self._errors(), self.dialect.beside(self.engine, connection) as one:
-                known.entails = known.table.catalogue.alters or self.dialect.cascades(
-                    one, self._table_name, self._schema
-                )
-        rules = any(one.when == "RULE" for one in known.table.catalogue.triggers or ())
-        hidden = known.entails and (rules or not self.dialect.sees_nested)
-        transaction.will_write(entails=known.entails, hidden=hidden)
+                known.cascades = self.dialect.cascades(one, self._table_name, self._schema)
+        catalogue = known.table.catalogue
+        rules = any(one.when == "RULE" for one in catalogue.triggers or ())
+        transaction.will_write(
+            entails=catalogue.alters or known.cascades,
+            hidden=known.cascades or rules or (catalogue.alters and not self.dialect.sees_nested),
+        )
 
     @property
     def plain(self) -> bool:
@@ -383,7 +384,7 @@ class SqlAccessor(Accessor[R]):
         if not self._knowledge:
             return True
         known = self._known
-        known.looked, known.entails = time.monotonic(), None
+        known.looked, known.cascades = time.monotonic(), None
         where = self.dialect.beside(self.engine, connection) if failed else nullcontext(connection)
         # If the look-up fails too, the first error has to do.
         with suppress(EventSyncError, sa.exc.SQLAlchemyError, self.dialect.error), where as one:

@@ -122,7 +122,7 @@ class Dialect(ABC):
     log_own: ClassVar[tuple[Statement, ...]] = ()
     """Statements that mark the transaction as eventsync's own in the log of the database."""
     sees_nested: ClassVar[bool] = False
-    """Whether triggers capture what another trigger or a foreign key writes, marked or not."""
+    """Whether triggers capture what another trigger writes, in a marked transaction too."""
     error: type[Exception]
     """The base class of the driver's errors."""
 

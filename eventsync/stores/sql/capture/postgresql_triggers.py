@@ -64,11 +64,8 @@ _EVENTS: Final = (
     ("update", "UPDATE", "REFERENCING OLD TABLE AS eventsync_old NEW TABLE AS eventsync_new"),
     ("delete", "DELETE", "REFERENCING OLD TABLE AS eventsync_old"),
 )
-_FOREIGN: Final = (
-    "pg_catalog.pg_trigger_depth() > 0"
-    " OR pg_catalog.current_setting('eventsync.own', true) IS DISTINCT FROM '1'"
-)
-"""The condition of the triggers: what another trigger or a foreign key writes is never own."""
+_OWN: Final = "pg_trigger_depth() = 1 AND current_setting('eventsync.own', true) = '1'"
+"""The condition of own writes: what another trigger writes is none."""
 _EXACT: Final = frozenset({"bool", "int2", "int4", "int8", "oid", "uuid", "numeric"})
 """Types whose equal values make the same key, and whose text does not depend on settings."""
 _TEXTS: Final = frozenset({"text", "varchar", "bpchar", "name", "citext"})
@@ -288,7 +285,7 @@ class PostgresqlTriggers(ChangeTable):
                 one.name,
                 name,
                 f"CREATE TRIGGER {name} AFTER {event} ON {one.name} {tables}"
-                f" FOR EACH {each} WHEN ({_FOREIGN}) EXECUTE FUNCTION {function}",
+                f" FOR EACH {each} EXECUTE FUNCTION {function}",
             )
 
     def _function_sql(self, raw: Any, place: Place, *, rows: bool) -> list[str]:
@@ -303,7 +300,11 @@ class PostgresqlTriggers(ChangeTable):
         plain = all(kind in _EXACT or kind in _TEXTS for kind in kinds)
         settings = "" if plain else "\n    " + " ".join(_SETTINGS)
         columns = list(zip(map(_quoted, place.keys), kinds, strict=True))
-        names = ", ".join(map(_literal, place.keys))
+        columns_exist = " AND ".join(
+            "EXISTS (SELECT FROM pg_attribute WHERE attrelid = TG_RELID"
+            f" AND attname = {_literal(key)})"
+            for key in place.keys
+        )
         insert = f"INSERT INTO {self._name} (place, keys, count, at)"
         id, part = _literal(place.id), f"(row_number() OVER () - 1) / {_TOGETHER}"
 
@@ -354,11 +355,12 @@ class PostgresqlTriggers(ChangeTable):
             "    moment CONSTANT timestamptz := clock_timestamp();\n"
             "    told integer;\n"
             "BEGIN\n"
+            f"    IF {_OWN} THEN\n"
+            "        RETURN NULL;\n"
+            "    END IF;\n"
             "    -- After TRUNCATE, or if a column of the key was renamed, all rows are told.\n"
-            "    IF TG_OP = 'TRUNCATE' OR (\n"
-            "        SELECT count(*) FROM pg_attribute WHERE attrelid = TG_RELID\n"
-            f"        AND attname IN ({names}) AND NOT attisdropped) <> {len(place.keys)}\n"
-            f"        OR to_regclass({_literal(self._name)}) IS NULL\n"
+            f"    IF TG_OP = 'TRUNCATE' OR to_regclass({_literal(self._name)}) IS NULL\n"
+            f"        OR NOT ({columns_exist})\n"
             "    THEN\n"
             "        BEGIN\n"
             f"            {insert} VALUES ({id}, NULL, 0, moment);\n"
