@@ -109,9 +109,12 @@ class MysqlTriggers(ChangeTable):
     def inspect(self, connection: sa.Connection) -> Installed:
         self._read_database(connection)
         found = Installed()
+        noted: dict[str, str] = {}
         if self._ask(connection, _TABLE, self._database, NAME):
-            rows = self._ask(connection, f"SELECT `key` FROM {self._name} WHERE number = -1")
-            found.identity = str(rows[0][0]) if rows else ""
+            noted = dict(
+                self._ask(connection, f"SELECT place, `key` FROM {self._name} WHERE number < 0")
+            )
+            found.identity = str(noted.get("installed", ""))
         elif not self._may(connection, "CREATE", self._database, NAME):
             found.findings.append(
                 self._lacks(connection, "the database", f"CREATE ON {self._name}")
@@ -121,7 +124,7 @@ class MysqlTriggers(ChangeTable):
             for schema, name, created in self._own_triggers(connection)
         }
         for place in self.places:
-            self._inspect_place(connection, place, there, found)
+            self._inspect_place(connection, place, there, noted, found)
         return found
 
     def _inspect_place(
@@ -129,6 +132,7 @@ class MysqlTriggers(ChangeTable):
         connection: sa.Connection,
         place: Place,
         there: Mapping[tuple[str, str], str],
+        noted: Mapping[str, str],
         found: Installed,
     ) -> None:
         schema = place.schema or self._database
@@ -138,9 +142,12 @@ class MysqlTriggers(ChangeTable):
                 f"{place.name!r} is a view, which has no triggers", hint="name the table itself"
             )
         names = [place.trigger(event) for event in _EVENTS]
-        if missing := [name for name in names if (schema, name) not in there]:
+        missing = [name for name in names if (schema, name) not in there]
+        may = not missing or self._may(connection, "TRIGGER", schema, place.name)
+        # Without the right, this user does not see triggers that an administrator has made.
+        if missing and (may or place.id not in noted):
             found.missing[place.id] = [f"trigger {name}" for name in missing]
-            if not self._may(connection, "TRIGGER", schema, place.name):
+            if not may:
                 right = f"TRIGGER ON {_quoted(schema)}.{_quoted(place.name)}"
                 found.findings.append(self._lacks(connection, place.about, right))
         parts = [there.get((schema, name), "") for name in names]
@@ -275,6 +282,10 @@ class MysqlTriggers(ChangeTable):
                 "    END IF;\n"
                 "END"
             )
+        made.append(
+            f"REPLACE INTO {self._name} (number, place, `key`, at)\n"
+            f"VALUES ({-2 - int(place.code, 16)}, {_literal(place.id)}, '', UTC_TIMESTAMP(6))"
+        )
         return made
 
     def _has_if_not_exists(self, connection: sa.Connection) -> bool:
