@@ -104,10 +104,10 @@ def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
     for source in scale.sources:
         with tempfile.TemporaryDirectory() as folder, _databases(Path(folder)) as urls:
             (Path(folder) / "workers.py").write_text(_STORES.format(**urls, source=source))
-            _install(urls["crm"], source)
-            for one in _rates(urls["crm"], source, scale):
-                tell(one)
-                found.append(one)
+            with _installed(urls["crm"], source):
+                for one in _rates(urls["crm"], source, scale):
+                    tell(one)
+                    found.append(one)
             with _processes(Path(folder), "worker crm", "worker copy"):
                 one = _latency(urls, source, scale)
             tell(one)
@@ -151,10 +151,14 @@ def _databases(folder: Path) -> Iterator[dict[str, str]]:
         yield {"crm": crm, "copy": copy}
 
 
-def _install(url: str, source: str) -> None:
+@contextlib.contextmanager
+def _installed(url: str, source: str) -> Iterator[None]:
+    """Install the source for the block."""
     accessor = SqlAccessor(Customer, url, table="captured")
     with Store("crm", accessor, capture=source) as store:
         store.change_source().install()
+        yield
+        store.change_source().remove()
 
 
 @contextlib.contextmanager
@@ -241,7 +245,7 @@ def _rates(url: str, source: str, scale: Scale) -> Iterator[dict[str, Any]]:
             "ratio": round(statistics.median(ratios), 3),
         }
     with _connected(url) as connection:
-        connection.execute("TRUNCATE captured")
+        connection.execute("TRUNCATE captured, plain")
 
 
 def _latency(urls: dict[str, str], source: str, scale: Scale) -> dict[str, Any]:

@@ -37,7 +37,7 @@ WHERE table_schema = %s AND table_name = %s
 """
 _TRIGGERS: Final = """
 SELECT trigger_schema, trigger_name, created, action_statement FROM information_schema.triggers
-WHERE trigger_name LIKE 'eventsync\\_%'
+WHERE event_object_schema = %s AND event_object_table LIKE %s
 """
 _RIGHTS: Final = """
 SELECT 1 FROM information_schema.user_privileges WHERE privilege_type = %(right)s
@@ -121,7 +121,10 @@ class MysqlTriggers(ChangeTable):
             )
         there = {
             (str(schema), str(name)): str(created)
-            for schema, name, created in self._own_triggers(connection)
+            for place in self.places
+            for schema, name, created in self._own_triggers(
+                connection, place.schema or self._database, _like(place.name)
+            )
         }
         for place in self.places:
             self._inspect_place(connection, place, there, noted, found)
@@ -202,13 +205,22 @@ class MysqlTriggers(ChangeTable):
             cursor.execute(_RIGHTS, named)
             return bool(cursor.fetchall()) or role not in (None, "NONE", "")
 
-    def _own_triggers(self, connection: sa.Connection) -> list[tuple[str, str, Any]]:
-        """Return schema, name and time of creation of the triggers that fill the change table."""
+    def _own_triggers(
+        self, connection: sa.Connection, schema: str, tables: str = "%"
+    ) -> list[tuple[str, str, Any]]:
+        """Return schema, name and time of creation of the triggers that fill the change table.
+
+        ``tables``: a pattern of the names of their tables.
+        """
         return [
             (schema, name, created)
-            for schema, name, created, text in self._ask(connection, _TRIGGERS)
+            for schema, name, created, text in self._ask(connection, _TRIGGERS, schema, tables)
             if OWN_TRIGGER.match(name) and self._name in str(text)
         ]
+
+    def _all_triggers(self, connection: sa.Connection) -> list[tuple[str, str, Any]]:
+        schemas = {self._database, *(place.schema or self._database for place in self.places)}
+        return [one for schema in sorted(schemas) for one in self._own_triggers(connection, schema)]
 
     # -- the statements ----------------------------------------------------------------------------
 
@@ -233,7 +245,7 @@ class MysqlTriggers(ChangeTable):
         }
         made += [
             f"DROP TRIGGER IF EXISTS {_quoted(schema)}.{_quoted(name)}"
-            for schema, name, _ in self._own_triggers(connection)
+            for schema, name, _ in self._all_triggers(connection)
             if (schema, name) not in wanted
         ]
         for place in self.places:
@@ -298,7 +310,7 @@ class MysqlTriggers(ChangeTable):
         return [
             *(
                 f"DROP TRIGGER IF EXISTS {_quoted(schema)}.{_quoted(name)}"
-                for schema, name, _ in self._own_triggers(connection)
+                for schema, name, _ in self._all_triggers(connection)
             ),
             f"DROP TABLE IF EXISTS {self._name}",
         ]

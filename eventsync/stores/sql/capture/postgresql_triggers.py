@@ -376,7 +376,9 @@ class PostgresqlTriggers(ChangeTable):
         return [
             f"CREATE OR REPLACE FUNCTION {function} RETURNS trigger\n"
             "    LANGUAGE plpgsql SECURITY DEFINER"
-            f" SET search_path = pg_catalog, pg_temp{settings}\n"
+            " SET search_path = pg_catalog, pg_temp"
+            # Otherwise the database may plan a short statement anew each time.
+            f" SET plan_cache_mode = force_generic_plan{settings}\n"
             f"    AS {_dollars(text)}",
             f"REVOKE ALL ON FUNCTION {function} FROM PUBLIC",
         ]
