@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -44,9 +44,9 @@ WITH RECURSIVE base(number, type) AS (
     WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
     UNION ALL SELECT number, typbasetype FROM base JOIN pg_type t ON t.oid = type
     WHERE typtype = 'd')
-SELECT attname::text, typname::text, t.oid::bigint
+SELECT attname::text, typname::text, t.oid::bigint, attnum::integer
 FROM base JOIN pg_type t ON t.oid = type AND typtype <> 'd'
-JOIN pg_attribute ON attrelid = %s::regclass AND attnum = number
+JOIN pg_attribute ON attrelid = %s::regclass AND attnum = number ORDER BY attnum
 """
 _LOOK: Final = """
 SELECT 0::bigint, NULL::text, NULL::text, extract(epoch FROM statement_timestamp())::float8
@@ -55,7 +55,7 @@ UNION ALL (
     WHERE number > %s AND place = ANY(%s) ORDER BY number LIMIT %s)
 """
 _FUNCTIONS: Final = """
-SELECT proname::text FROM pg_proc
+SELECT proname::text, prosrc FROM pg_proc
 WHERE pronamespace = current_schema()::regnamespace AND proname ~ '^eventsync_[0-9a-f]{8}$'
 ORDER BY 1
 """
@@ -73,6 +73,8 @@ _LOADED: Final = frozenset(
     {*_EXACT, "float4", "float8", "date", "time", "timetz", "timestamp", "timestamptz"}
 )
 """Types that the driver makes values of; other ones are read as text."""
+_KNOWS_DROPPED: Final = 140_000
+"""The first version whose ``has_column_privilege`` returns NULL for each dropped column."""
 _TOGETHER: Final = 1000
 """How many keys of one statement are told in one row of the change table at most."""
 _SETTINGS: Final = (
@@ -94,6 +96,15 @@ class _Relation:
     may_trigger: bool
     is_owner: bool
     triggers: tuple[tuple[str, str, str, str], ...]
+
+
+@dataclass(slots=True, frozen=True)
+class _Column:
+    """A column: the name and number of its type behind all domains, and its own number."""
+
+    kind: str
+    type: int
+    number: int
 
 
 class PostgresqlTriggers(ChangeTable):
@@ -138,18 +149,20 @@ class PostgresqlTriggers(ChangeTable):
             found.findings.append(
                 self._lacks(raw, "the schema", f"CREATE ON SCHEMA {self._schema}")
             )
-        functions = {name for (name,) in raw.execute(_FUNCTIONS)}
+        functions = {str(name): str(text) for name, text in raw.execute(_FUNCTIONS)}
         for place in self.places:
             self._inspect_place(raw, place, functions, found)
         return found
 
-    def _inspect_place(self, raw: Any, place: Place, functions: set[str], found: Installed) -> None:
+    def _inspect_place(
+        self, raw: Any, place: Place, functions: Mapping[str, str], found: Installed
+    ) -> None:
         tree = self._tree(raw, place)
         root = tree[0]
         rows = self._by_rows(root)
         missing: list[str] = []
         parts = [str(root.number)]
-        if self._function(place) not in functions:
+        if functions.get(self._function(place)) != self._function_text(raw, place, tree):
             missing.append(f"function {self._function(place)}")
         for one in tree:
             there = {name: (enabled, number, copy) for name, enabled, number, copy in one.triggers}
@@ -251,13 +264,13 @@ class PostgresqlTriggers(ChangeTable):
         wanted = {self._function(place) for place in self.places}
         made += [
             f"DROP FUNCTION {self._schema}.{name}() CASCADE"
-            for (name,) in raw.execute(_FUNCTIONS).fetchall()
+            for name, _ in raw.execute(_FUNCTIONS).fetchall()
             if name not in wanted
         ]
         for place in self.places:
             tree = self._tree(raw, place)
             rows = self._by_rows(tree[0])
-            made += self._function_sql(raw, place, rows=rows)
+            made += self._function_sql(raw, place, tree)
             made += [
                 _once(made_of)
                 for one in tree
@@ -288,23 +301,53 @@ class PostgresqlTriggers(ChangeTable):
                 f" FOR EACH {each} EXECUTE FUNCTION {function}",
             )
 
-    def _function_sql(self, raw: Any, place: Place, *, rows: bool) -> list[str]:
+    def _function_sql(self, raw: Any, place: Place, tree: list[_Relation]) -> list[str]:
         function = f"{self._schema}.{self._function(place)}()"
         types = self._types(raw, place)
+        text = self._function_text(raw, place, tree)
+        kinds = [types[key].kind for key in place.keys]
+        plain = all(kind in _EXACT or kind in _TEXTS for kind in kinds)
+        settings = "" if plain else "\n    " + " ".join(_SETTINGS)
+        return [
+            f"CREATE OR REPLACE FUNCTION {function} RETURNS trigger\n"
+            "    LANGUAGE plpgsql SECURITY DEFINER"
+            " SET search_path = pg_catalog, pg_temp"
+            # Otherwise the database may plan a short statement anew each time.
+            f" SET plan_cache_mode = force_generic_plan{settings}\n"
+            f"    AS {_dollars(text)}",
+            f"REVOKE ALL ON FUNCTION {function} FROM PUBLIC",
+        ]
+
+    def _function_text(self, raw: Any, place: Place, tree: list[_Relation]) -> str:
+        """Return the text of the function that the triggers of a table call."""
+        types, rows = self._types(raw, place), self._by_rows(tree[0])
         if missing := [key for key in place.keys if key not in types]:
             raise ConfigError(
                 f"table {place.name!r} has no column {missing[0]!r}, which is in the key",
                 hint="rename the field in the view, or give the column back its name",
             )
-        kinds = [types[key][0] for key in place.keys]
-        plain = all(kind in _EXACT or kind in _TEXTS for kind in kinds)
-        settings = "" if plain else "\n    " + " ".join(_SETTINGS)
-        columns = list(zip(map(_quoted, place.keys), kinds, strict=True))
-        columns_exist = " AND ".join(
-            "EXISTS (SELECT FROM pg_attribute WHERE attrelid = TG_RELID"
-            f" AND attname = {_literal(key)})"
-            for key in place.keys
-        )
+        kinds = [types[key].kind for key in place.keys]
+        if rows or len(tree) > 1 or raw.info.server_version < _KNOWS_DROPPED:
+            names = [_quoted(key) for key in place.keys]
+            alias = ""
+            columns_exist = " AND ".join(
+                "EXISTS (SELECT FROM pg_attribute WHERE attrelid = TG_RELID"
+                f" AND attname = {_literal(key)})"
+                for key in place.keys
+            )
+        else:
+            # By their places among the columns: whether a column was dropped is known in less time
+            # than whether one has a name.
+            order = list(types)
+            count = 1 + max(order.index(key) for key in place.keys)
+            names = [f"eventsync_{order.index(key) + 1}" for key in place.keys]
+            alias = f" ({', '.join(f'eventsync_{n + 1}' for n in range(count))})"
+            columns_exist = " AND ".join(
+                f"has_column_privilege(TG_RELID, {types[name].number}::smallint, 'SELECT')"
+                " IS NOT NULL"
+                for name in order[:count]
+            )
+        columns = list(zip(names, kinds, strict=True))
         insert = f"INSERT INTO {self._name} (place, keys, count, at)"
         id, part = _literal(place.id), f"(row_number() OVER () - 1) / {_TOGETHER}"
 
@@ -316,12 +359,12 @@ class PostgresqlTriggers(ChangeTable):
             """Return the statements that tell the rows of a table."""
             return (
                 f"{insert} SELECT {id}, json_agg(k)::text, count(*), moment\n"
-                f"            FROM (SELECT {key('r')} AS k FROM {table} r LIMIT {_TOGETHER}) t\n"
+                f"            FROM (SELECT {key('r')} AS k FROM {table} r{alias} LIMIT {_TOGETHER}) t\n"
                 "            HAVING count(*) > 0 RETURNING count INTO told;\n"
                 f"        IF told = {_TOGETHER} THEN\n"
                 f"            {insert} SELECT {id}, json_agg(k)::text, count(*), moment\n"
                 f"            FROM (SELECT {key('r')} AS k, {part} AS p\n"
-                f"                FROM {table} r OFFSET {_TOGETHER}) t GROUP BY p;\n"
+                f"                FROM {table} r{alias} OFFSET {_TOGETHER}) t GROUP BY p;\n"
                 "        END IF;\n"
             )
 
@@ -346,11 +389,11 @@ class PostgresqlTriggers(ChangeTable):
                 "    IF TG_OP = 'UPDATE' THEN\n"
                 f"        {insert} SELECT {id}, json_agg(k)::text, count(*), moment\n"
                 f"        FROM (SELECT {key('o')} AS k, {part} AS p\n"
-                "            FROM eventsync_old o WHERE NOT EXISTS (\n"
-                f"                SELECT FROM eventsync_new n WHERE {same})) t GROUP BY p;\n"
+                f"            FROM eventsync_old o{alias} WHERE NOT EXISTS (\n"
+                f"                SELECT FROM eventsync_new n{alias} WHERE {same})) t GROUP BY p;\n"
                 "    END IF;\n"
             )
-        text = (
+        return (
             "\nDECLARE\n"
             "    moment CONSTANT timestamptz := clock_timestamp();\n"
             "    told integer;\n"
@@ -373,15 +416,6 @@ class PostgresqlTriggers(ChangeTable):
             "    RETURN NULL;\n"
             "END "
         )
-        return [
-            f"CREATE OR REPLACE FUNCTION {function} RETURNS trigger\n"
-            "    LANGUAGE plpgsql SECURITY DEFINER"
-            " SET search_path = pg_catalog, pg_temp"
-            # Otherwise the database may plan a short statement anew each time.
-            f" SET plan_cache_mode = force_generic_plan{settings}\n"
-            f"    AS {_dollars(text)}",
-            f"REVOKE ALL ON FUNCTION {function} FROM PUBLIC",
-        ]
 
     def removal(self, connection: sa.Connection) -> list[str]:
         raw = self.dialect.raw(connection)
@@ -389,7 +423,7 @@ class PostgresqlTriggers(ChangeTable):
         return [
             *(
                 f"DROP FUNCTION IF EXISTS {self._schema}.{name}() CASCADE"
-                for (name,) in raw.execute(_FUNCTIONS).fetchall()
+                for name, _ in raw.execute(_FUNCTIONS).fetchall()
             ),
             f"DROP TABLE IF EXISTS {self._name}",
         ]
@@ -414,11 +448,16 @@ class PostgresqlTriggers(ChangeTable):
     def _loaders_of(self, raw: Any, place: Place) -> list[Callable[[str], Any]]:
         """Return what makes values of the texts of key columns, as the driver does."""
         transformer, types = Transformer(), self._types(raw, place)
-        return [_loader(transformer, *types[key]) for key in place.keys if key in types]
+        return [
+            _loader(transformer, types[key].kind, types[key].type)
+            for key in place.keys
+            if key in types
+        ]
 
-    def _types(self, raw: Any, place: Place) -> dict[str, tuple[str, int]]:
+    def _types(self, raw: Any, place: Place) -> dict[str, _Column]:
+        """Return the columns of a table in their order, by name."""
         table = _table_of(place)
-        return {name: (kind, number) for name, kind, number in raw.execute(_TYPES, (table, table))}
+        return {name: _Column(*more) for name, *more in raw.execute(_TYPES, (table, table))}
 
     def _read_schema(self, raw: Any) -> None:
         (schema,) = raw.execute("SELECT quote_ident(current_schema())").fetchone()
