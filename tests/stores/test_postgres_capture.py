@@ -442,6 +442,34 @@ def test_a_key_whose_type_is_altered_is_told_in_the_new_form(database):
         assert told.keys(Note) == {"7"}
 
 
+def test_a_column_before_the_key_may_be_dropped(database):
+    """The triggers know the key by its place: they tell all rows until they are corrected."""
+    run(
+        database,
+        'CREATE TABLE line (old text, number bigint, more text, "order" bigint, text text,'
+        ' PRIMARY KEY ("order", number))',
+    )
+    expected = {Line(order=1, number=2).key}
+    with Told(database, Line) as told:
+        run(database, "INSERT INTO line VALUES ('x', 2, 'y', 1, 'a')")
+        assert told.keys(Line) == expected
+        run(database, "ALTER TABLE line DROP COLUMN more", "UPDATE line SET text = 'b'")
+        assert told.whole() == {"Line"}
+        assert not told.source.state().installed
+        told.check()
+        assert told.nothing()
+        assert told.source.state().installed
+        run(database, "UPDATE line SET text = 'c'")
+        assert told.keys(Line) == expected
+        run(
+            database,
+            "ALTER TABLE line RENAME number TO no",
+            "UPDATE line SET text = 'd'",
+            "ALTER TABLE line RENAME no TO number",
+        )
+        assert told.keys(Line) == expected
+
+
 # -- partitions ----------------------------------------------------------------------------------
 
 

@@ -359,7 +359,8 @@ class PostgresqlTriggers(ChangeTable):
             """Return the statements that tell the rows of a table."""
             return (
                 f"{insert} SELECT {id}, json_agg(k)::text, count(*), moment\n"
-                f"            FROM (SELECT {key('r')} AS k FROM {table} r{alias} LIMIT {_TOGETHER}) t\n"
+                f"            FROM (SELECT {key('r')} AS k\n"
+                f"                FROM {table} r{alias} LIMIT {_TOGETHER}) t\n"
                 "            HAVING count(*) > 0 RETURNING count INTO told;\n"
                 f"        IF told = {_TOGETHER} THEN\n"
                 f"            {insert} SELECT {id}, json_agg(k)::text, count(*), moment\n"
