@@ -15,6 +15,7 @@ from support.waiting import eventually
 from eventsync.changes.clock import Version
 from eventsync.engine.apply import apply
 from eventsync.engine.finding import Level
+from eventsync.engine.store import Store
 from eventsync.errors import EventSyncError
 from eventsync.stores.sql.capture.change_table import places_of
 from eventsync.testing import FakeBus, SourceContract
@@ -250,6 +251,21 @@ class ByTriggers(SourceContract):
         process = self.running(tmp_path)
         tables = process.source.tables()
         assert len(places_of([*tables, *tables])) == len(tables)
+
+    def test_triggers_of_a_table_that_the_store_has_no_more_are_named_and_removed(self, tmp_path):
+        """Otherwise they would fill the change table, and nothing would empty it."""
+        process = self.running(tmp_path)
+        accessors = [self.accessor(each, tmp_path) for each in (Item, Contact)]
+        with Store("store", *accessors, capture="triggers") as store:
+            source = store.change_source()
+            (finding,) = [f for f in source.findings() if "does not have" in f.text]
+            assert finding.level is Level.RISK
+            source.install()
+            assert not [f for f in source.findings() if "does not have" in f.text]
+            assert source.state().installed
+        self.edit(tmp_path, insert(Visit, place="a", number=1))
+        assert self.waiting(tmp_path) == 0
+        assert not process.source.state().installed
 
     def test_writers_at_work_while_triggers_are_installed_lose_nothing(self, tmp_path):
         """What is committed before the triggers are there is read with all records."""

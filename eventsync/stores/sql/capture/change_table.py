@@ -112,12 +112,14 @@ class Installed:
     - ``missing``: the ids of the places that lack a trigger, with the names of what they lack.
     - ``shapes``: by the id of a place, a text that differs when rows may have come or gone
       without a trigger, or the triggers were made anew.
+    - ``stale``: triggers or functions of tables that the store does not have.
     - ``findings``: what an operator should know.
     """
 
     identity: str = ""
     missing: dict[str, list[str]] = field(default_factory=dict)
     shapes: dict[str, str] = field(default_factory=dict)
+    stale: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     @property

@@ -126,6 +126,12 @@ class MysqlTriggers(ChangeTable):
                 connection, place.schema or self._database, _like(place.name)
             )
         }
+        known = {place.code for place in self.places}
+        found.stale = [
+            str(name)
+            for _, name, _ in self._own_triggers(connection, self._database)
+            if name.split("_")[1] not in known
+        ]
         for place in self.places:
             self._inspect_place(connection, place, there, noted, found)
         return found

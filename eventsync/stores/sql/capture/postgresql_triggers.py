@@ -150,6 +150,7 @@ class PostgresqlTriggers(ChangeTable):
                 self._lacks(raw, "the schema", f"CREATE ON SCHEMA {self._schema}")
             )
         functions = {str(name): str(text) for name, text in raw.execute(_FUNCTIONS)}
+        found.stale = sorted(functions.keys() - {self._function(place) for place in self.places})
         for place in self.places:
             self._inspect_place(raw, place, functions, found)
         return found

@@ -66,6 +66,8 @@ class SqliteTriggers(ChangeTable):
         if columns:
             row = raw.execute(f"SELECT k1 FROM {NAME} WHERE number = -1").fetchone()
             found.identity = str(row[0]) if row and {*self._columns} <= columns else ""
+        known = {place.code for place in self.places}
+        found.stale = [name for name in self._own_triggers(raw) if name.split("_")[1] not in known]
         for place in self.places:
             self._refuse(raw, place)
             missing = [n for n in self._triggers(connection, place) if n not in there]

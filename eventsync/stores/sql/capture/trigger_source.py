@@ -164,8 +164,7 @@ class TriggerSource(SqlSource):
 
     def install(self) -> None:
         with self._errors(), self._beside() as (connection, table):
-            if not table.inspect(connection).complete:
-                self._run(connection, table.statements(connection))
+            self._run(connection, table.statements(connection))
 
     def remove(self) -> None:
         with self._errors(), self._beside() as (connection, table):
@@ -182,6 +181,15 @@ class TriggerSource(SqlSource):
     def findings(self) -> Iterable[Finding]:
         with self._errors(), self._beside() as (connection, table):
             found = table.inspect(connection)
+            if found.stale:
+                found.findings.append(
+                    Finding(
+                        Level.RISK,
+                        "capture by triggers",
+                        f"triggers of tables that the store does not have fill the change table:"
+                        f" {', '.join(found.stale)}; eventsync capture install removes them",
+                    )
+                )
             lacking = any(finding.level is Level.WRONG for finding in found.findings)
             if not found.complete:
                 missing = [f"{p.about}: {', '.join(found.missing[p.id])}" for p in table.places
