@@ -144,8 +144,40 @@ def _store(store: Store, *, create: bool) -> Iterator[Finding]:
                     f"knows no {accessor.type.name} yet: it is new, or it was emptied with its "
                     f"versions; {_refill(store)}",
                 )
+        yield from _capture(store, about)
         types = ", ".join(store.accessors)
         yield Finding(Level.OK, about, f"can be read and written: {types}")
+
+
+def _capture(store: Store, about: str) -> Iterator[Finding]:
+    """Yield what the change source of a store says, if the store is declared with one."""
+    if store.captured_by is None:
+        return
+    try:
+        with store.errors():
+            source = store.change_source()
+            findings = list(source.findings())
+            installed = source.state().installed
+    except (StoreUnavailableError, OSError) as error:
+        yield Finding(Level.UNREACHABLE, about, str(error))
+        return
+    except EventSyncError as error:
+        yield Finding(Level.WRONG, about, str(error))
+        return
+    yield from (replace(finding, about=about) for finding in findings)
+    if any(finding.level is Level.WRONG for finding in findings):
+        return
+    if installed:
+        text = f"foreign writes are captured by {source.kind}"
+        yield Finding(Level.OK, about, text)
+    else:
+        yield Finding(
+            Level.WRONG,
+            about,
+            f"capture by {source.kind} is not installed; run: eventsync capture install "
+            f"{store.name}, or have the statements run",
+            source.statements(),
+        )
 
 
 def _filters(store: Store, about: str) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,14 @@ from eventsync.errors import (
 from eventsync.index import Index
 from eventsync.values.chunk import chunked
 
-__all__ = ["Copy", "Follower", "FollowerObserver", "mark_name", "saved_copies"]
+__all__ = [
+    "Copy",
+    "Follower",
+    "FollowerObserver",
+    "mark_name",
+    "saved_copies",
+    "since_with_old",
+]
 
 _MARK: Final = "follow/mark/"
 _WHOLE: Final = "follow/whole/"
@@ -32,6 +40,11 @@ _WHOLE: Final = "follow/whole/"
 _REPEAT_FAILED: Final = 30.0
 # What is noted of unreadable records is read from the index again after so many seconds.
 _READ_NOTES_EVERY: Final = 10.0
+_OLDEST: Final = "follow/oldest"
+# A captured write counts as old if it was committed so many seconds before.
+_OLD: Final = 5.0
+# So many seconds after the last old one was captured, old writes are forgotten.
+_FORGET_OLD: Final = 3600.0
 
 
 class FollowerObserver(Protocol):
@@ -75,6 +88,14 @@ class Copy:
         if not self.done or not self.seconds:
             return None
         return max(0.0, (self.total - self.done) * self.seconds / self.done)
+
+
+@dataclass(slots=True, frozen=True)
+class _OldWrites:
+    """When writes were last captured long after their commit, and when the first was committed."""
+
+    at: float = 0.0
+    moment: float = math.inf
 
 
 @dataclass(slots=True)
@@ -140,6 +161,7 @@ class Follower:
         self._saved_mark = ""
         self._pending = _Pending()
         self._readings: dict[str, tuple[float, Reading]] = {}
+        self._oldest = _OldWrites()
         self._slices: Iterator[list[Change]] | None = None
         self._copying = ""
         self._copy_due = 0.0
@@ -155,6 +177,7 @@ class Follower:
         self._pending = _Pending()
         self._slices = None
         self.copies = saved_copies(self._index)
+        self._oldest = saved_oldest(self._index)
         reason = "first start" if not self._mark else ""
         try:
             self._mark = self.source.open(self._mark)
@@ -234,6 +257,7 @@ class Follower:
         replica, captured = self._replicas[type], 0
         for keys in chunked(moments, SLICE):
             part = {key: moments[key] for key in keys}
+            self._note_old(part)
             found = self._capture.dirty(
                 replica, part, self._publisher.encode, self._reading(type), deletes=self._deletes
             )
@@ -245,6 +269,23 @@ class Follower:
         if replica.lacking:
             self._observer.blocked(type, self._capture.lacks(replica, replica.lacking))
         return captured
+
+    def _note_old(self, moments: Mapping[str, float | None]) -> None:
+        """Note in the index that writes with old versions are about to be published.
+
+        If the broker then loses them, they are published again, although their versions are older
+        than the loss.
+        """
+        now = time.time()
+        oldest = min((m for m in moments.values() if m is not None), default=now)
+        if oldest > now - _OLD:
+            return
+        before = self._oldest
+        if before.at < now - _FORGET_OLD:
+            before = _OldWrites()
+        if oldest < before.moment or now - before.at > _OLD:
+            self._oldest = _OldWrites(now, min(oldest, before.moment))
+            self._index.save_mark(_OLDEST, json.dumps(asdict(self._oldest)))
 
     def _reading(self, type: str) -> Reading:
         now = self._monotonic()
@@ -359,6 +400,21 @@ def saved_copies(index: Index) -> dict[str, Copy]:
     """Return the reads of all records that are not done, by record type, as the index has them."""
     saved = index.marks(_WHOLE)
     return {name.removeprefix(_WHOLE): Copy(**json.loads(text)) for name, text in saved.items()}
+
+
+def saved_oldest(index: Index) -> _OldWrites:
+    """Return what the index knows of writes that were captured long after their commit."""
+    text = index.load_mark(_OLDEST)
+    return _OldWrites(**json.loads(text)) if text else _OldWrites()
+
+
+def since_with_old(index: Index, since: float) -> float:
+    """Return the time of the oldest version that a store may have published since a time.
+
+    A write that is captured long after its commit has the version of its commit.
+    """
+    oldest = saved_oldest(index)
+    return min(since, oldest.moment) if oldest.at >= since - _OLD else since
 
 
 def _ignore(error: RecordError) -> None:

@@ -20,6 +20,7 @@ from eventsync.engine.follower import (
     FollowerObserver,
     mark_name,
     saved_copies,
+    since_with_old,
 )
 from eventsync.engine.joined_store import JoinedStore
 from eventsync.engine.publisher import Backlog, Publisher
@@ -413,6 +414,7 @@ class Store:
         harmless. Raises ``BusUnavailableError`` if the broker does not accept the envelopes.
         """
         published = 0
+        since = since_with_old(self.index, since)
         for name, replica in self.replicas.items():
             keys = (
                 key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -22,7 +23,9 @@ from eventsync.errors import (
     SuspiciousReadError,
 )
 from eventsync.index.lease import Lease
+from eventsync.monitoring import catalogue
 from eventsync.monitoring.counters import Counters
+from eventsync.monitoring.following import CAUGHT_UP_MARK
 from eventsync.monitoring.problem import ProblemKind
 from eventsync.monitoring.worker_status import WorkerStatus
 from eventsync.retry import Backoff
@@ -44,6 +47,8 @@ _STANDBY: Final = 1.0
 _BACKOFF: Final = Backoff(0.2, 30.0)
 _LOG_INTERVAL: Final = 1.0
 _LOG_COPY_INTERVAL: Final = 10.0
+# The pause between two notes in the index that everything is captured.
+_NOTE_INTERVAL: Final = 5.0
 
 
 class CaptureService:
@@ -81,6 +86,9 @@ class CaptureService:
         self._has_worked = False
         self._unlogged: dict[str, int] = {}
         self._logged_at = self._copy_logged_at = 0.0
+        self._caught_up_at = -math.inf
+        # How many own writes of the follower are counted.
+        self._own = 0
         self.follower: Follower | None = None
         """The follower; ``None`` before the store was first reached."""
 
@@ -135,6 +143,7 @@ class CaptureService:
                 follower.step(_WAIT)
                 self._has_worked = True
                 self.progress.error = ""
+                self._count(follower)
                 self._log_captured()
                 self._log_copies()
             follower.finish()
@@ -143,11 +152,25 @@ class CaptureService:
             with suppress(StoreUnavailableError, ConfigError, OSError):
                 self._lease.release()
 
+    def _count(self, follower: Follower) -> None:
+        """Count what the follower left out, and note now and then that it has caught up."""
+        if follower.own > self._own:
+            self.counters.add(catalogue.OWN_WRITES, follower.own - self._own, self.store.name)
+            self._own = follower.own
+        now = self._monotonic()
+        if not follower.behind and now - self._caught_up_at >= _NOTE_INTERVAL:
+            self._caught_up_at = now
+            self.store.index.save_mark(CAUGHT_UP_MARK, f"{time.time():.3f}")
+
     # -- what the follower tells -------------------------------------------------------------------
 
     def captured(self, type: str, count: int, moment: float | None) -> None:
         """Count captured writes. See ``FollowerObserver``."""
         self._unlogged[type] = self._unlogged.get(type, 0) + count
+        self.counters.add(catalogue.CAPTURED, count, self.store.name, type)
+        if moment is not None:
+            late = max(0.0, time.time() - moment)
+            self.counters.observe(catalogue.CAPTURE_LAG, late, self.store.name, type)
         self.progress.followed(count, moment)
 
     def whole(self, type: str, reason: str) -> None:

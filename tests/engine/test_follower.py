@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from support.scripted_source import Scripted
 
 from eventsync.changes.clock import Clock
 from eventsync.changes.stamp import DELETE, PATCH, PUT
-from eventsync.engine.change_source import Changes, ChangeSource, MarkLostError, choose
+from eventsync.engine.change_source import choose
 from eventsync.engine.finding import Finding, Level
 from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, StoreUnavailableError
@@ -25,40 +26,6 @@ class Note(Record, rule="field"):
     id: int = Field(key=True)
     text: str = ""
     stars: int = 0
-
-
-class Scripted(ChangeSource):
-    """A source whose log is a list. The mark is the number of its entries that were told."""
-
-    kind = "scripted"
-
-    def __init__(self):
-        self.log = []
-        self.lost = False
-        self.failure = None
-        self.settled = []
-        self.opened = []
-
-    def open(self, mark):
-        self.opened.append(mark)
-        if mark and self.lost:
-            self.lost = False
-            raise MarkLostError("the log was truncated")
-        return mark if mark not in ("", "-") else str(len(self.log))
-
-    def changes(self, mark, *, wait):
-        if self.failure is not None:
-            raise self.failure
-        keys, whole = {}, {}
-        for type, key, moment in self.log[int(mark) :]:
-            if key is None:
-                whole[type] = "truncated"
-            else:
-                keys.setdefault(type, {})[key] = moment
-        return Changes(str(len(self.log)), keys, whole)
-
-    def settle(self, changes):
-        self.settled.append(changes.mark)
 
 
 class Observer:
