@@ -373,3 +373,18 @@ def test_auto_takes_the_first_source_that_nothing_speaks_against():
         choose([lacking, scripted], "other", "shop")
     with pytest.raises(ConfigError, match="cannot capture by 'auto'"):
         choose([], "auto", "shop")
+
+
+def test_writes_with_old_versions_are_published_again_after_a_loss(
+    store, source, follower, bus, time, monkeypatch
+):
+    """A broker that loses what was published just now loses writes that were committed long ago."""
+    monkeypatch.setattr("eventsync.engine.follower.time.time", time)
+    write(store, Product, 1, name="Ann")
+    source.log.append(("Product", "1", time() - 7200))
+    follower.step(0)
+    bus.envelopes.clear()
+    assert store.republish(bus, since=time() - 10) == 1
+    time.advance(3600)
+    bus.envelopes.clear()
+    assert store.republish(bus, since=time() - 10) == 0
