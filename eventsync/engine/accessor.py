@@ -312,10 +312,11 @@ class Accessor(ABC, Generic[R]):
         """Close connections and files. Idempotent."""
 
     @classmethod
-    def sources(cls, accessors: Sequence[Self]) -> Sequence[ChangeSource]:
+    def sources(cls, accessors: Sequence[Self], store: str) -> Sequence[ChangeSource]:
         """Return the change sources of a store, the best first; none if there are none.
 
-        ``accessors``: all accessors of this class that the store has. Connects to nothing.
+        ``accessors``: all accessors of this class that the store has. ``store``: the name of the
+        store. Connects to nothing.
         """
         return ()
 

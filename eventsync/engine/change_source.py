@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from eventsync.engine.finding import Finding, Level
-from eventsync.errors import ConfigError, StoreError
+from eventsync.errors import ConfigError, RecordError, StoreError
 
 __all__ = ["ChangeSource", "Changes", "MarkLostError", "SourceState", "choose"]
 
@@ -28,6 +28,7 @@ class Changes:
       of its last commit, in seconds since the epoch by the clock of the store, or ``None`` if that
       is unknown. A key that is told although its record has not changed does no harm.
     - ``whole``: by record type, the reason why all its records must be read.
+    - ``unreadable``: the record types and errors of changed rows that have no valid key.
     - ``behind``: whether more changes wait already.
     - ``own``: how many writes of eventsync itself were left out.
     - ``receipt``: what ``ChangeSource.settle`` needs to know, if anything.
@@ -36,6 +37,7 @@ class Changes:
     mark: str
     keys: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     whole: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Sequence[tuple[str, RecordError]] = ()
     behind: bool = False
     own: int = 0
     receipt: Any = None
@@ -110,6 +112,9 @@ class ChangeSource(ABC):
 
     def settle(self, changes: Changes) -> None:
         """Note that everything up to ``changes`` is captured, and that its mark is saved."""
+
+    def keep_alive(self) -> None:
+        """Answer the store if it asks for a sign of life. Called while changes are captured."""
 
     def close(self) -> None:
         """Close connections. Idempotent."""

@@ -65,6 +65,9 @@ class FollowerObserver(Protocol):
     def cleared(self, type: str, /) -> None:
         """Handle that records of a type were captured."""
 
+    def alive(self) -> None:
+        """Handle a sign of life during a long step."""
+
 
 @dataclass(slots=True)
 class Copy:
@@ -242,6 +245,11 @@ class Follower:
         whole = {type: text for type, text in changes.whole.items() if type in self._replicas}
         if whole:
             self._note_whole(whole)
+        for type, error in changes.unreadable:
+            if type in self._replicas:
+                reading = self._reading(type)
+                reading(error)
+                reading.save()
         for type, moments in changes.keys.items():
             if type not in self._replicas or not moments:
                 continue
@@ -266,6 +274,8 @@ class Follower:
                 known = [moment for moment in part.values() if moment is not None]
                 self._observer.captured(type, len(found), max(known, default=None))
                 captured += len(found)
+            self._observer.alive()
+            self.source.keep_alive()
         if replica.lacking:
             self._observer.blocked(type, self._capture.lacks(replica, replica.lacking))
         return captured

@@ -494,7 +494,9 @@ class Store:
         classes: dict[type[Accessor[Any]], list[Accessor[Any]]] = {}
         for accessor in self.accessors.values():
             classes.setdefault(type(accessor), []).append(accessor)
-        return [source for kind, them in classes.items() for source in kind.sources(them)]
+        return [
+            source for kind, them in classes.items() for source in kind.sources(them, self.name)
+        ]
 
     def change_source(self, kind: str | None = None) -> ChangeSource:
         """Return the change source of a kind, by default that which this store is declared with.

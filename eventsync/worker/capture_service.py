@@ -191,6 +191,12 @@ class CaptureService:
             if self.progress.problems.clear(kind, type):
                 self._log.info("capture works again", problem=str(kind), type=type)
 
+    def alive(self) -> None:
+        """Keep the lease, and note progress, during a long step."""
+        self.progress.beat()
+        if self._lease.is_due:
+            self._lease.keep()
+
     def _tell_unreadable(self, record: UnreadableRecord, unreadable: bool) -> None:
         log_unreadable(self._log, self.store.name, record, unreadable)
 

@@ -44,6 +44,9 @@ class Observer:
     def cleared(self, type):
         self.events.append(("cleared", type))
 
+    def alive(self):
+        pass
+
 
 class Ordered(MemoryAccessor):
     """Records that can be listed in the order of their keys, from any key on."""

@@ -56,5 +56,5 @@ class ScriptedAccessor(MemoryAccessor):
         self.source = Scripted()
 
     @classmethod
-    def sources(cls, accessors):
+    def sources(cls, accessors, store):
         return [accessors[0].source]

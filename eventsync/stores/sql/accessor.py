@@ -123,8 +123,8 @@ class SqlAccessor(Accessor[R]):
         return isinstance(other, SqlAccessor) and self._table.refers_to(other._table)
 
     @classmethod
-    def sources(cls, accessors: Sequence[Self]) -> Sequence[ChangeSource]:
-        return sources_of(accessors)
+    def sources(cls, accessors: Sequence[Self], store: str) -> Sequence[ChangeSource]:
+        return sources_of(accessors, store)
 
     def captured_table(self) -> CapturedTable:
         """Return what a change source needs to know of the table. Connects to the database."""

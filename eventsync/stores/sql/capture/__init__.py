@@ -10,9 +10,15 @@ from eventsync.stores.sql.capture.source import Captured
 __all__ = ["sources_of"]
 
 
-def sources_of(accessors: Sequence[Captured]) -> list[ChangeSource]:
+def sources_of(accessors: Sequence[Captured], store: str) -> list[ChangeSource]:
     """Return the change sources of a database, the best first. Connects to nothing.
 
-    ``accessors``: the accessors of one store.
+    ``accessors``: the accessors of one store. ``store``: its name.
     """
+    name = accessors[0].engine.dialect.name
+    if name == "postgresql":
+        # Imported here, because each source needs a driver of its own.
+        from eventsync.stores.sql.capture.postgresql_log import PostgresqlLog
+
+        return [PostgresqlLog(accessors, store)]
     return []
