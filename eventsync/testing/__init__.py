@@ -1,6 +1,7 @@
-"""Tools to test an accessor: the conformance suite, a fake bus, a fake time and simulated crashes.
+"""Tools to test an accessor: the conformance suites, a fake bus, a fake time, simulated crashes.
 
-Extend ``StoreContract`` to test an accessor of your own. This package needs the extra ``testing``.
+Extend ``StoreContract`` to test an accessor of your own, ``SourceContract`` for a change source.
+This package needs the extra ``testing``.
 """
 
 from __future__ import annotations
@@ -23,15 +24,25 @@ try:
                 "convergence",
                 "capture",
                 "crashes",
+                "sources",
                 "tracker.contract",
                 "tracker.harness",
             )
         )
     )
     from eventsync.testing.contract import StoreContract
+    from eventsync.testing.sources import SourceContract
 except ModuleNotFoundError as error:  # pragma: no cover - the message is all there is to it
     raise ConfigError(
         f"eventsync.testing needs the package {error.name}", hint="pip install 'eventsync[testing]'"
     ) from error
 
-__all__ = ["Crash", "FakeBus", "FakeTime", "StoreContract", "crashing", "expected"]
+__all__ = [
+    "Crash",
+    "FakeBus",
+    "FakeTime",
+    "SourceContract",
+    "StoreContract",
+    "crashing",
+    "expected",
+]
