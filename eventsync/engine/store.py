@@ -494,9 +494,8 @@ class Store:
         classes: dict[type[Accessor[Any]], list[Accessor[Any]]] = {}
         for accessor in self.accessors.values():
             classes.setdefault(type(accessor), []).append(accessor)
-        return [
-            source for kind, them in classes.items() for source in kind.sources(them, self.name)
-        ]
+        found = [kind.sources(them, self.name) for kind, them in classes.items()]
+        return [source for sources in found for source in sources]
 
     def change_source(self, kind: str | None = None) -> ChangeSource:
         """Return the change source of a kind, by default that which this store is declared with.

@@ -1,4 +1,4 @@
-"""What logical decoding needs to know of a PostgreSQL server: settings, rights, slots, identities."""
+"""What logical decoding asks a PostgreSQL server: its settings, rights, slots and tables."""
 
 from __future__ import annotations
 

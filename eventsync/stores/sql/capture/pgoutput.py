@@ -202,7 +202,8 @@ class Decoder:
         new, unchanged = _parts(message, place + 1, known)
         if unchanged and old is not None:
             # A long key that did not change is left out of the new row.
-            new = tuple(o if p in unchanged else n for p, (o, n) in enumerate(zip(old, new)))
+            pairs = enumerate(zip(old, new, strict=True))
+            new = tuple(o if place in unchanged else n for place, (o, n) in pairs)
         elif unchanged:
             at.whole[relation] = "the log does not contain the key of an updated row"
             return

@@ -63,7 +63,8 @@ class PostgresqlLog(SqlSource):
     """Tells the keys of rows as PostgreSQL's log does: in the order of the commits, with deletes.
 
     It needs a server with ``wal_level=logical``, a publication of the captured tables, and a
-    replication slot. Both have the name ``eventsync_STORE``. ``install`` creates them, or an
+    replication slot. Both have the name
+    ``eventsync_DATABASE_STORE``. ``install`` creates them, or an
     administrator does.
 
     The server keeps its log for the slot until the changes are captured, also while nobody reads
@@ -80,8 +81,8 @@ class PostgresqlLog(SqlSource):
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(accessors)
-        self.name = _name(store)
-        """The name of the slot and of the publication."""
+        self.name = _name(str(self.engine.url.database or ""), store)
+        """The name of the slot and of the publication: a server has one slot of a name."""
         self._monotonic = monotonic
         self._stream: ReplicationStream | None = None
         self._decoder: Decoder | None = None
@@ -223,7 +224,7 @@ class PostgresqlLog(SqlSource):
         """Wait until readers see these transactions: they may be in the log a moment before."""
         with self._asked() as ask:
             while True:
-                low, high, running = ask("SELECT pg_current_snapshot()::text")[0][0].split(":")
+                _, high, running = ask("SELECT pg_current_snapshot()::text")[0][0].split(":")
                 ahead = int(high) % _XIDS
                 hidden = {int(xid) % _XIDS for xid in running.split(",") if xid}
                 if not any(xid in hidden or _is_after(xid, ahead) for xid in xids):
@@ -274,8 +275,8 @@ class PostgresqlLog(SqlSource):
                 loads = [loaders.get_loader(t, psycopg.pq.Format.TEXT).load for t in known.types]
 
             def read(parts: Parts) -> str:
-                values = [None if p is None else load(p) for load, p in zip(loads, parts)]
-                return table.key_text(values)
+                both = zip(loads, parts, strict=True)
+                return table.key_text([None if p is None else load(p) for load, p in both])
 
             reader = self._readers[relation] = (table.type, read)
         return reader
@@ -441,12 +442,12 @@ class _Batch:
             self.count += len(known) - before
 
 
-def _name(store: str) -> str:
+def _name(database: str, store: str) -> str:
     """Return the name of slot and publication: letters, digits and ``_``, at most 63."""
-    plain = re.sub("[^a-z0-9_]", "_", store.lower())
-    name = f"eventsync_{plain}"
-    if plain != store or len(name) > _LONGEST_NAME:
-        name = f"{name[:50]}_{hashlib.sha256(store.encode()).hexdigest()[:10]}"
+    wanted = f"eventsync_{database}_{store}"
+    name = re.sub("[^a-z0-9_]", "_", wanted.lower())
+    if name != wanted or len(name) > _LONGEST_NAME:
+        name = f"{name[:50]}_{hashlib.sha256(wanted.encode()).hexdigest()[:10]}"
     return name
 
 

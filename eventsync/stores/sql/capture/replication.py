@@ -11,6 +11,7 @@ from typing import Any, Final
 import psycopg
 import sqlalchemy as sa
 from psycopg import pq
+from psycopg.conninfo import make_conninfo
 
 from eventsync.errors import ConfigError, StoreUnavailableError
 
@@ -161,7 +162,8 @@ def _connect(url: sa.URL) -> psycopg.Connection[Any]:
     given = {name: str(value) for name, value in parameters.items() if value is not None}
     given = {"connect_timeout": "10", "application_name": "eventsync capture", **given}
     try:
-        return psycopg.connect("", autocommit=True, replication="database", **given)
+        where = make_conninfo("", replication="database", **given)
+        return psycopg.connect(where, autocommit=True)
     except psycopg.OperationalError as error:
         text = str(error).strip()
         about = f"no replication connection to {url.host or 'the server'}: {text}"
