@@ -214,8 +214,8 @@ class Side:
         with self.place.copy() as copy, self.place.bus() as bus:
             for one in TYPES:
                 name = one.__record__.name
-                ours = {tuple(r.raw().values())[0]: tuple(r.raw().values())[1:]
-                        for r in copy.find(one)}  # fmt: skip
+                rows = [tuple(record.raw().values()) for record in copy.find(one)]
+                ours = {row[0]: row[1:] for row in rows}
                 theirs = held[name]
                 found.records += len(theirs)
                 found.lost += [f"{name} {key!r}" for key in theirs.keys() - ours.keys()]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from eventsync.errors import StoreUnavailableError, shown
+
 __all__ = ["OWN_PREFIX", "Decoder", "Relation", "Transaction"]
 
 OWN_PREFIX: Final = b"eventsync"
@@ -105,7 +107,19 @@ class Decoder:
         return self._open is None and self._top is None
 
     def feed(self, message: bytes) -> Transaction | None:
-        """Decode one message. Return the transaction that it commits, if it does."""
+        """Decode one message. Return the transaction that it commits, if it does.
+
+        Raises ``StoreUnavailableError`` if the message is not one of ``pgoutput``.
+        """
+        try:
+            return self._feed(message)
+        except (struct.error, IndexError, KeyError, ValueError) as error:
+            raise StoreUnavailableError(
+                f"the log contains what is no message of pgoutput: {shown(message[:40])}",
+                hint="check that the URL leads to a PostgreSQL server, and its version",
+            ) from error
+
+    def _feed(self, message: bytes) -> Transaction | None:
         kind = message[0]
         # The frequent ones first.
         if kind == 73:  # I

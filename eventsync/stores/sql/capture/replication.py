@@ -161,6 +161,7 @@ def _connect(url: sa.URL) -> psycopg.Connection[Any]:
     }
     given = {name: str(value) for name, value in parameters.items() if value is not None}
     given = {"connect_timeout": "10", "application_name": "eventsync capture", **given}
+    given["client_encoding"] = "UTF8"
     try:
         where = make_conninfo("", replication="database", **given)
         return psycopg.connect(where, autocommit=True)
