@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -117,11 +118,19 @@ class ObjectAccessor(DocumentAccessor[R]):
         pages, within = self.resource.pages, self.resource.within
         if within is None:
             merged = {**self.resource.query, **query}
-            for page in pages.walk(self.service, self.resource.items, merged):
+            for page in pages.walk(self.service, self.resource.items, merged, name=self.name_in):
                 yield from page
             return
         for outer in self.outer(query):
             yield from self.inner(outer, self._walk_within)
+
+    def name_in(self, data: dict[str, Any]) -> Any:
+        """Return what tells an object from the others of its list; ``None`` if it is not known."""
+        if self.identity is not None:
+            return at(data, self.resource.id)
+        values = self.values_in(data)
+        names = [self.view.names[name] for name in self.type.keys]
+        return [values[name] for name in names] if set(names) <= values.keys() else None
 
     def _walk_within(self, outer: dict[str, Any]) -> Iterator[dict[str, Any]]:
         pages, within = self.resource.pages, self.resource.within
@@ -130,7 +139,8 @@ class ObjectAccessor(DocumentAccessor[R]):
         if id is None:
             raise RecordError(f"{self!r}: an object of {within.items} has no id at {within.id!r}")
         path = filled(self.resource.items, {"in": id})
-        for page in pages.walk(self.service, path, self.resource.query, alone=True):
+        walk = pages.walk(self.service, path, self.resource.query, alone=True, name=self.name_in)
+        for page in walk:
             yield from (
                 data if isinstance(data, Unreadable) else {**data, IN: outer} for data in page
             )
@@ -157,7 +167,9 @@ class ObjectAccessor(DocumentAccessor[R]):
         within = self.resource.within
         assert within is not None
         pages = within.pages or self.resource.pages
-        for page in pages.walk(self.service, within.items, {**within.query, **query}):
+        merged = {**within.query, **query}
+        name = partial(at, path=within.id)
+        for page in pages.walk(self.service, within.items, merged, name=name):
             yield from page
 
     def fetch(self, key: str) -> Object | None:
