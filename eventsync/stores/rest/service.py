@@ -24,7 +24,13 @@ from eventsync.stores.rest.address import Gateway
 from eventsync.stores.rest.auth import Auth, ClientCredentials
 from eventsync.stores.rest.multipart import Upload
 from eventsync.stores.rest.pace import Throttle, delay_asked
-from eventsync.stores.rest.status import AccessRefusedError, Meaning, meaning_of, names_uniqueness
+from eventsync.stores.rest.status import (
+    AccessRefusedError,
+    Meaning,
+    MovedError,
+    meaning_of,
+    names_uniqueness,
+)
 from eventsync.stores.rest.unreadable import DECODER, refuse_many
 
 try:
@@ -235,8 +241,9 @@ class Service:
     ) -> Answer | None:
         """Return the answer to the read of one object, or ``None`` if there is no such object.
 
-        Raises ``RecordError`` for a refusal that concerns this object alone: a redirect to an
-        object elsewhere, or a status that rejects. Otherwise raises as ``request`` does.
+        Raises ``RecordError`` for a refusal that concerns this object alone: a status that rejects,
+        or, as ``MovedError``, a redirect to an object elsewhere. Otherwise raises as ``request``
+        does.
         """
         answer = self.request("GET", path, query=query, headers=headers, allow=_OF_ONE)
         if answer.status in (404, 410):
@@ -245,10 +252,11 @@ class Service:
             return answer
         if not self.has_moved(answer):
             refusal = self.meaning("GET", answer)
-            raise RecordError(
-                refusal.message,
-                hint="only this object is affected; it may have moved, or may not be shown",
-            )
+            hint = "only this object is affected; it may have moved, or may not be shown"
+            if answer.status in _REDIRECTS:
+                to = answer.headers.get("location", "")
+                raise MovedError(refusal.message, to=to, hint=hint)
+            raise RecordError(refusal.message, hint=hint)
         raise self.meaning("GET", answer)
 
     def has_moved(self, answer: Answer) -> bool:
