@@ -7,6 +7,7 @@ import ssl
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, ClassVar, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -96,8 +97,8 @@ class Service:
     must be listed. ``ca_file``: the certificates to trust instead of those of the system.
 
     Requests go only to the host of ``url`` and to the host of the token endpoint. Redirects are not
-    followed, and proxy settings of the environment are ignored. A subclass for a service with error
-    answers of its own overrides ``meaning``.
+    followed, cookies are not kept, and proxy settings of the environment are ignored. A subclass
+    for a service with error answers of its own overrides ``meaning``.
     """
 
     forbidden_hint: ClassVar[str] = (
@@ -398,6 +399,8 @@ class Service:
                     transport=_GuardedTransport(self._gateway, self._connections, self._context()),
                     headers=self._headers,
                     timeout=self._timeout,
+                    # What a service sets would be sent with each request, and grow without end.
+                    cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
                     follow_redirects=False,
                     trust_env=False,
                 )
