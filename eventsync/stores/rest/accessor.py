@@ -98,6 +98,7 @@ class RestAccessor(ObjectAccessor[R]):
     def find(self, query: Query) -> Iterable[R]:
         return query.select(self.records(query))
 
+    @fenced
     def records(self, query: Query) -> Iterator[R]:
         """Yield all records, unfiltered and unsorted. ``query`` says what unreadable ones cause."""
         return self.read(map(self._whole, self.listed({})), query)
