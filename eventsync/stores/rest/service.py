@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, ClassVar, Final
@@ -32,6 +32,7 @@ from eventsync.stores.rest.status import (
     meaning_of,
     names_uniqueness,
 )
+from eventsync.stores.rest.transport import GuardedTransport
 from eventsync.stores.rest.unreadable import DECODER, refuse_many
 
 try:
@@ -396,7 +397,7 @@ class Service:
             # A connection that was opened before a fork belongs to the parent process.
             if self._opened is None or self._opened[0] != os.getpid():
                 client = httpx.Client(
-                    transport=_GuardedTransport(self._gateway, self._connections, self._context()),
+                    transport=GuardedTransport(self._gateway, self._connections, self._context()),
                     headers=self._headers,
                     timeout=self._timeout,
                     # What a service sets would be sent with each request, and grow without end.
@@ -418,49 +419,6 @@ class Service:
             return ssl.create_default_context(cafile=self._ca_file)
         except OSError as error:
             raise ConfigError(f"ca_file={self._ca_file!r}: {error}") from error
-
-
-class _GuardedTransport(httpx.BaseTransport):
-    """A transport for httpx that opens all connections through the gateway."""
-
-    def __init__(self, gateway: Gateway, connections: int, context: ssl.SSLContext | None) -> None:
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=context,
-            max_connections=connections,
-            keepalive_expiry=15.0,
-            network_backend=gateway,
-        )
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        url = httpcore.URL(
-            scheme=request.url.raw_scheme,
-            host=request.url.raw_host,
-            port=request.url.port,
-            target=request.url.raw_path,
-        )
-        inner = httpcore.Request(
-            request.method,
-            url,
-            headers=request.headers.raw,
-            content=request.stream,
-            extensions=request.extensions,
-        )
-        answer = self._pool.handle_request(inner)
-        return httpx.Response(answer.status, headers=answer.headers, stream=_AnswerBody(answer))
-
-    def close(self) -> None:
-        self._pool.close()
-
-
-class _AnswerBody(httpx.SyncByteStream):
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._answer.iter_stream()
-
-    def close(self) -> None:
-        self._answer.close()
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
