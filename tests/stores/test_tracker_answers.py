@@ -36,8 +36,8 @@ from eventsync.records.query import Query
 from eventsync.records.record import Field, Record
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Links, Resource, RestAccessor, Service, Since
+from eventsync.stores.rest.answer import Answer
 from eventsync.stores.rest.pace import Throttle
-from eventsync.stores.rest.service import Answer
 from eventsync.stores.trackers import Attachment, Comment, Issue, Milestone
 from eventsync.stores.trackers.projects import InProjects
 

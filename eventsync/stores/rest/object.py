@@ -15,12 +15,13 @@ from eventsync.errors import ConfigError, DependencyError, RecordError, Rejected
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
+from eventsync.stores.rest.answer import Answer
 from eventsync.stores.rest.document import IN, DocumentAccessor, Object
 from eventsync.stores.rest.fence import fenced
 from eventsync.stores.rest.ids import Ids, OvertakenError
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.resource import Resource, filled
-from eventsync.stores.rest.service import OF_ONE_WRITE, Answer, Service
+from eventsync.stores.rest.service import OF_ONE_WRITE, Service
 from eventsync.stores.rest.status import AccessRefusedError
 from eventsync.stores.rest.unreadable import Unreadable, reading
 

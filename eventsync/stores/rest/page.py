@@ -11,8 +11,9 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import urljoin
 
 from eventsync.errors import ConfigError, RecordError, shown
+from eventsync.stores.rest.answer import Answer
 from eventsync.stores.rest.path import at
-from eventsync.stores.rest.service import Answer, Service
+from eventsync.stores.rest.service import Service
 from eventsync.stores.rest.unreadable import Unreadable
 
 __all__ = ["Cursor", "Links", "NextLink", "Numbers", "OnePage", "Pages"]

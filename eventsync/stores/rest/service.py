@@ -6,7 +6,6 @@ import os
 import ssl
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, ClassVar, Final
 from urllib.parse import urljoin, urlsplit
@@ -22,6 +21,7 @@ from eventsync.errors import (
 )
 from eventsync.stores.json_values import dump
 from eventsync.stores.rest.address import Gateway
+from eventsync.stores.rest.answer import Answer
 from eventsync.stores.rest.auth import Auth, ClientCredentials
 from eventsync.stores.rest.multipart import Upload
 from eventsync.stores.rest.pace import Throttle, delay_asked
@@ -33,7 +33,6 @@ from eventsync.stores.rest.status import (
     names_uniqueness,
 )
 from eventsync.stores.rest.transport import GuardedTransport
-from eventsync.stores.rest.unreadable import DECODER, refuse_many
 
 try:
     import httpcore2 as httpcore
@@ -41,7 +40,7 @@ try:
 except ImportError as error:  # pragma: no cover - the message is all there is to it
     raise ConfigError("REST stores need httpx2", hint="pip install 'eventsync[rest]'") from error
 
-__all__ = ["OF_ONE_WRITE", "Answer", "Service"]
+__all__ = ["OF_ONE_WRITE", "Service"]
 
 _SAFE: Final = frozenset({"GET", "HEAD"})
 _SHOWN: Final = 300
@@ -59,31 +58,6 @@ _OF_ONE: Final = _REDIRECTS | {400, 404, 410, 413, 414, 422, 431, 451}
 OF_ONE_WRITE: Final = _REDIRECTS | {404, 410}
 """The statuses of a write of one object that may concern this object alone."""
 _MAY_BE_DONE: Final = frozenset({500, 502, 504})
-
-
-@dataclass(slots=True, frozen=True)
-class Answer:
-    """The answer to a request: the status, the headers by lower-case name, and the body."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-    url: str
-
-    def json(self) -> Any:
-        """Return the body as JSON; numbers with a point are decimals. Raises ``RecordError``."""
-        try:
-            text = self.content.decode("utf-8-sig").strip(" \t\r\n")
-            refuse_many(text)
-            return DECODER.decode(text)
-        except (ValueError, RecursionError) as error:
-            raise RecordError(f"{self.url}: the answer is not JSON: {error}") from error
-
-    @property
-    def etag(self) -> str | None:
-        """The strong entity tag of the object (RFC 9110), ``None`` if there is none."""
-        tag = self.headers.get("etag", "")
-        return None if not tag or tag.startswith("W/") else tag
 
 
 class Service:
