@@ -110,22 +110,21 @@ def _watch(sampler: Sampler, every: float, broker: str) -> None:
     from rich.live import Live
 
     console = Console(highlight=False)
-    ended = False
+    signals: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
         # Not a KeyboardInterrupt, which is lost if it is raised in a finalizer.
-        nonlocal ended
-        ended = True
+        signals.append(number)
 
     before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
         sampler.wait(1.0)
         with Live(console=console, screen=True, auto_refresh=False) as live:
-            while not ended:
+            while not signals:
                 snapshot = sampler.take()
                 live.update(_screen(snapshot, sampler, broker, console.size, every), refresh=True)
                 shown_at = time.monotonic()
-                while not ended and time.monotonic() - shown_at < every:
+                while not signals and time.monotonic() - shown_at < every:
                     time.sleep(min(_STEP, every))
     finally:
         for one, handler in before.items():
