@@ -7,6 +7,7 @@ is not set, the setting is read from the file ``eventsync_broker`` in the folder
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -25,9 +26,13 @@ from eventsync.errors import ConfigError
 from eventsync.transports.credential import passwords
 from eventsync.worker.options import Options
 
-__all__ = ["Settings", "key_path", "load", "location"]
+__all__ = ["Settings", "key_path", "load", "location", "unread"]
 
 S = TypeVar("S", bound=BaseSettings)
+_PREFIX = "EVENTSYNC_"
+_SECRETS_DIR = "EVENTSYNC_SECRETS_DIR"
+# The settings that ``location`` has looked for, in lower case.
+_located: set[str] = set()
 _Seconds = Annotated[float, Field(gt=0)]
 _Count = Annotated[int, Field(gt=0)]
 
@@ -255,6 +260,7 @@ def location(store: str, default: str | None = None) -> str:
     is neither a variable nor a default.
     """
     name = "store_" + re.sub(r"\W", "_", store).lower()
+    _located.add(name)
     field: dict[str, Any] = {name: (str | None, default)}
     model = create_model("Location", __base__=_Location, **field)
     found: str | None = getattr(_read(model), name)
@@ -264,6 +270,30 @@ def location(store: str, default: str | None = None) -> str:
             hint=f"set EVENTSYNC_{name.upper()} to the URL or folder of the store, or write the "
             f"location to the file eventsync_{name} in the folder that EVENTSYNC_SECRETS_DIR names",
         )
+    return found
+
+
+def unread() -> list[str]:
+    """Return a sentence for each variable and secret file whose name is no setting.
+
+    Call this after the stores are made, so that the settings of their locations are known. A
+    sentence names the nearest setting, but no value.
+    """
+    known = {*Settings.model_fields, *_located, "secrets_dir"}
+    found = []
+    folder = os.environ.get(_SECRETS_DIR)
+    files = sorted(os.listdir(folder)) if folder and os.path.isdir(folder) else []
+    variables = [name for name in sorted(os.environ) if name.upper().startswith(_PREFIX)]
+    for names, what in ((variables, "variable"), (files, "file")):
+        for name in names:
+            setting = name.lower().removeprefix(_PREFIX.lower())
+            if setting in known or not name.lower().startswith(_PREFIX.lower()):
+                continue
+            near = difflib.get_close_matches(setting, known, n=1)
+            nearest = [f"{_PREFIX}{one}" for one in near]
+            shown = [n.upper() if what == "variable" else n.lower() for n in nearest]
+            hint = f"; do you mean {shown[0]}?" if shown else ""
+            found.append(f"nothing reads the {what} {name}{hint}")
     return found
 
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Concatenate, Final, ParamSpec, get_type_hints
 import typer
 
 from eventsync.cli.deployment import Deployment
-from eventsync.cli.output import echo
+from eventsync.cli.output import echo, warn
 from eventsync.errors import (
     BusUnavailableError,
     ConfigError,
@@ -135,7 +135,10 @@ def command(function: Callable[Concatenate[Deployment, P], int | None]) -> Calla
                 **{field.name: kwargs.pop(field.name) for field in fields(options)}
             )
         with reported(debug=debug), Deployment(app=app, broker=broker) as deployment:
-            code = function(deployment, *args, **kwargs)
+            try:
+                code = function(deployment, *args, **kwargs)
+            finally:
+                _tell_unread(deployment)
         if code:
             raise typer.Exit(code)
 
@@ -157,6 +160,12 @@ def command(function: Callable[Concatenate[Deployment, P], int | None]) -> Calla
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     return run
+
+
+def _tell_unread(deployment: Deployment) -> None:
+    """Warn of settings that nothing reads, unless the command has logged them."""
+    for text in deployment.unread_settings():
+        warn(text)
 
 
 def _parameters(options: Any) -> Iterator[inspect.Parameter]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eventsync.worker.capture_service import CaptureService
     from eventsync.worker.worker import Worker
 
-__all__ = ["LogLevel", "log_to_stderr", "work", "work_supervised", "worker"]
+__all__ = ["LogLevel", "log_to_stderr", "log_unread", "work", "work_supervised", "worker"]
 
 
 class LogLevel(StrEnum):
@@ -102,6 +102,7 @@ def worker(
     log_to_stderr(log_level, settings)
     registry = deployment.registry
     registry.check()
+    log_unread(deployment, lifeline)
     follows = not drain and lifeline is None and not every and registry[str(store)].captured_by
     if every or processes or follows:
         if drain:
@@ -218,6 +219,18 @@ def _supervise(
     finally:
         if state is not None:
             state.remove()
+
+
+def log_unread(deployment: Deployment, lifeline: int | None = None) -> None:
+    """Log the settings that nothing reads. Call this when the registry is known.
+
+    ``lifeline``: given if a supervisor has started this process; the supervisor has told them.
+    """
+    import structlog
+
+    texts = deployment.unread_settings()
+    for text in texts if lifeline is None else ():
+        structlog.get_logger("eventsync").warning("setting without effect", error=text)
 
 
 def log_to_stderr(level: LogLevel, settings: Settings) -> None:
