@@ -26,13 +26,15 @@ from eventsync.errors import ConfigError
 from eventsync.transports.credential import passwords
 from eventsync.worker.options import Options
 
-__all__ = ["Settings", "key_path", "load", "location", "unread"]
+__all__ = ["Settings", "key_path", "known_secrets", "load", "location", "unread"]
 
 S = TypeVar("S", bound=BaseSettings)
 _PREFIX = "EVENTSYNC_"
 _SECRETS_DIR = "EVENTSYNC_SECRETS_DIR"
 # The settings that ``location`` has looked for, in lower case.
 _located: set[str] = set()
+# The passwords in the locations that it has returned.
+_passwords: set[str] = set()
 _Seconds = Annotated[float, Field(gt=0)]
 _Count = Annotated[int, Field(gt=0)]
 
@@ -264,12 +266,28 @@ def location(store: str, default: str | None = None) -> str:
     field: dict[str, Any] = {name: (str | None, default)}
     model = create_model("Location", __base__=_Location, **field)
     found: str | None = getattr(_read(model), name)
+    _passwords.update(passwords(found or ""))
     if not found:
         raise ConfigError(
             f"the location of the store {store!r} is not set",
             hint=f"set EVENTSYNC_{name.upper()} to the URL or folder of the store, or write the "
             f"location to the file eventsync_{name} in the folder that EVENTSYNC_SECRETS_DIR names",
         )
+    return found
+
+
+def known_secrets() -> list[str]:
+    """Return the secrets in the settings that this process has read, so that texts can hide them.
+
+    These are passwords of the broker and of the locations of stores, and the signing keys. Never
+    raises: settings that are wrong have no known secrets.
+    """
+    found = list(_passwords)
+    try:
+        found += load().secrets()
+    except ConfigError:
+        # The wrong value itself is never shown.
+        return found
     return found
 
 

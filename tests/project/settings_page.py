@@ -15,13 +15,14 @@ PAGE = ROOT / "docs/settings.md"
 CONFIG = ROOT / "eventsync/config.py"
 HEAD = """# Settings
 
-<!-- Written by tests/project/settings_page.py from eventsync/config.py; a test compares the two. -->
+<!-- Written by tests/project/settings_page.py from eventsync/config.py. -->
 
 Each setting is an environment variable, or a file in the folder that `EVENTSYNC_SECRETS_DIR` names.
 The file has the name of the variable in lower case (`eventsync_broker`). The environment takes
 precedence. Put secrets into files. Times are in seconds, sizes in bytes.
 
-A variable that begins with `EVENTSYNC_` and is no setting is named by every command, with the nearest setting.
+A variable that begins with `EVENTSYNC_` and is no setting is named by every command, with the
+nearest setting.
 
 | variable | default | secret | meaning |
 |---|---|---|---|
