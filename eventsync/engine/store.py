@@ -61,6 +61,8 @@ class Store:
     - ``publisher``: publishes the envelopes; ``None`` to publish nothing.
     - ``clock``: issues the versions of changes.
     - ``capture_every``: seconds between two captures of the store's worker; ``None`` for never.
+      While a change source gives hints, and captures find nothing beside them, the pause grows up
+      to ``capture_whole_every`` seconds.
     - ``capture_whole_every``: after this many seconds, a capture of the worker reads all records.
       Other captures read only the records that changed, if the store knows them. Only a capture
       that reads all records finds deletes.
@@ -544,6 +546,7 @@ class Store:
             observer=observer,
             notice=notice,
             rate=self.copy_rate,
+            polled=self.capture_every is not None,
         )
 
     def note_unreadable(self, type: str) -> None:
