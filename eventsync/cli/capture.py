@@ -211,7 +211,7 @@ def print_sql(deployment: Deployment, store: StoreArgument, kind: _KindOption = 
     with opened.errors():
         statements = source.statements()
     for statement in statements:
-        echo(f"{statement};")
+        echo(f"{statement}{source.statement_end}")
     if not statements:
         raise ConfigError(
             f"capture by {source.kind} needs no statements in store {opened.name!r}",
@@ -254,4 +254,4 @@ def _print_state(
     for finding in findings:
         echo(f"{finding.level.name}: {finding.about}: {finding.text}")
         for statement in finding.statements:
-            echo(f"    {statement};")
+            echo(f"    {statement}{source.statement_end}")

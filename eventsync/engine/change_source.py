@@ -100,6 +100,9 @@ class ChangeSource(ABC):
     """How many seconds may pass until told changes are settled. They are then told once more after
     a crash, at most; a source that tells unsettled changes again at each call sets 0."""
 
+    statement_end: ClassVar[str] = ";"
+    """What ends each of the ``statements`` where they are printed."""
+
     @abstractmethod
     def open(self, mark: str) -> str:
         """Connect, and return the mark after which ``changes`` will continue.
