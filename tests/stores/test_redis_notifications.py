@@ -170,7 +170,7 @@ def test_a_closed_connection_is_no_silent_loss(server, client):
     """redis-py would connect again by itself, and what was sent meanwhile would be lost."""
     store, follower, _ = capturing(server.url)
     client.client_kill_filter(_type="pubsub")
-    with pytest.raises(StoreUnavailableError, match="(?i)closed"):
+    with pytest.raises(StoreUnavailableError, match=r"(?i)closed"):
         follower.step(5.0)
     follower.open()
     client.hset("product:1", "id", 1)
