@@ -25,7 +25,7 @@ from eventsync.errors import ConfigError
 from eventsync.transports.credential import passwords
 from eventsync.worker.options import Options
 
-__all__ = ["Settings", "key_path", "load", "location"]
+__all__ = ["Settings", "key_path", "load", "location", "webhook_secrets"]
 
 S = TypeVar("S", bound=BaseSettings)
 _Seconds = Annotated[float, Field(gt=0)]
@@ -265,6 +265,20 @@ def location(store: str, default: str | None = None) -> str:
             f"location to the file eventsync_{name} in the folder that EVENTSYNC_SECRETS_DIR names",
         )
     return found
+
+
+def webhook_secrets(store: str) -> list[str]:
+    """Return the secrets of the webhooks of a store, from ``EVENTSYNC_WEBHOOK_<NAME>``.
+
+    Blanks separate several secrets, of which a sender must know one. The secrets may be in the file
+    ``eventsync_webhook_<name>`` of the secrets folder instead. Returns an empty list if there is
+    neither.
+    """
+    name = "webhook_" + re.sub(r"\W", "_", store).lower()
+    field: dict[str, Any] = {name: (SecretStr | None, None)}
+    model = create_model("Webhook", __base__=_Location, **field)
+    found: SecretStr | None = getattr(_read(model), name)
+    return [] if found is None else found.get_secret_value().split()
 
 
 class _Location(BaseSettings):

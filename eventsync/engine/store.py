@@ -27,6 +27,7 @@ from eventsync.engine.publisher import Backlog, Publisher
 from eventsync.engine.replica import Replica
 from eventsync.engine.replica_set import ReplicaSet
 from eventsync.engine.unreadable import Notice, UnreadableKeys, UnreadableNotes, states_of
+from eventsync.engine.webhook import Webhook
 from eventsync.envelope import codec
 from eventsync.errors import (
     BusUnavailableError,
@@ -493,11 +494,18 @@ class Store:
 
     def change_sources(self) -> list[ChangeSource]:
         """Return the change sources that this store can use, the best first."""
+        # Accessors of several classes may share a source.
         classes: dict[type[Accessor[Any]], list[Accessor[Any]]] = {}
         for accessor in self.accessors.values():
-            classes.setdefault(type(accessor), []).append(accessor)
+            kind = next(each for each in type(accessor).__mro__ if "sources" in vars(each))
+            classes.setdefault(kind, []).append(accessor)
         found = [kind.sources(them, self.name) for kind, them in classes.items()]
         return [source for sources in found for source in sources]
+
+    def webhook(self) -> Webhook | None:
+        """Return what reads the webhooks of the store's service, ``None`` if it sends none."""
+        found = (accessor.webhook() for accessor in self.accessors.values())
+        return next((webhook for webhook in found if webhook is not None), None)
 
     def change_source(self, kind: str | None = None) -> ChangeSource:
         """Return the change source of a kind, by default that which this store is declared with.

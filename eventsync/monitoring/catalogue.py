@@ -102,6 +102,12 @@ OWN_WRITES: Final = Metric(
     "Writes of eventsync itself that a change source left out.",
     ("store",),
 )
+WEBHOOKS: Final = Metric(
+    "eventsync_webhooks_total",
+    "counter",
+    "Webhooks received, by outcome.",
+    ("store", "outcome"),
+)
 CAPTURE_LAG: Final = Metric(
     "eventsync_capture_lag_seconds",
     "histogram",
@@ -125,6 +131,7 @@ COUNTED: Final = {
         OVERRUNS,
         CAPTURED,
         OWN_WRITES,
+        WEBHOOKS,
         CAPTURE_LAG,
     )
 }
