@@ -102,6 +102,8 @@ OWN_WRITES: Final = Metric(
     "Writes of eventsync itself that a change source left out.",
     ("store",),
 )
+WEBHOOK_OUTCOMES: Final = ("accepted", "ignored", "refused", "unreadable", "failed")
+"""The values of the label ``outcome`` of ``WEBHOOKS``."""
 WEBHOOKS: Final = Metric(
     "eventsync_webhooks_total",
     "counter",
