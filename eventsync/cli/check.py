@@ -67,6 +67,7 @@ def check(deployment: Deployment, create: CreateOption = False, as_json: JsonOpt
       eventsync check --broker redis://localhost
     """
     findings = [*_registry(deployment)]
+    findings += [Finding(Level.RISK, "settings", text) for text in deployment.unread_settings()]
     for store in deployment.registry:
         findings += _store(store, create=create)
     findings += _broker(deployment, create=create)

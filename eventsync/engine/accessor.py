@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
+from eventsync.engine.discretion import secret_fields
 from eventsync.engine.finding import Finding
 from eventsync.engine.isolation import concerns_all, record_error
 from eventsync.engine.plan import Part, Plan
@@ -55,6 +56,8 @@ class Accessor(ABC, Generic[R]):
         self.type = record_type.__record__
         self.view = (view or View()).bind(self.type)
         self.reader = ColumnReader(self.type)
+        self.secret_fields = secret_fields(self.type)
+        """The names of the secret fields, whose values no error may quote."""
         self.forgets = False
         """Whether records may expire in the store. If so, a missing record is not a delete."""
         self._index: Index | None = None

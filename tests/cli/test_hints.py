@@ -145,7 +145,7 @@ def test_a_webhook_is_captured_at_once(project, service):
 
 
 def test_check_says_what_webhooks_need(project):
-    told = project("check", "--json").json
+    told = project("check", "--create", "--json").json
     texts = [found["text"] for found in told]
     assert any("EVENTSYNC_WEBHOOK_SHOP" in text for text in texts)
 
@@ -153,6 +153,6 @@ def test_check_says_what_webhooks_need(project):
 def test_check_says_that_hints_need_a_poll(project):
     path = project.folder / "workers.py"
     path.write_text(path.read_text().replace("        capture_every=300.0,\n", ""))
-    told = project("check", "--json").json
+    told = project("check", "--create", "--json").json
     texts = [found["text"] for found in told if found["level"] == "risk"]
     assert sum("may miss writes" in text for text in texts) == 2

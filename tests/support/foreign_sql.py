@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import uuid
+from typing import ClassVar
 
 import psycopg
 import pymysql
@@ -36,7 +37,7 @@ class ForeignSql:
     alters = True
     quote = '"'
     mark = "%s"
-    words = {"int": "bigint", "text": "text", "bool": "boolean", "key": "text"}
+    words: ClassVar = {"int": "bigint", "text": "text", "bool": "boolean", "key": "text"}
     tables = _TABLES
 
     def connect(self, folder):
@@ -108,7 +109,7 @@ class ForeignSqlite(ForeignSql):
     """A program that writes to an SQLite file."""
 
     mark = "?"
-    words = {**ForeignSql.words, "int": "integer"}
+    words: ClassVar = {**ForeignSql.words, "int": "integer"}
 
     def connect(self, folder):
         return sqlite3.connect(folder / "data.db", timeout=20)
@@ -160,7 +161,7 @@ class ForeignMariadb(_OnServer):
     """A program that writes to MariaDB with PyMySQL."""
 
     quote = "`"
-    words = {
+    words: ClassVar = {
         "int": "bigint",
         "text": "varchar(500)",
         "bool": "boolean",

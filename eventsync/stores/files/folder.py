@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from eventsync.engine.accessor import Write
-from eventsync.errors import RecordError, StoreUnavailableError
+from eventsync.errors import RecordError, StoreUnavailableError, kept
 from eventsync.index import IndexTransaction
 from eventsync.records.query import Query
 from eventsync.records.record import Record
@@ -312,7 +312,7 @@ class JsonFolderAccessor(FileAccessor[R]):
                     self._keys_inside[name] = document.signature, key
                 names.setdefault(key, name)
             except RecordError as error:
-                unreadable.append(error)
+                unreadable.append(kept(error))
         return names, unreadable
 
     def _is_key_name(self, name: str) -> bool:

@@ -22,6 +22,7 @@ from eventsync.errors import (
     RecordError,
     RejectedError,
     StoreUnavailableError,
+    kept,
 )
 from eventsync.index import IndexTransaction, Presence
 from eventsync.records.query import Query
@@ -35,6 +36,7 @@ from eventsync.stores.files.accessor import (
     rejecting_unreadable,
 )
 from eventsync.stores.files.watch import Written
+from eventsync.values.garbage import collection_paused
 
 __all__ = ["BOM", "Content", "Segment", "SingleFileAccessor"]
 
@@ -384,7 +386,8 @@ class SingleFileAccessor(FileAccessor[R]):
                 f"{self.empty().text()!r} to it",
             )
         try:
-            content = self.parse(raw.decode(self._encoding, "surrogateescape"))
+            with collection_paused():
+                content = self.parse(raw.decode(self._encoding, "surrogateescape"))
         except UnicodeError as error:
             raise self.broken(
                 f"{self._path}: {error}",
@@ -396,7 +399,7 @@ class SingleFileAccessor(FileAccessor[R]):
             try:
                 key = self._key_of(segment)
             except RecordError as error:
-                content.unreadable.append(error)
+                content.unreadable.append(kept(error))
                 continue
             first = content.numbers.setdefault(key, number)
             if first != number:
@@ -431,8 +434,17 @@ class SingleFileAccessor(FileAccessor[R]):
 
     def located(self, segment: Segment, key: str | None = None) -> AbstractContextManager[None]:
         """Turn any error of a segment into a ``RecordError`` that names its line and ``key``."""
-        place = f"{self._path}, line {segment.line}" if segment.line else str(self._path)
-        return located(place, self.type.name, key)
+        return located(self._place(segment), self.type.name, key)
+
+    def placed(self, segment: Segment, error: RecordError) -> RecordError:
+        """Return the error of a segment, whose key is not known, with its line."""
+        error.place = self._place(segment)
+        error.message = f"{error.place}: {error.message}"
+        error.args = (error.message,)
+        return error
+
+    def _place(self, segment: Segment) -> str:
+        return f"{self._path}, line {segment.line}" if segment.line else str(self._path)
 
 
 def _differing(before: Content, now: Content) -> set[str]:

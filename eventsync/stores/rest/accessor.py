@@ -23,13 +23,14 @@ from eventsync.records.record import Record
 from eventsync.records.record_type import same
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
+from eventsync.stores.rest.answer import Answer
 from eventsync.stores.rest.document import Object
 from eventsync.stores.rest.fence import fenced
 from eventsync.stores.rest.object import ObjectAccessor
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.replica import RestReplica
 from eventsync.stores.rest.resource import Resource, Since
-from eventsync.stores.rest.service import Answer, Service
+from eventsync.stores.rest.service import Service
 from eventsync.stores.rest.unreadable import Unreadable
 
 __all__ = ["RestAccessor"]
@@ -100,6 +101,7 @@ class RestAccessor(ObjectAccessor[R]):
     def find(self, query: Query) -> Iterable[R]:
         return query.select(self.records(query))
 
+    @fenced
     def records(self, query: Query) -> Iterator[R]:
         """Yield all records, unfiltered and unsorted. ``query`` says what unreadable ones cause."""
         return self.read(map(self._whole, self.listed({})), query)

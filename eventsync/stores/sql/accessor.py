@@ -402,7 +402,9 @@ class SqlAccessor(Accessor[R]):
         return UndoneError(f"the table {self._table_name} was altered while the store was open")
 
     def _errors(self) -> Any:
-        return errors(self._table_name, self.dialect, self.engine.url)
+        return errors(
+            self._table_name, self.dialect, self.engine.url, values=not self.secret_fields
+        )
 
     def _write(
         self, connection: sa.Connection, writes: Sequence[Write], removals: Sequence[str]

@@ -19,6 +19,7 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Service
+from eventsync.stores.rest.fence import fenced
 from eventsync.stores.rest.replica import RestReplica
 from eventsync.stores.trackers.project_identity import ProjectIdentity
 from eventsync.stores.trackers.tracker import TrackerAccessor
@@ -119,9 +120,11 @@ class InProjects(Accessor[R]):
         for part in self.parts.values():
             part.ensure()
 
+    @fenced
     def findings(self) -> Iterable[Finding]:
         return chain.from_iterable(part.findings() for part in self.parts.values())
 
+    @fenced
     def ping(self) -> None:
         for part in self.parts.values():
             part.ping()
@@ -135,15 +138,18 @@ class InProjects(Accessor[R]):
 
     # -- the six -----------------------------------------------------------------------------------
 
+    @fenced
     def add(self, record: R) -> None:
         part = self._holder(record.key) or self._target(record.key, record.raw())
         part.add(record)
 
+    @fenced
     def update(self, record: R) -> None:
         part = self._holder(record.key) or self._target(record.key, record.raw())
         self._check_stays(part, record.key, record.raw())
         part.update(record)
 
+    @fenced
     def get(self, key: str) -> R | None:
         for part in self._candidates(key):
             record = part.get(key)
@@ -151,24 +157,29 @@ class InProjects(Accessor[R]):
                 return record
         return None
 
+    @fenced
     def find(self, query: Query) -> Iterable[R]:
         return query.select(
             chain.from_iterable(part.records(query) for part in self.parts.values())
         )
 
+    @fenced
     def remove(self, key: str) -> None:
         part = self._holder(key)
         if part is not None:
             part.remove(key)
 
+    @fenced
     def record_to_data(self, record: R) -> Any:
         return self._target(record.key, record.raw()).record_to_data(record)
 
+    @fenced
     def data_to_record(self, data: Any) -> R:
         return self._first.data_to_record(data)
 
     # -- many at once ------------------------------------------------------------------------------
 
+    @fenced
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> dict[str, Mapping[str, Any]]:
@@ -185,6 +196,7 @@ class InProjects(Accessor[R]):
             self._holding |= dict.fromkeys(found, part)
         return {key: rows[key] for key in keys if key in rows}
 
+    @fenced
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
@@ -210,6 +222,7 @@ class InProjects(Accessor[R]):
                 self.parts[project].write_rows(some, gone, transaction)
         self._holding = holding
 
+    @fenced
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
@@ -221,6 +234,7 @@ class InProjects(Accessor[R]):
         rest = [key for key in writes if key not in holding]
         return {**rows, **(self.read_rows(rest, transaction) if rest else {})}
 
+    @fenced
     def changed_since(
         self, mark: str, unreadable: Callable[[RecordError], None] | None
     ) -> tuple[list[str], str] | None:
