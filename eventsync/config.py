@@ -7,8 +7,10 @@ is not set, the setting is read from the file ``eventsync_broker`` in the folder
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -25,9 +27,23 @@ from eventsync.errors import ConfigError
 from eventsync.transports.credential import passwords
 from eventsync.worker.options import Options
 
-__all__ = ["Settings", "key_path", "load", "location"]
+__all__ = [
+    "Settings",
+    "key_path",
+    "known_secrets",
+    "load",
+    "location",
+    "unread",
+    "webhook_secrets",
+]
 
 S = TypeVar("S", bound=BaseSettings)
+_PREFIX = "EVENTSYNC_"
+_SECRETS_DIR = "EVENTSYNC_SECRETS_DIR"
+# The settings that ``location`` has looked for, in lower case.
+_located: set[str] = set()
+# The passwords in the locations that it has returned, and the secrets of webhooks.
+_passwords: set[str] = set()
 _Seconds = Annotated[float, Field(gt=0)]
 _Count = Annotated[int, Field(gt=0)]
 
@@ -255,15 +271,78 @@ def location(store: str, default: str | None = None) -> str:
     is neither a variable nor a default.
     """
     name = "store_" + re.sub(r"\W", "_", store).lower()
+    _located.add(name)
     field: dict[str, Any] = {name: (str | None, default)}
     model = create_model("Location", __base__=_Location, **field)
     found: str | None = getattr(_read(model), name)
+    _passwords.update(passwords(found or ""))
     if not found:
         raise ConfigError(
             f"the location of the store {store!r} is not set",
             hint=f"set EVENTSYNC_{name.upper()} to the URL or folder of the store, or write the "
             f"location to the file eventsync_{name} in the folder that EVENTSYNC_SECRETS_DIR names",
         )
+    return found
+
+
+def webhook_secrets(store: str) -> list[str]:
+    """Return the secrets of the webhooks of a store, from ``EVENTSYNC_WEBHOOK_<NAME>``.
+
+    Blanks separate several secrets, of which a sender must know one. The secrets may be in the file
+    ``eventsync_webhook_<name>`` of the secrets folder instead. Returns an empty list if there is
+    neither.
+    """
+    name = _webhook_setting(store)
+    field: dict[str, Any] = {name: (SecretStr | None, None)}
+    model = create_model("Webhook", __base__=_Location, **field)
+    found: SecretStr | None = getattr(_read(model), name)
+    secrets = [] if found is None else found.get_secret_value().split()
+    _passwords.update(secrets)
+    return secrets
+
+
+def _webhook_setting(store: str) -> str:
+    return "webhook_" + re.sub(r"\W", "_", store).lower()
+
+
+def known_secrets() -> list[str]:
+    """Return the secrets in the settings that this process has read, so that texts can hide them.
+
+    These are passwords of the broker and of the locations of stores, and the signing keys. Never
+    raises: settings that are wrong have no known secrets.
+    """
+    found = list(_passwords)
+    try:
+        found += load().secrets()
+    except ConfigError:
+        # The wrong value itself is never shown.
+        return found
+    return found
+
+
+def unread(webhooks: Iterable[str] = ()) -> list[str]:
+    """Return a sentence for each variable and secret file whose name is no setting.
+
+    Call this after the stores are made, so that the settings of their locations are known. A
+    sentence names the nearest setting, but no value. ``webhooks``: the names of the stores that may
+    have secrets of webhooks.
+    """
+    known = {*Settings.model_fields, *_located, "secrets_dir"}
+    known |= {_webhook_setting(store) for store in webhooks}
+    found = []
+    folder = os.environ.get(_SECRETS_DIR)
+    files = sorted(os.listdir(folder)) if folder and os.path.isdir(folder) else []
+    variables = [name for name in sorted(os.environ) if name.upper().startswith(_PREFIX)]
+    for names, what in ((variables, "variable"), (files, "file")):
+        for name in names:
+            setting = name.lower().removeprefix(_PREFIX.lower())
+            if setting in known or not name.lower().startswith(_PREFIX.lower()):
+                continue
+            near = difflib.get_close_matches(setting, known, n=1)
+            nearest = [f"{_PREFIX}{one}" for one in near]
+            shown = [n.upper() if what == "variable" else n.lower() for n in nearest]
+            hint = f"; do you mean {shown[0]}?" if shown else ""
+            found.append(f"nothing reads the {what} {name}{hint}")
     return found
 
 

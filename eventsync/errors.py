@@ -32,7 +32,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 __all__ = [
     "AlreadyExistsError",
@@ -60,9 +62,23 @@ __all__ = [
     "ValueRefusedError",
     "in_store",
     "is_retryable",
+    "kept",
     "malformed",
     "shown",
 ]
+
+
+def kept(error: E) -> E:
+    """Return ``error`` without its traceback and those of its causes, to be kept for long.
+
+    A traceback keeps the frames alive, with all their variables. Of a file with many wrong lines
+    that would take a thousand times its size.
+    """
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__ = None
+        one = one.__cause__ or one.__context__
+    return error
 
 
 class EventSyncError(Exception):

@@ -21,7 +21,7 @@ from eventsync.cli.command import (
 from eventsync.cli.deployment import Deployment
 from eventsync.cli.listen import ListenOption, listening
 from eventsync.cli.output import echo, print_json, print_table
-from eventsync.cli.worker import LogLevel, log_to_stderr, work, work_supervised
+from eventsync.cli.worker import LogLevel, log_to_stderr, log_unread, work, work_supervised
 from eventsync.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def run(
     log_to_stderr(log_level, settings)
     opened = deployment.store(store)
     _declared_kind(opened)
+    log_unread(deployment, lifeline)
     service = CaptureService(opened, deployment.bus, options=settings.worker_options())
     if lifeline is not None:
         work_supervised(service, settings, lifeline)
@@ -253,4 +254,4 @@ def _print_state(
     for finding in findings:
         echo(f"{finding.level.name}: {finding.about}: {finding.text}")
         for statement in finding.statements:
-            echo(f"    {statement};")
+            echo(f"    {statement}{source.statement_end}")

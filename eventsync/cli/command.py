@@ -21,7 +21,7 @@ from typing import Annotated, Any, Concatenate, Final, ParamSpec, get_type_hints
 import typer
 
 from eventsync.cli.deployment import Deployment
-from eventsync.cli.output import echo
+from eventsync.cli.output import echo, warn
 from eventsync.errors import (
     BusUnavailableError,
     ConfigError,
@@ -60,6 +60,17 @@ USAGE: Final = 2
 UNAVAILABLE: Final = 69  # EX_UNAVAILABLE of sysexits.h
 CONFIG: Final = 78  # EX_CONFIG
 
+# Typer brings its own copy of click, and gives the base class of usage errors no name.
+_TYPERS: Final[tuple[type[BaseException], ...]] = (
+    typer.Exit,
+    typer.Abort,
+    *(
+        one
+        for one in typer.BadParameter.__mro__
+        if issubclass(one, Exception) and one.__name__ == "ClickException"
+    ),
+)
+
 EXIT_CODES: Final = (
     "Exit codes: 0 success; 1 a problem was found; 2 wrong usage; 69 a store or the broker is "
     "unreachable; 78 wrong configuration, or refused by a store or the broker."
@@ -79,8 +90,13 @@ def complete_type(ctx: typer.Context, incomplete: str) -> list[str]:
 def _complete(
     ctx: typer.Context, incomplete: str, names: Callable[[Deployment], list[str]]
 ) -> list[str]:
+    app = ctx.params.get("app")
     try:
-        found = names(Deployment(app=ctx.params.get("app")))
+        deployment = Deployment(app=app)
+        if not app and "app" not in deployment.settings.model_fields_set:
+            # The module in the current folder may be anybody's. A key press must not run it.
+            return []
+        found = names(deployment)
     except EventSyncError:
         # A shell has no place to show an error of a completion.
         return []
@@ -135,7 +151,10 @@ def command(function: Callable[Concatenate[Deployment, P], int | None]) -> Calla
                 **{field.name: kwargs.pop(field.name) for field in fields(options)}
             )
         with reported(debug=debug), Deployment(app=app, broker=broker) as deployment:
-            code = function(deployment, *args, **kwargs)
+            try:
+                code = function(deployment, *args, **kwargs)
+            finally:
+                _tell_unread(deployment)
         if code:
             raise typer.Exit(code)
 
@@ -159,6 +178,12 @@ def command(function: Callable[Concatenate[Deployment, P], int | None]) -> Calla
     return run
 
 
+def _tell_unread(deployment: Deployment) -> None:
+    """Warn of settings that nothing reads, unless the command has logged them."""
+    for text in deployment.unread_settings():
+        warn(text)
+
+
 def _parameters(options: Any) -> Iterator[inspect.Parameter]:
     """Yield a keyword parameter for each field of the dataclass ``options``."""
     hints = get_type_hints(options, include_extras=True)
@@ -176,16 +201,16 @@ def reported(*, debug: bool = False) -> Iterator[None]:
     """Report an error that the ``with`` block raises, and exit with the code of the error.
 
     An ``EventSyncError`` or ``OSError`` is printed as one line on standard error, or with its
-    traceback if ``debug`` is true. Any other exception is a fault of the program and is not caught.
-    ``exit_code`` lists the codes.
+    traceback if ``debug`` is true. Any other exception is a fault of the program; its traceback is
+    printed, without secrets. ``exit_code`` lists the codes.
     """
     try:
         yield
+    except _TYPERS:
+        raise  # usage errors, and the ends of commands
     except EventSyncError as error:
         if debug:
-            import traceback
-
-            traceback.print_exception(error)
+            _print_traceback(error)
         else:
             echo(f"eventsync: {error}", err=True)
         raise typer.Exit(exit_code(error)) from None
@@ -193,9 +218,23 @@ def reported(*, debug: bool = False) -> Iterator[None]:
         raise  # the reader of the output is gone; Typer ends the command without a message
     except OSError as error:
         if debug:
-            raise
+            _print_traceback(error)
         echo(f"eventsync: {error}", err=True)
         raise typer.Exit(exit_code(error)) from None
+    except Exception as error:
+        _print_traceback(error)
+        raise typer.Exit(FOUND_WRONG) from None
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Print the traceback of an error, without the passwords of URLs and the known secrets."""
+    import traceback
+
+    from eventsync.config import known_secrets
+    from eventsync.monitoring.log import Redaction
+
+    text = "".join(traceback.format_exception(error))
+    echo(Redaction(known_secrets()).text(text).rstrip(), err=True)
 
 
 def exit_code(error: EventSyncError | OSError) -> int:

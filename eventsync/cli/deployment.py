@@ -35,6 +35,7 @@ class Deployment:
         given = {"app": app, "broker": broker}
         self.given = {name: value for name, value in given.items() if value is not None}
         """The overridden settings: values by name. They are passed on to worker processes."""
+        self._is_told = False
 
     def __enter__(self) -> Deployment:
         return self
@@ -125,6 +126,18 @@ class Deployment:
         except BusUnavailableError as error:
             return error
         return None
+
+    def unread_settings(self) -> list[str]:
+        """Return a sentence for each setting that nothing reads, each once.
+
+        Returns none before the settings and the registry were used: until then nobody can know.
+        """
+        if self._is_told or not {"settings", "registry"} <= self.__dict__.keys():
+            return []
+        from eventsync.config import unread
+
+        self._is_told = True
+        return unread(store.name for store in self.registry if store.webhook() is not None)
 
     def close(self) -> None:
         """Close the stores, the bus and the tracer, if they were used. Idempotent."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from socket import SHUT_RDWR
 from typing import Annotated, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -10,10 +12,12 @@ import typer
 from eventsync.cli.command import FOUND_WRONG, OK, UNAVAILABLE, JsonOption, command
 from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import print_json, warn
-from eventsync.errors import ConfigError
+from eventsync.errors import ConfigError, shown
 
 __all__ = ["ask", "health", "parse_url"]
 
+# A longer answer is not that of a health check.
+_LONGEST: Final = 1024 * 1024
 # A process may listen on one of these addresses, which stand for all addresses of its host. Connect
 # to the loopback address instead.
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -94,26 +98,56 @@ def parse_url(url: str) -> SplitResult:
 def ask(url: str, *, timeout: float, address: str = "") -> tuple[int, dict[str, Any]]:
     """Send a health check to an endpoint, and return the HTTP status code and the JSON body.
 
-    ``timeout``: how long to wait for the answer, in seconds. ``address``: the IP address to connect
-    to; by default, that of the host in ``url``. Raises ``OSError`` if the endpoint does not answer,
-    ``ValueError`` if the answer is not the JSON of a health check, and ``ConfigError`` if ``url``
-    is not the URL of an endpoint.
+    ``timeout``: how long to wait for the whole answer, in seconds. ``address``: the IP address to
+    connect to; by default, that of the host in ``url``. Raises ``OSError`` if the endpoint does not
+    answer, ``ValueError`` if the answer is not the JSON of a health check, and ``ConfigError`` if
+    ``url`` is not the URL of an endpoint.
     """
     import json
+    import threading
     from http.client import HTTPConnection, HTTPException  # slow to import
 
     parts = parse_url(url)
     host = address or parts.hostname or ""
     connection = HTTPConnection(_ANYWHERE.get(host, host), parts.port, timeout=timeout)
+    # The timeout of a connection begins anew with each byte, so something else has to end it.
+    late = threading.Event()
+
+    opened: list[Any] = []  # the connection itself forgets its socket before the body is read
+
+    def end() -> None:
+        late.set()
+        for one in opened:
+            with suppress(OSError):
+                one.shutdown(SHUT_RDWR)
+
+    timer = threading.Timer(timeout, end)
+    timer.daemon = True
+    timer.start()
     try:
         path = parts.path.rstrip("/") or "/progress"
+        connection.connect()
+        opened.append(connection.sock)
         connection.request("GET", path, headers={"Host": parts.netloc})
         response = connection.getresponse()
-        answer = json.loads(response.read(16 * 1024 * 1024))
-    except HTTPException as error:
-        raise ValueError(f"the answer is not HTTP: {error!r}") from error
+        body = response.read(_LONGEST + 1)
+        if late.is_set():
+            raise TimeoutError(f"no whole answer came within {timeout:g} s")
+        if len(body) > _LONGEST:
+            raise ValueError(f"the answer is longer than {_LONGEST:,} bytes")
+        answer = json.loads(body)
+    except (HTTPException, OSError) as error:
+        if late.is_set():
+            raise TimeoutError(f"no whole answer came within {timeout:g} s") from error
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(f"the answer is not HTTP: {shown(str(error))}") from error
+    except RecursionError as error:
+        raise ValueError("the answer is nested too deeply") from error
     finally:
+        timer.cancel()
         connection.close()
-    if not isinstance(answer, dict) or not isinstance(answer.get("reasons"), list):
+    reasons = answer.get("reasons") if isinstance(answer, dict) else None
+    if not isinstance(reasons, list) or not all(isinstance(one, str) for one in reasons):
         raise ValueError("the answer is not the JSON of an eventsync health check")
     return response.status, answer

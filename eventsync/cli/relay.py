@@ -16,7 +16,7 @@ from eventsync.cli.command import FOUND_WRONG, OK, JsonOption, command, complete
 from eventsync.cli.deployment import Deployment
 from eventsync.cli.listen import ListenOption, listening
 from eventsync.cli.output import plural, print_json
-from eventsync.cli.worker import LogLevel, log_to_stderr
+from eventsync.cli.worker import LogLevel, log_to_stderr, log_unread
 
 if TYPE_CHECKING:
     from eventsync.broker.spool import Spool
@@ -90,6 +90,7 @@ def relay(
             return _spool_once(deployment, taken, as_json)
         return _serve_spool(deployment, taken, listen)
     registry = deployment.registry
+    log_unread(deployment)
     chosen = list(registry) if every else [registry[name] for name in dict.fromkeys(stores or ())]
     if once:
         return _once(deployment, chosen, as_json)

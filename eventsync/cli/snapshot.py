@@ -9,9 +9,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from eventsync.cli.health import ask, parse_url
 from eventsync.monitoring.backlog import BacklogMonitor, Poller, stall_of
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from eventsync.cli.deployment import Deployment
 
 __all__ = ["Sampler", "Snapshot", "StoreSnapshot", "WorkerSnapshot"]
+
+# What a state raises that another program wrote, or that an endpoint made up.
+_WRONG: Final = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 @dataclass(slots=True)
@@ -34,7 +38,8 @@ class WorkerSnapshot:
     none. ``in_hand``: messages that the worker has taken and not settled. ``messages``,
     ``changes``: how many the worker has settled. ``memory``: in bytes. ``started``: in seconds
     since the epoch. ``circuit``: the state of the circuit breaker, and ``error`` the error that
-    opened it. ``rate``: settled changes per second.
+    opened it. ``role``: ``worker``, or ``capture`` for a process that only captures. ``rate``:
+    settled changes per second.
     """
 
     worker: str
@@ -51,6 +56,7 @@ class WorkerSnapshot:
     started: float
     circuit: str
     error: str
+    role: str = "worker"
     rate: float | None = None
 
 
@@ -163,7 +169,8 @@ class Sampler:
         for name, look in self._survey.stores.items():
             if look.error:
                 snapshot.problems.append(f"{name}: {look.error}")
-            snapshot.stores.append(self._store(name, [w for w in workers if w.store == name], now))
+            own = [w for w in workers if w.store == name and w.role == "worker"]
+            snapshot.stores.append(self._store(name, own, now))
         snapshot.problems += [look.error for look in self._endpoints.values() if look.error]
         errors = (f"{w.store}: circuit breaker open: {w.error}" for w in workers if w.error)
         snapshot.problems += dict.fromkeys([*errors, *self._told, *self._stalls(now)])
@@ -212,19 +219,27 @@ class Sampler:
         states = [] if self._folder is None else [("", s) for s in read_states(self._folder)]
         self._reported_stores = set()
         crashes = [] if self._folder is None else read_crashes(self._folder)
+        self._told = []
         for look in self._endpoints.values():
             for where, body in look.answer or ():
-                self._reported_stores.update(body["stores"])
-                crashes += body["crashes"]
-                states += [(where, state) for state in body["workers"]]
+                try:
+                    self._reported_stores.update(map(str, body["stores"]))
+                    crashes += body["crashes"]
+                    states += [(where, state) for state in body["workers"]]
+                except _WRONG:
+                    self._told.append(f"{where} answers something else than its workers' states")
         moment = time.monotonic()
-        self._told = [f"{crash['store']}: {crash['text']}" for crash in crashes] + [
-            problem_text(state["store"], problem)
-            for _, state in states
-            for problem in state["problems"]
-        ]
+        for crash in crashes:
+            with suppress(*_WRONG):  # another program's file or answer
+                self._told.append(f"{crash['store']}: {crash['text']}")
         for where, state in states:
-            worker = _worker(where, state)
+            try:
+                worker = _worker(where, state)
+                problems = [problem_text(worker.store, one) for one in state["problems"]]
+            except _WRONG:
+                self._told.append(f"the state of a worker at {where or 'this host'} is malformed")
+                continue
+            self._told += problems
             # The key is unique: an endpoint and a state file may report the same worker.
             found[worker.store, worker.pid, worker.started] = worker
         for process, worker in found.items():
@@ -242,20 +257,21 @@ def _worker(where: str, state: dict[str, Any]) -> WorkerSnapshot:
         # is at most 1 second ago in a healthy worker.
         silence += max(0.0, time.time() - state["written"] - 1.0)
     return WorkerSnapshot(
-        worker=state.get("worker", state["store"]),
-        store=state["store"],
-        pid=state["pid"],
+        worker=str(state.get("worker", state["store"])),
+        store=str(state["store"]),
+        pid=int(state["pid"]),
         where=where or "this host",
-        doing=state["doing"],
+        doing=str(state["doing"]),
         silence=silence,
-        lag=state.get("lag", 0.0),
-        in_hand=state["in_hand"],
-        messages=state["messages"],
-        changes=sum(state["outcomes"].values()),
-        memory=state["memory"],
-        started=state["started"],
-        circuit=state["circuit"]["state"],
-        error=state["circuit"]["error"],
+        lag=float(state.get("lag", 0.0)),
+        in_hand=int(state["in_hand"]),
+        messages=int(state["messages"]),
+        changes=int(sum(state["outcomes"].values())),
+        memory=int(state["memory"]),
+        started=float(state["started"]),
+        circuit=str(state["circuit"]["state"]),
+        error=str(state["circuit"]["error"] or ""),
+        role=str(state.get("role", "worker")),
     )
 
 

@@ -115,6 +115,7 @@ def _store(deployment: Deployment, store: Store, failures: _Failures) -> dict[st
 def _problems(deployment: Deployment, store: Store, found: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the problems of a store for JSON, each with ``kind``, ``type`` and ``text``."""
     from eventsync.monitoring.backlog import progress_of, stall_of
+    from eventsync.monitoring.following import Following, lateness
     from eventsync.monitoring.worker_status import read_crashes
 
     problems = [problem for state in found.get("workers", ()) for problem in state["problems"]]
@@ -133,6 +134,10 @@ def _problems(deployment: Deployment, store: Store, found: dict[str, Any]) -> li
     )
     if stall is not None:
         problems.append({"kind": "stall", "type": "", "text": stall})
+    if (following := Following(store)()) is not None:
+        found["following"] = following.to_json(time.time())
+        if (late := lateness(store.name, following, settings.stall_after)) is not None:
+            problems.append({"kind": "follow", "type": "", "text": late})
     crashes = read_crashes(settings.state_dir) if settings.state_dir else []
     problems += [
         {"kind": "crash", "type": "", "text": crash["text"]}

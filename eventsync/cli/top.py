@@ -17,6 +17,8 @@ from eventsync.cli.deployment import Deployment
 from eventsync.cli.output import ago, draw_table, print_json, print_table, warn
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from rich.console import ConsoleDimensions, RenderableType
 
     from eventsync.cli.snapshot import Sampler, Snapshot, StoreSnapshot, WorkerSnapshot
@@ -26,6 +28,8 @@ __all__ = ["top"]
 _WIDE: Final = 120
 _UNKNOWN: Final = "?"
 _BEHIND: Final = 60.0
+# A signal is noticed after so many seconds.
+_STEP: Final = 0.1
 
 
 @command
@@ -106,19 +110,25 @@ def _watch(sampler: Sampler, every: float, broker: str) -> None:
     from rich.live import Live
 
     console = Console(highlight=False)
-    # Let SIGTERM raise KeyboardInterrupt as Ctrl-C does, so that the terminal is restored.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        # Not a KeyboardInterrupt, which is lost if it is raised in a finalizer.
+        signals.append(number)
+
+    before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
         sampler.wait(1.0)
         with Live(console=console, screen=True, auto_refresh=False) as live:
-            while True:
+            while not signals:
                 snapshot = sampler.take()
                 live.update(_screen(snapshot, sampler, broker, console.size, every), refresh=True)
-                time.sleep(every)
-    except KeyboardInterrupt:
-        return
+                shown_at = time.monotonic()
+                while not signals and time.monotonic() - shown_at < every:
+                    time.sleep(min(_STEP, every))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _screen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from eventsync.worker.capture_service import CaptureService
     from eventsync.worker.worker import Worker
 
-__all__ = ["LogLevel", "log_to_stderr", "work", "work_supervised", "worker"]
+__all__ = ["LogLevel", "log_to_stderr", "log_unread", "work", "work_supervised", "worker"]
 
 
 class LogLevel(StrEnum):
@@ -102,6 +103,7 @@ def worker(
     log_to_stderr(log_level, settings)
     registry = deployment.registry
     registry.check()
+    log_unread(deployment, lifeline)
     follows = not drain and lifeline is None and not every and registry[str(store)].captured_by
     if every or processes or follows:
         if drain:
@@ -156,6 +158,10 @@ def work(worker: Worker | CaptureService, settings: Settings) -> None:
     from eventsync.worker.signals import run
     from eventsync.worker.watchdog import Watchdog
 
+    # What is imported stays. Without this, each full collection of garbage looks at all of it,
+    # which makes a large answer or file five times as slow to read.
+    gc.collect()
+    gc.freeze()
     state = StateFile(settings.state_dir, worker.progress) if settings.state_dir else None
     each = state.write if state else lambda: None
     try:
@@ -218,6 +224,18 @@ def _supervise(
     finally:
         if state is not None:
             state.remove()
+
+
+def log_unread(deployment: Deployment, lifeline: int | None = None) -> None:
+    """Log the settings that nothing reads. Call this when the registry is known.
+
+    ``lifeline``: given if a supervisor has started this process; the supervisor has told them.
+    """
+    import structlog
+
+    texts = deployment.unread_settings()
+    for text in texts if lifeline is None else ():
+        structlog.get_logger("eventsync").warning("setting without effect", error=text)
 
 
 def log_to_stderr(level: LogLevel, settings: Settings) -> None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
+from eventsync.engine.discretion import secret_fields
 from eventsync.engine.finding import Finding
 from eventsync.engine.isolation import concerns_all, record_error
 from eventsync.engine.plan import Part, Plan
@@ -19,6 +20,7 @@ from eventsync.records.view import View
 
 if TYPE_CHECKING:
     from eventsync.engine.change_source import ChangeSource
+    from eventsync.engine.webhook import Webhook
 
 __all__ = ["Accessor", "Puts", "Write"]
 
@@ -54,6 +56,8 @@ class Accessor(ABC, Generic[R]):
         self.type = record_type.__record__
         self.view = (view or View()).bind(self.type)
         self.reader = ColumnReader(self.type)
+        self.secret_fields = secret_fields(self.type)
+        """The names of the secret fields, whose values no error may quote."""
         self.forgets = False
         """Whether records may expire in the store. If so, a missing record is not a delete."""
         self._index: Index | None = None
@@ -312,12 +316,20 @@ class Accessor(ABC, Generic[R]):
         """Close connections and files. Idempotent."""
 
     @classmethod
-    def sources(cls, accessors: Sequence[Self]) -> Sequence[ChangeSource]:
+    def sources(cls, accessors: Sequence[Self], store: str) -> Sequence[ChangeSource]:
         """Return the change sources of a store, the best first; none if there are none.
 
-        ``accessors``: all accessors of this class that the store has. Connects to nothing.
+        ``accessors``: all accessors of this class that the store has. ``store``: the name of the
+        store. Connects to nothing.
         """
         return ()
+
+    def webhook(self) -> Webhook | None:
+        """Return what reads the webhooks of the store's service, ``None`` if it sends none.
+
+        The class then also offers a ``WebhookSource`` in ``sources``.
+        """
+        return None
 
     resumable: ClassVar[bool] = False
     """Whether ``list_keys`` can continue after a key."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,14 @@ from eventsync.errors import (
 from eventsync.index import Index
 from eventsync.values.chunk import chunked
 
-__all__ = ["Copy", "Follower", "FollowerObserver", "mark_name", "saved_copies"]
+__all__ = [
+    "Copy",
+    "Follower",
+    "FollowerObserver",
+    "mark_name",
+    "saved_copies",
+    "since_with_old",
+]
 
 _MARK: Final = "follow/mark/"
 _WHOLE: Final = "follow/whole/"
@@ -32,6 +40,11 @@ _WHOLE: Final = "follow/whole/"
 _REPEAT_FAILED: Final = 30.0
 # What is noted of unreadable records is read from the index again after so many seconds.
 _READ_NOTES_EVERY: Final = 10.0
+_OLDEST: Final = "follow/oldest"
+# A captured write counts as old if it was committed so many seconds before.
+_OLD: Final = 5.0
+# So many seconds after the last old one was captured, old writes are forgotten.
+_FORGET_OLD: Final = 3600.0
 
 
 class FollowerObserver(Protocol):
@@ -51,6 +64,9 @@ class FollowerObserver(Protocol):
 
     def cleared(self, type: str, /) -> None:
         """Handle that records of a type were captured."""
+
+    def alive(self) -> None:
+        """Handle a sign of life during a long step."""
 
 
 @dataclass(slots=True)
@@ -77,6 +93,14 @@ class Copy:
         return max(0.0, (self.total - self.done) * self.seconds / self.done)
 
 
+@dataclass(slots=True, frozen=True)
+class _OldWrites:
+    """When writes were last captured long after their commit, and when the first was committed."""
+
+    at: float = 0.0
+    moment: float = math.inf
+
+
 @dataclass(slots=True)
 class _Pending:
     """Changes that are captured, but whose mark is not saved yet."""
@@ -93,14 +117,17 @@ class Follower:
     where it was; what it captured already it does not find again, since the fingerprints agree.
 
     At the first start, and where the source has lost its mark, all records are read once, in slices
-    between the changes that the source tells. That read continues after a restart.
+    between the changes that the source tells. That read continues after a restart. If the source
+    gives hints, they are read at each start, unless ``polled`` says that somebody else looks for
+    what was written meanwhile.
 
     A record that cannot be read is passed over and noted. If the records of a type cannot be
     captured for another reason, all of them are read again later: the mark moves on, and the type
     does not hold up the others.
 
     ``publisher``: publishes the changes. ``rate``: how many records a second a read of all records
-    may read; ``None`` for no limit. ``notice``: as in ``Store.capture``.
+    may read; ``None`` for no limit. ``notice``: as in ``Store.capture``. ``polled``: whether a
+    worker captures the store from time to time, too.
     """
 
     def __init__(
@@ -116,6 +143,7 @@ class Follower:
         notice: Notice | None = None,
         rate: float | None = None,
         deletes: float = ALLOWED_DELETES,
+        polled: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.source = source
@@ -134,12 +162,14 @@ class Follower:
         self._notice = notice
         self._rate = RateLimit(rate) if rate else None
         self._deletes = deletes
+        self._polled = polled
         self._monotonic = monotonic
         self._mark_name = mark_name(source)
         self._mark = ""
         self._saved_mark = ""
         self._pending = _Pending()
         self._readings: dict[str, tuple[float, Reading]] = {}
+        self._oldest = _OldWrites()
         self._slices: Iterator[list[Change]] | None = None
         self._copying = ""
         self._copy_due = 0.0
@@ -155,15 +185,19 @@ class Follower:
         self._pending = _Pending()
         self._slices = None
         self.copies = saved_copies(self._index)
+        self._oldest = saved_oldest(self._index)
         reason = "first start" if not self._mark else ""
+        if not self.source.complete:
+            reason = "" if self._polled else "what was written before is not told"
         try:
             self._mark = self.source.open(self._mark)
         except MarkLostError as error:
             reason = error.message
             self._mark = self.source.open("")
-        if reason:
+        if reason or not self._saved_mark:
             # The mark of a source that needs none is empty: note that it was opened.
-            self._note_whole(dict.fromkeys(self._replicas, reason))
+            if reason:
+                self._note_whole(dict.fromkeys(self._replicas, reason))
             self._save_mark()
         self._pending.since = self._monotonic()
 
@@ -193,7 +227,7 @@ class Follower:
         # Only what ``settle`` needs, because many keys may wait for it.
         self._pending.changes.append(Changes(changes.mark, receipt=changes.receipt))
         now = self._monotonic()
-        idle = not changes.keys and not changes.whole and not changes.behind
+        idle = not (changes.keys or changes.whole or changes.recent or changes.behind)
         if now - self._pending.since >= (1.0 if idle else self.source.settle_every):
             self._settle()
         return captured
@@ -219,6 +253,11 @@ class Follower:
         whole = {type: text for type, text in changes.whole.items() if type in self._replicas}
         if whole:
             self._note_whole(whole)
+        for type, error in changes.unreadable:
+            if type in self._replicas:
+                reading = self._reading(type)
+                reading(error)
+                reading.save()
         for type, moments in changes.keys.items():
             if type not in self._replicas or not moments:
                 continue
@@ -228,12 +267,41 @@ class Follower:
                 if _concerns_store(error):
                     raise
                 self._fail(type, error)
+        for type in changes.recent:
+            if type in self._replicas and type not in self.copies:
+                try:
+                    captured += self._take_recent(type)
+                except Exception as error:
+                    if _concerns_store(error):
+                        raise
+                    self._fail(type, error)
+        return captured
+
+    def _take_recent(self, type: str) -> int:
+        captured = 0
+        found = self._capture.recent(
+            self._replicas[type],
+            self._publisher.encode,
+            deletes=self._deletes,
+            notice=self._notice,
+        )
+        if found is None:
+            self._note_whole({type: "the store does not tell which records changed"})
+            return 0
+        for changes in found:
+            if changes:
+                self._flush()
+                self._observer.captured(type, len(changes), None)
+                captured += len(changes)
+            self._observer.alive()
+            self.source.keep_alive()
         return captured
 
     def _take_keys(self, type: str, moments: Mapping[str, float | None]) -> int:
         replica, captured = self._replicas[type], 0
         for keys in chunked(moments, SLICE):
             part = {key: moments[key] for key in keys}
+            self._note_old(part)
             found = self._capture.dirty(
                 replica, part, self._publisher.encode, self._reading(type), deletes=self._deletes
             )
@@ -242,9 +310,28 @@ class Follower:
                 known = [moment for moment in part.values() if moment is not None]
                 self._observer.captured(type, len(found), max(known, default=None))
                 captured += len(found)
+            self._observer.alive()
+            self.source.keep_alive()
         if replica.lacking:
             self._observer.blocked(type, self._capture.lacks(replica, replica.lacking))
         return captured
+
+    def _note_old(self, moments: Mapping[str, float | None]) -> None:
+        """Note in the index that writes with old versions are about to be published.
+
+        If the broker then loses them, they are published again, although their versions are older
+        than the loss.
+        """
+        now = time.time()
+        oldest = min((m for m in moments.values() if m is not None), default=now)
+        if oldest > now - _OLD:
+            return
+        before = self._oldest
+        if before.at < now - _FORGET_OLD:
+            before = _OldWrites()
+        if oldest < before.moment or now - before.at > _OLD:
+            self._oldest = _OldWrites(now, min(oldest, before.moment))
+            self._index.save_mark(_OLDEST, json.dumps(asdict(self._oldest)))
 
     def _reading(self, type: str) -> Reading:
         now = self._monotonic()
@@ -359,6 +446,21 @@ def saved_copies(index: Index) -> dict[str, Copy]:
     """Return the reads of all records that are not done, by record type, as the index has them."""
     saved = index.marks(_WHOLE)
     return {name.removeprefix(_WHOLE): Copy(**json.loads(text)) for name, text in saved.items()}
+
+
+def saved_oldest(index: Index) -> _OldWrites:
+    """Return what the index knows of writes that were captured long after their commit."""
+    text = index.load_mark(_OLDEST)
+    return _OldWrites(**json.loads(text)) if text else _OldWrites()
+
+
+def since_with_old(index: Index, since: float) -> float:
+    """Return the time of the oldest version that a store may have published since a time.
+
+    A write that is captured long after its commit has the version of its commit.
+    """
+    oldest = saved_oldest(index)
+    return min(since, oldest.moment) if oldest.at >= since - _OLD else since
 
 
 def _ignore(error: RecordError) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from eventsync.changes.change import Change, stamps
 from eventsync.changes.stamp import DELETE, PUT
 from eventsync.engine.accessor import Accessor
+from eventsync.engine.discretion import discreet
 from eventsync.engine.fingerprint import (
     fields_without_digest,
     fingerprint_after,
@@ -40,6 +41,7 @@ class UnitOfWork:
         self.accessor = accessor
         self.transaction = transaction
         self.type = accessor.type.name
+        self._secret = accessor.secret_fields
 
     def recover(self) -> None:
         """Finish or undo the writes of a writer that died, by its open intents.
@@ -120,7 +122,8 @@ class UnitOfWork:
         removals = [change.key for change in newer if change.op == DELETE]
         puts = [change for change in newer if change.op == PUT] if removals else newer
         if newer:
-            self.accessor.write_rows(Puts(puts), removals, self.transaction)
+            with discreet(self._secret, lambda: (change.data for change in newer)):
+                self.accessor.write_rows(Puts(puts), removals, self.transaction)
         return dict.fromkeys(won, _APPLIED)
 
     def patch_newer(
@@ -152,7 +155,8 @@ class UnitOfWork:
                 decision.entry.echo = fingerprint
                 patched[key] = decision.entry
                 writes.append(Write(key, decision.write or {}, whole=False))
-        present = self.accessor.update_rows(writes, self.transaction)
+        with discreet(self._secret, lambda: (write.values for write in writes)):
+            present = self.accessor.update_rows(writes, self.transaction)
         if len(present) < len(patched):
             patched = {key: patched[key] for key in present}
         self.transaction.write(self.type, patched)
@@ -196,12 +200,14 @@ class UnitOfWork:
         transaction = self.transaction
         entries = {key: d.entry for key, d in decisions.items() if d.entry is not None}
         if not entries:
-            yield
+            with discreet(self._secret, lambda: _quotable(decisions)):
+                yield
             return
         intents = self._intents(decisions) if transaction.intents else {}
         transaction.intend(self.type, intents, bodies)
         try:
-            yield
+            with discreet(self._secret, lambda: _quotable(decisions)):
+                yield
         except Exception as error:
             # If some data may have been written, the intents stay open. The next transaction
             # compares them with the data.
@@ -276,3 +282,10 @@ class UnitOfWork:
                 entry.echo = packing.digest(row)
             else:
                 entry.echo = fingerprint_of(entry, row, self.accessor.view)
+
+
+def _quotable(decisions: Mapping[str, Decision]) -> Iterator[Mapping[str, Any] | None]:
+    """Yield the values that a store may quote when it refuses to write ``decisions``."""
+    for decision in decisions.values():
+        yield decision.write
+        yield decision.row

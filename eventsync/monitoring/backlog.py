@@ -14,6 +14,7 @@ from eventsync.broker.spool import Spool, SpoolState
 from eventsync.engine.publisher import Backlog
 from eventsync.engine.store import Store
 from eventsync.errors import BusUnavailableError, EventSyncError
+from eventsync.monitoring.following import Following, FollowingState
 from eventsync.monitoring.worker_status import PROGRESS_MARK
 
 __all__ = [
@@ -152,6 +153,7 @@ class OutboxBacklog:
     as the oldest one. Both in seconds since the epoch; ``None`` if no change waits. ``bytes``: the
     bytes in use in a spool; ``None`` for an outbox. ``unreadable``: how many records of each type
     the store of the outbox holds and cannot read. ``progress_at``: see ``progress_of``.
+    ``following``: how well foreign writes are captured as they happen, if the store is declared so.
     """
 
     waiting: int
@@ -160,6 +162,7 @@ class OutboxBacklog:
     bytes: int | None = None
     unreadable: Mapping[str, int] = field(default_factory=dict)
     progress_at: float | None = None
+    following: FollowingState | None = None
 
 
 class BacklogMonitor:
@@ -189,9 +192,11 @@ class BacklogMonitor:
             return {name: self._queues(name) for name in names}
 
         def of_store(store: Store) -> Callable[[], OutboxBacklog]:
+            following = Following(store)
             return lambda: replace(
                 self._outbox(store.name, store.backlog(), progress_of(store)),
                 unreadable={type: store.unreadable_records.count(type) for type in store.accessors},
+                following=following(),
             )
 
         def of_spool(spool: Spool) -> Callable[[], OutboxBacklog]:

@@ -93,6 +93,30 @@ OVERRUNS: Final = Metric(
     "Captures that could not begin because the last one was under way.",
     ("store",),
 )
+CAPTURED: Final = Metric(
+    "eventsync_captured_total", "counter", "Foreign writes captured as they happened.", _TYPED
+)
+OWN_WRITES: Final = Metric(
+    "eventsync_capture_own_writes_total",
+    "counter",
+    "Writes of eventsync itself that a change source left out.",
+    ("store",),
+)
+WEBHOOK_OUTCOMES: Final = ("accepted", "ignored", "refused", "unreadable", "failed")
+"""The values of the label ``outcome`` of ``WEBHOOKS``."""
+WEBHOOKS: Final = Metric(
+    "eventsync_webhooks_total",
+    "counter",
+    "Webhooks received, by outcome.",
+    ("store", "outcome"),
+)
+CAPTURE_LAG: Final = Metric(
+    "eventsync_capture_lag_seconds",
+    "histogram",
+    "Time from the last commit in a batch of foreign writes until they were captured.",
+    _TYPED,
+    (0.001, 0.0025, *_SECONDS, 300.0, 1800.0, 3600.0, 86_400.0),
+)
 COUNTED: Final = {
     metric.name: metric
     for metric in (
@@ -107,6 +131,10 @@ COUNTED: Final = {
         LAG,
         STARTS,
         OVERRUNS,
+        CAPTURED,
+        OWN_WRITES,
+        WEBHOOKS,
+        CAPTURE_LAG,
     )
 }
 """The counters and histograms whose values ``Counters`` keeps, by name."""
@@ -141,6 +169,30 @@ UNREADABLE: Final = Metric(
 )
 BROKER_UP: Final = Metric(
     "eventsync_broker_up", "gauge", "Whether the broker answered when it was last asked."
+)
+CAPTURE_INSTALLED: Final = Metric(
+    "eventsync_capture_installed",
+    "gauge",
+    "Whether the store has what its change source needs.",
+    ("store", "source"),
+)
+CAPTURE_AGE: Final = Metric(
+    "eventsync_capture_age_seconds",
+    "gauge",
+    "How long ago all foreign writes were captured that were known.",
+    ("store",),
+)
+CAPTURE_WAITING: Final = Metric(
+    "eventsync_capture_waiting_changes", "gauge", "Foreign writes that wait.", ("store",)
+)
+CAPTURE_BEHIND: Final = Metric(
+    "eventsync_capture_behind_bytes", "gauge", "Bytes of the store's log not yet read.", ("store",)
+)
+CAPTURE_RETAINED: Final = Metric(
+    "eventsync_capture_retained_bytes",
+    "gauge",
+    "Bytes of its log that the store keeps for eventsync.",
+    ("store",),
 )
 STORE_UP: Final = Metric(
     "eventsync_store_up",

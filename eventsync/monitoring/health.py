@@ -9,6 +9,7 @@ from typing import Any
 
 from eventsync.monitoring.backlog import BacklogMonitor
 from eventsync.monitoring.circuit_breaker import CircuitState
+from eventsync.monitoring.following import lateness
 from eventsync.monitoring.problem import ProblemKind
 from eventsync.monitoring.worker_group import WorkerGroup
 
@@ -54,8 +55,9 @@ class Health:
         """Return the reasons why workers or relays make no progress; an empty list if they do.
 
         The reasons are an unreachable broker or store, open circuits, messages or changes that have
-        waited for more than ``stall_after`` seconds, workers that crash again and again, and the
-        problems of the stores. An overrun of the capture is no reason.
+        waited for more than ``stall_after`` seconds, foreign writes that were not captured for so
+        long, workers that crash again and again, and the problems of the stores. An overrun of the
+        capture is no reason.
         """
         reasons = self._unreachable()
         queues, now = self._backlog.broker.answer or {}, self._now()
@@ -88,6 +90,9 @@ class Health:
                         f"{name}: {outbox.waiting:,} changes wait to be published, and none was "
                         f"published for {stalled_for:.0f} s"
                     )
+            if outbox is not None and outbox.following is not None:
+                late = lateness(name, outbox.following, self._stall_after, now=self._now)
+                reasons += [f"{name}: {late}"] if late else []
         reasons += [f"{crash.store}: {crash}" for crash in self._workers.crashes()]
         return reasons + list(dict.fromkeys(self._problems()))
 
@@ -117,7 +122,11 @@ class Health:
                 for store, queue in queues.items()
             },
             "outboxes": {
-                name: {"waiting": outbox.waiting, "oldest": age(outbox.oldest)}
+                name: {
+                    "waiting": outbox.waiting,
+                    "oldest": age(outbox.oldest),
+                    "following": outbox.following and outbox.following.to_json(now),
+                }
                 if (outbox := poller.answer)
                 else {"error": poller.error}
                 for name, poller in backlog.outboxes.items()
@@ -141,7 +150,12 @@ class Health:
         return reasons + [f"{name}: {poller.error}" for name, poller in pollers if poller.error]
 
     def _states_of(self, store: str) -> list[dict[str, Any]]:
-        return [state for state in self._workers.states().values() if state["store"] == store]
+        """Return the states of the workers of a store, without the processes that only capture."""
+        return [
+            state
+            for state in self._workers.states().values()
+            if state["store"] == store and state["role"] == "worker"
+        ]
 
 
 def problem_text(store: str, problem: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ class ProblemKind(StrEnum):
 
     CAPTURE = "capture"
     """The capture of a record type fails, so its foreign writes do not reach other stores."""
+    FOLLOW = "follow"
+    """Foreign writes are not captured as they happen, although the store is declared so."""
     GUARD = "guard"
     """So many known records are missing that none is captured as deleted."""
     LOSS = "loss"

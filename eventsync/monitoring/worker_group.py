@@ -91,12 +91,16 @@ class WorkerGroup:
         self._stores.append(store)
         types = list(types)
         for kind in ProblemKind:
-            of_all = ("",) if kind is ProblemKind.OVERRUN else types
+            of_all = ("",) if kind in (ProblemKind.OVERRUN, ProblemKind.FOLLOW) else types
             self.possible_problems += [(store, type, str(kind)) for type in of_all]
         self.counters.add(catalogue.OVERRUNS, 0, store)
+        self.counters.add(catalogue.OWN_WRITES, 0, store)
+        for outcome in catalogue.WEBHOOK_OUTCOMES:
+            self.counters.add(catalogue.WEBHOOKS, 0, store, outcome)
         self.counters.add(catalogue.MESSAGES, 0, store)
         for type in (*types, catalogue.OTHER):
             self.counters.add(catalogue.COLLISIONS, 0, store, type)
+            self.counters.add(catalogue.CAPTURED, 0, store, type)
             for outcome in Outcome:
                 self.counters.add(catalogue.CHANGES, 0, store, type, str(outcome))
 

@@ -84,6 +84,9 @@ class _Observer:
     def cleared(self, type: str, /) -> None:
         """Do nothing."""
 
+    def alive(self) -> None:
+        """Do nothing."""
+
 
 class Capturing:
     """A process that captures the foreign writes of one store: a store, a source, a follower."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import structlog
 
 from eventsync.broker.bus import Bus
 from eventsync.engine.follower import Follower
+from eventsync.engine.listening import forget_listening, note_listening
 from eventsync.engine.store import Store
 from eventsync.engine.unreadable import UnreadableRecord
 from eventsync.errors import (
@@ -22,7 +24,9 @@ from eventsync.errors import (
     SuspiciousReadError,
 )
 from eventsync.index.lease import Lease
+from eventsync.monitoring import catalogue
 from eventsync.monitoring.counters import Counters
+from eventsync.monitoring.following import CAUGHT_UP_MARK
 from eventsync.monitoring.problem import ProblemKind
 from eventsync.monitoring.worker_status import WorkerStatus
 from eventsync.retry import Backoff
@@ -44,6 +48,8 @@ _STANDBY: Final = 1.0
 _BACKOFF: Final = Backoff(0.2, 30.0)
 _LOG_INTERVAL: Final = 1.0
 _LOG_COPY_INTERVAL: Final = 10.0
+# The pause between two notes in the index that everything is captured.
+_NOTE_INTERVAL: Final = 5.0
 
 
 class CaptureService:
@@ -81,6 +87,11 @@ class CaptureService:
         self._has_worked = False
         self._unlogged: dict[str, int] = {}
         self._logged_at = self._copy_logged_at = 0.0
+        self._caught_up_at = self._listening_at = -math.inf
+        # Since when the source has been open.
+        self._open_since = 0.0
+        # How many own writes of the follower are counted.
+        self._own = 0
         self.follower: Follower | None = None
         """The follower; ``None`` before the store was first reached."""
 
@@ -128,6 +139,7 @@ class CaptureService:
                 return
         try:
             follower.open()
+            self._open_since, self._listening_at = time.time(), -math.inf
             self._has_opened = True
             self._log.info("capturing", source=follower.source.kind)
             while not context.stopping.is_set() and self._lease.keep():
@@ -135,19 +147,39 @@ class CaptureService:
                 follower.step(_WAIT)
                 self._has_worked = True
                 self.progress.error = ""
+                self._count(follower)
                 self._log_captured()
                 self._log_copies()
             follower.finish()
         finally:
             follower.close()
             with suppress(StoreUnavailableError, ConfigError, OSError):
+                if not follower.source.complete and self._listening_at > -math.inf:
+                    forget_listening(self.store.index)
                 self._lease.release()
+
+    def _count(self, follower: Follower) -> None:
+        """Count what the follower left out, and note now and then that it has caught up."""
+        if follower.own > self._own:
+            self.counters.add(catalogue.OWN_WRITES, follower.own - self._own, self.store.name)
+            self._own = follower.own
+        now = self._monotonic()
+        if not follower.source.complete and now - self._listening_at >= _NOTE_INTERVAL:
+            self._listening_at = now
+            note_listening(self.store.index, self._open_since)
+        if not follower.behind and now - self._caught_up_at >= _NOTE_INTERVAL:
+            self._caught_up_at = now
+            self.store.index.save_mark(CAUGHT_UP_MARK, f"{time.time():.3f}")
 
     # -- what the follower tells -------------------------------------------------------------------
 
     def captured(self, type: str, count: int, moment: float | None) -> None:
         """Count captured writes. See ``FollowerObserver``."""
         self._unlogged[type] = self._unlogged.get(type, 0) + count
+        self.counters.add(catalogue.CAPTURED, count, self.store.name, type)
+        if moment is not None:
+            late = max(0.0, time.time() - moment)
+            self.counters.observe(catalogue.CAPTURE_LAG, late, self.store.name, type)
         self.progress.followed(count, moment)
 
     def whole(self, type: str, reason: str) -> None:
@@ -167,6 +199,12 @@ class CaptureService:
         for kind in (ProblemKind.GUARD, ProblemKind.CAPTURE):
             if self.progress.problems.clear(kind, type):
                 self._log.info("capture works again", problem=str(kind), type=type)
+
+    def alive(self) -> None:
+        """Keep the lease, and note progress, during a long step."""
+        self.progress.beat()
+        if self._lease.is_due:
+            self._lease.keep()
 
     def _tell_unreadable(self, record: UnreadableRecord, unreadable: bool) -> None:
         log_unreadable(self._log, self.store.name, record, unreadable)

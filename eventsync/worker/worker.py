@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -28,6 +26,7 @@ from eventsync.monitoring import catalogue
 from eventsync.monitoring.counters import Counters
 from eventsync.monitoring.worker_status import WorkerStatus, resident_bytes
 from eventsync.retry import Backoff, retrying
+from eventsync.values.garbage import collection_paused
 from eventsync.worker.applier import Applier
 from eventsync.worker.context import WorkerContext
 from eventsync.worker.maintenance import Maintenance
@@ -235,7 +234,7 @@ class Worker:
         for group in self._grouped(deliveries):
             if self._context.stopping.is_set():
                 return
-            with _garbage_collection_paused():
+            with collection_paused():
                 self._settle(group, subscription)
 
     def _settle(self, group: Sequence[Delivery], subscription: Subscription) -> None:
@@ -325,20 +324,3 @@ def _is_outage(error: BaseException) -> bool:
 def _is_refused(error: BaseException) -> bool:
     """Return whether a store that raises ``error`` may work again, perhaps after a correction."""
     return is_retryable(error) or isinstance(error, ConfigError)
-
-
-@contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
-    """Pause the cyclic garbage collector during the block.
-
-    A batch consists of many objects without reference cycles, which live until the batch is
-    settled. The collector would search these objects again and again without finding garbage. That
-    would take as much time as the work itself.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

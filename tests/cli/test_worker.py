@@ -128,6 +128,7 @@ def test_completion(cli: Cli, words: str, found: set[str]) -> None:
         cwd=cli.folder,
         env=cli.environment(
             _EVENTSYNC_COMPLETE="complete_bash",
+            EVENTSYNC_APP="workers:registry",
             COMP_WORDS=words,
             COMP_CWORD=str(len(words.split(" ")) - 1),
         ),
@@ -136,6 +137,25 @@ def test_completion(cli: Cli, words: str, found: set[str]) -> None:
         check=False,
     )
     assert set(done.stdout.split()) == found, done.stderr
+
+
+def test_completion_runs_no_module_that_nobody_named(bare: Cli) -> None:
+    """A key press in a folder of somebody else does not run its ``workers.py``."""
+    Path("workers.py").write_text("open('ran', 'w')\nregistry = None\n")
+    for words in ("eventsync worker ", "eventsync find P", "eventsync capture "):
+        done = subprocess.run(
+            [sys.executable, "-c", "from eventsync.cli import main; main()"],
+            env=bare.environment(
+                _EVENTSYNC_COMPLETE="complete_bash",
+                COMP_WORDS=words,
+                COMP_CWORD=str(len(words.split(" ")) - 1),
+            ),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert not Path("ran").exists()
 
 
 def test_completion_without_a_project(bare: Cli) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from support.scripted_source import Scripted
 
 from eventsync.changes.clock import Clock
 from eventsync.changes.stamp import DELETE, PATCH, PUT
-from eventsync.engine.change_source import Changes, ChangeSource, MarkLostError, choose
+from eventsync.engine.change_source import choose
 from eventsync.engine.finding import Finding, Level
 from eventsync.engine.store import Store
 from eventsync.errors import ConfigError, StoreUnavailableError
@@ -27,40 +28,6 @@ class Note(Record, rule="field"):
     stars: int = 0
 
 
-class Scripted(ChangeSource):
-    """A source whose log is a list. The mark is the number of its entries that were told."""
-
-    kind = "scripted"
-
-    def __init__(self):
-        self.log = []
-        self.lost = False
-        self.failure = None
-        self.settled = []
-        self.opened = []
-
-    def open(self, mark):
-        self.opened.append(mark)
-        if mark and self.lost:
-            self.lost = False
-            raise MarkLostError("the log was truncated")
-        return mark if mark not in ("", "-") else str(len(self.log))
-
-    def changes(self, mark, *, wait):
-        if self.failure is not None:
-            raise self.failure
-        keys, whole = {}, {}
-        for type, key, moment in self.log[int(mark) :]:
-            if key is None:
-                whole[type] = "truncated"
-            else:
-                keys.setdefault(type, {})[key] = moment
-        return Changes(str(len(self.log)), keys, whole)
-
-    def settle(self, changes):
-        self.settled.append(changes.mark)
-
-
 class Observer:
     def __init__(self):
         self.events = []
@@ -76,6 +43,9 @@ class Observer:
 
     def cleared(self, type):
         self.events.append(("cleared", type))
+
+    def alive(self):
+        pass
 
 
 class Ordered(MemoryAccessor):
@@ -406,3 +376,18 @@ def test_auto_takes_the_first_source_that_nothing_speaks_against():
         choose([lacking, scripted], "other", "shop")
     with pytest.raises(ConfigError, match="cannot capture by 'auto'"):
         choose([], "auto", "shop")
+
+
+def test_writes_with_old_versions_are_published_again_after_a_loss(
+    store, source, follower, bus, time, monkeypatch
+):
+    """A broker that loses what was published just now loses writes that were committed long ago."""
+    monkeypatch.setattr("eventsync.engine.follower.time.time", time)
+    write(store, Product, 1, name="Ann")
+    source.log.append(("Product", "1", time() - 7200))
+    follower.step(0)
+    bus.envelopes.clear()
+    assert store.republish(bus, since=time() - 10) == 1
+    time.advance(3600)
+    bus.envelopes.clear()
+    assert store.republish(bus, since=time() - 10) == 0

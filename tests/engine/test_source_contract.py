@@ -28,7 +28,7 @@ class LoggedAccessor(MemoryAccessor):
         self.data = place.data.setdefault(self.type.name, {})
 
     @classmethod
-    def sources(cls, accessors):
+    def sources(cls, accessors, store):
         return [LogSource(accessors[0].place)]
 
 

@@ -18,7 +18,13 @@ from eventsync.changes.change import Change
 from eventsync.changes.clock import version_at
 from eventsync.changes.stamp import DELETE, PATCH, PUT
 from eventsync.envelope import codec
-from eventsync.envelope.cloudevents import from_cloudevent, from_headers, to_cloudevent, to_headers
+from eventsync.envelope.cloudevents import (
+    from_cloudevent,
+    from_cloudevents,
+    from_headers,
+    to_cloudevent,
+    to_headers,
+)
 from eventsync.envelope.dead_letter import DeadLetter
 from eventsync.envelope.debezium import from_debezium
 from eventsync.envelope.key_file import KeyFile
@@ -136,6 +142,15 @@ def _headers(raw: bytes) -> None:
     lines = (line.partition(b": ") for line in head.split(b"\n"))
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, _, value in lines}
     _of(from_headers(headers, body))
+
+
+def _batch_of_events(raw: bytes) -> None:
+    for found in from_cloudevents(raw):
+        if isinstance(found, Change):
+            try:
+                _of(found)
+            except EventSyncError as error:
+                str(error)
 
 
 def _debezium(raw: bytes) -> None:
@@ -287,6 +302,13 @@ PARSERS = [
         parse=lambda raw: _of(from_cloudevent(raw)),
         samples=[_json(to_cloudevent(change)) for change in _CHANGES],
         form="json",
+    ),
+    Parser(
+        name="cloudevents-batch",
+        parse=_batch_of_events,
+        samples=[_json([to_cloudevent(change) for change in _CHANGES[:3]])],
+        form="json",
+        weight=0.5,
     ),
     Parser(name="cloudevent-binary", parse=_headers, samples=[*map(_binary, _CHANGES)]),
     Parser(name="debezium", parse=_debezium, samples=_DEBEZIUM, form="json"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import resource
@@ -119,6 +120,8 @@ def main() -> int:
     arguments.add_argument("--keep", type=Path, help="the folder for the inputs that fail")
     given = arguments.parse_args()
     chosen = [parser for parser in PARSERS if given.parser in (None, parser.name)]
+    gc.collect()
+    gc.freeze()  # as worker processes do
     weights = sum(parser.weight for parser in chosen)
     begin = time.monotonic()
     results = {}

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from servers import program
 from support.records import Product
+from support.scripted_source import ScriptedAccessor
+from support.waiting import eventually
 
 from eventsync.broker.bus import Bus
 from eventsync.broker.spool import Spool
@@ -23,7 +27,7 @@ from eventsync.monitoring.backlog import BacklogMonitor
 from eventsync.monitoring.catalogue import Metric
 from eventsync.monitoring.exporters.prometheus import Exporter
 from eventsync.monitoring.worker_group import WorkerGroup
-from eventsync.stores.memory import MemoryAccessor
+from eventsync.worker.capture_service import CaptureService
 from eventsync.worker.options import Options
 from eventsync.worker.worker import Worker
 
@@ -36,7 +40,7 @@ CATALOGUE = {one.name: one for one in vars(catalogue).values() if isinstance(one
 ALERTS = re.findall(r"- alert: (\w+)", RULES.read_text(encoding="utf-8"))
 
 
-class Moody(MemoryAccessor):
+class Moody(ScriptedAccessor):
     """Is busy once, at the second write."""
 
     tries = 0
@@ -55,7 +59,8 @@ def scraped(tmp_path_factory):
     with Bus(f"sqlite:///{folder / 'broker.db'}") as bus, Spool(folder / "spool.db") as spool:
         bus.declare("crm", ["Product"])
         away = Bus("redis://127.0.0.1:1/0")
-        store = Store("crm", Moody(Product), publisher=away, capture_every=60.0).open()
+        store = Store("crm", Moody(Product), publisher=away, capture_every=60.0, capture="auto")
+        store.open()
         store.add(Product(id=1, name="a"))
         first = Change(
             type="Product", key="2", op=PUT, version=store.clock.tick(), data={"name": 2}
@@ -72,10 +77,27 @@ def scraped(tmp_path_factory):
         worker.drain()
         bus.publish("Product", [bus.encode(third)])
         worker.drain()
+        capture = CaptureService(store, bus, counters=worker.counters)
+        follow_once(capture, store)
         backlog = BacklogMonitor(bus, [store], spools=[spool])
         for poller in (backlog.broker, *backlog.outboxes.values()):
             poller.poll()
         return Exporter(workers, backlog).answer("").body.decode()
+
+
+def follow_once(capture, store):
+    """Let a foreign program write a record, and capture it."""
+    accessor = store.accessors["Product"]
+    thread = threading.Thread(target=capture.run)
+    thread.start()
+    try:
+        eventually(lambda: capture.progress.doing == "capturing")
+        accessor.data["9"] = {"id": 9, "name": "z", "price": None}
+        accessor.source.log.append(("Product", "9", time.time()))
+        eventually(lambda: capture.progress.followed_writes == 1)
+    finally:
+        capture.stop()
+        thread.join()
 
 
 def families(text):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from project.settings_page import PAGE, page
 
-from eventsync.config import load, location
+from eventsync.config import load, location, unread
 from eventsync.errors import ConfigError
 
 
@@ -43,3 +44,26 @@ def test_only_prefixed_variables_count(monkeypatch):
     """A variable ``BROKER`` without the prefix is ignored."""
     monkeypatch.setenv("BROKER", "amqp://somebody.else/")
     assert load().broker.get_secret_value().startswith("sqlite:")
+
+
+def test_settings_that_nothing_reads_are_named(tmp_path, monkeypatch):
+    """A misspelt variable or file is named, with the nearest setting and without its value."""
+    (tmp_path / "eventsync_kyes").write_text("hunter22", encoding="utf-8")
+    (tmp_path / "eventsync_broker").write_text("redis://h/0", encoding="utf-8")
+    (tmp_path / "password").write_text("hunter22", encoding="utf-8")
+    monkeypatch.setenv("EVENTSYNC_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("EVENTSYNC_STALL_AFTR", "7")
+    monkeypatch.setenv("EVENTSYNC_STORE_TYPO", "redis://:hunter22@h/0")
+    monkeypatch.setenv("EVENTSYNC_STORE_TYPED", "redis://h/0")
+    monkeypatch.setenv("EVENTSYNC_GRACE", "3")
+    location("typed")
+    assert unread() == [
+        "nothing reads the variable EVENTSYNC_STALL_AFTR; do you mean EVENTSYNC_STALL_AFTER?",
+        "nothing reads the variable EVENTSYNC_STORE_TYPO; do you mean EVENTSYNC_STORE_TYPED?",
+        "nothing reads the file eventsync_kyes; do you mean eventsync_keys?",
+    ]
+
+
+def test_the_page_of_settings_is_that_of_the_code():
+    """``python tests/project/settings_page.py --write`` writes it anew."""
+    assert PAGE.read_text(encoding="utf-8") == page()

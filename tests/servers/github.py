@@ -34,6 +34,8 @@ class GitHubSimulator(HttpService):
         self.comments: dict[int, dict[str, Any]] = {}
         self.milestones: dict[int, dict[str, Any]] = {}
         self.labels: dict[str, dict[str, Any]] = {}
+        self.moved: dict[tuple[str, ...], str] = {}
+        self.renamed = False
         self.collaborators = ["ann", "bob"]
         self.organization = Organization()
         self._ids = itertools.count(1001)
@@ -94,6 +96,14 @@ class GitHubSimulator(HttpService):
         }
         return id
 
+    def transfers(self, number: int, name: str) -> int:
+        """Move an issue, without its comments, to another repository; return its number there."""
+        there = self.others[name]
+        moved = self.issues.pop(number)
+        found = there.opens(**{name: moved[name] for name in ("title", "body", "state")})
+        self.moved["issues", str(number)] = f"{self.url}/repositories/{name}/issues/{found}"
+        return found
+
     # -- requests ----------------------------------------------------------------------------------
 
     def act(self, asked: Asked) -> tuple[Any, ...]:
@@ -101,6 +111,15 @@ class GitHubSimulator(HttpService):
             return 401, {"message": "Bad credentials", "documentation_url": "https://docs"}
         assert asked.headers.get("X-GitHub-Api-Version") == "2022-11-28"
         assert asked.headers.get("User-Agent")
+        if asked.names[0] == "repositories":
+            names = ["repos", "ann", *asked.names[1:]]
+            return self.act(asked._replace(names=names))
+        if self.renamed and asked.names[:3] == ["repos", "ann", self.name]:
+            rest = "/".join(asked.names[3:])
+            return 301, {}, {"Location": f"{self.url}/repositories/{self.name}-2/{rest}"}
+        found = self.moved.get(tuple(asked.names[3:]))
+        if found is not None and asked.names[:3] == ["repos", "ann", self.name]:
+            return 301, {"message": "Moved Permanently", "url": found}, {"Location": found}
         if asked.names[:2] == ["repos", "ann"] and asked.names[2] in self.others:
             return self.others[asked.names[2]].act(asked)
         if asked.names[:3] != ["repos", "ann", self.name]:
@@ -168,7 +187,7 @@ class GitHubSimulator(HttpService):
     def _list(self, found: list[dict[str, Any]], asked: Asked) -> tuple[Any, ...]:
         query = asked.query
         found = [data for data in found if data.get("updated_at", "~") >= query.get("since", "")]
-        size, page = int(query["per_page"]), int(query.get("page", 1))
+        size, page = int(query.get("per_page", 30)), int(query.get("page", 1))
         headers = {}
         if len(found) > page * size:
             more = "&".join(f"{name}={value}" for name, value in query.items() if name != "page")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 import pymysql
 
@@ -24,12 +25,13 @@ class MariaServer(Server):
     """MariaDB with the user ``root``, who has no password, and the database ``test``.
 
     ``durable``: wait for the disk at each commit, as by default. Without it, commits survive a kill
-    but not a power failure.
+    but not a power failure. ``options``: further options of the server's command line.
     """
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, options: Sequence[str] = ()) -> None:
         super().__init__()
         self.durable = durable
+        self.options = options
 
     @property
     def url(self) -> str:
@@ -61,6 +63,7 @@ class MariaServer(Server):
             *("--bind-address=127.0.0.1", f"--socket={self.folder / 'mariadb.sock'}"),
             f"--pid-file={self.folder / 'mariadb.pid'}",
             *([] if self.durable else _QUICK),
+            *self.options,
         ]
 
     def is_ready(self) -> bool:

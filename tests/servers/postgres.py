@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from servers import Server, program
@@ -19,12 +20,13 @@ class PostgresServer(Server):
     """PostgreSQL with the superuser ``eventsync`` and the database ``test``.
 
     ``durable``: wait for the disk at each commit, as by default. Without it, commits survive a kill
-    but not a power failure.
+    but not a power failure. ``options``: settings of the server, for example ``wal_level=logical``.
     """
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, options: Sequence[str] = ()) -> None:
         super().__init__()
         self.durable = durable
+        self.options = options
 
     @property
     def url(self) -> str:
@@ -63,6 +65,7 @@ class PostgresServer(Server):
             *("-D", str(self.folder / "data"), "-p", str(self.port), "-h", "127.0.0.1"),
             *("-k", str(self.folder)),
             *([] if self.durable else ["-c", "fsync=off", "-c", "full_page_writes=off"]),
+            *(part for option in self.options for part in ("-c", option)),
         ]
 
     def is_ready(self) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from servers.github import GitHubSimulator
 
 from eventsync.engine.store import Store
-from eventsync.errors import ConfigError, StoreUnavailableError
+from eventsync.errors import ConfigError, RecordError, StoreUnavailableError
 from eventsync.index import FileIndex
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Answer
@@ -183,3 +183,76 @@ class TestGitHub(TrackerContract):
         """A repository without an owner in its name is refused."""
         with pytest.raises(ConfigError, match="owner/name"):
             GitHubLabels(Label, GitHubService("x"), "shop")
+
+    def seen_by(self, store):
+        """Capture. Return kind, key and operation of each change, and what is unreadable."""
+        unreadable = []
+        found = store.capture(unreadable=unreadable.append)
+        changes = [(c.type, c.key, c.op) for part in found for c in part]
+        return changes, [str(error) for error in unreadable]
+
+    def test_issue_that_was_transferred(self, tracker):
+        """An issue that GitHub shows in another repository is gone from this one: a delete."""
+        self.github.more("site")
+        tracker.add(Issue(id="K", title="t"))
+        captured(tracker)
+        self.github.transfers(int(self.id_of(tracker, "K")), "site")
+        assert tracker.get(Issue, "K") is None
+        assert self.seen_by(tracker) == ([("Issue", "K", "delete")], [])
+        assert self.seen_by(tracker) == ([], [])
+        (there,) = self.github.others["site"].issues.values()
+        assert (there["title"], there["state"]) == ("t", "open")
+
+    def test_comment_that_was_transferred(self, tracker):
+        """A comment whose issue is in another repository is gone with it."""
+        site = self.github.more("site")
+        tracker.add(Issue(id="K", title="t"))
+        tracker.add(Comment(id="C", issue="K", body="b"))
+        captured(tracker)
+        id = tracker.accessor(Comment).identity.id_of("Comment", "C")
+        there = site.says(self.github.transfers(int(self.id_of(tracker, "K")), "site"), "b")
+        del self.github.comments[int(id)]
+        to = f"{self.github.url}/repositories/site/issues/comments/{there}"
+        self.github.moved["issues", "comments", id] = to
+        assert sorted(self.seen_by(tracker)[0]) == [
+            ("Comment", "C", "delete"),
+            ("Issue", "K", "delete"),
+        ]
+
+    @pytest.mark.parametrize(
+        "target",
+        [
+            "{url}/repositories/site/issues/99",  # nothing that this token may read
+            "{url}/repos/ann/shop/issues/2",  # another issue of the same repository
+            "{url}/repos/ann/shop/labels",  # a list
+            "http://127.0.0.1:1/repos/ann/site/issues/1",  # another host
+            "http://[",
+            "",
+        ],
+    )
+    def test_redirects_that_say_nothing(self, tracker, target):
+        """A redirect to what is not known to be in another repository deletes nothing."""
+        self.github.more("site")
+        tracker.add(Issue(id="K", title="t"))
+        tracker.add(Issue(id="L", title="u"))
+        captured(tracker)
+        number = self.id_of(tracker, "K")
+        del self.github.issues[int(number)]
+        self.github.moved["issues", number] = target.format(url=self.github.url)
+        changes, unreadable = self.seen_by(tracker)
+        assert changes == []
+        assert "301" in unreadable[0]
+        with pytest.raises(RecordError, match="only this object is affected"):
+            tracker.get(Issue, "K")
+
+    def test_repository_with_a_new_name(self, tracker):
+        """A repository that redirects as a whole is an error of the store; nothing is deleted."""
+        tracker.add(Issue(id="K", title="t"))
+        captured(tracker)
+        self.github.renamed = True
+        with pytest.raises(ConfigError, match="redirects are not followed"):
+            self.seen_by(tracker)
+        with pytest.raises((ConfigError, RecordError)):
+            tracker.get(Issue, "K")
+        self.github.renamed = False
+        assert self.seen_by(tracker) == ([], [])

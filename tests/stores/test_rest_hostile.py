@@ -13,7 +13,7 @@ import pytest
 from eventsync.errors import ConfigError, RecordError, StoreUnavailableError
 from eventsync.stores.rest import Cursor, Links, NextLink, Service
 from eventsync.stores.rest.address import Gateway
-from eventsync.stores.rest.service import Answer
+from eventsync.stores.rest.answer import Answer
 from eventsync.stores.rest.unreadable import DECODER, OddNumber, Unreadable
 
 OK = b"HTTP/1.1 200 OK\r\n"

@@ -257,3 +257,41 @@ class TestRoundup(TrackerContract):
             tracker.add(Member(group=role, account="zoe"))
         (user,) = self.server.ask("GET", "/data/user?username:=zoe&@fields=roles")["collection"]
         assert user["roles"] == "User"
+
+    def test_comment_on_an_issue_without_messages(self, tracker):
+        """A comment is never taken for the description of an issue that a person left empty."""
+        number = self.opens(title="empty")
+        captured(tracker)
+        issue = f"roundup:{number}"
+        for key in ("C", "D"):
+            tracker.add(Comment(id=key, issue=issue, body=f"text of {key}"))
+        assert tracker[Issue, issue].description == ""
+        assert {one.key: one.body for one in tracker.find(Comment)} == {
+            "C": "text of C",
+            "D": "text of D",
+        }
+        assert captured(tracker) == []
+        comment = tracker[Comment, "C"]
+        comment.body = "other"
+        tracker.update(comment)
+        described = tracker[Issue, issue]
+        described.description = "what it is about"
+        tracker.update(described)
+        assert tracker[Comment, "C"].body == "other"
+        assert tracker[Issue, issue].description == "what it is about"
+        assert len(self.messages(number)) == 3
+        tracker.remove(tracker[Comment, "D"])
+        assert captured(tracker) == []
+
+    def test_message_left_by_a_failed_comment(self, tracker):
+        """A message that an earlier attempt wrote does not come before the description."""
+        number = self.opens(title="empty")
+        captured(tracker)
+        comments = tracker.accessor(Comment)
+        comments.identity.begin("Comment", "C")
+        comments.write_message("C", "left", "admin")
+        tracker.add(Comment(id="C", issue=f"roundup:{number}", body="whole"))
+        assert tracker[Comment, "C"].body == "whole"
+        assert tracker[Issue, f"roundup:{number}"].description == ""
+        assert len(self.messages(number)) == 2
+        assert captured(tracker) == []

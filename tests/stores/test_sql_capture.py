@@ -252,6 +252,20 @@ class ByTriggers(SourceContract):
         tables = process.source.tables()
         assert len(places_of([*tables, *tables])) == len(tables)
 
+    def test_a_row_without_a_valid_key_is_listed_while_it_is_there(self, tmp_path):
+        process = self.running(tmp_path)
+        place = "x" * 600
+        self.edit(tmp_path, insert(Visit, place=place, number=1))
+        process.catch_up()
+        (name,) = process.store.unreadable_records.of("Visit")
+        assert name.startswith("xxx")
+        list(process.store.capture(unreadable=lambda error: None))
+        assert list(process.store.unreadable_records.of("Visit")) == [name]
+        self.edit(tmp_path, insert(Visit, place=f"y{place}", number=1))
+        self.edit(tmp_path, remove(Visit, place=f"y{place}", number=1))
+        process.catch_up()
+        assert len(process.store.unreadable_records.of("Visit")) == 1
+
     def test_triggers_of_a_table_that_the_store_has_no_more_are_named_and_removed(self, tmp_path):
         """Otherwise they would fill the change table, and nothing would empty it."""
         process = self.running(tmp_path)

@@ -11,6 +11,7 @@ from eventsync.monitoring import catalogue
 from eventsync.monitoring.backlog import BacklogMonitor
 from eventsync.monitoring.catalogue import Metric
 from eventsync.monitoring.circuit_breaker import CircuitState
+from eventsync.monitoring.following import FollowingState
 from eventsync.monitoring.http_server import HttpResponse
 from eventsync.monitoring.worker_group import WorkerGroup
 
@@ -98,6 +99,8 @@ class Exporter:
                 yield catalogue.OUTBOX_OLDEST, (name,), _age(outbox.oldest, now)
                 for type, count in outbox.unreadable.items():
                     yield catalogue.UNREADABLE, (name, type), count
+                if outbox.following is not None:
+                    yield from _following_values(name, outbox.following, now)
                 if outbox.bytes is not None:
                     yield catalogue.SPOOL_BYTES, (name,), outbox.bytes
 
@@ -109,7 +112,8 @@ class Exporter:
         problems = dict.fromkeys(self._workers.possible_problems, 0.0)
         for worker, state in states.items():
             store = state["store"]
-            counts[store] = counts.get(store, 0) + 1
+            if state["role"] == "worker":
+                counts[store] = counts.get(store, 0) + 1
             lags[store] = max(lags.get(store, 0.0), state["lag"])
             for circuit in CircuitState:
                 is_in = float(state["circuit"]["state"] == circuit)
@@ -128,6 +132,22 @@ class Exporter:
             yield catalogue.WORKERS, (store,), count
         for labels, is_present in problems.items():
             yield catalogue.PROBLEM, labels, is_present
+
+
+def _following_values(
+    store: str, following: FollowingState, now: float
+) -> Iterator[tuple[Metric, tuple[str, ...], float]]:
+    state, of_store = following.state, (store,)
+    yield catalogue.CAPTURE_INSTALLED, (store, following.source), float(state.installed)
+    # Without a mark nothing was ever captured: the age since the epoch, which any alert notices.
+    yield catalogue.CAPTURE_AGE, of_store, max(0.0, now - (following.caught_up_at or 0.0))
+    for metric, value in (
+        (catalogue.CAPTURE_WAITING, state.waiting),
+        (catalogue.CAPTURE_BEHIND, state.lag_bytes),
+        (catalogue.CAPTURE_RETAINED, state.retained_bytes),
+    ):
+        if value is not None:
+            yield metric, of_store, value
 
 
 def _age(moment: float | None, now: float) -> float:

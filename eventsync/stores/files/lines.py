@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from eventsync.errors import RecordError
+from eventsync.errors import RecordError, kept
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.files.single_file import BOM, Content, Segment, SingleFileAccessor
@@ -63,7 +63,7 @@ class JsonLinesAccessor(SingleFileAccessor[R]):
                         raise RecordError("not UTF-8", hint="save the file as UTF-8")
                     segment.data = parse(line)
             except RecordError as error:
-                content.unreadable.append(error)
+                content.unreadable.append(kept(error))
                 if not line.endswith(("\n", "\r")):
                     content.open = error  # somebody may be writing the rest of it
         return content

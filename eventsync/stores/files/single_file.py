@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +16,15 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Write
 from eventsync.engine.finding import Finding, Level
-from eventsync.errors import DependencyError, RecordError, RejectedError, StoreUnavailableError
-from eventsync.index import IndexTransaction
+from eventsync.errors import (
+    DependencyError,
+    EventSyncError,
+    RecordError,
+    RejectedError,
+    StoreUnavailableError,
+    kept,
+)
+from eventsync.index import IndexTransaction, Presence
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
@@ -27,6 +35,8 @@ from eventsync.stores.files.accessor import (
     located,
     rejecting_unreadable,
 )
+from eventsync.stores.files.watch import Written
+from eventsync.values.garbage import collection_paused
 
 __all__ = ["BOM", "Content", "Segment", "SingleFileAccessor"]
 
@@ -107,6 +117,8 @@ class SingleFileAccessor(FileAccessor[R]):
         super().__init__(record_type, self._path.parent, tag=tag, create=create, view=view)
         self._encoding = encoding
         self._content: Content | None = None
+        # The content when it was last told, to tell what has changed.
+        self._told: Content | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.type.name}, {str(self._path)!r})"
@@ -300,6 +312,32 @@ class SingleFileAccessor(FileAccessor[R]):
             if not last.text.endswith(("\n", "\r")):
                 segments[number] = replace(last, text=last.text + line_end)
 
+    # -- watching ----------------------------------------------------------------------------------
+
+    def places(self) -> set[Path]:
+        return {self._folder, Path(os.path.realpath(self._path)).parent}
+
+    def begin_watch(self) -> None:
+        self._told = None
+        with contextlib.suppress(EventSyncError):  # it is told when it is written again
+            self._told = self._load()
+
+    def written(self, names: Collection[str]) -> Written:
+        if self._path.name not in names and os.path.basename(self._path.resolve()) not in names:
+            return Written()
+        before, now = self._told, self._load()
+        self._told = now
+        if before is None:
+            return Written(whole=f"the file {self._path} could not be read before")
+        if before is now or before.digest == now.digest:
+            return Written()
+        known = {error.message for error in before.unreadable}
+        unreadable = [error for error in now.unreadable if error.message not in known]
+        # A record that eventsync added after ``before`` may be gone already.
+        known_keys = self.index.entries(self.type.name, presence=Presence.PRESENT)
+        gone = {key for key, _ in known_keys if key not in now.numbers}
+        return Written(_differing(before, now) | gone, unreadable)
+
     # -- the file ----------------------------------------------------------------------------------
 
     def _load(self) -> Content:
@@ -348,7 +386,8 @@ class SingleFileAccessor(FileAccessor[R]):
                 f"{self.empty().text()!r} to it",
             )
         try:
-            content = self.parse(raw.decode(self._encoding, "surrogateescape"))
+            with collection_paused():
+                content = self.parse(raw.decode(self._encoding, "surrogateescape"))
         except UnicodeError as error:
             raise self.broken(
                 f"{self._path}: {error}",
@@ -360,7 +399,7 @@ class SingleFileAccessor(FileAccessor[R]):
             try:
                 key = self._key_of(segment)
             except RecordError as error:
-                content.unreadable.append(error)
+                content.unreadable.append(kept(error))
                 continue
             first = content.numbers.setdefault(key, number)
             if first != number:
@@ -395,8 +434,27 @@ class SingleFileAccessor(FileAccessor[R]):
 
     def located(self, segment: Segment, key: str | None = None) -> AbstractContextManager[None]:
         """Turn any error of a segment into a ``RecordError`` that names its line and ``key``."""
-        place = f"{self._path}, line {segment.line}" if segment.line else str(self._path)
-        return located(place, self.type.name, key)
+        return located(self._place(segment), self.type.name, key)
+
+    def placed(self, segment: Segment, error: RecordError) -> RecordError:
+        """Return the error of a segment, whose key is not known, with its line."""
+        error.place = self._place(segment)
+        error.message = f"{error.place}: {error.message}"
+        error.args = (error.message,)
+        return error
+
+    def _place(self, segment: Segment) -> str:
+        return f"{self._path}, line {segment.line}" if segment.line else str(self._path)
+
+
+def _differing(before: Content, now: Content) -> set[str]:
+    """Return the keys of the records that are not the same in both contents."""
+    keys = before.duplicates.keys() | now.duplicates.keys()
+    keys |= before.numbers.keys() ^ now.numbers.keys()
+    for key in before.numbers.keys() & now.numbers.keys():
+        if before.segment_of(key).data != now.segment_of(key).data:
+            keys.add(key)
+    return keys
 
 
 def _digest(raw: bytes) -> bytes:

@@ -104,29 +104,29 @@ class CsvAccessor(SingleFileAccessor[R]):
             segment = content.segments[number] = Segment(row, line=line)
             if cells == []:
                 continue  # a blank line
-            try:
-                with self.located(segment):
-                    segment.data = self._data(cells, content.columns)
-            except RecordError as error:
-                content.unreadable.append(error)
-                if isinstance(cells, _OpenCellError):
-                    content.open = error
+            if isinstance(cells, list) and len(cells) == len(content.columns):
+                segment.data = dict(zip(content.columns, cells, strict=True))
+                continue
+            # Not raised, since a file may have as many wrong rows as it has signs.
+            error = self.placed(segment, self._misfit(cells, content.columns))
+            content.unreadable.append(error)
+            if isinstance(cells, _OpenCellError):
+                content.open = error
         return content
 
-    def _data(self, cells: list[str] | csv.Error, columns: list[str]) -> dict[str, Any]:
+    def _misfit(self, cells: list[str] | csv.Error, columns: list[str]) -> RecordError:
+        """Return what is wrong with a row."""
         if isinstance(cells, _OpenCellError):
-            raise RecordError(
+            return RecordError(
                 f"a quote ({self._quote}) opens a cell here, and nothing closes it",
                 hint="close the cell, or remove the quote",
             )
         if isinstance(cells, csv.Error):
-            raise RecordError(f"not CSV: {cells}", hint="correct the row or remove it")
-        if len(cells) != len(columns):
-            raise RecordError(
-                f"the row has {len(cells)} cells, but the header has {len(columns)}",
-                hint="correct the row or remove it",
-            )
-        return dict(zip(columns, cells, strict=True))
+            return RecordError(f"not CSV: {cells}", hint="correct the row or remove it")
+        return RecordError(
+            f"the row has {len(cells)} cells, but the header has {len(columns)}",
+            hint="correct the row or remove it",
+        )
 
     def _checked_columns(self, cells: list[str] | csv.Error) -> list[str]:
         if isinstance(cells, csv.Error):

@@ -6,6 +6,7 @@ It needs the extra ``rest``.
 from __future__ import annotations
 
 from eventsync.stores.rest.accessor import RestAccessor
+from eventsync.stores.rest.answer import Answer
 from eventsync.stores.rest.auth import Auth, Basic, ClientCredentials, Token
 from eventsync.stores.rest.document import Object
 from eventsync.stores.rest.ids import OvertakenError
@@ -13,7 +14,7 @@ from eventsync.stores.rest.page import Cursor, Links, NextLink, Numbers, OnePage
 from eventsync.stores.rest.path import ABSENT, Place
 from eventsync.stores.rest.query_language import jql, phrase
 from eventsync.stores.rest.resource import Reference, Resource, Since, Within
-from eventsync.stores.rest.service import Answer, Service
+from eventsync.stores.rest.service import Service
 from eventsync.stores.rest.status import AccessRefusedError
 
 __all__ = [

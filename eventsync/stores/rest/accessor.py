@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Write
+from eventsync.engine.change_source import ChangeSource
 from eventsync.engine.isolation import concerns_all, record_error
+from eventsync.engine.webhook import Hint, Webhook, WebhookSource
 from eventsync.errors import RecordError, StoreUnavailableError, UniqueError
 from eventsync.index import IndexTransaction
 from eventsync.records.query import Query
@@ -21,13 +23,14 @@ from eventsync.records.record import Record
 from eventsync.records.record_type import same
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
+from eventsync.stores.rest.answer import Answer
 from eventsync.stores.rest.document import Object
 from eventsync.stores.rest.fence import fenced
 from eventsync.stores.rest.object import ObjectAccessor
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.replica import RestReplica
 from eventsync.stores.rest.resource import Resource, Since
-from eventsync.stores.rest.service import Answer, Service
+from eventsync.stores.rest.service import Service
 from eventsync.stores.rest.unreadable import Unreadable
 
 __all__ = ["RestAccessor"]
@@ -98,6 +101,7 @@ class RestAccessor(ObjectAccessor[R]):
     def find(self, query: Query) -> Iterable[R]:
         return query.select(self.records(query))
 
+    @fenced
     def records(self, query: Query) -> Iterator[R]:
         """Yield all records, unfiltered and unsorted. ``query`` says what unreadable ones cause."""
         return self.read(map(self._whole, self.listed({})), query)
@@ -202,6 +206,28 @@ class RestAccessor(ObjectAccessor[R]):
                     raise
                 unreadable(record_error(error, f"an object of {self!r}"))
         return list(keys), "" if latest is None else latest.isoformat()
+
+    # -- webhooks ----------------------------------------------------------------------------------
+
+    @classmethod
+    def sources(cls, accessors: Sequence[RestAccessor[Any]], store: str) -> Sequence[ChangeSource]:
+        return [WebhookSource(accessors)]
+
+    def webhook(self) -> Webhook | None:
+        return self.service.webhook
+
+    def concerns(self, hint: Hint) -> bool:
+        """Return whether a webhook may be about a record of this accessor. See ``Hinted``."""
+        return hint.what == self.type.name
+
+    def hinted_key(self, hint: Hint) -> str | None:
+        """Return the key of the record that a webhook is about. See ``Hinted``."""
+        if hint.key:
+            self.type.key_values(hint.key)  # raises RecordError
+            return hint.key
+        if hint.id and self.identity is not None:
+            return self.identity.key_of(self.type.name, hint.id)
+        return None
 
     # -- inside ------------------------------------------------------------------------------------
 

@@ -15,10 +15,11 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.json_values import Members
+from eventsync.stores.rest.answer import Answer
 from eventsync.stores.rest.ids import Ids
 from eventsync.stores.rest.path import ABSENT, Place, at, member, place, put
 from eventsync.stores.rest.resource import Reference, Resource, filled
-from eventsync.stores.rest.service import Answer, Service
+from eventsync.stores.rest.service import Service
 from eventsync.stores.rest.unreadable import Unreadable, reading
 
 __all__ = ["IN", "DocumentAccessor", "Object"]

@@ -18,7 +18,7 @@ from eventsync.errors import (
 )
 from eventsync.records.record import RecordType
 from eventsync.stores.identity import IdentityMap
-from eventsync.stores.rest.service import Answer
+from eventsync.stores.rest.answer import Answer
 
 __all__ = ["Ids", "OvertakenError"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -14,12 +15,13 @@ from eventsync.errors import ConfigError, DependencyError, RecordError, Rejected
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
+from eventsync.stores.rest.answer import Answer
 from eventsync.stores.rest.document import IN, DocumentAccessor, Object
 from eventsync.stores.rest.fence import fenced
 from eventsync.stores.rest.ids import Ids, OvertakenError
 from eventsync.stores.rest.path import at
 from eventsync.stores.rest.resource import Resource, filled
-from eventsync.stores.rest.service import OF_ONE_WRITE, Answer, Service
+from eventsync.stores.rest.service import OF_ONE_WRITE, Service
 from eventsync.stores.rest.status import AccessRefusedError
 from eventsync.stores.rest.unreadable import Unreadable, reading
 
@@ -117,11 +119,19 @@ class ObjectAccessor(DocumentAccessor[R]):
         pages, within = self.resource.pages, self.resource.within
         if within is None:
             merged = {**self.resource.query, **query}
-            for page in pages.walk(self.service, self.resource.items, merged):
+            for page in pages.walk(self.service, self.resource.items, merged, name=self.name_in):
                 yield from page
             return
         for outer in self.outer(query):
             yield from self.inner(outer, self._walk_within)
+
+    def name_in(self, data: dict[str, Any]) -> Any:
+        """Return what tells an object from the others of its list; ``None`` if it is not known."""
+        if self.identity is not None:
+            return at(data, self.resource.id)
+        values = self.values_in(data)
+        names = [self.view.names[name] for name in self.type.keys]
+        return [values[name] for name in names] if set(names) <= values.keys() else None
 
     def _walk_within(self, outer: dict[str, Any]) -> Iterator[dict[str, Any]]:
         pages, within = self.resource.pages, self.resource.within
@@ -130,7 +140,8 @@ class ObjectAccessor(DocumentAccessor[R]):
         if id is None:
             raise RecordError(f"{self!r}: an object of {within.items} has no id at {within.id!r}")
         path = filled(self.resource.items, {"in": id})
-        for page in pages.walk(self.service, path, self.resource.query, alone=True):
+        walk = pages.walk(self.service, path, self.resource.query, alone=True, name=self.name_in)
+        for page in walk:
             yield from (
                 data if isinstance(data, Unreadable) else {**data, IN: outer} for data in page
             )
@@ -157,7 +168,9 @@ class ObjectAccessor(DocumentAccessor[R]):
         within = self.resource.within
         assert within is not None
         pages = within.pages or self.resource.pages
-        for page in pages.walk(self.service, within.items, {**within.query, **query}):
+        merged = {**within.query, **query}
+        name = partial(at, path=within.id)
+        for page in pages.walk(self.service, within.items, merged, name=name):
             yield from page
 
     def fetch(self, key: str) -> Object | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 from urllib.parse import urljoin
 
-from eventsync.errors import RecordError, shown
+from eventsync.errors import ConfigError, RecordError, shown
+from eventsync.stores.rest.answer import Answer
 from eventsync.stores.rest.path import at
-from eventsync.stores.rest.service import Answer, Service
+from eventsync.stores.rest.service import Service
 from eventsync.stores.rest.unreadable import Unreadable
 
 __all__ = ["Cursor", "Links", "NextLink", "Numbers", "OnePage", "Pages"]
@@ -29,32 +31,56 @@ class Pages(ABC):
 
     ``items``: the path of the list in an answer, as in ``data.collection``; empty if the answer is
     the list. ``size``: how many objects a page has. ``size_name``: the query parameter for it.
+    ``max_pages``: how many pages a list may have; the read of a longer list fails.
     """
 
     items: str = ""
     size: int = 100
     size_name: str = "per_page"
+    max_pages: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name, value in (("size", self.size), ("max_pages", self.max_pages)):
+            if value < 1:
+                raise ConfigError(f"{type(self).__name__}({name}={value!r}): expected 1 or more")
 
     def walk(
-        self, service: Service, path: str, query: Mapping[str, str], *, alone: bool = False
+        self,
+        service: Service,
+        path: str,
+        query: Mapping[str, str],
+        *,
+        alone: bool = False,
+        name: Callable[[dict[str, Any]], Any] | None = None,
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield the pages of the list at ``path``.
 
         An item that is not an object is replaced by an ``Unreadable``. ``alone``: the list is one
         of several, in an object of its own; if that is gone, only this list cannot be read.
+        ``name``: a function that returns what identifies an object, to recognize a page that comes
+        again with other values in its objects.
 
-        Raises what ``Service.request`` raises, and ``RecordError`` for an answer without a list: a
-        list that breaks off must not look like a complete one.
+        Raises what ``Service.request`` raises, and ``RecordError`` for an answer without a list and
+        for a list that does not end: a list that breaks off must not look like a complete one.
         """
-        seen = set()
+        what = f"GET {service.url}/{path.lstrip('/')}"
+        requests, pages = _Seen(), _Seen()
         request: PageRequest | None = path, {**query, **self.first()}
         while request is not None:
-            if (mark := (request[0], tuple(sorted(request[1].items())))) in seen:
+            if not requests.add((request[0], sorted(request[1].items()))):
                 raise RecordError(
-                    f"{service.url}/{path}: the pages of the list go round in circles: one leads "
-                    "back to a page that was read before"
+                    f"{what}: the pages of the list go round in circles: page {len(requests)} "
+                    "leads back to a page that was read before; nothing was taken for deleted",
+                    hint="correct the paging of the service, or the description of it (pages=)",
                 )
-            seen.add(mark)
+            if len(requests) > self.max_pages:
+                raise RecordError(
+                    f"{what}: the list has more than {self.max_pages} pages; nothing was taken for "
+                    "deleted",
+                    hint="if the list is that long, raise max_pages, as in "
+                    f"{type(self).__name__}(max_pages={self.max_pages * 10}), or the size of a "
+                    "page; otherwise correct the paging of the service",
+                )
             answer: Answer | None
             if alone:
                 answer = service.read_one(request[0], query=request[1])
@@ -72,6 +98,13 @@ class Pages(ABC):
                 raise RecordError(
                     f"{service.url}/{path}: the answer has no list of objects"
                     + (f" at {self.items!r}" if self.items else "")
+                )
+            if found and not pages.add([_named(item, name) for item in found]):
+                raise RecordError(
+                    f"{what}: page {len(requests)} of the list has the same objects as an earlier "
+                    "page; nothing was taken for deleted",
+                    hint="the service ignores the parameters of the paging, or repeats itself: "
+                    "correct the description of its paging (pages=)",
                 )
             yield [item if isinstance(item, dict) else _odd(service, path, item) for item in found]
             request = self.after(answer, content, found, request)
@@ -193,6 +226,34 @@ class Cursor(Pages):
         if cursor is None or cursor == "":
             return None
         return request[0], {**request[1], self.name: str(cursor)}
+
+
+class _Seen:
+    """The values that were met during a walk; of each, only a digest of fixed size is kept."""
+
+    def __init__(self) -> None:
+        self._digests: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def add(self, value: Any) -> bool:
+        """Add a value. Return false if it was met before."""
+        known = len(self._digests)
+        text = repr(value).encode("utf-8", "surrogatepass")
+        self._digests.add(hashlib.blake2b(text, digest_size=16).digest())
+        return len(self._digests) > known
+
+
+def _named(item: Any, name: Callable[[dict[str, Any]], Any] | None) -> Any:
+    """Return what identifies an item of a list: its name, or all of it."""
+    if name is None or not isinstance(item, dict) or isinstance(item, Unreadable):
+        return item
+    try:
+        named = name(item)
+    except Exception:  # whoever reads the object meets the same failure, and reports it
+        return item
+    return item if named is None else named
 
 
 def _joined(answer: Answer, target: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, ClassVar, Final
 from urllib.parse import urljoin, urlsplit
 
+from eventsync.engine.webhook import StandardWebhook, Webhook
 from eventsync.errors import (
     ConfigError,
     EventSyncError,
@@ -21,11 +22,18 @@ from eventsync.errors import (
 )
 from eventsync.stores.json_values import dump
 from eventsync.stores.rest.address import Gateway
+from eventsync.stores.rest.answer import Answer
 from eventsync.stores.rest.auth import Auth, ClientCredentials
 from eventsync.stores.rest.multipart import Upload
 from eventsync.stores.rest.pace import Throttle, delay_asked
-from eventsync.stores.rest.status import AccessRefusedError, Meaning, meaning_of, names_uniqueness
-from eventsync.stores.rest.unreadable import DECODER, refuse_many
+from eventsync.stores.rest.status import (
+    AccessRefusedError,
+    Meaning,
+    MovedError,
+    meaning_of,
+    names_uniqueness,
+)
+from eventsync.stores.rest.transport import GuardedTransport
 
 try:
     import httpcore2 as httpcore
@@ -33,7 +41,7 @@ try:
 except ImportError as error:  # pragma: no cover - the message is all there is to it
     raise ConfigError("REST stores need httpx2", hint="pip install 'eventsync[rest]'") from error
 
-__all__ = ["OF_ONE_WRITE", "Answer", "Service"]
+__all__ = ["OF_ONE_WRITE", "Service"]
 
 _SAFE: Final = frozenset({"GET", "HEAD"})
 _SHOWN: Final = 300
@@ -53,31 +61,6 @@ OF_ONE_WRITE: Final = _REDIRECTS | {404, 410}
 _MAY_BE_DONE: Final = frozenset({500, 502, 504})
 
 
-@dataclass(slots=True, frozen=True)
-class Answer:
-    """The answer to a request: the status, the headers by lower-case name, and the body."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-    url: str
-
-    def json(self) -> Any:
-        """Return the body as JSON; numbers with a point are decimals. Raises ``RecordError``."""
-        try:
-            text = self.content.decode("utf-8-sig").strip(" \t\r\n")
-            refuse_many(text)
-            return DECODER.decode(text)
-        except (ValueError, RecursionError) as error:
-            raise RecordError(f"{self.url}: the answer is not JSON: {error}") from error
-
-    @property
-    def etag(self) -> str | None:
-        """The strong entity tag of the object (RFC 9110), ``None`` if there is none."""
-        tag = self.headers.get("etag", "")
-        return None if not tag or tag.startswith("W/") else tag
-
-
 class Service:
     """One REST service, shared by the accessors that use it. Thread-safe, and safe to fork.
 
@@ -90,14 +73,17 @@ class Service:
     must be listed. ``ca_file``: the certificates to trust instead of those of the system.
 
     Requests go only to the host of ``url`` and to the host of the token endpoint. Redirects are not
-    followed, and proxy settings of the environment are ignored. A subclass for a service with error
-    answers of its own overrides ``meaning``.
+    followed, cookies are not kept, and proxy settings of the environment are ignored. A subclass
+    for a service with error answers of its own overrides ``meaning``.
     """
 
     forbidden_hint: ClassVar[str] = (
         "correct the credentials (auth=) or their rights; the work waits"
     )
     """The hint of the error for an answer that refuses the credentials."""
+
+    webhook: ClassVar[Webhook] = StandardWebhook()
+    """What checks and reads the webhooks of the service."""
 
     def __init__(
         self,
@@ -235,8 +221,9 @@ class Service:
     ) -> Answer | None:
         """Return the answer to the read of one object, or ``None`` if there is no such object.
 
-        Raises ``RecordError`` for a refusal that concerns this object alone: a redirect to an
-        object elsewhere, or a status that rejects. Otherwise raises as ``request`` does.
+        Raises ``RecordError`` for a refusal that concerns this object alone: a status that rejects,
+        or, as ``MovedError``, a redirect to an object elsewhere. Otherwise raises as ``request``
+        does.
         """
         answer = self.request("GET", path, query=query, headers=headers, allow=_OF_ONE)
         if answer.status in (404, 410):
@@ -245,10 +232,11 @@ class Service:
             return answer
         if not self.has_moved(answer):
             refusal = self.meaning("GET", answer)
-            raise RecordError(
-                refusal.message,
-                hint="only this object is affected; it may have moved, or may not be shown",
-            )
+            hint = "only this object is affected; it may have moved, or may not be shown"
+            if answer.status in _REDIRECTS:
+                to = answer.headers.get("location", "")
+                raise MovedError(refusal.message, to=to, hint=hint)
+            raise RecordError(refusal.message, hint=hint)
         raise self.meaning("GET", answer)
 
     def has_moved(self, answer: Answer) -> bool:
@@ -387,9 +375,11 @@ class Service:
             # A connection that was opened before a fork belongs to the parent process.
             if self._opened is None or self._opened[0] != os.getpid():
                 client = httpx.Client(
-                    transport=_GuardedTransport(self._gateway, self._connections, self._context()),
+                    transport=GuardedTransport(self._gateway, self._connections, self._context()),
                     headers=self._headers,
                     timeout=self._timeout,
+                    # What a service sets would be sent with each request, and grow without end.
+                    cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
                     follow_redirects=False,
                     trust_env=False,
                 )
@@ -407,49 +397,6 @@ class Service:
             return ssl.create_default_context(cafile=self._ca_file)
         except OSError as error:
             raise ConfigError(f"ca_file={self._ca_file!r}: {error}") from error
-
-
-class _GuardedTransport(httpx.BaseTransport):
-    """A transport for httpx that opens all connections through the gateway."""
-
-    def __init__(self, gateway: Gateway, connections: int, context: ssl.SSLContext | None) -> None:
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=context,
-            max_connections=connections,
-            keepalive_expiry=15.0,
-            network_backend=gateway,
-        )
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        url = httpcore.URL(
-            scheme=request.url.raw_scheme,
-            host=request.url.raw_host,
-            port=request.url.port,
-            target=request.url.raw_path,
-        )
-        inner = httpcore.Request(
-            request.method,
-            url,
-            headers=request.headers.raw,
-            content=request.stream,
-            extensions=request.extensions,
-        )
-        answer = self._pool.handle_request(inner)
-        return httpx.Response(answer.status, headers=answer.headers, stream=_AnswerBody(answer))
-
-    def close(self) -> None:
-        self._pool.close()
-
-
-class _AnswerBody(httpx.SyncByteStream):
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._answer.iter_stream()
-
-    def close(self) -> None:
-        self._answer.close()
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

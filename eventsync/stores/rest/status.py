@@ -7,9 +7,16 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import ClassVar, Final
 
-from eventsync.errors import ConfigError
+from eventsync.errors import ConfigError, RecordError
 
-__all__ = ["STATUSES", "AccessRefusedError", "Meaning", "meaning_of", "names_uniqueness"]
+__all__ = [
+    "STATUSES",
+    "AccessRefusedError",
+    "Meaning",
+    "MovedError",
+    "meaning_of",
+    "names_uniqueness",
+]
 
 
 _TAKEN: Final = re.compile(
@@ -28,6 +35,17 @@ class AccessRefusedError(ConfigError):
     """
 
     retryable: ClassVar[bool] = True
+
+
+class MovedError(RecordError):
+    """The service redirects the read of one object to another path.
+
+    ``to``: the target of the redirect, as the service gave it.
+    """
+
+    def __init__(self, message: str, *, to: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.to = to
 
 
 class Meaning(Enum):

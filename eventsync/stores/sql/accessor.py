@@ -127,8 +127,8 @@ class SqlAccessor(Accessor[R]):
         return isinstance(other, SqlAccessor) and self._table.refers_to(other._table)
 
     @classmethod
-    def sources(cls, accessors: Sequence[Self]) -> Sequence[ChangeSource]:
-        return sources_of(accessors)
+    def sources(cls, accessors: Sequence[Self], store: str) -> Sequence[ChangeSource]:
+        return sources_of(accessors, store)
 
     def captured_table(self) -> CapturedTable:
         """Return what a change source needs to know of the table. Connects to the database."""
@@ -424,7 +424,9 @@ class SqlAccessor(Accessor[R]):
         return UndoneError(f"the table {self._table_name} was altered while the store was open")
 
     def _errors(self) -> Any:
-        return errors(self._table_name, self.dialect, self.engine.url)
+        return errors(
+            self._table_name, self.dialect, self.engine.url, values=not self.secret_fields
+        )
 
     def _write(
         self, connection: sa.Connection, writes: Sequence[Write], removals: Sequence[str]

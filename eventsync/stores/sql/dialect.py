@@ -130,6 +130,14 @@ class Dialect(ABC):
     def fault(self, error: Exception) -> Fault:
         """Return the meaning of a driver's error."""
 
+    def said(self, error: Exception, *, values: bool = True) -> str:
+        """Return the text of a driver's error.
+
+        ``values``: whether the text may quote values of rows; if not, it names only tables, columns
+        and constraints, as far as the server lets one tell these apart.
+        """
+        return str(error).strip()
+
     def set_up(self, connection: sa.Connection) -> None:  # noqa: B027  # optional
         """Prepare a new connection: isolation, time zone, strictness."""
 

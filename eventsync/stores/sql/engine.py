@@ -54,7 +54,10 @@ def open_engine(database: str | sa.Engine) -> sa.Engine:
     else:
         scheme, _, rest = database.partition("://")
         scheme = _DRIVERS[scheme][0] if scheme in _DRIVERS else scheme
-        options = {} if scheme.startswith("sqlite") else {"pool_pre_ping": True}
+        # SQLAlchemy's own errors would show the values of rows.
+        options = {"hide_parameters": True}
+        if not scheme.startswith("sqlite"):
+            options["pool_pre_ping"] = True
         try:
             engine = sa.create_engine(f"{scheme}://{rest}", **options)
             if "@" in (engine.url.host or ""):
@@ -97,10 +100,13 @@ def dialect_of(engine: sa.Engine) -> Dialect:
 
 
 @contextmanager
-def errors(what: str, dialect: Dialect, url: sa.URL | None = None) -> Iterator[None]:
+def errors(
+    what: str, dialect: Dialect, url: sa.URL | None = None, *, values: bool = True
+) -> Iterator[None]:
     """Raise the driver's errors as eventsync's: retryable ones, rejections, configuration.
 
     ``what``: the table that errors name. ``url``: the database URL, named where it may be wrong.
+    ``values``: whether errors may quote values of rows.
     """
     try:
         yield
@@ -108,9 +114,9 @@ def errors(what: str, dialect: Dialect, url: sa.URL | None = None) -> Iterator[N
         raise RejectedError(f"{what}: {error}") from error
     except (sa.exc.SQLAlchemyError, dialect.error) as error:
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        text = f"{what}: {str(cause).strip()}"
         if not isinstance(cause, dialect.error):
-            raise StoreUnavailableError(text) from error
+            raise StoreUnavailableError(f"{what}: {str(cause).strip()}") from error
+        text = f"{what}: {dialect.said(cause, values=values)}"
         fault = dialect.fault(cause)
         if fault is Fault.UNDONE:
             raise UndoneError(text) from error

@@ -162,7 +162,8 @@ class SqlIndex(Index):
             return connection.execute(query).all()
 
     def _errors(self) -> Any:
-        return errors("version index", self.dialect, self.engine.url)
+        # A transaction also covers the rows of records, which may have secret fields.
+        return errors("version index", self.dialect, self.engine.url, values=False)
 
     def prepare(self) -> None:
         """Create the tables of the index where they are missing. Idempotent."""

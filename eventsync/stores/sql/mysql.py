@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -145,6 +146,14 @@ UNION SELECT 1 FROM information_schema.table_privileges
 """
 
 
+# The value in "Duplicate entry '...' for key", "Incorrect integer value: '...' for column",
+# "Truncated incorrect DECIMAL value: '...'" and the like. It may contain quotes itself.
+_QUOTED_VALUES = tuple(
+    re.compile(rf"(?s)(Duplicate entry |[Ii]ncorrect [\w ]*?: |[Vv]alue:? )'.*'({end})")
+    for end in (" for key| for column", r"\W*$")
+)
+
+
 class Mysql(Dialect):
     """MySQL or MariaDB, with PyMySQL."""
 
@@ -175,6 +184,16 @@ class Mysql(Dialect):
             pymysql.err.NotSupportedError,
         )
         return Fault.REJECTED if isinstance(error, rejecting) else Fault.UNREACHABLE
+
+    def said(self, error: Exception, *, values: bool = True) -> str:
+        text = super().said(error, values=values)
+        if values:
+            return text
+        for pattern in _QUOTED_VALUES:
+            text, count = pattern.subn(r"\1'***'\2", text)
+            if count:
+                break
+        return text
 
     def set_up(self, connection: sa.Connection) -> None:
         raw = self.raw(connection)

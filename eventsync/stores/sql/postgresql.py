@@ -317,6 +317,11 @@ def _has_array(kind: sa.ARRAY[Any]) -> bool:
     return _is_native(kind.item_type)
 
 
+# A value in the message of an error of class 22, for example "invalid input syntax for type
+# integer: "..."". It may contain quotes itself.
+_QUOTED = re.compile(r'(?s)".*"')
+
+
 class Postgresql(Dialect):
     """PostgreSQL, with psycopg 3."""
 
@@ -343,6 +348,15 @@ class Postgresql(Dialect):
             return Fault.UNDONE
         # PostgreSQL has no other classes: a trigger has raised the error with a state of its own.
         return FAULTS.get(state) or FAULTS.get(state[:2], Fault.REJECTED)
+
+    def said(self, error: Exception, *, values: bool = True) -> str:
+        diagnosis = getattr(error, "diag", None)
+        primary = getattr(diagnosis, "message_primary", None)
+        if values or not primary:
+            return super().said(error, values=values)
+        # Only the details quote values, and, of data errors, the message itself.
+        state = getattr(error, "sqlstate", None) or ""
+        return _QUOTED.sub('"***"', primary) if state.startswith("22") else str(primary)
 
     def set_up(self, connection: sa.Connection) -> None:
         raw = self.raw(connection)

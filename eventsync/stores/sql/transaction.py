@@ -173,7 +173,7 @@ class SqlTransaction(IndexTransaction):
     def _first_to_insert(self, write: Callable[[], object]) -> None:
         """Call ``write``. Raise ``UndoneError`` if another process has inserted the same key."""
         try:
-            with errors("version index", self._dialect):
+            with errors("version index", self._dialect, values=False):
                 write()
         except UniqueError as error:
             raise UndoneError(

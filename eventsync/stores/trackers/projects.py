@@ -8,7 +8,9 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from eventsync.engine.accessor import Accessor, Write
+from eventsync.engine.change_source import ChangeSource
 from eventsync.engine.finding import Finding
+from eventsync.engine.webhook import Hint, Webhook, WebhookSource
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
 from eventsync.index import Index, IndexTransaction
 from eventsync.records.key import join as join_key
@@ -17,6 +19,7 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Service
+from eventsync.stores.rest.fence import fenced
 from eventsync.stores.rest.replica import RestReplica
 from eventsync.stores.trackers.project_identity import ProjectIdentity
 from eventsync.stores.trackers.tracker import TrackerAccessor
@@ -117,9 +120,11 @@ class InProjects(Accessor[R]):
         for part in self.parts.values():
             part.ensure()
 
+    @fenced
     def findings(self) -> Iterable[Finding]:
         return chain.from_iterable(part.findings() for part in self.parts.values())
 
+    @fenced
     def ping(self) -> None:
         for part in self.parts.values():
             part.ping()
@@ -133,15 +138,18 @@ class InProjects(Accessor[R]):
 
     # -- the six -----------------------------------------------------------------------------------
 
+    @fenced
     def add(self, record: R) -> None:
         part = self._holder(record.key) or self._target(record.key, record.raw())
         part.add(record)
 
+    @fenced
     def update(self, record: R) -> None:
         part = self._holder(record.key) or self._target(record.key, record.raw())
         self._check_stays(part, record.key, record.raw())
         part.update(record)
 
+    @fenced
     def get(self, key: str) -> R | None:
         for part in self._candidates(key):
             record = part.get(key)
@@ -149,24 +157,29 @@ class InProjects(Accessor[R]):
                 return record
         return None
 
+    @fenced
     def find(self, query: Query) -> Iterable[R]:
         return query.select(
             chain.from_iterable(part.records(query) for part in self.parts.values())
         )
 
+    @fenced
     def remove(self, key: str) -> None:
         part = self._holder(key)
         if part is not None:
             part.remove(key)
 
+    @fenced
     def record_to_data(self, record: R) -> Any:
         return self._target(record.key, record.raw()).record_to_data(record)
 
+    @fenced
     def data_to_record(self, data: Any) -> R:
         return self._first.data_to_record(data)
 
     # -- many at once ------------------------------------------------------------------------------
 
+    @fenced
     def read_rows(
         self, keys: Sequence[str], transaction: IndexTransaction
     ) -> dict[str, Mapping[str, Any]]:
@@ -183,6 +196,7 @@ class InProjects(Accessor[R]):
             self._holding |= dict.fromkeys(found, part)
         return {key: rows[key] for key in keys if key in rows}
 
+    @fenced
     def write_rows(
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
@@ -208,6 +222,7 @@ class InProjects(Accessor[R]):
                 self.parts[project].write_rows(some, gone, transaction)
         self._holding = holding
 
+    @fenced
     def read_back(
         self, writes: Mapping[str, Mapping[str, Any]], transaction: IndexTransaction
     ) -> Mapping[str, Mapping[str, Any]]:
@@ -219,6 +234,7 @@ class InProjects(Accessor[R]):
         rest = [key for key in writes if key not in holding]
         return {**rows, **(self.read_rows(rest, transaction) if rest else {})}
 
+    @fenced
     def changed_since(
         self, mark: str, unreadable: Callable[[RecordError], None] | None
     ) -> tuple[list[str], str] | None:
@@ -231,6 +247,24 @@ class InProjects(Accessor[R]):
             keys |= dict.fromkeys(changed[0])
             marks[project] = changed[1]
         return list(keys), json.dumps(marks, sort_keys=True)
+
+    # -- webhooks ----------------------------------------------------------------------------------
+
+    @classmethod
+    def sources(cls, accessors: Sequence[InProjects[Any]], store: str) -> Sequence[ChangeSource]:
+        return [WebhookSource(accessors)]
+
+    def webhook(self) -> Webhook | None:
+        return self.service.webhook
+
+    def concerns(self, hint: Hint) -> bool:
+        """Return whether a webhook may be about a record of these projects. See ``Hinted``."""
+        return any(part.concerns(hint) for part in self.parts.values())
+
+    def hinted_key(self, hint: Hint) -> str | None:
+        """Return the key of the record that a webhook is about. See ``Hinted``."""
+        keys = (part.hinted_key(hint) for part in self.parts.values() if part.concerns(hint))
+        return next((key for key in keys if key is not None), None)
 
     # -- the project of a record -------------------------------------------------------------------
 

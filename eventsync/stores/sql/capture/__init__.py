@@ -13,12 +13,19 @@ from eventsync.stores.sql.dialect import Dialect
 __all__ = ["sources_of"]
 
 
-def sources_of(accessors: Sequence[Captured]) -> list[ChangeSource]:
+def sources_of(accessors: Sequence[Captured], store: str) -> list[ChangeSource]:
     """Return the change sources of a database, the best first. Connects to nothing.
 
-    ``accessors``: the accessors of one store.
+    ``accessors``: the accessors of one store. ``store``: its name.
     """
-    return [TriggerSource(accessors, _change_table_of(accessors[0].engine.dialect.name))]
+    name = accessors[0].engine.dialect.name
+    triggers = TriggerSource(accessors, _change_table_of(name))
+    if name == "postgresql":
+        # Imported here, because each source needs a driver of its own.
+        from eventsync.stores.sql.capture.postgresql_log import PostgresqlLog
+
+        return [PostgresqlLog(accessors, store), triggers]
+    return [triggers]
 
 
 def _change_table_of(database: str) -> Callable[[Dialect, Sequence[Place]], ChangeTable]:

@@ -175,6 +175,15 @@ class ChangeTable(ABC):
     def values(self, place: Place, parts: Parts) -> Sequence[Any]:
         """Return the values of key columns as the driver returns them from the captured table."""
 
+    def holds(self, connection: sa.Connection, place: Place, parts: Parts) -> bool:
+        """Return whether the captured table has a row with these key values."""
+        quote = connection.dialect.identifier_preparer
+        table = quote.format_table(sa.Table(place.name, sa.MetaData(), schema=place.schema))
+        columns = [str(quote.quote(key)) for key in place.keys]
+        statement = f"SELECT 1 FROM {table} WHERE {self.dialect.keys_in(columns, 1)} LIMIT 1"
+        values = tuple(self.values(place, parts))
+        return bool(self.dialect.execute_all(connection, [(statement, values)])[0])
+
     def delete(self, connection: sa.Connection, numbers: Sequence[int]) -> None:
         """Delete the rows with these numbers, on a connection in autocommit mode."""
         mark, statements = self.dialect.mark, list(self.begin)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from eventsync.engine.change_source import Changes, MarkLostError, SourceState
 from eventsync.engine.finding import Finding, Level
-from eventsync.errors import ConfigError, EventSyncError
+from eventsync.errors import ConfigError, EventSyncError, RecordError, shown
 from eventsync.stores.sql.capture.change_table import (
     PAGE,
     ChangeTable,
@@ -35,6 +35,8 @@ _SHORTEST: Final = 0.004
 """The pause between two looks after one that found changes."""
 _LONGEST: Final = 0.04
 """The pause between two looks after many that found none."""
+_MOST_UNREADABLE: Final = 100
+"""So many rows without a valid key one call reports at most."""
 _GROWTH: Final = 1.2
 _CHECK_EVERY: Final = 5.0
 """After so many seconds, look whether all triggers are there."""
@@ -282,6 +284,7 @@ class TriggerSource(SqlSource):
         whole, self._wholes = self._wholes, {}
         places = {place.id: place for place in table.places}
         keys: dict[str, dict[str, float | None]] = {}
+        unreadable: list[tuple[str, RecordError]] = []
         earliest = self._seen_until or 0.0
         for (id, parts), at in moments.items():
             if parts is None:
@@ -291,8 +294,12 @@ class TriggerSource(SqlSource):
             for one in places[id].tables:
                 try:
                     key = one.key_text(table.values(places[id], parts))
-                except EventSyncError:
-                    continue  # no record has such a key; a read of all records reports the row
+                except EventSyncError as error:
+                    if len(unreadable) < _MOST_UNREADABLE and table.holds(
+                        connection, places[id], parts
+                    ):
+                        unreadable.append((one.type, _keyless(one.type, parts, error)))
+                    continue
                 except Exception as error:
                     # Most likely, the type of a column was altered.
                     whole[one.type] = f"a key that a trigger told cannot be read: {error}"
@@ -302,6 +309,7 @@ class TriggerSource(SqlSource):
             self._told.text(),
             keys,
             whole,
+            unreadable,
             behind=behind,
             receipt=[row.number for row in look.rows],
         )
@@ -391,3 +399,11 @@ class TriggerSource(SqlSource):
 
     def _errors(self) -> Any:
         return errors("the capture by triggers", self.dialect, self.engine.url)
+
+
+def _keyless(type: str, parts: Parts, error: Exception) -> RecordError:
+    """Return the error of a row of which no key can be made."""
+    place = "/".join(map(str, parts))
+    found = RecordError(f"{type} {shown(place)} cannot be captured: {error}")
+    found.place = place
+    return found

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
-from eventsync.errors import RejectedError
+from eventsync.errors import ConfigError, RecordError, RejectedError
 from eventsync.records.key import split as split_key
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.identity import IdentityMap
 from eventsync.stores.rest import Answer, Object, Resource, Since
+from eventsync.stores.rest.path import at
+from eventsync.stores.rest.status import MovedError
 from eventsync.stores.trackers.github.service import (
     PAGES,
     GitHubAccessor,
@@ -27,6 +29,7 @@ __all__ = ["GitHubComments", "GitHubIssues", "GitHubLabels", "GitHubMilestones"]
 R = TypeVar("R", bound=Record)
 _NO_COLOR: Final = "ededed"
 """The color that GitHub gives to a label if none is chosen. Stands for an empty color."""
+_REDIRECTS: Final = 5
 _STATES: Final = {"open": "open", "closed": "closed"}
 _SINCE: Final = Since(updated="updated_at", query={"since": "{since}"}, show=utc)
 
@@ -44,10 +47,46 @@ class _RepositoryAccessor(GitHubAccessor[R]):
         view: View | None = None,
         new: Mapping[str, Any] | None = None,
     ) -> None:
-        self.project_key = repository
+        self.project_key = self._repository = repository
         super().__init__(
             record_type, service, repository_path(repository), identity=identity, view=view, new=new
         )
+
+    def read_alone(self, path: str, *, query: Mapping[str, str] | None = None) -> Answer | None:
+        try:
+            return super().read_alone(path, query=query)
+        except MovedError as error:
+            if self._is_in_another(error.to):
+                return None  # transferred: this repository has it no more
+            raise
+
+    def _is_in_another(self, url: str) -> bool:
+        """Return whether a redirect leads to an object that is now in another repository.
+
+        A repository with a new name redirects, too, but then its list does as well. What cannot be
+        read at the other end is not known to be there.
+        """
+        self.ping()  # raises if the whole repository has another name
+        try:
+            answer = self._followed(url)
+            found = None if answer is None else answer.json()
+            there = at(found, "repository_url") or at(found, "issue_url")
+        except (RecordError, ConfigError):
+            return False  # the redirect itself is reported
+        if not isinstance(there, str) or "/repos/" not in there:
+            return False
+        # The URL of a repository, or of an issue in one.
+        repository = there.rpartition("/repos/")[2].split("/")[:2]
+        return len(repository) == 2 and "/".join(repository).lower() != self._repository.lower()
+
+    def _followed(self, url: str) -> Answer | None:
+        """Return the answer at the end of the redirects of an issue that moved several times."""
+        for _ in range(_REDIRECTS):
+            try:
+                return self.service.read_one(url)
+            except MovedError as error:
+                url = error.to
+        raise RecordError(f"{self!r}: more than {_REDIRECTS} redirects for one object")
 
 
 def _issue_in(url: str) -> tuple[str, str]:

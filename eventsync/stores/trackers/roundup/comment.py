@@ -87,6 +87,9 @@ class RoundupComments(Messages[R]):
                 f"{self.type.name} {key!r} has no issue", hint="set its field issue"
             )
         author = self.reference("author", members.get("author")) or self.service.user
+        found = self.item("issue", issue)
+        if not message_ids(found.data):
+            self._describe(key, found)
         message = self.write_message(key, members.get("body", ""), author)
         found = self.item("issue", issue)
         self.write("issue", found, {"@op": "add", "messages": [message]})
@@ -111,6 +114,19 @@ class RoundupComments(Messages[R]):
 
     def id_of_marked(self, issue: Mapping[str, Any], message: str) -> str:
         return message
+
+    def _describe(self, key: str, issue: Object) -> None:
+        """Add an empty description to an issue without messages.
+
+        The first message of an issue is its description, so the comment would become that.
+        ``key``: the key of the comment.
+        """
+        unattached = self._unattached.pop(key, None)
+        if unattached is not None:  # it is older than the description, so it would come first
+            self.retire("msg", self.item("msg", unattached))
+        body = {"content": EMPTY, "author": self.service.user, "date": "."}
+        message = str(self.added("msg", body).json()["data"]["id"])
+        self.write("issue", issue, {"@op": "add", "messages": [message]})
 
     def _comment(self, message: Mapping[str, Any], issue: Mapping[str, Any]) -> dict[str, Any]:
         return {**message, "@issue": issue["id"], "@messageid": message.get("messageid")}
