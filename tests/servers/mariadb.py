@@ -62,6 +62,8 @@ class MariaServer(Server):
             *("--no-defaults", f"--datadir={self.folder / 'data'}", f"--port={self.port}"),
             *("--bind-address=127.0.0.1", f"--socket={self.folder / 'mariadb.sock'}"),
             f"--pid-file={self.folder / 'mariadb.pid'}",
+            # A server that starts deletes the temporary tables of others in the same folder.
+            f"--tmpdir={self.folder}",
             *([] if self.durable else _QUICK),
             *self.options,
         ]
