@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,14 +27,22 @@ from eventsync.errors import ConfigError
 from eventsync.transports.credential import passwords
 from eventsync.worker.options import Options
 
-__all__ = ["Settings", "key_path", "known_secrets", "load", "location", "unread"]
+__all__ = [
+    "Settings",
+    "key_path",
+    "known_secrets",
+    "load",
+    "location",
+    "unread",
+    "webhook_secrets",
+]
 
 S = TypeVar("S", bound=BaseSettings)
 _PREFIX = "EVENTSYNC_"
 _SECRETS_DIR = "EVENTSYNC_SECRETS_DIR"
 # The settings that ``location`` has looked for, in lower case.
 _located: set[str] = set()
-# The passwords in the locations that it has returned.
+# The passwords in the locations that it has returned, and the secrets of webhooks.
 _passwords: set[str] = set()
 _Seconds = Annotated[float, Field(gt=0)]
 _Count = Annotated[int, Field(gt=0)]
@@ -276,6 +285,26 @@ def location(store: str, default: str | None = None) -> str:
     return found
 
 
+def webhook_secrets(store: str) -> list[str]:
+    """Return the secrets of the webhooks of a store, from ``EVENTSYNC_WEBHOOK_<NAME>``.
+
+    Blanks separate several secrets, of which a sender must know one. The secrets may be in the file
+    ``eventsync_webhook_<name>`` of the secrets folder instead. Returns an empty list if there is
+    neither.
+    """
+    name = _webhook_setting(store)
+    field: dict[str, Any] = {name: (SecretStr | None, None)}
+    model = create_model("Webhook", __base__=_Location, **field)
+    found: SecretStr | None = getattr(_read(model), name)
+    secrets = [] if found is None else found.get_secret_value().split()
+    _passwords.update(secrets)
+    return secrets
+
+
+def _webhook_setting(store: str) -> str:
+    return "webhook_" + re.sub(r"\W", "_", store).lower()
+
+
 def known_secrets() -> list[str]:
     """Return the secrets in the settings that this process has read, so that texts can hide them.
 
@@ -291,13 +320,15 @@ def known_secrets() -> list[str]:
     return found
 
 
-def unread() -> list[str]:
+def unread(webhooks: Iterable[str] = ()) -> list[str]:
     """Return a sentence for each variable and secret file whose name is no setting.
 
     Call this after the stores are made, so that the settings of their locations are known. A
-    sentence names the nearest setting, but no value.
+    sentence names the nearest setting, but no value. ``webhooks``: the names of the stores that may
+    have secrets of webhooks.
     """
     known = {*Settings.model_fields, *_located, "secrets_dir"}
+    known |= {_webhook_setting(store) for store in webhooks}
     found = []
     folder = os.environ.get(_SECRETS_DIR)
     files = sorted(os.listdir(folder)) if folder and os.path.isdir(folder) else []

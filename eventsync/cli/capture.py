@@ -254,4 +254,4 @@ def _print_state(
     for finding in findings:
         echo(f"{finding.level.name}: {finding.about}: {finding.text}")
         for statement in finding.statements:
-            echo(f"    {statement};")
+            echo(f"    {statement}{source.statement_end}")

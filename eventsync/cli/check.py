@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ from eventsync.errors import (
 )
 
 if TYPE_CHECKING:
+    from eventsync.engine.change_source import ChangeSource
     from eventsync.engine.registry import StoreRegistry
     from eventsync.engine.store import Store
     from eventsync.envelope.signing import Keyring
@@ -166,6 +168,7 @@ def _capture(store: Store, about: str) -> Iterator[Finding]:
         yield Finding(Level.WRONG, about, str(error))
         return
     yield from (replace(finding, about=about) for finding in findings)
+    yield from _hints(store, source, about)
     if any(finding.level is Level.WRONG for finding in findings):
         return
     if installed:
@@ -178,6 +181,29 @@ def _capture(store: Store, about: str) -> Iterator[Finding]:
             f"capture by {source.kind} is not installed; run: eventsync capture install "
             f"{store.name}, or have the statements run",
             source.statements(),
+        )
+
+
+def _hints(store: Store, source: ChangeSource, about: str) -> Iterator[Finding]:
+    """Yield what a source that gives hints needs beside itself."""
+    from eventsync.config import webhook_secrets
+    from eventsync.engine.webhook import WebhookSource
+
+    if not source.complete and store.capture_every is None:
+        yield Finding(
+            Level.RISK,
+            about,
+            f"capture by {source.kind} gives hints, and may miss writes; declare the store with "
+            "capture_every=, too: it finds what was missed, and slows down while hints come",
+        )
+    if isinstance(source, WebhookSource) and not webhook_secrets(store.name):
+        name = re.sub(r"\W", "_", store.name)
+        yield Finding(
+            Level.WRONG,
+            about,
+            "there is no secret for its webhooks, so none is taken; set EVENTSYNC_WEBHOOK_"
+            f"{name.upper()}, or write the file eventsync_webhook_{name.lower()} in the folder "
+            "that EVENTSYNC_SECRETS_DIR names",
         )
 
 

@@ -137,7 +137,7 @@ class Deployment:
         from eventsync.config import unread
 
         self._is_told = True
-        return unread()
+        return unread(store.name for store in self.registry if store.webhook() is not None)
 
     def close(self) -> None:
         """Close the stores, the bus and the tracer, if they were used. Idempotent."""

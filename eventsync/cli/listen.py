@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from eventsync.engine.store import Store
     from eventsync.monitoring.http_server import HttpResponse
     from eventsync.monitoring.log import Redaction
+    from eventsync.monitoring.webhook_endpoint import WebhookEndpoint
     from eventsync.monitoring.worker_group import WorkerGroup
 
 __all__ = ["ListenOption", "listening"]
@@ -48,13 +49,16 @@ def listening(
     nothing is served. ``group``: collects the status of the workers. ``stores``, ``spools``:
     the stores and spools whose backlogs are reported. ``relays``: whether relays run instead of
     workers; if they do not, a store without a worker counts as unhealthy. Raises ``ConfigError`` if
-    the address is wrong or in use.
+    the address is wrong or in use. Stores that webhooks capture get a path ``/webhooks/NAME``.
     """
     settings = deployment.settings
     address = listen or settings.listen
     if not address:
         yield
         return
+    from itertools import chain
+
+    from eventsync.config import webhook_secrets
     from eventsync.monitoring.backlog import BacklogMonitor
     from eventsync.monitoring.exporters.prometheus import Exporter
     from eventsync.monitoring.health import Health
@@ -66,7 +70,8 @@ def listening(
             group.expect(store.name, store.accessors)
     with BacklogMonitor(settings.bus(), stores, spools=spools) as backlog:
         health = Health(group, backlog, stores=group.stores, stall_after=settings.stall_after)
-        redaction = Redaction(settings.secrets())
+        secrets = {store.name: webhook_secrets(store.name) for store in stores}
+        redaction = Redaction([*settings.secrets(), *chain.from_iterable(secrets.values())])
 
         def answering(check: Callable[[], list[str]]) -> Callable[[str], HttpResponse]:
             return lambda accept: _answer(check(), health.to_json(), redaction)
@@ -77,8 +82,30 @@ def listening(
             "/ready": answering(health.ready),
             "/progress": answering(health.progress),
         }
-        with HttpServer(address, routes):
+        posts = {
+            f"/webhooks/{store.name}": endpoint
+            for store in stores
+            if (endpoint := _endpoint(store, secrets[store.name], group)) is not None
+        }
+        with HttpServer(address, routes, posts=posts):
             yield
+
+
+def _endpoint(store: Store, secrets: Sequence[str], group: WorkerGroup) -> WebhookEndpoint | None:
+    """Return what takes the webhooks of a store; ``None`` if it is not captured by them."""
+    import structlog
+
+    from eventsync.engine.webhook import WebhookSource
+    from eventsync.monitoring.webhook_endpoint import WebhookEndpoint
+
+    webhook = store.webhook() if store.captured_by in ("auto", WebhookSource.kind) else None
+    if webhook is None:
+        return None
+    log = structlog.get_logger("eventsync.webhooks")
+    if not secrets:
+        log.warning("no secret, so no webhooks are taken", store=store.name)
+        return None
+    return WebhookEndpoint(store, webhook, secrets, counters=group.counters, log=log)
 
 
 def _answer(reasons: list[str], state: dict[str, Any], redaction: Redaction) -> HttpResponse:

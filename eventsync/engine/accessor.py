@@ -20,6 +20,7 @@ from eventsync.records.view import View
 
 if TYPE_CHECKING:
     from eventsync.engine.change_source import ChangeSource
+    from eventsync.engine.webhook import Webhook
 
 __all__ = ["Accessor", "Puts", "Write"]
 
@@ -322,6 +323,13 @@ class Accessor(ABC, Generic[R]):
         store. Connects to nothing.
         """
         return ()
+
+    def webhook(self) -> Webhook | None:
+        """Return what reads the webhooks of the store's service, ``None`` if it sends none.
+
+        The class then also offers a ``WebhookSource`` in ``sources``.
+        """
+        return None
 
     resumable: ClassVar[bool] = False
     """Whether ``list_keys`` can continue after a key."""

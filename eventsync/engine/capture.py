@@ -109,6 +109,16 @@ class Capture:
                 yield self._compare(replica, keys, encode, unreadable, deletes=1.0)
         self._all_read_at[name] = started
 
+    def recent(
+        self, replica: Replica, encode: Encode, *, deletes: float, notice: Notice | None
+    ) -> Iterator[list[Change]] | None:
+        """Capture the foreign writes since the last search for recent ones, in slices.
+
+        Finds no deletes. Returns ``None`` if the store does not know which records changed. The
+        arguments: as in ``search``; the errors of unreadable records are only noted.
+        """
+        return self._search_recent(replica, encode, lambda error: None, deletes, notice, SLICE)
+
     def before(
         self,
         changes: Iterable[Change],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -28,6 +28,8 @@ class Changes:
       of its last commit, in seconds since the epoch by the clock of the store, or ``None`` if that
       is unknown. A key that is told although its record has not changed does no harm.
     - ``whole``: by record type, the reason why all its records must be read.
+    - ``recent``: the record types of which some records changed that the source does not know. The
+      store is asked for them: see ``Accessor.changed_since``.
     - ``unreadable``: the record types and errors of changed rows that have no valid key.
     - ``behind``: whether more changes wait already.
     - ``own``: how many writes of eventsync itself were left out.
@@ -41,6 +43,7 @@ class Changes:
     behind: bool = False
     own: int = 0
     receipt: Any = None
+    recent: Collection[str] = ()
 
     @property
     def count(self) -> int:
@@ -87,12 +90,18 @@ class ChangeSource(ABC):
     complete: ClassVar[bool] = True
     """Whether the source tells all changes, deletes included, that were made since a mark.
 
-    Otherwise it gives hints, which only shorten the wait until the next capture.
+    Otherwise it gives hints, which only shorten the wait until the next capture. It needs no mark:
+    what was written before ``open`` is found by the store's ``capture_every``, or, without that, by
+    a read of all records after each ``open``. If hints may have been lost, the source raises
+    ``StoreUnavailableError``, so that it is opened again, or tells the types in ``whole``.
     """
 
     settle_every: ClassVar[float] = 1.0
     """How many seconds may pass until told changes are settled. They are then told once more after
     a crash, at most; a source that tells unsettled changes again at each call sets 0."""
+
+    statement_end: ClassVar[str] = ";"
+    """What ends each of the ``statements`` where they are printed."""
 
     @abstractmethod
     def open(self, mark: str) -> str:
@@ -133,7 +142,7 @@ class ChangeSource(ABC):
 
     def script(self) -> str:
         """Return ``statements`` as the command-line client of the store reads them."""
-        return "".join(f"{statement};\n" for statement in self.statements())
+        return "".join(f"{statement}{self.statement_end}\n" for statement in self.statements())
 
     def findings(self) -> Iterable[Finding]:
         """Return what a check should say: what is missing, and the statements that provide it.

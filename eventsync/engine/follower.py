@@ -117,14 +117,17 @@ class Follower:
     where it was; what it captured already it does not find again, since the fingerprints agree.
 
     At the first start, and where the source has lost its mark, all records are read once, in slices
-    between the changes that the source tells. That read continues after a restart.
+    between the changes that the source tells. That read continues after a restart. If the source
+    gives hints, they are read at each start, unless ``polled`` says that somebody else looks for
+    what was written meanwhile.
 
     A record that cannot be read is passed over and noted. If the records of a type cannot be
     captured for another reason, all of them are read again later: the mark moves on, and the type
     does not hold up the others.
 
     ``publisher``: publishes the changes. ``rate``: how many records a second a read of all records
-    may read; ``None`` for no limit. ``notice``: as in ``Store.capture``.
+    may read; ``None`` for no limit. ``notice``: as in ``Store.capture``. ``polled``: whether a
+    worker captures the store from time to time, too.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class Follower:
         notice: Notice | None = None,
         rate: float | None = None,
         deletes: float = ALLOWED_DELETES,
+        polled: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.source = source
@@ -158,6 +162,7 @@ class Follower:
         self._notice = notice
         self._rate = RateLimit(rate) if rate else None
         self._deletes = deletes
+        self._polled = polled
         self._monotonic = monotonic
         self._mark_name = mark_name(source)
         self._mark = ""
@@ -182,14 +187,17 @@ class Follower:
         self.copies = saved_copies(self._index)
         self._oldest = saved_oldest(self._index)
         reason = "first start" if not self._mark else ""
+        if not self.source.complete:
+            reason = "" if self._polled else "what was written before is not told"
         try:
             self._mark = self.source.open(self._mark)
         except MarkLostError as error:
             reason = error.message
             self._mark = self.source.open("")
-        if reason:
+        if reason or not self._saved_mark:
             # The mark of a source that needs none is empty: note that it was opened.
-            self._note_whole(dict.fromkeys(self._replicas, reason))
+            if reason:
+                self._note_whole(dict.fromkeys(self._replicas, reason))
             self._save_mark()
         self._pending.since = self._monotonic()
 
@@ -219,7 +227,7 @@ class Follower:
         # Only what ``settle`` needs, because many keys may wait for it.
         self._pending.changes.append(Changes(changes.mark, receipt=changes.receipt))
         now = self._monotonic()
-        idle = not changes.keys and not changes.whole and not changes.behind
+        idle = not (changes.keys or changes.whole or changes.recent or changes.behind)
         if now - self._pending.since >= (1.0 if idle else self.source.settle_every):
             self._settle()
         return captured
@@ -259,6 +267,34 @@ class Follower:
                 if _concerns_store(error):
                     raise
                 self._fail(type, error)
+        for type in changes.recent:
+            if type in self._replicas and type not in self.copies:
+                try:
+                    captured += self._take_recent(type)
+                except Exception as error:
+                    if _concerns_store(error):
+                        raise
+                    self._fail(type, error)
+        return captured
+
+    def _take_recent(self, type: str) -> int:
+        captured = 0
+        found = self._capture.recent(
+            self._replicas[type],
+            self._publisher.encode,
+            deletes=self._deletes,
+            notice=self._notice,
+        )
+        if found is None:
+            self._note_whole({type: "the store does not tell which records changed"})
+            return 0
+        for changes in found:
+            if changes:
+                self._flush()
+                self._observer.captured(type, len(changes), None)
+                captured += len(changes)
+            self._observer.alive()
+            self.source.keep_alive()
         return captured
 
     def _take_keys(self, type: str, moments: Mapping[str, float | None]) -> int:

@@ -27,6 +27,7 @@ from eventsync.engine.publisher import Backlog, Publisher
 from eventsync.engine.replica import Replica
 from eventsync.engine.replica_set import ReplicaSet
 from eventsync.engine.unreadable import Notice, UnreadableKeys, UnreadableNotes, states_of
+from eventsync.engine.webhook import Webhook
 from eventsync.envelope import codec
 from eventsync.errors import (
     BusUnavailableError,
@@ -61,6 +62,8 @@ class Store:
     - ``publisher``: publishes the envelopes; ``None`` to publish nothing.
     - ``clock``: issues the versions of changes.
     - ``capture_every``: seconds between two captures of the store's worker; ``None`` for never.
+      While a change source gives hints, and captures find nothing beside them, the pause grows up
+      to ``capture_whole_every`` seconds.
     - ``capture_whole_every``: after this many seconds, a capture of the worker reads all records.
       Other captures read only the records that changed, if the store knows them. Only a capture
       that reads all records finds deletes.
@@ -491,11 +494,18 @@ class Store:
 
     def change_sources(self) -> list[ChangeSource]:
         """Return the change sources that this store can use, the best first."""
+        # Accessors of several classes may share a source.
         classes: dict[type[Accessor[Any]], list[Accessor[Any]]] = {}
         for accessor in self.accessors.values():
-            classes.setdefault(type(accessor), []).append(accessor)
+            kind = next(each for each in type(accessor).__mro__ if "sources" in vars(each))
+            classes.setdefault(kind, []).append(accessor)
         found = [kind.sources(them, self.name) for kind, them in classes.items()]
         return [source for sources in found for source in sources]
+
+    def webhook(self) -> Webhook | None:
+        """Return what reads the webhooks of the store's service, ``None`` if it sends none."""
+        found = (accessor.webhook() for accessor in self.accessors.values())
+        return next((webhook for webhook in found if webhook is not None), None)
 
     def change_source(self, kind: str | None = None) -> ChangeSource:
         """Return the change source of a kind, by default that which this store is declared with.
@@ -544,6 +554,7 @@ class Store:
             observer=observer,
             notice=notice,
             rate=self.copy_rate,
+            polled=self.capture_every is not None,
         )
 
     def note_unreadable(self, type: str) -> None:

@@ -102,6 +102,14 @@ OWN_WRITES: Final = Metric(
     "Writes of eventsync itself that a change source left out.",
     ("store",),
 )
+WEBHOOK_OUTCOMES: Final = ("accepted", "ignored", "refused", "unreadable", "failed")
+"""The values of the label ``outcome`` of ``WEBHOOKS``."""
+WEBHOOKS: Final = Metric(
+    "eventsync_webhooks_total",
+    "counter",
+    "Webhooks received, by outcome.",
+    ("store", "outcome"),
+)
 CAPTURE_LAG: Final = Metric(
     "eventsync_capture_lag_seconds",
     "histogram",
@@ -125,6 +133,7 @@ COUNTED: Final = {
         OVERRUNS,
         CAPTURED,
         OWN_WRITES,
+        WEBHOOKS,
         CAPTURE_LAG,
     )
 }

@@ -13,7 +13,10 @@ from typing import Any, Final
 
 from eventsync.errors import ConfigError
 
-__all__ = ["HttpResponse", "HttpServer", "parse_address"]
+__all__ = ["LONGEST_BODY", "HttpResponse", "HttpServer", "parse_address"]
+
+LONGEST_BODY: Final = 2 << 20
+"""The longest body of a POST request, in bytes."""
 
 _DEADLINE: Final = 10.0
 _CONNECTIONS: Final = 32
@@ -47,18 +50,26 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 class HttpServer:
-    """Answers GET and HEAD requests. Use it as a context manager: it serves within the block.
+    """Answers GET, HEAD and POST requests. A context manager: it serves within the block.
 
     ``address``: ``HOST:PORT``; port 0 means any free port. ``routes``: for each path, a function
     that gets the ``Accept`` header of a request and returns the response; it must be thread-safe.
-    The constructor raises ``ConfigError`` if the address is wrong or cannot be used.
+    ``posts``: for each path that takes POST requests, a function that gets the headers by
+    lower-case name, and the body, which has at most ``LONGEST_BODY`` bytes. The constructor raises
+    ``ConfigError`` if the address is wrong or cannot be used.
     """
 
-    def __init__(self, address: str, routes: Mapping[str, Callable[[str], HttpResponse]]) -> None:
+    def __init__(
+        self,
+        address: str,
+        routes: Mapping[str, Callable[[str], HttpResponse]],
+        *,
+        posts: Mapping[str, Callable[[Mapping[str, str], bytes], HttpResponse]] | None = None,
+    ) -> None:
         host, port = parse_address(address)
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            self._server = _server(family)((host, port), _handler(routes))
+            self._server = _server(family)((host, port), _handler(routes, posts or {}))
         except OSError as error:
             raise ConfigError(
                 f"cannot listen at {address}: {error}",
@@ -161,7 +172,10 @@ def _shut(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def _handler(routes: Mapping[str, Callable[[str], HttpResponse]]) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    routes: Mapping[str, Callable[[str], HttpResponse]],
+    posts: Mapping[str, Callable[[Mapping[str, str], bytes], HttpResponse]],
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = _DEADLINE
         server_version = "eventsync"
@@ -175,11 +189,31 @@ def _handler(routes: Mapping[str, Callable[[str], HttpResponse]]) -> type[BaseHT
                 paths = " ".join(routes)
                 found = HttpResponse(f"not found; try {paths}\n".encode(), "text/plain", 404)
             else:
-                try:
-                    found = route(self.headers.get("Accept", ""))
-                except Exception as error:
-                    # Send only the type of the error: its text may contain confidential data.
-                    found = HttpResponse(f"{type(error).__name__}\n".encode(), "text/plain", 500)
+                found = _answer(route, self.headers.get("Accept", ""))
+            self._send(found)
+
+        def do_POST(self) -> None:
+            assert isinstance(self.server, _Server)
+            self.close_connection = True
+            route = posts.get(self.path.partition("?")[0])
+            length = self.headers.get("Content-Length", "")
+            if route is None:
+                found = HttpResponse(b"not found\n", "text/plain", 404)
+            elif not (length.isascii() and length.isdecimal()):
+                found = HttpResponse(b"Content-Length is missing\n", "text/plain", 411)
+            elif len(length) > 12 or int(length) > LONGEST_BODY:
+                found = HttpResponse(b"the body is too long\n", "text/plain", 413)
+            else:
+                # The connection counts as waiting for its request until the body is there.
+                body = self.rfile.read(int(length))
+                if len(body) < int(length):
+                    return  # the client, or the deadline, has ended the connection
+                self.server.arrived(self.connection)
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                found = _answer(route, headers, body)
+            self._send(found)
+
+        def _send(self, found: HttpResponse) -> None:
             self.send_response(found.status)
             self.send_header("Content-Type", found.content_type)
             self.send_header("Content-Length", str(len(found.body)))
@@ -194,3 +228,11 @@ def _handler(routes: Mapping[str, Callable[[str], HttpResponse]]) -> type[BaseHT
             """Do nothing, so that requests are not logged."""
 
     return Handler
+
+
+def _answer(route: Callable[..., HttpResponse], *arguments: Any) -> HttpResponse:
+    try:
+        return route(*arguments)
+    except Exception as error:
+        # Send only the type of the error: its text may contain confidential data.
+        return HttpResponse(f"{type(error).__name__}\n".encode(), "text/plain", 500)

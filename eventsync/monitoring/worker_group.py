@@ -95,6 +95,8 @@ class WorkerGroup:
             self.possible_problems += [(store, type, str(kind)) for type in of_all]
         self.counters.add(catalogue.OVERRUNS, 0, store)
         self.counters.add(catalogue.OWN_WRITES, 0, store)
+        for outcome in catalogue.WEBHOOK_OUTCOMES:
+            self.counters.add(catalogue.WEBHOOKS, 0, store, outcome)
         self.counters.add(catalogue.MESSAGES, 0, store)
         for type in (*types, catalogue.OTHER):
             self.counters.add(catalogue.COLLISIONS, 0, store, type)

@@ -14,6 +14,7 @@ from eventsync.monitoring import catalogue
 from eventsync.monitoring.problem import ProblemKind
 from eventsync.worker.background import Background
 from eventsync.worker.context import WorkerContext
+from eventsync.worker.poll_pace import PollPace
 
 __all__ = ["CaptureTask", "log_unreadable"]
 
@@ -35,20 +36,26 @@ class CaptureTask:
         self._log = context.log
         self._monotonic = monotonic
         self._began = 0.0
+        self._pace = PollPace(context.store, monotonic=monotonic)
+        self._found = 0
         self.has_failed = False
         """Whether the last pass could not capture a type."""
         self.background = Background(monotonic=monotonic)
         """The pass that is under way, if any."""
 
     def begin(self) -> None:
-        """Begin a pass. If the last pass is still under way, report an overrun instead."""
+        """Begin a pass. If the last pass is still under way, report an overrun instead.
+
+        Does nothing while hints make the look unnecessary: see ``PollPace``.
+        """
         took, every = self._monotonic() - self._began, self._store.capture_every or 0.0
         if self.background.is_under_way:
             if took >= every:
                 self._overrun(took, every)
-        else:
+        elif self._pace.is_due():
             self._began = self._monotonic()
             self.has_failed = False
+            self._found = 0
             self.background.begin(self._pass())
 
     def _pass(self) -> Iterator[None]:
@@ -68,6 +75,7 @@ class CaptureTask:
                 self._cleared(ProblemKind.CAPTURE, type)
                 if not self._store.replicas[type].lacking:
                     self._cleared(ProblemKind.GUARD, type)
+        self._pace.looked(self._found, failed=self.has_failed)
         took, every = self._monotonic() - self._began, self._store.capture_every
         self._status.captured(took)
         # Well within the period, so that the problem does not come and go.
@@ -85,6 +93,7 @@ class CaptureTask:
         )
         for changes in captured:
             self._status.beat()
+            self._found += len(changes)
             if changes:
                 self._log.info("captured foreign writes", type=type, count=len(changes))
             yield

@@ -13,6 +13,7 @@ import structlog
 
 from eventsync.broker.bus import Bus
 from eventsync.engine.follower import Follower
+from eventsync.engine.listening import forget_listening, note_listening
 from eventsync.engine.store import Store
 from eventsync.engine.unreadable import UnreadableRecord
 from eventsync.errors import (
@@ -86,7 +87,9 @@ class CaptureService:
         self._has_worked = False
         self._unlogged: dict[str, int] = {}
         self._logged_at = self._copy_logged_at = 0.0
-        self._caught_up_at = -math.inf
+        self._caught_up_at = self._listening_at = -math.inf
+        # Since when the source has been open.
+        self._open_since = 0.0
         # How many own writes of the follower are counted.
         self._own = 0
         self.follower: Follower | None = None
@@ -136,6 +139,7 @@ class CaptureService:
                 return
         try:
             follower.open()
+            self._open_since, self._listening_at = time.time(), -math.inf
             self._has_opened = True
             self._log.info("capturing", source=follower.source.kind)
             while not context.stopping.is_set() and self._lease.keep():
@@ -150,6 +154,8 @@ class CaptureService:
         finally:
             follower.close()
             with suppress(StoreUnavailableError, ConfigError, OSError):
+                if not follower.source.complete and self._listening_at > -math.inf:
+                    forget_listening(self.store.index)
                 self._lease.release()
 
     def _count(self, follower: Follower) -> None:
@@ -158,6 +164,9 @@ class CaptureService:
             self.counters.add(catalogue.OWN_WRITES, follower.own - self._own, self.store.name)
             self._own = follower.own
         now = self._monotonic()
+        if not follower.source.complete and now - self._listening_at >= _NOTE_INTERVAL:
+            self._listening_at = now
+            note_listening(self.store.index, self._open_since)
         if not follower.behind and now - self._caught_up_at >= _NOTE_INTERVAL:
             self._caught_up_at = now
             self.store.index.save_mark(CAUGHT_UP_MARK, f"{time.time():.3f}")

@@ -1,4 +1,4 @@
-"""A Redis server."""
+"""A Redis server, and a Redis Cluster."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Literal
 
 import redis
 
-from servers import Server, program
+from servers import Server, free_port, program
 
-__all__ = ["RedisServer"]
+__all__ = ["ClusterServer", "RedisServer"]
 
 
 class RedisServer(Server):
@@ -42,3 +42,20 @@ class RedisServer(Server):
             return False
         finally:
             client.close()
+
+
+class ClusterServer(RedisServer):
+    """A Redis Cluster of one node, which has all slots."""
+
+    def command(self) -> list[str]:
+        # By default its nodes talk on a port 10,000 higher, which there may not be.
+        more = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+        return [*super().command(), *more]
+
+    def is_ready(self) -> bool:
+        if not super().is_ready():
+            return False
+        with self.client() as client:
+            if client.info("cluster")["cluster_enabled"] and not client.cluster("slots"):
+                client.cluster("addslotsrange", 0, 16383)
+            return bool(client.cluster("info")["cluster_state"] == "ok")

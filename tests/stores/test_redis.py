@@ -11,8 +11,7 @@ import time
 import pytest
 import redis
 import redis.cluster
-from servers import free_port
-from servers.redis import RedisServer
+from servers.redis import ClusterServer, RedisServer
 from support.waiting import eventually
 
 from eventsync.changes.clock import Version
@@ -26,23 +25,6 @@ from eventsync.records.view import Convert, View
 from eventsync.stores.redis import RedisAccessor, RedisIndex
 from eventsync.testing import FakeBus, StoreContract
 from eventsync.testing.harness import changed, put
-
-
-class ClusterServer(RedisServer):
-    """A Redis Cluster of one node, which has all slots."""
-
-    def command(self):
-        # By default its nodes talk on a port 10,000 higher, which there may not be.
-        more = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
-        return [*super().command(), *more]
-
-    def is_ready(self):
-        if not super().is_ready():
-            return False
-        with self.client() as client:
-            if client.info("cluster")["cluster_enabled"] and not client.cluster("slots"):
-                client.cluster("addslotsrange", 0, 16383)
-            return client.cluster("info")["cluster_state"] == "ok"
 
 
 @pytest.fixture(scope="module")

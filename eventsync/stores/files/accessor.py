@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from eventsync.engine.accessor import Accessor, Write
+from eventsync.engine.change_source import ChangeSource
 from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import concerns_all, item_error
 from eventsync.engine.replica import Replica
@@ -27,6 +28,7 @@ from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.files import disk
 from eventsync.stores.files.text import Cells, Members
+from eventsync.stores.files.watch import FileWatch, Written
 
 __all__ = ["FileAccessor", "SwallowedError", "located", "rejecting_unreadable"]
 
@@ -118,6 +120,22 @@ class FileAccessor(Accessor[R]):
         transaction: IndexTransaction | None,
     ) -> None:
         """Write and remove records, as ``write_rows`` does; ``None``: outside of a transaction."""
+
+    @abstractmethod
+    def places(self) -> Collection[Path]:
+        """Return the folders in which the files are. See ``Watched``."""
+
+    @abstractmethod
+    def begin_watch(self) -> None:
+        """Note what the files hold, to tell later what has changed. See ``Watched``."""
+
+    @abstractmethod
+    def written(self, names: Collection[str]) -> Written:
+        """Return what became of the files with these names. See ``Watched``."""
+
+    @classmethod
+    def sources(cls, accessors: Sequence[FileAccessor[Any]], store: str) -> Sequence[ChangeSource]:
+        return [FileWatch(accessors)]
 
     # -- the six -----------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -27,6 +27,7 @@ from eventsync.records.view import View
 from eventsync.stores.files import disk
 from eventsync.stores.files.accessor import FileAccessor, located, rejecting_unreadable
 from eventsync.stores.files.text import MAX_SIZE, Members, dump, escape_surrogates, parse
+from eventsync.stores.files.watch import Written
 
 __all__ = ["JsonFolderAccessor", "file_name", "key_in_name"]
 
@@ -113,6 +114,8 @@ class JsonFolderAccessor(FileAccessor[R]):
         # and, for documents with other names, the key that was in the document of this signature.
         self._key_names: set[str] = set()
         self._keys_inside: dict[str, tuple[disk.Signature, str]] = {}
+        # Of documents with other names: the key that was in the document when it was last told.
+        self._keys_told: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"JsonFolderAccessor({self.type.name}, {str(self._folder)!r})"
@@ -215,6 +218,36 @@ class JsonFolderAccessor(FileAccessor[R]):
                 self.pass_over(error, query)
             else:
                 yield record
+
+    # -- watching ----------------------------------------------------------------------------------
+
+    def places(self) -> list[Path]:
+        return [self._folder]
+
+    def begin_watch(self) -> None:
+        names, _ = self._names_by_key_inside()
+        self._keys_told = {name: key for key, name in names.items()}
+
+    def written(self, names: Collection[str]) -> Written:
+        keys: dict[str, None] = {}
+        unreadable: list[RecordError] = []
+        for name in sorted(names):
+            if not name.endswith(_SUFFIX) or name.startswith("."):
+                continue
+            if self._is_key_name(name):
+                keys[key_in_name(name) or ""] = None
+                continue
+            if (before := self._keys_told.pop(name, None)) is not None:
+                keys[before] = None
+            try:
+                document = self._load(name)
+                if document is not None:
+                    key = self._key_of(document)
+                    keys[key] = None
+                    self._keys_told[name] = key
+            except RecordError as error:
+                unreadable.append(error)
+        return Written(keys, unreadable)
 
     # -- documents ---------------------------------------------------------------------------------
 

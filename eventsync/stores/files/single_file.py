@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +18,13 @@ from eventsync.engine.accessor import Write
 from eventsync.engine.finding import Finding, Level
 from eventsync.errors import (
     DependencyError,
+    EventSyncError,
     RecordError,
     RejectedError,
     StoreUnavailableError,
     kept,
 )
-from eventsync.index import IndexTransaction
+from eventsync.index import IndexTransaction, Presence
 from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
@@ -33,6 +35,7 @@ from eventsync.stores.files.accessor import (
     located,
     rejecting_unreadable,
 )
+from eventsync.stores.files.watch import Written
 from eventsync.values.garbage import collection_paused
 
 __all__ = ["BOM", "Content", "Segment", "SingleFileAccessor"]
@@ -114,6 +117,8 @@ class SingleFileAccessor(FileAccessor[R]):
         super().__init__(record_type, self._path.parent, tag=tag, create=create, view=view)
         self._encoding = encoding
         self._content: Content | None = None
+        # The content when it was last told, to tell what has changed.
+        self._told: Content | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.type.name}, {str(self._path)!r})"
@@ -307,6 +312,32 @@ class SingleFileAccessor(FileAccessor[R]):
             if not last.text.endswith(("\n", "\r")):
                 segments[number] = replace(last, text=last.text + line_end)
 
+    # -- watching ----------------------------------------------------------------------------------
+
+    def places(self) -> set[Path]:
+        return {self._folder, Path(os.path.realpath(self._path)).parent}
+
+    def begin_watch(self) -> None:
+        self._told = None
+        with contextlib.suppress(EventSyncError):  # it is told when it is written again
+            self._told = self._load()
+
+    def written(self, names: Collection[str]) -> Written:
+        if self._path.name not in names and os.path.basename(self._path.resolve()) not in names:
+            return Written()
+        before, now = self._told, self._load()
+        self._told = now
+        if before is None:
+            return Written(whole=f"the file {self._path} could not be read before")
+        if before is now or before.digest == now.digest:
+            return Written()
+        known = {error.message for error in before.unreadable}
+        unreadable = [error for error in now.unreadable if error.message not in known]
+        # A record that eventsync added after ``before`` may be gone already.
+        known_keys = self.index.entries(self.type.name, presence=Presence.PRESENT)
+        gone = {key for key, _ in known_keys if key not in now.numbers}
+        return Written(_differing(before, now) | gone, unreadable)
+
     # -- the file ----------------------------------------------------------------------------------
 
     def _load(self) -> Content:
@@ -414,6 +445,16 @@ class SingleFileAccessor(FileAccessor[R]):
 
     def _place(self, segment: Segment) -> str:
         return f"{self._path}, line {segment.line}" if segment.line else str(self._path)
+
+
+def _differing(before: Content, now: Content) -> set[str]:
+    """Return the keys of the records that are not the same in both contents."""
+    keys = before.duplicates.keys() | now.duplicates.keys()
+    keys |= before.numbers.keys() ^ now.numbers.keys()
+    for key in before.numbers.keys() & now.numbers.keys():
+        if before.segment_of(key).data != now.segment_of(key).data:
+            keys.add(key)
+    return keys
 
 
 def _digest(raw: bytes) -> bytes:

@@ -6,14 +6,18 @@ version index outside the directory.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from string import Formatter
 from typing import Any, ClassVar, Final, Literal, TypeVar
 from uuid import UUID
 
 from eventsync.engine.accessor import Accessor
+from eventsync.engine.change_source import ChangeSource
 from eventsync.engine.finding import Finding, Level
+from eventsync.engine.isolation import concerns_all, record_error
 from eventsync.errors import (
     ConfigError,
     RecordError,
@@ -28,10 +32,15 @@ from eventsync.records.view import View
 from eventsync.stores.ldap.attribute import Attributes
 from eventsync.stores.ldap.directory import Directory, Found
 from eventsync.stores.ldap.schema import STATE, AttributeNames, Schema
+from eventsync.stores.ldap.sync import LdapSync
 
 __all__ = ["LdapAccessor", "escaped"]
 
 R = TypeVar("R", bound=Record)
+_STAMPS: Final = ("entryCSN", "modifyTimestamp")
+"""The attributes that say when an entry was written, the best first (RFC 4512)."""
+# Writes that run at the same time become visible in another order than that of their times.
+_OVERLAP: Final = dt.timedelta(seconds=5)
 _SAFE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
@@ -41,6 +50,17 @@ def escaped(value: str) -> str:
         sign if sign in _SAFE else "".join(f"\\{byte:02x}" for byte in sign.encode())
         for sign in value
     )
+
+
+def _earlier(stamp: str) -> str:
+    """Return the value of the same attribute a little before."""
+    digits, rest = stamp[:14], stamp[14:]
+    try:
+        moment = dt.datetime.strptime(digits, "%Y%m%d%H%M%S") - _OVERLAP
+    except ValueError:
+        return stamp
+    fraction = ".000000Z#000000#000#000000" if "#" in rest else "Z"
+    return f"{moment:%Y%m%d%H%M%S}{fraction}"
 
 
 class LdapAccessor(Accessor[R]):
@@ -107,6 +127,10 @@ class LdapAccessor(Accessor[R]):
         self._known: AttributeNames | None = None
         # By key: the value of the attribute STATE when this accessor last read the entry.
         self._states: dict[str, bytes] = {}
+        # The attribute that says when an entry was written. "" if that is not known yet.
+        self._stamp: str | None = ""
+        # What ``changed_since`` has told last: its mark, and the stamps of the latest entries.
+        self._told: tuple[str, dict[str, str]] = "", {}
         # By key, the form of the key in which the last ``find`` met the entry.
         self._others: dict[str, str] = {}
 
@@ -189,6 +213,70 @@ class LdapAccessor(Accessor[R]):
 
     def close(self) -> None:
         self._directory.close()
+
+    # -- foreign writes ----------------------------------------------------------------------------
+
+    @classmethod
+    def sources(cls, accessors: Sequence[LdapAccessor[Any]], store: str) -> Sequence[ChangeSource]:
+        return [LdapSync(accessors)]
+
+    def stamp(self) -> str | None:
+        """Return the attribute that says when an entry was written; ``None`` if there is none."""
+        if self._stamp == "":
+            found = self._directory.entry(self._base, list(_STAMPS)) or {}
+            names = {name.lower() for name, values in found.items() if values}
+            self._stamp = next((name for name in _STAMPS if name.lower() in names), None)
+        return self._stamp
+
+    def present_keys(self) -> set[str]:
+        """Return the keys of all entries whose key can be read."""
+        names = [self.view.names[name] for name in self.type.keys]
+        found = self._directory.entries(self._base, self._classes[0], names, deep=self._deep)
+        keys = (self._readable_key(self._named(data)) for data in found)
+        return {key for key in keys if key is not None}
+
+    def _named(self, found: Found) -> Found:
+        """Return those key attributes that were found, under the names that the view has."""
+        there = {name.lower(): values for name, values in found.items()}
+        names = [self.view.names[name] for name in self.type.keys]
+        return {name: there[name.lower()] for name in names if name.lower() in there}
+
+    def changed_since(
+        self, mark: str, unreadable: Callable[[RecordError], None] | None
+    ) -> tuple[list[str], str] | None:
+        stamp = self.stamp()
+        if stamp is None:
+            return None
+        latest, _, _ = mark.partition(" ")
+        told_mark, told = self._told
+        if mark != told_mark:
+            told = {}  # another process has gone on, or what was told last was not captured
+        keys: dict[str, None] = {}
+        stamps: dict[str, str] = {}
+        since = (stamp, _earlier(latest)) if latest else None
+        names = [self.view.names[name] for name in self.type.keys]
+        for data in self._directory.entries(
+            self._base, self._classes[0], [*names, stamp], deep=self._deep, since=since
+        ):
+            values = [v for name, v in data.items() if name.lower() == stamp.lower() and v]
+            written = values[0][0].decode(errors="replace") if values else ""
+            try:
+                key = self.key_in(self._named(data))
+            except Exception as error:
+                if concerns_all(error) or unreadable is None:
+                    raise
+                unreadable(record_error(error, f"an entry below {self._base}"))
+                continue
+            stamps[key] = written
+            latest = max(latest, written)
+            if told.get(key) != written:
+                keys[key] = None
+        if keys:
+            # Another mark each time, so that ``told`` is known to be captured.
+            mark = f"{latest} {secrets.token_hex(4)}"
+        floor = _earlier(latest)
+        self._told = mark, {key: one for key, one in stamps.items() if one >= floor}
+        return list(keys), mark
 
     # -- the six -----------------------------------------------------------------------------------
 

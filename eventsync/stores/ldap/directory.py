@@ -91,12 +91,22 @@ class Directory:
         return None if result["result"] == NO_SUCH_OBJECT or not entries else entries[0]
 
     def entries(
-        self, base: str, object_class: str, attributes: Sequence[str], *, deep: bool
+        self,
+        base: str,
+        object_class: str,
+        attributes: Sequence[str],
+        *,
+        deep: bool,
+        since: tuple[str, str] | None = None,
     ) -> Iterator[Found]:
         """Yield these attributes of all entries of a class below ``base``, read page by page.
 
-        ``deep``: at any depth; otherwise only the direct children of ``base``.
+        ``deep``: at any depth; otherwise only the direct children of ``base``. ``since``: the name
+        of an attribute and the least value that it must have.
         """
+        filter = f"(objectClass={escape_filter_chars(object_class)})"
+        if since is not None:
+            filter = f"(&{filter}({since[0]}>={escape_filter_chars(since[1])}))"
         # A server keeps one position in a paged list per connection, so open a connection for this
         # list.
         connection = self._connect()
@@ -106,7 +116,7 @@ class Directory:
                 with self._errors(base):
                     _, result, response, _ = connection.search(
                         base,
-                        f"(objectClass={escape_filter_chars(object_class)})",
+                        filter,
                         ldap3.SUBTREE if deep else ldap3.LEVEL,
                         attributes=list(attributes),
                         paged_size=self._page,

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, ClassVar, Literal, TypeVar
 
 from eventsync.engine.accessor import Accessor, Write
+from eventsync.engine.change_source import ChangeSource
 from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import Done, concerns_all, isolate, item_error
 from eventsync.errors import ConfigError, RecordError, RejectedError, StoreUnavailableError
@@ -24,6 +25,7 @@ from eventsync.stores.redis.index import (
     RedisIndex,
     RedisTransaction,
 )
+from eventsync.stores.redis.notifications import RedisNotifications
 from eventsync.stores.redis.pattern import KeyPattern
 from eventsync.stores.redis.replica import NewestWinsReplica
 from eventsync.stores.redis.rights import lacking
@@ -123,6 +125,15 @@ class RedisAccessor(Accessor[R]):
                 hint="leave out the store's index, or pass a RedisIndex on the same database",
             )
         super().bind(index)
+
+    @property
+    def versions(self) -> RedisIndex:
+        """The version index of the store."""
+        return self._versions
+
+    @classmethod
+    def sources(cls, accessors: Sequence[RedisAccessor[Any]], store: str) -> Sequence[ChangeSource]:
+        return [RedisNotifications(accessors)]
 
     @property
     def _versions(self) -> RedisIndex:

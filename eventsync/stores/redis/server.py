@@ -153,6 +153,11 @@ class Server:
         place = options.get("path") or f"{options.get('host')}:{options.get('port')}"
         return f"{place}/{options.get('db', 0)}"
 
+    @property
+    def database_number(self) -> int:
+        """The number of the database on its server; a cluster has only 0."""
+        return 0 if self.cluster else int(self._options().get("db") or 0)
+
     def __repr__(self) -> str:
         return f"Server({self.address!r})"
 
@@ -193,6 +198,30 @@ class Server:
         except ConfigError:
             return {}
         return dict(answer)
+
+    def pubsub(self, key: str) -> Any:
+        """Return a connection for messages, on a cluster to the node that has ``key``."""
+        if not self.cluster:
+            return self.client.pubsub()
+        return self.client.pubsub(node=self.client.get_node_from_key(key))
+
+    def config(self, setting: str, key: str) -> str:
+        """Return a setting of the server, on a cluster of the node that has ``key``.
+
+        Raises ``ConfigError`` if this user may not ask, or the server does not tell.
+        """
+        more = {"target_nodes": self.client.get_node_from_key(key)} if self.cluster else {}
+        with self.errors():
+            found = self.client.config_get(setting, **more)
+        for value in found.values():
+            return value.decode() if isinstance(value, bytes) else str(value)
+        raise ConfigError(f"Redis at {self.address} does not tell its setting {setting}")
+
+    def set_config(self, setting: str, value: str) -> None:
+        """Change a setting of the server, or of all nodes of the cluster, until it restarts."""
+        more = {"target_nodes": redis.cluster.RedisCluster.ALL_NODES} if self.cluster else {}
+        with self.errors():
+            self.client.config_set(setting, value, **more)
 
     def user(self) -> str:
         """Return the name of the user of this client."""

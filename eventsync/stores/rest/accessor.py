@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Write
+from eventsync.engine.change_source import ChangeSource
 from eventsync.engine.isolation import concerns_all, record_error
+from eventsync.engine.webhook import Hint, Webhook, WebhookSource
 from eventsync.errors import RecordError, StoreUnavailableError, UniqueError
 from eventsync.index import IndexTransaction
 from eventsync.records.query import Query
@@ -204,6 +206,28 @@ class RestAccessor(ObjectAccessor[R]):
                     raise
                 unreadable(record_error(error, f"an object of {self!r}"))
         return list(keys), "" if latest is None else latest.isoformat()
+
+    # -- webhooks ----------------------------------------------------------------------------------
+
+    @classmethod
+    def sources(cls, accessors: Sequence[RestAccessor[Any]], store: str) -> Sequence[ChangeSource]:
+        return [WebhookSource(accessors)]
+
+    def webhook(self) -> Webhook | None:
+        return self.service.webhook
+
+    def concerns(self, hint: Hint) -> bool:
+        """Return whether a webhook may be about a record of this accessor. See ``Hinted``."""
+        return hint.what == self.type.name
+
+    def hinted_key(self, hint: Hint) -> str | None:
+        """Return the key of the record that a webhook is about. See ``Hinted``."""
+        if hint.key:
+            self.type.key_values(hint.key)  # raises RecordError
+            return hint.key
+        if hint.id and self.identity is not None:
+            return self.identity.key_of(self.type.name, hint.id)
+        return None
 
     # -- inside ------------------------------------------------------------------------------------
 

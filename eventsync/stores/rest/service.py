@@ -10,6 +10,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, ClassVar, Final
 from urllib.parse import urljoin, urlsplit
 
+from eventsync.engine.webhook import StandardWebhook, Webhook
 from eventsync.errors import (
     ConfigError,
     EventSyncError,
@@ -80,6 +81,9 @@ class Service:
         "correct the credentials (auth=) or their rights; the work waits"
     )
     """The hint of the error for an answer that refuses the credentials."""
+
+    webhook: ClassVar[Webhook] = StandardWebhook()
+    """What checks and reads the webhooks of the service."""
 
     def __init__(
         self,

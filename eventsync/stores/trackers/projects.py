@@ -8,7 +8,9 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from eventsync.engine.accessor import Accessor, Write
+from eventsync.engine.change_source import ChangeSource
 from eventsync.engine.finding import Finding
+from eventsync.engine.webhook import Hint, Webhook, WebhookSource
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError
 from eventsync.index import Index, IndexTransaction
 from eventsync.records.key import join as join_key
@@ -245,6 +247,24 @@ class InProjects(Accessor[R]):
             keys |= dict.fromkeys(changed[0])
             marks[project] = changed[1]
         return list(keys), json.dumps(marks, sort_keys=True)
+
+    # -- webhooks ----------------------------------------------------------------------------------
+
+    @classmethod
+    def sources(cls, accessors: Sequence[InProjects[Any]], store: str) -> Sequence[ChangeSource]:
+        return [WebhookSource(accessors)]
+
+    def webhook(self) -> Webhook | None:
+        return self.service.webhook
+
+    def concerns(self, hint: Hint) -> bool:
+        """Return whether a webhook may be about a record of these projects. See ``Hinted``."""
+        return any(part.concerns(hint) for part in self.parts.values())
+
+    def hinted_key(self, hint: Hint) -> str | None:
+        """Return the key of the record that a webhook is about. See ``Hinted``."""
+        keys = (part.hinted_key(hint) for part in self.parts.values() if part.concerns(hint))
+        return next((key for key in keys if key is not None), None)
 
     # -- the project of a record -------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from eventsync.engine.accessor import Accessor
 from eventsync.engine.finding import Finding
+from eventsync.engine.webhook import Hint
 from eventsync.errors import ConfigError, DependencyError, RecordError, RejectedError, shown
 from eventsync.records.key import join as join_key
 from eventsync.records.key import split as split_key
@@ -211,6 +212,20 @@ class TrackerAccessor(RestAccessor[R]):
                     f"store of {'one project' if several else 'several projects'} has written it",
                     hint="use an identity map and a version index of its own for this store",
                 )
+
+    # -- webhooks ----------------------------------------------------------------------------------
+
+    def concerns(self, hint: Hint) -> bool:
+        if hint.what not in (self.shape.__record__.name, self.type.name):
+            return False
+        if not hint.place or self.project_key is None:
+            return True
+        return hint.place.lower() == self.project_key.lower()
+
+    def hinted_key(self, hint: Hint) -> str | None:
+        if hint.id and len(self.keys) == 1 == len(self.type.keys):
+            return self.type.key_of(hint.id)
+        return super().hinted_key(hint)
 
     # -- objects -----------------------------------------------------------------------------------
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeVar
 
+from eventsync.engine.webhook import Webhook
 from eventsync.errors import ConfigError, EventSyncError, StoreUnavailableError
 from eventsync.records.record import Record
 from eventsync.stores.rest import Answer, Links, Service, Token
 from eventsync.stores.rest.resource import filled
 from eventsync.stores.trackers.tracker import NUMBER, TrackerAccessor
+from eventsync.stores.trackers.webhook import GitHubWebhook
 
 __all__ = ["PAGES", "GitHubAccessor", "GitHubService", "repository_path"]
 
@@ -29,6 +31,7 @@ class GitHubService(Service):
     ``options``: further parameters of ``Service``.
     """
 
+    webhook: ClassVar[Webhook] = GitHubWebhook()
     forbidden_hint: ClassVar[str] = "give the token the right to write issues; the work waits"
 
     def __init__(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeVar
 
+from eventsync.engine.webhook import Webhook
 from eventsync.records.record import Record
 from eventsync.stores.rest import Links, Service, Token
 from eventsync.stores.trackers.tracker import NUMBER, TrackerAccessor
+from eventsync.stores.trackers.webhook import GitLabWebhook
 
 __all__ = ["PAGES", "GitLabAccessor", "GitLabService"]
 
@@ -23,6 +25,7 @@ class GitLabService(Service):
     parameters of ``Service``.
     """
 
+    webhook: ClassVar[Webhook] = GitLabWebhook()
     forbidden_hint: ClassVar[str] = "give the token the scope api and a role; the work waits"
 
     def __init__(

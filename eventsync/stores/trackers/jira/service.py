@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Final, TypeVar
 
+from eventsync.engine.webhook import Webhook
 from eventsync.records.record import Record
 from eventsync.stores.rest import Basic, Numbers, Pages, Service
 from eventsync.stores.trackers.tracker import NUMBER, TrackerAccessor
+from eventsync.stores.trackers.webhook import JiraWebhook
 
 __all__ = ["SIZE", "JiraAccessor", "JiraService", "pages"]
 
@@ -36,6 +38,7 @@ class JiraService(Service):
     ``Service``.
     """
 
+    webhook: ClassVar[Webhook] = JiraWebhook()
     forbidden_hint: ClassVar[str] = "give the token's user the rights in Jira; the work waits"
 
     def __init__(self, url: str, user: str, token: str, **options: Any) -> None:
