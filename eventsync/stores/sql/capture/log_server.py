@@ -30,9 +30,7 @@ FROM pg_roles WHERE rolname = current_user
 _TABLE: Final = """
 SELECT c.oid::bigint, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text,
     c.relnamespace::bigint, pg_has_role(c.relowner, 'USAGE'),
-    c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid),
-    ARRAY(SELECT attname::text FROM pg_attribute
-        WHERE attrelid = c.oid AND attgenerated <> '' AND NOT attisdropped)
+    c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass(%s)
 """
 # The server looks at the identities of the partitions, not at that of the partitioned table. A
@@ -58,7 +56,6 @@ class LoggedTable:
     - ``kind``, ``persistence``: as in ``pg_class``. ``namespace``: the id of its schema.
     - ``owned``: whether the role has the rights of its owner.
     - ``inherited``: whether other tables inherit from it.
-    - ``generated``: the names of its generated columns.
     """
 
     captured: CapturedTable
@@ -70,7 +67,6 @@ class LoggedTable:
     namespace: int
     owned: bool
     inherited: bool
-    generated: tuple[str, ...]
 
     @property
     def quoted(self) -> str:
@@ -140,7 +136,7 @@ class LogServer:
         rows = self._ask(_TABLE, place)
         if not rows:
             return None
-        oid, schema, name, kind, persistence, namespace, owned, inherited, generated = rows[0]
+        oid, schema, name, kind, persistence, namespace, owned, inherited = rows[0]
         return LoggedTable(
             captured=table,
             oid=oid,
@@ -151,7 +147,6 @@ class LogServer:
             namespace=namespace,
             owned=owned,
             inherited=inherited,
-            generated=tuple(generated),
         )
 
     # -- slots -------------------------------------------------------------------------------------
@@ -300,8 +295,6 @@ class LogServer:
             reason = "the log does not contain unlogged and temporary tables"
         elif table.inherited:
             reason = "other tables inherit from it, and the log tells their rows as rows of others"
-        elif generated := sorted(set(captured.keys) & set(table.generated)):
-            reason = f"the log does not contain the generated key column {generated[0]}"
         if reason:
             yield Finding(Level.WRONG, about, f"{type}: {reason}; capture by triggers")
             return
