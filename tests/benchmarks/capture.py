@@ -8,7 +8,9 @@ transaction are one statement. Nothing else runs. ``latency``: the program commi
 time by a schedule. ``eventsync worker crm`` with its capturing process, a worker of the other
 store, and Redis as broker run as processes. A trigger in the other database notifies of each row
 when the transaction has committed there. ``backlog``: the program has written while nothing
-captured; measured is the capturing process alone, until the change table is empty.
+captured; measured is the capturing process alone, until the change table is empty or the log is
+read. Beside capture by the log, the latency of PostgreSQL's own logical replication into the same
+other database is measured in the same way.
 """
 
 from __future__ import annotations
@@ -75,6 +77,15 @@ CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN PERFORM pg_notify('seen', NEW.id::text); RETURN NULL; END $$;
 CREATE TRIGGER tell AFTER INSERT OR UPDATE ON copied FOR EACH ROW EXECUTE FUNCTION tell();
 """
+_TELL_REPLICATED = """
+CREATE TRIGGER tell AFTER INSERT OR UPDATE ON plain FOR EACH ROW EXECUTE FUNCTION tell();
+ALTER TABLE plain ENABLE ALWAYS TRIGGER tell;
+"""
+_WAITING = {
+    "triggers": "SELECT sum(count) FROM eventsync_change WHERE number > 0",
+    "log": "SELECT greatest(0, %s::pg_lsn - confirmed_flush_lsn) FROM pg_replication_slots"
+    " WHERE slot_name LIKE 'eventsync%%'",
+}
 _WARM = 50
 
 
@@ -86,7 +97,7 @@ class Scale:
     second; ``backlog``: how many rows wait.
     """
 
-    sources: tuple[str, ...] = ("triggers",)
+    sources: tuple[str, ...] = ("triggers", "log")
     rows: tuple[int, ...] = (1, 10, 1000)
     rounds: int = 9
     seconds: float = 1.5
@@ -112,6 +123,11 @@ def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
                 one = _latency(urls, source, scale)
             tell(one)
             found.append(one)
+            if source == "log":
+                with _replicated(urls):
+                    one = _latency(urls, "built-in replication", scale, table="plain")
+                tell(one)
+                found.append(one)
             one = _backlog(Path(folder), urls, source, scale)
             tell(one)
             found.append(one)
@@ -138,7 +154,7 @@ def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
 @contextlib.contextmanager
 def _databases(folder: Path) -> Iterator[dict[str, str]]:
     """The URLs of two databases with their tables: ``crm`` and ``copy``."""
-    with running_store("postgres", folder) as crm:
+    with running_store("postgres", folder, options=("wal_level=logical",)) as crm:
         copy = crm.replace("/test", "/copy")
         with _connected(crm, autocommit=True) as connection:
             connection.execute("CREATE DATABASE copy")
@@ -149,6 +165,26 @@ def _databases(folder: Path) -> Iterator[dict[str, str]]:
             connection.execute(_TABLE.format("copied"))
             connection.execute(_TELL)
         yield {"crm": crm, "copy": copy}
+
+
+@contextlib.contextmanager
+def _replicated(urls: dict[str, str]) -> Iterator[None]:
+    """Let the server itself replicate the table that eventsync does not capture."""
+    server = urls["crm"].replace("+psycopg", "")
+    with _connected(urls["crm"], autocommit=True) as connection:
+        connection.execute("TRUNCATE plain")
+        connection.execute("CREATE PUBLICATION beside FOR TABLE plain")
+        # Both databases are on one server, which could not create the slot for itself.
+        connection.execute("SELECT pg_create_logical_replication_slot('beside', 'pgoutput')")
+    with _connected(urls["copy"], autocommit=True) as connection:
+        connection.execute(_TABLE.format("plain"))
+        connection.execute(_TELL_REPLICATED)
+        connection.execute(
+            f"CREATE SUBSCRIPTION beside CONNECTION '{server}' PUBLICATION beside"
+            " WITH (create_slot = false, slot_name = 'beside', copy_data = false)"
+        )
+        yield
+        connection.execute("DROP SUBSCRIPTION beside")
 
 
 @contextlib.contextmanager
@@ -248,10 +284,12 @@ def _rates(url: str, source: str, scale: Scale) -> Iterator[dict[str, Any]]:
         connection.execute("TRUNCATE captured, plain")
 
 
-def _latency(urls: dict[str, str], source: str, scale: Scale) -> dict[str, Any]:
+def _latency(
+    urls: dict[str, str], source: str, scale: Scale, *, table: str = "captured"
+) -> dict[str, Any]:
     """Commit by a schedule; return how long after its commit each row was seen."""
     first = 10**9
-    program = _Program(urls["crm"], "captured", first=first)
+    program = _Program(urls["crm"], table, first=first)
     seen: dict[int, float] = {}
     stopping = threading.Event()
     listener = threading.Thread(target=_listen, args=(urls["copy"], seen, stopping))
@@ -295,23 +333,24 @@ def _backlog(folder: Path, urls: dict[str, str], source: str, scale: Scale) -> d
     for _ in range(scale.backlog // 1000):
         program.commit(1000)
     with _connected(urls["crm"], autocommit=True) as connection:
+        end = connection.execute("SELECT pg_current_wal_insert_lsn()").fetchone()
 
         def waiting() -> int:
-            found = connection.execute("SELECT sum(count) FROM eventsync_change WHERE number > 0")
+            """Return the rows in the change table, or the bytes of the log, that wait."""
+            found = connection.execute(_WAITING[source], end if source == "log" else None)
             return int(found.fetchone()[0] or 0)
 
-        count = waiting()
+        began = time.perf_counter()
         with _processes(folder, "capture run crm") as (process,):
-            eventually(lambda: waiting() < count, timeout=60, what="the capture has begun")
-            began, left = time.perf_counter(), waiting()
             eventually(lambda: waiting() == 0, timeout=3600, what="all is captured")
+            # The start of the process is contained.
             took = time.perf_counter() - began
             peak = _peak(process.pid)
     return {
         "what": "backlog",
         "source": source,
-        "case": f"{count:,} rows wait",
-        "per_s": round(left / took) if took else None,
+        "case": f"{scale.backlog:,} rows wait",
+        "per_s": round(scale.backlog / took),
         "peak_mib": round(peak / (1 << 20), 1),
     }
 

@@ -5,7 +5,7 @@ It owns which there are. It knows nothing of what is written to them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,13 +21,13 @@ STORES = ("sqlite", "postgres", "mariadb", "redis")
 
 
 @contextmanager
-def running_store(store: str, folder: Path) -> Iterator[str]:
-    """The URL of an empty database that is there for the block."""
+def running_store(store: str, folder: Path, *, options: Sequence[str] = ()) -> Iterator[str]:
+    """The URL of an empty database that is there for the block. ``options``: of PostgreSQL."""
     if store == "sqlite":
         yield f"sqlite:///{folder / 'crm.db'}"
         return
     servers = {
-        "postgres": lambda: PostgresServer(durable=True),
+        "postgres": lambda: PostgresServer(durable=True, options=options),
         "mariadb": lambda: MariaServer(durable=True),
         "redis": RedisServer,
     }

@@ -17,6 +17,7 @@ from servers.gitlab import GitLabSimulator
 from servers.jira import JiraSimulator
 from servers.mongodb import MongoServer
 from servers.objects import ObjectServer
+from servers.postgres import PostgresServer
 from servers.redis import RedisServer
 from servers.roundup import RoundupServer
 from servers.slapd import SlapdServer
@@ -74,6 +75,26 @@ def test_capture_by_triggers_as_its_guide_shows(tmp_path):
         printed.append(run([*start, *arguments], tmp_path))
     assert "CREATE TRIGGER" in printed[1]
     assert re.search(r"waiting changes\W+2", printed[-1])
+
+
+def test_capture_by_the_log_of_postgresql_as_its_guide_shows(tmp_path):
+    """The project and the commands of the guide run one after another."""
+    code, more = blocks("docs/capture/postgresql.md", "python"), "python continued"
+    (continued,) = blocks("docs/capture/postgresql.md", more)
+    printed = []
+    with PostgresServer(options=("wal_level=logical",)) as server:
+        address = server.url.replace("+psycopg", "")
+        (tmp_path / "table.sql").write_text("CREATE TABLE product (id int PRIMARY KEY, name text)")
+        server.run_sql(tmp_path / "table.sql")
+        text = "".join([*code, continued]).replace("postgresql://crm@localhost/crm", address)
+        (tmp_path / "workers.py").write_text(text, encoding="utf-8")
+        (commands,) = blocks("docs/capture/postgresql.md", "sh")
+        for line in commands.splitlines():
+            _, *arguments = shlex.split(line)
+            printed.append(run([sys.executable, "-m", "eventsync", *arguments], tmp_path))
+    assert "CREATE PUBLICATION" in printed[0]
+    assert "pg_create_logical_replication_slot" in printed[0]
+    assert "eventsync_test_crm" in printed[2]
 
 
 # By the mark of a fence: the server that the example needs, and where the example looks for it.

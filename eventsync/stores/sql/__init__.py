@@ -17,7 +17,8 @@ except ImportError as error:  # pragma: no cover - not run where SQLAlchemy is i
     ) from error
 
 from eventsync.stores.sql.accessor import SqlAccessor
+from eventsync.stores.sql.capture.source import Replication
 from eventsync.stores.sql.derive import derive
 from eventsync.stores.sql.index import SqlIndex
 
-__all__ = ["SqlAccessor", "SqlIndex", "derive"]
+__all__ = ["Replication", "SqlAccessor", "SqlIndex", "derive"]

@@ -32,7 +32,7 @@ from eventsync.records.query import Query
 from eventsync.records.record import Record
 from eventsync.records.view import View
 from eventsync.stores.sql.capture import sources_of
-from eventsync.stores.sql.capture.source import CapturedTable
+from eventsync.stores.sql.capture.source import CapturedTable, Replication
 from eventsync.stores.sql.condition import Clause, clause_of
 from eventsync.stores.sql.dialect import Statement
 from eventsync.stores.sql.engine import LockedError, dialect_of, errors, open_engine
@@ -79,8 +79,9 @@ class SqlAccessor(Accessor[R]):
 
     ``database``: an SQLAlchemy engine or URL; the accessors of one store share one. ``table``: the
     table's name, by default the record type's. ``schema``: the table's database schema. ``create``:
-    create a missing table from the record's fields. Connects on first use. Several processes may
-    write at once; none overwrites a later change of another one.
+    create a missing table from the record's fields. ``replication``: how the log of a PostgreSQL
+    database is read, if ``Store(capture=...)`` asks for it. Connects on first use. Several
+    processes may write at once; none overwrites a later change of another one.
     """
 
     atomic: ClassVar[bool] = True
@@ -96,8 +97,10 @@ class SqlAccessor(Accessor[R]):
         schema: str | None = None,
         create: bool = False,
         view: View | None = None,
+        replication: Replication | None = None,
     ) -> None:
         super().__init__(record_type, view=view)
+        self.replication = replication
         self.engine = open_engine(database)
         self.dialect = dialect_of(self.engine)
         self._table_name = table or self.type.name

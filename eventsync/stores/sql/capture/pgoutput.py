@@ -21,6 +21,10 @@ OWN_PREFIX: Final = b"eventsync"
 MOST_KEYS: Final = 1_000_000
 """Of a transaction that changes more rows of one table, no keys are kept: all rows are read."""
 
+_MOST_PARTS: Final = 10_000
+"""So many subtransactions of a transaction are kept apart. The keys of others are kept together,
+and told even if their subtransaction is undone, which does no harm."""
+
 _EPOCH: Final = 946_684_800.0  # 2000-01-01, in seconds since 1970
 _BEGIN = struct.Struct("!qqI")
 _COMMIT = struct.Struct("!Bqqq")
@@ -72,9 +76,13 @@ class Transaction:
         if keys is None:
             keys = self.keys[relation] = {}
         keys[parts] = None
-        if len(keys) > MOST_KEYS:
-            self.whole[relation] = f"one transaction changed more than {MOST_KEYS:,} rows"
-            keys.clear()
+        if len(keys) >= MOST_KEYS:
+            self.note_many(relation)
+
+    def note_many(self, relation: int) -> None:
+        """Forget the keys of a table of which too many rows are changed."""
+        self.whole[relation] = f"one transaction changed {MOST_KEYS:,} rows or more"
+        self.keys.pop(relation, None)
 
     def merge(self, other: Transaction) -> None:
         """Take in what a subtransaction has changed."""
@@ -84,22 +92,73 @@ class Transaction:
         self.own |= other.own
 
 
+class _Streamed:
+    """A large transaction that is sent before it is committed. ``xid``: its id.
+
+    Its subtransactions are kept apart, since each may be undone. How many keys it keeps of a table
+    is limited for all of them together.
+    """
+
+    __slots__ = ("_counts", "_parts", "top")
+
+    def __init__(self, xid: int) -> None:
+        self.top = Transaction(xid)
+        self._parts: dict[int, Transaction] = {}
+        # The number of rows, by table, that were noted in any part.
+        self._counts: dict[int, int] = {}
+
+    def part(self, xid: int) -> Transaction:
+        """Return the subtransaction ``xid``, or the transaction itself."""
+        if xid == self.top.xid:
+            return self.top
+        known = self._parts.get(xid)
+        if known is None:
+            if len(self._parts) >= _MOST_PARTS:
+                return self.top
+            known = self._parts[xid] = Transaction(xid)
+        return known
+
+    def add(self, part: Transaction, relation: int, parts: Parts) -> None:
+        """Note a changed row of a part."""
+        count = self._counts[relation] = self._counts.get(relation, 0) + 1
+        if relation in self.top.whole:
+            return  # all rows will be read
+        part.add(relation, parts)
+        # Rows may be changed twice, so the keys are counted only where they could be too many.
+        if count % MOST_KEYS == 0:
+            known = [self.top, *self._parts.values()]
+            if sum(len(each.keys.get(relation, ())) for each in known) >= MOST_KEYS // 2:
+                for each in known:
+                    each.keys.pop(relation, None)
+                self.top.note_many(relation)
+
+    def undo(self, xid: int) -> None:
+        """Forget a subtransaction."""
+        self._parts.pop(xid, None)
+
+    def committed(self) -> Transaction:
+        """Return the whole transaction."""
+        for part in self._parts.values():
+            self.top.merge(part)
+        self._parts.clear()
+        return self.top
+
+
 class Decoder:
     """Decodes the messages of one replication connection. Not thread-safe.
 
-    ``wanted``: returns the names of the key columns of a table, given schema and name, or ``None``
-    if its changes are not wanted.
+    ``wanted``: returns the names of the key columns of a table, given its id, or ``None`` if its
+    changes are not wanted.
     """
 
-    def __init__(self, wanted: Callable[[str, str], tuple[str, ...] | None]) -> None:
+    def __init__(self, wanted: Callable[[int], tuple[str, ...] | None]) -> None:
         self._wanted = wanted
         self.relations: dict[int, Relation] = {}
         """The tables that the log has described, by id."""
         self._open: Transaction | None = None
-        # The streamed transactions that are not committed yet: by the id of the transaction, and
-        # by the id of each subtransaction.
-        self._streamed: dict[int, dict[int, Transaction]] = {}
-        self._top: int | None = None
+        # The streamed transactions that are not committed yet, and the one that is being sent.
+        self._streamed: dict[int, _Streamed] = {}
+        self._top: _Streamed | None = None
 
     @property
     def is_between(self) -> bool:
@@ -140,8 +199,8 @@ class Decoder:
         elif kind == 84:  # T
             self._truncate(message)
         elif kind == 83:  # S
-            (self._top,) = _U32.unpack_from(message, 1)
-            self._streamed.setdefault(self._top, {})
+            (xid,) = _U32.unpack_from(message, 1)
+            self._top = self._streamed.setdefault(xid, _Streamed(xid))
         elif kind == 69:  # E
             self._top = None
         elif kind == 99:  # c
@@ -158,10 +217,13 @@ class Decoder:
         if self._top is None:
             return self._open, 1
         (xid,) = _U32.unpack_from(message, 1)
-        parts = self._streamed[self._top]
-        if xid not in parts:
-            parts[xid] = Transaction(xid)
-        return parts[xid], 5
+        return self._top.part(xid), 5
+
+    def _add(self, at: Transaction, relation: int, parts: Parts) -> None:
+        if self._top is None:
+            at.add(relation, parts)
+        else:
+            self._top.add(at, relation, parts)
 
     def _commit(self, message: bytes) -> Transaction | None:
         done, self._open = self._open, None
@@ -171,17 +233,17 @@ class Decoder:
 
     def _commit_streamed(self, message: bytes) -> Transaction:
         xid, _, _, end, micros = _STREAM_COMMIT.unpack_from(message, 1)
-        done = Transaction(xid, moment=_EPOCH + micros / 1e6, end=end)
-        for part in self._streamed.pop(xid, {}).values():
-            done.merge(part)
+        streamed = self._streamed.pop(xid, None)
+        done = Transaction(xid) if streamed is None else streamed.committed()
+        done.moment, done.end = _EPOCH + micros / 1e6, end
         return done
 
     def _abort(self, message: bytes) -> None:
         (xid,), (sub,) = _U32.unpack_from(message, 1), _U32.unpack_from(message, 5)
         if xid == sub:
             self._streamed.pop(xid, None)
-        else:
-            self._streamed.get(xid, {}).pop(sub, None)
+        elif xid in self._streamed:
+            self._streamed[xid].undo(sub)
 
     # -- what they contain -------------------------------------------------------------------------
 
@@ -196,7 +258,7 @@ class Decoder:
             self._note_unknown(at, known)
             return
         parts, _ = _parts(message, start + 5, known)
-        at.add(relation, parts)
+        self._add(at, relation, parts)
 
     def _update(self, message: bytes) -> None:
         """Note the row of an update, and its old key if it was changed."""
@@ -221,13 +283,13 @@ class Decoder:
         elif unchanged:
             at.whole[relation] = "the log does not contain the key of an updated row"
             return
-        at.add(relation, new)
+        self._add(at, relation, new)
         if old is not None and old != new:
-            at.add(relation, old)
+            self._add(at, relation, old)
 
     def _note_unknown(self, at: Transaction, relation: Relation) -> None:
         """Note a change of a wanted table whose key columns the log does not name."""
-        if self._wanted(relation.schema, relation.name) is not None:
+        if self._wanted(relation.id) is not None:
             at.whole[relation.id] = "a key column was renamed or dropped"
 
     def _truncate(self, message: bytes) -> None:
@@ -247,7 +309,13 @@ class Decoder:
             return  # not part of a transaction: a heartbeat
         at, start = self._at(message)
         prefix_end = message.index(b"\0", start + 9)
-        if at is not None and message[start + 9 : prefix_end] == OWN_PREFIX:
+        if at is None or message[start + 9 : prefix_end] != OWN_PREFIX:
+            return
+        if self._top is not None and at is self._top.top:
+            # The mark of a subtransaction that is not kept apart might be undone.
+            (xid,) = _U32.unpack_from(message, 1)
+            at.own |= xid == at.xid
+        else:
             at.own = True
 
     def _relation(self, message: bytes) -> None:
@@ -264,7 +332,7 @@ class Decoder:
             columns[column] = (number, type)
             place += 8
         schema = schema or "pg_catalog"
-        wanted = self._wanted(schema, name)
+        wanted = self._wanted(id)
         relation = Relation(id, schema, name, None)
         if wanted is not None and all(key in columns for key in wanted):
             relation.keys = tuple(columns[key][0] for key in wanted)

@@ -21,8 +21,13 @@ _EPOCH_MICROS: Final = 946_684_800_000_000  # 2000-01-01, in microseconds since 
 _DATA = struct.Struct("!Bqqq")
 _KEEPALIVE = struct.Struct("!BqqB")
 _STATUS = struct.Struct("!BqqqqB")
-# The server ends a connection that is silent for a minute, by default.
-_STATUS_EVERY: Final = 10.0
+# The server ends a connection that is silent for a minute, by default. Another process takes over
+# the slot of one that is silent for ten seconds.
+_STATUS_EVERY: Final = 3.0
+# The form of values does not depend on the settings of role and database.
+_FORM: Final = (
+    "-c datestyle=ISO,YMD -c intervalstyle=postgres -c extra_float_digits=1 -c bytea_output=hex"
+)
 
 
 def lsn_text(lsn: int) -> str:
@@ -60,6 +65,8 @@ class ReplicationStream:
         """The position up to which the server may forget the log."""
         self.sent = start
         """The position up to which the server has sent everything."""
+        self.asked_at: float | None = None
+        """Since when the server has not answered ``ask``; ``None`` if it has."""
         self._told = 0.0
         self._connection = _connect(url)
         try:
@@ -88,6 +95,7 @@ class ReplicationStream:
         while True:
             length, data = self._raw.get_copy_data(1)
             if length > 0:
+                self.asked_at = None
                 kind = data[0]
                 if kind == 119:  # w
                     return bytes(data[25:])
@@ -107,15 +115,20 @@ class ReplicationStream:
 
     def wait(self, seconds: float) -> bool:
         """Wait until something arrives, at most ``seconds``. Return whether something did."""
-        if self._monotonic() - self._told > _STATUS_EVERY:
-            self.tell()
+        self.keep_alive()
         ready, _, _ = select.select([self._raw.socket], [], [], max(0.0, seconds))
         return bool(ready)
 
-    def tell(self) -> None:
+    def ask(self) -> None:
+        """Ask the server for a sign of life. It answers even while it has nothing to send."""
+        self.tell(answer=True)
+        if self.asked_at is None:
+            self.asked_at = self._monotonic()
+
+    def tell(self, *, answer: bool = False) -> None:
         """Tell the server what is flushed, which is also a sign of life."""
         micros = time.time_ns() // 1000 - _EPOCH_MICROS
-        status = _STATUS.pack(114, self.flushed, self.flushed, self.flushed, micros, 0)  # r
+        status = _STATUS.pack(114, self.flushed, self.flushed, self.flushed, micros, answer)  # r
         try:
             self._raw.put_copy_data(status)
             self._raw.flush()
@@ -127,6 +140,16 @@ class ReplicationStream:
         """Tell the server that this side lives, if that is due."""
         if self._monotonic() - self._told > _STATUS_EVERY:
             self.tell()
+
+    @property
+    def process(self) -> int:
+        """The number of the server's process that reads the log for this connection."""
+        return self._connection.info.backend_pid
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """The connection, whose settings say which form the values have."""
+        return self._connection
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
@@ -162,11 +185,18 @@ def _connect(url: sa.URL) -> psycopg.Connection[Any]:
     given = {name: str(value) for name, value in parameters.items() if value is not None}
     given = {"connect_timeout": "10", "application_name": "eventsync capture", **given}
     given["client_encoding"] = "UTF8"
+    given["options"] = f"{given.get('options', '')} {_FORM}".strip()
     try:
         where = make_conninfo("", replication="database", **given)
         return psycopg.connect(where, autocommit=True)
     except psycopg.OperationalError as error:
         text = str(error).strip()
+        if "unsupported startup parameter" in text:
+            raise ConfigError(
+                f"no replication connection to {url.host}: {text}",
+                hint="the URL leads to a pooler; give the accessor of the store the URL of the "
+                "server itself: SqlAccessor(..., replication=Replication(url=...))",
+            ) from None
         about = f"no replication connection to {url.host or 'the server'}: {text}"
         if any(sign in text for sign in ("permission denied", "authentication", "pg_hba.conf")):
             raise ConfigError(

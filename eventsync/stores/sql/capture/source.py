@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from eventsync.engine.change_source import ChangeSource
 from eventsync.stores.sql.dialect import Dialect
 
-__all__ = ["Captured", "CapturedTable", "SqlSource"]
+__all__ = ["Captured", "CapturedTable", "Replication", "SqlSource"]
 
 
 @dataclass(slots=True, frozen=True)
@@ -33,11 +33,27 @@ class CapturedTable:
     key_text: Callable[[Sequence[Any]], str]
 
 
+@dataclass(slots=True, frozen=True)
+class Replication:
+    """How the log of a PostgreSQL database is read, where the defaults do not fit.
+
+    - ``url``: the URL of the server for the replication connection. A pooler, to which the URL of
+      the accessor may lead, has no such connections.
+    - ``slot``, ``publication``: the names of a replication slot and of a publication that an
+      administrator has made.
+    """
+
+    url: str | None = None
+    slot: str | None = None
+    publication: str | None = None
+
+
 class Captured(Protocol):
     """What a source needs of an SQL accessor."""
 
     engine: sa.Engine
     dialect: Dialect
+    replication: Replication | None
 
     def captured_table(self) -> CapturedTable:
         """Return what a source needs to know of the table. Connects to the database."""
@@ -59,6 +75,12 @@ class SqlSource(ChangeSource):
     def dialect(self) -> Dialect:
         """The dialect of the database."""
         return self._accessors[0].dialect
+
+    @property
+    def replication(self) -> Replication:
+        """How the log is read: the first answer that an accessor has."""
+        given = (accessor.replication for accessor in self._accessors)
+        return next((one for one in given if one is not None), Replication())
 
     def tables(self) -> list[CapturedTable]:
         """Return the captured tables. Connects to the database."""
