@@ -25,7 +25,7 @@ from eventsync.records.record import Field, Record
 from eventsync.stores.sql import SqlAccessor
 from eventsync.testing import SourceContract
 from eventsync.testing.harness import Item
-from eventsync.testing.sources import insert, update
+from eventsync.testing.sources import insert
 
 LOG = (
     *("--log-bin=log", "--server-id=7", "--binlog-format=ROW", "--binlog-row-metadata=FULL"),
@@ -101,7 +101,7 @@ class TestLog(ForeignMariadb, SourceContract):
             assert began - 0.15 <= moment <= time.time()
 
 
-# -- every way to write --------------------------------------------------------------------------------
+# -- every way to write
 
 
 def test_every_way_to_write_is_told(database, tmp_path):
@@ -135,6 +135,11 @@ def follow(told, *, wait=5.0):
     told.mark = changes.mark
     assert not changes.whole
     return set(changes.keys.get("Note", {}))
+
+
+def ask_until_it_fails(told):
+    for _ in range(100):
+        told.source.changes(told.mark, wait=0.1)
 
 
 def test_an_xa_transaction_is_told_when_it_is_committed(database):
@@ -273,7 +278,7 @@ def test_rows_that_a_foreign_key_changes_are_a_risk_that_a_check_names(database)
         assert "'of_parent'" in finding.text
 
 
-# -- much -----------------------------------------------------------------------------------------------
+# -- much
 
 
 def test_a_transaction_larger_than_a_call_is_told_in_parts(database):
@@ -307,7 +312,7 @@ def test_a_change_is_told_only_when_a_reader_sees_it(database):
         assert unseen == []
 
 
-# -- the mark -------------------------------------------------------------------------------------------
+# -- the mark
 
 
 def test_an_idle_log_that_goes_on_in_another_file_keeps_its_mark(database, server):
@@ -339,8 +344,7 @@ def test_a_reset_of_the_log_loses_the_mark_also_while_it_is_read(database, serve
     with Told(prepared(database), Note, kind="log") as told:
         run(server.url, "RESET MASTER")
         with pytest.raises((MarkLostError, StoreUnavailableError)):
-            for _ in range(20):
-                told.source.changes(told.mark, wait=0.5)
+            ask_until_it_fails(told)
         with pytest.raises(MarkLostError):
             told.source.open(told.mark)
         told.mark = told.source.open("")
@@ -373,7 +377,7 @@ def test_another_server_loses_the_mark(database):
             there.source.open(told.mark)
 
 
-# -- the server -----------------------------------------------------------------------------------------
+# -- the server
 
 
 def test_a_server_that_is_killed_loses_nothing():
@@ -383,8 +387,7 @@ def test_a_server_that_is_killed_loses_nothing():
             run(server.url, "INSERT INTO note VALUES (1, 'a', 'x')")
             server.kill()
             with pytest.raises(StoreUnavailableError):
-                for _ in range(100):
-                    told.source.changes(told.mark, wait=0.1)
+                ask_until_it_fails(told)
             server.start()
             run(server.url, "INSERT INTO note VALUES (2, 'a', 'y')")
             told.mark = told.source.open(told.mark)
@@ -399,8 +402,7 @@ def test_a_stream_that_is_cut_is_opened_again_by_its_mark(database):
         run(database, *(f"KILL {number}" for (number,) in rows))
         run(database, "INSERT INTO note VALUES (1, 'a', 'x')")
         with pytest.raises(StoreUnavailableError):
-            for _ in range(100):
-                told.source.changes(told.mark, wait=0.1)
+            ask_until_it_fails(told)
         told.mark = told.source.open(told.mark)
         assert follow(told) == {"1"}
 

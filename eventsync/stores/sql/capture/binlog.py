@@ -260,7 +260,9 @@ class Binlog(SqlSource):
             batch.count += len(keys) - before
 
     def _take_query(self, event: Any, batch: _Batch) -> None:
-        query = event.query if isinstance(event.query, str) else event.query.decode(errors="replace")
+        query = (
+            event.query if isinstance(event.query, str) else event.query.decode(errors="replace")
+        )
         first = query.strip().upper()
         if first.startswith(("XA COMMIT", "XA ROLLBACK")):
             self._finish_prepared(first, batch)

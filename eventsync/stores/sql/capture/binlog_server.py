@@ -79,9 +79,7 @@ class BinlogServer:
 
     def now(self) -> tuple[Gtids, float]:
         """Return the last transactions of the log, and the time of the server."""
-        ((gtids, now),) = self._ask(
-            "SELECT @@GLOBAL.gtid_binlog_pos, UNIX_TIMESTAMP(SYSDATE(6))"
-        )
+        ((gtids, now),) = self._ask("SELECT @@GLOBAL.gtid_binlog_pos, UNIX_TIMESTAMP(SYSDATE(6))")
         return gtids_of(gtids), float(now)
 
     def gtids_at(self, file: str, position: int) -> Gtids | None:
@@ -120,7 +118,9 @@ class BinlogServer:
         """Yield what a check should say."""
         if "mariadb" not in str(self._ask("SELECT VERSION()")[0][0]).lower():
             yield Finding(
-                Level.WRONG, _ABOUT, "the binary log of MySQL is not supported, only that of MariaDB"
+                Level.WRONG,
+                _ABOUT,
+                "the binary log of MySQL is not supported, only that of MariaDB",
             )
             return
         if self.setting("log_bin") != "ON":
