@@ -10,6 +10,7 @@ from pymongo import DeleteOne, InsertOne, UpdateOne
 from servers.mongodb import MongoServer
 
 from eventsync.engine.change_source import MarkLostError
+from eventsync.errors import StoreUnavailableError
 from eventsync.stores.mongo import MongoAccessor
 from eventsync.testing import SourceContract
 from eventsync.testing.harness import Item
@@ -98,3 +99,39 @@ def test_a_token_of_another_server_is_lost(server, tmp_path):
         with pytest.raises(MarkLostError):
             there.source.open(mark)
         contract.teardown_method()
+
+
+def test_a_server_that_is_killed_loses_nothing(tmp_path):
+    with MongoServer() as server:
+        contract = TestStream()
+        contract.url, contract.names = server.url, {}
+        with server.client() as contract.client:
+            contract.setup_method()
+            process = contract.running(tmp_path, insert(Item, id=1, name="Ada"))
+            contract.edit(tmp_path, insert(Item, id=2, name="Ada"))
+            server.stop()
+            with pytest.raises(StoreUnavailableError):
+                process.source.changes("", wait=0.0)
+            server.start()
+            process.follower.open()
+            contract.edit(tmp_path, insert(Item, id=3, name="Ada"))
+            process.catch_up()
+            assert process.operations() == [("put", "2"), ("put", "3")]
+            contract.teardown_method()
+
+
+def test_a_dropped_database_makes_all_records_be_read(server, tmp_path):
+    """Its stream ends; the next one continues after that."""
+    contract = TestStream()
+    (contract.url, contract.client), contract.names = server, {}
+    contract.setup_method()
+    process = contract.running(tmp_path)
+    source = process.source
+    contract.client.drop_database(contract.database(tmp_path))
+    told = source.changes("", wait=5.0)
+    assert "Item" in told.whole
+    contract.edit(tmp_path, insert(Item, id=3, name="Ada"))
+    keys: set[str] = set()
+    while "3" not in keys:
+        keys |= set(source.changes("", wait=5.0).keys.get("Item", {}))
+    contract.teardown_method()

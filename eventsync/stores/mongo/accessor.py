@@ -56,16 +56,9 @@ class MongoAccessor(Accessor[R]):
     def sources(cls, accessors: Sequence[Self], store: str) -> Sequence[ChangeSource]:
         return [ChangeStream(accessors)]
 
-    def key_of_id(self, id: Any) -> str:
-        """Return the key of the record whose document has this ``_id``.
-
-        Raises ``EventSyncError`` if it is not the key of a record.
-        """
-        if not self._natural:
-            return str(id)
-        name = self.type.keys[0]
-        value = self.view.to_record(self._codec.decode({_ID: id}))[name]
-        return self.type.key_of({name: value})
+    def key_of_id(self, id: Any) -> str | None:
+        """Return the key of the record whose document has this ``_id``, or ``None``."""
+        return self._key_at({_ID: id})
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from pymongo import errors as driver
 
 from eventsync.engine.change_source import Changes, ChangeSource, MarkLostError, SourceState
 from eventsync.engine.finding import Finding, Level
-from eventsync.errors import EventSyncError, StoreUnavailableError
+from eventsync.errors import ConfigError, EventSyncError, StoreUnavailableError
 from eventsync.stores.mongo.database import Database
 
 __all__ = ["ChangeStream", "Watched"]
@@ -20,8 +20,9 @@ __all__ = ["ChangeStream", "Watched"]
 # After so many distinct keys a call returns.
 _MOST_KEYS: Final = 200_000
 _BATCH: Final = 5000
-_LOST: Final = frozenset({136, 234, 260, 280, 286})
+_LOST: Final = frozenset({136, 260, 280, 286})
 """Errors of a server that cannot continue a stream after a token."""
+_CLOSED: Final = 43
 _GONE: Final = frozenset({"drop", "rename", "dropDatabase"})
 _SHOWN: Final = ("operationType", "ns", "to", "documentKey", "clusterTime", "wallTime")
 
@@ -36,8 +37,8 @@ class Watched(Protocol):
     def type(self) -> Any:
         """The record type."""
 
-    def key_of_id(self, id: Any) -> str:
-        """Return the key of the record whose document has this ``_id``."""
+    def key_of_id(self, id: Any) -> str | None:
+        """Return the key of the record whose document has this ``_id``, or ``None``."""
 
 
 class ChangeStream(ChangeSource):
@@ -76,8 +77,9 @@ class ChangeStream(ChangeSource):
 
     def open(self, mark: str) -> str:
         self.close()
-        hello = self._command("hello")
-        now = hello.get("operationTime")
+        for finding in self.findings():
+            raise ConfigError(finding.text, hint=f"run: {finding.statements[0]}")
+        now = self._command("hello").get("operationTime")
         self._uuids = self._collections()
         self._token, self._time = None, now
         if mark:
@@ -191,9 +193,8 @@ class ChangeStream(ChangeSource):
                     whole[one.type.name] = f"the event {kind}"
                     self._uuids.pop(one.collection, None)
             elif one.collection in places and "documentKey" in event:
-                try:
-                    key = one.key_of_id(event["documentKey"]["_id"])
-                except EventSyncError:
+                key = one.key_of_id(event["documentKey"]["_id"])
+                if key is None:
                     continue  # a read of all records reports the document
                 known = keys.setdefault(one.type.name, {})
                 known[key] = max(_moment(event) or 0.0, known.get(key) or 0.0) or None
@@ -222,12 +223,13 @@ class ChangeStream(ChangeSource):
     def _command(self, name: str, value: Any = 1, **arguments: Any) -> Mapping[str, Any]:
         try:
             return self._database.command(name, value, **arguments)
-        except driver.OperationFailure as error:
-            if error.code in _LOST:
+        except driver.PyMongoError as error:
+            code = error.code if isinstance(error, driver.OperationFailure) else None
+            if code in _LOST:
                 raise MarkLostError(
-                    f"the server cannot continue the change stream after the mark: {error.code}"
+                    f"the server cannot continue the change stream after the mark: {error}"
                 ) from error
-            if error.code == 43:  # the server has closed the cursor
+            if code == _CLOSED:
                 raise StoreUnavailableError("the change stream ended") from error
             with self._database.errors(self._accessors[0].collection):
                 raise
