@@ -218,3 +218,46 @@ def run_script(program: Program, script: str) -> None:
     command = commands[url.get_backend_name()]()
     assert shutil.which(command[0]), f"{command[0]} is not installed"
     subprocess.run(command, input=script, text=True, check=True, stdout=subprocess.DEVNULL)
+
+
+LOG = (
+    *("--log-bin=log", "--server-id=7", "--binlog-format=ROW", "--binlog-row-metadata=FULL"),
+    "--expire-logs-days=1",
+)
+
+
+def test_the_log_of_a_server_that_is_killed_again_and_again(bare: Cli) -> None:
+    """Capture by the binary log loses nothing when the server or the process is killed."""
+    rng = random.Random(17)
+    with MariaServer(options=LOG, durable=True) as server:
+        program = Program(server.url)
+        program.run((TABLE, ()))
+        (bare.folder / "records.py").write_text(RECORDS)
+        (bare.folder / "workers.py").write_text(STORES.format(url=server.url))
+        program.run(
+            *(("INSERT INTO person VALUES (?, 'old', ?)", (key, key)) for key in range(0, 200, 2))
+        )
+
+        def copied() -> set[tuple[Any, ...]]:
+            with contextlib.suppress(sqlite3.OperationalError):  # the worker makes the table
+                return Program(f"sqlite:///{bare.folder}/copy.db").rows()
+            return set()
+
+        with running(bare, "crm", "copy") as workers:
+            eventually(lambda: program.rows() == copied(), what="the first copy", timeout=60)
+            for number in range(6):
+                for _ in range(40):
+                    program.write_at_random(rng, 200)
+                pid = child(workers["crm"].pid, "capture", "crm")
+                if pid is not None:
+                    os.kill(pid, signal.SIGKILL)
+                if number % 2:
+                    server.kill()
+                    server.start()
+            eventually(lambda: program.rows() == copied(), what="all arrives", timeout=90)
+            program.run(("DELETE FROM person WHERE id < 5", ()))
+            eventually(lambda: program.rows() == copied(), what="deletes arrive", timeout=60)
+            program.run(("TRUNCATE person", ()), ("INSERT INTO person VALUES (1, 'x', 2)", ()))
+            status = bare("capture", "status", "crm", "--json").check().json
+            assert status["kind"] == "log", status
+        assert "Traceback" not in (bare.folder / "log").read_text()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from bson import Binary, Decimal128, ObjectId
 from pymongo import DeleteOne, UpdateOne
 
 from eventsync.engine.accessor import Accessor, Write
+from eventsync.engine.change_source import ChangeSource
 from eventsync.engine.finding import Finding, Level
 from eventsync.engine.isolation import concerns_all, item_error
 from eventsync.errors import ConfigError, EventSyncError, RecordError, RejectedError
@@ -24,6 +25,7 @@ from eventsync.stores.mongo.database import Database, Place
 from eventsync.stores.mongo.index import MongoIndex
 from eventsync.stores.mongo.replica import MongoReplica
 from eventsync.stores.mongo.staged_write import MARK, DocumentWrite
+from eventsync.stores.mongo.stream import ChangeStream
 from eventsync.stores.mongo.transaction import MongoTransaction
 
 __all__ = ["MongoAccessor"]
@@ -49,6 +51,14 @@ class MongoAccessor(Accessor[R]):
     """
 
     replica_class = MongoReplica
+
+    @classmethod
+    def sources(cls, accessors: Sequence[Self], store: str) -> Sequence[ChangeSource]:
+        return [ChangeStream(accessors)]
+
+    def key_of_id(self, id: Any) -> str | None:
+        """Return the key of the record whose document has this ``_id``, or ``None``."""
+        return self._key_at({_ID: id})
 
     def __init__(
         self,

@@ -197,6 +197,10 @@ class Database:
                 f"the URL of the MongoDB database {self.address} has an option that cannot be used"
             ) from None
 
+    def command(self, name: str, value: Any = 1, **arguments: Any) -> dict[str, Any]:
+        """Run a command of the database. Raises errors of pymongo."""
+        return self._database().command(name, value, codec_options=_OPTIONS, **arguments)
+
     def call(self, name: str, action: Callable[[Documents], Any]) -> Any:
         """Call ``action`` with the collection of that name; return its result. Blocks."""
         with self.errors(name):

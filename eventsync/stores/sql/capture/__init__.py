@@ -25,6 +25,10 @@ def sources_of(accessors: Sequence[Captured], store: str) -> list[ChangeSource]:
         from eventsync.stores.sql.capture.postgresql_log import PostgresqlLog
 
         return [PostgresqlLog(accessors, store), triggers]
+    if name in ("mysql", "mariadb"):
+        from eventsync.stores.sql.capture.binlog import Binlog
+
+        return [Binlog(accessors), triggers]
     return [triggers]
 
 
