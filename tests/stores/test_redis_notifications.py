@@ -239,6 +239,8 @@ def test_the_setting_of_others_is_kept(server, client):
     flags = client.config_get("notify-keyspace-events")["notify-keyspace-events"]
     assert set(flags) >= set("EKg$hxe")
     assert source.statements() == ()
+    client.config_set("notify-keyspace-events", "KA")  # A stands for all that is needed
+    assert source.state().installed
     source.remove()
     assert set(client.config_get("notify-keyspace-events")["notify-keyspace-events"]) == set("xE")
     store.close()

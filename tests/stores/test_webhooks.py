@@ -495,6 +495,14 @@ def test_without_a_secret_nothing_is_accepted(tmp_path):
         with Tracked(tmp_path, accessor, secrets=[""]) as tracked:
             body = b'{"type": "Product"}'
             assert tracked.post(body, standard(body, secret="")) == 401
+            endpoint = WebhookEndpoint(
+                tracked.store, GitHubWebhook(), [""], counters=Counters(), log=CapturingLogger()
+            )
+            headers = {name.lower(): value for name, value in signed(body, secret="").items()}
+            assert endpoint(headers, body).status == 401
+    for secret in ("", "whsec_"):
+        with pytest.raises(SignatureError):
+            StandardWebhook().check(standard(b"", secret=""), b"", [secret], time.time())
 
 
 def test_what_the_server_refuses(shop):
