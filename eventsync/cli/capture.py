@@ -210,10 +210,9 @@ def print_sql(deployment: Deployment, store: StoreArgument, kind: _KindOption = 
     opened = deployment.store(store)
     source = _source(opened, kind)
     with opened.errors():
-        statements = source.statements()
-    for statement in statements:
-        echo(f"{statement}{source.statement_end}")
-    if not statements:
+        script = source.script()
+    echo(script.rstrip())
+    if not script:
         raise ConfigError(
             f"capture by {source.kind} needs no statements in store {opened.name!r}",
             hint="run: eventsync capture status " + opened.name,

@@ -140,6 +140,10 @@ class ChangeSource(ABC):
         """Return the statements that ``install`` runs, for an administrator to run instead."""
         return ()
 
+    def script(self) -> str:
+        """Return ``statements`` as the command-line client of the store reads them."""
+        return "".join(f"{statement}{self.statement_end}\n" for statement in self.statements())
+
     def findings(self) -> Iterable[Finding]:
         """Return what a check should say: what is missing, and the statements that provide it.
 

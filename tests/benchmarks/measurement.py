@@ -17,7 +17,7 @@ from benchmarks.table import Column, Tell
 __all__ = ["MEASUREMENTS", "USUAL", "Measurement", "measurement"]
 
 USUAL = ("throughput", "latency", "shapes", "backlog", "workers", "start")
-MEASUREMENTS = (*USUAL, "soak", "peers")
+MEASUREMENTS = (*USUAL, "capture", "soak", "peers")
 
 
 class Measurement(Protocol):

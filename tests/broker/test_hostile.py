@@ -15,16 +15,25 @@ from servers.redis import RedisServer
 from support.publishing import put
 from support.records import Product
 
-from eventsync.broker.bus import Bus, dead_queue, store_queue
+from eventsync.broker.bus import EXCHANGE, Bus, dead_queue, store_queue
 from eventsync.engine.store import Store
-from eventsync.envelope.codec import CONTENT_TYPE
+from eventsync.envelope import batch
+from eventsync.envelope.codec import CONTENT_TYPE, Keyring
 from eventsync.errors import BusUnavailableError
+from eventsync.records.record import Field, Record
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.transports.leased.message import KEPT_BYTES, OutboundMessage
 from eventsync.worker.options import Options
 from eventsync.worker.worker import Worker
 
 _LARGEST = 100_000
+
+
+class Note(Record):
+    id: int = Field(key=True)
+    text: str = ""
+
+
 _OTHER_TYPES = {"x-delivery-count": "many", "compression": 7, "nested": {"a": [1, None]}}
 
 _DEEP: Any = []
@@ -116,6 +125,32 @@ def test_what_others_send_ends_as_a_dead_letter(request, broker, what):
     # kombu's own transports read every message in full.
     unread = {"oversized"} if broker == "memory" else {"oversized", "oversized headers"}
     assert found.reason == ("too-large" if what in unread else "envelope")
+
+
+@pytest.mark.parametrize("broker", [name for name in BROKERS if name != "memory"])
+def test_the_routing_key_says_nothing_about_a_change(request, broker):
+    """What counts is the type in the envelope, which a signature covers."""
+    url, _ = BROKERS[broker]
+    keys = Keyring.parse("all:" + "QUFB" * 11)
+    with Bus(url(request), keys=keys) as bus:
+        bus.declare("notes", ["Note"])
+        bus.declare("shop", ["Product"])
+        notes = Store("notes", MemoryAccessor(Note)).open()
+        shop = Store("shop", MemoryAccessor(Product)).open()
+        product = bus.encode(put(1, "good"))
+        for key in ("Note", "Product"):
+            bus._send(
+                batch.batches([product], max_count=1, max_bytes=1), exchange=EXCHANGE, key=key
+            )
+        for store in (notes, shop):
+            Worker(store, bus).drain(timeout=0.3)
+        assert (notes.count(Note), shop.count(Product)) == (0, 1)
+        with bus.letters("notes") as letters:
+            ((letter, delivery),) = letters.read()
+            letters.settle([delivery])
+        assert (letter.type, letter.key) == ("Product", "1")
+        assert letter.raw == product
+        assert "Product" in letter.message
 
 
 _NESTED = b"[" * 100_000

@@ -12,7 +12,6 @@ from typing import Any
 
 from amqp import basic_message, spec
 from fuzz.parser import Parser
-from kombu.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES
 
 from eventsync.errors import EventSyncError
 from eventsync.transports.amqp.frames import TolerantChannel, frame_handler
@@ -20,6 +19,7 @@ from eventsync.transports.amqp.url import Endpoint
 from eventsync.transports.leased.backend import RoutingTables
 from eventsync.transports.leased.json_object import decode_object
 from eventsync.transports.leased.message import ChannelMessage, OutboundMessage
+from eventsync.transports.leased.publishing_channel import PublishingChannel
 from eventsync.transports.leased.routing import Routing
 from eventsync.transports.link import delivery_of
 from eventsync.transports.redis.backend import RedisBackend
@@ -27,7 +27,7 @@ from eventsync.transports.redis.url import RedisSettings
 from eventsync.transports.schemes import masked
 from eventsync.transports.sqlite.transport import SQLiteSettings, SQLiteTransport  # noqa: F401
 
-_TYPES = {name: kind(None) for name, kind in STANDARD_EXCHANGE_TYPES.items()}
+_TYPES = {name: kind(None) for name, kind in PublishingChannel.exchange_types.items()}
 
 
 class _Server:

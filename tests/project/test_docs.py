@@ -29,7 +29,7 @@ from eventsync.envelope.signing import Keyring
 from eventsync.errors import SignatureError
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page, language):
@@ -61,6 +61,20 @@ def test_python_examples_run(page, tmp_path):
             "id,title,price",
             "1,Lamp,19.90",
         ]
+
+
+def test_capture_by_triggers_as_its_guide_shows(tmp_path):
+    """The project and the commands of the guide run one after another."""
+    (code,) = blocks("docs/capture/triggers.md", "python")
+    (tmp_path / "workers.py").write_text(code, encoding="utf-8")
+    printed = []
+    (commands,) = blocks("docs/capture/triggers.md", "sh")
+    for line in commands.splitlines():
+        command, *arguments = shlex.split(line)
+        start = [sys.executable, "-m", "eventsync"] if command == "eventsync" else [command]
+        printed.append(run([*start, *arguments], tmp_path))
+    assert "CREATE TRIGGER" in printed[1]
+    assert re.search(r"waiting changes\W+2", printed[-1])
 
 
 # By the mark of a fence: the server that the example needs, and where the example looks for it.

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import threading
+import tracemalloc
 
 import pytest
 
@@ -13,7 +14,7 @@ from eventsync.changes.clock import Clock
 from eventsync.engine.store import Store
 from eventsync.errors import RecordError, RejectedError
 from eventsync.records.record import Field, Record
-from eventsync.stores.files import JsonFolderAccessor
+from eventsync.stores.files import CsvAccessor, JsonFolderAccessor, JsonLinesAccessor
 
 
 class Note(Record):
@@ -150,3 +151,25 @@ def test_own_files_are_private(tmp_path, folder):
         files = [*tmp_path.glob("*.db*")]
         assert {"index.db", "broker.db", "spool.db"} <= {path.name for path in files}
         assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text"),
+    [
+        (CsvAccessor, "a.csv", "id,text\n" + "x\n" * 100_000),
+        (JsonLinesAccessor, "a.jsonl", "{\n" * 100_000),
+    ],
+)
+def test_a_file_of_wrong_lines_takes_little_memory(tmp_path, kind, name, text):
+    """Each wrong line is named, but its error keeps no frames alive (4 KB each, seconds of GC)."""
+    (tmp_path / name).write_text(text)
+    accessor = kind(Note, tmp_path / name)
+    store = Store("notes", accessor, index=tmp_path / "index.db").open()
+    errors = []
+    tracemalloc.start()
+    assert list(store.find(Note, unreadable=errors.append)) == []
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(errors) == 100_000
+    assert peak < 200 * 1024 * 1024
+    assert all(error.__traceback__ is None for error in errors[:10])

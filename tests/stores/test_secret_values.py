@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import datetime as dt
+import json
+import sqlite3
 import traceback
+from typing import Any
 
 import psycopg
 import pymysql
@@ -19,6 +24,7 @@ from eventsync.engine.store import Store
 from eventsync.errors import EventSyncError, RejectedError
 from eventsync.index import MemoryIndex
 from eventsync.records.record import Field, Record
+from eventsync.stores.files import CsvAccessor, JsonFolderAccessor
 from eventsync.stores.memory import MemoryAccessor
 from eventsync.stores.sql import SqlAccessor
 from eventsync.testing.fake import FakeBus
@@ -203,3 +209,63 @@ def test_texts_of_mariadb(mariadb, type, value):
     assert "***" in text
     assert "secretly" in text
     assert not any(word in text for word in ("hunter22", "22334455", "ter"))
+
+
+class Account(Record):
+    """A secret field of each kind that a store converts in its own way."""
+
+    id: int = Field(key=True)
+    pin: int | None = Field(default=None, secret=True)
+    born: dt.date | None = Field(default=None, secret=True)
+    notes: list[str] | None = Field(default=None, secret=True)
+    extra: dict[str, Any] | None = Field(default=None, secret=True)
+
+
+def in_sqlite(folder, name, value):
+    path = folder / "data.db"
+    accessor = SqlAccessor(Account, f"sqlite:///{path}", create=True)
+    Store("accounts", accessor).open().close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f'INSERT INTO "Account" (id, {name}) VALUES (1, ?)', (value,))
+    return accessor
+
+
+def in_memory(folder, name, value):
+    accessor = MemoryAccessor(Account)
+    accessor.data["1"] = {"id": 1, name: value}
+    return accessor
+
+
+def in_json(folder, name, value):
+    (folder / "docs").mkdir()
+    (folder / "docs" / "1.json").write_text(json.dumps({"id": 1, name: value}))
+    return JsonFolderAccessor(Account, folder / "docs")
+
+
+def in_csv(folder, name, value):
+    rest = [one for one in ("pin", "born", "notes", "extra") if one != name]
+    with (folder / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", name, *rest], ["1", value, "", "", ""]])
+    return CsvAccessor(Account, folder / "a.csv")
+
+
+@pytest.mark.parametrize("name", ["pin", "born", "notes", "extra"])
+@pytest.mark.parametrize("place", [in_sqlite, in_memory, in_json, in_csv])
+def test_a_value_that_cannot_be_read_is_not_shown(tmp_path, place, name):
+    """By no way of reading: get, find, capture, and the notes of unreadable records."""
+    accessor = place(tmp_path, name, "[hunter22")
+    told = []
+    with Store("accounts", accessor, index=None if place is in_sqlite else MemoryIndex(),
+               publisher=FakeBus()) as store:  # fmt: skip
+        with pytest.raises(EventSyncError) as caught:
+            store.get(Account, 1)
+        told.append(texts(caught.value))
+        errors = []
+        assert list(store.find(Account, unreadable=errors.append)) == []
+        told += map(texts, errors)
+        for _ in store.capture(unreadable=errors.append):
+            pass
+        told += map(texts, errors)
+        told += [repr(note) for note in store.unreadable_records.of("Account").values()]
+    assert len(told) >= 4
+    assert not [text for text in told if "hunter22" in text]

@@ -57,13 +57,17 @@ _LOOK_EVERY = 10.0
 
 @dataclass(slots=True)
 class _Known:
-    """What an accessor knows of its table, and when it last looked, in seconds."""
+    """What an accessor knows of its table, and when it last looked, in seconds.
+
+    ``cascades``: whether a write to the table can change rows of others by their foreign keys.
+    """
 
     table: Table
     dependents: Dependents
     plain: bool
     patchable: bool
     forms: KeyForms
+    cascades: bool | None = None
     looked: float = field(default_factory=time.monotonic)
 
 
@@ -209,6 +213,7 @@ class SqlAccessor(Accessor[R]):
         self, writes: Sequence[Write], removals: Sequence[str], transaction: IndexTransaction
     ) -> None:
         assert isinstance(transaction, SqlTransaction)
+        self._mark(transaction)
         connection = transaction.connection
         with self._conflict_named(connection, writes), self._watched(connection):
             if self._known.forms.vary:
@@ -219,11 +224,28 @@ class SqlAccessor(Accessor[R]):
         self, writes: Sequence[Write], transaction: IndexTransaction
     ) -> Collection[str]:
         assert isinstance(transaction, SqlTransaction)
+        self._mark(transaction)
         connection = transaction.connection
         with self._conflict_named(connection, writes), self._watched(connection):
             keys = [write.key for write in writes]
             # An update of a missing row changes nothing, so only its key is left out.
             return keys if self._change(connection, writes) else self._present(connection, keys)
+
+    def _mark(self, transaction: SqlTransaction) -> None:
+        """Mark what is written next as eventsync's own, if the index wants that."""
+        if not transaction.marks_own:
+            return
+        known = self._known
+        if known.cascades is None:
+            connection = transaction.plain_connection
+            with self._errors(), self.dialect.beside(self.engine, connection) as one:
+                known.cascades = self.dialect.cascades(one, self._table_name, self._schema)
+        catalogue = known.table.catalogue
+        rules = any(one.when == "RULE" for one in catalogue.triggers or ())
+        transaction.will_write(
+            entails=catalogue.alters or known.cascades,
+            hidden=known.cascades or rules or (catalogue.alters and not self.dialect.sees_nested),
+        )
 
     @property
     def plain(self) -> bool:
@@ -362,7 +384,7 @@ class SqlAccessor(Accessor[R]):
         if not self._knowledge:
             return True
         known = self._known
-        known.looked = time.monotonic()
+        known.looked, known.cascades = time.monotonic(), None
         where = self.dialect.beside(self.engine, connection) if failed else nullcontext(connection)
         # If the look-up fails too, the first error has to do.
         with suppress(EventSyncError, sa.exc.SQLAlchemyError, self.dialect.error), where as one:

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
-__all__ = ["Catalogue", "Trigger", "UniqueIndex"]
+__all__ = ["OWN_TRIGGER", "Catalogue", "Trigger", "UniqueIndex"]
+
+OWN_TRIGGER: Final = re.compile("eventsync_[0-9a-f]{8}_")
+"""How the names of the triggers begin by which eventsync captures foreign writes."""
 
 _ASSIGNED: Final = re.compile(
     r"""\bNEW\s*\.\s*(?:"((?:[^"]|"")+)"|`((?:[^`]|``)+)`|(\w+))\s*:?=""", re.IGNORECASE
@@ -45,6 +48,11 @@ class Trigger:
     name: str
     when: str
     text: str = ""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is not one of eventsync's own triggers, which alter no row."""
+        return OWN_TRIGGER.match(self.name) is None
 
     def sets(self, columns: Iterable[str]) -> list[str]:
         """Return those of ``columns`` to which the text assigns a value, in their order."""

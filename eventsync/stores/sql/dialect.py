@@ -115,6 +115,14 @@ class Dialect(ABC):
     """Whether a row that refers to itself can be deleted."""
     relaxed_commit: ClassVar[tuple[Statement, ...]] = ()
     """Statements for a transaction that a crash of the database may undo without harm."""
+    unmark: ClassVar[tuple[Statement, ...]] = ()
+    """Statements after which triggers capture the writes of this connection again."""
+    mark_lasts: ClassVar[bool] = False
+    """Whether ``mark_own`` outlives the transaction, even one that is rolled back."""
+    log_own: ClassVar[tuple[Statement, ...]] = ()
+    """Statements that mark the transaction as eventsync's own in the log of the database."""
+    sees_nested: ClassVar[bool] = False
+    """Whether triggers capture what another trigger writes, in a marked transaction too."""
     error: type[Exception]
     """The base class of the driver's errors."""
 
@@ -278,6 +286,17 @@ class Dialect(ABC):
 
     def defer_constraints(self, connection: sa.Connection) -> None:  # noqa: B027  # optional
         """Check those constraints only at the commit for which the database can do that."""
+
+    def mark_own(self, connection: sa.Connection) -> tuple[Statement, ...]:
+        """Return statements after which triggers do not capture the writes of this connection.
+
+        Until ``unmark``, or the end of the transaction. See ``eventsync.stores.sql.capture``.
+        """
+        return ()
+
+    def cascades(self, connection: sa.Connection, table: str, schema: str | None) -> bool:
+        """Return whether a write to a table can change rows of others, by their foreign keys."""
+        return False
 
     def check_constraints(self, connection: sa.Connection) -> None:  # noqa: B027  # optional
         """Check the deferred constraints now, if the database can do that."""

@@ -40,16 +40,23 @@ class SqlIndex(Index):
 
     @contextmanager
     def transaction(self) -> Iterator[IndexTransaction]:
+        with self._transaction(marks_own=self.marks_own) as transaction:
+            yield transaction
+
+    @contextmanager
+    def _transaction(self, *, marks_own: bool = False) -> Iterator[SqlTransaction]:
+        """Return the context manager of a transaction, by default one that writes no records."""
         self.prepare()
         with self._errors(), self.dialect.connected(self.engine) as connection:
             self.dialect.begin(connection)
+            transaction = SqlTransaction(connection, self.tables, marks_own=marks_own)
             try:
-                transaction = SqlTransaction(connection, self.tables)
                 yield transaction
                 transaction.finish()
                 connection.commit()
             except BaseException:
                 connection.rollback()
+                transaction.forget_mark()
                 raise
 
     @contextmanager
@@ -72,7 +79,7 @@ class SqlIndex(Index):
                 # Other writers have to wait before anything is read, as in ``transaction``.
                 self.dialect.join(connection, self.tables.envelopes.name)
                 # An edit that fails leaves no trace, even if the caller ignores its error.
-                part = SqlTransaction(connection, self.tables, part=True)
+                part = SqlTransaction(connection, self.tables, part=True, marks_own=self.marks_own)
                 try:
                     yield part
                     part.finish()
@@ -119,8 +126,7 @@ class SqlIndex(Index):
         return [Outgoing(*row) for row in self._rows(query)]
 
     def sent(self, numbers: Sequence[int]) -> None:
-        with self.transaction() as transaction:
-            assert isinstance(transaction, SqlTransaction)
+        with self._transaction() as transaction:
             for start in range(0, len(numbers), _CHUNK):
                 chunk = list(numbers[start : start + _CHUNK])
                 condition, parameters = self.dialect.among("number", chunk)
@@ -140,8 +146,7 @@ class SqlIndex(Index):
     def save_marks(self, marks: Mapping[str, str]) -> None:
         saved = [mark for mark in marks.items() if mark[1]]
         removed = [name for name, text in marks.items() if not text]
-        with self.transaction() as transaction:
-            assert isinstance(transaction, SqlTransaction)
+        with self._transaction() as transaction:
             if saved:
                 self.dialect.upsert(transaction.connection, self.tables.marks, saved)
             for names in chunked(removed, _CHUNK):

@@ -17,7 +17,14 @@ from sqlalchemy.dialects import mysql
 from eventsync.errors import ConfigError, StoreUnavailableError
 from eventsync.records.field import Field
 from eventsync.stores.sql.catalogue import Catalogue, Trigger, UniqueIndex
-from eventsync.stores.sql.dialect import ColumnCodec, ColumnComparison, Dialect, Fault, Target
+from eventsync.stores.sql.dialect import (
+    ColumnCodec,
+    ColumnComparison,
+    Dialect,
+    Fault,
+    Statement,
+    Target,
+)
 from eventsync.stores.sql.value import (
     exact_decimal,
     from_json,
@@ -74,6 +81,8 @@ FAULTS: Final[Mapping[int, Fault]] = {
     1367: Fault.REJECTED,
     1370: Fault.ACCESS,
     1406: Fault.REJECTED,  # too long
+    1419: Fault.ACCESS,  # triggers need SUPER or log_bin_trust_function_creators
+    1449: Fault.ACCESS,  # the user who defined a trigger is gone
     1451: Fault.DEPENDENCY,
     1452: Fault.DEPENDENCY,
     1586: Fault.UNIQUE,
@@ -150,6 +159,8 @@ class Mysql(Dialect):
 
     skipping: ClassVar[bool] = False
     removes_own_parent: ClassVar[bool] = False
+    unmark: ClassVar[tuple[Statement, ...]] = (("SET @eventsync_own = NULL", ()),)
+    mark_lasts: ClassVar[bool] = True
     error = pymysql.err.Error
 
     def __init__(self, *, maria: bool) -> None:
@@ -289,6 +300,9 @@ class Mysql(Dialect):
             if column in columns
         ]
 
+    def mark_own(self, connection: sa.Connection) -> tuple[Statement, ...]:
+        return (("SET @eventsync_own = 1", ()),)
+
     def user(self, connection: sa.Connection) -> str:
         user, _, host = str(
             connection.exec_driver_sql("SELECT CURRENT_USER()").scalar_one()
@@ -389,7 +403,7 @@ class Mysql(Dialect):
                 for parts in indexes.values()
                 if all(c for c, _ in parts)
             ),
-            triggers=tuple(triggers) if seen else None,
+            triggers=tuple(trigger for trigger in triggers if trigger.foreign) if seen else None,
             generated=frozenset(
                 str(name)
                 for name, _, kind, extra, nullable, *_ in columns

@@ -150,6 +150,11 @@ SELECT conname::text, pg_get_constraintdef(oid) FROM pg_constraint WHERE conreli
 """
 
 
+_CASCADES = """
+SELECT EXISTS (
+    SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = %s::regclass
+    AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd')))
+"""
 _FOREIGN_KEYS = """
 SELECT r.relname::text,
     ARRAY(SELECT attname::text FROM unnest(conkey) WITH ORDINALITY k (number, place)
@@ -322,6 +327,13 @@ class Postgresql(Dialect):
 
     conditional: ClassVar[bool] = True
     relaxed_commit: ClassVar[tuple[Statement, ...]] = (("SET LOCAL synchronous_commit TO off", ()),)
+    unmark: ClassVar[tuple[Statement, ...]] = (
+        ("SELECT set_config('eventsync.own', '', true)", ()),
+    )
+    log_own: ClassVar[tuple[Statement, ...]] = (
+        ("SELECT pg_logical_emit_message(true, 'eventsync', '')", ()),
+    )
+    sees_nested: ClassVar[bool] = True
     error = psycopg.Error
 
     def fault(self, error: Exception) -> Fault:
@@ -444,6 +456,7 @@ class Postgresql(Dialect):
             Trigger(name, _when(bits), text)
             for name, bits, text in raw.execute(_TRIGGERS, {"table": place})
         ]
+        triggers = [trigger for trigger in triggers if trigger.foreign]
         rules = [Trigger(name, "RULE", text) for name, text in raw.execute(_RULES, (place,))]
         constraints = raw.execute(_CONSTRAINTS, (place,)).fetchall()
         return Catalogue(
@@ -538,6 +551,14 @@ class Postgresql(Dialect):
 
     def defer_constraints(self, connection: sa.Connection) -> None:
         connection.exec_driver_sql("SET CONSTRAINTS ALL DEFERRED")
+
+    def mark_own(self, connection: sa.Connection) -> tuple[Statement, ...]:
+        return (("SELECT set_config('eventsync.own', '1', true)", ()),)
+
+    def cascades(self, connection: sa.Connection, table: str, schema: str | None) -> bool:
+        name = ".".join(_quoted(part) for part in (schema, table) if part)
+        found = self.raw(connection).execute(_CASCADES, (name,))
+        return bool(found.fetchone()[0])
 
     def check_constraints(self, connection: sa.Connection) -> None:
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")

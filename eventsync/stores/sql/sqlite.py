@@ -67,6 +67,7 @@ FAULTS: Final[Mapping[int, Fault]] = {
     sqlite3.SQLITE_RANGE: Fault.REJECTED,
     sqlite3.SQLITE_NOTADB: Fault.ACCESS,
 }
+_CASCADING: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
 _MISFIT: Final = re.compile(
     "^no such (?:table|column)|has no column named|^ON CONFLICT clause does not match"
     "|^cannot modify|syntax error|values for [0-9]+ columns"
@@ -79,6 +80,10 @@ class Sqlite(Dialect):
     mark: ClassVar[str] = "?"
     concurrent: ClassVar[bool] = False
     conditional: ClassVar[bool] = sqlite3.sqlite_version_info >= (3, 35)  # has RETURNING
+    # A row that other connections never see, because it is removed before the commit.
+    unmark: ClassVar[tuple[Statement, ...]] = (
+        ("DELETE FROM eventsync_change WHERE number = 0", ()),
+    )
     error = sqlite3.Error
 
     def fault(self, error: Exception) -> Fault:
@@ -178,17 +183,20 @@ class Sqlite(Dialect):
         ).fetchone() or ("table",)
         if keys and not primary:
             uniques.append(UniqueIndex(keys))  # the row's number, which has no index of its own
-        triggers = raw.execute(
-            f"SELECT name, sql FROM {where}.sqlite_master"
-            " WHERE type = 'trigger' AND lower(tbl_name) = lower(?) ORDER BY name",
-            (table,),
-        )
+        triggers = [
+            Trigger(name, _moment(text), text)
+            for name, text in raw.execute(
+                f"SELECT name, sql FROM {where}.sqlite_master"
+                " WHERE type = 'trigger' AND lower(tbl_name) = lower(?) ORDER BY name",
+                (table,),
+            )
+        ]
         return Catalogue(
             kind,
             tuple(columns),
             loose,
             tuple(uniques),
-            tuple(Trigger(name, _moment(text), text) for name, text in triggers),
+            tuple(trigger for trigger in triggers if trigger.foreign),
         )
 
     def foreign_keys(
@@ -234,6 +242,25 @@ class Sqlite(Dialect):
 
     def checks_references(self, connection: sa.Connection) -> bool:
         return bool(self.raw(connection).execute("PRAGMA foreign_keys").fetchone()[0])
+
+    def mark_own(self, connection: sa.Connection) -> tuple[Statement, ...]:
+        installed = self.raw(connection).execute(
+            "SELECT 1 FROM sqlite_master WHERE name = 'eventsync_change'"
+        )
+        if installed.fetchone() is None:
+            return ()
+        return (("INSERT INTO eventsync_change (number, place, at) VALUES (0, 'own', 0)", ()),)
+
+    def cascades(self, connection: sa.Connection, table: str, schema: str | None) -> bool:
+        raw, where = self.raw(connection), _quoted(schema or "main")
+        others = raw.execute(f"SELECT name FROM {where}.sqlite_master WHERE type = 'table'")
+        return any(
+            other.casefold() == table.casefold() and {on_update, on_delete} & _CASCADING
+            for (name,) in others.fetchall()
+            for _, _, other, _, _, on_update, on_delete, _ in raw.execute(
+                f"PRAGMA {where}.foreign_key_list({_quoted(name)})"
+            ).fetchall()
+        )
 
     def defer_constraints(self, connection: sa.Connection) -> None:
         # Until the end of the transaction. Only foreign keys, not unique constraints.

@@ -38,7 +38,12 @@ class SqlTransaction(IndexTransaction):
     intents: ClassVar[bool] = False
 
     def __init__(
-        self, connection: sa.Connection, tables: IndexTables, *, part: bool = False
+        self,
+        connection: sa.Connection,
+        tables: IndexTables,
+        *,
+        part: bool = False,
+        marks_own: bool = False,
     ) -> None:
         self._connection = connection
         self._tables = tables
@@ -47,6 +52,14 @@ class SqlTransaction(IndexTransaction):
         # Keys that were read and have no entry, by type: there was nothing to lock.
         self._absent: dict[str, set[str]] = {}
         self._deferred: list[Statement] = [(_SAVEPOINT, ())] if part else []
+        self._marks_own = marks_own
+        self._marked = False
+        # Whether rows were written, and only by eventsync itself.
+        self._own = False
+        self._entailed = False
+        if marks_own and tables.dialect.sees_nested:
+            self._mark()  # now, because it then takes no round trip
+        self._least = len(self._deferred)
         self._begun = False
         # Written at the end, because nobody reads them earlier.
         self._bodies: list[tuple[str, bytes]] = []
@@ -85,10 +98,17 @@ class SqlTransaction(IndexTransaction):
         if self._bodies:
             bodies, self._bodies = self._bodies, []
             self._add(self._tables.envelopes, bodies)
-        if self._part and (self._begun or len(self._deferred) > 1):
-            self._deferred.append((_RELEASE, ()))
-        elif self._part:
-            self._deferred.clear()  # nothing but the savepoint, so there is nothing to undo
+        if self._begun or len(self._deferred) > self._least:
+            if self._part:
+                self._deferred.append((_RELEASE, ()))
+            elif self._own and not self._entailed:
+                # Not in a part: the rest of the transaction is not eventsync's.
+                self._deferred += self._dialect.log_own
+            if self._marked and (self._part or not self._dialect.sees_nested):
+                self._unmark()
+        else:
+            # Nothing but the savepoint and the mark, so there is nothing to undo.
+            self._deferred.clear()
         if self._deferred:
             self._first_to_insert(lambda: self.ask([]))
 
@@ -99,6 +119,47 @@ class SqlTransaction(IndexTransaction):
         # Where this fails, the whole transaction is undone already or the connection is lost.
         with suppress(sa.exc.SQLAlchemyError, self._dialect.error):
             self._dialect.execute_all(self._connection, [(_UNDO, ()), (_RELEASE, ())])
+        self.forget_mark()
+
+    # -- which writes are eventsync's own ----------------------------------------------------------
+
+    @property
+    def marks_own(self) -> bool:
+        """Whether the transaction marks its writes as eventsync's own, for a change source."""
+        return self._marks_own
+
+    def will_write(self, *, entails: bool, hidden: bool) -> None:
+        """Mark the next writes to rows as eventsync's own, where that hides no other write.
+
+        ``entails``: the database may write to other rows at once, by a trigger or a foreign key.
+        Those are foreign writes. ``hidden``: triggers would take them for eventsync's own.
+        """
+        if not self._marks_own:
+            return
+        self._own = True
+        self._entailed = self._entailed or entails
+        if hidden == self._marked:
+            if hidden:
+                self._unmark()
+            else:
+                self._mark()
+
+    def _mark(self) -> None:
+        statements = self._dialect.mark_own(self._connection)
+        self._deferred += statements
+        self._marked = bool(statements)
+
+    def _unmark(self) -> None:
+        self._deferred += self._dialect.unmark
+        self._marked = False
+
+    def forget_mark(self) -> None:
+        """Unmark the connection after the transaction was undone, if that did not do it."""
+        if self._dialect.mark_lasts and self._marks_own:
+            try:
+                self._dialect.execute_all(self._connection, self._dialect.unmark)
+            except (sa.exc.SQLAlchemyError, self._dialect.error):
+                self._connection.invalidate()
 
     def _add(self, target: Target, rows: list[tuple[Any, ...]]) -> None:
         """Insert rows into one of eventsync's own tables."""

@@ -12,8 +12,12 @@ from eventsync.errors import BusError, UnroutableError
 from eventsync.transports.leased.backend import Backend, Binding, ExchangeDeclaration
 from eventsync.transports.leased.message import OutboundMessage
 from eventsync.transports.leased.routing import Routing
+from eventsync.transports.leased.topic import TopicExchange
 
 __all__ = ["PublishingChannel", "not_found"]
+
+
+_EXCHANGE_TYPES: Any = {**virtual.Channel.exchange_types, "topic": TopicExchange}
 
 
 class PublishingChannel(virtual.Channel):
@@ -24,6 +28,7 @@ class PublishingChannel(virtual.Channel):
     """
 
     supports_fanout = True
+    exchange_types: Any = _EXCHANGE_TYPES
     # Annotated as Any, because kombu accepts more types here than its annotations say.
     from_transport_options: Any = ("deadletter_queue",)
 
