@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from eventsync.engine.store import Store
 from eventsync.engine.webhook import HintBox, Webhook
-from eventsync.errors import EventSyncError, RecordError, SignatureError
+from eventsync.errors import EventSyncError, RecordError, SignatureError, StoreUnavailableError
 from eventsync.monitoring import catalogue
 from eventsync.monitoring.counters import Counters
 from eventsync.monitoring.http_server import HttpResponse
@@ -17,6 +17,9 @@ from eventsync.monitoring.http_server import HttpResponse
 __all__ = ["WebhookEndpoint"]
 
 _LOG_EVERY: Final = 10.0
+# So many requests are taken at once: an index that hangs does not take all connections of the
+# server, which health checks need, too.
+_MOST: Final = 8
 
 
 class WebhookEndpoint:
@@ -46,15 +49,24 @@ class WebhookEndpoint:
         self._log = log
         self._now = now
         self._guard = threading.Lock()
+        self._free = threading.BoundedSemaphore(_MOST)
         self._logged: dict[str, float] = {}
 
     def __call__(self, headers: Mapping[str, str], body: bytes) -> HttpResponse:
         """Return the response to a request. ``headers``: by lower-case name."""
+        if not self._free.acquire(blocking=False):
+            busy = StoreUnavailableError("too many webhooks at once, or the index does not answer")
+            return self._refuse(503, "failed", busy)
+        try:
+            return self._take(headers, body)
+        finally:
+            self._free.release()
+
+    def _take(self, headers: Mapping[str, str], body: bytes) -> HttpResponse:
         try:
             self._webhook.check(headers, body, self._secrets, self._now())
             hints = self._webhook.hints(headers, body)
-            with self._guard:
-                self._box.put(hints)
+            self._box.put(hints)
         except SignatureError as error:
             return self._refuse(401, "refused", error)
         except RecordError as error:

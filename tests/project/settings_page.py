@@ -32,6 +32,8 @@ TAIL = (
     "| `EVENTSYNC_STORE_<NAME>` | | yes | The location of a store, a URL or a folder, where your "
     'module asks for it with `eventsync.location("name")`. Signs that cannot be in the name of a '
     "variable become `_`. |\n"
+    "| `EVENTSYNC_WEBHOOK_<NAME>` | | yes | The secrets of the webhooks of a store, separated by "
+    "blanks. A sender must know one of them. See [webhooks](capture/webhooks.md). |\n"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import re
@@ -123,6 +124,31 @@ def test_store_examples_run(mark, tmp_path):
         script = tmp_path / "example.py"
         script.write_text(code.replace(address, running.url), encoding="utf-8")
         run([sys.executable, script.name], tmp_path)
+
+
+CAPTURED = {
+    "files": (None, ""),
+    "ldap": (SlapdServer, "ldap://localhost"),
+    "redis": (RedisServer, "redis://localhost:6379/0"),
+    "webhook": (None, ""),
+}
+
+
+@pytest.mark.parametrize("mark", sorted(CAPTURED))
+def test_capture_examples_run(mark, tmp_path):
+    """The example of a guide runs, on a server of the test's own where it needs one."""
+    server, address = CAPTURED[mark]
+    page = f"docs/capture/{'webhooks' if mark == 'webhook' else mark}.md"
+    (code,) = blocks(page, f"python {mark}")
+    script = tmp_path / "example.py"
+    with contextlib.ExitStack() as stack:
+        if server is not None:
+            assert address in code
+            code = code.replace(address, stack.enter_context(server()).url)
+        script.write_text(code, encoding="utf-8")
+        printed = run([sys.executable, script.name], tmp_path)
+    for shown in re.findall(r"print\(.*  # (.*)$", code, re.MULTILINE):
+        assert shown in printed
 
 
 @pytest.mark.slow

@@ -270,6 +270,18 @@ def test_a_folder_that_is_replaced(tmp_path, watching):
     one.until(lambda: one.keys() == ["1"])
 
 
+def test_a_folder_that_is_replaced_by_one_with_the_same_inode(tmp_path, watching, monkeypatch):
+    """Many file systems give the inode of a removed folder to the next one."""
+    monkeypatch.setattr(os.path, "samestat", lambda one, other: True)
+    folder = tmp_path / "docs"
+    one = watching(JsonFolderAccessor(Product, folder))
+    folder.rename(tmp_path / "old")
+    shutil.rmtree(tmp_path / "old")
+    folder.mkdir()
+    with pytest.raises(StoreUnavailableError, match="replaced"):
+        one.until(lambda: False)
+
+
 def test_a_burst_of_events_makes_all_be_read(tmp_path, watching, monkeypatch):
     """The system drops events when too many wait, deletes included."""
     monkeypatch.setattr(module, "_longest_burst", lambda: 20)

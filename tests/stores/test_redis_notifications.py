@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
+from types import SimpleNamespace
 
 import pytest
 import redis
 import redis.cluster
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from servers.redis import ClusterServer, RedisServer
 from support.records import Product
 
@@ -106,6 +109,11 @@ def capturing(url, **options):
     return store, follower, bus
 
 
+def follower_of(source):
+    """What ``told`` needs of a follower."""
+    return SimpleNamespace(source=source)
+
+
 def told(follower, seconds=5.0):
     """The keys that are told next, by type."""
     deadline = time.monotonic() + seconds
@@ -179,6 +187,31 @@ def test_a_closed_connection_is_no_silent_loss(server, client):
     store.close()
 
 
+def test_a_client_that_connects_again_by_itself(server, client):
+    """Its subscriptions are made again, but what was sent in between is lost."""
+    with redis.Redis(port=server.port, retry=Retry(NoBackoff(), 3)) as patient:
+        accessor = RedisAccessor(Product, patient)
+        with Store("cache", accessor, capture="notifications") as store:
+            source = store.change_source()
+            source.install()
+            source.open("")
+            client.client_kill_filter(_type="pubsub")
+            with pytest.raises(StoreUnavailableError, match=r"(?i)closed"):
+                told(follower_of(source), 10.0)
+            source.close()
+
+
+def test_a_flush_is_not_told(server, client):
+    """The guide says so: Redis sends nothing."""
+    store, follower, _ = capturing(server.url)
+    client.hset("product:1", "id", 1)
+    assert told(follower)
+    client.flushdb()
+    assert told(follower, 0.5) == {}
+    follower.close()
+    store.close()
+
+
 def test_a_server_that_stops_to_notify_is_noticed(server, client):
     """As after a failover, or when somebody has changed the setting."""
     store, follower, _ = capturing(server.url)
@@ -206,6 +239,8 @@ def test_the_setting_of_others_is_kept(server, client):
     flags = client.config_get("notify-keyspace-events")["notify-keyspace-events"]
     assert set(flags) >= set("EKg$hxe")
     assert source.statements() == ()
+    client.config_set("notify-keyspace-events", "KA")  # A stands for all that is needed
+    assert source.state().installed
     source.remove()
     assert set(client.config_get("notify-keyspace-events")["notify-keyspace-events"]) == set("xE")
     store.close()

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import http.client
 import json
+import threading
 import time
 
 import pytest
@@ -16,6 +17,7 @@ from servers.gitlab import GitLabSimulator
 from servers.jira import JiraSimulator
 from servers.objects import ObjectServer
 from structlog.testing import CapturingLogger
+from support.waiting import eventually
 
 from eventsync.engine.store import Store
 from eventsync.engine.webhook import Hint, HintBox, StandardWebhook, WebhookSource
@@ -493,6 +495,14 @@ def test_without_a_secret_nothing_is_accepted(tmp_path):
         with Tracked(tmp_path, accessor, secrets=[""]) as tracked:
             body = b'{"type": "Product"}'
             assert tracked.post(body, standard(body, secret="")) == 401
+            endpoint = WebhookEndpoint(
+                tracked.store, GitHubWebhook(), [""], counters=Counters(), log=CapturingLogger()
+            )
+            headers = {name.lower(): value for name, value in signed(body, secret="").items()}
+            assert endpoint(headers, body).status == 401
+    for secret in ("", "whsec_"):
+        with pytest.raises(SignatureError):
+            StandardWebhook().check(standard(b"", secret=""), b"", [secret], time.time())
 
 
 def test_what_the_server_refuses(shop):
@@ -529,6 +539,38 @@ def test_hints_that_nobody_captures_do_not_fill_the_index(shop):
     changes = tracked.follower.source.changes("-", wait=0.0)
     assert changes.behind
     assert changes.count == 2000
+
+
+def test_an_index_that_hangs_keeps_no_health_check_out(shop):
+    """Eight requests wait for it; the others are refused at once."""
+    _, tracked = shop
+    body = b'{"type": "Product", "key": "1"}'
+    statuses = []
+
+    def post():
+        statuses.append(tracked.post(body, standard(body)))
+
+    hanging, going_on = threading.Event(), threading.Event()
+
+    def hang(prefix, marks=tracked.store.index.marks):
+        hanging.set()
+        going_on.wait(20)
+        return marks(prefix)
+
+    tracked.store.index.marks = hang
+    try:
+        threads = [threading.Thread(target=post) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        assert hanging.wait(10)
+        eventually(lambda: len(statuses) == 12)
+        assert set(statuses) == {503}
+    finally:
+        going_on.set()
+        for thread in threads:
+            thread.join()
+        del tracked.store.index.marks
+    assert sorted(statuses)[:8] == [202] * 8
 
 
 def test_a_source_waits_for_a_hint(shop):

@@ -37,8 +37,9 @@ from eventsync.stores.ldap.sync import LdapSync
 __all__ = ["LdapAccessor", "escaped"]
 
 R = TypeVar("R", bound=Record)
-_STAMPS: Final = ("entryCSN", "modifyTimestamp")
-"""The attributes that say when an entry was written, the best first (RFC 4512)."""
+_STAMPS: Final = ("entryCSN", "whenChanged", "modifyTimestamp")
+"""The attributes that say when an entry was written, the best first: of OpenLDAP, of Active
+Directory, which cannot search for the next one, and of any server (RFC 4512)."""
 # Writes that run at the same time become visible in another order than that of their times.
 _OVERLAP: Final = dt.timedelta(seconds=5)
 _SAFE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
@@ -59,7 +60,7 @@ def _earlier(stamp: str) -> str:
         moment = dt.datetime.strptime(digits, "%Y%m%d%H%M%S") - _OVERLAP
     except ValueError:
         return stamp
-    fraction = ".000000Z#000000#000#000000" if "#" in rest else "Z"
+    fraction = ".000000Z#000000#000#000000" if "#" in rest else rest or "Z"
     return f"{moment:%Y%m%d%H%M%S}{fraction}"
 
 

@@ -111,7 +111,7 @@ class LdapSync(ChangeSource):
                 yield Finding(
                     Level.WRONG,
                     accessor.type.name,
-                    "this user may read neither entryCSN nor modifyTimestamp of the entries, so "
+                    "this user may read none of entryCSN, whenChanged and modifyTimestamp, so "
                     "the directory does not tell which were written; give it that right, or leave "
                     "out capture= and use capture_every=",
                 )

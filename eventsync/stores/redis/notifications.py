@@ -219,14 +219,16 @@ class RedisNotifications(ChangeSource):
         return f"CONFIG SET {_SETTING} {flags}"
 
     def findings(self) -> Iterator[Finding]:
-        lack = lacking(self._server, [["PSUBSCRIBE", one] for one in self._channels()])
+        listen = [["PSUBSCRIBE", one] for one in self._channels()]
+        lack = lacking(self._server, [*listen, ["SET", self._probe_name, "1", "EX", "60"]])
         if lack:
-            rights = " ".join(f"&{channel}" for _, channel in lack)
+            names = [command[1] for command in lack]
+            rights = [f"{'~' if name == self._probe_name else '&'}{name}" for name in names]
             yield Finding(
                 Level.WRONG,
                 "capture",
-                "this user may not listen to keyspace notifications",
-                (f"ACL SETUSER {self._server.user()} +psubscribe {rights}",),
+                f"this user may not listen to keyspace notifications, or not set {names[-1]}",
+                (f"ACL SETUSER {self._server.user()} +psubscribe +set {' '.join(rights)}",),
             )
         if self._flags() is None:
             yield Finding(
