@@ -119,18 +119,18 @@ def measure(tell: Tell, scale: Scale = Scale()) -> list[dict[str, Any]]:
                 for one in _rates(urls["crm"], source, scale):
                     tell(one)
                     found.append(one)
-            with _processes(Path(folder), "worker crm", "worker copy"):
-                one = _latency(urls, source, scale)
-            tell(one)
-            found.append(one)
-            if source == "log":
-                with _replicated(urls):
-                    one = _latency(urls, "built-in replication", scale, table="plain")
+                with _processes(Path(folder), "worker crm", "worker copy"):
+                    one = _latency(urls, source, scale)
                 tell(one)
                 found.append(one)
-            one = _backlog(Path(folder), urls, source, scale)
-            tell(one)
-            found.append(one)
+                if source == "log":
+                    with _replicated(urls):
+                        one = _latency(urls, "built-in replication", scale, table="plain")
+                    tell(one)
+                    found.append(one)
+                one = _backlog(Path(folder), urls, source, scale)
+                tell(one)
+                found.append(one)
     return found
 
 

@@ -341,7 +341,15 @@ def _schedule(
         assert side.server is not None
         side.server.kill()
         side.found.faults["kill server"] += 1
-        side.server.start()
+        # Its children may outlive it for a moment, and keep a new server from starting.
+        for attempt in range(5):
+            try:
+                side.server.start()
+                return
+            except AssertionError:
+                if attempt == 4:
+                    raise
+                time.sleep(1.0)
 
     at(options.kills, lambda side: side.kill("capture"), made)
     at(options.kills // 10, lambda side: side.kill("copy"), made)
