@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import threading
 import time
 import uuid
 from decimal import Decimal
@@ -310,6 +311,24 @@ def test_a_change_is_told_only_when_a_reader_sees_it(database):
                 told_keys = follow(told)
                 unseen += [key for key in told_keys if accessor.get(key) is None]
         assert unseen == []
+
+
+def test_a_commit_that_waits_for_a_replica_is_told_when_a_reader_sees_it(database, server):
+    """With semi-synchronous replication it is in the log, but not in the table, for a second."""
+    run(database, TABLE)
+    with Told(database, Note, kind="log") as told:
+        run(server.url, "SET GLOBAL rpl_semi_sync_master_timeout = 1000",
+            "SET GLOBAL rpl_semi_sync_master_wait_point = AFTER_SYNC",
+            "SET GLOBAL rpl_semi_sync_master_enabled = ON")  # fmt: skip
+        try:
+            insert_one = "INSERT INTO note VALUES (1, 'a', NULL)"
+            writer = threading.Thread(target=run, args=(database, insert_one))
+            writer.start()
+            assert follow(told) == {"1"}
+            assert told.store.accessor(Note).get("1") is not None
+            writer.join()
+        finally:
+            run(server.url, "SET GLOBAL rpl_semi_sync_master_enabled = OFF")
 
 
 # -- the mark
