@@ -257,7 +257,6 @@ def test_the_log_of_a_server_that_is_killed_again_and_again(bare: Cli) -> None:
             eventually(lambda: program.rows() == copied(), what="all arrives", timeout=90)
             program.run(("DELETE FROM person WHERE id < 5", ()))
             eventually(lambda: program.rows() == copied(), what="deletes arrive", timeout=60)
-            program.run(("TRUNCATE person", ()), ("INSERT INTO person VALUES (1, 'x', 2)", ()))
             status = bare("capture", "status", "crm", "--json").check().json
-            assert status["kind"] == "log", status
+            assert status["source"] == "log"
         assert "Traceback" not in (bare.folder / "log").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import threading
 import time
 import uuid
 from decimal import Decimal
@@ -312,6 +313,24 @@ def test_a_change_is_told_only_when_a_reader_sees_it(database):
         assert unseen == []
 
 
+def test_a_commit_that_waits_for_a_replica_is_told_when_a_reader_sees_it(database, server):
+    """With semi-synchronous replication it is in the log, but not in the table, for a second."""
+    run(database, TABLE)
+    with Told(database, Note, kind="log") as told:
+        run(server.url, "SET GLOBAL rpl_semi_sync_master_timeout = 1000",
+            "SET GLOBAL rpl_semi_sync_master_wait_point = AFTER_SYNC",
+            "SET GLOBAL rpl_semi_sync_master_enabled = ON")  # fmt: skip
+        try:
+            insert_one = "INSERT INTO note VALUES (1, 'a', NULL)"
+            writer = threading.Thread(target=run, args=(database, insert_one))
+            writer.start()
+            assert follow(told) == {"1"}
+            assert told.store.accessor(Note).get("1") is not None
+            writer.join()
+        finally:
+            run(server.url, "SET GLOBAL rpl_semi_sync_master_enabled = OFF")
+
+
 # -- the mark
 
 
@@ -392,6 +411,51 @@ def test_a_server_that_is_killed_loses_nothing():
             run(server.url, "INSERT INTO note VALUES (2, 'a', 'y')")
             told.mark = told.source.open(told.mark)
             assert follow(told) == {"1", "2"}
+
+
+def test_a_server_that_hangs_is_noticed(database, server, monkeypatch):
+    monkeypatch.setattr("eventsync.stores.sql.capture.binlog._SILENCE", 2)
+    with Told(prepared(database), Note, kind="log") as told:
+        server.pause()
+        try:
+            with pytest.raises(StoreUnavailableError):
+                told.source.changes(told.mark, wait=0.1)
+        finally:
+            server.resume()
+        told.mark = told.source.open(told.mark)
+        run(database, "INSERT INTO note VALUES (1, 'a', 'x')")
+        assert follow(told) == {"1"}
+
+
+def test_a_table_in_parts_and_one_without_transactions(database, server):
+    run(database, "CREATE TABLE note (id bigint PRIMARY KEY, text varchar(50)) ENGINE = MyISAM")
+    with Told(database, Note, kind="log") as told:
+        run(database, "INSERT INTO note VALUES (1, 'a'), (2, 'b')")
+        assert follow(told) == {"1", "2"}
+        run(database, "DELETE FROM note")
+        assert follow(told) == {"1", "2"}
+    run(database, "DROP TABLE note", "CREATE TABLE note (id bigint PRIMARY KEY, text varchar(50))"
+        " PARTITION BY HASH (id) PARTITIONS 4")  # fmt: skip
+    with Told(database, Note, kind="log") as told:
+        run(database, "INSERT INTO note VALUES (1, 'a'), (2, 'b')")
+        assert follow(told) == {"1", "2"}
+        run(database, "BEGIN", "INSERT INTO note VALUES (10, 's')", "SAVEPOINT a",
+            "INSERT INTO note VALUES (11, 's')", "ROLLBACK TO a")  # fmt: skip
+        assert follow(told) == {"10"}
+        run(database, "ALTER TABLE note TRUNCATE PARTITION p1")
+        assert told.whole() == {"Note"}
+        name = sa.make_url(database).database
+        run(server.url, f"TRUNCATE {name}.note")
+        assert told.whole() == {"Note"}
+
+
+def test_a_session_with_another_clock_does_not_set_the_moment(database):
+    with Told(prepared(database), Note, kind="log") as told:
+        told.source.changes(told.mark, wait=0.0)
+        before = time.time()
+        run(database, "SET timestamp = 1000000000", "INSERT INTO note VALUES (1, 'a', 'x')")
+        changes = told.source.changes(told.mark, wait=5.0)
+        assert before - 0.15 <= changes.keys["Note"]["1"] <= time.time()
 
 
 def test_a_stream_that_is_cut_is_opened_again_by_its_mark(database):

@@ -40,6 +40,8 @@ _LOOK_EVERY: Final = 0.1
 _CATCH_UP: Final = 3.0
 # For so many seconds a call waits until changes that it has read are visible to readers.
 _VISIBLE: Final = 30.0
+# After so many seconds without an answer, the server counts as away.
+_SILENCE: Final = 15
 _COMPRESSED: Final = frozenset(range(165, 172))
 _STANDALONE: Final = 1
 _HARMLESS: Final = re.compile(
@@ -194,8 +196,6 @@ class Binlog(SqlSource):
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(sa.exc.SQLAlchemyError, self.dialect.error):
-                # Its settings must not come back to the pool.
-                connection.invalidate()
                 connection.close()
 
     # -- reading the log ---------------------------------------------------------------------------
@@ -411,14 +411,16 @@ class Binlog(SqlSource):
         """Yield a function that asks the server, with an ordinary connection."""
         with self._connect() as connection:
             yield Ask(self.dialect.raw(connection), connection)
-            connection.invalidate()
 
     def _connect(self) -> sa.Connection:
         """Return a new connection to the server, on which each statement is a transaction."""
-        connection = self.engine.connect()
-        # One of the pool may not have rights yet that were granted since it was made.
-        connection.invalidate()
-        connection.rollback()
+        # Not of the store's pool: its connections wait for ever for a server that hangs, and may
+        # not have rights yet that were granted since they were made.
+        timeouts = {"read_timeout": _SILENCE, "write_timeout": _SILENCE, "connect_timeout": 10}
+        engine = sa.create_engine(
+            self.engine.url, poolclass=sa.pool.NullPool, connect_args=timeouts
+        )
+        connection = engine.connect()
         self.dialect.set_up(connection)
         self.dialect.raw(connection).autocommit(True)
         return connection
