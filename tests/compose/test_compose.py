@@ -203,6 +203,45 @@ def test_units_are_valid(unit: Path, tmp_path: Path) -> None:
     assert (done.returncode, found) == (0, []), done.stderr
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_commands_bear_the_system_call_filter(unit: Path, tmp_path: Path) -> None:
+    """Under the filter of a unit a worker and its children run and stop; ``nice`` is refused."""
+    confined = [sys.executable, str(ROOT / "tests/compose/confined.py"), str(unit)]
+    refused = "import os\ntry: os.nice(1)\nexcept PermissionError: print('refused')"
+    run = subprocess.run(
+        [*confined, sys.executable, "-c", refused], capture_output=True, text=True, check=False
+    )
+    if "libseccomp.so.2" in run.stderr:
+        pytest.skip("there is no libseccomp")
+    assert run.stdout == "refused\n", run.stderr
+    (tmp_path / "documents").mkdir()
+    settings = {
+        "EVENTSYNC_BROKER": f"sqlite:///{tmp_path}/broker.db",
+        "EVENTSYNC_STORE_DOCUMENTS": str(tmp_path / "documents"),
+        "EVENTSYNC_STORE_CRM": f"sqlite:///{tmp_path}/crm.db",
+        "EVENTSYNC_STORE_CACHE": "redis://127.0.0.1:1/0",
+    }
+    eventsync = [sys.executable, "-m", "eventsync", "worker", "documents", "--processes", "2"]
+    with subprocess.Popen(
+        [*confined, *eventsync],
+        cwd=ROOT,
+        env={**os.environ, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as worker:
+        assert worker.stdout is not None
+        started: list[str] = []
+        for line in worker.stdout:
+            started.append(line)
+            if sum("worker started" in text for text in started) == 2:
+                worker.terminate()
+                break
+        rest = worker.stdout.read()
+    assert worker.returncode == 0, [*started, rest]
+
+
 # -- the secrets -----------------------------------------------------------------------------------
 
 
