@@ -13,6 +13,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import pytest
 import redis
 import typer.main
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from servers import program
 from servers.redis import RedisServer
 
@@ -184,11 +187,42 @@ def test_the_image_has_what_it_needs() -> None:
             assert (ROOT / source).exists()
             assert any(fnmatch.fnmatch(source, f"{name}*") for name in taken), source
     assert f"ARG VERSION={eventsync.__version__}\n" in DOCKERFILE
-    (extras,) = re.findall(r"^ARG EXTRAS=(.*)$", DOCKERFILE, re.MULTILINE)
-    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for extra in extras.split(","):
-        assert re.search(rf"^{extra} = \[", declared, re.MULTILINE), extra
     assert "\nUSER 10001:10001\n" in DOCKERFILE
+
+
+def test_the_list_with_hashes_fits() -> None:
+    """It has the versions of the constraints, a hash for each, and what each extra asks for."""
+    pinned = {
+        canonicalize_name(name): version
+        for name, version in re.findall(
+            r"^([\w.-]+)==(\S+)$",
+            (ROOT / "deploy/constraints.txt").read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+    }
+    locked: dict[str, str] = {}
+    for file in ("requirements.txt", "requirements-build.txt"):
+        text = (ROOT / "deploy" / file).read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in text.splitlines():
+            if line.startswith("#"):
+                continue
+            assert "--hash=sha256:" in line, line
+            needed = Requirement(line.partition(" --hash")[0])
+            (version,) = [part.version for part in needed.specifier]
+            assert pinned.get(needed.name, version) == version, needed
+            locked[needed.name] = version
+            if needed.marker is None:
+                assert needed.name in pinned, needed
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    groups = dict(project["project"]["optional-dependencies"])
+    del groups["dev"], groups["testing"]
+    groups["needed"] = project["project"]["dependencies"]
+    groups["build"] = project["build-system"]["requires"]
+    for group, lines in groups.items():
+        for needed in map(Requirement, lines):
+            version = locked.get(canonicalize_name(needed.name))
+            assert version, (group, needed)
+            assert needed.specifier.contains(version, prereleases=True), (group, needed, version)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
