@@ -62,6 +62,7 @@ ALL = [
     for path in (BASE, *OVERLAYS)
     for name, made in load(path)["services"].items()
 ]
+SERVERS = ("broker", "crm-db", "cache-db")
 OURSELVES = {name: made for name, made in SERVICES.items() if "eventsync" in made["image"]}
 
 
@@ -288,12 +289,17 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec.loader is not None
     secret = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(secret)
-    monkeypatch.setattr(secret, "FOLDER", tmp_path)
+    monkeypatch.setattr(secret, "FOLDER", tmp_path / "eventsync")
+    monkeypatch.setattr(secret, "SERVERS", tmp_path / "servers")
+    for folder in ("eventsync", "servers/broker", "servers/crm-db", "servers/cache-db",
+                   "servers/127.0.0.1"):  # fmt: skip
+        (tmp_path / folder).mkdir(parents=True)
 
     def make(*arguments: str) -> dict[str, str]:
         monkeypatch.setattr(sys, "argv", ["secret.py", *arguments])
         secret.main()
-        return {path.name: path.read_text(encoding="ascii") for path in tmp_path.iterdir()}
+        found = (path for path in tmp_path.rglob("*") if path.is_file())
+        return {path.name: path.read_text(encoding="ascii") for path in found}
 
     return make
 
@@ -310,9 +316,30 @@ def test_secrets_are_drawn_once(made: Any, tmp_path: Path) -> None:
     moved = made("broker=amqp://eventsync:{password}@broker:5672/")
     assert moved["eventsync_broker"] == f"amqp://eventsync:{first['password_broker']}@broker:5672/"
     assert first["password_broker"] in moved["broker.conf"]
-    for path in tmp_path.iterdir():
-        readable = path.suffix in (".acl", ".conf", ".password")
-        assert stat.S_IMODE(path.stat().st_mode) == (0o444 if readable else 0o400), path
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        of_server = path.suffix in (".acl", ".conf", ".password")
+        assert (path.parent.parent.name == "servers") == of_server, path
+        assert stat.S_IMODE(path.stat().st_mode) == (0o444 if of_server else 0o400), path
+    held = {path.name: {one.name for one in path.iterdir()}
+            for path in (tmp_path / "servers").iterdir()}  # fmt: skip
+    assert held["crm-db"] == {"store_crm.password"}
+    assert held["cache-db"] == {"store_cache.acl"}
+
+
+@pytest.mark.parametrize(("file", "name", "made"), ALL)
+def test_a_server_mounts_its_own_secret_only(file: str, name: str, made: dict[str, Any]) -> None:
+    """Nobody but eventsync's own processes mounts the volume with all secrets."""
+    mounted = {
+        str(volume).partition(":")[0]
+        for volume in made.get("volumes", ())
+        if str(volume).startswith("secrets")
+    }
+    if "eventsync" in made.get("image", "") and name != "secrets":
+        assert mounted == {"secrets"}, (file, name)
+    elif name == "secrets":
+        assert mounted in (set(), {"secrets", *(f"secrets-{one}" for one in SERVERS)})
+    else:
+        assert mounted <= {f"secrets-{name}"}, (file, name)
 
 
 class Guarded(RedisServer):
