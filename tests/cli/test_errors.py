@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.project import Cli
+from support.project import RECORDS, Cli
 
 
 def test_no_project(bare: Cli) -> None:
@@ -91,6 +91,33 @@ def test_broker_away(cli: Cli) -> None:
             ran = cli(*command, *more, "--broker", url, input='{"id": 1, "name": "Ann"}').check(69)
             assert "127.0.0.1" in ran.out + ran.err
             assert "hunter2" not in ran.out + ran.err
+
+
+def test_no_way_of_failing_shows_a_password(bare: Cli) -> None:
+    """Not the errors of drivers in a traceback, and not a fault of the program either."""
+    (bare.folder / "records.py").write_text(RECORDS, encoding="utf-8")
+    (bare.folder / "workers.py").write_text(
+        "from eventsync import Store, StoreRegistry, location\n"
+        "from eventsync.stores.sql import SqlAccessor\n"
+        "from records import Person\n"
+        "class Faulty(SqlAccessor):\n"
+        "    def count(self, query):\n"
+        "        raise KeyError(f'a fault at {location(\"crm\")}')\n"
+        "registry = StoreRegistry(Store('crm', SqlAccessor(Person, location('crm'))))\n"
+        "faulty = StoreRegistry(Store('crm', Faulty(Person, 'sqlite:///a.db', create=True)))\n",
+        encoding="utf-8",
+    )
+    places = {
+        "postgresql": "postgresql://u:hunter%2F22@127.0.0.1:1/db",
+        "mariadb": "mariadb://u:hunter%2F22@127.0.0.1:1/db",
+        "wrong": "postgresql//u:hunter%2F22@127.0.0.1:1/db",
+    }
+    for url in places.values():
+        for app in ("workers:registry", "workers:faulty"):
+            for more in ((), ("--debug",)):
+                ran = bare.real("status", *more, EVENTSYNC_APP=app, EVENTSYNC_STORE_CRM=url)
+                assert ran.code != 0
+                assert "hunter" not in ran.out + ran.err
 
 
 def test_unknown_transport(cli: Cli) -> None:
