@@ -130,7 +130,7 @@ def _log() -> list[bytes]:
 
 
 def _decode_log(raw: bytes) -> None:
-    decoder = Decoder(lambda schema, name: ("id",))
+    decoder = Decoder(lambda relation: ("id",))
     for line in raw.split(b"\n"):
         try:
             message = base64.b64decode(line)

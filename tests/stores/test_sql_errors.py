@@ -58,7 +58,7 @@ NUMBERS = {
     **dict.fromkeys([1048, 1118, 1153, 1263, 1264, 1265, 1292, 1366, 1367, 1406], NO),
     **dict.fromkeys([1644, 3140, 3819, 4025, 30001], NO),
     **dict.fromkeys([1054, 1064, 1136, 1146, 1364], SETUP),
-    **dict.fromkeys([1044, 1045, 1049, 1142, 1143, 1227, 1370, 1698], SETUP),
+    **dict.fromkeys([1044, 1045, 1049, 1142, 1143, 1227, 1370, 1419, 1449, 1698], SETUP),
     **dict.fromkeys([1020, 1213], UndoneError),
     **dict.fromkeys([1216, 1217, 1451, 1452], DependencyError),
     **dict.fromkeys([1022, 1062, 1169, 1242, 1586, 1859], UniqueError),

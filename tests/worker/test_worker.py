@@ -60,7 +60,7 @@ def test_what_is_settled_is_let_go_of(bus, store):
     """A settled batch is freed at once, without the cyclic garbage collector."""
 
     def alive():
-        return sum(isinstance(held, Change) for held in gc.get_objects())
+        return sum(type(held) is Change for held in gc.get_objects())
 
     publish(bus, *(put(store.clock, n) for n in range(10)))
     worker = Worker(store, bus)
