@@ -14,7 +14,8 @@ def store() -> Store:
     """Return a store that keeps customers and orders in the tables of the CRM, without opening it.
 
     The views map the fields to the column names of the CRM. Missing tables are created; existing
-    tables are used unchanged. Every ten seconds a worker captures the foreign writes to the tables.
+    tables are used unchanged. What other programs write there is captured as it happens; every ten
+    minutes a worker looks at all rows, too.
     """
     database = location("crm")
     customer = View(rename={"id": "customer_id", "name": "full_name", "since": "customer_since"})
@@ -23,5 +24,6 @@ def store() -> Store:
         "crm",
         SqlAccessor(Customer, database, table="customer", create=True, view=customer),
         SqlAccessor(Order, database, table="sales_order", create=True, view=order),
-        capture_every=10.0,
+        capture="auto",
+        capture_every=600.0,
     )

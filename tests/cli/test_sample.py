@@ -7,10 +7,12 @@ import ast
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 from servers.postgres import PostgresServer
 from servers.redis import RedisServer
 from support.project import ROOT, Cli
+from support.waiting import eventually
 
 from eventsync.cli.deployment import find_registry
 
@@ -61,14 +63,18 @@ def test_importing_asks_for_nothing(bare: Cli, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_sample_runs(bare: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample keeps an existing CRM database, a cache and documents in sync."""
-    with PostgresServer() as postgres, RedisServer() as redis:
+    with PostgresServer() as postgres, RedisServer() as redis, Path("log").open("w") as log:
         postgres.run_sql(ROOT / "deploy/compose/crm.sql")
-        monkeypatch.setenv("EVENTSYNC_STORE_CRM", postgres.url)
-        monkeypatch.setenv("EVENTSYNC_STORE_CACHE", redis.url)
-        monkeypatch.setenv("EVENTSYNC_STORE_DOCUMENTS", "documents")
+        settings = {
+            "EVENTSYNC_STORE_CRM": postgres.url,
+            "EVENTSYNC_STORE_CACHE": redis.url,
+            "EVENTSYNC_STORE_DOCUMENTS": "documents",
+        }
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
         registry = find_registry("workers:registry")
         assert registry.problems() == []
-        assert list(bare.folder.iterdir()) == []
+        assert [path.name for path in bare.folder.iterdir()] == ["log"]
         names = ("crm", "cache", "documents")
         # The first captures what was in the database before eventsync came.
         bare.drain(*names)
@@ -79,5 +85,25 @@ def test_the_sample_runs(bare: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         bare("verify").check()
         client = redis.client()
         assert client.hget("customer:1", "city") == b"Bergen"
+        # A program that knows nothing of eventsync writes to the CRM. The next poll is far away.
+        processes = [
+            bare.start("worker", name, log=log, PYTHONPATH=str(ROOT), **settings) for name in names
+        ]
+        try:
+            with psycopg.connect(postgres.url.replace("+psycopg", ""), autocommit=True) as crm:
+                eventually(
+                    lambda: bare("capture", "status", "crm", "--json").json["installed"],
+                    timeout=60,
+                )
+                crm.execute("UPDATE customer SET city = 'Molde' WHERE customer_id = 1")
+                crm.execute("DELETE FROM sales_order WHERE order_id = 1001")
+                document = Path("documents/customers/1.json")
+                eventually(lambda: client.hget("customer:1", "city") == b"Molde")
+                eventually(lambda: "Molde" in document.read_text(encoding="utf-8"))
+                eventually(lambda: not client.exists("order:1001"))
+        finally:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait(60)
         client.close()
-    assert "Bergen" in Path("documents/customers/1.json").read_text(encoding="utf-8")
