@@ -354,7 +354,7 @@ def _schedule(
     at(options.kills, lambda side: side.kill("capture"), made)
     at(options.kills // 10, lambda side: side.kill("copy"), made)
     at(options.crashes, crash, [side for side in made if side.server is not None])
-    at(options.seconds_second, Side.second, made)
+    at(options.second, Side.second, made)
     at(
         options.forgotten,
         lambda side: side.forget_log(rng),
@@ -372,7 +372,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30, help="of capturing processes")
     parser.add_argument("--crashes", type=int, default=3, help="of database servers")
     parser.add_argument("--forgotten", type=int, default=4, help="slots dropped, logs purged")
-    parser.add_argument("--seconds-second", type=int, default=4, metavar="COUNT",
+    parser.add_argument("--second", type=int, default=4, metavar="COUNT",
                         help="how often a second capturing process comes or goes")  # fmt: skip
     parser.add_argument("--pause", type=float, default=0.01, help="at most, between transactions")
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))

@@ -105,5 +105,5 @@ def test_the_sample_runs(bare: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
             for process in processes:
                 process.terminate()
             for process in processes:
-                process.wait(60)
+                process.communicate(timeout=60)
         client.close()
